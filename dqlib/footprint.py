@@ -1,0 +1,62 @@
+"""How many bytes a model needs, counted from the codes and scales that its quantizers really make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from dqlib.layers import QuantEmbedding, QuantLinear
+from dqlib.student import quantized_modules
+
+FP32_BYTES = 4
+FP16_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Account of one parameter: how many numbers, at how many bits, with which scales (fp16)."""
+
+    name: str
+    kind: str  # weights | embedding | positions | rest
+    numel: int
+    bits: int
+    scales: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Codes packed without gaps, and scales."""
+        return (self.numel * self.bits + 7) // 8 + self.scales * FP16_BYTES
+
+
+def footprint(model: nn.Module) -> list[Entry]:
+    """One entry a parameter; tied parameters once.
+
+    Codes count at their bits (ternary: 2), scales and everything unquantized (biases, LayerNorm) at 16.
+    """
+    quantized = {id(m.weight): m for m in quantized_modules(model).values()}
+    entries = []
+    for name, parameter in model.named_parameters():  # each tied parameter once
+        module = quantized.get(id(parameter))
+        if module is None:
+            entries.append(Entry(name, "rest", parameter.numel(), 8 * FP16_BYTES, 0))
+        else:
+            codes = module.weight_quantizer.quantize(parameter)
+            entries.append(Entry(name, _kind(name, module), codes.codes.numel(), codes.bits, codes.scale.numel()))
+    return entries
+
+
+def size_bytes(model: nn.Module) -> int:
+    """Bytes of a quantized model by :func:`footprint`."""
+    return sum(entry.size_bytes for entry in footprint(model))
+
+
+def fp32_size_bytes(model: nn.Module) -> int:
+    """Bytes of a model in full precision, tied parameters once."""
+    return FP32_BYTES * sum(parameter.numel() for parameter in model.parameters())
+
+
+def _kind(name: str, module: QuantLinear | QuantEmbedding) -> str:
+    if "embed_positions" in name:
+        return "positions"
+    return "embedding" if isinstance(module, QuantEmbedding) else "weights"

@@ -1,0 +1,163 @@
+"""Batches: examples of like length together, the same order for the same seed, whoever trains."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from dqlib.losses import IGNORED_LABEL
+from dqlib.study import settings as S
+from dqlib.study.corpus import Row
+from dqlib.study.tokenizer import EOS_ID, MASK_ID, PAD_ID
+
+#: Examples that are sorted by length together; large enough for little padding, small enough to mix.
+BUCKET = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids of a source and a target, both ending with ``</s>``."""
+
+    source: list[int]
+    target: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Padded tensors of one forward pass."""
+
+    input_ids: Tensor  # (batch, source)
+    attention_mask: Tensor  # (batch, source)
+    decoder_input_ids: Tensor  # (batch, target)
+    labels: Tensor  # (batch, target), -100 where padded
+
+    def inputs(self) -> dict[str, Tensor]:
+        """What a model's forward takes (labels stay out: losses are computed outside the model)."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "decoder_input_ids": self.decoder_input_ids,
+        }
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(*(getattr(self, name).to(device) for name in self.__slots__))
+
+
+def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, corpus: S.Corpus) -> list[Example]:
+    """Rows as token ids, cut to the corpus's lengths (the last token stays ``</s>``)."""
+    sources = tokenizer([row["document"] for row in rows], truncation=True, max_length=corpus.source_tokens)
+    targets = tokenizer([row["summary"] for row in rows], truncation=True, max_length=corpus.target_tokens)
+    return [Example(s, t) for s, t in zip(sources["input_ids"], targets["input_ids"], strict=True)]
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Pad examples to a batch; the decoder starts from ``</s>``, as BART's does."""
+    input_ids = _pad([example.source for example in examples], PAD_ID)
+    labels = _pad([example.target for example in examples], IGNORED_LABEL)
+    decoder_input_ids = _pad([[EOS_ID, *example.target[:-1]] for example in examples], PAD_ID)
+    return Batch(input_ids, (input_ids != PAD_ID).long(), decoder_input_ids, labels)
+
+
+def bucketed(examples: Sequence[Example], batch_tokens: int, order: random.Random | None = None) -> list[list[int]]:
+    """Indices of the examples in batches of at most ``batch_tokens`` padded source and target tokens.
+
+    Args:
+        examples: what to batch.
+        batch_tokens: most tokens of a batch; one longer example makes a batch of its own.
+        order: shuffles the examples before they are put into buckets; None keeps them sorted by length.
+    """
+    indices = list(range(len(examples)))
+    if order is not None:
+        order.shuffle(indices)
+    bucket = BUCKET if order is not None else max(len(indices), 1)
+    batches: list[list[int]] = []
+    for start in range(0, len(indices), bucket):
+        chunk = sorted(
+            indices[start : start + bucket], key=lambda i: (len(examples[i].source), len(examples[i].target))
+        )
+        batch: list[int] = []
+        longest = 0
+        for i in chunk:
+            size = max(longest, len(examples[i].source) + len(examples[i].target))
+            if batch and size * (len(batch) + 1) > batch_tokens:
+                batches.append(batch)
+                batch, size = [], len(examples[i].source) + len(examples[i].target)
+            batch.append(i)
+            longest = size
+        if batch:
+            batches.append(batch)
+    return batches
+
+
+def steps(
+    examples: Sequence[Example],
+    training: S.Training,
+    noise: Callable[[Example, random.Random], Example] | None = None,
+) -> Iterator[list[list[Example]]]:
+    """Endless training steps, each of ``micro_batches`` batches of like length.
+
+    The order depends on the seed and the epoch alone, not on how many processes share a step.
+
+    Args:
+        examples: the training examples.
+        training: batch size, micro-batches a step and seed.
+        noise: changes each example anew in every epoch (text infilling).
+    """
+    epoch = 0
+    while True:
+        order = random.Random(f"{training.seed} {epoch}")
+        batches = bucketed(examples, training.batch_tokens // training.micro_batches, order)
+        group = min(training.micro_batches, len(batches))
+        groups = [batches[i : i + group] for i in range(0, len(batches) - group + 1, group)]
+        order.shuffle(groups)
+        for step in groups:
+            picked = [[examples[i] for i in batch] for batch in step]
+            if noise is not None:
+                picked = [[noise(example, order) for example in batch] for batch in picked]
+            yield picked
+        epoch += 1
+
+
+def windows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, length: int) -> list[Example]:
+    """Texts for pre-training: summary and document in one, cut into windows of at most ``length`` tokens."""
+    texts = [f"{row['document']} {row['summary']}" for row in rows]
+    cut = []
+    for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+        cut += [ids[start : start + length] for start in range(0, len(ids), length)]
+    shortest = min(8, length)
+    return [Example(window + [EOS_ID], window + [EOS_ID]) for window in cut if len(window) >= shortest]
+
+
+def infill(example: Example, order: random.Random, pretraining: S.Pretraining) -> Example:
+    """Text infilling (BART, arXiv:1910.13461, section 2.2): each masked span becomes one ``<mask>``.
+
+    Span lengths are geometric with mean ``mean_span`` (BART draws them from a Poisson distribution), until
+    ``mask_ratio`` of the tokens is covered. The target is the whole text.
+    """
+    tokens = example.source[:-1]
+    masked = [False] * len(tokens)
+    wanted = pretraining.mask_ratio * len(tokens)
+    covered = 0
+    while covered < wanted:
+        length = min(1 + int(order.expovariate(1 / max(pretraining.mean_span - 0.5, 0.5))), len(tokens))
+        start = order.randrange(len(tokens) - length + 1)
+        for i in range(start, start + length):
+            covered += not masked[i]
+            masked[i] = True
+    source = [
+        MASK_ID if masked[i] else token
+        for i, token in enumerate(tokens)
+        if not (masked[i] and i > 0 and masked[i - 1])
+    ]
+    return Example([*source, EOS_ID], example.target)
+
+
+def _pad(rows: list[list[int]], value: int) -> Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [value] * (longest - len(row)) for row in rows])

@@ -1,0 +1,210 @@
+"""The heavy work of the study, each job run by ``python -m dqlib.study.jobs`` on one process or several.
+
+``pretrain`` and ``finetune`` make the teacher, ``distill`` makes one student. The last two also test what
+they made. Notebooks start jobs through :func:`dqlib.study.launch.launch`; a cluster may start them itself
+with ``torchrun`` or ``accelerate launch``, with the same arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForSeq2SeqLM, MBartConfig, MBartForConditionalGeneration, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from dqlib.config import Configuration
+from dqlib.errors import InputError
+from dqlib.footprint import fp32_size_bytes, size_bytes
+from dqlib.losses import LayerMaps
+from dqlib.student import make_student, save_student, supervision_map
+from dqlib.study import settings as S
+from dqlib.study.batches import encode, infill, steps, windows
+from dqlib.study.corpus import LoadedCorpus, load_corpus
+from dqlib.study.evaluate import ROUGE, bootstrap_interval, generate, rouge
+from dqlib.study.paths import LOG, PREDICTIONS, atomic_folder, write_text
+from dqlib.study.results import Row, Scores, read_row, write_row
+from dqlib.study.settings import load_settings
+from dqlib.study.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from dqlib.study.train import (
+    DistillationObjective,
+    Objective,
+    TaskObjective,
+    TrainingError,
+    make_accelerator,
+    train,
+)
+
+HEADLINE = "rougeL"
+
+
+def new_model(model: S.Model, vocab_size: int) -> MBartForConditionalGeneration:
+    """A pre-LayerNorm encoder-decoder of mBART's architecture with random weights."""
+    return MBartForConditionalGeneration(
+        MBartConfig(
+            vocab_size=vocab_size,
+            d_model=model.d_model,
+            encoder_layers=model.encoder_layers,
+            decoder_layers=model.decoder_layers,
+            encoder_attention_heads=model.heads,
+            decoder_attention_heads=model.heads,
+            encoder_ffn_dim=model.ffn_dim,
+            decoder_ffn_dim=model.ffn_dim,
+            max_position_embeddings=model.max_positions,
+            dropout=model.dropout,
+            attention_dropout=0.0,
+            scale_embedding=True,
+            bos_token_id=BOS_ID,
+            pad_token_id=PAD_ID,
+            eos_token_id=EOS_ID,
+            decoder_start_token_id=EOS_ID,
+            forced_eos_token_id=None,
+        )
+    )
+
+
+def pretrain(settings: S.Settings, task: str, config: str | None = None) -> None:
+    """Text infilling on the training texts: teaches a new model to read its source."""
+    spec, folders = settings.task(task), settings.folders(task)
+    training, accelerator = spec.pretrain, make_accelerator(spec.pretrain.seed)
+    corpus = load_corpus(folders.corpus)
+    model = new_model(spec.model, len(corpus.tokenizer))
+    noise = partial(infill, pretraining=training)
+    examples = windows(corpus.splits["train"], corpus.tokenizer, training.window)
+    order = random.Random(0)  # the same masks at every validation
+    held_out = [noise(example, order) for example in windows(_held_out(corpus, spec), corpus.tokenizer, training.window)]
+    with _made(accelerator, folders.pretrained) as folder:
+        log, name = folder / LOG, f"{task}: pre-training"
+        batches = steps(examples, training, noise)
+        train(model, TaskObjective(), batches, held_out, training, accelerator, log, name)
+        if accelerator.is_main_process:
+            model.save_pretrained(folder)
+
+
+def finetune(settings: S.Settings, task: str, config: str | None = None) -> None:
+    """Fine-tune the pre-trained model into the teacher, and test it."""
+    spec, folders = settings.task(task), settings.folders(task)
+    accelerator = make_accelerator(spec.finetune.seed)
+    corpus = load_corpus(folders.corpus)
+    model = AutoModelForSeq2SeqLM.from_pretrained(folders.pretrained)
+    with _made(accelerator, folders.teacher) as folder:
+        _train_on_pairs(model, TaskObjective(), spec, spec.finetune, corpus, accelerator, folder, f"{task}: teacher")
+        if accelerator.is_main_process:
+            model.save_pretrained(folder)
+            corpus.tokenizer.save_pretrained(folder)
+        layers = f"{spec.model.encoder_layers}-{spec.model.decoder_layers}"
+        configuration = Configuration.parse(f"32-32-32 {layers}")
+        scores = _test(model, spec, corpus, accelerator, folder, f"{task}: testing the teacher")
+        if accelerator.is_main_process:
+            row = Row.of(
+                task, corpus.info["name"], "teacher", configuration, "fine-tuning", spec.finetune, scores,
+                size_bytes=fp32_size_bytes(model), teacher=None,
+            )  # fmt: skip
+            write_row(row, folder)
+
+
+def distill(settings: S.Settings, task: str, config: str | None = None) -> None:
+    """Make one student: copy layers, quantize, train against the teacher, test."""
+    configuration = Configuration.parse(config)
+    spec, folders = settings.task(task), settings.folders(task)
+    training, accelerator = spec.distill, make_accelerator(spec.distill.seed)
+    corpus = load_corpus(folders.corpus)
+    teacher = AutoModelForSeq2SeqLM.from_pretrained(folders.teacher).to(accelerator.device)
+    student = make_student(teacher, configuration, training.granularity)
+    maps = LayerMaps(
+        supervision_map(configuration.encoder_layers, teacher.config.encoder_layers),
+        supervision_map(configuration.decoder_layers, teacher.config.decoder_layers),
+    )
+    objective = DistillationObjective(teacher, maps, training.loss)
+    with _made(accelerator, folders.student(configuration.slug)) as folder:
+        _train_on_pairs(student, objective, spec, training, corpus, accelerator, folder, f"{task}: {configuration}")
+        if accelerator.is_main_process:
+            save_student(student, folder)
+            corpus.tokenizer.save_pretrained(folder)
+        scores = _test(student, spec, corpus, accelerator, folder, f"{task}: testing {configuration}")
+        if accelerator.is_main_process:
+            row = Row.of(
+                task, corpus.info["name"], "student", configuration, "dqlib", training, scores,
+                size_bytes=size_bytes(student), teacher=read_row(folders.teacher),
+            )  # fmt: skip
+            write_row(row, folder)
+
+
+JOBS = {"pretrain": pretrain, "finetune": finetune, "distill": distill}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one job; errors of the user's making are one sentence on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m dqlib.study.jobs", description=__doc__.partition("\n")[0])
+    parser.add_argument("job", choices=sorted(JOBS))
+    parser.add_argument("--params", default="params.yaml", help="parameter file, or name of a profile")
+    parser.add_argument("--task", default="summarization")
+    parser.add_argument("--config", help="configuration of the student, for 'distill'")
+    options = parser.parse_args(arguments)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        JOBS[options.job](load_settings(options.params), options.task, options.config)
+    except (InputError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+def _train_on_pairs(
+    model: PreTrainedModel,
+    objective: Objective,
+    spec: S.Task,
+    training: S.Training,
+    corpus: LoadedCorpus,
+    accelerator: Accelerator,
+    folder: Path,
+    name: str,
+) -> None:
+    examples = encode(corpus.splits["train"], corpus.tokenizer, spec.corpus)
+    held_out = encode(_held_out(corpus, spec), corpus.tokenizer, spec.corpus)
+    train(model, objective, steps(examples, training), held_out, training, accelerator, folder / LOG, name)
+
+
+def _test(
+    model: PreTrainedModel, spec: S.Task, corpus: LoadedCorpus, accelerator: Accelerator, folder: Path, name: str
+) -> Scores | None:
+    """Predict the test split, write the predictions, and score them (on the main process; None elsewhere)."""
+    rows = corpus.splits["test"][: spec.evaluate.documents]
+    examples = encode(rows, corpus.tokenizer, spec.corpus)
+    tokens = spec.corpus.target_tokens
+    predictions = generate(model, examples, corpus.tokenizer, spec.evaluate, tokens, accelerator, name)
+    if not accelerator.is_main_process:
+        return None
+    by_document = rouge([row["summary"] for row in rows], predictions)
+    low, high = bootstrap_interval(by_document[HEADLINE], spec.evaluate.bootstrap)
+    lines = [
+        {"document": row["document"], "reference": row["summary"], "prediction": prediction, HEADLINE: round(score, 2)}
+        for row, prediction, score in zip(rows, predictions, by_document[HEADLINE].tolist(), strict=True)
+    ]
+    write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return Scores(len(rows), {kind: float(by_document[kind].mean()) for kind in ROUGE}, HEADLINE, low, high)
+
+
+def _held_out(corpus: LoadedCorpus, spec: S.Task) -> list[dict[str, str]]:
+    return corpus.splits["validation"][: spec.evaluate.validation_documents]
+
+
+def _made(accelerator: Accelerator, target: Path) -> AbstractContextManager[Path]:
+    """A folder to fill, put in place when all went well; only the main process writes."""
+    return atomic_folder(target) if accelerator.is_main_process else nullcontext(target)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Starting jobs from a notebook or a stage: several processes, one progress bar, one clear error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+
+from dqlib.study.progress import PREFIX, Bars
+from dqlib.study.settings import Settings, available_cores
+
+
+class JobError(RuntimeError):
+    """A job failed; the message is the last thing that it said."""
+
+
+def launch(settings: Settings, params: str, job: str, task: str, config: str | None = None) -> None:
+    """Run one job of :mod:`dqlib.study.jobs` on ``compute.processes`` processes and wait for it.
+
+    Args:
+        settings: what ``params`` holds.
+        params: parameter file or name of a profile, handed to the job.
+        job, task, config: see :mod:`dqlib.study.jobs`.
+
+    Raises:
+        JobError: the job failed.
+    """
+    processes = settings.compute.processes
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    command += ["dqlib.study.jobs", job, "--params", params, "--task", task]
+    if config is not None:
+        command += ["--config", config]
+    threads = max(1, available_cores() // processes)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+        "PYTHONWARNINGS": "ignore",
+    }
+    bars = Bars()
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith(PREFIX):
+                    bars.show(line)
+                else:
+                    print(line, end="")
+            code = process.wait()
+        finally:
+            bars.close()
+            if process.poll() is None:
+                process.terminate()
+        errors.seek(0)
+        told = errors.read()
+    if code:
+        said = [line.removeprefix("error: ") for line in told.splitlines() if line.startswith("error: ")]
+        raise JobError(said[0] if said else f"{job} of {task} failed:\n{told[-4000:]}")

@@ -1,0 +1,98 @@
+"""What a notebook asks for, made once: the corpus, the teacher, a student.
+
+Under DVC each stage makes its own part and finds the others made. In a notebook that is opened by hand
+the same calls make whatever is missing, with the small tutorial profile in well under a minute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from dqlib.config import Configuration
+from dqlib.study.corpus import build_corpus
+from dqlib.study.launch import launch
+from dqlib.study.paths import write_text
+from dqlib.study.settings import Settings, load_settings
+
+STAMP = "made_from.json"
+
+
+class Study:
+    """One task under one parameter file.
+
+    Args:
+        params: a parameter file, or the name of a profile.
+        task: name of the experiment.
+
+    Raises:
+        InputError: a parameter is not allowed.
+    """
+
+    def __init__(self, params: str = "tutorial", task: str = "summarization") -> None:
+        self.params = params
+        self.settings: Settings = load_settings(params)
+        self.name = task
+        self.task = self.settings.task(task)
+        self.folders = self.settings.folders(task)
+
+    def corpus(self) -> Path:
+        """Folder of the corpus, built if it is missing or its parameters changed."""
+        made_from = {"corpus": self.task.corpus}
+        return self._made(self.folders.corpus, made_from, lambda: build_corpus(self.task.corpus, self.folders.corpus))
+
+    def pretrained(self) -> Path:
+        """Folder of the pre-trained model, with what it needs."""
+        corpus = self.corpus()
+        made_from = {"corpus": _stamp(corpus), "model": self.task.model, "pretrain": self.task.pretrain}
+        return self._made(self.folders.pretrained, made_from, lambda: self._launch("pretrain"))
+
+    def teacher(self) -> Path:
+        """Folder of the teacher, with what it needs."""
+        pretrained = self.pretrained()
+        made_from = {
+            "pretrained": _stamp(pretrained),
+            "finetune": self.task.finetune,
+            "evaluate": self.task.evaluate,
+        }
+        return self._made(self.folders.teacher, made_from, lambda: self._launch("finetune"))
+
+    def student(self, config: str) -> Path:
+        """Folder of a student, with what it needs.
+
+        Raises:
+            InputError: the configuration is malformed, or deeper than the teacher.
+        """
+        configuration = Configuration.parse(config)
+        configuration.check_fits(self.task.model.encoder_layers, self.task.model.decoder_layers)
+        made_from = {
+            "teacher": _stamp(self.teacher()),
+            "distill": self.task.distill,
+            "evaluate": self.task.evaluate,
+        }
+        folder = self.folders.student(configuration.slug)
+        return self._made(folder, made_from, lambda: self._launch("distill", str(configuration)))
+
+    def _launch(self, job: str, config: str | None = None) -> None:
+        launch(self.settings, self.params, job, self.name, config)
+
+    def _made(self, folder: Path, made_from: dict, make: Callable[[], None]) -> Path:
+        text = json.dumps(made_from, default=_plain, sort_keys=True, indent=1)
+        stamp = folder / STAMP
+        if not stamp.is_file() or stamp.read_text() != text:
+            make()
+            write_text(stamp, text)
+        return folder
+
+
+def _stamp(folder: Path) -> str:
+    return hashlib.sha256((folder / STAMP).read_bytes()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)

@@ -1,0 +1,59 @@
+"""Choosing a profile: ``python -m dqlib.study.profile smoke`` makes it the ``params.yaml`` that DVC reads."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import yaml
+
+from dqlib.errors import InputError
+from dqlib.study.paths import project_root, write_text
+from dqlib.study.settings import load_settings, profile_path
+
+
+def choose_profile(profile: str) -> bool:
+    """Make a profile the current parameters; parameters of that profile with edits of yours are kept.
+
+    Returns:
+        Whether ``params.yaml`` was written.
+
+    Raises:
+        InputError: no such profile, a value in it is not allowed, or edits of another profile would be lost.
+    """
+    source, target = profile_path(profile), project_root() / "params.yaml"
+    load_settings(profile)
+    wanted = source.read_text(encoding="utf-8")
+    if target.is_file():
+        text = target.read_text(encoding="utf-8")
+        current = load_settings("params.yaml").profile
+        if current == profile:
+            return False
+        unedited = text == profile_path(current).read_text(encoding="utf-8")
+        if not unedited:
+            raise InputError(
+                "params.yaml",
+                current,
+                f"unedited before another profile replaces it; save your edits as profiles/NAME.yaml, "
+                f"or copy profiles/{profile}.yaml over it",
+            )
+    write_text(target, wanted)
+    return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m dqlib.study.profile", description=__doc__)
+    parser.add_argument("profile")
+    options = parser.parse_args(arguments)
+    try:
+        written = choose_profile(options.profile)
+    except (InputError, yaml.YAMLError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"profile {options.profile}{' written to params.yaml' if written else ''}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The embedded summarization corpus: documentation that every installation already has.
+
+Docstrings of the standard library and of the study's own dependencies are read with :mod:`ast`.
+Nothing is imported, so building the corpus runs none of that code. PEP 257 asks for a one-line
+summary, a blank line, and a body; that convention is the annotation:
+
+* summary: the first line of the docstring,
+* document: the qualified name and the body.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from dqlib.errors import InputError
+
+#: Folders whose docstrings describe tests or copies of other projects, not an interface.
+SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "_vendor", "site-packages", "__pycache__", "idlelib"})
+
+#: Shortest and longest summary and shortest body, in words.
+SUMMARY_WORDS = (3, 30)
+MIN_BODY_WORDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One document with its summary; ``group`` (the module) decides the split."""
+
+    group: str
+    name: str
+    document: str
+    summary: str
+
+
+def package_folder(package: str) -> Path:
+    """Folder of an installed package, or of the standard library for ``"stdlib"``.
+
+    Raises:
+        InputError: no such package is installed here.
+    """
+    if package == "stdlib":
+        return Path(sysconfig.get_paths()["stdlib"])
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("packages", package, "an installed package (a folder of Python files), or 'stdlib'")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def python_files(package: str) -> list[tuple[str, Path]]:
+    """All (module name, file) of a package, sorted by module name."""
+    root = package_folder(package)
+    found = []
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).with_suffix("").parts
+        if SKIPPED_FOLDERS.isdisjoint(parts) and not parts[-1].startswith("test_"):
+            prefix = () if package == "stdlib" else (package,)
+            found.append((".".join(prefix + parts).removesuffix(".__init__"), path))
+    return sorted(found)
+
+
+def module_pairs(module: str, path: Path) -> list[Pair]:
+    """Document-summary pairs of one file; none where the file cannot be read or parsed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's string literals
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError, RecursionError):
+        return []
+    return [
+        pair
+        for name, docstring in _docstrings(tree, module)
+        if (pair := _pair(module, name, docstring)) is not None
+    ]
+
+
+def build_pairs(packages: list[str], processes: int = 1) -> list[Pair]:
+    """Pairs of all packages, in a fixed order, each summary once (the first wins).
+
+    Args:
+        packages: importable package names, and ``"stdlib"``.
+        processes: how many processes parse; the result does not depend on it.
+    """
+    files = [file for package in packages for file in python_files(package)]
+    if processes > 1:
+        with ProcessPoolExecutor(processes) as pool:
+            modules = list(pool.map(module_pairs, *zip(*files, strict=True), chunksize=64))
+    else:
+        modules = [module_pairs(module, path) for module, path in files]
+    seen: set[str] = set()
+    unique = []
+    for pair in (pair for pairs in modules for pair in pairs):
+        key = re.sub(r"\W+", " ", pair.summary.lower()).strip()
+        if key not in seen:
+            seen.add(key)
+            unique.append(pair)
+    return unique
+
+
+def _docstrings(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
+    """(qualified name, docstring) of a module and of every class and function in it."""
+    stack: list[tuple[str, ast.AST]] = [(module, tree)]
+    while stack:
+        name, node = stack.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node, clean=False)
+            if docstring:
+                yield name, docstring
+        children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+        stack.extend(
+            (f"{name}.{child.name}" if hasattr(child, "name") else name, child) for child in reversed(children)
+        )
+
+
+def _pair(module: str, name: str, docstring: str) -> Pair | None:
+    head, _, body = inspect.cleandoc(docstring).partition("\n\n")
+    summary = " ".join(head.split())
+    body = " ".join(body.split())
+    shortest, longest = SUMMARY_WORDS
+    one_line = "\n" not in head.strip()
+    if not one_line or not shortest <= len(summary.split()) <= longest or len(body.split()) < MIN_BODY_WORDS:
+        return None
+    return Pair(module, name, f"{name}: {body}", summary)

@@ -1,0 +1,119 @@
+"""Rows of ``metrics.csv``: one a trained model, free of anything that changes from run to run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pandas
+
+from dqlib.config import Configuration
+from dqlib.study import settings as S
+from dqlib.study.paths import ROW, write_text
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over the test documents, in percent, and the interval of the headline metric."""
+
+    n_test: int
+    means: dict[str, float]
+    headline: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trained model; None where a column does not apply."""
+
+    task: str
+    corpus: str
+    role: str
+    config: str
+    method: str
+    w_bits: int
+    e_bits: int
+    a_bits: int
+    encoder_layers: int
+    decoder_layers: int
+    seed: int
+    train_steps: int
+    n_test: int
+    rouge1: float | None
+    rouge2: float | None
+    rougeL: float | None  # noqa: N815 (the metric's own name)
+    rougeLsum: float | None  # noqa: N815
+    bleu: float | None
+    chrf: float | None
+    headline: str
+    score: float
+    score_low: float
+    score_high: float
+    retention: float | None
+    size_bytes: int
+    teacher_size_bytes: int
+    compression: float
+
+    @classmethod
+    def of(
+        cls,
+        task: str,
+        corpus: str,
+        role: str,
+        configuration: Configuration,
+        method: str,
+        training: S.Training,
+        scores: Scores,
+        size_bytes: int,
+        teacher: Row | None,
+    ) -> Row:
+        """A row from what was measured; the teacher's own row has no ``teacher``."""
+        means = {name: round(scores.means[name], 4) if name in scores.means else None for name in METRICS}
+        score = means[scores.headline]
+        teacher_size = size_bytes if teacher is None else teacher.size_bytes
+        return cls(
+            task=task,
+            corpus=corpus,
+            role=role,
+            config=str(configuration),
+            method=method,
+            **asdict(configuration),
+            seed=training.seed,
+            train_steps=training.steps,
+            n_test=scores.n_test,
+            **means,
+            headline=scores.headline,
+            score=score,
+            score_low=round(scores.low, 4),
+            score_high=round(scores.high, 4),
+            retention=1.0 if teacher is None else (round(score / teacher.score, 4) if teacher.score else None),
+            size_bytes=size_bytes,
+            teacher_size_bytes=teacher_size,
+            compression=round(teacher_size / size_bytes, 2),
+        )
+
+
+METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def write_row(row: Row, folder: Path) -> None:
+    """Keep the row beside the model it tells of."""
+    write_text(folder / ROW, json.dumps(asdict(row), indent=2) + "\n")
+
+
+def read_row(folder: Path) -> Row:
+    """Read what :func:`write_row` wrote."""
+    return Row(**json.loads((folder / ROW).read_text()))
+
+
+def metrics_table(rows: list[Row]) -> pandas.DataFrame:
+    """Rows as a table with the columns of ``metrics.csv``: the teacher first, then the students as given."""
+    return pandas.DataFrame([asdict(row) for row in rows], columns=COLUMNS)
+
+
+def write_metrics(table: pandas.DataFrame, path: Path) -> None:
+    """Write ``metrics.csv``, the same bytes for the same table."""
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))

@@ -1,0 +1,85 @@
+"""Pairs from files: JSON Lines, CSV or Parquet, gzipped or not, with columns named by the parameters."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow
+import pyarrow.parquet
+
+from dqlib.errors import InputError
+from dqlib.study.paths import project_root
+
+KINDS = (".jsonl", ".json", ".csv", ".parquet")
+
+
+def read_rows(path: str | Path, columns: list[str]) -> list[dict[str, str]]:
+    """Rows of a data file, with the wanted columns as stripped text.
+
+    Args:
+        path: a ``.jsonl``, ``.csv`` or ``.parquet`` file, or one of them with ``.gz`` added; relative
+            paths start at the project's folder.
+        columns: names of the columns to keep.
+
+    Raises:
+        InputError: the file is missing, unreadable, empty or of another kind; a column is missing; a
+            line is bad (its number is told).
+    """
+    path = project_root() / path
+    if not path.is_file():
+        raise InputError("file", str(path), "a file that exists")
+    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if kind not in KINDS:
+        raise InputError("file", str(path), f"one of {', '.join(KINDS)}, or one of them followed by .gz")
+    reader = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(kind, _json_rows)
+    rows = []
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as handle:
+            for number, row in reader(handle, path):
+                rows.append({column: _text(row, column, number, path) for column in columns})
+    except (OSError, EOFError, pyarrow.ArrowException, UnicodeDecodeError, csv.Error) as error:
+        raise InputError("file", str(path), f"a readable {kind} file ({' '.join(str(error).split())})") from None
+    if not rows:
+        raise InputError("file", str(path), "a file with at least one row")
+    return rows
+
+
+def _json_rows(handle: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(handle, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}", line[:60].decode(errors="replace"), "a JSON object")
+        yield number, row
+
+
+def _csv_rows(handle: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    lines = (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(handle))
+    reader = csv.DictReader(lines, strict=True)
+    for row in reader:
+        if None in row:
+            raise InputError(f"{path}, line {reader.line_num}", row[None][0], "absent: the line has too many fields")
+        yield reader.line_num, row
+
+
+def _parquet_rows(handle: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in enumerate(pyarrow.parquet.read_table(pyarrow.BufferReader(handle.read())).to_pylist(), start=1):
+        yield number, row
+
+
+def _text(row: dict[str, Any], column: str, number: int, path: Path) -> str:
+    if column not in row:
+        raise InputError(f"{path}, line {number}, column", column, f"one of {', '.join(map(str, row))}")
+    value = row[column]
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{path}, line {number}, column {column}", value, "text that is not empty")
+    return value.strip()

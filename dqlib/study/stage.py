@@ -1,0 +1,77 @@
+"""One DVC stage: run a notebook with papermill, its progress drawn in the terminal.
+
+``python -m dqlib.study.stage summarization --config '2-2-8 2-1'`` executes ``notebooks/summarization.ipynb``
+with the parameters of ``params.yaml`` and keeps the executed copy under ``runs/``. The executed copy of a
+notebook that fails is kept too, with the error in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+from dqlib.config import Configuration
+from dqlib.errors import InputError
+from dqlib.study.paths import project_root
+from dqlib.study.progress import relayed
+from dqlib.study.settings import Settings, load_settings
+
+
+def executed_path(settings: Settings, notebook: str, config: str | None = None) -> Path:
+    """Where the executed copy of a notebook is kept."""
+    suffix = f"-{Configuration.parse(config).slug}" if config else ""
+    return settings.runs / "notebooks" / f"{notebook}{suffix}.ipynb"
+
+
+def run_notebook(notebook: str, params: str, config: str | None = None) -> Path:
+    """Execute a notebook, and return where its executed copy is.
+
+    Raises:
+        InputError: a parameter is not allowed, or there is no such notebook.
+        PapermillExecutionError: a cell failed.
+    """
+    settings = load_settings(params)
+    source = project_root() / "notebooks" / f"{notebook}.ipynb"
+    if not source.is_file():
+        known = sorted(path.stem for path in source.parent.glob("*.ipynb"))
+        raise InputError("notebook", notebook, f"one of {', '.join(known)}")
+    target = executed_path(settings, notebook, config)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    parameters = {"params": params} | ({"config": str(Configuration.parse(config))} if config else {})
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not a user's of the same name
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    with relayed(target.with_suffix(".progress")):
+        papermill.execute_notebook(
+            source, target, parameters, kernel_name="python3", progress_bar=False, cwd=project_root()
+        )
+    return target
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line of a stage."""
+    parser = argparse.ArgumentParser(prog="python -m dqlib.study.stage", description=__doc__.partition("\n")[0])
+    parser.add_argument("notebook")
+    parser.add_argument("--params", default="params.yaml")
+    parser.add_argument("--config", help="configuration of a student, such as '2-2-8 2-1'")
+    options = parser.parse_args(arguments)
+    try:
+        target = run_notebook(options.notebook, options.params, options.config)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except PapermillExecutionError as error:
+        executed = executed_path(load_settings(options.params), options.notebook, options.config)
+        print(f"error: {options.notebook}: {error.ename}: {error.evalue}", file=sys.stderr)
+        print(f"The executed notebook with the whole traceback: {executed}", file=sys.stderr)
+        return 1
+    print(f"{options.notebook}: {target.relative_to(project_root())}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

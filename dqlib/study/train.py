@@ -1,0 +1,244 @@
+"""The training loop: one for pre-training, fine-tuning and distillation, on one process or many.
+
+A step is a fixed list of micro-batches. Each process takes its share and divides by the tokens of the
+whole step, so the gradient is the same however the step is shared.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from torch import Tensor, nn
+from transformers import PreTrainedModel, get_scheduler
+
+from dqlib.losses import LayerMaps, LossWeights, cross_entropy, distillation_terms
+from dqlib.study import settings as S
+from dqlib.study.batches import Batch, Example, bucketed, collate
+from dqlib.study.paths import write_text
+from dqlib.study.progress import report
+
+#: Rows of the log of one training, about.
+LOG_ROWS = 50
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: a loss is not a finite number."""
+
+
+class Objective(Protocol):
+    """What a training minimizes: named terms and their weights."""
+
+    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+        """Unweighted loss terms of a micro-batch, over the source and target tokens of the whole step."""
+        ...
+
+    def weight(self, term: str) -> float:
+        """Weight of a term in the total."""
+        ...
+
+
+class TaskObjective:
+    """Cross-entropy of the reference."""
+
+    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+        return {"task": cross_entropy(model(**batch.inputs()).logits, batch.labels, denominators[1])}
+
+    def weight(self, term: str) -> float:
+        return 1.0
+
+
+@dataclass
+class DistillationObjective:
+    """Task loss, and distance to what the teacher computes from the same batch."""
+
+    teacher: PreTrainedModel
+    maps: LayerMaps
+    weights: LossWeights
+
+    def __post_init__(self) -> None:
+        self.teacher.eval()
+        if self.weights.attention:
+            self.teacher.set_attn_implementation("eager")  # the only one beside ours that returns the maps
+
+    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+        wanted = {
+            "output_attentions": self.weights.attention > 0,
+            "output_hidden_states": self.weights.hidden > 0,
+        }
+        inputs = batch.inputs()
+        student = model(**inputs, **wanted)
+        with torch.no_grad():
+            teacher = self.teacher(**inputs, **wanted)
+        mask = batch.attention_mask.bool()
+        return distillation_terms(student, teacher, batch.labels, mask, self.maps, self.weights, denominators)
+
+    def weight(self, term: str) -> float:
+        return self.weights.of(term)
+
+
+@dataclass
+class Log:
+    """Loss terms over the steps, averaged between rows, and validation losses; written as CSV."""
+
+    path: Path
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def add(self, row: dict[str, float]) -> None:
+        """Append a row and write the file anew, whole."""
+        self.rows.append(row)
+        columns = list(dict.fromkeys(key for each in self.rows for key in each))
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, columns, lineterminator="\n", restval="")
+        writer.writeheader()
+        writer.writerows({key: f"{value:.6g}" for key, value in each.items()} for each in self.rows)
+        write_text(self.path, buffer.getvalue())
+
+
+def make_accelerator(seed: int) -> Accelerator:
+    """One Accelerator a job, with all random states seeded."""
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # said aloud, or several CPU processes stay strangers
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+    )
+    set_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return accelerator
+
+
+def train(
+    model: PreTrainedModel,
+    objective: Objective,
+    steps: Iterator[list[list[Example]]],
+    validation: Sequence[Example],
+    training: S.Training,
+    accelerator: Accelerator,
+    log_path: Path,
+    name: str,
+) -> PreTrainedModel:
+    """Train, and return the model with the weights of its best validation.
+
+    Args:
+        model: the model to train, in place.
+        objective: loss terms and weights.
+        steps: training steps, as :func:`dqlib.study.batches.steps` gives them.
+        validation: examples whose cross-entropy, with dropout off, decides which weights are best.
+        training: steps, rate, schedule.
+        accelerator: of this process.
+        log_path: CSV of every loss term, the learning rate and the validation loss.
+        name: of the job, for the progress bar.
+
+    Raises:
+        TrainingError: a loss term is not finite; the message names the term and the step.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, training.weight_decay), lr=training.learning_rate, betas=(0.9, 0.98), eps=1e-6
+    )
+    schedule = get_scheduler(
+        training.schedule, optimizer, math.ceil(training.warmup * training.steps), training.steps
+    )
+    wrapped = accelerator.prepare(model)
+    optimizer = accelerator.prepare(optimizer)
+    log = Log(log_path)
+    every = max(1, training.steps // LOG_ROWS)
+    validate_at = {round((i + 1) * training.steps / training.validations) for i in range(training.validations)}
+    best_loss, best_weights = math.inf, None
+    sums: dict[str, Tensor] = {}
+    since = 0
+    model.train()
+    for step in range(1, training.steps + 1):
+        micro_batches = next(steps)
+        denominators = _tokens(micro_batches)
+        mine = micro_batches[rank::world]
+        for i, examples in enumerate(mine):
+            batch = collate(examples).to(accelerator.device)
+            with _synchronized(accelerator, wrapped, last=i == len(mine) - 1):
+                terms = objective.terms(wrapped, batch, denominators)
+                total = sum(objective.weight(term) * value for term, value in terms.items())
+                accelerator.backward(total * world)  # processes average their gradients; a step is a sum
+            for term, value in {"loss": total, **terms}.items():
+                sums[term] = sums.get(term, 0.0) + value.detach()
+        norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip)
+        if not torch.isfinite(norm):
+            raise TrainingError(_not_finite(name, step, sums))
+        optimizer.step()
+        optimizer.zero_grad()
+        rate = schedule.get_last_lr()[0]
+        schedule.step()
+        since += 1
+        if step % every == 0 or step in validate_at:
+            row = {"step": step, "learning_rate": rate, **_averages(accelerator, sums, since)}
+            if not all(map(math.isfinite, row.values())):
+                raise TrainingError(_not_finite(name, step, sums))
+            sums, since = {}, 0
+            if step in validate_at:
+                row["validation_loss"] = loss = validation_loss(model, validation, training, accelerator)
+                model.train()
+                if loss < best_loss:
+                    best_loss = loss
+                    best_weights = copy.deepcopy(model.state_dict())
+            if accelerator.is_main_process:
+                log.add(row)
+                best = f", best validation {best_loss:.3f}" if best_loss < math.inf else ""
+                report(name, step, training.steps, f"loss {row['loss']:.3f}{best}")
+    if best_weights is not None:
+        model.load_state_dict(best_weights)
+    return model.eval()
+
+
+@torch.no_grad()
+def validation_loss(
+    model: PreTrainedModel, examples: Sequence[Example], training: S.Training, accelerator: Accelerator
+) -> float:
+    """Cross-entropy a token over all examples, with dropout off, shared by the processes."""
+    model.eval()
+    batches = bucketed(examples, training.batch_tokens)
+    total = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    for indices in batches[accelerator.process_index :: accelerator.num_processes]:
+        batch = collate([examples[i] for i in indices]).to(accelerator.device)
+        total[0] += cross_entropy(model(**batch.inputs()).logits, batch.labels, 1.0)
+        total[1] += sum(len(examples[i].target) for i in indices)
+    total = accelerator.reduce(total, "sum")
+    return (total[0] / total[1]).item()
+
+
+def _tokens(micro_batches: list[list[Example]]) -> tuple[float, float]:
+    """Source and target tokens of a whole step."""
+    examples = [example for batch in micro_batches for example in batch]
+    return float(sum(len(e.source) for e in examples)), float(sum(len(e.target) for e in examples))
+
+
+def _synchronized(accelerator: Accelerator, model: nn.Module, last: bool) -> AbstractContextManager:
+    """Let processes average their gradients at the last micro-batch of a step only."""
+    return nullcontext() if last else accelerator.no_sync(model)
+
+
+def _averages(accelerator: Accelerator, sums: dict[str, Tensor], steps: int) -> dict[str, float]:
+    stacked = accelerator.reduce(torch.stack(list(sums.values())), "sum") / steps
+    return dict(zip(sums, stacked.tolist(), strict=True))
+
+
+def _not_finite(name: str, step: int, sums: dict[str, Tensor]) -> str:
+    bad = [term for term, value in sums.items() if not torch.isfinite(value) and term != "loss"]
+    what = f"the loss term {bad[0]}" if bad else "the gradient"
+    return f"{name}: {what} is not a finite number at step {step}; lower learning_rate, which is the usual cause."
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay for matrices; none for biases and LayerNorms."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
