@@ -53,9 +53,7 @@ def logits_kl(
     return total * temperature**2 / _denominator(denominator, mask)
 
 
-def logits_mse(
-    student: Tensor, teacher: Tensor, mask: Tensor, denominator: Tensor | float | None = None
-) -> Tensor:
+def logits_mse(student: Tensor, teacher: Tensor, mask: Tensor, denominator: Tensor | float | None = None) -> Tensor:
     """Mean squared difference of logits over the vocabulary, averaged over the tokens that count.
 
     Args:
@@ -66,9 +64,7 @@ def logits_mse(
     return hidden_mse(student, teacher, mask, denominator)
 
 
-def hidden_mse(
-    student: Tensor, teacher: Tensor, mask: Tensor, denominator: Tensor | float | None = None
-) -> Tensor:
+def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor, denominator: Tensor | float | None = None) -> Tensor:
     """Mean squared difference of hidden states over features, averaged over the tokens that count.
 
     Args:
@@ -80,9 +76,7 @@ def hidden_mse(
     return (per_token * mask).sum() / _denominator(denominator, mask)
 
 
-def attention_mse(
-    student: Tensor, teacher: Tensor, mask: Tensor, denominator: Tensor | float | None = None
-) -> Tensor:
+def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor, denominator: Tensor | float | None = None) -> Tensor:
     """Squared distance of attention distributions, averaged over heads and the queries that count.
 
     Keys that are masked have probability zero in both and add nothing, so the length of the padding

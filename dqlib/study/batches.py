@@ -131,7 +131,7 @@ def windows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, length: int
     for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
         cut += [ids[start : start + length] for start in range(0, len(ids), length)]
     shortest = min(8, length)
-    return [Example(window + [EOS_ID], window + [EOS_ID]) for window in cut if len(window) >= shortest]
+    return [Example([*window, EOS_ID], [*window, EOS_ID]) for window in cut if len(window) >= shortest]
 
 
 def infill(example: Example, order: random.Random, pretraining: S.Pretraining) -> Example:
@@ -151,9 +151,7 @@ def infill(example: Example, order: random.Random, pretraining: S.Pretraining) -
             covered += not masked[i]
             masked[i] = True
     source = [
-        MASK_ID if masked[i] else token
-        for i, token in enumerate(tokens)
-        if not (masked[i] and i > 0 and masked[i - 1])
+        MASK_ID if masked[i] else token for i, token in enumerate(tokens) if not (masked[i] and i > 0 and masked[i - 1])
     ]
     return Example([*source, EOS_ID], example.target)
 

@@ -67,11 +67,15 @@ def load_corpus(folder: str | Path) -> LoadedCorpus:
     """Read a corpus that :func:`build_corpus` wrote."""
     folder = Path(folder)
     splits = {
-        split: [json.loads(line) for line in (folder / f"{split}.jsonl").read_bytes().splitlines()]
-        for split in SPLITS
+        split: [json.loads(line) for line in (folder / f"{split}.jsonl").read_bytes().splitlines()] for split in SPLITS
     }
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    return LoadedCorpus(splits, tokenizer, json.loads((folder / "corpus.json").read_text()))
+    return LoadedCorpus(splits, tokenizer, load_info(folder))
+
+
+def load_info(folder: str | Path) -> dict:
+    """What is known of a built corpus: name, sizes, SHA-256, truncated texts, overlap of test with train."""
+    return json.loads((Path(folder) / "corpus.json").read_text())
 
 
 def split_of(group: str) -> str:

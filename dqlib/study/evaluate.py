@@ -82,8 +82,6 @@ def bootstrap_interval(scores: np.ndarray, resamples: int, seed: int = 0) -> tup
         seed: of the draws.
     """
     generator = np.random.default_rng(seed)
-    means = np.array(
-        [scores[generator.integers(0, len(scores), len(scores))].mean() for _ in range(resamples)]
-    )
+    means = np.array([scores[generator.integers(0, len(scores), len(scores))].mean() for _ in range(resamples)])
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

@@ -12,7 +12,6 @@ import json
 import random
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -80,7 +79,9 @@ def pretrain(settings: S.Settings, task: str, config: str | None = None) -> None
     noise = partial(infill, pretraining=training)
     examples = windows(corpus.splits["train"], corpus.tokenizer, training.window)
     order = random.Random(0)  # the same masks at every validation
-    held_out = [noise(example, order) for example in windows(_held_out(corpus, spec), corpus.tokenizer, training.window)]
+    held_out = [
+        noise(example, order) for example in windows(_held_out(corpus, spec), corpus.tokenizer, training.window)
+    ]
     with _made(accelerator, folders.pretrained) as folder:
         log, name = folder / LOG, f"{task}: pre-training"
         batches = steps(examples, training, noise)
@@ -141,6 +142,18 @@ def distill(settings: S.Settings, task: str, config: str | None = None) -> None:
 JOBS = {"pretrain": pretrain, "finetune": finetune, "distill": distill}
 
 
+def run_job(settings: S.Settings, job: str, task: str, config: str | None = None) -> None:
+    """Run one of :data:`JOBS` in this process.
+
+    Raises:
+        InputError: task or configuration are not allowed.
+        TrainingError: a loss is not a finite number.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    JOBS[job](settings, task, config)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one job; errors of the user's making are one sentence on standard error."""
     parser = argparse.ArgumentParser(prog="python -m dqlib.study.jobs", description=__doc__.partition("\n")[0])
@@ -149,10 +162,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--task", default="summarization")
     parser.add_argument("--config", help="configuration of the student, for 'distill'")
     options = parser.parse_args(arguments)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        JOBS[options.job](load_settings(options.params), options.task, options.config)
+        run_job(load_settings(options.params), options.job, options.task, options.config)
     except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 
-from dqlib.study.progress import PREFIX, Bars
+from dqlib.study.progress import PREFIX, Bars, shown_here
 from dqlib.study.settings import Settings, available_cores
 
 
@@ -18,6 +18,8 @@ class JobError(RuntimeError):
 def launch(settings: Settings, params: str, job: str, task: str, config: str | None = None) -> None:
     """Run one job of :mod:`dqlib.study.jobs` on ``compute.processes`` processes and wait for it.
 
+    A single process is this one; more are started beside it.
+
     Args:
         settings: what ``params`` holds.
         params: parameter file or name of a profile, handed to the job.
@@ -27,10 +29,13 @@ def launch(settings: Settings, params: str, job: str, task: str, config: str | N
         JobError: the job failed.
     """
     processes = settings.compute.processes
-    command = [sys.executable, "-m"]
-    if processes > 1:
-        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    command += ["dqlib.study.jobs", job, "--params", params, "--task", task]
+    if processes == 1:
+        from dqlib.study.jobs import run_job  # torch and transformers are needed only now
+
+        with shown_here():
+            return run_job(settings, job, task, config)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += ["-m", "dqlib.study.jobs", job, "--params", params, "--task", task]
     if config is not None:
         command += ["--config", config]
     threads = max(1, available_cores() // processes)

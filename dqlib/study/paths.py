@@ -67,12 +67,17 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
 
 
 def write_text(target: str | Path, text: str) -> None:
-    """Write a text file aside and put it in place at once."""
+    """Write a text file (UTF-8) aside and put it in place at once."""
+    write_bytes(target, text.encode("utf-8"))
+
+
+def write_bytes(target: str | Path, data: bytes) -> None:
+    """Write a file aside and put it in place at once."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        scratch.write_text(text, encoding="utf-8", newline="\n")
+        scratch.write_bytes(data)
         scratch.replace(target)
     finally:
         scratch.unlink(missing_ok=True)

@@ -6,16 +6,19 @@ the same calls make whatever is missing, with the small tutorial profile in well
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from dqlib.config import Configuration
+from dqlib.errors import InputError
 from dqlib.study.corpus import build_corpus
-from dqlib.study.launch import launch
-from dqlib.study.paths import write_text
+from dqlib.study.launch import JobError, launch
+from dqlib.study.paths import project_root, write_text
 from dqlib.study.settings import Settings, load_settings
 
 STAMP = "made_from.json"
@@ -88,6 +91,24 @@ class Study:
         return folder
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Make one part of the study: ``python -m dqlib.study.pipeline corpus``."""
+    parser = argparse.ArgumentParser(prog="python -m dqlib.study.pipeline", description=main.__doc__)
+    parser.add_argument("part", choices=["corpus", "pretrained", "teacher", "student"])
+    parser.add_argument("--params", default="params.yaml", help="parameter file, or name of a profile")
+    parser.add_argument("--task", default="summarization")
+    parser.add_argument("--config", help="configuration of a student, such as '2-2-8 2-1'")
+    options = parser.parse_args(arguments)
+    try:
+        study = Study(options.params, options.task)
+        folder = study.student(options.config) if options.part == "student" else getattr(study, options.part)()
+    except (InputError, JobError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.part}: {folder.relative_to(project_root())}")
+    return 0
+
+
 def _stamp(folder: Path) -> str:
     return hashlib.sha256((folder / STAMP).read_bytes()).hexdigest()
 
@@ -96,3 +117,7 @@ def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     return str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,10 +22,28 @@ PREFIX = "@progress "
 RELAY = "DQLIB_PROGRESS_FILE"
 
 
+_in_process: Bars | None = None
+
+
 def report(name: str, done: int, total: int, note: str = "") -> None:
-    """Called by a worker: ``done`` of ``total`` parts of the job ``name``."""
+    """Called by a job: ``done`` of ``total`` parts of the job ``name``."""
     line = PREFIX + json.dumps({"name": name, "done": done, "total": total, "note": note})
-    print(line, flush=True)
+    if _in_process is not None:
+        _in_process.show(line)
+    else:
+        print(line, flush=True)
+
+
+@contextmanager
+def shown_here() -> Iterator[None]:
+    """While the block runs, reports of jobs in this process are drawn instead of printed."""
+    global _in_process
+    _in_process = Bars()
+    try:
+        yield
+    finally:
+        _in_process.close()
+        _in_process = None
 
 
 class Bars:

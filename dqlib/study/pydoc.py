@@ -76,9 +76,7 @@ def module_pairs(module: str, path: Path) -> list[Pair]:
     except (SyntaxError, ValueError, OSError, RecursionError):
         return []
     return [
-        pair
-        for name, docstring in _docstrings(tree, module)
-        if (pair := _pair(module, name, docstring)) is not None
+        pair for name, docstring in _docstrings(tree, module) if (pair := _pair(module, name, docstring)) is not None
     ]
 
 

@@ -72,8 +72,7 @@ def _csv_rows(handle: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, An
 
 
 def _parquet_rows(handle: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, row in enumerate(pyarrow.parquet.read_table(pyarrow.BufferReader(handle.read())).to_pylist(), start=1):
-        yield number, row
+    yield from enumerate(pyarrow.parquet.read_table(pyarrow.BufferReader(handle.read())).to_pylist(), start=1)
 
 
 def _text(row: dict[str, Any], column: str, number: int, path: Path) -> str:

@@ -109,7 +109,7 @@ def make_accelerator(seed: int) -> Accelerator:
     """One Accelerator a job, with all random states seeded."""
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # said aloud, or several CPU processes stay strangers
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
     set_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -145,9 +145,7 @@ def train(
     optimizer = torch.optim.AdamW(
         _parameter_groups(model, training.weight_decay), lr=training.learning_rate, betas=(0.9, 0.98), eps=1e-6
     )
-    schedule = get_scheduler(
-        training.schedule, optimizer, math.ceil(training.warmup * training.steps), training.steps
-    )
+    schedule = get_scheduler(training.schedule, optimizer, math.ceil(training.warmup * training.steps), training.steps)
     wrapped = accelerator.prepare(model)
     optimizer = accelerator.prepare(optimizer)
     log = Log(log_path)

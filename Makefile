@@ -1,0 +1,34 @@
+PROFILE ?= laptop
+PYTHON ?= python3.11
+ACTIVATE := . .venv/bin/activate
+
+.PHONY: help repro test lint env lock clean
+
+help:
+	@echo "make repro [PROFILE=smoke|laptop|paper]  run the study and print its table"
+	@echo "make test                                run the tests"
+	@echo "make lint                                check style and format"
+	@echo "make env                                 only make the environment, .venv"
+	@echo "make lock                                write requirements.lock anew from pyproject.toml"
+
+repro: .venv/.complete
+	@$(ACTIVATE) && python -m dqlib.study.profile $(PROFILE)
+	@$(ACTIVATE) && dvc repro
+	@$(ACTIVATE) && python -m dqlib.study.report
+
+test: .venv/.complete
+	@$(ACTIVATE) && python -m pytest -q
+
+lint: .venv/.complete
+	@$(ACTIVATE) && ruff check . && ruff format --check .
+
+env: .venv/.complete
+
+.venv/.complete: requirements.lock pyproject.toml tools/make_env.py
+	$(PYTHON) tools/make_env.py .venv requirements.lock
+
+lock:
+	$(PYTHON) tools/make_lock.py requirements.lock
+
+clean:
+	rm -rf .venv build runs

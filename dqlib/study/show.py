@@ -1,0 +1,166 @@
+"""What the notebooks show: small tables and pictures of one model or corpus."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+import pandas
+import torch
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from dqlib.footprint import footprint, fp32_size_bytes
+from dqlib.quantizers import quantize
+from dqlib.student import load_student
+from dqlib.study import settings as S
+from dqlib.study.corpus import LoadedCorpus
+from dqlib.study.figures import COLOURS, DASHES, STYLE
+from dqlib.study.paths import LOG, PREDICTIONS
+from dqlib.study.pipeline import Study
+from dqlib.study.report import short_table
+from dqlib.study.results import metrics_table, read_row
+
+KINDS = ("weights", "embedding", "positions", "rest")
+
+
+def lengths(corpus: LoadedCorpus, spec: S.Corpus) -> Figure:
+    """Histograms of document and summary lengths in tokens, with the length that the model reads."""
+    with matplotlib.rc_context(STYLE):
+        figure, panels = pyplot.subplots(1, 2, figsize=(6.4, 2.6), layout="constrained")
+        for axes, column, most in zip(
+            panels, ("document", "summary"), (spec.source_tokens, spec.target_tokens), strict=True
+        ):
+            texts = [row[column] for row in corpus.splits["validation"]]
+            counts = [len(ids) for ids in corpus.tokenizer(texts, verbose=False)["input_ids"]]
+            axes.hist(counts, bins=40, range=(0, 4 * most), color=COLOURS[0], alpha=0.7)
+            axes.axvline(most, color="#CC0000", linewidth=1.2)
+            axes.set_xlabel(f"tokens of a {column}")
+            axes.set_ylabel(f"{column}s" if column == "document" else "summaries")
+    return _shown(figure)
+
+
+def curves(folder: Path, columns: list[str]) -> Figure:
+    """Some columns of a training log over the steps."""
+    log = pandas.read_csv(folder / LOG)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.4, 2.8), layout="constrained")
+        for i, column in enumerate(name for name in columns if name in log):
+            points = log.dropna(subset=[column])
+            marker = "o" if len(points) < 10 else None
+            axes.plot(points.step, points[column], DASHES[i], color=COLOURS[i], marker=marker, label=_readable(column))
+        axes.set_xlabel("training step")
+        axes.set_ylabel("loss (nats a token)")
+        axes.legend()
+    return _shown(figure)
+
+
+def loss_terms(folder: Path) -> Figure:
+    """Every loss term of a distillation, relative to its first value."""
+    log = pandas.read_csv(folder / LOG)
+    terms = [column for column in log if column not in ("step", "learning_rate", "loss", "validation_loss")]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")
+        for i, term in enumerate(terms):
+            style = DASHES[i % len(DASHES)]
+            axes.plot(log.step, log[term] / log[term].iloc[0], linestyle=style, color=COLOURS[i], label=_readable(term))
+        axes.set_xlabel("training step")
+        axes.set_ylabel("term, relative to its first value")
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=8, ncols=2)
+    return _shown(figure)
+
+
+def quantized_weights(weight: Tensor, bits: tuple[int, ...] = (4, 2, 1)) -> Figure:
+    """Histogram of a matrix, and of what is left of it at each precision (one scale for the tensor)."""
+    w = weight.detach().flatten()
+    reach = float(w.abs().quantile(0.999))
+    with matplotlib.rc_context(STYLE):
+        figure, panels = pyplot.subplots(1, len(bits), figsize=(6.4, 2.6), sharey=True, layout="constrained")
+        for i, (axes, b) in enumerate(zip(panels, bits, strict=True)):
+            left = quantize(weight.detach(), b, "per_tensor").dequantize().flatten()
+            error = float((left - w).square().mean() / w.square().mean())
+            shown = {"bins": 81, "range": (-reach, reach)}
+            axes.hist(w.numpy(), color="#999999", **shown)
+            axes.hist(left.numpy(), color=COLOURS[i], alpha=0.75, **shown)
+            axes.set_yscale("log")
+            axes.set_xlabel("weight")
+            axes.set_title(f"{b} bit{'s' * (b > 1)}: {100 * error:.1f}% error", fontsize=9)
+        panels[0].set_ylabel("count (logarithmic)")
+    return _shown(figure)
+
+
+def account(student: nn.Module, teacher: nn.Module) -> pandas.DataFrame:
+    """Bytes of a student by kind of parameter, beside those of its teacher in full precision."""
+    total: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for entry in footprint(student):
+        total[entry.kind][0] += entry.numel
+        total[entry.kind][1] += entry.size_bytes
+    rows = [{"part": kind, "numbers": total[kind][0], "bytes": total[kind][1]} for kind in KINDS]
+    rows.append({"part": "student", "numbers": sum(r["numbers"] for r in rows), "bytes": sum(r["bytes"] for r in rows)})
+    fp32 = fp32_size_bytes(teacher)
+    rows.append({"part": "teacher, fp32", "numbers": fp32 // 4, "bytes": fp32})
+    table = pandas.DataFrame(rows).set_index("part")
+    table["bits a number"] = (8 * table.bytes / table.numbers.clip(lower=1)).round(2)
+    return table
+
+
+def accounts(study: Study) -> Figure:
+    """Bytes of every student by kind of parameter."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")
+        names = [config.replace("_", " ") for config in study.task.configs]
+        left = [0.0] * len(names)
+        entries = [footprint(load_student(study.student(config))) for config in study.task.configs]
+        for i, kind in enumerate(KINDS):
+            width = [sum(e.size_bytes for e in each if e.kind == kind) / 1e6 for each in entries]
+            axes.barh(names, width, left=left, color=COLOURS[i], label=kind, hatch=("", "//", "..", "xx")[i])
+            left = [a + b for a, b in zip(left, width, strict=True)]
+        axes.invert_yaxis()
+        axes.set_xlabel("size (MB)")
+        axes.legend()
+    return _shown(figure)
+
+
+def scores(*folders: Path) -> pandas.DataFrame:
+    """Scores and sizes of trained models."""
+    return short_table(metrics_table([read_row(folder) for folder in folders]))
+
+
+def predictions(folders: dict[str, Path], count: int = 5) -> None:
+    """Print test documents, spread over the test split, with their reference and what each model wrote."""
+    read = {
+        name: [json.loads(line) for line in (folder / PREDICTIONS).read_bytes().splitlines()]
+        for name, folder in folders.items()
+    }
+    first = next(iter(read.values()))
+    for i in range(0, len(first), max(1, len(first) // count))[:count]:
+        document = first[i]["document"]
+        print("document: ", document[:300] + (" ..." if len(document) > 300 else ""))
+        print("reference:", first[i]["reference"])
+        for name, lines in read.items():
+            print(f"{name + ':':<10}", lines[i]["prediction"])
+        print()
+
+
+def answer(model: PreTrainedModel, folder: Path, text: str, beams: int = 4, max_new_tokens: int = 40) -> str:
+    """What a model writes for one text."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoded = tokenizer(text, return_tensors="pt", truncation=True, return_token_type_ids=False)
+    with torch.no_grad():
+        output = model.generate(**encoded, num_beams=beams, max_new_tokens=max_new_tokens, do_sample=False)
+    return tokenizer.decode(output[0], skip_special_tokens=True).strip()
+
+
+def _readable(column: str) -> str:
+    return column.replace("_", " ")
+
+
+def _shown(figure: Figure) -> Figure:
+    """The figure for a notebook to display once, not again at the end of the cell."""
+    pyplot.close(figure)
+    return figure
