@@ -19,6 +19,7 @@ class Architecture:
         token_embeddings: paths of the modules that look up the shared token embedding.
         positions: paths of the learned position embeddings.
         head: path of the output projection, tied to the token embedding.
+        key_value: names, within an attention, of the projections to keys and values.
     """
 
     encoder: str
@@ -26,6 +27,7 @@ class Architecture:
     token_embeddings: tuple[str, ...]
     positions: tuple[str, ...]
     head: str
+    key_value: tuple[str, ...]
 
 
 _BART = Architecture(
@@ -34,6 +36,7 @@ _BART = Architecture(
     token_embeddings=("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens"),
     positions=("model.encoder.embed_positions", "model.decoder.embed_positions"),
     head="lm_head",
+    key_value=("k_proj", "v_proj"),
 )
 
 ARCHITECTURES: dict[str, Architecture] = {"bart": _BART, "mbart": _BART}

@@ -1,8 +1,9 @@
 """Attention with quantized inputs and probabilities, through the transformers attention interface.
 
 Registered as ``"dqlib"``: a model switched to it with ``set_attn_implementation("dqlib")`` keeps its
-own code. Query, key and value are rounded one token and head at a time, the probabilities on an
-unsigned grid; a module without ``activation_bits`` computes in full precision.
+own code. Queries are rounded one token and head at a time, the probabilities on an unsigned grid; keys
+and values come rounded from their projections (:class:`dqlib.layers.QuantLinear`), so that a cache of them
+is not rounded again at every step. A module without ``activation_bits`` computes in full precision.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def quantized_attention(
         probabilities are those before rounding and dropout, which is what a student's maps are compared by.
     """
     bits = getattr(module, "activation_bits", FULL_PRECISION)
-    query, key, value = (fake_quantize_activation(x, bits) for x in (query, key, value))
+    query = fake_quantize_activation(query, bits)
     scaling = query.size(-1) ** -0.5 if scaling is None else scaling
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # (batch, heads, query, key)
     if attention_mask is not None:

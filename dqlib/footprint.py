@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dqlib.layers import QuantEmbedding, QuantLinear
 from dqlib.student import quantized_modules
 
 FP32_BYTES = 4
@@ -35,6 +34,7 @@ def footprint(model: nn.Module) -> list[Entry]:
     Codes count at their bits (ternary: 2), scales and everything unquantized (biases, LayerNorm) at 16.
     """
     quantized = {id(m.weight): m for m in quantized_modules(model).values()}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     entries = []
     for name, parameter in model.named_parameters():  # each tied parameter once
         module = quantized.get(id(parameter))
@@ -42,7 +42,9 @@ def footprint(model: nn.Module) -> list[Entry]:
             entries.append(Entry(name, "rest", parameter.numel(), 8 * FP16_BYTES, 0))
         else:
             codes = module.weight_quantizer.quantize(parameter)
-            entries.append(Entry(name, _kind(name, module), codes.codes.numel(), codes.bits, codes.scale.numel()))
+            entries.append(
+                Entry(name, _kind(name, id(parameter) in tables), codes.codes.numel(), codes.bits, codes.scale.numel())
+            )
     return entries
 
 
@@ -56,7 +58,7 @@ def fp32_size_bytes(model: nn.Module) -> int:
     return FP32_BYTES * sum(parameter.numel() for parameter in model.parameters())
 
 
-def _kind(name: str, module: QuantLinear | QuantEmbedding) -> str:
+def _kind(name: str, is_table: bool) -> str:
     if "embed_positions" in name:
         return "positions"
-    return "embedding" if isinstance(module, QuantEmbedding) else "weights"
+    return "embedding" if is_table else "weights"

@@ -16,14 +16,23 @@ from dqlib.quantizers import WeightFakeQuantizer, fake_quantize_activation
 
 
 class QuantLinear(nn.Linear):
-    """Linear layer on rounded inputs with a quantized weight; the bias stays as it is."""
+    """Linear layer on rounded inputs with a quantized weight; the bias stays as it is.
+
+    Keys and values of attention are rounded here, at the output and a head at a time: what a
+    generation caches is then rounded once, not again at every step.
+    """
 
     weight_quantizer: WeightFakeQuantizer | None
     activation_bits: int
+    output_heads: int | None
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        return nn.functional.linear(fake_quantize_activation(x, self.activation_bits), weight, self.bias)
+        output = nn.functional.linear(fake_quantize_activation(x, self.activation_bits), weight, self.bias)
+        if self.output_heads is None:
+            return output
+        by_head = output.unflatten(-1, (self.output_heads, -1))  # (batch, tokens, heads, head_dim)
+        return fake_quantize_activation(by_head, self.activation_bits).flatten(-2)
 
 
 class QuantEmbedding(nn.Embedding):
@@ -43,11 +52,14 @@ def _quantized_embedding(base: type[nn.Embedding]) -> type[nn.Embedding]:
 
 
 def quantize_linear(
-    layer: nn.Linear, quantizer: WeightFakeQuantizer | None, activation_bits: int = FULL_PRECISION
+    layer: nn.Linear,
+    quantizer: WeightFakeQuantizer | None,
+    activation_bits: int = FULL_PRECISION,
+    output_heads: int | None = None,
 ) -> None:
-    """Turn a linear layer into a :class:`QuantLinear`, in place."""
+    """Turn a linear layer into a :class:`QuantLinear`, in place; ``output_heads`` if it makes keys or values."""
     layer.__class__ = QuantLinear
-    layer.weight_quantizer, layer.activation_bits = quantizer, activation_bits
+    layer.weight_quantizer, layer.activation_bits, layer.output_heads = quantizer, activation_bits, output_heads
 
 
 def quantize_embedding(layer: nn.Embedding, quantizer: WeightFakeQuantizer) -> None:

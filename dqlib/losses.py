@@ -22,16 +22,23 @@ from dqlib.errors import InputError
 IGNORED_LABEL = -100
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, denominator: Tensor | float | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, denominator: Tensor | float | None = None, label_smoothing: float = 0.0
+) -> Tensor:
     """Task loss: cross-entropy of the reference tokens, labels of -100 left out.
 
     Args:
         logits: (batch, target, vocabulary).
         labels: (batch, target).
         denominator: tokens to divide by; those that count here, when None.
+        label_smoothing: part of the probability given to all tokens alike (Szegedy et al. 2016).
     """
     total = torch.nn.functional.cross_entropy(
-        logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+        logits.flatten(0, -2),
+        labels.flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="sum",
+        label_smoothing=label_smoothing,
     )
     return total / _denominator(denominator, labels != IGNORED_LABEL)
 

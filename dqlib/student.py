@@ -102,14 +102,23 @@ def quantize_model(
     quantize_linear(model.get_submodule(names.head), shared, c.a_bits)
     for side in (names.encoder, names.decoder):
         for module in model.get_submodule(side).layers.modules():
-            if type(module) is nn.Linear:
-                weights = WeightFakeQuantizer(c.w_bits, granularity) if c.w_bits < FULL_PRECISION else None
-                quantize_linear(module, weights, c.a_bits)
-            elif hasattr(module, "is_causal"):  # an attention
+            if hasattr(module, "is_causal"):  # an attention
                 module.activation_bits = c.a_bits
+                for name in names.key_value:
+                    _quantize_weights(getattr(module, name), c, granularity, output_heads=module.num_heads)
+        for module in model.get_submodule(side).layers.modules():
+            if type(module) is nn.Linear:
+                _quantize_weights(module, c, granularity)
     model.set_attn_implementation(attention.NAME)
     model.dqlib_configuration, model.dqlib_granularity = c, Granularity(granularity)
     return model
+
+
+def _quantize_weights(
+    layer: nn.Linear, c: Configuration, granularity: Granularity | str, output_heads: int | None = None
+) -> None:
+    quantizer = WeightFakeQuantizer(c.w_bits, granularity) if c.w_bits < FULL_PRECISION else None
+    quantize_linear(layer, quantizer, c.a_bits, output_heads)
 
 
 def quantized_modules(model: nn.Module) -> dict[str, QuantLinear | QuantEmbedding]:

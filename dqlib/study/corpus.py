@@ -39,12 +39,15 @@ def build_corpus(corpus: S.Corpus, folder: str | Path) -> None:
     Raises:
         InputError: a file, column or package is missing or bad, or a split is empty.
     """
-    splits = _embedded(corpus) if corpus.source == "embedded" else _from_files(corpus)
+    splits = {"embedded": _embedded, "files": _from_files, "hub": _from_hub}[corpus.source](corpus)
     for split, rows in splits.items():
         if not rows:
             raise InputError(f"corpus.{split}", 0, "a split with at least one pair; allow more pairs or packages")
-    texts = (text for row in splits["train"] for text in (row["document"], row["summary"]))
-    tokenizer = train_tokenizer(texts, corpus.vocab_size, max(corpus.source_tokens, corpus.target_tokens))
+    if corpus.tokenizer is not None:
+        tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer)
+    else:
+        texts = (text for row in splits["train"] for text in (row["document"], row["summary"]))
+        tokenizer = train_tokenizer(texts, corpus.vocab_size, max(corpus.source_tokens, corpus.target_tokens))
     with atomic_folder(folder) as scratch:
         digest = hashlib.sha256()
         for split in SPLITS:
@@ -88,9 +91,9 @@ def split_of(group: str) -> str:
 
 def _embedded(corpus: S.Corpus) -> dict[str, list[Row]]:
     pairs = build_pairs(corpus.packages, processes=S.available_cores())
-    if corpus.limit is not None:  # an even sample over all packages, the same for everyone
-        pairs.sort(key=lambda pair: hashlib.sha256(f"{pair.name} {pair.summary}".encode()).digest())
-        pairs = pairs[: corpus.limit]
+    # In the order of a hash, so that the first so many of a split are an even sample over all packages.
+    pairs.sort(key=lambda pair: hashlib.sha256(f"{pair.name} {pair.summary}".encode()).digest())
+    pairs = pairs[: corpus.limit]
     splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for pair in pairs:
         row = {"group": pair.group, "name": pair.name, "document": pair.document, "summary": pair.summary}
@@ -106,6 +109,28 @@ def _from_files(corpus: S.Corpus) -> dict[str, list[Row]]:
         ]
         for split in SPLITS
     }
+
+
+def _from_hub(corpus: S.Corpus) -> dict[str, list[Row]]:
+    import datasets  # slow to import, and needed here only
+
+    splits = {}
+    for split in SPLITS:
+        try:
+            data = datasets.load_dataset(corpus.dataset, corpus.dataset_config, split=split, revision=corpus.revision)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                "corpus.dataset",
+                corpus.dataset,
+                f"a dataset that can be reached; offline, save its splits and use source 'files' ({reason})",
+            ) from None
+        for column in (corpus.document, corpus.summary):
+            if column not in data.column_names:
+                raise InputError("corpus.column", column, f"one of {', '.join(data.column_names)}")
+        rows = ({"document": row[corpus.document], "summary": row[corpus.summary]} for row in data)
+        splits[split] = [row for row in rows if row["document"].strip() and row["summary"].strip()][: corpus.limit]
+    return splits
 
 
 def _truncated(

@@ -35,6 +35,7 @@ from dqlib.study.settings import load_settings
 from dqlib.study.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from dqlib.study.train import (
     DistillationObjective,
+    Log,
     Objective,
     TaskObjective,
     TrainingError,
@@ -60,6 +61,7 @@ def new_model(model: S.Model, vocab_size: int) -> MBartForConditionalGeneration:
             max_position_embeddings=model.max_positions,
             dropout=model.dropout,
             attention_dropout=0.0,
+            init_std=model.init_std,
             scale_embedding=True,
             bos_token_id=BOS_ID,
             pad_token_id=PAD_ID,
@@ -75,6 +77,8 @@ def pretrain(settings: S.Settings, task: str, config: str | None = None) -> None
     spec, folders = settings.task(task), settings.folders(task)
     training, accelerator = spec.pretrain, make_accelerator(spec.pretrain.seed)
     corpus = load_corpus(folders.corpus)
+    if spec.model.pretrained is not None:
+        return _copy_pretrained(spec.model.pretrained, folders.pretrained, accelerator)
     model = new_model(spec.model, len(corpus.tokenizer))
     noise = partial(infill, pretraining=training)
     examples = windows(corpus.splits["train"], corpus.tokenizer, training.window)
@@ -96,8 +100,9 @@ def finetune(settings: S.Settings, task: str, config: str | None = None) -> None
     accelerator = make_accelerator(spec.finetune.seed)
     corpus = load_corpus(folders.corpus)
     model = AutoModelForSeq2SeqLM.from_pretrained(folders.pretrained)
+    objective = TaskObjective(spec.finetune.label_smoothing)
     with _made(accelerator, folders.teacher) as folder:
-        _train_on_pairs(model, TaskObjective(), spec, spec.finetune, corpus, accelerator, folder, f"{task}: teacher")
+        _train_on_pairs(model, objective, spec, spec.finetune, corpus, accelerator, folder, f"{task}: teacher")
         if accelerator.is_main_process:
             model.save_pretrained(folder)
             corpus.tokenizer.save_pretrained(folder)
@@ -171,6 +176,21 @@ def main(arguments: list[str] | None = None) -> int:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0
+
+
+def _copy_pretrained(source: str, target: Path, accelerator: Accelerator) -> None:
+    """Take a model that others have pre-trained in place of text infilling."""
+    try:
+        model = AutoModelForSeq2SeqLM.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            "model.pretrained", source, f"a model that can be reached; offline, name its folder ({reason})"
+        ) from None
+    with _made(accelerator, target) as folder:
+        if accelerator.is_main_process:
+            model.save_pretrained(folder)
+            Log(folder / LOG).add({"step": 0})
 
 
 def _train_on_pairs(

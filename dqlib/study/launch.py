@@ -42,7 +42,6 @@ def launch(settings: Settings, params: str, job: str, task: str, config: str | N
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
         "PYTHONWARNINGS": "ignore",
     }
     bars = Bars()

@@ -102,7 +102,7 @@ The size counts each code at its bits (a ternary weight at 2), scales, biases an
 | pairs (train, validation, test) | {sizes["train"]:,}, {sizes["validation"]:,}, {sizes["test"]:,} |
 | SHA-256 of the three splits | `{info["sha256"]}` |
 | test documents cut to {study.task.corpus.source_tokens} tokens | {truncated["documents"]:,} of {sizes["test"]:,} |
-| test summaries longer than {study.task.corpus.target_tokens} tokens | {truncated["summaries"]:,} of {sizes["test"]:,} |
+| test summaries longer than {study.task.corpus.target_tokens} tokens | {truncated["summaries"]:,} |
 | test documents that share half of their 8-word runs with train | {100 * info["overlap"]:.1f}% |
 
 A corpus of another SHA-256 (another version of Python, say) gives other numbers.

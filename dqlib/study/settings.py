@@ -22,7 +22,7 @@ from dqlib.losses import LossWeights
 from dqlib.quantizers import Granularity
 from dqlib.study.paths import Folders, project_root
 
-SOURCES = ("embedded", "files")
+SOURCES = ("embedded", "files", "hub")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 
 
@@ -31,7 +31,9 @@ class Corpus:
     """Where the pairs come from and how they become tokens.
 
     ``packages`` and ``limit`` (most pairs; null for all) belong to the source ``embedded``; ``train``,
-    ``validation``, ``test`` (paths) and the column names to the source ``files``.
+    ``validation``, ``test`` (paths) and the column names to the source ``files``; ``dataset``,
+    ``dataset_config``, ``revision`` and the column names to the source ``hub``. ``tokenizer`` names a ready one
+    (folder or hub); without it, one of ``vocab_size`` tokens is trained.
     """
 
     name: str
@@ -44,8 +46,12 @@ class Corpus:
     train: str | None = None
     validation: str | None = None
     test: str | None = None
+    dataset: str | None = None
+    dataset_config: str | None = None
+    revision: str | None = None
     document: str = "document"
     summary: str = "summary"
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("source", self.source, SOURCES)
@@ -56,6 +62,8 @@ class Corpus:
             _at_least("limit", self.limit, 100)
         if self.source == "embedded" and not self.packages:
             raise InputError("packages", self.packages, "a list of installed packages when source is 'embedded'")
+        if self.source == "hub" and not self.dataset:
+            raise InputError("dataset", self.dataset, "the name of a dataset when source is 'hub'")
         if self.source == "files":
             for name in ("train", "validation", "test"):
                 if not getattr(self, name):
@@ -64,7 +72,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Model:
-    """Shape of the teacher: a pre-LayerNorm encoder-decoder."""
+    """Shape of the teacher: a pre-LayerNorm encoder-decoder, or that of the ``pretrained`` model to start from."""
 
     d_model: int
     encoder_layers: int
@@ -73,8 +81,12 @@ class Model:
     ffn_dim: int
     max_positions: int
     dropout: float = 0.0
+    init_std: float = 0.02
+    pretrained: str | None = None
 
     def __post_init__(self) -> None:
+        if not self.init_std > 0:
+            raise InputError("init_std", self.init_std, "a positive number")
         for name in ("d_model", "encoder_layers", "decoder_layers", "heads", "ffn_dim", "max_positions"):
             _at_least(name, getattr(self, name), 1)
         if self.d_model % self.heads:
@@ -108,6 +120,17 @@ class Training:
         _one_of("schedule", self.schedule, SCHEDULES)
         if self.weight_decay < 0:
             raise InputError("weight_decay", self.weight_decay, "at least 0")
+
+
+@dataclass(frozen=True)
+class Finetuning(Training):
+    """Training of the teacher on pairs."""
+
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _below_one("label_smoothing", self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -164,7 +187,7 @@ class Task:
     corpus: Corpus
     model: Model
     pretrain: Pretraining
-    finetune: Training
+    finetune: Finetuning
     distill: Distillation
     evaluate: Evaluation
     configs: list[str]

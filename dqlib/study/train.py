@@ -48,11 +48,15 @@ class Objective(Protocol):
         ...
 
 
+@dataclass
 class TaskObjective:
     """Cross-entropy of the reference."""
 
+    label_smoothing: float = 0.0
+
     def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
-        return {"task": cross_entropy(model(**batch.inputs()).logits, batch.labels, denominators[1])}
+        logits = model(**batch.inputs()).logits
+        return {"task": cross_entropy(logits, batch.labels, denominators[1], self.label_smoothing)}
 
     def weight(self, term: str) -> float:
         return 1.0
@@ -113,6 +117,7 @@ def make_accelerator(seed: int) -> Accelerator:
     )
     set_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
     return accelerator
 
 
@@ -143,7 +148,11 @@ def train(
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     optimizer = torch.optim.AdamW(
-        _parameter_groups(model, training.weight_decay), lr=training.learning_rate, betas=(0.9, 0.98), eps=1e-6
+        _parameter_groups(model, training.weight_decay),
+        lr=training.learning_rate,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        fused=True,
     )
     schedule = get_scheduler(training.schedule, optimizer, math.ceil(training.warmup * training.steps), training.steps)
     wrapped = accelerator.prepare(model)

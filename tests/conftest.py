@@ -1,0 +1,50 @@
+"""Tiny models and corpora that the tests share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import BartConfig, BartForConditionalGeneration, MBartConfig, MBartForConditionalGeneration
+
+from dqlib.study.batches import Batch, Example, collate
+
+TINY = {
+    "vocab_size": 96,
+    "d_model": 32,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 40,
+    "init_std": 0.2,
+    "dropout": 0.0,
+    "scale_embedding": True,
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": None,
+}
+
+
+@pytest.fixture(params=["mbart", "bart"])
+def teacher(request):
+    """A random encoder-decoder with 4 encoder and 3 decoder layers."""
+    torch.manual_seed(0)
+    config, model = {
+        "mbart": (MBartConfig, MBartForConditionalGeneration),
+        "bart": (BartConfig, BartForConditionalGeneration),
+    }[request.param]
+    return model(config(**TINY, encoder_layers=4, decoder_layers=3)).eval()
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Three examples of different lengths."""
+    return collate(
+        [
+            Example([10, 11, 12, 13, 14, 15, 2], [20, 21, 22, 2]),
+            Example([30, 31, 32, 2], [33, 2]),
+            Example([40, 41, 42, 43, 44, 2], [45, 46, 47, 48, 49, 2]),
+        ]
+    )

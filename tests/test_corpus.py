@@ -1,0 +1,180 @@
+import gzip
+import hashlib
+import json
+import sys
+
+import pandas
+import pytest
+from transformers import AutoTokenizer
+
+from dqlib.errors import InputError
+from dqlib.study import settings as S
+from dqlib.study.corpus import SPLITS, build_corpus, load_corpus, split_of
+from dqlib.study.pydoc import build_pairs, module_pairs, name_in_words
+from dqlib.study.sources import read_rows
+
+EMBEDDED = {"name": "pydoc", "source": "embedded", "vocab_size": 500, "source_tokens": 32, "target_tokens": 16}
+
+SOURCE = '''"""Read and write the files of a garden.
+
+A garden is a folder with one file for each plant, in the order of planting."""
+raise RuntimeError("importing this must not happen")
+
+class Garden:
+    """Hold all plants of a garden.
+
+    Plants are kept in the order of planting; a plant that is dug up leaves a gap behind."""
+
+    def waterAll(self):
+        """Water every plant in the garden.
+
+        Plants that were watered today are left out, since too much water does them no good."""
+
+    def short(self):
+        """Do one thing only."""
+
+    def wrapped(self):
+        """Say in two lines what
+        could be said in one.
+
+        A summary that runs over two lines does not follow the convention and is left out."""
+'''
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    folder = tmp_path / "gardens"
+    (folder / "tests").mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "files.py").write_text(SOURCE)
+    (folder / "copied.py").write_text(SOURCE)
+    (folder / "broken.py").write_text("def :\n")
+    (folder / "tests" / "test_files.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "gardens"
+
+
+def test_docstrings_become_pairs_without_importing(package):
+    pairs = build_pairs([package])
+    assert [pair.summary for pair in pairs] == [
+        "Read and write the files of a garden.",
+        "Hold all plants of a garden.",
+        "Water every plant in the garden.",
+    ]
+    assert pairs[2].name == "gardens.copied.Garden.waterAll"
+    assert pairs[2].document.startswith("gardens.copied.Garden.waterAll: garden water all. Plants that were")
+    assert "gardens.files" not in sys.modules
+    assert {pair.group for pair in pairs} == {"gardens.copied"}  # the other file only repeats
+
+
+def test_files_that_do_not_parse_are_passed_over(tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_bytes(b"\x00\xff def")
+    assert module_pairs("bad", bad) == []
+    assert module_pairs("none", tmp_path / "none.py") == []
+
+
+def test_names_in_words():
+    assert name_in_words("a.b.PeriodIndex._is_full") == "period index is full"
+    assert name_in_words("http.HTTPServer2.getURL") == "http server 2 get url"
+
+
+def test_an_unknown_package_is_named():
+    with pytest.raises(InputError, match="packages: 'no_such_package'"):
+        build_pairs(["no_such_package"])
+
+
+def test_a_corpus_built_twice_is_byte_identical_and_split_by_module(tmp_path):
+    spec = S.Corpus(**EMBEDDED, packages=["stdlib"], limit=600)
+    digests = []
+    for name in ("one", "two"):
+        build_corpus(spec, tmp_path / name)
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        digests.append({str(f.relative_to(tmp_path / name)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files})
+    assert digests[0] == digests[1]
+    corpus = load_corpus(tmp_path / "one")
+    groups = {split: {row["group"] for row in corpus.splits[split]} for split in SPLITS}
+    assert not groups["train"] & groups["test"]
+    assert not groups["train"] & groups["validation"]
+    assert all(split_of(row["group"]) == split for split in SPLITS for row in corpus.splits[split])
+    summaries = [row["summary"].lower() for split in SPLITS for row in corpus.splits[split]]
+    assert len(set(summaries)) == len(summaries) == 600
+    assert corpus.info["truncated"]["train"]["documents"] > 0
+
+
+def test_the_tokenizer_reads_back_what_it_wrote(tmp_path):
+    build_corpus(S.Corpus(**EMBEDDED, packages=["stdlib"], limit=300), tmp_path / "c")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "c" / "tokenizer")
+    text = "def f(x): return {'π': x}  # naïve"
+    ids = tokenizer(text)["input_ids"]
+    assert ids[-1] == tokenizer.eos_token_id == 2
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
+    assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == (1, 4)
+
+
+ROWS = [{"text": f"Document number {i}.", "gist": f"Number {i}"} for i in range(5)]
+
+
+def write(folder, kind):
+    path = folder / f"data.{kind}"
+    plain = kind.removesuffix(".gz")
+    frame = pandas.DataFrame(ROWS)
+    if plain == "parquet":
+        frame.to_parquet(path)
+        return path
+    text = frame.to_csv(index=False) if plain == "csv" else "".join(json.dumps(row) + "\n" for row in ROWS)
+    path.write_bytes(gzip.compress(text.encode()) if kind.endswith(".gz") else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv", "csv.gz", "parquet"])
+def test_files_of_every_kind_give_the_same_rows(tmp_path, kind):
+    assert read_rows(write(tmp_path, kind), ["text", "gist"]) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("a.jsonl", b'{"text": "x", "gist": "y"}\n{"text": \n', "line 2"),
+        ("a.jsonl", b'{"text": "x", "gist": "y"}\n[1]\n', "line 2"),
+        ("a.jsonl", b'{"text": "x", "gist": ""}\n', "line 1, column gist"),
+        ("a.jsonl", b'{"text": "x"}\n', "one of text"),
+        ("a.jsonl", b"", "at least one row"),
+        ("a.csv", b"text,gist\nx,y\nx,y,z\n", "line 3"),
+        ("a.csv", b"text,gist\nx\n", "line 2, column gist"),
+        ("a.csv", b"text,gist\n\xff,y\n", "readable .csv"),
+        ("a.parquet", b"PAR1 not really", "readable .parquet"),
+        ("a.jsonl.gz", b"not gzip", "readable .jsonl"),
+        ("a.txt", b"x", r"one of \.jsonl"),
+    ],
+)
+def test_bad_files_are_told_in_one_sentence(tmp_path, name, data, told):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=told) as caught:
+        read_rows(path, ["text", "gist"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.jsonl"):
+        read_rows(tmp_path / "nowhere.jsonl", ["text"])
+
+
+def test_a_corpus_from_files_is_chosen_by_parameters_alone(tmp_path):
+    path = str(write(tmp_path, "jsonl.gz"))
+    spec = S.Corpus(
+        **{**EMBEDDED, "source": "files"}, train=path, validation=path, test=path, document="text", summary="gist"
+    )
+    build_corpus(spec, tmp_path / "corpus")
+    assert load_corpus(tmp_path / "corpus").splits["test"][0] == {"document": ROWS[0]["text"], "summary": "Number 0"}
+
+
+def test_a_failed_build_leaves_the_old_corpus(tmp_path):
+    path = str(write(tmp_path, "jsonl"))
+    spec = {**EMBEDDED, "source": "files", "train": path, "validation": path, "document": "text", "summary": "gist"}
+    build_corpus(S.Corpus(**spec, test=path), tmp_path / "corpus")
+    with pytest.raises(InputError):
+        build_corpus(S.Corpus(**spec, test=str(tmp_path / "gone.jsonl")), tmp_path / "corpus")
+    assert load_corpus(tmp_path / "corpus").info["sizes"]["train"] == 5
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []

@@ -1,0 +1,110 @@
+import copy
+
+import pytest
+import yaml
+
+from dqlib.errors import InputError
+from dqlib.study import profile as profile_module
+from dqlib.study.paths import project_root
+from dqlib.study.profile import choose_profile
+from dqlib.study.settings import load_settings
+
+PROFILES = ("smoke", "laptop", "paper", "tutorial")
+
+
+@pytest.fixture
+def smoke():
+    return yaml.safe_load((project_root() / "profiles" / "smoke.yaml").read_text())
+
+
+def load(data, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return load_settings(str(path))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_is_valid_and_named_after_its_file(profile):
+    assert load_settings(profile).profile == profile
+
+
+def test_the_committed_parameters_are_the_laptop_profile():
+    root = project_root()
+    assert (root / "params.yaml").read_bytes() == (root / "profiles" / "laptop.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("summarization.configs", ["2-2 6-3"], "summarization.config: '2-2 6-3'"),
+        ("summarization.configs", ["0-2-8 2-1"], "w_bits: 0"),
+        ("summarization.configs", ["2-2-8 9-1"], "encoder_layers: 9"),
+        ("summarization.configs", [], "summarization.configs"),
+        ("summarization.configs", ["2-2-8 2-1", "2-2-8_2-1"], "without repetitions"),
+        ("summarization.corpus.source", "web", "summarization.corpus.source: 'web' .* embedded, files, hub"),
+        ("summarization.corpus.sauce", 1, "summarization.corpus.sauce"),
+        ("summarization.corpus.vocab_size", "many", "summarization.corpus.vocab_size: 'many' .* whole number"),
+        ("summarization.model.heads", 5, "summarization.model.heads: 5 .* divisor"),
+        ("summarization.model.max_positions", 16, "max_positions: 16"),
+        ("summarization.distill.steps", 0, "summarization.distill.steps: 0"),
+        ("summarization.distill.steps", 1.5, "summarization.distill.steps: 1.5"),
+        ("summarization.distill.steps", True, "summarization.distill.steps: True"),
+        ("summarization.distill.learning_rate", float("nan"), "learning_rate: nan"),
+        ("summarization.distill.loss", {"hidden": -1}, r"summarization.distill.loss.hidden: -1"),
+        ("summarization.distill.granularity", "per_page", "per_row, per_tensor"),
+        ("summarization.distill.micro_batches", 3, "multiple of compute.processes"),
+        ("compute.processes", 0, "compute.processes: 0"),
+        ("summarisation", {}, "summarisation"),
+        ("summarization.distill", None, "summarization.distill: None .* a block"),
+    ],
+)
+def test_a_bad_parameter_is_named_with_its_value_and_what_is_allowed(smoke, tmp_path, path, value, told):
+    data = copy.deepcopy(smoke)
+    *parents, last = path.split(".")
+    block = data
+    for parent in parents:
+        block = block[parent]
+    block[last] = value
+    with pytest.raises(InputError, match=told) as caught:
+        load(data, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named(smoke, tmp_path):
+    del smoke["summarization"]["finetune"]["steps"]
+    with pytest.raises(InputError, match=r"summarization\.finetune\.steps"):
+        load(smoke, tmp_path)
+
+
+def test_unknown_profiles_tasks_and_files_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"profile: 'desktop' .* laptop, paper, smoke"):
+        load_settings("desktop")
+    with pytest.raises(InputError, match=r"task: 'poetry' .* summarization"):
+        load_settings("smoke").task("poetry")
+    with pytest.raises(InputError, match="params"):
+        load_settings(str(tmp_path / "none.yaml"))
+    (tmp_path / "bad.yaml").write_text("a: [1,\n")
+    with pytest.raises(InputError, match="valid YAML"):
+        load_settings(str(tmp_path / "bad.yaml"))
+
+
+def test_choosing_a_profile_never_loses_edits(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "profiles").mkdir()
+    for name in PROFILES:
+        (tmp_path / "profiles" / f"{name}.yaml").write_bytes(
+            (project_root() / "profiles" / f"{name}.yaml").read_bytes()
+        )
+    monkeypatch.chdir(tmp_path)
+    params = tmp_path / "params.yaml"
+    assert choose_profile("laptop")
+    assert not choose_profile("laptop")
+    params.write_text(params.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
+    edited = params.read_text()
+    assert not choose_profile("laptop")
+    with pytest.raises(InputError, match="unedited"):
+        choose_profile("smoke")
+    assert params.read_text() == edited
+    params.write_bytes((tmp_path / "profiles" / "laptop.yaml").read_bytes())
+    assert choose_profile("smoke")
+    assert profile_module.main(["cloud"]) == 2

@@ -1,0 +1,103 @@
+import csv
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import MBartConfig, MBartForConditionalGeneration
+
+from dqlib.config import Configuration
+from dqlib.losses import LayerMaps, LossWeights
+from dqlib.student import make_student
+from dqlib.study import settings as S
+from dqlib.study.batches import Example, steps
+from dqlib.study.train import (
+    DistillationObjective,
+    TaskObjective,
+    TrainingError,
+    make_accelerator,
+    train,
+    validation_loss,
+)
+
+from .conftest import TINY
+
+
+def copying(count, seed):
+    """Examples whose target is the start of their source."""
+    order = random.Random(seed)
+    rows = [[order.randrange(5, 25) for _ in range(order.randrange(3, 9))] for _ in range(count)]
+    return [Example([*row, 2], [*row[:2], 2]) for row in rows]
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    config = MBartConfig(**{**TINY, "init_std": 0.1}, encoder_layers=2, decoder_layers=2)
+    return MBartForConditionalGeneration(config)
+
+
+def run(model, objective, folder: Path, **changes):
+    training = S.Training(
+        **{"steps": 60, "learning_rate": 3e-3, "batch_tokens": 600, "validations": 3, "seed": 1} | changes
+    )
+    data, held_out = copying(300, 0), copying(40, 1)
+    accelerator = make_accelerator(training.seed)
+    before = validation_loss(model, held_out, training, accelerator)
+    model = train(model, objective, steps(data, training), held_out, training, accelerator, folder / "log.csv", "test")
+    return before, validation_loss(model, held_out, training, accelerator)
+
+
+def read(folder):
+    with (folder / "log.csv").open() as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_training_lowers_the_validation_loss_and_logs_every_term(small, tmp_path):
+    before, after = run(small, TaskObjective(), tmp_path)
+    assert after < 0.7 * before
+    log = read(tmp_path)
+    assert set(log[0]) == {"step", "learning_rate", "loss", "task", "validation_loss"}
+    assert int(log[-1]["step"]) == 60
+    assert sum(row["validation_loss"] != "" for row in log) == 3
+
+
+def test_the_weights_of_the_best_validation_are_kept(small, tmp_path):
+    # A rate this high ends worse than it began; the last weights must not be the ones that are kept.
+    _, after = run(small, TaskObjective(), tmp_path, learning_rate=0.3, schedule="constant_with_warmup", validations=12)
+    logged = [float(row["validation_loss"]) for row in read(tmp_path) if row["validation_loss"]]
+    assert min(logged) < logged[-1]
+    assert after == pytest.approx(min(logged), rel=1e-4)
+
+
+def test_training_twice_gives_the_same_bits(tmp_path):
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = MBartForConditionalGeneration(
+            MBartConfig(**TINY | {"dropout": 0.1}, encoder_layers=1, decoder_layers=1)
+        )
+        run(model, TaskObjective(0.1), tmp_path, steps=8)
+        weights.append(model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_distilled_student_comes_closer_to_its_teacher(small, tmp_path):
+    run(small, TaskObjective(), tmp_path, steps=80)
+    student = make_student(small, Configuration.parse("2-2-8 2-1"))
+    before, after = run(student, DistillationObjective(small, LayerMaps([0, 1], [1]), LossWeights()), tmp_path)
+    assert after < 0.8 * before
+    log = read(tmp_path)
+    for term in ("task", "logits", "encoder_attention", "cross_attention", "encoder_hidden", "decoder_hidden"):
+        assert float(log[-1][term]) < float(log[0][term])
+
+
+class BrokenObjective(TaskObjective):
+    def terms(self, model, batch, denominators):
+        terms = super().terms(model, batch, denominators)
+        return terms | {"broken": terms["task"] * float("nan")}
+
+
+def test_a_loss_that_is_not_finite_stops_and_is_named(small, tmp_path):
+    with pytest.raises(TrainingError, match=r"loss term broken .* step 1"):
+        run(small, BrokenObjective(), tmp_path)
