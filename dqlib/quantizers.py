@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dqlib.config import FULL_PRECISION, WEIGHT_BITS
 from dqlib.errors import InputError
@@ -108,6 +109,19 @@ def straight_through(weight: Tensor, quantized: Tensor) -> Tensor:
     return _StraightThrough.apply(weight, quantized)
 
 
+#: Optimizer steps taken in this process. A weight's version counter tells of most changes, but fused
+#: optimizers write to weights without touching it.
+_optimizer_steps = 0
+
+
+def _count_optimizer_step(*_: Any) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_optimizer_step)
+
+
 class WeightFakeQuantizer:
     """Fake-quantizes a weight, once for each value that the weight takes.
 
@@ -131,7 +145,7 @@ class WeightFakeQuantizer:
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The fake-quantized weight, differentiable in ``weight`` by the straight-through estimator."""
-        key = (weight.data_ptr(), weight._version, weight.device, weight.dtype)
+        key = (_optimizer_steps, weight.data_ptr(), weight._version, weight.device, weight.dtype)
         if key != self._key:
             with torch.no_grad():
                 self._value = self.quantize(weight).dequantize().to(weight.dtype)

@@ -96,10 +96,15 @@ def test_padding_does_not_change_a_result(teacher, batch, config):
     torch.testing.assert_close(together, alone, atol=0.05 * float(alone.abs().max()), rtol=0)
 
 
-def test_weights_are_quantized_once_a_step_and_once_a_generation(teacher, batch):
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [(torch.optim.SGD, {}), (torch.optim.AdamW, {}), (torch.optim.AdamW, {"fused": True})],
+    ids=["sgd", "adamw", "fused-adamw"],  # a fused optimizer does not raise a weight's version counter
+)
+def test_weights_are_quantized_once_a_step_and_once_a_generation(teacher, batch, optimizer, options):
     student = make_student(teacher, Configuration.parse("2-2-8 2-1"))
     quantizers = {id(m.weight_quantizer): m.weight_quantizer for m in quantized_modules(student).values()}.values()
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.01)
+    optimizer = optimizer(student.parameters(), lr=0.01, **options)
     for step in range(3):
         for _ in range(2):  # two micro-batches
             student(**batch.inputs()).logits.sum().backward()

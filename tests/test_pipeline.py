@@ -1,0 +1,101 @@
+"""The pipeline as a user runs it: `dvc repro` from a clone, at the smoke profile."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+import yaml
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from dqlib.student import load_student
+from dqlib.study.paths import project_root
+from dqlib.study.results import COLUMNS
+
+TRACKED = ("dqlib", "notebooks", "profiles", ".dvc", "dvc.yaml", "params.yaml", "requirements.lock", ".gitignore")
+
+
+def call(clone: Path, *command: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(clone), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=clone, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the project after `dvc repro` at the smoke profile."""
+    target = tmp_path_factory.mktemp("clone")
+    for name in TRACKED:
+        source = project_root() / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
+        else:
+            shutil.copy(source, target / name)
+    shutil.copy(target / "profiles" / "laptop.yaml", target / "params.yaml")
+    call(target, "git", "init", "-q")
+    call(target, sys.executable, "-m", "dqlib.study.profile", "smoke")
+    call(target, "dvc", "repro", "-q")
+    return target
+
+
+def test_every_configuration_has_a_row_with_the_documented_columns(clone):
+    metrics = pandas.read_csv(clone / "runs" / "smoke" / "results" / "metrics.csv")
+    assert tuple(metrics.columns) == COLUMNS
+    assert metrics.role.tolist() == ["teacher", "student", "student"]
+    assert metrics.config.tolist() == ["32-32-32 2-2", "8-8-8 2-2", "2-2-8 2-1"]
+    assert metrics.compression.is_monotonic_increasing
+    assert metrics.bleu.isna().all()
+    assert (metrics.score_low <= metrics.score).all()
+    assert (metrics.score <= metrics.score_high).all()
+
+
+def test_figures_report_and_executed_notebooks_are_there(clone):
+    results = clone / "runs" / "smoke" / "results"
+    for name in ("tradeoff_summarization", "training_summarization"):
+        assert (results / "figures" / f"{name}.svg").read_text().count("<svg") == 1
+        assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "2-2-8 2-1" in (results / "README.md").read_text()
+    executed = {path.stem for path in (clone / "runs" / "smoke" / "notebooks").glob("*.ipynb")}
+    assert executed == {"teacher", "summarization-8-8-8_2-2", "summarization-2-2-8_2-1", "compare"}
+
+
+def test_teacher_and_student_are_standard_checkpoints(clone):
+    folder = clone / "runs" / "smoke" / "summarization"
+    teacher = AutoModelForSeq2SeqLM.from_pretrained(folder / "teacher")
+    student = load_student(folder / "students" / "2-2-8_2-1")
+    assert AutoTokenizer.from_pretrained(folder / "students" / "2-2-8_2-1").mask_token == "<mask>"
+    assert (teacher.config.decoder_layers, student.config.decoder_layers) == (2, 1)
+    assert (folder / "teacher" / "model.safetensors").is_file()
+
+
+def test_a_second_run_runs_nothing(clone):
+    said = call(clone, "dvc", "repro")
+    assert "Running stage" not in said
+    assert "up to date" in said
+
+
+def test_one_changed_configuration_reruns_that_student_and_the_comparison(clone):
+    params = yaml.safe_load((clone / "params.yaml").read_text())
+    metrics = clone / "runs" / "smoke" / "results" / "metrics.csv"
+    before = metrics.read_text().splitlines()
+    params["summarization"]["configs"][1] = "1-1-8_1-1"
+    (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    would = json.loads(call(clone, "dvc", "status", "--json"))
+    assert set(would) == {"summarization@1-1-8_1-1", "compare"}
+    call(clone, "dvc", "repro", "-q")
+    after = metrics.read_text().splitlines()
+    assert after[:3] == before[:3]
+    assert after[3].split(",")[3] == "1-1-8 1-1"
+
+
+def test_the_same_commit_gives_the_same_bytes(clone):
+    results = clone / "runs" / "smoke" / "results"
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    call(clone, "dvc", "repro", "-q", "--force", "--single-item", "summarization@8-8-8_2-2", "compare")
+    after = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    assert before == after
