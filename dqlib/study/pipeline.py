@@ -16,7 +16,8 @@ from pathlib import Path
 
 from dqlib.config import Configuration
 from dqlib.errors import InputError
-from dqlib.study.corpus import build_corpus
+from dqlib.study import settings as S
+from dqlib.study.corpus import build_corpus, load_info
 from dqlib.study.launch import JobError, launch
 from dqlib.study.paths import project_root, write_text
 from dqlib.study.settings import Settings, load_settings
@@ -91,6 +92,15 @@ class Study:
         return folder
 
 
+def describe_corpus(folder: Path, corpus: S.Corpus) -> str:
+    """Sizes of a built corpus, and how many of its documents the model will not read to their end."""
+    info = load_info(folder)
+    cut = sum(split["documents"] for split in info["truncated"].values())
+    pairs = sum(info["sizes"].values())
+    sizes = ", ".join(f"{size:,} {split}" for split, size in info["sizes"].items())
+    return f"{pairs:,} pairs ({sizes}); {cut:,} documents are longer than {corpus.source_tokens} tokens and will be cut"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Make one part of the study: ``python -m dqlib.study.pipeline corpus``."""
     parser = argparse.ArgumentParser(prog="python -m dqlib.study.pipeline", description=main.__doc__)
@@ -106,6 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{options.part}: {folder.relative_to(project_root())}")
+    if options.part == "corpus":
+        print(describe_corpus(folder, study.task.corpus))
     return 0
 
 
