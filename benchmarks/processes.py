@@ -77,7 +77,9 @@ def main() -> None:
         return measure(options.worker, options.steps)
     print(f"{available_cores()} cores, torch {torch.__version__}")
     for kind in KINDS:
-        ratios = [run(kind, options.processes, options.steps) / run(kind, 1, options.steps) for _ in range(options.rounds)]
+        ratios = [
+            run(kind, options.processes, options.steps) / run(kind, 1, options.steps) for _ in range(options.rounds)
+        ]
         print(f"{kind}: {options.processes} processes do {statistics.median(ratios):.2f} times the steps of one")
     return None
 

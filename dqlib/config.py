@@ -1,4 +1,6 @@
-"""A configuration ``W-E-A e-d``: bits of weights, embeddings and activations, then layers.
+"""What a student is and how it learns, as data: configurations, granularity, loss weights.
+
+A configuration ``W-E-A e-d`` gives bits of weights, embeddings and activations, then layers.
 
 ``2-2-8 6-3`` is the DQ-BART headline (16.5x smaller), ``2-2-8 1-1`` its limit (27.7x).
 Thirty-two bits stand for full precision, so ``32-32-32 6-3`` is distillation alone.
@@ -7,7 +9,8 @@ Thirty-two bits stand for full precision, so ``32-32-32 6-3`` is distillation al
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 
 from dqlib.errors import InputError
 
@@ -88,3 +91,38 @@ class Configuration:
                 raise InputError(
                     f"config '{self}', {field}", getattr(self, field), f"at most {depth}, as many as the teacher has"
                 )
+
+
+class Granularity(StrEnum):
+    """How many weights share one scale."""
+
+    PER_ROW = "per_row"
+    PER_TENSOR = "per_tensor"
+
+
+@dataclass(frozen=True, slots=True)
+class LossWeights:
+    """Weight of each family of terms in the total; 0 leaves the family out (and its cost).
+
+    Raises:
+        InputError: a weight is negative, or ``logits_loss`` is unknown.
+    """
+
+    task: float = 1.0
+    logits: float = 1.0
+    attention: float = 1.0
+    hidden: float = 1.0
+    logits_loss: str = "kl"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field, value in asdict(self).items():
+            if field == "logits_loss":
+                if value not in ("kl", "mse"):
+                    raise InputError(field, value, "kl or mse")
+            elif value < 0 or (field == "temperature" and value == 0):
+                raise InputError(field, value, "a positive number" if field == "temperature" else "at least 0")
+
+    def of(self, term: str) -> float:
+        """Weight of one term of :func:`dqlib.losses.distillation_terms`."""
+        return getattr(self, term.removeprefix("encoder_").removeprefix("decoder_").removeprefix("cross_"))

@@ -11,13 +11,13 @@ divergence at a temperature.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
-from dqlib.errors import InputError
+from dqlib.config import LossWeights
 
 IGNORED_LABEL = -100
 
@@ -96,34 +96,6 @@ def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor, denominator: T
     """
     per_query = (student - teacher).square().sum(dim=-1).mean(dim=1)  # (batch, query)
     return (per_query * mask).sum() / _denominator(denominator, mask)
-
-
-@dataclass(frozen=True, slots=True)
-class LossWeights:
-    """Weight of each family of terms in the total; 0 leaves the family out (and its cost).
-
-    Raises:
-        InputError: a weight is negative, or ``logits_loss`` is unknown.
-    """
-
-    task: float = 1.0
-    logits: float = 1.0
-    attention: float = 1.0
-    hidden: float = 1.0
-    logits_loss: str = "kl"
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        for field, value in asdict(self).items():
-            if field == "logits_loss":
-                if value not in ("kl", "mse"):
-                    raise InputError(field, value, "kl or mse")
-            elif value < 0 or (field == "temperature" and value == 0):
-                raise InputError(field, value, "a positive number" if field == "temperature" else "at least 0")
-
-    def of(self, term: str) -> float:
-        """Weight of one term of :func:`distillation_terms`."""
-        return getattr(self, term.removeprefix("encoder_").removeprefix("decoder_").removeprefix("cross_"))
 
 
 @dataclass(frozen=True, slots=True)

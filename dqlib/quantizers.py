@@ -11,25 +11,17 @@ Symbols: ``w`` a weight, ``q`` its codes, ``s`` the scale, ``b`` the bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from dqlib.config import FULL_PRECISION, WEIGHT_BITS
+from dqlib.config import FULL_PRECISION, WEIGHT_BITS, Granularity
 from dqlib.errors import InputError
 
 #: Threshold of ternary weights as a part of mean|w| (Ternary Weight Networks, arXiv:1605.04711, eq. 5).
 TERNARY_THRESHOLD = 0.7
-
-
-class Granularity(StrEnum):
-    """How many weights share one scale."""
-
-    PER_ROW = "per_row"
-    PER_TENSOR = "per_tensor"
 
 
 @dataclass(frozen=True, slots=True)

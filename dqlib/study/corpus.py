@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,18 +155,14 @@ def _truncated(
 def _overlap(splits: dict[str, list[Row]], n: int = 8) -> float:
     """Part of the test documents that share a run of ``n`` words with a train document at half or more of theirs."""
 
-    def runs(text: str) -> set[int]:
-        words = text.lower().split(": ", 1)[-1].split()
-        return {hash_words(words[i : i + n]) for i in range(len(words) - n + 1)}
+    def runs(text: str) -> set[tuple[str, ...]]:
+        words = [sys.intern(word) for word in text.lower().split(": ", 1)[-1].split()]
+        return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
-    def hash_words(words: list[str]) -> int:
-        return int.from_bytes(hashlib.blake2b(" ".join(words).encode(), digest_size=8).digest())
-
-    train: set[int] = set()
+    own = [runs(row["document"]) for row in splits["test"]]
+    wanted = set().union(*own)
+    train: set[tuple[str, ...]] = set()
     for row in splits["train"]:
-        train |= runs(row["document"])
-    shared = 0
-    for row in splits["test"]:
-        own = runs(row["document"])
-        shared += bool(own) and len(own & train) >= len(own) / 2
-    return round(shared / len(splits["test"]), 4)
+        train |= runs(row["document"]) & wanted
+    shared = sum(bool(each) and len(each & train) >= len(each) / 2 for each in own)
+    return round(shared / len(own), 4)

@@ -16,10 +16,8 @@ from typing import Any
 
 import yaml
 
-from dqlib.config import Configuration
+from dqlib.config import Configuration, Granularity, LossWeights
 from dqlib.errors import InputError
-from dqlib.losses import LossWeights
-from dqlib.quantizers import Granularity
 from dqlib.study.paths import Folders, project_root
 
 SOURCES = ("embedded", "files", "hub")
