@@ -52,7 +52,7 @@ def test_the_committed_parameters_are_the_laptop_profile():
         ("summarization.distill.learning_rate", float("nan"), "learning_rate: nan"),
         ("summarization.distill.loss", {"hidden": -1}, r"summarization.distill.loss.hidden: -1"),
         ("summarization.distill.granularity", "per_page", "per_row, per_tensor"),
-        ("summarization.distill.micro_batches", 3, "multiple of compute.processes"),
+        ("compute.processes", 3, "micro_batches: 2 .* multiple of compute.processes, 3"),
         ("compute.processes", 0, "compute.processes: 0"),
         ("summarisation", {}, "summarisation"),
         ("summarization.distill", None, "summarization.distill: None .* a block"),
