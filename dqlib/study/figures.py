@@ -60,20 +60,19 @@ def tradeoff(metrics: pandas.DataFrame, task: str) -> Figure:
             )
         low, high = rows.score_low.min(), rows.score_high.max()
         room = max(high - low, 1e-9)
-        axes.set_ylim(low - 0.12 * room, high + 0.22 * room)
-        for place, row in students.iterrows():
-            above = place % 2 == 0
+        axes.set_ylim(low - 0.12 * room, high + 0.12 * room)
+        for _, row in students.iterrows():
             axes.annotate(
-                f"{row.config}\n{row.compression:.1f}x",
-                (row.size_bytes / 1e6, row.score_high if above else row.score_low),
-                xytext=(0, 4 if above else -4),
+                f"{row.config}, {row.compression:.1f}x",
+                (row.size_bytes / 1e6, row.score),
+                xytext=(-5, 5),
                 textcoords="offset points",
-                ha="center",
-                va="bottom" if above else "top",
+                ha="right",
+                va="bottom",
                 fontsize=8,
             )
         axes.set_xscale("log")
-        axes.set_xlim(students.size_bytes.min() / 1e6 / 1.35, teacher.size_bytes / 1e6 * 1.1)
+        axes.set_xlim(students.size_bytes.min() / 1e6 / 1.7, teacher.size_bytes / 1e6 * 1.1)
         axes.set_xlabel("size of the model (MB, logarithmic)")
         axes.set_ylabel(f"{METRIC_NAMES.get(teacher.headline, teacher.headline)} (%)")
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))

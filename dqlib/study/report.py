@@ -67,7 +67,8 @@ def write_results(study: Study) -> Path:
     write_text(folder / TRAINING, training.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     (folder / FIGURES).mkdir(exist_ok=True)
     figures.save(figures.tradeoff(metrics, study.name), folder / FIGURES, f"tradeoff_{study.name}")
-    figures.save(figures.training_curves(training), folder / FIGURES, f"training_{study.name}")
+    students = training[~training.model.isin(["pre-training", "teacher"])]
+    figures.save(figures.training_curves(students), folder / FIGURES, f"training_{study.name}")
     write_text(folder / "README.md", _readme(study, metrics))
     return folder
 
