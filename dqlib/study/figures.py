@@ -63,16 +63,16 @@ def tradeoff(metrics: pandas.DataFrame, task: str) -> Figure:
         axes.set_ylim(low - 0.12 * room, high + 0.12 * room)
         for _, row in students.iterrows():
             axes.annotate(
-                f"{row.config}, {row.compression:.1f}x",
+                f"{row.config}\n{row.compression:.1f}x",
                 (row.size_bytes / 1e6, row.score),
-                xytext=(-5, 5),
+                xytext=(-5, 3),
                 textcoords="offset points",
                 ha="right",
                 va="bottom",
                 fontsize=8,
             )
         axes.set_xscale("log")
-        axes.set_xlim(students.size_bytes.min() / 1e6 / 1.7, teacher.size_bytes / 1e6 * 1.1)
+        axes.set_xlim(students.size_bytes.min() / 1e6 / 1.5, students.size_bytes.max() / 1e6 * 1.5)
         axes.set_xlabel("size of the model (MB, logarithmic)")
         axes.set_ylabel(f"{METRIC_NAMES.get(teacher.headline, teacher.headline)} (%)")
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
