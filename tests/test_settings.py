@@ -99,7 +99,7 @@ def test_choosing_a_profile_never_loses_edits(tmp_path, monkeypatch):
     params = tmp_path / "params.yaml"
     assert choose_profile("laptop")
     assert not choose_profile("laptop")
-    params.write_text(params.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
+    params.write_text(params.read_text() + "# mine\n")
     edited = params.read_text()
     assert not choose_profile("laptop")
     with pytest.raises(InputError, match="unedited"):
