@@ -1,45 +1,131 @@
-"""The one place that knows the names of layers in each supported architecture."""
+"""The one place that knows the names of layers in each supported architecture.
+
+Every entry needs a model that calls the transformers attention interface (``ALL_ATTENTION_FUNCTIONS``).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
 from transformers import PreTrainedConfig
 
+from dqlib.config import Configuration
 from dqlib.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A pile of layers that a student may take some of.
+
+    Args:
+        layers: path of the module list.
+        depth: field of the model's configuration that says how many there are.
+    """
+
+    layers: str
+    depth: str
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """Where a model keeps the modules that a student copies, quantizes or leaves.
 
+    A path that a model does not have (a head, a pooler) is passed over. What no field names, such as
+    LayerNorms, biases, fixed positions and a classifier, stays in full precision.
+
     Args:
-        encoder: path of the encoder, holding ``layers``.
-        decoder: path of the decoder, holding ``layers``.
-        token_embeddings: paths of the modules that look up the shared token embedding.
-        positions: paths of the learned position embeddings.
-        head: path of the output projection, tied to the token embedding.
-        key_value: names, within an attention, of the projections to keys and values.
+        encoder, decoder: its stacks; None for what it lacks.
+        attentions: paths, within a layer, of the attentions.
+        key_value: names, within an attention, of the projections that make keys and values.
+        heads: attribute of an attention with its number of heads.
+        token_embeddings: paths of the modules that look up tokens (one table, or several tied ones).
+        positions: paths of small learned tables, of positions and of token types.
+        heads_of_vocabulary: paths of the output projection.
+        linears: paths of linear layers outside of the stacks.
+        joint_projection: whether one projection makes query, keys and values, in this order.
     """
 
-    encoder: str
-    decoder: str
-    token_embeddings: tuple[str, ...]
-    positions: tuple[str, ...]
-    head: str
+    encoder: Stack | None
+    decoder: Stack | None
+    attentions: tuple[str, ...]
     key_value: tuple[str, ...]
+    heads: str
+    token_embeddings: tuple[str, ...]
+    positions: tuple[str, ...] = ()
+    heads_of_vocabulary: tuple[str, ...] = ("lm_head",)
+    linears: tuple[str, ...] = ()
+    joint_projection: bool = False
+
+    @property
+    def stacks(self) -> dict[str, Stack]:
+        """The stacks that there are, by side: ``encoder``, ``decoder``."""
+        sides = {"encoder": self.encoder, "decoder": self.decoder}
+        return {side: stack for side, stack in sides.items() if stack is not None}
+
+    def depths(self, config: PreTrainedConfig) -> tuple[int, int]:
+        """Encoder and decoder layers of a model; 0 for the stack that it lacks."""
+        return tuple(getattr(config, s.depth) if s is not None else 0 for s in (self.encoder, self.decoder))
+
+    def check_fits(self, configuration: Configuration, config: PreTrainedConfig) -> None:
+        """Check that a configuration's depths are ones that a teacher of this architecture can give.
+
+        Raises:
+            InputError: deeper than the teacher, or layers on a side that it lacks, or none on one that it has.
+        """
+        configuration.check_fits(*self.depths(config))
+        for side in self.stacks:
+            if not getattr(configuration, f"{side}_layers"):
+                raise InputError(f"config '{configuration}', {side}_layers", 0, "at least 1 for this architecture")
 
 
+_SEQUENCE_TO_SEQUENCE = {
+    "encoder": Stack("model.encoder.layers", "encoder_layers"),
+    "decoder": Stack("model.decoder.layers", "decoder_layers"),
+    "attentions": ("self_attn", "encoder_attn"),
+    "key_value": ("k_proj", "v_proj"),
+    "heads": "num_heads",
+    "token_embeddings": ("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens"),
+}
 _BART = Architecture(
-    encoder="model.encoder",
-    decoder="model.decoder",
-    token_embeddings=("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens"),
+    **_SEQUENCE_TO_SEQUENCE,
     positions=("model.encoder.embed_positions", "model.decoder.embed_positions"),
-    head="lm_head",
-    key_value=("k_proj", "v_proj"),
 )
 
-ARCHITECTURES: dict[str, Architecture] = {"bart": _BART, "mbart": _BART}
+ARCHITECTURES: dict[str, Architecture] = {
+    "bart": _BART,
+    "mbart": _BART,
+    "marian": Architecture(**_SEQUENCE_TO_SEQUENCE),  # its positions are sinusoids, not learned
+    "t5": Architecture(
+        encoder=Stack("encoder.block", "num_layers"),
+        decoder=Stack("decoder.block", "num_decoder_layers"),
+        attentions=("layer.0.SelfAttention", "layer.1.EncDecAttention"),
+        key_value=("k", "v"),
+        heads="n_heads",
+        token_embeddings=("shared", "encoder.embed_tokens", "decoder.embed_tokens"),
+    ),
+    "bert": Architecture(
+        encoder=Stack("bert.encoder.layer", "num_hidden_layers"),
+        decoder=None,
+        attentions=("attention.self",),
+        key_value=("key", "value"),
+        heads="num_attention_heads",
+        token_embeddings=("bert.embeddings.word_embeddings",),
+        positions=("bert.embeddings.position_embeddings", "bert.embeddings.token_type_embeddings"),
+        heads_of_vocabulary=("cls.predictions.decoder",),
+        linears=("bert.pooler.dense", "cls.predictions.transform.dense"),
+    ),
+    "gpt2": Architecture(
+        encoder=None,
+        decoder=Stack("transformer.h", "n_layer"),
+        attentions=("attn",),
+        key_value=("c_attn",),
+        heads="num_heads",
+        token_embeddings=("transformer.wte",),
+        positions=("transformer.wpe",),
+        joint_projection=True,
+    ),
+}
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
@@ -55,5 +141,14 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
         raise InputError(
             "model_type",
             config.model_type,
-            f"one of {known} (add others to ARCHITECTURES in dqlib/architectures.py)",
+            f"one of {known}; to add one, put an Architecture with its layer names into ARCHITECTURES "
+            "in dqlib/architectures.py",
         ) from None
+
+
+def submodule(root: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path, or None where there is none."""
+    try:
+        return root.get_submodule(path)
+    except AttributeError:
+        return None

@@ -3,7 +3,8 @@
 Registered as ``"dqlib"``: a model switched to it with ``set_attn_implementation("dqlib")`` keeps its
 own code. Queries are rounded one token and head at a time, the probabilities on an unsigned grid; keys
 and values come rounded from their projections (:class:`dqlib.layers.QuantLinear`), so that a cache of them
-is not rounded again at every step. A module without ``activation_bits`` computes in full precision.
+is not rounded again at every step. Where one scale serves a whole tensor, as in DQ-BART's code, keys and
+values are rounded here, with all that a cache holds. A module without ``activation`` computes in full precision.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from dqlib.config import FULL_PRECISION
-from dqlib.quantizers import fake_quantize_activation
+from dqlib.layers import ActivationFakeQuantizer
 
 NAME = "dqlib"
+
+_FULL_PRECISION = ActivationFakeQuantizer()
 
 
 def quantized_attention(
@@ -26,28 +28,37 @@ def quantized_attention(
     query: Tensor,  # (batch, heads, query, head_dim)
     key: Tensor,  # (batch, heads, key, head_dim)
     value: Tensor,  # (batch, heads, key, head_dim)
-    attention_mask: Tensor | None,  # (batch or 1, 1, query, key), added to the scores
+    attention_mask: Tensor | None,  # (batch or 1, 1 or heads, query, key), added to the scores
     scaling: float | None = None,
     dropout: float = 0.0,
+    position_bias: Tensor | None = None,  # (1, heads, query, key), T5's
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention on quantized inputs.
 
     Returns:
-        Output (batch, query, heads, head_dim) and probabilities (batch, heads, query, key). The
-        probabilities are those before rounding and dropout, which is what a student's maps are compared by.
+        Output (batch, query, heads, head_dim) and attention maps (batch, heads, query, key), which are what a
+        student is compared by: the probabilities before rounding and dropout, or, in a module whose
+        ``attention_maps`` is ``"scores"``, what the softmax is taken of, zero where masked.
     """
-    bits = getattr(module, "activation_bits", FULL_PRECISION)
-    query = fake_quantize_activation(query, bits)
+    round_to_grid = getattr(module, "activation", _FULL_PRECISION)
     scaling = query.size(-1) ** -0.5 if scaling is None else scaling
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # (batch, heads, query, key)
+    if round_to_grid.per_tensor:  # as DQ-BART's code has it: the query is scaled before it is clipped
+        query, key, value = round_to_grid(query * scaling), round_to_grid(key), round_to_grid(value)
+        scores = torch.matmul(query, key.transpose(2, 3))  # (batch, heads, query, key)
+    else:
+        scores = torch.matmul(round_to_grid(query), key.transpose(2, 3)) * scaling
+    if position_bias is not None:
+        scores = scores + position_bias
     if attention_mask is not None:
         scores = scores + attention_mask
     probabilities = torch.softmax(scores, dim=-1)
-    rounded = fake_quantize_activation(probabilities, bits, unsigned=True)
-    rounded = nn.functional.dropout(rounded, p=dropout, training=module.training)
-    output = torch.matmul(rounded, value)  # (batch, heads, query, head_dim)
-    return output.transpose(1, 2).contiguous(), probabilities
+    dropped = nn.functional.dropout(probabilities, p=dropout, training=module.training)
+    output = torch.matmul(round_to_grid(dropped, unsigned=True), value)  # (batch, heads, query, head_dim)
+    maps = probabilities
+    if getattr(module, "attention_maps", "probabilities") == "scores":
+        maps = scores.masked_fill(scores < torch.finfo(scores.dtype).min / 2, 0.0)
+    return output.transpose(1, 2).contiguous(), maps
 
 
 def register() -> None:

@@ -9,14 +9,14 @@ Thirty-two bits stand for full precision, so ``32-32-32 6-3`` is distillation al
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 
 from dqlib.errors import InputError
 
 FULL_PRECISION = 32
-WEIGHT_BITS = (1, 2, 3, 4, 8, FULL_PRECISION)
-ACTIVATION_BITS = (8, FULL_PRECISION)
+WEIGHT_BITS = (*range(1, 9), FULL_PRECISION)
+ACTIVATION_BITS = (4, 8, FULL_PRECISION)
 
 _PATTERN = re.compile(r"(\d+)-(\d+)-(\d+)[ _](\d+)-(\d+)")
 _FORM = "of the form 'W-E-A e-d', such as '2-2-8 6-3' (bits of weights, embeddings, activations; layers)"
@@ -49,8 +49,10 @@ class Configuration:
             if value not in allowed:
                 raise InputError(field, value, f"one of {', '.join(map(str, allowed))}")
         for field in ("encoder_layers", "decoder_layers"):
-            if getattr(self, field) < 1:
-                raise InputError(field, getattr(self, field), "at least 1")
+            if getattr(self, field) < 0:
+                raise InputError(field, getattr(self, field), "at least 0")
+        if not self.encoder_layers + self.decoder_layers:
+            raise InputError("encoder_layers", 0, "at least 1 where decoder_layers is 0")
 
     @classmethod
     def parse(cls, text: str) -> Configuration:
@@ -93,36 +95,190 @@ class Configuration:
                 )
 
 
-class Granularity(StrEnum):
-    """How many weights share one scale."""
+class Scheme(StrEnum):
+    """How a weight becomes codes; :func:`dqlib.quantizers.quantize` has the formulas."""
 
-    PER_ROW = "per_row"
-    PER_TENSOR = "per_tensor"
+    SYMMETRIC = "symmetric"
+    ASYMMETRIC = "asymmetric"
+    TERNARY = "ternary"
+    BINARY = "binary"
+    LSQ = "lsq"
+    DYNAMIC = "dynamic"
+
+    @property
+    def learned(self) -> bool:
+        """Whether the scale is trained with the weights."""
+        return self in (Scheme.LSQ, Scheme.DYNAMIC)
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """Bits that the scheme has a grid for."""
+        return {Scheme.TERNARY: (2,), Scheme.BINARY: (1,), Scheme.DYNAMIC: tuple(range(1, 9))}.get(
+            self, tuple(range(2, 9))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Granularity:
+    """How many weights share one scale: the tensor's, a row's, or ``group`` neighbours of a row.
+
+    Raises:
+        InputError: the kind is unknown, or a group is not a positive number.
+    """
+
+    kind: str = "per_row"
+    group: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("per_tensor", "per_row", "per_group") or (self.kind == "per_group") != (self.group > 0):
+            raise InputError("granularity", str(self), _GRANULARITIES)
+
+    @classmethod
+    def parse(cls, text: str | Granularity) -> Granularity:
+        """Read ``per_tensor``, ``per_row`` or ``per_group_64``.
+
+        Raises:
+            InputError: the text has another form.
+        """
+        if isinstance(text, Granularity):
+            return text
+        match = re.fullmatch(r"(per_tensor|per_row|per_group)(?:_(\d+))?", str(text))
+        if match is None or (match[1] == "per_group") != (match[2] is not None) or match[2] == "0":
+            raise InputError("granularity", text, _GRANULARITIES)
+        return cls(match[1], int(match[2] or 0))
+
+    def __str__(self) -> str:
+        return f"{self.kind}_{self.group}" if self.group else self.kind
+
+    def scale_shape(self, rows: int, columns: int) -> tuple[int, int]:
+        """Shape of the scales of a matrix: (1, 1), (rows, 1) or (rows, columns / group).
+
+        Raises:
+            InputError: the group does not divide the row.
+        """
+        if self.kind == "per_tensor":
+            return 1, 1
+        if self.kind == "per_row":
+            return rows, 1
+        if columns % self.group:
+            raise InputError("granularity", str(self), f"a group that divides a row of {columns} weights")
+        return rows, columns // self.group
+
+
+_GRANULARITIES = "per_tensor, per_row, or per_group_k with k weights a scale, such as per_group_64"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightQuantization:
+    """How weights of each bit width become codes.
+
+    Args:
+        binary, ternary, uniform: scheme at 1 bit, at 2 bits, and above.
+        linear, embedding: granularity of the scales in linear layers and in embeddings.
+        clip: weights are clipped to [-clip, clip] first, and get no gradient outside; None for no clipping.
+        factor: train a factor on each scale, starting from 1, where the scheme's own scale is not trained.
+        full_range: see :func:`dqlib.quantizers.quantize`.
+
+    Raises:
+        InputError: a scheme has no grid for its bits, or a field is out of range.
+    """
+
+    binary: str = "binary"
+    ternary: str = "ternary"
+    uniform: str = "symmetric"
+    linear: str = "per_row"
+    embedding: str = "per_row"
+    clip: float | None = None
+    factor: bool = False
+    full_range: bool = False
+
+    def __post_init__(self) -> None:
+        for field, bits in (("binary", 1), ("ternary", 2), ("uniform", 8)):
+            allowed = [str(scheme) for scheme in Scheme if bits in scheme.bits]
+            if getattr(self, field) not in allowed:
+                raise InputError(field, getattr(self, field), f"one of {', '.join(allowed)}")
+        for field in ("linear", "embedding"):
+            Granularity.parse(getattr(self, field))
+        if self.clip is not None and not self.clip > 0:
+            raise InputError("clip", self.clip, "a positive number, or left out")
+
+    def scheme(self, bits: int) -> Scheme:
+        """The scheme of weights of that many bits."""
+        return Scheme({1: self.binary, 2: self.ternary}.get(bits, self.uniform))
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationQuantization:
+    """How activations are rounded: one dynamic scale a token (the last dimension) or a tensor.
+
+    Args:
+        granularity: ``per_token`` or ``per_tensor``.
+        unsigned: attention probabilities use the grid 0 .. 2^b - 1 instead of the signed one.
+        clip: activations are clipped to [-clip, clip] first, and get no gradient outside; None for no clipping.
+
+    Raises:
+        InputError: a field is out of range.
+    """
+
+    granularity: str = "per_token"
+    unsigned: bool = True
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.granularity not in ("per_token", "per_tensor"):
+            raise InputError("granularity", self.granularity, "per_token or per_tensor")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError("clip", self.clip, "a positive number, or left out")
 
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
     """Weight of each family of terms in the total; 0 leaves the family out (and its cost).
 
+    Args:
+        task, logits, attention, hidden, contrastive: weights.
+        logits_loss: ``kl`` (at ``temperature``) or ``mse``.
+        attention_maps: compare ``probabilities`` or ``scores`` (before the softmax).
+        reduction: ``tokens`` averages over tokens that are not padding and over layers; ``reference`` as DQ-BART's
+            code does: over all positions, padding too, summed over layers, embeddings' output counted as one.
+        contrastive_temperature, momentum: of the contrastive loss and its memory bank.
+
     Raises:
-        InputError: a weight is negative, or ``logits_loss`` is unknown.
+        InputError: a weight is negative, or a choice is unknown.
     """
 
     task: float = 1.0
     logits: float = 1.0
     attention: float = 1.0
     hidden: float = 1.0
+    contrastive: float = 0.0
     logits_loss: str = "kl"
     temperature: float = 1.0
+    attention_maps: str = "probabilities"
+    reduction: str = "tokens"
+    contrastive_temperature: float = 0.1
+    momentum: float = 0.5
 
     def __post_init__(self) -> None:
-        for field, value in asdict(self).items():
-            if field == "logits_loss":
-                if value not in ("kl", "mse"):
-                    raise InputError(field, value, "kl or mse")
-            elif value < 0 or (field == "temperature" and value == 0):
-                raise InputError(field, value, "a positive number" if field == "temperature" else "at least 0")
+        for field, allowed in _CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise InputError(field, getattr(self, field), " or ".join(allowed))
+        for field in ("task", "logits", "attention", "hidden", "contrastive"):
+            if not getattr(self, field) >= 0:
+                raise InputError(field, getattr(self, field), "at least 0")
+        for field in ("temperature", "contrastive_temperature"):
+            if not getattr(self, field) > 0:
+                raise InputError(field, getattr(self, field), "a positive number")
+        if not 0 <= self.momentum < 1:
+            raise InputError("momentum", self.momentum, "at least 0 and below 1")
 
     def of(self, term: str) -> float:
-        """Weight of one term of :func:`dqlib.losses.distillation_terms`."""
-        return getattr(self, term.removeprefix("encoder_").removeprefix("decoder_").removeprefix("cross_"))
+        """Weight of one term of :func:`dqlib.losses.distillation_terms`, such as ``cross_attention``."""
+        return getattr(self, term.rpartition("_")[2])
+
+
+_CHOICES = {
+    "logits_loss": ("kl", "mse"),
+    "attention_maps": ("probabilities", "scores"),
+    "reduction": ("tokens", "reference"),
+}

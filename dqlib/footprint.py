@@ -37,14 +37,15 @@ def footprint(model: nn.Module) -> list[Entry]:
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     entries = []
     for name, parameter in model.named_parameters():  # each tied parameter once
+        if name.endswith("weight_quantizer.learned"):
+            continue  # part of the scale that is counted with its weight
         module = quantized.get(id(parameter))
         if module is None:
             entries.append(Entry(name, "rest", parameter.numel(), 8 * FP16_BYTES, 0))
         else:
-            codes = module.weight_quantizer.quantize(parameter)
-            entries.append(
-                Entry(name, _kind(name, id(parameter) in tables), codes.codes.numel(), codes.bits, codes.scale.numel())
-            )
+            codes = module.quantized()
+            scales = codes.scale.numel() + (0 if codes.zero_point is None else codes.zero_point.numel())
+            entries.append(Entry(name, _kind(name, id(parameter) in tables), codes.codes.numel(), codes.bits, scales))
     return entries
 
 
@@ -59,6 +60,6 @@ def fp32_size_bytes(model: nn.Module) -> int:
 
 
 def _kind(name: str, is_table: bool) -> str:
-    if "embed_positions" in name:
+    if "position" in name:
         return "positions"
     return "embedding" if is_table else "weights"

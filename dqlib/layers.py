@@ -7,12 +7,60 @@ training from.
 
 from __future__ import annotations
 
+import weakref
 from functools import cache
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from dqlib.config import FULL_PRECISION
-from dqlib.quantizers import WeightFakeQuantizer, fake_quantize_activation
+from dqlib.config import FULL_PRECISION, ActivationQuantization
+from dqlib.fake_quantize import WeightFakeQuantizer
+from dqlib.quantizers import Quantized, fake_quantize_activation
+
+
+class ActivationFakeQuantizer:
+    """Rounds activations, and the input that several layers share (queries, keys, values) once for all of them.
+
+    Args:
+        bits: of the grid; 32 leaves activations as they are.
+        quantization: granularity, clip and grid of probabilities.
+    """
+
+    def __init__(self, bits: int = FULL_PRECISION, quantization: ActivationQuantization | None = None) -> None:
+        self.bits = bits
+        self.quantization = ActivationQuantization() if quantization is None else quantization
+        self._last: tuple[weakref.ref[Tensor], int, bool, Tensor] | None = None
+
+    @property
+    def per_tensor(self) -> bool:
+        """Whether one scale serves a whole tensor, so that a part of it cannot be rounded alone."""
+        return self.bits < FULL_PRECISION and self.quantization.granularity == "per_tensor"
+
+    def __call__(self, x: Tensor, unsigned: bool = False) -> Tensor:
+        """``x`` rounded; ``unsigned`` for attention probabilities."""
+        q = self.quantization
+        return fake_quantize_activation(x, self.bits, unsigned and q.unsigned, self.per_tensor, q.clip)
+
+    def shared(self, x: Tensor) -> Tensor:
+        """``x`` rounded, or what the last call gave for this very tensor."""
+        if self.bits >= FULL_PRECISION:
+            return x
+        if self._last is not None:
+            last, version, with_gradient, rounded = self._last
+            if last() is x and version == _version(x) and with_gradient == torch.is_grad_enabled():
+                return rounded
+        rounded = self(x)
+        self._last = weakref.ref(x), _version(x), torch.is_grad_enabled(), rounded
+        return rounded
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ActivationFakeQuantizer:
+        return type(self)(self.bits, self.quantization)
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
 
 
 class QuantLinear(nn.Linear):
@@ -23,16 +71,44 @@ class QuantLinear(nn.Linear):
     """
 
     weight_quantizer: WeightFakeQuantizer | None
-    activation_bits: int
+    activation: ActivationFakeQuantizer
     output_heads: int | None
+    output_skip: int
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        output = nn.functional.linear(fake_quantize_activation(x, self.activation_bits), weight, self.bias)
-        if self.output_heads is None:
-            return output
-        by_head = output.unflatten(-1, (self.output_heads, -1))  # (batch, tokens, heads, head_dim)
-        return fake_quantize_activation(by_head, self.activation_bits).flatten(-2)
+        return _linear(self, x, self.weight)
+
+    def quantized(self) -> Quantized:
+        """Codes and scales of the weight, (outputs, inputs)."""
+        return self.weight_quantizer.quantize(self.weight)
+
+
+class QuantConv1D(Conv1D):
+    """GPT-2's linear layer, which keeps its weight as (inputs, outputs); it is quantized as (outputs, inputs)."""
+
+    weight_quantizer: WeightFakeQuantizer | None
+    activation: ActivationFakeQuantizer
+    output_heads: int | None
+    output_skip: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _linear(self, x, self.weight.T)
+
+    def quantized(self) -> Quantized:
+        """Codes and scales of the weight, (outputs, inputs)."""
+        return self.weight_quantizer.quantize(self.weight.T)
+
+
+def _linear(layer: QuantLinear | QuantConv1D, x: Tensor, weight: Tensor) -> Tensor:
+    if layer.weight_quantizer is not None:
+        weight = layer.weight_quantizer(weight)
+    output = nn.functional.linear(layer.activation.shared(x), weight, layer.bias)
+    if layer.output_heads is None:
+        return output
+    # (batch, tokens, heads, head_dim)
+    by_head = output[..., layer.output_skip :].unflatten(-1, (layer.output_heads, -1))
+    rounded = layer.activation(by_head).flatten(-2)
+    return torch.cat([output[..., : layer.output_skip], rounded], dim=-1) if layer.output_skip else rounded
 
 
 class QuantEmbedding(nn.Embedding):
@@ -43,6 +119,10 @@ class QuantEmbedding(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         return nn.functional.embedding(ids, self.weight_quantizer(self.weight), self.padding_idx)
 
+    def quantized(self) -> Quantized:
+        """Codes and scales of the table, (rows, features)."""
+        return self.weight_quantizer.quantize(self.weight)
+
 
 @cache
 def _quantized_embedding(base: type[nn.Embedding]) -> type[nn.Embedding]:
@@ -52,14 +132,24 @@ def _quantized_embedding(base: type[nn.Embedding]) -> type[nn.Embedding]:
 
 
 def quantize_linear(
-    layer: nn.Linear,
+    layer: nn.Linear | Conv1D,
     quantizer: WeightFakeQuantizer | None,
-    activation_bits: int = FULL_PRECISION,
+    activation: ActivationFakeQuantizer,
     output_heads: int | None = None,
+    output_skip: int = 0,
 ) -> None:
-    """Turn a linear layer into a :class:`QuantLinear`, in place; ``output_heads`` if it makes keys or values."""
-    layer.__class__ = QuantLinear
-    layer.weight_quantizer, layer.activation_bits, layer.output_heads = quantizer, activation_bits, output_heads
+    """Turn a linear layer into a quantized one, in place.
+
+    Args:
+        layer: what becomes quantized.
+        quantizer: of its weight; None leaves the weight as it is.
+        activation: rounds its input.
+        output_heads: heads of the keys or values that it makes, which are rounded; None if it makes none.
+        output_skip: leading outputs that are not among them (a query made by the same projection).
+    """
+    layer.__class__ = QuantConv1D if isinstance(layer, Conv1D) else QuantLinear
+    layer.weight_quantizer, layer.activation = quantizer, activation
+    layer.output_heads, layer.output_skip = output_heads, output_skip
 
 
 def quantize_embedding(layer: nn.Embedding, quantizer: WeightFakeQuantizer) -> None:

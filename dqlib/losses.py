@@ -5,7 +5,7 @@ number of those positions; a training step that is split over micro-batches or p
 number of the whole step, so that splitting changes nothing.
 
 Sources: DQ-BART (arXiv:2203.11239, section 2.2, eq. 4), Hinton et al. 2015 (arXiv:1503.02531) for the
-divergence at a temperature.
+divergence at a temperature, QuantGPT (arXiv:2203.10705, section 3.1) for the contrast of tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.modeling_outputs import ModelOutput
 
 from dqlib.config import LossWeights
 
@@ -83,19 +83,94 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor, denominator: Tens
     return (per_token * mask).sum() / _denominator(denominator, mask)
 
 
-def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor, denominator: Tensor | float | None = None) -> Tensor:
-    """Squared distance of attention distributions, averaged over heads and the queries that count.
+def attention_mse(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    denominator: Tensor | float | None = None,
+    keys: Tensor | None = None,
+) -> Tensor:
+    """Squared distance of attention maps, averaged over heads and the queries that count.
 
-    Keys that are masked have probability zero in both and add nothing, so the length of the padding
-    does not change the loss.
+    Keys that are masked are zero in both maps and add nothing, so the length of the padding does not
+    change the loss. Probabilities are summed over keys; scores, which do not sum to one, are averaged over
+    the ``keys`` that a query sees.
 
     Args:
-        student, teacher: probabilities, (batch, heads, query, key).
+        student, teacher: probabilities or scores, (batch, heads, query, key).
         mask: (batch, query), True where a query counts.
         denominator: queries to divide by; those that count here, when None.
+        keys: (batch, query), how many keys each query sees; None for probabilities.
     """
     per_query = (student - teacher).square().sum(dim=-1).mean(dim=1)  # (batch, query)
+    if keys is not None:
+        per_query = per_query / keys.clamp(min=1)
     return (per_query * mask).sum() / _denominator(denominator, mask)
+
+
+def token_contrastive(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    denominator: Tensor | float | None = None,
+    temperature: float = 0.1,
+) -> Tensor:
+    """Contrast of tokens: a student's token should be most like the same token of the teacher.
+
+    For token i of a sequence, with cosine similarity sim and all tokens j of the sequence that count,
+    ``-log(exp(sim(s_i, t_i) / tau) / sum_j exp(sim(s_i, t_j) / tau))`` (QuantGPT, arXiv:2203.10705, eq. 5).
+
+    Args:
+        student, teacher: last hidden states, (batch, tokens, features).
+        mask: (batch, tokens), True where a token counts, as an anchor, a positive or a negative.
+        denominator: tokens to divide by; those that count here, when None.
+        temperature: tau.
+    """
+    unit = torch.nn.functional.normalize
+    similarity = unit(student, dim=-1) @ unit(teacher, dim=-1).transpose(1, 2) / temperature  # (batch, anchor, token)
+    similarity = similarity.masked_fill(~mask.unsqueeze(1), torch.finfo(similarity.dtype).min)
+    per_token = torch.logsumexp(similarity, dim=-1) - similarity.diagonal(dim1=1, dim2=2)  # (batch, tokens)
+    return per_token.masked_fill(~mask, 0.0).sum() / _denominator(denominator, mask)
+
+
+class MemoryBank:
+    """Moving averages of the student's token representations, which smooth the anchors of the contrast.
+
+    QuantGPT (arXiv:2203.10705, section 3.1) keeps one a token of the training set; here it is one an entry of the
+    vocabulary, so that its size does not grow with the corpus and a short training meets each more than once.
+
+    Args:
+        size: number of entries.
+        momentum: part of the old average that stays.
+    """
+
+    def __init__(self, size: int, momentum: float) -> None:
+        self.size, self.momentum = size, momentum
+        self._averages: Tensor | None = None
+        self._seen: Tensor | None = None
+
+    def smooth(self, states: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """The states, mixed with the averages that are known of their keys; the averages take in the result.
+
+        Args:
+            states: (batch, tokens, features); the gradient passes through the part that is new.
+            keys: (batch, tokens), the entry of each token.
+            mask: (batch, tokens), True where a token counts.
+        """
+        if self._averages is None or self._seen is None:
+            self._averages = states.new_zeros(self.size, states.size(-1))
+            self._seen = torch.zeros(self.size, dtype=torch.bool, device=states.device)
+        keys = keys.clamp(min=0)
+        share = self.momentum * self._seen[keys].unsqueeze(-1)  # (batch, tokens, 1)
+        mixed = torch.lerp(states, self._averages[keys], share.to(states.dtype).expand_as(states))
+        with torch.no_grad():
+            index, values = keys[mask], mixed[mask]
+            sums = torch.zeros_like(self._averages).index_add_(0, index, values)
+            counts = torch.bincount(index, minlength=self.size).unsqueeze(-1)
+            met = counts.squeeze(-1) > 0
+            self._averages[met] = sums[met] / counts[met]
+            self._seen |= met
+        return mixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,31 +181,56 @@ class LayerMaps:
     decoder: Sequence[int]
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Attention maps or hidden states of one stack, beside those of the teacher.
+
+    Attributes:
+        name: of the loss term, such as ``cross_attention``.
+        pairs: student's and teacher's tensors, one pair a student layer.
+        mask: (batch, tokens), True where a token counts.
+        keys: (batch, tokens), how many keys each token sees, for attention.
+        denominator: tokens of the whole step.
+    """
+
+    name: str
+    pairs: list[tuple[Tensor, Tensor]]
+    mask: Tensor
+    keys: Tensor | None
+    denominator: Tensor | float | None
+
+
 def distillation_terms(
-    student: Seq2SeqLMOutput,
-    teacher: Seq2SeqLMOutput,
+    student: ModelOutput,
+    teacher: ModelOutput,
     labels: Tensor,
     source_mask: Tensor,
     maps: LayerMaps,
     weights: LossWeights,
     denominators: tuple[Tensor | float | None, Tensor | float | None] = (None, None),
+    bank: MemoryBank | None = None,
 ) -> dict[str, Tensor]:
     """Every loss term of a distillation step, not yet weighted.
 
     Args:
         student, teacher: outputs with attentions and hidden states where their weight is not 0.
-        labels: (batch, target), -100 where padded.
+        labels: (batch, target), -100 where padded, each the label of the logits at its own place; (batch,) of a
+            classifier.
         source_mask: (batch, source), True where not padded.
-        maps: which teacher layer supervises which student layer.
+        maps: which teacher layer supervises which student layer; an empty side has no terms.
         weights: families with weight 0 are left out.
         denominators: source and target tokens of the whole step.
+        bank: smooths the anchors of the contrast; None for none.
 
     Returns:
-        Term by name: ``task``, ``logits``, ``{encoder,decoder,cross}_attention``, ``{encoder,decoder}_hidden``;
-        layered terms are means over the student's layers.
+        Term by name: ``task``, ``logits``, ``contrastive``, ``{encoder,decoder,cross}_attention``,
+        ``{encoder,decoder}_hidden``; layered terms are means over the student's layers. With the reduction
+        ``reference``, what :func:`reference_terms` gives.
     """
+    if weights.reduction == "reference":
+        return reference_terms(student, teacher, labels, maps, weights)
     target_mask = labels != IGNORED_LABEL
-    sources, targets = denominators
+    targets = denominators[1]
     terms: dict[str, Tensor] = {}
     if weights.task:
         terms["task"] = cross_entropy(student.logits, labels, targets)
@@ -139,23 +239,87 @@ def distillation_terms(
     elif weights.logits:
         terms["logits"] = logits_mse(student.logits, teacher.logits, target_mask, targets)
     if weights.attention:
-        for name, field, layers, mask, denominator in (
-            ("encoder_attention", "encoder_attentions", maps.encoder, source_mask, sources),
-            ("decoder_attention", "decoder_attentions", maps.decoder, target_mask, targets),
-            ("cross_attention", "cross_attentions", maps.decoder, target_mask, targets),
+        for part in _parts("attention", student, teacher, maps, source_mask, target_mask, denominators):
+            keys = part.keys if weights.attention_maps == "scores" else None
+            losses = [attention_mse(ours, theirs, part.mask, part.denominator, keys) for ours, theirs in part.pairs]
+            terms[part.name] = torch.stack(losses).mean()
+    if weights.hidden:
+        for part in _parts("hidden", student, teacher, maps, source_mask, target_mask, denominators):
+            losses = [hidden_mse(ours, theirs, part.mask, part.denominator) for ours, theirs in part.pairs]
+            terms[part.name] = torch.stack(losses).mean()
+    if weights.contrastive:
+        last = _parts("hidden", student, teacher, maps, source_mask, target_mask, denominators)[-1]
+        ours, theirs = last.pairs[-1]
+        if bank is not None:
+            ours = bank.smooth(ours, labels, last.mask)
+        terms["contrastive"] = token_contrastive(
+            ours, theirs, last.mask, last.denominator, weights.contrastive_temperature
+        )
+    return terms
+
+
+def reference_terms(
+    student: ModelOutput, teacher: ModelOutput, labels: Tensor, maps: LayerMaps, weights: LossWeights
+) -> dict[str, Tensor]:
+    """The terms that DQ-BART's code adds up: plain means, padding counted, summed over layers.
+
+    The output of the embeddings counts as a layer of its own, and ``encoder_last_hidden`` is summed over the
+    batch, so that its weight grows with the batch's size.
+
+    Returns:
+        ``task``, ``logits``, ``{encoder,decoder,cross}_attention``, ``{encoder,encoder_last,decoder}_hidden``.
+    """
+    mse = torch.nn.functional.mse_loss
+    terms: dict[str, Tensor] = {}
+    if weights.task:
+        terms["task"] = cross_entropy(student.logits, labels)
+    if weights.logits:
+        terms["logits"] = mse(student.logits, teacher.logits)
+    if weights.attention:
+        for name, field, layers in (
+            ("encoder_attention", "encoder_attentions", maps.encoder),
+            ("decoder_attention", "decoder_attentions", maps.decoder),
+            ("cross_attention", "cross_attentions", maps.decoder),
         ):
             ours, theirs = getattr(student, field), getattr(teacher, field)
-            pairs = [attention_mse(ours[i], theirs[j], mask, denominator) for i, j in enumerate(layers)]
-            terms[name] = torch.stack(pairs).mean()
+            terms[name] = torch.stack([mse(ours[i], theirs[j]) for i, j in enumerate(layers)]).sum()
     if weights.hidden:
-        for name, field, layers, mask, denominator in (
-            ("encoder_hidden", "encoder_hidden_states", maps.encoder, source_mask, sources),
-            ("decoder_hidden", "decoder_hidden_states", maps.decoder, target_mask, targets),
-        ):
-            ours, theirs = getattr(student, field), getattr(teacher, field)  # first entry: the embeddings
-            pairs = [hidden_mse(ours[i + 1], theirs[j + 1], mask, denominator) for i, j in enumerate(layers)]
-            terms[name] = torch.stack(pairs).mean()
+        for side, layers in (("encoder", maps.encoder), ("decoder", maps.decoder)):
+            ours, theirs = getattr(student, f"{side}_hidden_states"), getattr(teacher, f"{side}_hidden_states")
+            pairs = zip(ours, [theirs[0], *(theirs[j + 1] for j in layers)], strict=True)
+            terms[f"{side}_hidden"] = torch.stack([mse(*pair) for pair in pairs]).sum()
+        sizes = student.encoder_last_hidden_state, teacher.encoder_last_hidden_state
+        terms["encoder_last_hidden"] = mse(*sizes) * len(sizes[0])
     return terms
+
+
+def _parts(
+    kind: str,
+    student: ModelOutput,
+    teacher: ModelOutput,
+    maps: LayerMaps,
+    source_mask: Tensor,
+    target_mask: Tensor,
+    denominators: tuple[Tensor | float | None, Tensor | float | None],
+) -> list[Part]:
+    """Attention maps (``kind`` attention) or hidden states (hidden) of every stack that there is, encoder first."""
+    several = hasattr(student, "encoder_hidden_states")  # an encoder-decoder names its stacks; others have but one
+    seen_source = source_mask.sum(dim=-1, keepdim=True)  # (batch, 1)
+    seen_causally = torch.arange(1, target_mask.size(-1) + 1, device=target_mask.device).unsqueeze(0)
+    source, target = (source_mask, denominators[0]), (target_mask, denominators[1])
+    wanted = [("encoder", maps.encoder, *source, seen_source), ("decoder", maps.decoder, *target, seen_causally)]
+    if kind == "attention" and several:
+        wanted.append(("cross", maps.decoder, *target, seen_source))
+    parts = []
+    for side, layers, mask, denominator, keys in wanted:
+        if not layers:
+            continue
+        field, skip = ("attentions", 0) if kind == "attention" else ("hidden_states", 1)  # first: the embeddings
+        field = f"{side}_{field}" if several else field
+        ours, theirs = getattr(student, field), getattr(teacher, field)
+        pairs = [(ours[i + skip], theirs[j + skip]) for i, j in enumerate(layers)]
+        parts.append(Part(f"{side}_{kind}", pairs, mask, keys, denominator))
+    return parts
 
 
 def _denominator(given: Tensor | float | None, mask: Tensor) -> Tensor | float:

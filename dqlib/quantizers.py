@@ -2,22 +2,20 @@
 
 One function is the truth for weights: :func:`quantize` maps a matrix to integer codes and a scale,
 and everything else (training, size accounts, export) is made from those codes. During training the
-full-precision weight is kept, the forward pass sees ``codes * scale``, and the gradient passes the
+full-precision weight is kept, the forward pass sees what the codes stand for, and the gradient passes the
 rounding unchanged (straight-through estimator, Bengio et al. 2013, arXiv:1308.3432).
 
-Symbols: ``w`` a weight, ``q`` its codes, ``s`` the scale, ``b`` the bits.
+Symbols: ``w`` a weight, ``q`` its codes, ``s`` the scale, ``z`` the zero point, ``b`` the bits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from dqlib.config import FULL_PRECISION, WEIGHT_BITS, Granularity
+from dqlib.config import FULL_PRECISION, WEIGHT_BITS, Granularity, Scheme
 from dqlib.errors import InputError
 
 #: Threshold of ternary weights as a part of mean|w| (Ternary Weight Networks, arXiv:1605.04711, eq. 5).
@@ -26,153 +24,245 @@ TERNARY_THRESHOLD = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """Integer codes (int8, shape of the weight) with their scale (broadcasts over the codes)."""
+    """Integer codes (int8, shape of the weight) with scales and, on an asymmetric grid, zero points.
+
+    Scales have the shape of :meth:`dqlib.config.Granularity.scale_shape`.
+    """
 
     codes: Tensor
     scale: Tensor
     bits: int
+    zero_point: Tensor | None = None
 
     def dequantize(self) -> Tensor:
-        """The weight that the codes stand for, ``q * s``."""
-        return self.codes.to(self.scale.dtype) * self.scale
+        """The weight that the codes stand for, ``(q - z) * s``."""
+        q = self.codes.to(self.scale.dtype).unflatten(-1, (self.scale.size(-1), -1))  # (rows, groups, k)
+        if self.zero_point is not None:
+            q = q - self.zero_point.unsqueeze(-1)
+        return (q * self.scale.unsqueeze(-1)).flatten(-2)
 
 
-def quantize(weight: Tensor, bits: int, granularity: Granularity | str = Granularity.PER_ROW) -> Quantized:
-    """Quantize a weight symmetrically: ``w ~ q * s``.
+def quantize(
+    weight: Tensor,
+    bits: int,
+    granularity: Granularity | str = "per_row",
+    scheme: Scheme | str | None = None,
+    learned: Tensor | None = None,
+    *,
+    clip: float | None = None,
+    full_range: bool = False,
+    integer_zero_point: bool = True,
+) -> Quantized:
+    """Quantize a weight: ``w ~ (q - z) * s``.
 
-    * 1 bit, ``q`` in {-1, +1}: ``s = mean|w|`` (XNOR-Net, arXiv:1603.05279, eq. 6).
-    * 2 bits, ``q`` in {-1, 0, +1}: ternary, ``q = sign(w)`` where ``|w| > 0.7 mean|w|``, ``s`` the mean of
+    * ``binary``, 1 bit, ``q`` in {-1, +1}: ``s = mean|w|`` (XNOR-Net, arXiv:1603.05279, eq. 6).
+    * ``ternary``, 2 bits, ``q`` in {-1, 0, +1}: ``q = sign(w)`` where ``|w| > 0.7 mean|w|``, ``s`` the mean of
       those ``|w|`` (TWN, arXiv:1605.04711; the 2-bit weights of DQ-BART, arXiv:2203.11239, section 2.1).
-    * 3, 4 and 8 bits: uniform, ``q = round(w / s)``, ``s = max|w| / (2^(b-1) - 1)``.
+    * ``symmetric``, 2 to 8 bits: ``q = round(w / s)``, ``s = max|w| / (2^(b-1) - 1)``.
+    * ``asymmetric``, 2 to 8 bits: ``s = (max w - min w) / (2^b - 1)``, an integer ``z`` that maps ``min w`` near
+      the lowest code, -2^(b-1).
+    * ``lsq``, 2 to 8 bits: ``s`` is ``learned``, ``q = clip(round(w / s), -2^(b-1) + 1, 2^(b-1) - 1)`` (Learned
+      Step Size Quantization, arXiv:1902.08153, eq. 1, on a symmetric grid).
+    * ``dynamic``, 1 to 8 bits: the clip is ``gamma mean|w|`` with ``learned`` gamma, its step that clip over
+      2^(b-1) - 1 (module-wise dynamic scaling of QuantGPT, arXiv:2203.10705, section 3.2). At 1 bit, where the
+      paper has no grid, ``gamma`` multiplies the binary scale.
+
+    For ``binary``, ``ternary`` and ``symmetric``, ``learned`` is a factor on the scale, after the codes are found.
 
     Args:
         weight: (rows, columns), floating point.
-        bits: one of 1, 2, 3, 4, 8.
-        granularity: one scale a row, shape (rows, 1), or one for the tensor, shape (1, 1).
+        bits: 1 to 8.
+        granularity: of the scales.
+        scheme: one of :class:`dqlib.config.Scheme`; by default binary, ternary or symmetric, as the bits say.
+        learned: trained scale, step or factor, of the shape of the scales.
+        clip: weights are clipped to [-clip, clip] first.
+        full_range: divide the range into 2^b steps and clip the topmost, as DeepSpeed's quantizers do (XTC);
+            for ``symmetric`` and ``asymmetric``.
+        integer_zero_point: round the zero point, so that zero itself has a code; False puts the lowest code on
+            ``min w`` exactly, as DQ-BART's code does; for ``asymmetric``.
 
     Returns:
-        Codes and scale. A row of zeros has scale 0 and stays zero.
+        Codes, scale and zero point. A row of zeros stays zero.
 
     Raises:
-        InputError: bits or granularity are not supported.
+        InputError: bits, granularity or scheme are not supported, or do not fit each other or the weight.
     """
-    if bits not in WEIGHT_BITS or bits == FULL_PRECISION:
-        raise InputError("bits", bits, f"one of {', '.join(str(b) for b in WEIGHT_BITS if b != FULL_PRECISION)}")
-    if granularity not in list(Granularity):
-        raise InputError("granularity", granularity, f"one of {', '.join(Granularity)}")
-    w = weight.detach()
-    magnitude = w.abs()
-    dims = (-1,) if granularity == Granularity.PER_ROW else tuple(range(w.dim()))
-    mean = magnitude.mean(dim=dims, keepdim=True)
-    if bits == 1:
-        codes = torch.where(w < 0, -1.0, 1.0)
-        return Quantized(codes.to(torch.int8), mean, bits)
-    if bits == 2:
-        kept = magnitude > TERNARY_THRESHOLD * mean
-        scale = (magnitude * kept).sum(dim=dims, keepdim=True) / kept.sum(dim=dims, keepdim=True).clamp(min=1)
-        return Quantized((w.sign() * kept).to(torch.int8), scale, bits)
-    levels = 2 ** (bits - 1) - 1
-    scale = magnitude.amax(dim=dims, keepdim=True) / levels
-    codes = torch.round(w / _no_zeros(scale)).clamp(-levels, levels)
-    return Quantized(codes.to(torch.int8), scale, bits)
+    scheme = _checked(bits, scheme)
+    w = _grouped(weight.detach(), granularity)  # (rows, groups, k)
+    if clip is not None:
+        w = w.clamp(-clip, clip)
+    factor = None if learned is None else learned.detach().unsqueeze(-1)
+    q, scale, zero_point = _codes(w, bits, scheme, factor, full_range, integer_zero_point)
+    shape = Granularity.parse(granularity).scale_shape(*weight.shape)
+    return Quantized(
+        q.to(torch.int8).view(weight.shape),
+        scale.view(shape),
+        bits,
+        None if zero_point is None else zero_point.view(shape),
+    )
 
 
-def fake_quantize_activation(x: Tensor, bits: int = 8, unsigned: bool = False) -> Tensor:
-    """Round an activation to ``bits`` with one dynamic scale a token (the last dimension).
+def initial_learned(weight: Tensor, bits: int, granularity: Granularity | str, scheme: Scheme | str) -> Tensor:
+    """Where training of a scale starts, in the shape of the scales.
 
-    The scale comes from that token alone, so neither padding nor neighbours in the batch change a
-    result. The gradient is passed straight through: nothing is clipped, since the scale is the maximum.
+    ``lsq``: ``2 mean|w| / sqrt(2^(b-1) - 1)`` (arXiv:1902.08153, section 2.1). ``dynamic``: the gamma of least
+    squared error between the weight and what its codes stand for, to 1/16. Others: 1.
+
+    Raises:
+        InputError: as :func:`quantize`.
+    """
+    scheme = _checked(bits, scheme)
+    w = _grouped(weight.detach(), granularity)
+    mean = w.abs().mean(dim=-1, keepdim=True)
+    start = torch.ones_like(mean)
+    if scheme == Scheme.LSQ:
+        start = 2 * mean / _levels(bits) ** 0.5
+    elif scheme == Scheme.DYNAMIC and bits > 1:
+        least = torch.full_like(mean, torch.inf)
+        for sixteenths in range(8, 129):
+            gamma = torch.full_like(mean, sixteenths / 16)
+            q, scale, _ = _codes(w, bits, scheme, gamma)
+            error = (q * scale - w).square().mean(dim=-1, keepdim=True)
+            start = torch.where(error < least, gamma, start)
+            least = torch.minimum(error, least)
+    return start.view(Granularity.parse(granularity).scale_shape(*weight.shape))
+
+
+def fake_quantize_activation(
+    x: Tensor, bits: int = 8, unsigned: bool = False, per_tensor: bool = False, clip: float | None = None
+) -> Tensor:
+    """Round an activation to ``bits`` with one dynamic scale a token (the last dimension) or a tensor.
+
+    With a scale a token, neither padding nor neighbours in the batch change a result; with one a tensor, as
+    DQ-BART's code has it, both do. The gradient is passed straight through, except outside of ``clip``.
 
     Args:
         x: (..., features).
-        bits: bits of the grid; 32 returns ``x`` itself.
+        bits: 2 to 8 bits of the grid; 32 returns ``x`` itself.
         unsigned: use the grid 0 .. 2^b - 1, for attention probabilities.
+        per_tensor: one scale for all of ``x``.
+        clip: values are clipped to [-clip, clip] first.
 
     Returns:
         Rounded values, same shape and type.
     """
     if bits >= FULL_PRECISION:
         return x
-    return _RoundToGrid.apply(x, 2**bits - 1 if unsigned else 2 ** (bits - 1) - 1)
+    if clip is not None:
+        x = _ClipStrictly.apply(x, clip)
+    return _RoundToGrid.apply(x, 2**bits - 1 if unsigned else _levels(bits), per_tensor)
 
 
-def straight_through(weight: Tensor, quantized: Tensor) -> Tensor:
-    """Value of ``quantized`` with the gradient of ``weight``: d out / d weight = 1."""
-    return _StraightThrough.apply(weight, quantized)
+def _checked(bits: int, scheme: Scheme | str | None) -> Scheme:
+    if bits not in WEIGHT_BITS or bits == FULL_PRECISION:
+        raise InputError("bits", bits, "a whole number from 1 to 8")
+    if scheme is None:
+        return {1: Scheme.BINARY, 2: Scheme.TERNARY}.get(bits, Scheme.SYMMETRIC)
+    if scheme not in list(Scheme):
+        raise InputError("scheme", scheme, f"one of {', '.join(Scheme)}")
+    scheme = Scheme(scheme)
+    if bits not in scheme.bits:
+        raise InputError("bits", bits, f"from {scheme.bits[0]} to {scheme.bits[-1]} with the scheme '{scheme}'")
+    return scheme
 
 
-#: Optimizer steps taken in this process. A weight's version counter tells of most changes, but fused
-#: optimizers write to weights without touching it.
-_optimizer_steps = 0
+def _levels(bits: int) -> int:
+    """Largest code of the symmetric grid; a single bit has the codes -1 and 1."""
+    return max(1, 2 ** (bits - 1) - 1)
 
 
-def _count_optimizer_step(*_: Any) -> None:
-    global _optimizer_steps
-    _optimizer_steps += 1
+def _grouped(w: Tensor, granularity: Granularity | str) -> Tensor:
+    """The weight with the values that share a scale in its last dimension: (rows, groups, k) or (1, 1, all)."""
+    granularity = Granularity.parse(granularity)
+    rows, groups = granularity.scale_shape(*w.shape)
+    return w.reshape(rows, groups, -1)
 
 
-register_optimizer_step_post_hook(_count_optimizer_step)
+def _codes(
+    w: Tensor,
+    bits: int,
+    scheme: Scheme,
+    learned: Tensor | None = None,
+    full_range: bool = False,
+    integer_zero_point: bool = True,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes (in floating point), scales and zero points of a grouped weight."""
+    top = _levels(bits)
+    if scheme.learned:
+        assert learned is not None, f"{scheme} needs a learned scale"
+        scale = _learned_step(w, bits, scheme, learned)
+        if bits == 1:
+            return _signs(w), scale, None
+        return torch.round(w / scale).clamp(-top, top), scale, None
+    half = 2 ** (bits - 1)
+    if scheme == Scheme.ASYMMETRIC:
+        low, high = w.amin(dim=-1, keepdim=True), w.amax(dim=-1, keepdim=True)
+        scale = (high - low) / (2 * half if full_range else 2 * half - 1)
+        scale = torch.where(scale > 0, scale, _no_zeros(high.abs()))  # all weights alike: one step from zero
+        zero_point = -low / scale
+        zero_point = (torch.round(zero_point) if integer_zero_point else zero_point) - half
+        q = torch.round(w / scale + zero_point).clamp(-half, half - 1)
+        scale = scale if learned is None else scale * learned
+        return q, scale, zero_point
+    if scheme == Scheme.BINARY:
+        q, scale = _signs(w), w.abs().mean(dim=-1, keepdim=True)
+    elif scheme == Scheme.TERNARY:
+        magnitude = w.abs()
+        kept = magnitude > TERNARY_THRESHOLD * magnitude.mean(dim=-1, keepdim=True)
+        scale = (magnitude * kept).sum(dim=-1, keepdim=True) / kept.sum(dim=-1, keepdim=True).clamp(min=1)
+        q = w.sign() * kept
+    else:
+        scale = w.abs().amax(dim=-1, keepdim=True) / (half if full_range else top)
+        q = torch.round(w / _no_zeros(scale)).clamp(-half if full_range else -top, half - 1)
+    return q, scale if learned is None else scale * learned, None
 
 
-class WeightFakeQuantizer:
-    """Fake-quantizes a weight, once for each value that the weight takes.
+def _learned_step(w: Tensor, bits: int, scheme: Scheme, learned: Tensor) -> Tensor:
+    """Step of a grid whose scale is trained, kept away from zero.
 
-    The result is kept until the weight changes (an optimizer step, a loaded checkpoint), so a step with
-    several forward passes, or a whole generation, quantizes once. Modules that share a weight (token
-    embedding and output head) share one of these.
-
-    Attributes:
-        quantizations: how often the weight was quantized, for tests and benchmarks.
+    The floor, a thousandth of mean|w| (and the smallest normal number for a row of zeros), keeps a step that
+    training drives to zero from turning every code into an extreme one.
     """
-
-    def __init__(self, bits: int, granularity: Granularity | str = Granularity.PER_ROW) -> None:
-        self.bits, self.granularity = bits, Granularity(granularity)
-        self.quantizations = 0
-        self._key: tuple[Any, ...] | None = None
-        self._value: Tensor | None = None
-
-    def quantize(self, weight: Tensor) -> Quantized:
-        """Codes and scale of ``weight`` as this quantizer makes them."""
-        return quantize(weight, self.bits, self.granularity)
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        """The fake-quantized weight, differentiable in ``weight`` by the straight-through estimator."""
-        key = (_optimizer_steps, weight.data_ptr(), weight._version, weight.device, weight.dtype)
-        if key != self._key:
-            with torch.no_grad():
-                self._value = self.quantize(weight).dequantize().to(weight.dtype)
-            self._key = key
-            self.quantizations += 1
-        assert self._value is not None
-        return straight_through(weight, self._value) if torch.is_grad_enabled() else self._value
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> WeightFakeQuantizer:
-        copy = type(self)(self.bits, self.granularity)  # the cache belongs to one weight; a copy starts without
-        memo[id(self)] = copy
-        return copy
+    mean = w.abs().mean(dim=-1, keepdim=True)
+    if scheme == Scheme.DYNAMIC and bits == 1:
+        return learned * mean
+    step = learned if scheme == Scheme.LSQ else learned * mean / _levels(bits)
+    return torch.maximum(step, mean * 1e-3).clamp(min=torch.finfo(w.dtype).tiny)
 
 
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, quantized: Tensor) -> Tensor:
-        return quantized.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        return grad_output, None
+def _signs(w: Tensor) -> Tensor:
+    return torch.where(w < 0, -1.0, 1.0)
 
 
 class _RoundToGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, levels: int) -> Tensor:
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, levels: int, per_tensor: bool) -> Tensor:
         # Largest and smallest apart: no copy of |x|, and five times faster on a CPU than the norm of order infinity.
-        magnitude = torch.maximum(x.amax(dim=-1, keepdim=True), -x.amin(dim=-1, keepdim=True))
-        scale = magnitude.div_(levels).clamp_(min=torch.finfo(x.dtype).tiny)
+        if per_tensor:
+            low, high = torch.aminmax(x)
+        else:
+            low, high = x.amin(dim=-1, keepdim=True), x.amax(dim=-1, keepdim=True)
+        scale = torch.maximum(high, -low).div_(levels).clamp_(min=torch.finfo(x.dtype).tiny)
         return torch.div(x, scale).round_().mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        return grad_output, None
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        return grad_output, None, None
+
+
+class _ClipStrictly(torch.autograd.Function):
+    """Clip, with no gradient at the limits themselves either."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.limit = limit
+        return x.clamp(-limit, limit)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad_output: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return grad_output * (x.abs() < ctx.limit), None
 
 
 def _no_zeros(scale: Tensor) -> Tensor:

@@ -1,35 +1,46 @@
 """Students: fewer layers copied from a teacher, then quantized.
 
 A saved student is a standard Hugging Face folder (full-precision weights) with ``dqlib.json`` beside
-the weights, which says how to quantize them again.
+the weights, which says how to quantize them again, and ``dqlib.safetensors`` where scales were trained.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from dqlib import attention
-from dqlib.architectures import architecture_of
-from dqlib.config import FULL_PRECISION, Configuration
+from dqlib.architectures import Architecture, architecture_of, submodule
+from dqlib.config import FULL_PRECISION, ActivationQuantization, Configuration, WeightQuantization
 from dqlib.errors import InputError
-from dqlib.layers import QuantEmbedding, QuantLinear, quantize_embedding, quantize_linear
-from dqlib.quantizers import Granularity, WeightFakeQuantizer
+from dqlib.fake_quantize import WeightFakeQuantizer
+from dqlib.layers import (
+    ActivationFakeQuantizer,
+    QuantConv1D,
+    QuantEmbedding,
+    QuantLinear,
+    quantize_embedding,
+    quantize_linear,
+)
+from dqlib.presets import Preset, preset
 
-#: Learned positions are few; eight bits cost them nothing (kept in full precision in a 32-bit student).
-POSITION_BITS = 8
-SIDECAR = "dqlib.json"
+SIDECAR, SCALES = "dqlib.json", "dqlib.safetensors"
 
 
-def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
+def layer_map(student_layers: int, teacher_layers: int, single_layer: str = "first") -> list[int]:
     """Teacher layer of each student layer, maximally spaced; the first and the last are always kept.
 
-    DQ-BART (arXiv:2203.11239), section 2.2. A single layer is the teacher's first: that is the one
-    which reads embeddings.
+    DQ-BART (arXiv:2203.11239), section 2.2. A single layer is the teacher's first, the one which reads
+    embeddings, or, as DQ-BART's code has it, the ``last``.
 
     Raises:
         InputError: the student has no layer, or more than the teacher.
@@ -37,105 +48,184 @@ def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
     if not 1 <= student_layers <= teacher_layers:
         raise InputError("student_layers", student_layers, f"between 1 and {teacher_layers}, the teacher's layers")
     if student_layers == 1:
-        return [0]
+        return [teacher_layers - 1 if single_layer == "last" else 0]
     return [i * (teacher_layers - 1) // (student_layers - 1) for i in range(student_layers)]
 
 
 def supervision_map(student_layers: int, teacher_layers: int) -> list[int]:
     """Teacher layer whose output each student layer should give: the last of those it replaces.
 
-    Equals :func:`layer_map` but for a single layer, which stands for the whole stack.
+    Equals :func:`layer_map` but for a single layer, which stands for the whole stack. Without layers, empty.
     """
-    return [teacher_layers - 1] if student_layers == 1 else layer_map(student_layers, teacher_layers)
+    return layer_map(student_layers, teacher_layers, "last") if student_layers else []
 
 
 def make_student(
-    teacher: PreTrainedModel,
-    configuration: Configuration,
-    granularity: Granularity | str = Granularity.PER_ROW,
+    teacher: PreTrainedModel, configuration: Configuration, method: Preset | str = "dqlib"
 ) -> PreTrainedModel:
     """A student of the teacher: layers copied, weights and activations fake-quantized.
 
     Args:
-        teacher: an encoder-decoder in full precision; it is not changed.
+        teacher: a model in full precision, of one of the known architectures; it is not changed.
         configuration: bits and layers.
-        granularity: of the scales of weights and embeddings.
+        method: preset that says how bits become codes, and which layer a single one copies.
 
     Returns:
         A model of the teacher's class, in training mode.
 
     Raises:
-        InputError: the architecture is unknown or the teacher has too few layers.
+        InputError: the architecture is unknown, the teacher has too few layers, the preset is not defined for
+            architecture or bits, or a weight is not finite.
     """
-    names = architecture_of(teacher.config)
-    configuration.check_fits(teacher.config.encoder_layers, teacher.config.decoder_layers)
+    names, method = architecture_of(teacher.config), preset(method)
+    names.check_fits(configuration, teacher.config)
+    method.check_fits(configuration, teacher.config.model_type)
     student = copy.deepcopy(teacher)
-    for side in ("encoder", "decoder"):
+    for side, stack in names.stacks.items():
         depth = getattr(configuration, f"{side}_layers")
-        stack = student.get_submodule(getattr(names, side))
-        stack.layers = nn.ModuleList(stack.layers[i] for i in layer_map(depth, len(stack.layers)))
-        for index, layer in enumerate(stack.layers):
+        layers = student.get_submodule(stack.layers)
+        kept = [layers[i] for i in layer_map(depth, len(layers), method.single_layer)]
+        del layers[:]
+        layers.extend(kept)
+        for index, layer in enumerate(layers):
             for module in layer.modules():
                 if getattr(module, "layer_idx", None) is not None:
                     module.layer_idx = index  # the key-value cache is addressed by it
-        setattr(student.config, f"{side}_layers", depth)
-    student.config.num_hidden_layers = configuration.encoder_layers
-    return quantize_model(student, configuration, granularity).train()
+        setattr(student.config, stack.depth, depth)
+    student.config.num_hidden_layers = configuration.encoder_layers or configuration.decoder_layers
+    return quantize_model(student, configuration, method).train()
 
 
 def quantize_model(
-    model: PreTrainedModel,
-    configuration: Configuration,
-    granularity: Granularity | str = Granularity.PER_ROW,
+    model: PreTrainedModel, configuration: Configuration, method: Preset | str = "dqlib"
 ) -> PreTrainedModel:
-    """Fake-quantize a model in place and return it: linear layers, embeddings, head, attention."""
-    names = architecture_of(model.config)
-    c = configuration
-    if c.e_bits < FULL_PRECISION:
-        shared = WeightFakeQuantizer(c.e_bits, granularity)  # one for all uses of the tied table
-        for name in names.token_embeddings:
-            quantize_embedding(model.get_submodule(name), shared)
-        for name in names.positions:
-            quantize_embedding(model.get_submodule(name), WeightFakeQuantizer(POSITION_BITS))
-    else:
-        shared = None
-    quantize_linear(model.get_submodule(names.head), shared, c.a_bits)
-    for side in (names.encoder, names.decoder):
-        for module in model.get_submodule(side).layers.modules():
-            if hasattr(module, "is_causal"):  # an attention
-                module.activation_bits = c.a_bits
-                for name in names.key_value:
-                    _quantize_weights(getattr(module, name), c, granularity, output_heads=module.num_heads)
-        for module in model.get_submodule(side).layers.modules():
-            if type(module) is nn.Linear:
-                _quantize_weights(module, c, granularity)
+    """Fake-quantize a model in place and return it: linear layers, embeddings, head, attention.
+
+    Raises:
+        InputError: as :func:`make_student`.
+    """
+    names, method = architecture_of(model.config), preset(method)
+    method.check_fits(configuration, model.config.model_type)
+    _Quantizing(model, names, configuration, method).run()
     model.set_attn_implementation(attention.NAME)
-    model.dqlib_configuration, model.dqlib_granularity = c, Granularity(granularity)
+    model.dqlib_configuration, model.dqlib_preset = configuration, method
     return model
 
 
-def _quantize_weights(
-    layer: nn.Linear, c: Configuration, granularity: Granularity | str, output_heads: int | None = None
-) -> None:
-    quantizer = WeightFakeQuantizer(c.w_bits, granularity) if c.w_bits < FULL_PRECISION else None
-    quantize_linear(layer, quantizer, c.a_bits, output_heads)
+class _Quantizing:
+    """One pass over a model; keeps what its steps share."""
+
+    def __init__(self, model: PreTrainedModel, names: Architecture, c: Configuration, method: Preset) -> None:
+        self.model, self.names, self.c, self.method = model, names, c, method
+        self.activation = ActivationFakeQuantizer(c.a_bits, method.activations)
+        self.paths = {id(module): path for path, module in model.named_modules()}
+
+    def run(self) -> None:
+        table = self._embeddings()
+        for path in self.names.heads_of_vocabulary:
+            self._head(submodule(self.model, path), table)
+        for stack in self.names.stacks.values():
+            for layer in self.model.get_submodule(stack.layers):
+                for path in self.names.attentions:
+                    self._attention(submodule(layer, path))
+                for module in list(layer.modules()):
+                    if type(module) in (nn.Linear, Conv1D):
+                        quantize_linear(module, self._weights(module), self.activation)
+        for path in self.names.linears:
+            module = submodule(self.model, path)
+            if module is not None:
+                quantize_linear(module, self._weights(module), self.activation)
+
+    def _embeddings(self) -> tuple[nn.Parameter, WeightFakeQuantizer] | None:
+        if self.c.e_bits >= FULL_PRECISION:
+            return None
+        granularity, shared = self.method.weights.embedding, None
+        for path in self.names.token_embeddings:
+            module = self.model.get_submodule(path)
+            if shared is None or shared[0] is not module.weight:
+                shared = module.weight, self._quantizer(module, self.c.e_bits, granularity)
+            quantize_embedding(module, shared[1])
+        if self.method.position_bits < FULL_PRECISION:
+            for path in self.names.positions:
+                module = self.model.get_submodule(path)
+                if isinstance(module, nn.Embedding):
+                    quantize_embedding(module, WeightFakeQuantizer(module.weight, self.method.position_bits))
+        return shared
+
+    def _head(self, head: nn.Linear | None, table: tuple[nn.Parameter, WeightFakeQuantizer] | None) -> None:
+        if head is None or not self.method.quantize_head:
+            return
+        quantizer = None
+        if table is not None:  # the quantizer of the table that the head is tied to, or one of its own
+            tied = head.weight is table[0]
+            quantizer = table[1] if tied else self._quantizer(head, self.c.e_bits, self.method.weights.embedding)
+        quantize_linear(head, quantizer, self.activation)
+
+    def _attention(self, module: nn.Module | None) -> None:
+        if module is None:
+            return
+        module.activation = self.activation
+        heads = getattr(module, self.names.heads)
+        for name in self.names.key_value:
+            projection = getattr(module, name)
+            joint = self.names.joint_projection
+            outputs = projection.weight.size(1 if isinstance(projection, Conv1D) else 0)
+            quantize_linear(
+                projection,
+                self._weights(projection),
+                self.activation,
+                # one scale a tensor cannot be found for a part of the cache: the attention rounds instead
+                output_heads=None if self.activation.per_tensor else heads * (2 if joint else 1),
+                output_skip=outputs // 3 if joint else 0,
+            )
+
+    def _weights(self, layer: nn.Linear | Conv1D) -> WeightFakeQuantizer | None:
+        if self.c.w_bits >= FULL_PRECISION:
+            return None
+        return self._quantizer(layer, self.c.w_bits, self.method.weights.linear)
+
+    def _quantizer(self, module: nn.Module, bits: int, granularity: str) -> WeightFakeQuantizer:
+        weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+        try:
+            return WeightFakeQuantizer(weight, bits, granularity, self.method.weights)
+        except InputError as error:
+            raise InputError(f"{self.paths[id(module)]}, {error.field}", error.value, error.allowed) from None
 
 
-def quantized_modules(model: nn.Module) -> dict[str, QuantLinear | QuantEmbedding]:
+def quantized_modules(model: nn.Module) -> dict[str, QuantLinear | QuantConv1D | QuantEmbedding]:
     """All layers with a quantized weight, by name; a tied weight is listed under each of its names."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, QuantLinear | QuantEmbedding) and module.weight_quantizer is not None
+        if isinstance(module, QuantLinear | QuantConv1D | QuantEmbedding) and module.weight_quantizer is not None
     }
 
 
+def set_blend(model: nn.Module, blend: float) -> None:
+    """How much of the quantized weight the forward pass sees, from 0 (full precision) to 1."""
+    for module in quantized_modules(model).values():
+        module.weight_quantizer.blend = blend
+
+
 def save_student(model: PreTrainedModel, folder: str | Path) -> None:
-    """Save a student in the Hugging Face layout, with the sidecar that :func:`load_student` reads."""
+    """Save a student in the Hugging Face layout, with what :func:`load_student` reads beside it."""
     folder = Path(folder)
-    model.save_pretrained(folder)
-    sidecar = {"config": str(model.dqlib_configuration), "granularity": str(model.dqlib_granularity)}
+    state = model.state_dict()
+    learned = {name: value for name, value in state.items() if name.endswith("weight_quantizer.learned")}
+    model.save_pretrained(folder, state_dict={name: value for name, value in state.items() if name not in learned})
+    method = model.dqlib_preset
+    sidecar = {
+        "class": type(model).__name__,
+        "config": str(model.dqlib_configuration),
+        "preset": method.name,
+        "weights": asdict(method.weights),
+        "activations": asdict(method.activations),
+        "quantize_head": method.quantize_head,
+        "position_bits": method.position_bits,
+    }
     (folder / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n")
+    if learned:
+        save_file({name: value.clone().contiguous() for name, value in learned.items()}, folder / SCALES)
 
 
 def load_student(folder: str | Path) -> PreTrainedModel:
@@ -148,5 +238,19 @@ def load_student(folder: str | Path) -> PreTrainedModel:
     if not (folder / SIDECAR).is_file():
         raise InputError("folder", str(folder), f"a folder written by save_student, with a {SIDECAR}")
     sidecar = json.loads((folder / SIDECAR).read_text())
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
-    return quantize_model(model, Configuration.parse(sidecar["config"]), sidecar["granularity"]).eval()
+    model = getattr(transformers, sidecar["class"]).from_pretrained(folder, config=AutoConfig.from_pretrained(folder))
+    method = Preset(
+        name=sidecar["preset"],
+        weights=WeightQuantization(**sidecar["weights"]),
+        activations=ActivationQuantization(**sidecar["activations"]),
+        quantize_head=sidecar["quantize_head"],
+        position_bits=sidecar["position_bits"],
+    )
+    quantize_model(model, Configuration.parse(sidecar["config"]), method)
+    if (folder / SCALES).is_file():
+        learned = load_file(folder / SCALES)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters(remove_duplicate=False):
+                if name in learned:
+                    parameter.copy_(learned[name])
+    return model.eval()

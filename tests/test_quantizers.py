@@ -4,11 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqlib.errors import InputError
+from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.quantizers import (
-    WeightFakeQuantizer,
     fake_quantize_activation,
     quantize,
-    straight_through,
 )
 
 GRANULARITIES = ("per_row", "per_tensor")

@@ -1,0 +1,175 @@
+"""Fake quantization of weights in training: the value of the codes, the gradient of the weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from dqlib.config import Granularity, Scheme, WeightQuantization
+from dqlib.errors import InputError
+from dqlib.quantizers import Quantized, initial_learned, quantize
+
+#: Optimizer steps taken in this process. A weight's version counter tells of most changes, but fused
+#: optimizers write to weights without touching it.
+_optimizer_steps = 0
+
+
+def _count_optimizer_step(*_: Any) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_optimizer_step)
+
+
+class WeightFakeQuantizer(nn.Module):
+    """Fake-quantizes a weight, once for each value that the weight takes.
+
+    The result is kept until the weight changes (an optimizer step, a loaded checkpoint), so a step with
+    several forward passes, or a whole generation, quantizes once. Modules that share a weight (token
+    embedding and output head) share one of these.
+
+    Args:
+        weight: the weight to be quantized; trained scales start from its values.
+        bits: 1 to 8.
+        granularity: of the scales.
+        quantization: schemes, clip and trained factor.
+
+    Attributes:
+        learned: trained scale, gamma or factor, in the shape of the scales; None where nothing is trained.
+        blend: how much of the quantized weight the forward pass sees, from 0 to 1; the rest is full precision.
+        quantizations: how often the weight was quantized, for tests and benchmarks.
+
+    Raises:
+        InputError: the weight, bits, granularity and scheme do not fit each other, or a weight is not finite.
+    """
+
+    learned: nn.Parameter | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bits: int,
+        granularity: Granularity | str = "per_row",
+        quantization: WeightQuantization | None = None,
+    ) -> None:
+        super().__init__()
+        self.quantization = WeightQuantization() if quantization is None else quantization
+        self.bits, self.granularity = bits, Granularity.parse(granularity)
+        self.scheme = self.quantization.scheme(bits)
+        if not torch.isfinite(weight).all():
+            raise InputError("weight", "nan or inf", "finite numbers")
+        trained = self.scheme.learned or self.quantization.factor
+        start = initial_learned(weight, bits, self.granularity, self.scheme)  # checks that all fits, too
+        self.learned = nn.Parameter(start) if trained else None
+        self.blend = 1.0
+        self.quantizations = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._key: tuple[Any, ...] | None = None
+        self._value: Tensor | None = None
+        self._inside: Tensor | None = None  # where the weight gets a gradient; None for everywhere
+        self._slope: Tensor | None = None  # d value / d learned
+
+    def quantize(self, weight: Tensor) -> Quantized:
+        """Codes and scale of ``weight`` as this quantizer makes them."""
+        q = self.quantization
+        return quantize(
+            weight, self.bits, self.granularity, self.scheme, self.learned, clip=q.clip, full_range=q.full_range
+        )
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The fake-quantized weight, differentiable in ``weight`` (straight-through) and ``learned``."""
+        key = (_optimizer_steps, weight.data_ptr(), weight._version, weight.device, weight.dtype, self.blend)
+        if self.learned is not None:
+            key += (self.learned.data_ptr(), self.learned._version)
+        if key != self._key:
+            with torch.no_grad():
+                self._remember(weight)
+            self._key = key
+            self.quantizations += 1
+        assert self._value is not None
+        if not torch.is_grad_enabled():
+            return self._value
+        return _FakeQuantize.apply(weight, self.learned, self._value, self._inside, self._slope)
+
+    def _remember(self, weight: Tensor) -> None:
+        quantized = self.quantize(weight)
+        self._value = quantized.dequantize().to(weight.dtype)
+        clip = self.quantization.clip
+        if clip is not None:
+            inside = weight.abs() < clip
+            self._inside = None if inside.all() else inside
+        if self.learned is not None:
+            self._remember_slope(weight, quantized)
+        if self.blend < 1:
+            self._value = torch.lerp(weight, self._value, self.blend)
+            if self._slope is not None:
+                self._slope = self._slope * self.blend
+
+    def _remember_slope(self, weight: Tensor, quantized: Quantized) -> None:
+        if not self.scheme.learned or self.bits == 1:
+            # value = factor * (q * s), or gamma * mean|w| * sign(w): linear in what is trained
+            self._slope = self._value / _spread(self.learned, weight)
+            return
+        # LSQ (arXiv:1902.08153, eq. 3): d value / d step is q - w / s inside the grid, q outside.
+        grouped = weight.view(*self.learned.shape, -1)  # (rows, groups, k)
+        step = _spread(quantized.scale, weight)
+        ratio = weight / step
+        codes = quantized.codes
+        inside = ratio.abs() <= codes.abs().amax().clamp(min=2 ** (self.bits - 1) - 1)
+        slope = torch.where(inside, codes - ratio, codes.to(ratio.dtype))
+        if self.scheme == Scheme.LSQ:
+            count = grouped.size(-1) * (2 ** (self.bits - 1) - 1)
+            slope = slope * count**-0.5  # the paper's gradient scale
+        else:  # the step is gamma * mean|w| / levels
+            unit = grouped.abs().mean(dim=-1, keepdim=True) / (2 ** (self.bits - 1) - 1)
+            slope = slope * _spread(unit.squeeze(-1), weight)
+        self._slope = slope
+        self._inside = inside
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WeightFakeQuantizer:
+        copy = type(self).__new__(type(self))  # the cache belongs to one weight; a copy starts without
+        memo[id(self)] = copy
+        nn.Module.__init__(copy)
+        copy.quantization, copy.bits = self.quantization, self.bits
+        copy.granularity, copy.scheme = self.granularity, self.scheme
+        copy.learned = None if self.learned is None else nn.Parameter(self.learned.detach().clone())
+        copy.blend, copy.quantizations = self.blend, 0
+        copy._clear()
+        return copy
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        learned: Tensor | None,
+        value: Tensor,
+        inside: Tensor | None,
+        slope: Tensor | None,
+    ) -> Tensor:
+        ctx.inside, ctx.slope = inside, slope
+        ctx.shape = None if learned is None else learned.shape
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        to_learned = None
+        if ctx.shape is not None:
+            to_learned = _grouped_sum(grad * ctx.slope, ctx.shape)
+        return grad if ctx.inside is None else grad * ctx.inside, to_learned, None, None, None
+
+
+def _spread(scale: Tensor, weight: Tensor) -> Tensor:
+    """Scales repeated over the weights that share them: (rows, columns), or a shape that broadcasts to it."""
+    return scale if scale.size(-1) == 1 else scale.repeat_interleave(weight.size(-1) // scale.size(-1), dim=-1)
+
+
+def _grouped_sum(x: Tensor, shape: tuple[int, int]) -> Tensor:
+    return x.reshape(*shape, -1).sum(dim=-1)
