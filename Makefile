@@ -2,10 +2,11 @@ PROFILE ?= laptop
 PYTHON ?= python3.11
 ACTIVATE := . .venv/bin/activate
 
-.PHONY: help repro test lint env lock clean
+.PHONY: help repro methods test lint env lock clean
 
 help:
 	@echo "make repro [PROFILE=smoke|laptop|paper]  run the study and print its table"
+	@echo "make methods                             run the bench of all methods under the chosen profile (hours)"
 	@echo "make test                                run the tests"
 	@echo "make lint                                check style and format"
 	@echo "make env                                 only make the environment, .venv"
@@ -13,8 +14,11 @@ help:
 
 repro: .venv/.complete
 	@$(ACTIVATE) && python -m dqlib.study.profile $(PROFILE)
-	@$(ACTIVATE) && dvc repro
+	@$(ACTIVATE) && dvc repro compare
 	@$(ACTIVATE) && python -m dqlib.study.report
+
+methods: .venv/.complete
+	@$(ACTIVATE) && dvc repro methods
 
 test: .venv/.complete
 	@$(ACTIVATE) && python -m pytest -q

@@ -10,7 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dqlib.config import Granularity, Scheme, WeightQuantization
 from dqlib.errors import InputError
-from dqlib.quantizers import Quantized, initial_learned, quantize
+from dqlib.quantizers import Quantized, fake_quantize_weight, initial_learned, quantize
 
 #: Optimizer steps taken in this process. A weight's version counter tells of most changes, but fused
 #: optimizers write to weights without touching it.
@@ -98,18 +98,25 @@ class WeightFakeQuantizer(nn.Module):
         return _FakeQuantize.apply(weight, self.learned, self._value, self._inside, self._slope)
 
     def _remember(self, weight: Tensor) -> None:
-        quantized = self.quantize(weight)
-        self._value = quantized.dequantize().to(weight.dtype)
-        clip = self.quantization.clip
+        q = self.quantization
+        clip, clipped, self._inside = q.clip, weight, None
         if clip is not None:
-            inside = weight.abs() < clip
+            inside, clipped = weight.abs() < clip, weight.clamp(-clip, clip)
             self._inside = None if inside.all() else inside
-        if self.learned is not None:
-            self._remember_slope(weight, quantized)
+        if self.learned is None:
+            self._value = fake_quantize_weight(
+                weight, self.bits, self.granularity, self.scheme, clip=clip, full_range=q.full_range
+            )
+        else:
+            quantized = self.quantize(weight)
+            self._value = quantized.dequantize().to(weight.dtype)
+            self._remember_slope(clipped, quantized)
         if self.blend < 1:
             self._value = torch.lerp(weight, self._value, self.blend)
             if self._slope is not None:
                 self._slope = self._slope * self.blend
+            if self._inside is not None:  # outside, the part that is full precision still passes the gradient
+                self._inside = torch.lerp(torch.ones_like(weight), self._inside.to(weight.dtype), self.blend)
 
     def _remember_slope(self, weight: Tensor, quantized: Quantized) -> None:
         if not self.scheme.learned or self.bits == 1:
@@ -117,7 +124,7 @@ class WeightFakeQuantizer(nn.Module):
             self._slope = self._value / _spread(self.learned, weight)
             return
         # LSQ (arXiv:1902.08153, eq. 3): d value / d step is q - w / s inside the grid, q outside.
-        grouped = weight.view(*self.learned.shape, -1)  # (rows, groups, k)
+        grouped = weight.reshape(*self.learned.shape, -1)  # (rows, groups, k); GPT-2's weight comes transposed
         step = _spread(quantized.scale, weight)
         ratio = weight / step
         codes = quantized.codes
@@ -130,7 +137,7 @@ class WeightFakeQuantizer(nn.Module):
             unit = grouped.abs().mean(dim=-1, keepdim=True) / (2 ** (self.bits - 1) - 1)
             slope = slope * _spread(unit.squeeze(-1), weight)
         self._slope = slope
-        self._inside = inside
+        self._inside = inside if self._inside is None else inside & self._inside
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WeightFakeQuantizer:
         copy = type(self).__new__(type(self))  # the cache belongs to one weight; a copy starts without

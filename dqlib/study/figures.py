@@ -14,7 +14,13 @@ from matplotlib.figure import Figure
 from dqlib.study.paths import write_bytes
 
 #: One colour a method, in all figures (Okabe and Ito's palette, told apart by the colour-blind and in grey).
-METHOD_COLOURS = {"dqlib": "#0072B2"}
+METHOD_COLOURS = {
+    "dqlib": "#0072B2",
+    "dq-bart-faithful": "#D55E00",
+    "dq-bart": "#E69F00",
+    "xtc": "#009E73",
+    "quantgpt": "#CC79A7",
+}
 TEACHER_COLOUR = "#444444"
 #: One line style and colour for each line of a figure, in order.
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))

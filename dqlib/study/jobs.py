@@ -24,7 +24,8 @@ from dqlib.config import Configuration
 from dqlib.errors import InputError
 from dqlib.footprint import fp32_size_bytes, size_bytes
 from dqlib.losses import LayerMaps
-from dqlib.student import make_student, save_student, supervision_map
+from dqlib.presets import preset
+from dqlib.student import make_student, save_student, set_attention_maps, supervision_map
 from dqlib.study import settings as S
 from dqlib.study.batches import encode, infill, steps, windows
 from dqlib.study.corpus import LoadedCorpus, load_corpus
@@ -102,13 +103,14 @@ def finetune(settings: S.Settings, task: str, config: str | None = None) -> None
     model = AutoModelForSeq2SeqLM.from_pretrained(folders.pretrained)
     objective = TaskObjective(spec.finetune.label_smoothing)
     with _made(accelerator, folders.teacher) as folder:
-        _train_on_pairs(model, objective, spec, spec.finetune, corpus, accelerator, folder, f"{task}: teacher")
+        name = f"{task}: teacher"
+        _train_on_pairs(model, objective, spec, spec.finetune, corpus, accelerator, folder, folders.teacher, name)
         if accelerator.is_main_process:
             model.save_pretrained(folder)
             corpus.tokenizer.save_pretrained(folder)
         layers = f"{spec.model.encoder_layers}-{spec.model.decoder_layers}"
         configuration = Configuration.parse(f"32-32-32 {layers}")
-        scores = _test(model, spec, corpus, accelerator, folder, f"{task}: testing the teacher")
+        scores = _test(model, spec.evaluate, spec, corpus, accelerator, folder, f"{task}: testing the teacher")
         if accelerator.is_main_process:
             row = Row.of(
                 task, corpus.info["name"], "teacher", configuration, "fine-tuning", spec.finetune, scores,
@@ -121,30 +123,81 @@ def distill(settings: S.Settings, task: str, config: str | None = None) -> None:
     """Make one student: copy layers, quantize, train against the teacher, test."""
     configuration = Configuration.parse(config)
     spec, folders = settings.task(task), settings.folders(task)
-    training, accelerator = spec.distill, make_accelerator(spec.distill.seed)
+    accelerator = make_accelerator(spec.distill.seed)
     corpus = load_corpus(folders.corpus)
-    teacher = AutoModelForSeq2SeqLM.from_pretrained(folders.teacher).to(accelerator.device)
-    student = make_student(teacher, configuration, training.granularity)
+    target = folders.student(configuration.slug)
+    with _made(accelerator, target) as folder:
+        student = distilled(
+            spec.distill, configuration, spec, corpus, folders.teacher, accelerator, folder, target, task
+        )
+        if accelerator.is_main_process:
+            save_student(student, folder)
+            corpus.tokenizer.save_pretrained(folder)
+        score_student(student, spec.distill, spec.evaluate, spec, corpus, folders.teacher, accelerator, folder, task)
+
+
+def distilled(
+    distillation: S.Distillation,
+    configuration: Configuration,
+    spec: S.Task,
+    corpus: LoadedCorpus,
+    teacher_folder: Path,
+    accelerator: Accelerator,
+    folder: Path,
+    target: Path,
+    task: str,
+) -> PreTrainedModel:
+    """A student trained by a preset; its log is left in ``folder``, which is to become ``target``."""
+    method = preset(distillation.preset)
+    recipe = method.recipe_for(configuration)
+    training = distillation.training(recipe)
+    teacher = AutoModelForSeq2SeqLM.from_pretrained(teacher_folder).to(accelerator.device)
+    student = make_student(teacher, configuration, method)
     maps = LayerMaps(
         supervision_map(configuration.encoder_layers, teacher.config.encoder_layers),
         supervision_map(configuration.decoder_layers, teacher.config.decoder_layers),
     )
-    objective = DistillationObjective(teacher, maps, training.loss)
-    with _made(accelerator, folders.student(configuration.slug)) as folder:
-        _train_on_pairs(student, objective, spec, training, corpus, accelerator, folder, f"{task}: {configuration}")
-        if accelerator.is_main_process:
-            save_student(student, folder)
-            corpus.tokenizer.save_pretrained(folder)
-        scores = _test(student, spec, corpus, accelerator, folder, f"{task}: testing {configuration}")
-        if accelerator.is_main_process:
-            row = Row.of(
-                task, corpus.info["name"], "student", configuration, "dqlib", training, scores,
-                size_bytes=size_bytes(student), teacher=read_row(folders.teacher),
-            )  # fmt: skip
-            write_row(row, folder)
+    for model in (teacher, student):
+        set_attention_maps(model, method.loss.attention_maps)
+    objective = DistillationObjective(teacher, maps, method.loss)
+    name = f"{task}: {configuration} {method.name}"
+    _train_on_pairs(
+        student, objective, spec, training, corpus, accelerator, folder, target, name, recipe.scale_learning_rate,
+        recipe.progressive,
+    )  # fmt: skip
+    return student
+
+
+def score_student(
+    student: PreTrainedModel,
+    distillation: S.Distillation,
+    evaluation: S.Evaluation,
+    spec: S.Task,
+    corpus: LoadedCorpus,
+    teacher_folder: Path,
+    accelerator: Accelerator,
+    folder: Path,
+    task: str,
+) -> None:
+    """Test a student, and leave predictions and the row of its scores in the folder."""
+    configuration = student.dqlib_configuration
+    name = f"{task}: testing {configuration} {distillation.preset}"
+    scores = _test(student, evaluation, spec, corpus, accelerator, folder, name)
+    if accelerator.is_main_process:
+        row = Row.of(
+            task, corpus.info["name"], "student", configuration, distillation.preset, distillation, scores,
+            size_bytes=size_bytes(student), teacher=read_row(teacher_folder),
+        )  # fmt: skip
+        write_row(row, folder)
 
 
 JOBS = {"pretrain": pretrain, "finetune": finetune, "distill": distill}
+
+
+def quiet() -> None:
+    """Keep transformers from telling what the study tells itself."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def run_job(settings: S.Settings, job: str, task: str, config: str | None = None) -> None:
@@ -154,8 +207,7 @@ def run_job(settings: S.Settings, job: str, task: str, config: str | None = None
         InputError: task or configuration are not allowed.
         TrainingError: a loss is not a finite number.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet()
     JOBS[job](settings, task, config)
 
 
@@ -201,31 +253,55 @@ def _train_on_pairs(
     corpus: LoadedCorpus,
     accelerator: Accelerator,
     folder: Path,
+    target: Path,
     name: str,
+    *of_scales: float,
 ) -> None:
+    """Train on pairs; where training fails, the last good weights are kept beside ``target``."""
     examples = encode(corpus.splits["train"], corpus.tokenizer, spec.corpus)
     held_out = encode(_held_out(corpus, spec), corpus.tokenizer, spec.corpus)
-    train(model, objective, steps(examples, training), held_out, training, accelerator, folder / LOG, name)
+    batches = steps(examples, training)
+    try:
+        train(model, objective, batches, held_out, training, accelerator, folder / LOG, name, *of_scales)
+    except TrainingError as error:
+        if not error.restored:
+            raise
+        kept = rescue_folder(target)
+        if accelerator.is_main_process:
+            with atomic_folder(kept) as aside:
+                save_student(model, aside) if hasattr(model, "dqlib_preset") else model.save_pretrained(aside)
+        raise TrainingError(f"{error} The weights of the best validation are kept in {kept}.") from None
 
 
 def _test(
-    model: PreTrainedModel, spec: S.Task, corpus: LoadedCorpus, accelerator: Accelerator, folder: Path, name: str
+    model: PreTrainedModel,
+    evaluation: S.Evaluation,
+    spec: S.Task,
+    corpus: LoadedCorpus,
+    accelerator: Accelerator,
+    folder: Path,
+    name: str,
 ) -> Scores | None:
     """Predict the test split, write the predictions, and score them (on the main process; None elsewhere)."""
-    rows = corpus.splits["test"][: spec.evaluate.documents]
+    rows = corpus.splits["test"][: evaluation.documents]
     examples = encode(rows, corpus.tokenizer, spec.corpus)
     tokens = spec.corpus.target_tokens
-    predictions = generate(model, examples, corpus.tokenizer, spec.evaluate, tokens, accelerator, name)
+    predictions = generate(model, examples, corpus.tokenizer, evaluation, tokens, accelerator, name)
     if not accelerator.is_main_process:
         return None
     by_document = rouge([row["summary"] for row in rows], predictions)
-    low, high = bootstrap_interval(by_document[HEADLINE], spec.evaluate.bootstrap)
+    low, high = bootstrap_interval(by_document[HEADLINE], evaluation.bootstrap)
     lines = [
         {"document": row["document"], "reference": row["summary"], "prediction": prediction, HEADLINE: round(score, 2)}
         for row, prediction, score in zip(rows, predictions, by_document[HEADLINE].tolist(), strict=True)
     ]
     write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return Scores(len(rows), {kind: float(by_document[kind].mean()) for kind in ROUGE}, HEADLINE, low, high)
+
+
+def rescue_folder(target: Path) -> Path:
+    """Where the last good weights of a training that failed are kept."""
+    return target.with_name(f"{target.name}.last-good")
 
 
 def _held_out(corpus: LoadedCorpus, spec: S.Task) -> list[dict[str, str]]:

@@ -39,6 +39,15 @@ class Folders:
         """Student of a configuration, named by its slug."""
         return self.root / "students" / slug
 
+    @property
+    def methods(self) -> Path:
+        """Runs of the bench."""
+        return self.root / "methods"
+
+    def method(self, name: str, slug: str, seed: int) -> Path:
+        """One run of the bench: a preset at a configuration from a seed."""
+        return self.methods / name / slug / f"seed{seed}"
+
 
 def project_root() -> Path:
     """The folder that holds ``dvc.yaml``, looking upwards from here; the current folder if there is none."""

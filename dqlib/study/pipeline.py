@@ -84,12 +84,17 @@ class Study:
         launch(self.settings, self.params, job, self.name, config)
 
     def _made(self, folder: Path, made_from: dict, make: Callable[[], None]) -> Path:
-        text = json.dumps(made_from, default=_plain, sort_keys=True, indent=1)
+        text = stamp_text(made_from)
         stamp = folder / STAMP
         if not stamp.is_file() or stamp.read_text() != text:
             make()
             write_text(stamp, text)
         return folder
+
+
+def stamp_text(made_from: dict) -> str:
+    """What a folder was made from, as the text of its stamp."""
+    return json.dumps(made_from, default=_plain, sort_keys=True, indent=1)
 
 
 def describe_corpus(folder: Path, corpus: S.Corpus) -> str:

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import pandas
 
 from dqlib.config import Configuration
@@ -64,7 +65,7 @@ class Row:
         role: str,
         configuration: Configuration,
         method: str,
-        training: S.Training,
+        training: S.Training | S.Distillation,
         scores: Scores,
         size_bytes: int,
         teacher: Row | None,
@@ -112,6 +113,26 @@ def read_row(folder: Path) -> Row:
 def metrics_table(rows: list[Row]) -> pandas.DataFrame:
     """Rows as a table with the columns of ``metrics.csv``: the teacher first, then the students as given."""
     return pandas.DataFrame([asdict(row) for row in rows], columns=COLUMNS)
+
+
+def paired_p_value(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p-value of a difference of means by the paired bootstrap over documents (Koehn 2004).
+
+    Twice the smaller share of resamples in which the mean difference is on either side of zero, ties on both;
+    at least one over the resamples, at most 1.
+
+    Args:
+        ours, theirs: (documents,), scores of the same documents.
+        resamples: how many times documents are drawn with replacement.
+        seed: of the draws.
+    """
+    difference = ours - theirs
+    generator = np.random.default_rng(seed)
+    means = np.array(
+        [difference[generator.integers(0, len(difference), len(difference))].mean() for _ in range(resamples)]
+    )
+    side = min((means <= 0).mean(), (means >= 0).mean())
+    return float(min(1.0, max(2 * side, 1 / resamples)))
 
 
 def write_metrics(table: pandas.DataFrame, path: Path) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from dqlib.config import Configuration, Granularity, LossWeights
+from dqlib.config import Configuration
 from dqlib.errors import InputError
+from dqlib.presets import Recipe, preset
 from dqlib.study.paths import Folders, project_root
 
 SOURCES = ("embedded", "files", "hub")
@@ -149,15 +150,28 @@ class Pretraining(Training):
 
 
 @dataclass(frozen=True)
-class Distillation(Training):
-    """Training of a student against the teacher."""
+class Distillation:
+    """Training of a student against the teacher; schedule and losses are the preset's."""
 
-    granularity: str = "per_row"
-    loss: LossWeights = field(default_factory=LossWeights)
+    steps: int
+    learning_rate: float
+    batch_tokens: int
+    preset: str = "dqlib"
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    micro_batches: int = 2
+    validations: int = 4
+    seed: int = 28
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _one_of("granularity", self.granularity, tuple(Granularity))
+        preset(self.preset)
+        self.training(Recipe())
+
+    def training(self, recipe: Recipe) -> Training:
+        """The training that a preset's recipe makes of this."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "preset"}
+        values["learning_rate"] *= recipe.learning_rate
+        return Training(**values, schedule=recipe.schedule, warmup=recipe.warmup)
 
 
 @dataclass(frozen=True)
@@ -179,6 +193,45 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Methods:
+    """The bench: presets against each other at equal bits and equal steps, one thread a run.
+
+    Presets run at all ``configs`` that they have a grid for, ``ablations`` (presets again) at
+    ``ablation_configs``. A ``p_value`` compares with ``baseline`` or, where that has no grid, ``fallback``.
+    """
+
+    presets: list[str]
+    configs: list[str]
+    seeds: list[int]
+    distill: Distillation
+    evaluate: Evaluation
+    ablations: list[str] = field(default_factory=list)
+    ablation_configs: list[str] = field(default_factory=list)
+    baseline: str = "dq-bart-faithful"
+    fallback: str = "xtc"
+
+    def __post_init__(self) -> None:
+        for name in ("presets", "configs", "seeds"):
+            if not getattr(self, name):
+                raise InputError(name, getattr(self, name), "a list that is not empty")
+        for name in (*self.presets, *self.ablations, self.baseline, self.fallback):
+            preset(name)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise InputError("seeds", self.seeds, "a list without repetitions")
+
+    def cells(self) -> list[tuple[str, Configuration, int]]:
+        """Every run, as preset, configuration and seed: presets before ablations, a seed of all before the next."""
+        return [
+            (name, configuration, seed)
+            for names, texts in ((self.presets, self.configs), (self.ablations, self.ablation_configs))
+            for seed in self.seeds
+            for configuration in map(Configuration.parse, texts)
+            for name in names
+            if {configuration.w_bits, configuration.e_bits} <= set(preset(name).weight_bits)
+        ]
+
+
+@dataclass(frozen=True)
 class Task:
     """One experiment: its corpus, its teacher and the configurations of its students."""
 
@@ -189,18 +242,29 @@ class Task:
     distill: Distillation
     evaluate: Evaluation
     configs: list[str]
+    methods: Methods | None = None
 
     def __post_init__(self) -> None:
         if not self.configs:
             raise InputError("configs", self.configs, "a list with at least one configuration")
+        method = preset(self.distill.preset)
         for text in self.configs:
-            Configuration.parse(text).check_fits(self.model.encoder_layers, self.model.decoder_layers)
+            self._check(Configuration.parse(text))
+            method.check_fits(Configuration.parse(text), "mbart" if self.model.pretrained is None else "bart")
+        for _, configuration, _ in self.methods.cells() if self.methods else []:
+            self._check(configuration)
         slugs = [Configuration.parse(text).slug for text in self.configs]
         if len(set(slugs)) < len(slugs):
             raise InputError("configs", self.configs, "a list without repetitions")
         longest = max(self.corpus.source_tokens, self.corpus.target_tokens, self.pretrain.window + 1)
         if self.model.max_positions < longest:
             raise InputError("model.max_positions", self.model.max_positions, f"at least {longest}, the longest input")
+
+    def _check(self, configuration: Configuration) -> None:
+        configuration.check_fits(self.model.encoder_layers, self.model.decoder_layers)
+        for side in ("encoder_layers", "decoder_layers"):
+            if not getattr(configuration, side):
+                raise InputError(f"config '{configuration}', {side}", 0, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -322,6 +386,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value is None:
             return None
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
+        if dataclasses.is_dataclass(hint):
+            return _build(hint, value, where)
     if typing.get_origin(hint) is list:
         item = typing.get_args(hint)[0]
         if not isinstance(value, list) or not all(isinstance(v, item) for v in value):

@@ -22,7 +22,9 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
-from dqlib.losses import LayerMaps, LossWeights, cross_entropy, distillation_terms
+from dqlib import attention
+from dqlib.losses import LayerMaps, LossWeights, MemoryBank, cross_entropy, distillation_terms
+from dqlib.student import set_blend
 from dqlib.study import settings as S
 from dqlib.study.batches import Batch, Example, bucketed, collate
 from dqlib.study.paths import write_text
@@ -33,7 +35,13 @@ LOG_ROWS = 50
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: a loss is not a finite number."""
+    """Training cannot go on: a loss, a gradient or a weight is not a finite number.
+
+    Attributes:
+        restored: whether the model was given back the weights of its best validation.
+    """
+
+    restored = False
 
 
 class Objective(Protocol):
@@ -69,23 +77,28 @@ class DistillationObjective:
     teacher: PreTrainedModel
     maps: LayerMaps
     weights: LossWeights
+    bank: MemoryBank | None = None
 
     def __post_init__(self) -> None:
         self.teacher.eval()
         if self.weights.attention:
-            self.teacher.set_attn_implementation("eager")  # the only one beside ours that returns the maps
+            self.teacher.set_attn_implementation(attention.NAME)  # returns the maps; full precision in a teacher
+        if self.weights.contrastive and self.weights.momentum:
+            self.bank = MemoryBank(self.teacher.config.vocab_size, self.weights.momentum)
 
     def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
         wanted = {
             "output_attentions": self.weights.attention > 0,
-            "output_hidden_states": self.weights.hidden > 0,
+            "output_hidden_states": self.weights.hidden > 0 or self.weights.contrastive > 0,
         }
         inputs = batch.inputs()
         student = model(**inputs, **wanted)
         with torch.no_grad():
             teacher = self.teacher(**inputs, **wanted)
         mask = batch.attention_mask.bool()
-        return distillation_terms(student, teacher, batch.labels, mask, self.maps, self.weights, denominators)
+        return distillation_terms(
+            student, teacher, batch.labels, mask, self.maps, self.weights, denominators, self.bank
+        )
 
     def weight(self, term: str) -> float:
         return self.weights.of(term)
@@ -130,6 +143,8 @@ def train(
     accelerator: Accelerator,
     log_path: Path,
     name: str,
+    scale_learning_rate: float = 1.0,
+    progressive: float = 0.0,
 ) -> PreTrainedModel:
     """Train, and return the model with the weights of its best validation.
 
@@ -142,13 +157,15 @@ def train(
         accelerator: of this process.
         log_path: CSV of every loss term, the learning rate and the validation loss.
         name: of the job, for the progress bar.
+        scale_learning_rate: rate of trained scales, times that of the weights.
+        progressive: part of the steps over which the forward pass turns from full-precision to quantized weights.
 
     Raises:
         TrainingError: a loss term is not finite; the message names the term and the step.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     optimizer = torch.optim.AdamW(
-        _parameter_groups(model, training.weight_decay),
+        _parameter_groups(model, training, scale_learning_rate),
         lr=training.learning_rate,
         betas=(0.9, 0.98),
         eps=1e-6,
@@ -166,6 +183,8 @@ def train(
     model.train()
     for step in range(1, training.steps + 1):
         micro_batches = next(steps)
+        if progressive:
+            set_blend(model, min(1.0, step / (progressive * training.steps)))
         denominators = _tokens(micro_batches)
         mine = micro_batches[rank::world]
         for i, examples in enumerate(mine):
@@ -178,7 +197,7 @@ def train(
                 sums[term] = sums.get(term, 0.0) + value.detach()
         norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip)
         if not torch.isfinite(norm):
-            raise TrainingError(_not_finite(name, step, sums))
+            raise _failed(_not_finite(name, step, sums, model), model, best_weights)
         optimizer.step()
         optimizer.zero_grad()
         rate = schedule.get_last_lr()[0]
@@ -187,7 +206,7 @@ def train(
         if step % every == 0 or step in validate_at:
             row = {"step": step, "learning_rate": rate, **_averages(accelerator, sums, since)}
             if not all(map(math.isfinite, row.values())):
-                raise TrainingError(_not_finite(name, step, sums))
+                raise _failed(_not_finite(name, step, sums, model), model, best_weights)
             sums, since = {}, 0
             if step in validate_at:
                 row["validation_loss"] = loss = validation_loss(model, validation, training, accelerator)
@@ -236,16 +255,33 @@ def _averages(accelerator: Accelerator, sums: dict[str, Tensor], steps: int) -> 
     return dict(zip(sums, stacked.tolist(), strict=True))
 
 
-def _not_finite(name: str, step: int, sums: dict[str, Tensor]) -> str:
-    bad = [term for term, value in sums.items() if not torch.isfinite(value) and term != "loss"]
-    what = f"the loss term {bad[0]}" if bad else "the gradient"
+def _failed(message: str, model: nn.Module, best_weights: dict[str, Tensor] | None) -> TrainingError:
+    error = TrainingError(message)
+    if best_weights is not None:
+        model.load_state_dict(best_weights)
+        error.restored = True
+    return error
+
+
+def _not_finite(name: str, step: int, sums: dict[str, Tensor], model: nn.Module) -> str:
+    bad = [f"the loss term {term}" for term, value in sums.items() if not torch.isfinite(value) and term != "loss"]
+    for parameter_name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            bad.insert(0, f"the weight {parameter_name}")
+            break
+        if not bad and parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            bad.append(f"the gradient of {parameter_name}")
+    what = bad[0] if bad else "the norm of the gradient"
     return f"{name}: {what} is not a finite number at step {step}; lower learning_rate, which is the usual cause."
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay for matrices; none for biases and LayerNorms."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def _parameter_groups(model: nn.Module, training: S.Training, scale_learning_rate: float) -> list[dict]:
+    """Weight decay for matrices; none for biases, LayerNorms and trained scales, which have a rate of their own."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    scales = [p for name, p in named if name.endswith("weight_quantizer.learned")]
+    others = [p for name, p in named if not name.endswith("weight_quantizer.learned")]
     return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in others if p.dim() > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": scales, "weight_decay": 0.0, "lr": training.learning_rate * scale_learning_rate},
     ]

@@ -1,0 +1,262 @@
+"""What the bench of all methods shows: its table, its summary, its figures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from dqlib.config import Configuration
+from dqlib.presets import PRESETS, preset
+from dqlib.study import settings as S
+from dqlib.study.figures import METHOD_COLOURS, METRIC_NAMES, STYLE, TEACHER_COLOUR, save
+from dqlib.study.methods import Cell, bench_of, run_methods
+from dqlib.study.paths import PREDICTIONS, project_root, write_text
+from dqlib.study.pipeline import Study
+from dqlib.study.report import markdown_table
+from dqlib.study.results import COLUMNS, paired_p_value, read_row, write_metrics
+
+METHODS, FOLDER = "methods.csv", "methods"
+BENCH_COLUMNS = (*COLUMNS, "baseline", "p_value")
+#: Shape of a point, so that methods are told apart without colour.
+MARKERS = {"dq-bart-faithful": "v", "dq-bart": "s", "xtc": "^", "quantgpt": "D", "dqlib": "o"}
+
+
+def presets_table(names: list[str] | None = None) -> pandas.DataFrame:
+    """Presets side by side: a row a field, a column a preset; fields that all share are left out."""
+    columns = {}
+    for name in names or list(PRESETS):
+        method = preset(name)
+        flat = {}
+        for part in ("weights", "activations", "loss", "recipe"):
+            flat |= {f"{part}.{field}": value for field, value in asdict(getattr(method, part)).items()}
+        bits = {f"recipe at {n} bits": _changes(asdict(method.recipe), asdict(r)) for n, r in method.by_bits.items()}
+        rest = {field: getattr(method, field) for field in ("quantize_head", "position_bits", "single_layer")}
+        columns[name] = flat | bits | rest
+    table = pandas.DataFrame(columns).astype(object)
+    table = table.where(table.notna(), "")
+    return table[table.apply(lambda row: len(set(map(str, row))) > 1, axis=1)]
+
+
+def bench_table(study: Study) -> pandas.DataFrame:
+    """One row a run, in the columns of ``metrics.csv`` with ``baseline`` and ``p_value``.
+
+    The p-value is that of a preset at a configuration, on each document's mean over the seeds, so its rows share it.
+    """
+    bench = bench_of(study)
+    documents = {}
+    for name, configuration, _ in bench.cells():
+        documents[name, configuration] = _by_document(study, name, configuration)
+    rows = []
+    p_values: dict[tuple[str, Configuration], tuple[str | None, float | None]] = {}
+    for name, configuration, seed in sorted(bench.cells(), key=lambda cell: _order(bench, cell)):
+        key = name, configuration
+        if key not in p_values:
+            base = next((b for b in (bench.baseline, bench.fallback) if (b, configuration) in documents), None)
+            apart = base is not None and base != name
+            p = round(paired_p_value(documents[key], documents[base, configuration]), 4) if apart else None
+            p_values[key] = (base if apart else None), p
+        row = asdict(read_row(study.folders.method(name, configuration.slug, seed)))
+        baseline, p = p_values[key]
+        rows.append(row | {"baseline": baseline, "p_value": p})
+    return pandas.DataFrame(rows, columns=BENCH_COLUMNS)
+
+
+def bench_summary(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Mean over seeds of each preset at each configuration: score, retention, their spread, size and p-value.
+
+    Returns:
+        Columns ``config``, ``method``, ``score``, ``score_std`` (over seeds), ``retention``, ``size_bytes``,
+        ``compression``, ``baseline``, ``p_value``, ``seeds``.
+    """
+    groups = table.groupby(["config", "method"], sort=False)
+    return groups.agg(
+        score=("score", "mean"),
+        score_std=("score", "std"),
+        retention=("retention", "mean"),
+        size_bytes=("size_bytes", "first"),
+        compression=("compression", "first"),
+        baseline=("baseline", "first"),
+        p_value=("p_value", "first"),
+        seeds=("seed", "count"),
+    ).reset_index()
+
+
+def _by_document(study: Study, name: str, configuration: Configuration) -> np.ndarray:
+    """Headline score of each test document, mean over the seeds."""
+    scores = []
+    for seed in bench_of(study).seeds:
+        folder = study.folders.method(name, configuration.slug, seed)
+        headline = read_row(folder).headline
+        lines = (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines()
+        scores.append([json.loads(line)[headline] for line in lines])
+    return np.array(scores).mean(axis=0)
+
+
+def _order(bench: S.Methods, cell: Cell) -> tuple[int, int, int]:
+    name, configuration, seed = cell
+    configs = [Configuration.parse(text) for text in (*bench.configs, *bench.ablation_configs)]
+    names = [*bench.presets, *bench.ablations]
+    return configs.index(configuration), names.index(name), bench.seeds.index(seed)
+
+
+def summary_for_reading(summary: pandas.DataFrame) -> pandas.DataFrame:
+    """The summary with readable numbers, for a screen or a page."""
+    spread = summary.score_std.map(lambda x: "" if pandas.isna(x) else f" ± {x:.2f}")
+    return pandas.DataFrame(
+        {
+            "config": summary.config,
+            "method": summary.method,
+            "score": summary.score.map("{:.2f}".format) + spread,
+            "of teacher": summary.retention.map(lambda x: f"{100 * x:.1f}%"),
+            "smaller": summary.compression.map("{:.1f}x".format),
+            "against": summary.baseline.map(lambda x: "" if pandas.isna(x) else x),
+            "p": summary.p_value.map(lambda x: "" if pandas.isna(x) else f"{x:.4f}"),
+        }
+    )
+
+
+def methods_figure(table: pandas.DataFrame, bench: S.Methods, task: str) -> Figure:
+    """Part of the teacher's score that is left: a group of points a configuration, a point a seed, a bar the mean.
+
+    Args:
+        table: :func:`bench_table`.
+        bench: its parameters, for the order.
+        task: name of the task, for the title.
+    """
+    configs = [str(Configuration.parse(text)) for text in bench.configs]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(7.2, 4.0), layout="constrained")
+        axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2, label="teacher")
+        for i, name in enumerate(bench.presets):
+            places, means = [], []
+            for place, config in enumerate(configs):
+                rows = table[(table.config == config) & (table.method == name)]
+                x = place + 0.14 * (i - (len(bench.presets) - 1) / 2)
+                axes.plot(
+                    [x] * len(rows), 100 * rows.retention, MARKERS.get(name, "o"), ms=4, alpha=0.6, color=_colour(name)
+                )
+                if len(rows):
+                    places.append(x)
+                    means.append(100 * rows.retention.mean())
+            axes.plot(places, means, "_", ms=12, mew=2.2, color=_colour(name))
+            axes.plot([], [], MARKERS.get(name, "o"), ms=5, color=_colour(name), label=name)
+        axes.set_xticks(range(len(configs)), [config.replace(" ", "\n") for config in configs])
+        axes.set_xlabel("bits of weights-embeddings-activations, encoder-decoder layers")
+        axes.set_ylabel(f"{METRIC_NAMES.get(table.headline.iloc[0], table.headline.iloc[0])}, % of the teacher's")
+        axes.grid(axis="x", visible=False)
+        steps = table.train_steps.iloc[0]
+        axes.set_title(
+            f"{task}: every method after {steps} steps, {len(bench.seeds)} seeds and their mean", fontsize=10
+        )
+        axes.legend(fontsize=8, ncols=2, loc="lower left")
+    pyplot.close(figure)
+    return figure
+
+
+def ablation_table(table: pandas.DataFrame, bench: S.Methods, against: str = "dqlib") -> pandas.DataFrame:
+    """Scores with one part of a method changed, and how far they are from the whole method's.
+
+    Args:
+        table: :func:`bench_table`.
+        bench: its parameters.
+        against: the whole method.
+
+    Returns:
+        Columns ``config``, ``changed``, ``score``, ``score_std`` and ``difference``; empty without ablations.
+    """
+    summary = bench_summary(table)
+    whole = summary[summary.method == against].set_index("config").score
+    rows = summary[summary.method.isin(bench.ablations)]
+    if rows.empty:
+        return pandas.DataFrame(columns=["config", "changed", "score", "score_std", "difference"])
+    return pandas.DataFrame(
+        {
+            "config": rows.config,
+            "changed": rows.method.map(lambda name: name.removeprefix(f"{against}-")),
+            "score": rows.score.round(2),
+            "score_std": rows.score_std.round(2),
+            "difference": (rows.score - rows.config.map(whole)).round(2),
+        }
+    ).reset_index(drop=True)
+
+
+def ablation_figure(table: pandas.DataFrame, bench: S.Methods, against: str = "dqlib") -> Figure:
+    """Change of the score where one part of a method is changed, with its seeds.
+
+    Args:
+        table: :func:`bench_table`.
+        bench: its parameters; the first of its ``ablation_configs`` is drawn.
+        against: the whole method.
+    """
+    config = str(Configuration.parse(bench.ablation_configs[0]))
+    rows = table[table.config == config]
+    whole = rows[rows.method == against].score.mean()
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.4, 0.6 + 0.42 * max(2, len(bench.ablations))), layout="constrained")
+        axes.axvline(0, color=_colour(against), linestyle="--", linewidth=1.2)
+        for place, name in enumerate(bench.ablations):
+            changes = rows[rows.method == name].score - whole
+            axes.plot(changes, [place] * len(changes), "o", ms=4, alpha=0.6, color=TEACHER_COLOUR)
+            axes.plot([changes.mean()], [place], "|", ms=14, mew=2.4, color=TEACHER_COLOUR)
+        axes.set_yticks(range(len(bench.ablations)), [name.removeprefix(f"{against}-") for name in bench.ablations])
+        axes.set_ylim(len(bench.ablations) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        metric = METRIC_NAMES.get(table.headline.iloc[0], table.headline.iloc[0])
+        axes.set_xlabel(f"change of {metric} (points) against {against} at {config}; dots: seeds, bar: their mean")
+    pyplot.close(figure)
+    return figure
+
+
+def write_bench(study: Study) -> Path:
+    """Write ``methods.csv`` and the folder ``methods`` with the figures and the page, and return that folder."""
+    run_methods(study)
+    bench, table = bench_of(study), bench_table(study)
+    results = project_root() / study.settings.results
+    folder = results / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    write_metrics(table, results / METHODS)
+    save(methods_figure(table, bench, study.name), folder, "methods")
+    if bench.ablations:
+        save(ablation_figure(table, bench), folder, "ablation")
+    write_text(folder / "README.md", _page(study, table))
+    return folder
+
+
+def _page(study: Study, table: pandas.DataFrame) -> str:
+    bench, teacher = bench_of(study), read_row(study.folders.teacher)
+    summary = summary_for_reading(bench_summary(table))
+    ours = summary[~summary.method.isin(bench.ablations)]
+    ablation = f"""
+## What each part of ours is worth
+
+{markdown_table(ablation_table(table, bench))}
+![Ablation](ablation.svg)
+"""
+    return f"""# All methods on one bench
+
+Generated by the notebook `methods` (profile `{study.settings.profile}`); do not edit. Every number comes from
+[`{METHODS}`](../{METHODS}), one row a run. Every run: {bench.distill.steps} steps of {bench.distill.batch_tokens}
+tokens, the same teacher ({teacher.headline} {teacher.score:.2f}), {teacher.n_test} test documents; seeds
+{", ".join(map(str, bench.seeds))}.
+
+{markdown_table(ours)}
+Score: {teacher.headline}, mean over seeds ± their standard deviation. p: two-sided paired bootstrap over the test
+documents, on each document's mean over the seeds, against the method named beside it.
+
+![All methods](methods.svg)
+{ablation if bench.ablations else ""}"""
+
+
+def _changes(base: dict, other: dict) -> str:
+    return ", ".join(f"{field} {value}" for field, value in other.items() if base[field] != value)
+
+
+def _colour(name: str) -> str:
+    return METHOD_COLOURS.get(name, TEACHER_COLOUR)

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+
+from dqlib.config import Configuration
+from dqlib.errors import InputError
+from dqlib.study import bench, methods
+from dqlib.study.methods import bench_of, code_hash, run_methods
+from dqlib.study.pipeline import Study
+from dqlib.study.results import COLUMNS, paired_p_value, read_row
+from dqlib.study.settings import Methods, load_settings
+
+
+def laptop_bench() -> Methods:
+    bench_settings = load_settings("laptop").summarization.methods
+    assert bench_settings is not None
+    return bench_settings
+
+
+def test_the_bench_has_every_method_at_every_configuration_that_it_has_a_grid_for():
+    cells = laptop_bench().cells()
+    assert len(cells) == len(set(cells))
+    for seed in (1, 2, 3):
+        assert ("dqlib", Configuration.parse("1-1-8 2-4"), seed) in cells
+        assert ("xtc", Configuration.parse("1-1-8 2-4"), seed) in cells
+        assert ("dq-bart-faithful", Configuration.parse("2-2-8 2-2"), seed) in cells
+    assert not [name for name, c, _ in cells if c.w_bits == 1 and name.startswith("dq-bart")]
+
+
+def test_a_bench_that_is_stopped_early_has_whole_seeds_before_ablations():
+    wanted = laptop_bench()
+    names = [name for name, _, _ in wanted.cells()]
+    first = min(names.index(name) for name in wanted.ablations)
+    assert not set(names[first:]) & set(wanted.presets)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"presets": ["dq-bert"]}, "preset: 'dq-bert' .* dq-bart"),
+        ({"seeds": [1, 1]}, "without repetitions"),
+        ({"configs": []}, "configs"),
+    ],
+)
+def test_a_bad_bench_is_named(change, told):
+    given = laptop_bench()
+    fields = {name: getattr(given, name) for name in given.__dataclass_fields__}
+    with pytest.raises(InputError, match=told):
+        Methods(**(fields | change))
+
+
+def test_a_profile_without_a_bench_says_so(monkeypatch):
+    study = Study("tutorial")
+    monkeypatch.setattr(type(study.task), "methods", None)
+    object.__setattr__(study.task, "methods", None)
+    with pytest.raises(InputError, match=r"summarization\.methods"):
+        bench_of(study)
+
+
+def test_the_p_value_is_small_for_a_clear_difference_and_large_for_noise():
+    generator = np.random.default_rng(0)
+    theirs = generator.normal(20, 10, 400)
+    assert paired_p_value(theirs + generator.normal(2, 3, 400), theirs) < 0.01
+    assert paired_p_value(theirs + generator.normal(0, 3, 400), theirs) > 0.05
+    assert paired_p_value(theirs, theirs) == 1.0
+    better, worse = theirs + generator.normal(1, 6, 400), theirs
+    assert paired_p_value(better, worse, 500) == paired_p_value(worse, better, 500)  # two-sided
+
+
+def test_a_run_of_other_code_is_not_taken_for_this_one(tmp_path, monkeypatch):
+    before = code_hash()
+    package = tmp_path / "dqlib" / "study"
+    package.mkdir(parents=True)
+    (package.parent / "losses.py").write_text("# other\n")
+    for name in ("batches", "evaluate", "jobs", "train"):
+        (package / f"{name}.py").write_text("")
+    monkeypatch.setattr(methods, "__file__", str(package / "methods.py"))
+    code_hash.cache_clear()
+    try:
+        assert code_hash() != before
+    finally:
+        code_hash.cache_clear()
+
+
+def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):
+    study = study_in_a_copy
+    run_methods(study)
+    cells = bench_of(study).cells()
+    folders = [study.folders.method(name, c.slug, seed) for name, c, seed in cells]
+    times = [(folder / "row.json").stat().st_mtime_ns for folder in folders]
+    run_methods(study)  # nothing is missing
+    assert times == [(folder / "row.json").stat().st_mtime_ns for folder in folders]
+    (folders[0] / "made_from.json").write_text("{}")  # of other parameters: made again, to the same bytes
+    row = (folders[0] / "row.json").read_bytes()
+    run_methods(study)
+    assert (folders[0] / "row.json").read_bytes() == row
+    assert times[1:] == [(folder / "row.json").stat().st_mtime_ns for folder in folders[1:]]
+
+    table = bench.bench_table(study)
+    assert tuple(table.columns) == (*COLUMNS, "baseline", "p_value")
+    assert len(table) == len(cells)
+    assert [read_row(folder).score for folder in folders] == table.score.tolist()
+    ours = table[table.method == "dqlib"].iloc[0]
+    assert ours.baseline == "dq-bart-faithful"
+    assert 0 < ours.p_value <= 1
+    assert table[table.method == "dq-bart-faithful"].p_value.isna().all()
+    faithful = table[table.method == "dq-bart-faithful"].iloc[0]
+    assert faithful.size_bytes > 1.5 * ours.size_bytes  # its head needs the embedding in full precision
+    bench.write_bench(study)

@@ -1,0 +1,125 @@
+import copy
+import pickle
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
+
+import pytest
+
+from dqlib.architectures import ARCHITECTURES
+from dqlib.config import Configuration
+from dqlib.errors import InputError
+from dqlib.presets import PRESETS, VARIANTS, Preset, Recipe, preset
+
+ALL = PRESETS | VARIANTS
+
+
+def test_the_methods_are_there():
+    assert set(PRESETS) >= {"dqlib", "dq-bart", "dq-bart-faithful", "xtc", "quantgpt"}
+    assert not set(PRESETS) & set(VARIANTS)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_preset_is_found_by_the_name_it_bears(name):
+    assert ALL[name].name == name
+    assert preset(name) is ALL[name]
+    assert preset(ALL[name]) is ALL[name]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_preset_cannot_be_changed_by_one_who_uses_it(name):
+    # A study trains many students in one process from the same presets.
+    for part in (ALL[name], ALL[name].weights, ALL[name].activations, ALL[name].loss, ALL[name].recipe):
+        assert is_dataclass(part)
+        for field in fields(part):
+            with pytest.raises(FrozenInstanceError):
+                setattr(part, field.name, None)
+    for recipe in ALL[name].by_bits.values():
+        with pytest.raises(FrozenInstanceError):
+            recipe.learning_rate = 1.0
+    assert Preset("mine").by_bits is not Preset("other").by_bits
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_preset_is_copied_with_the_student_that_bears_it(name):
+    # A read-only view of a dictionary, which can be neither copied nor pickled, would forbid both to a student.
+    assert copy.deepcopy(ALL[name]) == ALL[name]
+    assert pickle.loads(pickle.dumps(ALL[name])) == ALL[name]
+
+
+@pytest.mark.parametrize("name", ["dqbart", "", "DQLIB", None])
+def test_an_unknown_preset_is_refused_with_those_that_there_are(name):
+    with pytest.raises(InputError, match=r"^preset: .* must be one of ") as caught:
+        preset(name)
+    for known in ALL:
+        assert known in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"learning_rate": 0.0},
+        {"learning_rate": -1.0},
+        {"learning_rate": float("nan")},
+        {"scale_learning_rate": 0.0},
+        {"warmup": 1.0},
+        {"warmup": -0.1},
+        {"progressive": 1.0},
+        {"progressive": -0.5},
+        {"schedule": "step"},
+    ],
+)
+def test_a_recipe_out_of_bounds_is_named(bad):
+    with pytest.raises(InputError, match=rf"^{next(iter(bad))}: "):
+        Recipe(**bad)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+def test_a_recipe_at_its_bounds_is_allowed(schedule):
+    Recipe(learning_rate=1e-9, schedule=schedule, warmup=0.0, scale_learning_rate=1e9, progressive=0.999)
+
+
+def test_some_bits_may_have_a_recipe_of_their_own():
+    one = Recipe(warmup=0.5)
+    method = Preset("mine", by_bits={1: one})
+    assert method.recipe_for(Configuration.parse("1-2-8 2-1")) is one
+    assert method.recipe_for(Configuration.parse("2-1-8 2-1")) is method.recipe  # bits of weights decide
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_preset_has_a_recipe_for_all_its_bits(name):
+    method = ALL[name]
+    assert set(method.by_bits) <= set(method.weight_bits)
+    for bits in method.weight_bits:
+        assert isinstance(method.recipe_for(Configuration.parse(f"{bits}-8-8 2-1")), Recipe)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_preset_serves_known_architectures_and_says_which_it_does_not(name):
+    method, two = ALL[name], Configuration.parse("2-2-8 2-1")
+    served = ARCHITECTURES if method.architectures is None else method.architectures
+    assert set(served) <= set(ARCHITECTURES)
+    for architecture in ARCHITECTURES:
+        if architecture in served:
+            method.check_fits(two, architecture)
+        else:
+            with pytest.raises(InputError, match=rf"^preset: '{name}' .* serves the architecture '{architecture}'"):
+                method.check_fits(two, architecture)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bits_that_a_method_has_no_grid_for_are_refused_by_name(name):
+    method = ALL[name]
+    for bits in (*range(1, 9), 32):
+        for text, field in ((f"{bits}-32-8 2-1", "w_bits"), (f"32-{bits}-8 2-1", "e_bits")):
+            if bits in method.weight_bits:
+                method.check_fits(Configuration.parse(text), "bart")
+            else:
+                with pytest.raises(InputError, match=rf"^{field} of '{text}': {bits} .* with the preset '{name}'"):
+                    method.check_fits(Configuration.parse(text), "bart")
+
+
+def test_a_preset_is_varied_by_replacing_a_part():
+    varied = replace(preset("dqlib"), loss=replace(preset("dqlib").loss, hidden=0.0))
+    assert varied.loss.hidden == 0
+    assert varied.weights == preset("dqlib").weights
+    with pytest.raises(InputError, match=r"^hidden: "):
+        replace(preset("dqlib").loss, hidden=-1.0)
