@@ -47,7 +47,7 @@ def quantized_attention(
         query, key, value = round_to_grid(query * scaling), round_to_grid(key), round_to_grid(value)
         scores = torch.matmul(query, key.transpose(2, 3))  # (batch, heads, query, key)
     else:
-        scores = torch.matmul(round_to_grid(query), key.transpose(2, 3)) * scaling
+        scores = torch.matmul(round_to_grid(query), key.transpose(2, 3)).mul_(scaling)
     if position_bias is not None:
         scores = scores + position_bias
     if attention_mask is not None:

@@ -19,6 +19,10 @@ from dqlib.config import FULL_PRECISION, ActivationQuantization
 from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.quantizers import Quantized, fake_quantize_activation
 
+#: Rounded inputs that are kept while the inputs live. A decoder layer has six others between two uses of the
+#: encoder's output, which so is rounded once for all layers.
+RECENT = 8
+
 
 class ActivationFakeQuantizer:
     """Rounds activations, and the input that several layers share (queries, keys, values) once for all of them.
@@ -31,29 +35,32 @@ class ActivationFakeQuantizer:
     def __init__(self, bits: int = FULL_PRECISION, quantization: ActivationQuantization | None = None) -> None:
         self.bits = bits
         self.quantization = ActivationQuantization() if quantization is None else quantization
-        self._last: tuple[weakref.ref[Tensor], int, bool, Tensor] | None = None
+        self._recent: list[tuple[weakref.ref[Tensor], int, bool, Tensor]] = []
 
     @property
     def per_tensor(self) -> bool:
         """Whether one scale serves a whole tensor, so that a part of it cannot be rounded alone."""
         return self.bits < FULL_PRECISION and self.quantization.granularity == "per_tensor"
 
-    def __call__(self, x: Tensor, unsigned: bool = False) -> Tensor:
-        """``x`` rounded; ``unsigned`` for attention probabilities."""
+    def __call__(self, x: Tensor, unsigned: bool = False, in_place: bool = False) -> Tensor:
+        """``x`` rounded; ``unsigned`` for attention probabilities, ``in_place`` to write over it."""
         q = self.quantization
-        return fake_quantize_activation(x, self.bits, unsigned and q.unsigned, self.per_tensor, q.clip)
+        return fake_quantize_activation(x, self.bits, unsigned and q.unsigned, self.per_tensor, q.clip, in_place)
 
     def shared(self, x: Tensor) -> Tensor:
-        """``x`` rounded, or what the last call gave for this very tensor."""
+        """``x`` rounded, or what one of the last calls gave for this very tensor."""
         if self.bits >= FULL_PRECISION:
             return x
-        if self._last is not None:
-            last, version, with_gradient, rounded = self._last
-            if last() is x and version == _version(x) and with_gradient == torch.is_grad_enabled():
+        version, with_gradient = _version(x), torch.is_grad_enabled()
+        for source, of_version, of_gradient, rounded in self._recent:
+            if source() is x and of_version == version and of_gradient == with_gradient:
                 return rounded
         rounded = self(x)
-        self._last = weakref.ref(x), _version(x), torch.is_grad_enabled(), rounded
+        self._recent = [*self._recent[1 - RECENT :], (weakref.ref(x, self._forget), version, with_gradient, rounded)]
         return rounded
+
+    def _forget(self, gone: weakref.ref[Tensor]) -> None:
+        self._recent = [each for each in self._recent if each[0] is not gone]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ActivationFakeQuantizer:
         return type(self)(self.bits, self.quantization)
@@ -107,6 +114,9 @@ def _linear(layer: QuantLinear | QuantConv1D, x: Tensor, weight: Tensor) -> Tens
         return output
     # (batch, tokens, heads, head_dim)
     by_head = output[..., layer.output_skip :].unflatten(-1, (layer.output_heads, -1))
+    if not output.requires_grad:
+        layer.activation(by_head, in_place=True)
+        return output
     rounded = layer.activation(by_head).flatten(-2)
     return torch.cat([output[..., : layer.output_skip], rounded], dim=-1) if layer.output_skip else rounded
 

@@ -220,7 +220,7 @@ def distillation_terms(
         maps: which teacher layer supervises which student layer; an empty side has no terms.
         weights: families with weight 0 are left out.
         denominators: source and target tokens of the whole step.
-        bank: smooths the anchors of the contrast; None for none.
+        bank: smooths the anchors of the contrast by the label of each token of a decoder; None for none.
 
     Returns:
         Term by name: ``task``, ``logits``, ``contrastive``, ``{encoder,decoder,cross}_attention``,
@@ -250,7 +250,7 @@ def distillation_terms(
     if weights.contrastive:
         last = _parts("hidden", student, teacher, maps, source_mask, target_mask, denominators)[-1]
         ours, theirs = last.pairs[-1]
-        if bank is not None:
+        if bank is not None and maps.decoder:
             ours = bank.smooth(ours, labels, last.mask)
         terms["contrastive"] = token_contrastive(
             ours, theirs, last.mask, last.denominator, weights.contrastive_temperature

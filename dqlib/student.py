@@ -80,6 +80,12 @@ def make_student(
     names, method = architecture_of(teacher.config), preset(method)
     names.check_fits(configuration, teacher.config)
     method.check_fits(configuration, teacher.config.model_type)
+    _check_stacks(teacher)
+    fewer = (configuration.encoder_layers, configuration.decoder_layers) != names.depths(teacher.config)
+    if fewer and getattr(teacher.config, "scale_attn_by_inverse_layer_idx", False):
+        raise InputError(
+            "scale_attn_by_inverse_layer_idx", True, "False where layers are left out, since it counts them by place"
+        )
     student = copy.deepcopy(teacher)
     for side, stack in names.stacks.items():
         depth = getattr(configuration, f"{side}_layers")
@@ -106,10 +112,18 @@ def quantize_model(
     """
     names, method = architecture_of(model.config), preset(method)
     method.check_fits(configuration, model.config.model_type)
+    _check_stacks(model)
     _Quantizing(model, names, configuration, method).run()
     model.set_attn_implementation(attention.NAME)
     model.dqlib_configuration, model.dqlib_preset = configuration, method
     return model
+
+
+def _check_stacks(model: PreTrainedModel) -> None:
+    """Refuse a bare model, whose layers have other paths than those of the model with a head."""
+    for side, stack in architecture_of(model.config).stacks.items():
+        if submodule(model, stack.layers) is None:
+            raise InputError("model", type(model).__name__, f"a model with a head, with its {side} at {stack.layers}")
 
 
 class _Quantizing:
@@ -151,7 +165,8 @@ class _Quantizing:
             for path in self.names.positions:
                 module = submodule(self.model, path)
                 if isinstance(module, nn.Embedding):
-                    quantize_embedding(module, WeightFakeQuantizer(module.weight, self.method.position_bits))
+                    plain = WeightQuantization()
+                    quantize_embedding(module, self._quantizer(module, self.method.position_bits, "per_row", plain))
         return shared
 
     def _head(self, head: nn.Linear | None, table: tuple[nn.Parameter, WeightFakeQuantizer] | None) -> None:
@@ -186,10 +201,12 @@ class _Quantizing:
             return None
         return self._quantizer(layer, self.c.w_bits, self.method.weights.linear)
 
-    def _quantizer(self, module: nn.Module, bits: int, granularity: str) -> WeightFakeQuantizer:
+    def _quantizer(
+        self, module: nn.Module, bits: int, granularity: str, quantization: WeightQuantization | None = None
+    ) -> WeightFakeQuantizer:
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight
         try:
-            return WeightFakeQuantizer(weight, bits, granularity, self.method.weights)
+            return WeightFakeQuantizer(weight, bits, granularity, quantization or self.method.weights)
         except InputError as error:
             raise InputError(f"{self.paths[id(module)]}, {error.field}", error.value, error.allowed) from None
 
