@@ -14,7 +14,7 @@ def notebook(request):
 
 
 def test_the_notebooks_are_there():
-    assert {path.stem for path in NOTEBOOKS} >= {"teacher", "summarization", "compare"}
+    assert {path.stem for path in NOTEBOOKS} >= {"teacher", "summarization", "compare", "methods", "quantization"}
 
 
 def test_sources_carry_no_outputs(notebook):

@@ -28,7 +28,7 @@ def call(clone: Path, *command: str) -> str:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A copy of the project after `dvc repro` at the smoke profile."""
+    """A copy of the project after the default study at the smoke profile."""
     target = tmp_path_factory.mktemp("clone")
     for name in TRACKED:
         source = project_root() / name
@@ -39,7 +39,7 @@ def clone(tmp_path_factory):
     shutil.copy(target / "profiles" / "laptop.yaml", target / "params.yaml")
     call(target, "git", "init", "-q")
     call(target, sys.executable, "-m", "dqlib.study.profile", "smoke")
-    call(target, "dvc", "repro", "-q")
+    call(target, "dvc", "repro", "-q", "compare")
     return target
 
 
@@ -74,7 +74,7 @@ def test_teacher_and_student_are_standard_checkpoints(clone):
 
 
 def test_a_second_run_runs_nothing(clone):
-    said = call(clone, "dvc", "repro")
+    said = call(clone, "dvc", "repro", "compare")
     assert "Running stage" not in said
     assert "up to date" in said
 
@@ -85,9 +85,9 @@ def test_one_changed_configuration_reruns_that_student_and_the_comparison(clone)
     before = metrics.read_text().splitlines()
     params["summarization"]["configs"][1] = "1-1-8_1-1"
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    would = json.loads(call(clone, "dvc", "status", "--json"))
+    would = json.loads(call(clone, "dvc", "status", "--json", "--with-deps", "compare"))
     assert set(would) == {"summarization@1-1-8_1-1", "compare"}
-    call(clone, "dvc", "repro", "-q")
+    call(clone, "dvc", "repro", "-q", "compare")
     after = metrics.read_text().splitlines()
     assert after[:3] == before[:3]
     assert after[3].split(",")[3] == "1-1-8 1-1"
@@ -99,3 +99,15 @@ def test_the_same_commit_gives_the_same_bytes(clone):
     call(clone, "dvc", "repro", "-q", "--force", "--single-item", "summarization@8-8-8_2-2", "compare")
     after = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
     assert before == after
+
+
+def test_the_bench_is_a_group_of_its_own(clone):
+    results = clone / "runs" / "smoke" / "results"
+    assert not (results / "methods.csv").exists()  # the default study did not run it
+    call(clone, "dvc", "repro", "-q", "methods")
+    table = pandas.read_csv(results / "methods.csv")
+    assert tuple(table.columns) == (*COLUMNS, "baseline", "p_value")
+    assert table.method.tolist() == ["dq-bart-faithful", "dqlib"]
+    assert (results / "methods" / "methods.svg").read_text().count("<svg") == 1
+    assert "dq-bart-faithful" in (results / "methods" / "README.md").read_text()
+    assert "up to date" in call(clone, "dvc", "repro", "methods")

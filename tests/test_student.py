@@ -274,3 +274,16 @@ def test_the_footprint_counts_every_number_once(teacher):
     assert embedding.size_bytes == 96 * 32 * 2 // 8 + 96 * 2  # two bits a weight, a half-precision scale a row
     assert size_bytes(student) == sum(entry.size_bytes for entry in entries)
     assert fp32_size_bytes(teacher) == 4 * sum(p.numel() for p in teacher.parameters())
+
+
+def test_an_embedding_that_the_head_needs_in_full_precision_is_not_counted_as_quantized(teacher):
+    # What DQ-BART's paper counts is not what its code computes with.
+    ours, theirs = (
+        make_student(teacher, Configuration.parse("2-2-8 4-3"), name) for name in ("dqlib", "dq-bart-faithful")
+    )
+    table = {
+        name: next(e for e in footprint(m) if e.name == "model.shared.weight")
+        for name, m in (("ours", ours), ("theirs", theirs))
+    }
+    assert (table["ours"].bits, table["theirs"].bits) == (2, 16)
+    assert size_bytes(theirs) > size_bytes(ours)

@@ -80,6 +80,32 @@ def test_the_weights_of_the_best_validation_are_kept(small, tmp_path):
     assert after == pytest.approx(min(logged), rel=1e-4)
 
 
+class BreakingObjective(TaskObjective):
+    """Gives a loss that is not a number from a certain micro-batch on."""
+
+    calls = 0
+
+    def terms(self, model, batch, denominators):
+        self.calls += 1
+        terms = super().terms(model, batch, denominators)
+        return terms if self.calls <= 30 else {"task": terms["task"] * float("nan")}
+
+
+def test_a_training_that_fails_gives_back_its_best_weights_and_names_the_term(small, tmp_path):
+    objective = BreakingObjective()
+    with pytest.raises(TrainingError, match="the loss term task is not a finite number") as caught:
+        run(small, objective, tmp_path, steps=40, validations=8)
+    assert caught.value.restored
+    assert all(torch.isfinite(parameter).all() for parameter in small.parameters())
+
+
+def test_a_weight_that_is_not_finite_is_named(small, tmp_path):
+    with torch.no_grad():
+        small.model.decoder.layers[0].fc1.weight[0, 0] = float("inf")
+    with pytest.raises(TrainingError, match=r"the weight model\.decoder\.layers\.0\.fc1\.weight"):
+        run(small, TaskObjective(), tmp_path, steps=4)
+
+
 def test_training_twice_gives_the_same_bits(tmp_path):
     weights = []
     for _ in range(2):

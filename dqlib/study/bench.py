@@ -11,9 +11,12 @@ import numpy as np
 import pandas
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from transformers import AutoModelForSeq2SeqLM
 
 from dqlib.config import Configuration
+from dqlib.footprint import size_bytes
 from dqlib.presets import PRESETS, preset
+from dqlib.student import make_student
 from dqlib.study import settings as S
 from dqlib.study.figures import METHOD_COLOURS, METRIC_NAMES, STYLE, TEACHER_COLOUR, save
 from dqlib.study.methods import Cell, bench_of, run_methods
@@ -23,6 +26,8 @@ from dqlib.study.report import markdown_table
 from dqlib.study.results import COLUMNS, paired_p_value, read_row, write_metrics
 
 METHODS, FOLDER = "methods.csv", "methods"
+#: The method that ablations take a part from.
+WHOLE = "dqlib"
 BENCH_COLUMNS = (*COLUMNS, "baseline", "p_value")
 #: Shape of a point, so that methods are told apart without colour.
 MARKERS = {"dq-bart-faithful": "v", "dq-bart": "s", "xtc": "^", "quantgpt": "D", "dqlib": "o"}
@@ -47,25 +52,46 @@ def presets_table(names: list[str] | None = None) -> pandas.DataFrame:
 def bench_table(study: Study) -> pandas.DataFrame:
     """One row a run, in the columns of ``metrics.csv`` with ``baseline`` and ``p_value``.
 
-    The p-value is that of a preset at a configuration, on each document's mean over the seeds, so its rows share it.
+    The p-value is that of a preset at a configuration, on each document's mean over the seeds, so its rows share
+    it. An ablation is compared with the whole method from the same seeds.
     """
     bench = bench_of(study)
-    documents = {}
-    for name, configuration, _ in bench.cells():
-        documents[name, configuration] = _by_document(study, name, configuration)
+    seeds: dict[tuple[str, Configuration], list[int]] = {}
+    for name, configuration, seed in bench.cells():
+        seeds.setdefault((name, configuration), []).append(seed)
+    compared = {key: _compared(study, *key, seeds) for key in seeds}
+    sizes = _sizes(study, list(seeds))
     rows = []
-    p_values: dict[tuple[str, Configuration], tuple[str | None, float | None]] = {}
     for name, configuration, seed in sorted(bench.cells(), key=lambda cell: _order(bench, cell)):
-        key = name, configuration
-        if key not in p_values:
-            base = next((b for b in (bench.baseline, bench.fallback) if (b, configuration) in documents), None)
-            apart = base is not None and base != name
-            p = round(paired_p_value(documents[key], documents[base, configuration]), 4) if apart else None
-            p_values[key] = (base if apart else None), p
         row = asdict(read_row(study.folders.method(name, configuration.slug, seed)))
-        baseline, p = p_values[key]
-        rows.append(row | {"baseline": baseline, "p_value": p})
+        baseline, p_value = compared[name, configuration]
+        size = sizes[name, configuration]
+        row |= {"size_bytes": size, "compression": round(row["teacher_size_bytes"] / size, 2)}
+        rows.append(row | {"baseline": baseline, "p_value": p_value})
     return pandas.DataFrame(rows, columns=BENCH_COLUMNS)
+
+
+def _sizes(study: Study, pairs: list[tuple[str, Configuration]]) -> dict[tuple[str, Configuration], int]:
+    """Bytes of each student; they depend on shapes alone, so an untrained one is counted."""
+    teacher = AutoModelForSeq2SeqLM.from_pretrained(study.folders.teacher)
+    return {pair: size_bytes(make_student(teacher, pair[1], pair[0])) for pair in pairs}
+
+
+def _compared(
+    study: Study, name: str, configuration: Configuration, seeds: dict[tuple[str, Configuration], list[int]]
+) -> tuple[str | None, float | None]:
+    """What a preset is compared with at a configuration, and the p-value; None where there is nothing."""
+    bench = bench_of(study)
+    candidates = (WHOLE,) if name in bench.ablations else (bench.baseline, bench.fallback)
+    baseline = next((other for other in candidates if (other, configuration) in seeds), name)
+    if baseline == name:
+        return None, None
+    theirs = seeds[name, configuration] if name in bench.ablations else seeds[baseline, configuration]
+    scores = (
+        _by_document(study, name, configuration, seeds[name, configuration]),
+        _by_document(study, baseline, configuration, theirs),
+    )
+    return baseline, round(paired_p_value(*scores), 4)
 
 
 def bench_summary(table: pandas.DataFrame) -> pandas.DataFrame:
@@ -88,10 +114,10 @@ def bench_summary(table: pandas.DataFrame) -> pandas.DataFrame:
     ).reset_index()
 
 
-def _by_document(study: Study, name: str, configuration: Configuration) -> np.ndarray:
+def _by_document(study: Study, name: str, configuration: Configuration, seeds: list[int]) -> np.ndarray:
     """Headline score of each test document, mean over the seeds."""
     scores = []
-    for seed in bench_of(study).seeds:
+    for seed in seeds:
         folder = study.folders.method(name, configuration.slug, seed)
         headline = read_row(folder).headline
         lines = (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines()
@@ -160,7 +186,7 @@ def methods_figure(table: pandas.DataFrame, bench: S.Methods, task: str) -> Figu
     return figure
 
 
-def ablation_table(table: pandas.DataFrame, bench: S.Methods, against: str = "dqlib") -> pandas.DataFrame:
+def ablation_table(table: pandas.DataFrame, bench: S.Methods, against: str = WHOLE) -> pandas.DataFrame:
     """Scores with one part of a method changed, and how far they are from the whole method's.
 
     Args:
@@ -172,7 +198,8 @@ def ablation_table(table: pandas.DataFrame, bench: S.Methods, against: str = "dq
         Columns ``config``, ``changed``, ``score``, ``score_std`` and ``difference``; empty without ablations.
     """
     summary = bench_summary(table)
-    whole = summary[summary.method == against].set_index("config").score
+    same = table[table.seed.isin(bench.ablation_seeds or bench.seeds)]
+    whole = bench_summary(same[same.method == against]).set_index("config").score
     rows = summary[summary.method.isin(bench.ablations)]
     if rows.empty:
         return pandas.DataFrame(columns=["config", "changed", "score", "score_std", "difference"])
@@ -187,7 +214,7 @@ def ablation_table(table: pandas.DataFrame, bench: S.Methods, against: str = "dq
     ).reset_index(drop=True)
 
 
-def ablation_figure(table: pandas.DataFrame, bench: S.Methods, against: str = "dqlib") -> Figure:
+def ablation_figure(table: pandas.DataFrame, bench: S.Methods, against: str = WHOLE) -> Figure:
     """Change of the score where one part of a method is changed, with its seeds.
 
     Args:
@@ -196,7 +223,7 @@ def ablation_figure(table: pandas.DataFrame, bench: S.Methods, against: str = "d
         against: the whole method.
     """
     config = str(Configuration.parse(bench.ablation_configs[0]))
-    rows = table[table.config == config]
+    rows = table[(table.config == config) & table.seed.isin(bench.ablation_seeds or bench.seeds)]
     whole = rows[rows.method == against].score.mean()
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(6.4, 0.6 + 0.42 * max(2, len(bench.ablations))), layout="constrained")

@@ -197,7 +197,8 @@ class Methods:
     """The bench: presets against each other at equal bits and equal steps, one thread a run.
 
     Presets run at all ``configs`` that they have a grid for, ``ablations`` (presets again) at
-    ``ablation_configs``. A ``p_value`` compares with ``baseline`` or, where that has no grid, ``fallback``.
+    ``ablation_configs`` from ``ablation_seeds`` (all ``seeds``, when left out). A ``p_value`` compares with
+    ``baseline`` or, where that has no grid, ``fallback``.
     """
 
     presets: list[str]
@@ -207,6 +208,7 @@ class Methods:
     evaluate: Evaluation
     ablations: list[str] = field(default_factory=list)
     ablation_configs: list[str] = field(default_factory=list)
+    ablation_seeds: list[int] = field(default_factory=list)
     baseline: str = "dq-bart-faithful"
     fallback: str = "xtc"
 
@@ -216,15 +218,22 @@ class Methods:
                 raise InputError(name, getattr(self, name), "a list that is not empty")
         for name in (*self.presets, *self.ablations, self.baseline, self.fallback):
             preset(name)
+        for text in (*self.configs, *self.ablation_configs):
+            Configuration.parse(text)
         if len(set(self.seeds)) < len(self.seeds):
             raise InputError("seeds", self.seeds, "a list without repetitions")
+        if not set(self.ablation_seeds) <= set(self.seeds):
+            raise InputError("ablation_seeds", self.ablation_seeds, f"some of the seeds {self.seeds}")
 
     def cells(self) -> list[tuple[str, Configuration, int]]:
         """Every run, as preset, configuration and seed: presets before ablations, a seed of all before the next."""
         return [
             (name, configuration, seed)
-            for names, texts in ((self.presets, self.configs), (self.ablations, self.ablation_configs))
-            for seed in self.seeds
+            for names, texts, seeds in (
+                (self.presets, self.configs, self.seeds),
+                (self.ablations, self.ablation_configs, self.ablation_seeds or self.seeds),
+            )
+            for seed in seeds
             for configuration in map(Configuration.parse, texts)
             for name in names
             if {configuration.w_bits, configuration.e_bits} <= set(preset(name).weight_bits)
