@@ -86,6 +86,7 @@ class Row:
     seconds_baseline: float
     rounds: int
     threads: int
+    clock: str
     torch: str
 
 
@@ -195,6 +196,7 @@ def compare(what: str, timed: dict[str, Timed], rounds: int, clock: str = "wall"
                 statistics.median(seconds[BASELINE]),
                 rounds,
                 torch.get_num_threads(),
+                clock,
                 torch.__version__.partition("+")[0],
             )
         )
