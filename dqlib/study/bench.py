@@ -203,15 +203,19 @@ def ablation_table(table: pandas.DataFrame, bench: S.Methods, against: str = WHO
     rows = summary[summary.method.isin(bench.ablations)]
     if rows.empty:
         return pandas.DataFrame(columns=["config", "changed", "score", "score_std", "difference"])
-    return pandas.DataFrame(
-        {
-            "config": rows.config,
-            "changed": rows.method.map(lambda name: name.removeprefix(f"{against}-")),
-            "score": rows.score.round(2),
-            "score_std": rows.score_std.round(2),
-            "difference": (rows.score - rows.config.map(whole)).round(2),
-        }
-    ).reset_index(drop=True)
+    return (
+        pandas.DataFrame(
+            {
+                "config": rows.config,
+                "changed": rows.method.map(lambda name: name.removeprefix(f"{against}-")),
+                "score": rows.score.round(2),
+                "score_std": rows.score_std.round(2),
+                "difference": (rows.score - rows.config.map(whole)).round(2),
+            }
+        )
+        .dropna(axis=1, how="all")
+        .reset_index(drop=True)
+    )  # one seed has no spread
 
 
 def ablation_figure(table: pandas.DataFrame, bench: S.Methods, against: str = WHOLE) -> Figure:
