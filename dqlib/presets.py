@@ -160,12 +160,14 @@ def _variants() -> dict[str, Preset]:
         "no-task": {"loss": replace(d.loss, task=0.0)},
         "no-attention": {"loss": replace(d.loss, attention=0.0)},
         "no-hidden": {"loss": replace(d.loss, hidden=0.0)},
+        "linear-rate": {"recipe": replace(d.recipe, schedule="linear")},
         "scale-a-tensor": {"weights": replace(d.weights, linear="per_tensor")},
         "token-contrast": {"loss": replace(d.loss, contrastive=0.1)},
         "trained-scales": {
             "weights": replace(d.weights, factor=True),
             "recipe": replace(d.recipe, scale_learning_rate=0.1),
         },
+        "progressive": {"recipe": replace(d.recipe, progressive=0.5)},
     }
     return {f"dqlib-{name}": replace(d, name=f"dqlib-{name}", **change) for name, change in changed.items()}
 
