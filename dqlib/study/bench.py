@@ -240,7 +240,7 @@ def ablation_figure(table: pandas.DataFrame, bench: S.Methods, against: str = WH
         axes.set_ylim(len(bench.ablations) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         metric = METRIC_NAMES.get(table.headline.iloc[0], table.headline.iloc[0])
-        axes.set_xlabel(f"change of {metric} (points) against {against} at {config}; dots: seeds, bar: their mean")
+        axes.set_xlabel(f"change of {metric} (points) against {against} at {config}\ndots: seeds, bar: their mean")
     pyplot.close(figure)
     return figure
 
