@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class WeightFakeQuantizer(nn.Module):
     Attributes:
         learned: trained scale, gamma or factor, in the shape of the scales; None where nothing is trained.
         blend: how much of the quantized weight the forward pass sees, from 0 to 1; the rest is full precision.
+        half_scales: whether scales are rounded to fp16, as a packed file stores them.
         quantizations: how often the weight was quantized, for tests and benchmarks.
 
     Raises:
@@ -65,7 +67,7 @@ class WeightFakeQuantizer(nn.Module):
         trained = self.scheme.learned or self.quantization.factor
         start = initial_learned(weight, bits, self.granularity, self.scheme)  # checks that all fits, too
         self.learned = nn.Parameter(start) if trained else None
-        self.blend = 1.0
+        self.blend, self.half_scales = 1.0, False
         self.quantizations = 0
         self._clear()
 
@@ -78,13 +80,17 @@ class WeightFakeQuantizer(nn.Module):
     def quantize(self, weight: Tensor) -> Quantized:
         """Codes and scale of ``weight`` as this quantizer makes them."""
         q = self.quantization
-        return quantize(
+        quantized = quantize(
             weight, self.bits, self.granularity, self.scheme, self.learned, clip=q.clip, full_range=q.full_range
         )
+        if not self.half_scales:
+            return quantized
+        return replace(quantized, scale=quantized.scale.half().to(quantized.scale.dtype))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The fake-quantized weight, differentiable in ``weight`` (straight-through) and ``learned``."""
-        key = (_optimizer_steps, weight.data_ptr(), weight._version, weight.device, weight.dtype, self.blend)
+        key = (_optimizer_steps, weight.data_ptr(), weight._version, weight.device, weight.dtype)
+        key += (self.blend, self.half_scales)
         if self.learned is not None:
             key += (self.learned.data_ptr(), self.learned._version)
         if key != self._key:
@@ -103,14 +109,15 @@ class WeightFakeQuantizer(nn.Module):
         if clip is not None:
             inside, clipped = weight.abs() < clip, weight.clamp(-clip, clip)
             self._inside = None if inside.all() else inside
-        if self.learned is None:
+        if self.learned is None and not self.half_scales:
             self._value = fake_quantize_weight(
                 weight, self.bits, self.granularity, self.scheme, clip=clip, full_range=q.full_range
             )
         else:
             quantized = self.quantize(weight)
             self._value = quantized.dequantize().to(weight.dtype)
-            self._remember_slope(clipped, quantized)
+            if self.learned is not None:
+                self._remember_slope(clipped, quantized)
         if self.blend < 1:
             self._value = torch.lerp(weight, self._value, self.blend)
             if self._slope is not None:
@@ -146,7 +153,7 @@ class WeightFakeQuantizer(nn.Module):
         copy.quantization, copy.bits = self.quantization, self.bits
         copy.granularity, copy.scheme = self.granularity, self.scheme
         copy.learned = None if self.learned is None else nn.Parameter(self.learned.detach().clone())
-        copy.blend, copy.quantizations = self.blend, 0
+        copy.blend, copy.half_scales, copy.quantizations = self.blend, self.half_scales, 0
         copy._clear()
         return copy
 

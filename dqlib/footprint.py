@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from dqlib.student import quantized_modules
+from dqlib.student import LEARNED, plain_parameters, quantized_modules
 
 FP32_BYTES = 4
 FP16_BYTES = 2
-
-_WITH_WEIGHT = (nn.Linear, nn.Embedding, Conv1D)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +36,14 @@ def footprint(model: nn.Module) -> list[Entry]:
     LayerNorm) at 16.
     """
     quantized = {id(m.weight): m for m in quantized_modules(model).values()}
-    plain = {id(m.weight) for m in model.modules() if isinstance(m, _WITH_WEIGHT) and not _is_quantized(m)}
+    plain = plain_parameters(model)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     entries = []
     for name, parameter in model.named_parameters():  # each tied parameter once
-        if name.endswith("weight_quantizer.learned"):
+        if name.endswith(LEARNED):
             continue  # part of the scale that is counted with its weight
         module = quantized.get(id(parameter))
-        if module is None or id(parameter) in plain:
+        if name in plain:
             entries.append(Entry(name, "rest", parameter.numel(), 8 * FP16_BYTES, 0))
         else:
             codes = module.quantized()
@@ -63,10 +60,6 @@ def size_bytes(model: nn.Module) -> int:
 def fp32_size_bytes(model: nn.Module) -> int:
     """Bytes of a model in full precision, tied parameters once."""
     return FP32_BYTES * sum(parameter.numel() for parameter in model.parameters())
-
-
-def _is_quantized(module: nn.Module) -> bool:
-    return getattr(module, "weight_quantizer", None) is not None
 
 
 def _kind(name: str, is_table: bool) -> str:

@@ -35,6 +35,11 @@ from dqlib.presets import Preset, preset
 
 SIDECAR, SCALES = "dqlib.json", "dqlib.safetensors"
 
+#: How the names of trained scales end.
+LEARNED = "weight_quantizer.learned"
+
+_WITH_WEIGHT = (nn.Linear, nn.Embedding, Conv1D)
+
 
 def layer_map(student_layers: int, teacher_layers: int, single_layer: str = "first") -> list[int]:
     """Teacher layer of each student layer, maximally spaced; the first and the last are always kept.
@@ -220,6 +225,40 @@ def quantized_modules(model: nn.Module) -> dict[str, QuantLinear | QuantConv1D |
     }
 
 
+def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that some module uses as they are: biases, LayerNorms, tables whose head is not quantized.
+
+    Tied parameters once; trained scales, which are part of the scales, are left out.
+    """
+    quantized = set(quantized_modules(model).values())
+    coded = {id(module.weight) for module in quantized}
+    used = {id(m.weight) for m in model.modules() if isinstance(m, _WITH_WEIGHT) and m not in quantized}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if not name.endswith(LEARNED) and (id(parameter) not in coded or id(parameter) in used)
+    }
+
+
+@torch.no_grad()
+def round_for_storage(model: nn.Module) -> None:
+    """Make a student compute with the numbers that its packed file will hold, in place.
+
+    Scales and every parameter that is not quantized are rounded to fp16. To be called after training and before
+    the last evaluation, so that what is measured is what is stored.
+
+    Raises:
+        InputError: a parameter has no fp16 value.
+    """
+    for name, parameter in plain_parameters(model).items():
+        rounded = parameter.half().to(parameter.dtype)
+        if not torch.isfinite(rounded).all():
+            raise InputError(name, float(parameter.abs().max()), "numbers of at most 65504, the largest of fp16")
+        parameter.copy_(rounded)
+    for module in quantized_modules(model).values():
+        module.weight_quantizer.half_scales = True
+
+
 def set_blend(model: nn.Module, blend: float) -> None:
     """How much of the quantized weight the forward pass sees, from 0 (full precision) to 1."""
     for module in quantized_modules(model).values():
@@ -244,7 +283,7 @@ def save_student(model: PreTrainedModel, folder: str | Path) -> None:
     """Save a student in the Hugging Face layout, with what :func:`load_student` reads beside it."""
     folder = Path(folder)
     state = model.state_dict()
-    learned = {name: value for name, value in state.items() if name.endswith("weight_quantizer.learned")}
+    learned = {name: value for name, value in state.items() if name.endswith(LEARNED)}
     model.save_pretrained(folder, state_dict={name: value for name, value in state.items() if name not in learned})
     method = model.dqlib_preset
     sidecar = {
@@ -255,6 +294,7 @@ def save_student(model: PreTrainedModel, folder: str | Path) -> None:
         "activations": asdict(method.activations),
         "quantize_head": method.quantize_head,
         "position_bits": method.position_bits,
+        "half_scales": any(m.weight_quantizer.half_scales for m in quantized_modules(model).values()),
     }
     (folder / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n")
     if learned:
@@ -286,4 +326,6 @@ def load_student(folder: str | Path) -> PreTrainedModel:
             for name, parameter in model.named_parameters(remove_duplicate=False):
                 if name in learned:
                     parameter.copy_(learned[name])
+    for module in quantized_modules(model).values():
+        module.weight_quantizer.half_scales = sidecar.get("half_scales", False)
     return model.eval()

@@ -14,7 +14,9 @@ from dqlib.student import (
     layer_map,
     load_student,
     make_student,
+    plain_parameters,
     quantized_modules,
+    round_for_storage,
     save_student,
     set_attention_maps,
     set_blend,
@@ -172,6 +174,38 @@ def test_a_saved_student_loads_as_the_same_function(teacher, batch, tmp_path, me
         assert getattr(loaded.dqlib_preset, field) == getattr(student.dqlib_preset, field)
     assert str(loaded.dqlib_configuration) == "2-2-8 2-1"
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")) == []
+
+
+@pytest.mark.parametrize("method", ["dqlib", "quantgpt", "dq-bart-faithful"])
+@pytest.mark.parametrize("config", ["8-8-8 2-2", "2-2-8 2-2"])
+def test_a_rounded_student_computes_with_fp16_numbers_and_loads_as_the_same_function(
+    teacher, batch, tmp_path, method, config
+):
+    student = make_student(teacher, Configuration.parse(config), method).eval()
+    with torch.no_grad():
+        before = student(**batch.inputs()).logits
+        round_for_storage(student)
+        logits = student(**batch.inputs()).logits
+    assert not torch.equal(before, logits)
+    torch.testing.assert_close(logits, before, rtol=0.2, atol=0.2)
+    for parameter in plain_parameters(student).values():
+        assert torch.equal(parameter, parameter.half().float())
+    for module in quantized_modules(student).values():
+        scale = module.quantized().scale
+        assert torch.equal(scale, scale.half().float())
+        assert torch.equal(module.quantized().dequantize(), module.weight_quantizer(module.weight))
+    save_student(student, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_student(tmp_path)(**batch.inputs()).logits, logits)
+
+
+def test_a_number_too_large_for_fp16_is_named(teacher):
+    student = make_student(teacher, Configuration.parse("2-2-8 2-2"))
+    name, parameter = next((n, p) for n, p in plain_parameters(student).items() if n.endswith("bias"))
+    with torch.no_grad():
+        parameter[0] = 1e5
+    with pytest.raises(InputError, match=name):
+        round_for_storage(student)
 
 
 def test_a_saved_student_loads_without_this_library_in_full_precision(teacher, tmp_path):

@@ -25,7 +25,7 @@ from dqlib.errors import InputError
 from dqlib.footprint import fp32_size_bytes, size_bytes
 from dqlib.losses import LayerMaps
 from dqlib.presets import preset
-from dqlib.student import make_student, save_student, set_attention_maps, supervision_map
+from dqlib.student import make_student, round_for_storage, save_student, set_attention_maps, supervision_map
 from dqlib.study import settings as S
 from dqlib.study.batches import encode, infill, steps, windows
 from dqlib.study.corpus import LoadedCorpus, load_corpus
@@ -165,6 +165,7 @@ def distilled(
         student, objective, spec, training, corpus, accelerator, folder, target, name, recipe.scale_learning_rate,
         recipe.progressive,
     )  # fmt: skip
+    round_for_storage(student)
     return student
 
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from dqlib import attention
 from dqlib.losses import LayerMaps, LossWeights, MemoryBank, cross_entropy, distillation_terms
-from dqlib.student import set_blend
+from dqlib.student import LEARNED, set_blend
 from dqlib.study import settings as S
 from dqlib.study.batches import Batch, Example, bucketed, collate
 from dqlib.study.paths import write_text
@@ -278,8 +278,8 @@ def _not_finite(name: str, step: int, sums: dict[str, Tensor], model: nn.Module)
 def _parameter_groups(model: nn.Module, training: S.Training, scale_learning_rate: float) -> list[dict]:
     """Weight decay for matrices; none for biases, LayerNorms and trained scales, which have a rate of their own."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    scales = [p for name, p in named if name.endswith("weight_quantizer.learned")]
-    others = [p for name, p in named if not name.endswith("weight_quantizer.learned")]
+    scales = [p for name, p in named if name.endswith(LEARNED)]
+    others = [p for name, p in named if not name.endswith(LEARNED)]
     return [
         {"params": [p for p in others if p.dim() > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
