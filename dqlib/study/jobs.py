@@ -149,9 +149,10 @@ def distilled(
 ) -> PreTrainedModel:
     """A student trained by a preset; its log is left in ``folder``, which is to become ``target``."""
     method = preset(distillation.preset)
-    recipe = method.recipe_for(configuration)
-    training = distillation.training(recipe)
     teacher = AutoModelForSeq2SeqLM.from_pretrained(teacher_folder).to(accelerator.device)
+    depths = teacher.config.encoder_layers, teacher.config.decoder_layers
+    recipe = method.recipe_for(configuration, (configuration.encoder_layers, configuration.decoder_layers) != depths)
+    training = distillation.training(recipe)
     student = make_student(teacher, configuration, method)
     maps = LayerMaps(
         supervision_map(configuration.encoder_layers, teacher.config.encoder_layers),
