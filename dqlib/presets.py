@@ -159,6 +159,11 @@ DQLIB = Preset(
     by_bits={bits: Recipe(rate, "cosine") for bits, rate in ((1, 4.0), (2, 1.5), (8, 0.5))},
 )
 
+#: Quantization alone, without a teacher: what joint distillation is measured against.
+QUANTIZATION_ONLY = replace(
+    DQLIB, name="quantization-only", loss=LossWeights(task=1.0, logits=0.0, attention=0.0, hidden=0.0)
+)
+
 PRESETS: dict[str, Preset] = {p.name: p for p in (DQ_BART_FAITHFUL, DQ_BART, XTC, QUANTGPT, DQLIB)}
 
 
@@ -181,8 +186,9 @@ def _variants() -> dict[str, Preset]:
     return {f"dqlib-{name}": replace(d, name=f"dqlib-{name}", **change) for name, change in changed.items()}
 
 
-#: ``dqlib`` with one part left out or made plain, and with one part more that we tried and did not keep.
-VARIANTS: dict[str, Preset] = _variants()
+#: ``dqlib`` with one part left out or made plain, with one part more that we tried and did not keep, and without
+#: any teacher.
+VARIANTS: dict[str, Preset] = _variants() | {QUANTIZATION_ONLY.name: QUANTIZATION_ONLY}
 
 
 def preset(name: str | Preset) -> Preset:
