@@ -1,0 +1,281 @@
+"""The blocks of a task: its corpus, its model, its trainings, its tests. Each checks itself when made."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+
+from dqlib.config import Configuration
+from dqlib.errors import InputError
+from dqlib.presets import Recipe, preset
+from dqlib.study.parameters import at_least, below_one, one_of
+
+#: Tasks that a parameter file may have, in the order in which they are shown.
+TASKS = ("summarization", "eli5", "translation")
+
+SOURCES = ("embedded", "files", "hub")
+#: Corpora that are made from what is installed.
+EMBEDDED = ("pydoc", "pydoc-qa", "cldr")
+SCHEDULES = ("linear", "cosine", "constant_with_warmup")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where the pairs come from and how they become tokens.
+
+    The source ``embedded`` makes the corpus of that ``name``: ``pydoc`` and ``pydoc-qa`` from ``packages``, ``cldr``
+    for ``languages`` from ``seed``. The source ``files`` reads ``train``, ``validation``, ``test`` and, where given,
+    ``test_unseen``, the source ``hub`` the ``dataset`` with ``dataset_config`` and ``revision``; in both ``document``
+    and ``summary`` name the columns. ``limit`` is the most pairs (of each file; null for all).
+
+    A path with ``*`` names two text files whose lines are pairs: with ``document: en`` and ``summary: ro``,
+    ``data/train.*`` stands for ``data/train.en`` and ``data/train.ro``.
+
+    ``languages`` makes it a translation: each target starts with its language's token (``<ro>``), and the first
+    language is the one that is judged. With several, the column ``language`` of files or hub says which a row is in.
+
+    ``tokenizer`` names a ready one (folder or hub); without it, one of ``vocab_size`` tokens is trained.
+    """
+
+    name: str
+    source: str
+    vocab_size: int
+    source_tokens: int
+    target_tokens: int
+    packages: list[str] = field(default_factory=list)
+    limit: int | None = None
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    test_unseen: str | None = None
+    dataset: str | None = None
+    dataset_config: str | None = None
+    revision: str | None = None
+    document: str = "document"
+    summary: str = "summary"
+    languages: list[str] = field(default_factory=list)
+    language: str | None = None
+    seed: int = 28
+    tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("source", self.source, SOURCES)
+        at_least("vocab_size", self.vocab_size, 300)
+        for name in ("source_tokens", "target_tokens"):
+            at_least(name, getattr(self, name), 8)
+        if self.limit is not None:
+            at_least("limit", self.limit, 100)
+        at_least("seed", self.seed, 0)
+        self._check_languages()
+        if self.source == "embedded":
+            self._check_embedded()
+        if self.source == "hub" and not self.dataset:
+            raise InputError("dataset", self.dataset, "the name of a dataset when source is 'hub'")
+        if self.source == "files":
+            for name in ("train", "validation", "test"):
+                if not getattr(self, name):
+                    raise InputError(name, getattr(self, name), "a file when source is 'files'")
+
+    def _check_languages(self) -> None:
+        for language in self.languages:
+            if not re.fullmatch(r"[a-z]{2,3}(_[A-Za-z0-9]+)*", language):
+                raise InputError("languages", language, "codes of languages, such as ro or pt_BR")
+        if len(set(self.languages)) < len(self.languages):
+            raise InputError("languages", self.languages, "a list without repetitions")
+        if len(self.languages) > 1 and self.source != "embedded" and not self.language:
+            raise InputError("language", self.language, "the column of a row's language, where there are several")
+        if self.language and not self.languages:
+            raise InputError("languages", self.languages, "the languages that the column 'language' may name")
+
+    def _check_embedded(self) -> None:
+        if self.name not in EMBEDDED:
+            raise InputError("name", self.name, f"one of {', '.join(EMBEDDED)} when source is 'embedded'")
+        if self.name == "cldr":
+            for name in ("languages", "limit"):
+                if not getattr(self, name):
+                    raise InputError(name, getattr(self, name), "given for the corpus 'cldr'")
+        elif not self.packages:
+            raise InputError("packages", self.packages, "a list of installed packages when source is 'embedded'")
+        elif self.languages:
+            raise InputError("languages", self.languages, f"left out: '{self.name}' is no translation")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Shape of the teacher: a pre-LayerNorm encoder-decoder, or that of the ``pretrained`` model to start from.
+
+    ``pretrained`` is a folder, a name on the hub, or another task of the file: then the teacher starts from that
+    task's model after text infilling, with its tokenizer, and the shape must be the same.
+    """
+
+    d_model: int
+    encoder_layers: int
+    decoder_layers: int
+    heads: int
+    ffn_dim: int
+    max_positions: int
+    dropout: float = 0.0
+    init_std: float = 0.02
+    pretrained: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.init_std > 0:
+            raise InputError("init_std", self.init_std, "a positive number")
+        for name in ("d_model", "encoder_layers", "decoder_layers", "heads", "ffn_dim", "max_positions"):
+            at_least(name, getattr(self, name), 1)
+        if self.d_model % self.heads:
+            raise InputError("heads", self.heads, f"a divisor of d_model, {self.d_model}")
+        below_one("dropout", self.dropout)
+
+    @property
+    def base_task(self) -> str | None:
+        """The task whose pre-trained model this one starts from, if it is another task's."""
+        return self.pretrained if self.pretrained in TASKS else None
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of the training loop."""
+
+    steps: int
+    learning_rate: float
+    batch_tokens: int
+    warmup: float = 0.05
+    schedule: str = "linear"
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    micro_batches: int = 2
+    validations: int = 4
+    seed: int = 28
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_tokens", "micro_batches", "validations"):
+            at_least(name, getattr(self, name), 1)
+        at_least("seed", self.seed, 0)
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise InputError(name, getattr(self, name), "a positive number")
+        below_one("warmup", self.warmup)
+        one_of("schedule", self.schedule, SCHEDULES)
+        if self.weight_decay < 0:
+            raise InputError("weight_decay", self.weight_decay, "at least 0")
+
+
+@dataclass(frozen=True)
+class Finetuning(Training):
+    """Training of the teacher on pairs."""
+
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        below_one("label_smoothing", self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class Pretraining(Training):
+    """Text infilling: spans of a window of ``window`` tokens are masked, ``mask_ratio`` of it in all."""
+
+    window: int = 96
+    mask_ratio: float = 0.3
+    mean_span: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("window", self.window, 8)
+        if not 0 < self.mask_ratio < 1:
+            raise InputError("mask_ratio", self.mask_ratio, "between 0 and 1")
+        if self.mean_span < 1:
+            raise InputError("mean_span", self.mean_span, "at least 1")
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Training of a student against the teacher; schedule and losses are the preset's."""
+
+    steps: int
+    learning_rate: float
+    batch_tokens: int
+    preset: str = "dqlib"
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    micro_batches: int = 2
+    validations: int = 4
+    seed: int = 28
+
+    def __post_init__(self) -> None:
+        preset(self.preset)
+        self.training(Recipe())
+
+    def training(self, recipe: Recipe) -> Training:
+        """The training that a preset's recipe makes of this."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "preset"}
+        values["learning_rate"] *= recipe.learning_rate
+        return Training(**values, schedule=recipe.schedule, warmup=recipe.warmup)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Test of a model: beam search on the first ``documents`` of each test set (null for all)."""
+
+    documents: int | None = None
+    beams: int = 4
+    batch_size: int = 32
+    bootstrap: int = 1000
+    validation_documents: int | None = 500
+
+    def __post_init__(self) -> None:
+        for name in ("documents", "validation_documents"):
+            if getattr(self, name) is not None:
+                at_least(name, getattr(self, name), 1)
+        for name in ("beams", "batch_size", "bootstrap"):
+            at_least(name, getattr(self, name), 1)
+
+
+@dataclass(frozen=True)
+class Methods:
+    """The bench: presets against each other at equal bits and equal steps, one thread a run.
+
+    Presets run at all ``configs`` that they have a grid for, ``ablations`` (presets again) at
+    ``ablation_configs`` from ``ablation_seeds`` (all ``seeds``, when left out). A ``p_value`` compares with
+    ``baseline`` or, where that has no grid, ``fallback``.
+    """
+
+    presets: list[str]
+    configs: list[str]
+    seeds: list[int]
+    distill: Distillation
+    evaluate: Evaluation
+    ablations: list[str] = field(default_factory=list)
+    ablation_configs: list[str] = field(default_factory=list)
+    ablation_seeds: list[int] = field(default_factory=list)
+    baseline: str = "dq-bart-faithful"
+    fallback: str = "xtc"
+
+    def __post_init__(self) -> None:
+        for name in ("presets", "configs", "seeds"):
+            if not getattr(self, name):
+                raise InputError(name, getattr(self, name), "a list that is not empty")
+        for name in (*self.presets, *self.ablations, self.baseline, self.fallback):
+            preset(name)
+        for text in (*self.configs, *self.ablation_configs):
+            Configuration.parse(text)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise InputError("seeds", self.seeds, "a list without repetitions")
+        if not set(self.ablation_seeds) <= set(self.seeds):
+            raise InputError("ablation_seeds", self.ablation_seeds, f"some of the seeds {self.seeds}")
+
+    def cells(self) -> list[tuple[str, Configuration, int]]:
+        """Every run, as preset, configuration and seed: presets before ablations, a seed of all before the next."""
+        return [
+            (name, configuration, seed)
+            for names, texts, seeds in (
+                (self.presets, self.configs, self.seeds),
+                (self.ablations, self.ablation_configs, self.ablation_seeds or self.seeds),
+            )
+            for seed in seeds
+            for configuration in map(Configuration.parse, texts)
+            for name in names
+            if {configuration.w_bits, configuration.e_bits} <= set(preset(name).weight_bits)
+        ]
