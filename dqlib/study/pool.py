@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dqlib.study.launch import JobError
-from dqlib.study.progress import report, shown_here
+from dqlib.study.progress import RELAY, report, shown_here
 from dqlib.study.settings import available_cores
 
 _THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -61,5 +61,6 @@ def _quietly(work: Work, scratch: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
+    os.environ[RELAY] = str(scratch / f"{os.getpid()}.progress")
     with (scratch / f"{os.getpid()}.txt").open("a") as said, redirect_stdout(said):
         work.call(*work.arguments)
