@@ -77,9 +77,8 @@ def test_a_study_of_one_task_has_the_claims_that_it_can_answer():
 
 def test_numbers_in_the_table_are_those_of_the_metrics():
     metrics = grid.metrics(summarization={("2-2-8", "half"): 0.9321})
-    table = claims_table(
-        Tables(metrics, pandas.DataFrame(columns=["task"]), grid.accumulation(metrics), grid.likeness(metrics))
-    )
+    others = grid.comparisons(metrics), grid.accumulation(metrics), grid.likeness(metrics)
+    table = claims_table(Tables(metrics, *others))
     line = table[(table.task == "summarization") & table.claim.str.startswith("(b)")].iloc[0]
     assert "93.2%" in line.measured
     assert "2-2-8 2-2" in line.measured
