@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 #: Names of the files that every trained model's folder holds.
-LOG, PREDICTIONS, ROW = "log.csv", "predictions.jsonl", "row.json"
+LOG, PREDICTIONS, ROW, DETAILS = "log.csv", "predictions.jsonl", "row.json", "details.json"
 
 
 @dataclass(frozen=True)
