@@ -54,8 +54,10 @@ def logits_kl(
         denominator: tokens to divide by; those that count here, when None.
         temperature: softens both; the loss is scaled by its square, so gradients keep their size.
     """
-    student_log = torch.log_softmax(student[mask] / temperature, dim=-1)
-    teacher_log = torch.log_softmax(teacher[mask] / temperature, dim=-1)
+    student, teacher = student[mask], teacher[mask]
+    if temperature != 1:
+        student, teacher = student / temperature, teacher / temperature
+    student_log, teacher_log = torch.log_softmax(student, dim=-1), torch.log_softmax(teacher, dim=-1)
     total = torch.nn.functional.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
     return total * temperature**2 / _denominator(denominator, mask)
 
@@ -79,7 +81,7 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor, denominator: Tens
         mask: (batch, tokens), True where a token counts.
         denominator: tokens to divide by; those that count here, when None.
     """
-    per_token = (student - teacher).square().mean(dim=-1)  # (batch, tokens)
+    per_token = _squared(student, teacher).mean(dim=-1)  # (batch, tokens)
     return (per_token * mask).sum() / _denominator(denominator, mask)
 
 
@@ -102,7 +104,7 @@ def attention_mse(
         denominator: queries to divide by; those that count here, when None.
         keys: (batch, query), how many keys each query sees; None for probabilities.
     """
-    per_query = (student - teacher).square().sum(dim=-1).mean(dim=1)  # (batch, query)
+    per_query = _squared(student, teacher).sum(dim=-1).mean(dim=1)  # (batch, query)
     if keys is not None:
         per_query = per_query / keys.clamp(min=1)
     return (per_query * mask).sum() / _denominator(denominator, mask)
@@ -320,6 +322,11 @@ def _parts(
         pairs = [(ours[i + skip], theirs[j + skip]) for i, j in enumerate(layers)]
         parts.append(Part(f"{side}_{kind}", pairs, mask, keys, denominator))
     return parts
+
+
+def _squared(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared differences, in one pass over both tensors instead of two."""
+    return torch.nn.functional.mse_loss(student, teacher, reduction="none")
 
 
 def _denominator(given: Tensor | float | None, mask: Tensor) -> Tensor | float:

@@ -61,6 +61,7 @@ class Preset:
         loss: terms and weights of the distillation.
         recipe: of the training.
         by_bits: recipes of weight bits that need another one.
+        rate_of_fewer_layers: times the rate of a student that leaves out layers of its teacher.
         quantize_head: whether the output head uses the quantized embedding that it is tied to.
         position_bits: bits of learned position embeddings.
         single_layer: teacher layer that a stack of one layer is copied from, ``first`` or ``last``.
@@ -74,15 +75,23 @@ class Preset:
     loss: LossWeights = field(default_factory=LossWeights)
     recipe: Recipe = field(default_factory=Recipe)
     by_bits: Mapping[int, Recipe] = field(default_factory=dict)
+    rate_of_fewer_layers: float = 1.0
     quantize_head: bool = True
     position_bits: int = 8
     single_layer: str = "first"
     weight_bits: tuple[int, ...] = (*range(1, 9), FULL_PRECISION)
     architectures: tuple[str, ...] | None = None
 
-    def recipe_for(self, configuration: Configuration) -> Recipe:
-        """The recipe for a student of that many weight bits."""
-        return self.by_bits.get(configuration.w_bits, self.recipe)
+    def __post_init__(self) -> None:
+        if not self.rate_of_fewer_layers > 0:
+            raise InputError("rate_of_fewer_layers", self.rate_of_fewer_layers, "a positive number")
+
+    def recipe_for(self, configuration: Configuration, fewer_layers: bool = False) -> Recipe:
+        """The recipe for a student of that many weight bits, with as many layers as its teacher or fewer."""
+        recipe = self.by_bits.get(configuration.w_bits, self.recipe)
+        if not fewer_layers:
+            return recipe
+        return replace(recipe, learning_rate=recipe.learning_rate * self.rate_of_fewer_layers)
 
     def check_fits(self, configuration: Configuration, architecture: str) -> None:
         """Check that the method is defined for a configuration and an architecture.
@@ -150,6 +159,11 @@ DQLIB = Preset(
     by_bits={bits: Recipe(rate, "cosine") for bits, rate in ((1, 4.0), (2, 1.5), (8, 0.5))},
 )
 
+#: Quantization alone, without a teacher: what joint distillation is measured against.
+QUANTIZATION_ONLY = replace(
+    DQLIB, name="quantization-only", loss=LossWeights(task=1.0, logits=0.0, attention=0.0, hidden=0.0)
+)
+
 PRESETS: dict[str, Preset] = {p.name: p for p in (DQ_BART_FAITHFUL, DQ_BART, XTC, QUANTGPT, DQLIB)}
 
 
@@ -172,8 +186,9 @@ def _variants() -> dict[str, Preset]:
     return {f"dqlib-{name}": replace(d, name=f"dqlib-{name}", **change) for name, change in changed.items()}
 
 
-#: ``dqlib`` with one part left out or made plain, and with one part more that we tried and did not keep.
-VARIANTS: dict[str, Preset] = _variants()
+#: ``dqlib`` with one part left out or made plain, with one part more that we tried and did not keep, and without
+#: any teacher.
+VARIANTS: dict[str, Preset] = _variants() | {QUANTIZATION_ONLY.name: QUANTIZATION_ONLY}
 
 
 def preset(name: str | Preset) -> Preset:

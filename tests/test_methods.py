@@ -3,8 +3,8 @@ import pytest
 
 from dqlib.config import Configuration
 from dqlib.errors import InputError
-from dqlib.study import bench, methods
-from dqlib.study.methods import bench_of, code_hash, run_methods
+from dqlib.study import bench
+from dqlib.study.methods import bench_of, run_methods
 from dqlib.study.pipeline import Study
 from dqlib.study.results import COLUMNS, paired_p_value, read_row
 from dqlib.study.settings import Methods, load_settings
@@ -64,21 +64,6 @@ def test_the_p_value_is_small_for_a_clear_difference_and_large_for_noise():
     assert paired_p_value(theirs, theirs) == 1.0
     better, worse = theirs + generator.normal(1, 6, 400), theirs
     assert paired_p_value(better, worse, 500) == paired_p_value(worse, better, 500)  # two-sided
-
-
-def test_a_run_of_other_code_is_not_taken_for_this_one(tmp_path, monkeypatch):
-    before = code_hash()
-    package = tmp_path / "dqlib" / "study"
-    package.mkdir(parents=True)
-    (package.parent / "losses.py").write_text("# other\n")
-    for name in ("batches", "evaluate", "jobs", "train"):
-        (package / f"{name}.py").write_text("")
-    monkeypatch.setattr(methods, "__file__", str(package / "methods.py"))
-    code_hash.cache_clear()
-    try:
-        assert code_hash() != before
-    finally:
-        code_hash.cache_clear()
 
 
 def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):

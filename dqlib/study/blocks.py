@@ -134,15 +134,13 @@ class Model:
         return self.pretrained if self.pretrained in TASKS else None
 
 
-@dataclass(frozen=True)
-class Training:
-    """One run of the training loop."""
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """What every run of the training loop is told."""
 
     steps: int
     learning_rate: float
     batch_tokens: int
-    warmup: float = 0.05
-    schedule: str = "linear"
     weight_decay: float = 0.01
     clip: float = 1.0
     micro_batches: int = 2
@@ -156,13 +154,24 @@ class Training:
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise InputError(name, getattr(self, name), "a positive number")
-        below_one("warmup", self.warmup)
-        one_of("schedule", self.schedule, SCHEDULES)
         if self.weight_decay < 0:
             raise InputError("weight_decay", self.weight_decay, "at least 0")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Training(Loop):
+    """A run whose schedule is the profile's."""
+
+    warmup: float = 0.05
+    schedule: str = "linear"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        below_one("warmup", self.warmup)
+        one_of("schedule", self.schedule, SCHEDULES)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finetuning(Training):
     """Training of the teacher on pairs."""
 
@@ -173,7 +182,7 @@ class Finetuning(Training):
         below_one("label_smoothing", self.label_smoothing)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pretraining(Training):
     """Text infilling: spans of a window of ``window`` tokens are masked, ``mask_ratio`` of it in all."""
 
@@ -190,27 +199,19 @@ class Pretraining(Training):
             raise InputError("mean_span", self.mean_span, "at least 1")
 
 
-@dataclass(frozen=True)
-class Distillation:
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Loop):
     """Training of a student against the teacher; schedule and losses are the preset's."""
 
-    steps: int
-    learning_rate: float
-    batch_tokens: int
     preset: str = "dqlib"
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    micro_batches: int = 2
-    validations: int = 4
-    seed: int = 28
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         preset(self.preset)
-        self.training(Recipe())
 
     def training(self, recipe: Recipe) -> Training:
         """The training that a preset's recipe makes of this."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "preset"}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Loop)}
         values["learning_rate"] *= recipe.learning_rate
         return Training(**values, schedule=recipe.schedule, warmup=recipe.warmup)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import matplotlib
 import pandas
 from matplotlib import pyplot
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dqlib.study.paths import write_bytes
@@ -38,60 +37,18 @@ STYLE = {
     "svg.fonttype": "none",
 }
 
-METRIC_NAMES = {"rougeL": "ROUGE-L", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeLsum": "ROUGE-Lsum"}
+METRIC_NAMES = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "rougeLsum": "ROUGE-Lsum",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+}
 
 
-def tradeoff(metrics: pandas.DataFrame, task: str) -> Figure:
-    """Quality against size: a point a student with its 95% interval, and the teacher's line.
-
-    Args:
-        metrics: rows of ``metrics.csv``.
-        task: the task to draw.
-    """
-    rows = metrics[metrics.task == task]
-    teacher = rows[rows.role == "teacher"].iloc[0]
-    students = rows[rows.role == "student"].sort_values("size_bytes").reset_index(drop=True)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
-        _teacher_line(axes, teacher)
-        for method, group in students.groupby("method", sort=True):
-            axes.errorbar(
-                group.size_bytes / 1e6,
-                group.score,
-                yerr=[group.score - group.score_low, group.score_high - group.score],
-                fmt="o",
-                capsize=3,
-                color=METHOD_COLOURS.get(method, TEACHER_COLOUR),
-                label=f"student ({method})",
-            )
-        low, high = rows.score_low.min(), rows.score_high.max()
-        room = max(high - low, 1e-9)
-        axes.set_ylim(low - 0.12 * room, high + 0.12 * room)
-        for _, row in students.iterrows():
-            axes.annotate(
-                f"{row.config}\n{row.compression:.1f}x",
-                (row.size_bytes / 1e6, row.score),
-                xytext=(-5, 3),
-                textcoords="offset points",
-                ha="right",
-                va="bottom",
-                fontsize=8,
-            )
-        axes.set_xscale("log")
-        axes.set_xlim(students.size_bytes.min() / 1e6 / 1.5, students.size_bytes.max() / 1e6 * 1.5)
-        axes.set_xlabel("size of the model (MB, logarithmic)")
-        axes.set_ylabel(f"{METRIC_NAMES.get(teacher.headline, teacher.headline)} (%)")
-        axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-        axes.set_xticks([x for x in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if _within(axes, x)])
-        axes.set_title(f"{task}: quality against size, with 95% intervals", fontsize=10)
-        axes.legend(loc="lower right", fontsize=8)
-    pyplot.close(figure)  # kept from being drawn a second time at the end of a notebook's cell
-    return figure
-
-
-def training_curves(curves: pandas.DataFrame, column: str = "task") -> Figure:
-    """A loss term over the steps, a line a model.
+def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:
+    """A loss term over the steps, a line a model; by default the divergence from the teacher's next token.
 
     Args:
         curves: columns ``model``, ``step`` and the loss terms.
@@ -109,7 +66,9 @@ def training_curves(curves: pandas.DataFrame, column: str = "task") -> Figure:
                 linewidth=1.4,
             )
         axes.set_xlabel("training step")
-        axes.set_ylabel(f"{column.replace('_', ' ')} loss (nats a token)" if column == "task" else column)
+        names = {"logits": "divergence from the teacher (nats a token)", "task": "task loss (nats a token)"}
+        axes.set_ylabel(names.get(column, column.replace("_", " ")), fontsize=9)
+        axes.set_ylim(0, 1.3 * curves.groupby("model")[column].nth(3).max())  # the first steps are far above
         axes.legend(fontsize=8, ncols=2)
     pyplot.close(figure)
     return figure
@@ -125,16 +84,3 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
             paths.append(folder / f"{name}.{kind}")
             write_bytes(paths[-1], buffer.getvalue())
     return paths
-
-
-def _teacher_line(axes: Axes, teacher: pandas.Series) -> None:
-    axes.axhline(
-        teacher.score, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2,
-        label=f"teacher ({teacher.config}, {teacher.size_bytes / 1e6:.1f} MB)",
-    )  # fmt: skip
-    axes.axhspan(teacher.score_low, teacher.score_high, color=TEACHER_COLOUR, alpha=0.12, linewidth=0)
-
-
-def _within(axes: Axes, x: float) -> bool:
-    low, high = axes.get_xlim()
-    return low <= x <= high

@@ -11,6 +11,7 @@ import argparse
 import random
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def new_model(model: S.Model, vocab_size: int) -> MBartForConditionalGeneration:
     )
 
 
-def pretrain(settings: S.Settings, task: str, config: str | None = None) -> None:
+def pretrain(settings: S.Settings, task: str, config: str | None = None, method: str | None = None) -> None:
     """Text infilling on the training texts: teaches a new model to read its source.
 
     Raises:
@@ -99,7 +100,7 @@ def pretrain(settings: S.Settings, task: str, config: str | None = None) -> None
             model.save_pretrained(folder)
 
 
-def finetune(settings: S.Settings, task: str, config: str | None = None) -> None:
+def finetune(settings: S.Settings, task: str, config: str | None = None, method: str | None = None) -> None:
     """Fine-tune the pre-trained model, or train a new one, into the teacher, and test it."""
     spec, folders = settings.task(task), settings.folders(task)
     accelerator = make_accelerator(spec.finetune.seed)
@@ -123,21 +124,22 @@ def finetune(settings: S.Settings, task: str, config: str | None = None) -> None
             write_row(row, folder)
 
 
-def distill(settings: S.Settings, task: str, config: str | None = None) -> None:
+def distill(settings: S.Settings, task: str, config: str | None = None, method: str | None = None) -> None:
     """Make one student: copy layers, quantize, train against the teacher, test."""
     configuration = Configuration.parse(config)
     spec, folders = settings.task(task), settings.folders(task)
-    accelerator = make_accelerator(spec.distill.seed)
+    distillation = spec.distill if method is None else replace(spec.distill, preset=method)
+    accelerator = make_accelerator(distillation.seed)
     corpus = load_corpus(folders.corpus)
-    target = folders.student(configuration.slug)
+    target = folders.student(configuration.slug, None if distillation == spec.distill else method)
     with _made(accelerator, target) as folder:
         student = distilled(
-            spec.distill, configuration, spec, corpus, folders.teacher, accelerator, folder, target, task
+            distillation, configuration, spec, corpus, folders.teacher, accelerator, folder, target, task
         )
         if accelerator.is_main_process:
             save_student(student, folder)
             corpus.tokenizer.save_pretrained(folder)
-        score_student(student, spec.distill, spec.evaluate, spec, corpus, folders.teacher, accelerator, folder, task)
+        score_student(student, distillation, spec.evaluate, spec, corpus, folders.teacher, accelerator, folder, task)
 
 
 def distilled(
@@ -153,9 +155,10 @@ def distilled(
 ) -> PreTrainedModel:
     """A student trained by a preset; its log is left in ``folder``, which is to become ``target``."""
     method = preset(distillation.preset)
-    recipe = method.recipe_for(configuration)
-    training = distillation.training(recipe)
     teacher = AutoModelForSeq2SeqLM.from_pretrained(teacher_folder).to(accelerator.device)
+    depths = teacher.config.encoder_layers, teacher.config.decoder_layers
+    recipe = method.recipe_for(configuration, (configuration.encoder_layers, configuration.decoder_layers) != depths)
+    training = distillation.training(recipe)
     student = make_student(teacher, configuration, method)
     maps = LayerMaps(
         supervision_map(configuration.encoder_layers, teacher.config.encoder_layers),
@@ -205,7 +208,7 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def run_job(settings: S.Settings, job: str, task: str, config: str | None = None) -> None:
+def run_job(settings: S.Settings, job: str, task: str, config: str | None = None, method: str | None = None) -> None:
     """Run one of :data:`JOBS` in this process.
 
     Raises:
@@ -213,7 +216,7 @@ def run_job(settings: S.Settings, job: str, task: str, config: str | None = None
         TrainingError: a loss is not a finite number.
     """
     quiet()
-    JOBS[job](settings, task, config)
+    JOBS[job](settings, task, config, method)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -223,9 +226,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--params", default="params.yaml", help="parameter file, or name of a profile")
     parser.add_argument("--task", default="summarization")
     parser.add_argument("--config", help="configuration of the student, for 'distill'")
+    parser.add_argument("--preset", help="of the student, for 'distill'; the task's own, when left out")
     options = parser.parse_args(arguments)
     try:
-        run_job(load_settings(options.params), options.job, options.task, options.config)
+        run_job(load_settings(options.params), options.job, options.task, options.config, options.preset)
     except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

@@ -15,7 +15,9 @@ class JobError(RuntimeError):
     """A job failed; the message is the last thing that it said."""
 
 
-def launch(settings: Settings, params: str, job: str, task: str, config: str | None = None) -> None:
+def launch(
+    settings: Settings, params: str, job: str, task: str, config: str | None = None, method: str | None = None
+) -> None:
     """Run one job of :mod:`dqlib.study.jobs` on ``compute.processes`` processes and wait for it.
 
     A single process is this one; more are started beside it.
@@ -23,7 +25,7 @@ def launch(settings: Settings, params: str, job: str, task: str, config: str | N
     Args:
         settings: what ``params`` holds.
         params: parameter file or name of a profile, handed to the job.
-        job, task, config: see :mod:`dqlib.study.jobs`.
+        job, task, config, method: see :mod:`dqlib.study.jobs`.
 
     Raises:
         JobError: the job failed.
@@ -33,11 +35,13 @@ def launch(settings: Settings, params: str, job: str, task: str, config: str | N
         from dqlib.study.jobs import run_job  # torch and transformers are needed only now
 
         with shown_here():
-            return run_job(settings, job, task, config)
+            return run_job(settings, job, task, config, method)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", "dqlib.study.jobs", job, "--params", params, "--task", task]
     if config is not None:
         command += ["--config", config]
+    if method is not None:
+        command += ["--preset", method]
     threads = max(1, available_cores() // processes)
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),

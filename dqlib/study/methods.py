@@ -8,14 +8,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import multiprocessing
-import os
 import sys
-import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import redirect_stdout
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 from dqlib.config import Configuration
@@ -25,11 +19,10 @@ from dqlib.study import settings as S
 from dqlib.study.launch import JobError
 from dqlib.study.paths import atomic_folder, project_root, write_text
 from dqlib.study.pipeline import STAMP, Study, stamp_text
-from dqlib.study.progress import report, shown_here
+from dqlib.study.pool import Work, run_all
+from dqlib.study.versions import code_hash
 
 Cell = tuple[str, Configuration, int]
-
-_THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 def bench_of(study: Study) -> S.Methods:
@@ -52,40 +45,21 @@ def run_methods(study: Study) -> Path:
     bench = bench_of(study)
     study.teacher()
     missing = [cell for cell in bench.cells() if not _is_made(study, cell)]
-    if missing:
-        with shown_here(), tempfile.TemporaryDirectory() as scratch:
-            _run_all(study, missing, Path(scratch))
+    run_all("bench", [Work(_told(cell), _run, (study.params, study.name, cell)) for cell in missing])
     return study.folders.methods
 
 
-def _run_all(study: Study, missing: list[Cell], scratch: Path) -> None:
-    workers = min(S.available_cores(), len(missing))
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(_THREADS)  # read by the workers when they import torch
-    try:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            runs = {pool.submit(_run, study.params, study.name, cell, scratch): cell for cell in missing}
-            for number, run in enumerate(as_completed(runs), start=1):
-                name, configuration, seed = runs[run]
-                error = run.exception()
-                if error is not None:
-                    pool.shutdown(cancel_futures=True)
-                    raise JobError(f"bench, {name} at {configuration}, seed {seed}: {error}") from error
-                report("bench", number, len(missing), f"{name} {configuration}")
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+def _told(cell: Cell) -> str:
+    name, configuration, seed = cell
+    return f"{name} at {configuration}, seed {seed}"
 
 
-def _run(params: str, task: str, cell: Cell, scratch: Path) -> None:
+def _run(params: str, task: str, cell: Cell) -> None:
     """One run, in a worker."""
-    import torch
-
     from dqlib.study.corpus import load_corpus
     from dqlib.study.jobs import distilled, quiet, score_student
     from dqlib.study.train import make_accelerator
 
-    torch.set_num_threads(1)
     quiet()
     study = Study(params, task)
     bench, folders = bench_of(study), study.folders
@@ -93,8 +67,7 @@ def _run(params: str, task: str, cell: Cell, scratch: Path) -> None:
     distillation = replace(bench.distill, preset=name, seed=seed)
     target = folders.method(name, configuration.slug, seed)
     accelerator, corpus = make_accelerator(seed), load_corpus(folders.corpus)
-    log = scratch / f"{os.getpid()}.txt"
-    with log.open("a") as said, redirect_stdout(said), atomic_folder(target) as folder:
+    with atomic_folder(target) as folder:
         common = study.task, corpus, folders.teacher, accelerator, folder
         student = distilled(distillation, configuration, *common, target, task)
         score_student(student, distillation, bench.evaluate, *common, task)
@@ -121,18 +94,6 @@ def _made_from(study: Study, cell: Cell) -> str:
             "code": code_hash(),
         }
     )
-
-
-@cache
-def code_hash() -> str:
-    """SHA-256 of all code that a run's numbers can depend on, so that none of another version is taken for its own."""
-    package = Path(__file__).parent.parent
-    training = ("batches", "evaluate", "jobs", "train")
-    files = [*sorted(package.glob("*.py")), *(package / "study" / f"{name}.py" for name in training)]
-    # Left out: presets.py, since a run's own preset is part of its stamp, and footprint.py, since sizes are counted
-    # when the table is made.
-    wanted = [file for file in files if file.name not in ("presets.py", "footprint.py")]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in wanted)).hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -35,9 +35,14 @@ class Folders:
         """Fine-tuned model."""
         return self.root / "teacher"
 
-    def student(self, slug: str) -> Path:
-        """Student of a configuration, named by its slug."""
-        return self.root / "students" / slug
+    @property
+    def students(self) -> Path:
+        """All students."""
+        return self.root / "students"
+
+    def student(self, slug: str, method: str | None = None) -> Path:
+        """Student of a configuration, named by its slug, and by its method where that is not the task's own."""
+        return self.students / (slug if method is None else f"{slug}_{method}")
 
     @property
     def methods(self) -> Path:

@@ -16,11 +16,13 @@ from pathlib import Path
 
 from dqlib.config import Configuration
 from dqlib.errors import InputError
+from dqlib.presets import preset
 from dqlib.study import settings as S
 from dqlib.study.corpus import build_corpus, load_info
 from dqlib.study.launch import JobError, launch
 from dqlib.study.paths import project_root, write_text
 from dqlib.study.settings import Settings, load_settings
+from dqlib.study.versions import code_hash
 
 STAMP = "made_from.json"
 
@@ -74,31 +76,46 @@ class Study:
             made_from |= {"corpus": _stamp(self.corpus()), "model": self.task.model}
         return self._made(self.folders.teacher, made_from, lambda: self._launch("finetune"))
 
-    def student(self, config: str) -> Path:
+    def student(self, config: str, method: str | None = None) -> Path:
         """Folder of a student, with what it needs.
+
+        Args:
+            config: of the student.
+            method: preset; the task's own, when None.
 
         Raises:
             InputError: the configuration is malformed, or deeper than the teacher.
         """
         configuration = Configuration.parse(config)
         configuration.check_fits(self.task.model.encoder_layers, self.task.model.decoder_layers)
-        made_from = {
-            "teacher": _stamp(self.teacher()),
-            "distill": self.task.distill,
-            "evaluate": self.task.evaluate,
-        }
-        folder = self.folders.student(configuration.slug)
-        return self._made(folder, made_from, lambda: self._launch("distill", str(configuration)))
+        method = method or self.task.distill.preset
+        folder, made_from = self.student_folder(configuration, method), self._student_from(method)
+        return self._made(folder, made_from, lambda: self._launch("distill", str(configuration), method))
 
-    def _launch(self, job: str, config: str | None = None) -> None:
-        launch(self.settings, self.params, job, self.name, config)
+    def student_folder(self, configuration: Configuration, method: str) -> Path:
+        """Where a student is, or will be."""
+        return self.folders.student(configuration.slug, None if method == self.task.distill.preset else method)
+
+    def has_student(self, configuration: Configuration, method: str) -> bool:
+        """Whether a student is there as the parameters want it; its teacher is made if it is missing."""
+        return _is_made(self.student_folder(configuration, method), self._student_from(method))
+
+    def _student_from(self, method: str) -> dict:
+        return {
+            "teacher": _stamp(self.teacher()),
+            "distill": dataclasses.replace(self.task.distill, preset=method),
+            "preset": repr(preset(method)),
+            "evaluate": self.task.evaluate,
+            "code": code_hash(),
+        }
+
+    def _launch(self, job: str, config: str | None = None, method: str | None = None) -> None:
+        launch(self.settings, self.params, job, self.name, config, method)
 
     def _made(self, folder: Path, made_from: dict, make: Callable[[], None]) -> Path:
-        text = stamp_text(made_from)
-        stamp = folder / STAMP
-        if not stamp.is_file() or stamp.read_text() != text:
+        if not _is_made(folder, made_from):
             make()
-            write_text(stamp, text)
+            write_text(folder / STAMP, stamp_text(made_from))
         return folder
 
 
@@ -134,6 +151,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.part == "corpus":
         print(describe_corpus(folder, study.task.corpus))
     return 0
+
+
+def _is_made(folder: Path, made_from: dict) -> bool:
+    stamp = folder / STAMP
+    return stamp.is_file() and stamp.read_text() == stamp_text(made_from)
 
 
 def _stamp(folder: Path) -> str:

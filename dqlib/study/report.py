@@ -1,47 +1,96 @@
-"""What a reader opens: ``metrics.csv``, training curves, the figures, and ``results/README.md``."""
+"""What a reader opens: tables as CSV, figures, and ``results/README.md`` that tells them in order."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
 
-from dqlib.config import Configuration
 from dqlib.presets import preset
-from dqlib.study import figures
+from dqlib.study import figures, grid_figures, tables
+from dqlib.study.claims import QUANTIZATION_ALONE, Tables, claims_table
 from dqlib.study.corpus import load_info
-from dqlib.study.paths import LOG, project_root, write_text
+from dqlib.study.figures import METRIC_NAMES
+from dqlib.study.paths import project_root, write_text
 from dqlib.study.pipeline import Study
-from dqlib.study.results import metrics_table, read_row, write_metrics
+from dqlib.study.settings import load_settings
 
-METRICS, TRAINING, FIGURES = "metrics.csv", "training.csv", "figures"
+METRICS, METRICS_JSON, TRAINING, FIGURES = "metrics.csv", "metrics.json", "training.csv", "figures"
+
+TITLES = {
+    "summarization": "Summarization",
+    "eli5": "Long-form question answering",
+    "translation": "Translation",
+}
 
 
-def collect_metrics(study: Study) -> pandas.DataFrame:
-    """One row a trained model: the teacher, then the students in the order of ``configs``; missing ones are made."""
-    folders = [study.teacher(), *(study.student(config) for config in study.task.configs)]
-    return metrics_table([read_row(folder) for folder in folders])
+@dataclass(frozen=True)
+class Collected:
+    """All tables of a study, in the order in which they are collected."""
+
+    metrics: pandas.DataFrame
+    training: pandas.DataFrame
+    details: pandas.DataFrame
+    comparisons: pandas.DataFrame
+    positions: pandas.DataFrame
+    lengths: pandas.DataFrame
+    accumulation: pandas.DataFrame
+    likeness: pandas.DataFrame
+    sizes: pandas.DataFrame
+
+    def claims(self) -> pandas.DataFrame:
+        """The papers' claims, each with what was measured."""
+        return claims_table(Tables(self.metrics, self.comparisons, self.accumulation, self.likeness))
+
+    def files(self) -> dict[str, pandas.DataFrame]:
+        """Every table by the name of its file."""
+        named = {f"{name}.csv": getattr(self, name) for name in self.__dataclass_fields__}
+        return named | {"claims.csv": self.claims()}
 
 
-def collect_training(study: Study) -> pandas.DataFrame:
-    """The training logs of all models in one table, with a column ``model``."""
-    named = {"pre-training": study.pretrained(), "teacher": study.teacher()}
-    named |= {str(Configuration.parse(config)): study.student(config) for config in study.task.configs}
-    return pandas.concat(
-        [pandas.read_csv(folder / LOG).assign(task_name=study.name, model=model) for model, folder in named.items()],
-        ignore_index=True,
-    )
+def studies_of(params: str) -> list[Study]:
+    """Every task of a parameter file."""
+    return [Study(params, task) for task in load_settings(params).tasks]
+
+
+def collect(studies: Sequence[Study]) -> Collected:
+    """Read all tables from the folders of the trained models; models that are missing are made."""
+    return Collected(*(getattr(tables, f"collect_{name}")(studies) for name in Collected.__dataclass_fields__))
+
+
+def draw(collected: Collected) -> dict[str, figures.Figure]:
+    """Every figure of the results by its name, the trade-off first."""
+    drawn = {
+        "tradeoff": grid_figures.tradeoffs(collected.metrics),
+        "retention": grid_figures.heat_map(collected.metrics),
+        "accumulation": grid_figures.accumulation(collected.positions, collected.lengths, collected.metrics),
+        "sizes": grid_figures.sizes(collected.sizes),
+    }
+    students = collected.training[~collected.training.model.isin(["pre-training", "teacher"])]
+    joint = students[students.method != QUANTIZATION_ALONE]
+    for task, curves in joint.groupby("task_name", sort=False):
+        drawn[f"training_{task}"] = figures.training_curves(curves)
+    return drawn
 
 
 def short_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
-    """The columns that fit on a screen, with readable numbers."""
+    """The columns that fit on a screen, with readable numbers; metrics that no row has are left out."""
+    named = {
+        column: name for column, name in METRIC_NAMES.items() if column in metrics and metrics[column].notna().any()
+    }
+    named.pop("rougeLsum", None)
+    scores = {
+        name: metrics[column].map(lambda value: "" if pandas.isna(value) else f"{value:.2f}")
+        for column, name in named.items()
+    }
     return pandas.DataFrame(
         {
-            "model": metrics.role,
+            "model": [_named(row) for row in metrics.itertuples()],
             "config": metrics.config,
-            "ROUGE-1": metrics.rouge1.map("{:.2f}".format),
-            "ROUGE-2": metrics.rouge2.map("{:.2f}".format),
-            "ROUGE-L": metrics.rougeL.map("{:.2f}".format),
+            **scores,
             "95% interval": [
                 f"{low:.2f} to {high:.2f}" for low, high in zip(metrics.score_low, metrics.score_high, strict=True)
             ],
@@ -52,73 +101,160 @@ def short_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
     )
 
 
+def _named(row: tuple) -> str:
+    if row.role == "teacher":
+        return "teacher"
+    if row.method == QUANTIZATION_ALONE:
+        return "quantization alone"
+    return "distillation alone" if row.w_bits == row.a_bits == 32 else "student"
+
+
 def markdown_table(table: pandas.DataFrame) -> str:
     """A table as Markdown."""
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
     return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
 
 
-def write_results(study: Study) -> Path:
+def write_results(studies: Sequence[Study], collected: Collected | None = None) -> Path:
     """Write everything under the profile's ``results`` folder, and return that folder."""
-    folder = project_root() / study.settings.results
-    folder.mkdir(parents=True, exist_ok=True)
-    metrics, training = collect_metrics(study), collect_training(study)
-    write_metrics(metrics, folder / METRICS)
-    write_text(folder / TRAINING, training.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
-    (folder / FIGURES).mkdir(exist_ok=True)
-    figures.save(figures.tradeoff(metrics, study.name), folder / FIGURES, f"tradeoff_{study.name}")
-    students = training[~training.model.isin(["pre-training", "teacher"])]
-    figures.save(figures.training_curves(students), folder / FIGURES, f"training_{study.name}")
-    write_text(folder / "README.md", _readme(study, metrics))
+    collected = collected or collect(studies)
+    folder = project_root() / studies[0].settings.results
+    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    for name, table in collected.files().items():
+        write_text(folder / name, table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+    write_text(folder / METRICS_JSON, _metrics_json(collected.metrics))
+    for name, figure in draw(collected).items():
+        figures.save(figure, folder / FIGURES, name)
+    write_text(folder / "README.md", _readme(studies, collected))
     return folder
 
 
-def _readme(study: Study, metrics: pandas.DataFrame) -> str:
-    info = load_info(study.folders.corpus)
-    sizes, truncated = info["sizes"], info["truncated"]["test"]
-    teacher = metrics.iloc[0]
-    position_bits = preset(study.task.distill.preset).position_bits
+def _metrics_json(metrics: pandas.DataFrame) -> str:
+    """The main numbers as nested JSON, which `dvc metrics diff` compares."""
+    tree: dict[str, dict[str, dict[str, float]]] = {}
+    for row in metrics.itertuples():
+        model = f"{row.config} {row.method}"
+        numbers = {"score": row.score, "retention": row.retention, "compression": row.compression}
+        tree.setdefault(row.task, {})[model] = numbers
+    return json.dumps(tree, indent=2) + "\n"
+
+
+def _readme(studies: Sequence[Study], collected: Collected) -> str:
+    parts = [_opening(studies[0]), _claims(collected)]
+    parts += [_task(study, collected) for study in studies]
+    parts += [_ACROSS, *(_corpus(study) for study in studies), _CLOSING]
+    return "\n".join(parts)
+
+
+def _opening(study: Study) -> str:
     return f"""# Results
 
-Generated by the notebook `compare` (profile `{study.settings.profile}`); do not edit. Every number comes from
-[`{METRICS}`]({METRICS}), one row a trained model; the training curves from [`{TRAINING}`]({TRAINING}).
+Generated by the notebook `compare` (profile `{study.settings.profile}`); do not edit. Every number is read from a
+table in this folder; the main one is [`{METRICS}`]({METRICS}), one row a trained model.
 
-## Summarization on `{info["name"]}`
-
-{markdown_table(short_table(metrics))}
-![Quality against size]({FIGURES}/tradeoff_{study.name}.svg)
+![Quality against size]({FIGURES}/tradeoff.svg)
 
 A configuration `W-E-A e-d` gives the bits of weights, embeddings and activations, then encoder and decoder
-layers. Scores are F-measures in percent over {teacher.n_test} test documents, {study.task.evaluate.beams} beams; the
-intervals are 95% bootstrap intervals over those documents. "Of teacher" is ROUGE-L over the teacher's.
-
-The size counts each code at its bits (a ternary weight at 2), scales, biases and LayerNorms at 16, positions at
-{position_bits}, and the tied embedding and output head once, quantized: what is counted is what computes the logits.
-
-![Training curves]({FIGURES}/training_{study.name}.svg)
-
-## Corpus
-
-| | |
-| --- | --- |
-| pairs (train, validation, test) | {sizes["train"]:,}, {sizes["validation"]:,}, {sizes["test"]:,} |
-| SHA-256 of the three splits | `{info["sha256"]}` |
-| test documents cut to {study.task.corpus.source_tokens} tokens | {truncated["documents"]:,} of {sizes["test"]:,} |
-| test summaries longer than {study.task.corpus.target_tokens} tokens | {truncated["summaries"]:,} |
-| test documents that share half of their 8-word runs with train | {100 * info["overlap"]:.1f}% |
-
-A corpus of another SHA-256 (another version of Python, say) gives other numbers.
+layers. The line is the teacher, its band and the bars are 95% bootstrap intervals over the test documents.
 """
 
 
-def print_summary(params: str = "params.yaml", task: str = "summarization") -> None:
-    """Print the short table of finished results and where to read on."""
-    study = Study(params, task)
-    folder = project_root() / study.settings.results
-    print(short_table(pandas.read_csv(folder / METRICS)).to_string(index=False))
+def _claims(collected: Collected) -> str:
+    return f"""## The papers' claims, and what was measured here
+
+{markdown_table(collected.claims())}
+The teachers here are small models trained from scratch in minutes, so a claim that does not hold here may hold for
+large ones, and the other way round. Tables: [`comparisons.csv`](comparisons.csv) (a),
+[`accumulation.csv`](accumulation.csv) (e), [`likeness.csv`](likeness.csv) (f).
+"""
+
+
+def _task(study: Study, collected: Collected) -> str:
+    metrics = collected.metrics[collected.metrics.task == study.name]
+    teacher = metrics.iloc[0]
+    headline = METRIC_NAMES.get(teacher.headline, teacher.headline)
+    details = _details(collected.details, study.name)
+    return f"""## {TITLES[study.name]} on `{teacher.corpus}`
+
+{markdown_table(short_table(metrics))}
+{teacher.n_test} test documents, {study.task.evaluate.beams} beams. The interval, and "of teacher", are of {headline}.
+
+{details}![Training curves]({FIGURES}/training_{study.name}.svg)
+"""
+
+
+def _details(details: pandas.DataFrame, task: str) -> str:
+    """What was measured of the teacher and of the students beyond the headline, a column a measure."""
+    rows = details[details.task == task] if len(details) else details
+    if rows.empty:
+        return ""
+    rows = rows.assign(
+        measure=[
+            " ".join(str(part) for part in (row.metric, row.language, row.test_set) if isinstance(part, str) and part)
+            for row in rows.itertuples()
+        ],
+        model=rows.config + rows.method.map(lambda name: f" ({name})"),
+    )
+    wide = rows.pivot_table(index="model", columns="measure", values="value", sort=False)
+    table = wide.map(lambda value: "" if pandas.isna(value) else f"{value:.2f}").reset_index()
+    signatures = [text for text in rows.get("signature", pandas.Series(dtype=str)).dropna().unique() if text]
+    told = "".join(f"- `{text}`\n" for text in signatures)
+    return f"{markdown_table(table)}\n" + (f"Signatures:\n\n{told}\n" if told else "")
+
+
+_ACROSS = f"""## Over all tasks
+
+What is left of the teacher's score, over bits and layers:
+
+![Retention]({FIGURES}/retention.svg)
+
+Where in an output quality is lost. Words of the reference that a model's text finds (on a longest common
+subsequence, as in ROUGE-L), along the reference and by its length ([`positions.csv`](positions.csv),
+[`lengths.csv`](lengths.csv)):
+
+![Error accumulation]({FIGURES}/accumulation.svg)
+
+Where the bytes are ([`sizes.csv`](sizes.csv)):
+
+![Size by module]({FIGURES}/sizes.svg)
+"""
+
+
+def _corpus(study: Study) -> str:
+    info = load_info(study.folders.corpus)
+    sizes, truncated = info["sizes"], info["truncated"]["test"]
+    counts = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
+    return f"""## Corpus `{info["name"]}`
+
+| | |
+| --- | --- |
+| pairs | {counts} |
+| SHA-256 of the splits | `{info["sha256"]}` |
+| test sources cut to {study.task.corpus.source_tokens} tokens | {truncated["documents"]:,} of {sizes["test"]:,} |
+| test references longer than {study.task.corpus.target_tokens} tokens | {truncated["summaries"]:,} |
+| test sources that share half of their 8-word runs with train | {100 * info["overlap"]:.1f}% |
+"""
+
+
+_CLOSING = f"""A corpus of another SHA-256 (another version of Python, say) gives other numbers.
+
+The size counts each code at its bits, scales, biases and LayerNorms at 16, positions at
+{preset("dqlib").position_bits}, and the tied embedding and output head once, quantized: what is counted is what
+computes the logits. Training curves come from [`{TRAINING}`]({TRAINING}), further measures from
+[`details.csv`](details.csv).
+"""
+
+
+def print_summary(params: str = "params.yaml") -> None:
+    """Print the short tables of finished results and where to read on."""
+    settings = load_settings(params)
+    folder = project_root() / settings.results
+    metrics = pandas.read_csv(folder / METRICS)
+    for task in settings.tasks:
+        print(f"{TITLES[task]}\n{short_table(metrics[metrics.task == task]).to_string(index=False)}\n")
     shown = folder.relative_to(project_root())
-    print(f"\nRead on in {shown}/README.md; figures are in {shown}/{FIGURES}/, executed notebooks in")
-    print(f"{(study.settings.runs / 'notebooks').relative_to(project_root())}/.")
+    print(f"Read on in {shown}/README.md; figures are in {shown}/{FIGURES}/, executed notebooks in")
+    print(f"{(settings.runs / 'notebooks').relative_to(project_root())}/.")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ name.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from dqlib.config import Configuration
 from dqlib.errors import InputError
-from dqlib.presets import preset
+from dqlib.presets import QUANTIZATION_ONLY, preset
 from dqlib.study.blocks import (
     TASKS,
     Corpus,
@@ -40,6 +40,7 @@ __all__ = [
 class Task:
     """One experiment: its corpus, its teacher and the configurations of its students.
 
+    ``controls`` are configurations that are trained once more by quantization alone, without a teacher.
     ``pretrain: null`` leaves text infilling out: the teacher starts from the model that ``model.pretrained`` names, or
     from random weights.
     """
@@ -51,26 +52,32 @@ class Task:
     distill: Distillation
     evaluate: Evaluation
     configs: list[str]
+    controls: list[str] = field(default_factory=list)
     methods: Methods | None = None
 
     def __post_init__(self) -> None:
         if not self.configs:
             raise InputError("configs", self.configs, "a list with at least one configuration")
-        method = preset(self.distill.preset)
-        for text in self.configs:
-            self._check(Configuration.parse(text))
-            method.check_fits(Configuration.parse(text), self.architecture)
+        for configuration, method in self.students():
+            self._check(configuration)
+            preset(method).check_fits(configuration, self.architecture)
         for _, configuration, _ in self.methods.cells() if self.methods else []:
             self._check(configuration)
-        slugs = [Configuration.parse(text).slug for text in self.configs]
-        if len(set(slugs)) < len(slugs):
-            raise InputError("configs", self.configs, "a list without repetitions")
+        for name in ("configs", "controls"):
+            slugs = [Configuration.parse(text).slug for text in getattr(self, name)]
+            if len(set(slugs)) < len(slugs):
+                raise InputError(name, getattr(self, name), "a list without repetitions")
         if self.pretrain is not None and self.model.base_task:
             raise InputError("pretrain", "a block", f"null: the model is that of '{self.model.base_task}'")
         window = self.pretrain.window + 1 if self.pretrain else 0
         longest = max(self.corpus.source_tokens, self.corpus.target_tokens, window)
         if self.model.max_positions < longest:
             raise InputError("model.max_positions", self.model.max_positions, f"at least {longest}, the longest input")
+
+    def students(self) -> list[tuple[Configuration, str]]:
+        """Every student, as configuration and preset: ``configs``, then ``controls``."""
+        lists = (self.configs, self.distill.preset), (self.controls, QUANTIZATION_ONLY.name)
+        return [(Configuration.parse(text), method) for texts, method in lists for text in texts]
 
     @property
     def architecture(self) -> str:
@@ -173,10 +180,10 @@ class Settings:
         if task.model.base_task not in others or base is None or base.pretrain is None:
             allowed = "a folder, a name on the hub, or another task of this file that is pre-trained here"
             raise InputError(f"{name}.model.pretrained", task.model.pretrained, allowed)
-        for field in ("d_model", "encoder_layers", "decoder_layers", "heads", "ffn_dim", "max_positions"):
-            if getattr(task.model, field) != getattr(base.model, field):
-                allowed = f"{getattr(base.model, field)}, as in {task.model.base_task}.model"
-                raise InputError(f"{name}.model.{field}", getattr(task.model, field), allowed)
+        for size in ("d_model", "encoder_layers", "decoder_layers", "heads", "ffn_dim", "max_positions"):
+            if getattr(task.model, size) != getattr(base.model, size):
+                allowed = f"{getattr(base.model, size)}, as in {task.model.base_task}.model"
+                raise InputError(f"{name}.model.{size}", getattr(task.model, size), allowed)
         if task.corpus.tokenizer is not None:
             allowed = f"left out: the tokenizer is that of {task.model.base_task}"
             raise InputError(f"{name}.corpus.tokenizer", task.corpus.tokenizer, allowed)

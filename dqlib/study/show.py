@@ -16,12 +16,10 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from dqlib.footprint import footprint, fp32_size_bytes
 from dqlib.quantizers import quantize
-from dqlib.student import load_student
 from dqlib.study import settings as S
 from dqlib.study.corpus import LoadedCorpus
 from dqlib.study.figures import COLOURS, DASHES, STYLE
 from dqlib.study.paths import LOG, PREDICTIONS
-from dqlib.study.pipeline import Study
 from dqlib.study.report import short_table
 from dqlib.study.results import metrics_table, read_row
 
@@ -107,23 +105,6 @@ def account(student: nn.Module, teacher: nn.Module) -> pandas.DataFrame:
     table = pandas.DataFrame(rows).set_index("part")
     table["bits a number"] = (8 * table.bytes / table.numbers.clip(lower=1)).round(2)
     return table
-
-
-def accounts(study: Study) -> Figure:
-    """Bytes of every student by kind of parameter."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")
-        names = [config.replace("_", " ") for config in study.task.configs]
-        left = [0.0] * len(names)
-        entries = [footprint(load_student(study.student(config))) for config in study.task.configs]
-        for i, kind in enumerate(KINDS):
-            width = [sum(e.size_bytes for e in each if e.kind == kind) / 1e6 for each in entries]
-            axes.barh(names, width, left=left, color=COLOURS[i], label=kind, hatch=("", "//", "..", "xx")[i])
-            left = [a + b for a, b in zip(left, width, strict=True)]
-        axes.invert_yaxis()
-        axes.set_xlabel("size (MB)")
-        axes.legend()
-    return _shown(figure)
 
 
 def scores(*folders: Path) -> pandas.DataFrame:

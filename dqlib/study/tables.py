@@ -1,0 +1,185 @@
+"""The tables of ``results/``: each read from the folders of trained models, none typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+
+from dqlib.config import Configuration
+from dqlib.footprint import FP16_BYTES, footprint
+from dqlib.presets import QUANTIZATION_ONLY
+from dqlib.student import load_student
+from dqlib.study import positions, tutorial
+from dqlib.study.paths import DETAILS, LOG, PREDICTIONS
+from dqlib.study.pipeline import Study
+from dqlib.study.results import Row, metrics_table, paired_p_value, read_row
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model of a study: its teacher (without configuration) or one of its students."""
+
+    study: Study
+    folder: Path
+    configuration: Configuration | None = None
+
+    @cached_property
+    def row(self) -> Row:
+        """Its line of ``metrics.csv``."""
+        return read_row(self.folder)
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What a line of another table names it by."""
+        return {"task": self.row.task, "config": self.row.config, "method": self.row.method}
+
+    @cached_property
+    def found(self) -> positions.Found:
+        """Words of the references that it found."""
+        return positions.read_found(self.folder)
+
+    def scores(self) -> np.ndarray:
+        """Score of each test document: the headline where documents have one of their own, else chrF."""
+        lines = [json.loads(line) for line in (self.folder / PREDICTIONS).read_bytes().splitlines()]
+        name = self.row.headline if self.row.headline in lines[0] else "chrf"
+        return np.array([line[name] for line in lines])
+
+    def model(self) -> PreTrainedModel:
+        """The model itself, in evaluation mode."""
+        if self.configuration is None:
+            return AutoModelForSeq2SeqLM.from_pretrained(self.folder).eval()
+        return load_student(self.folder)
+
+
+def trained(study: Study) -> list[Trained]:
+    """The teacher, then the students in the order of the parameters; what is missing is made."""
+    students = [
+        Trained(study, study.student(str(configuration), method), configuration)
+        for configuration, method in study.task.students()
+    ]
+    return [Trained(study, study.teacher()), *students]
+
+
+def collect_metrics(studies: Sequence[Study]) -> pandas.DataFrame:
+    """One row a trained model, task by task, the teacher of a task first."""
+    return metrics_table([model.row for study in studies for model in trained(study)])
+
+
+def collect_training(studies: Sequence[Study]) -> pandas.DataFrame:
+    """The training logs of all models in one table, with columns ``task_name``, ``model`` and ``method``."""
+    logs = []
+    for study in studies:
+        folder = study.settings.pretrained_folder(study.name)
+        own = study.task.pretrain is not None and folder is not None
+        named = [("pre-training", "", study.pretrained())] if own else []
+        named += [
+            ("teacher" if m.configuration is None else m.row.config, m.row.method, m.folder) for m in trained(study)
+        ]
+        logs += [
+            pandas.read_csv(folder / LOG).assign(task_name=study.name, model=model, method=method)
+            for model, method, folder in named
+        ]
+    return pandas.concat(logs, ignore_index=True)
+
+
+def collect_details(studies: Sequence[Study]) -> pandas.DataFrame:
+    """Everything measured beyond ``metrics.csv``: lengths, other test sets, each language, signatures."""
+    rows = [
+        model.key | record
+        for study in studies
+        for model in trained(study)
+        if (model.folder / DETAILS).is_file()
+        for record in json.loads((model.folder / DETAILS).read_text())
+    ]
+    return pandas.DataFrame(rows)
+
+
+def collect_comparisons(studies: Sequence[Study]) -> pandas.DataFrame:
+    """Joint training against quantization alone at the same configuration, paired over the test documents."""
+    rows = []
+    for study in studies:
+        models = {(m.row.config, m.row.method): m for m in trained(study)}
+        for (config, method), alone in models.items():
+            joint = models.get((config, study.task.distill.preset))
+            if method == QUANTIZATION_ONLY.name and joint is not None:
+                row = joint.key | {"headline": joint.row.headline, "score": joint.row.score}
+                row |= {"baseline": method, "baseline_score": alone.row.score}
+                rows.append(row | {"p_value": round(paired_p_value(joint.scores(), alone.scores()), 4)})
+    columns = ["task", "config", "method", "headline", "score", "baseline", "baseline_score", "p_value"]
+    return pandas.DataFrame(rows, columns=columns)
+
+
+def collect_positions(studies: Sequence[Study]) -> pandas.DataFrame:
+    """Recall along the reference, a row a model and part; see :func:`dqlib.study.positions.by_position`."""
+    return _beside_teacher(studies, positions.by_position)
+
+
+def collect_lengths(studies: Sequence[Study]) -> pandas.DataFrame:
+    """Recall by length of the reference; see :func:`dqlib.study.positions.by_length`."""
+    return _beside_teacher(studies, positions.by_length)
+
+
+def collect_accumulation(studies: Sequence[Study]) -> pandas.DataFrame:
+    """What is lost early and late in the reference, a row a student."""
+    rows = []
+    for teacher, student in _pairs(studies):
+        measured = positions.accumulation(student.found, teacher.found)
+        rows.append(student.key | {"early": measured.early, "late": measured.late, "p_value": measured.p_value})
+    return pandas.DataFrame(rows).round(4)
+
+
+def collect_likeness(studies: Sequence[Study]) -> pandas.DataFrame:
+    """How alike tokens are in each student; see :func:`dqlib.study.tutorial.likeness_table`."""
+    tables = []
+    for study in studies:
+        teacher, *students = trained(study)
+        material = tutorial.material(study)
+        models = {"teacher": material.teacher} | {str(i): m.model() for i, m in enumerate(students)}
+        table = tutorial.likeness_table(models, material.teacher, material.batch())
+        keys = pandas.DataFrame([m.key for m in (teacher, *students)])
+        columns = {"more alike": "more_alike", "divergence (nats)": "divergence"}
+        table = table.reset_index(drop=True).rename(columns=columns)
+        table["teacher"] = table.decoder.iloc[0]
+        wanted = ["decoder", "teacher", "more_alike", "low", "high", "encoder", "embedding", "divergence"]
+        tables.append(pandas.concat([keys, table[wanted]], axis=1))
+    return pandas.concat(tables, ignore_index=True)
+
+
+def collect_sizes(studies: Sequence[Study]) -> pandas.DataFrame:
+    """Bytes of each student by kind of parameter; columns ``part`` and ``bytes``."""
+    rows = []
+    for _, student in _pairs(studies):
+        if student.row.method == QUANTIZATION_ONLY.name:
+            continue  # the same bytes as its joint twin
+        entries = footprint(student.model())
+        scales = sum(entry.scales for entry in entries) * FP16_BYTES
+        for part in ("weights", "embedding", "positions", "rest"):
+            of_part = [entry for entry in entries if entry.kind == part]
+            codes = sum(entry.size_bytes - entry.scales * FP16_BYTES for entry in of_part)
+            rows.append(student.key | {"part": part, "bytes": codes})
+        rows.append(student.key | {"part": "scales", "bytes": scales})
+    return pandas.DataFrame(rows)
+
+
+def _pairs(studies: Sequence[Study]) -> Iterator[tuple[Trained, Trained]]:
+    for study in studies:
+        teacher, *students = trained(study)
+        yield from ((teacher, student) for student in students)
+
+
+def _beside_teacher(
+    studies: Sequence[Study], measure: Callable[[positions.Found, positions.Found], pandas.DataFrame]
+) -> pandas.DataFrame:
+    tables = [
+        measure(student.found, teacher.found).assign(**student.key).round(4) for teacher, student in _pairs(studies)
+    ]
+    table = pandas.concat(tables, ignore_index=True)
+    keys = ["task", "config", "method"]
+    return table[[*keys, *(column for column in table if column not in keys)]]
