@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from dqlib.losses import IGNORED_LABEL
 from dqlib.study import settings as S
 from dqlib.study.corpus import Row
-from dqlib.study.tokenizer import EOS_ID, MASK_ID, PAD_ID
+from dqlib.study.tokenizer import EOS_ID, MASK_ID, PAD_ID, language_id
 
 #: Examples that are sorted by length together; large enough for little padding, small enough to mix.
 BUCKET = 2048
@@ -21,10 +21,11 @@ BUCKET = 2048
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids of a source and a target, both ending with ``</s>``."""
+    """Token ids of a source and a target, both ending with ``</s>``, and the token that the decoder starts from."""
 
     source: list[int]
     target: list[int]
+    start: int = EOS_ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +51,25 @@ class Batch:
 
 
 def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, corpus: S.Corpus) -> list[Example]:
-    """Rows as token ids, cut to the corpus's lengths (the last token stays ``</s>``)."""
+    """Rows as token ids, cut to the corpus's lengths (the last token stays ``</s>``).
+
+    A row with a ``language`` starts from that language's token.
+
+    Raises:
+        InputError: a language has no token.
+    """
     sources = tokenizer([row["document"] for row in rows], truncation=True, max_length=corpus.source_tokens)
     targets = tokenizer([row["summary"] for row in rows], truncation=True, max_length=corpus.target_tokens)
-    return [Example(s, t) for s, t in zip(sources["input_ids"], targets["input_ids"], strict=True)]
+    ids = {code: language_id(tokenizer, code) for code in {row["language"]: None for row in rows if "language" in row}}
+    starts = [ids[row["language"]] if "language" in row else EOS_ID for row in rows]
+    return [Example(*each) for each in zip(sources["input_ids"], targets["input_ids"], starts, strict=True)]
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Pad examples to a batch; the decoder starts from ``</s>``, as BART's does."""
+    """Pad examples to a batch; the decoder starts from ``</s>``, as BART's does, or from a language's token."""
     input_ids = _pad([example.source for example in examples], PAD_ID)
     labels = _pad([example.target for example in examples], IGNORED_LABEL)
-    decoder_input_ids = _pad([[EOS_ID, *example.target[:-1]] for example in examples], PAD_ID)
+    decoder_input_ids = _pad([[example.start, *example.target[:-1]] for example in examples], PAD_ID)
     return Batch(input_ids, (input_ids != PAD_ID).long(), decoder_input_ids, labels)
 
 
@@ -153,7 +162,7 @@ def infill(example: Example, order: random.Random, pretraining: S.Pretraining) -
     source = [
         MASK_ID if masked[i] else token for i, token in enumerate(tokens) if not (masked[i] and i > 0 and masked[i - 1])
     ]
-    return Example([*source, EOS_ID], example.target)
+    return Example([*source, EOS_ID], example.target, example.start)
 
 
 def _pad(rows: list[list[int]], value: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Evaluation: beam search, ROUGE, and bootstrap intervals."""
+"""Evaluation: beam search, ROUGE, lengths, and bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def generate(
     accelerator: Accelerator,
     name: str,
 ) -> list[str]:
-    """Text for each example by beam search, shared by the processes; all of them get the whole list."""
+    """Text for each example by beam search, shared by the processes; all of them get the whole list.
+
+    Each text starts from its example's own token, so one batch may hold several languages.
+    """
     model.eval()
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].source))
     batches = [order[i : i + evaluation.batch_size] for i in range(0, len(order), evaluation.batch_size)]
@@ -42,6 +45,7 @@ def generate(
         output = model.generate(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
+            decoder_start_token_id=batch.decoder_input_ids[:, 0].tolist(),
             num_beams=evaluation.beams,
             max_new_tokens=max_tokens,
             do_sample=False,
@@ -73,6 +77,33 @@ def sentences(text: str) -> str:
     return _SENTENCE_END.sub("\n", text)
 
 
+def words(texts: Sequence[str]) -> np.ndarray:
+    """Words of each text, (texts,)."""
+    return np.array([len(text.split()) for text in texts], dtype=float)
+
+
+def resampled_sums(statistics: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
+    """Sums of statistics over documents drawn again with replacement: what a corpus-level score needs.
+
+    Args:
+        statistics: (documents, statistics).
+        resamples: how many times all documents are drawn.
+        seed: of the draws.
+
+    Returns:
+        (resamples, statistics).
+    """
+    count = len(statistics)
+    times_drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
+    return times_drawn @ statistics
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95% interval of resampled scores: their percentiles."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def bootstrap_interval(scores: np.ndarray, resamples: int, seed: int = 0) -> tuple[float, float]:
     """95% interval of the mean over documents: percentiles of resampled means (Efron 1979).
 
@@ -83,5 +114,4 @@ def bootstrap_interval(scores: np.ndarray, resamples: int, seed: int = 0) -> tup
     """
     generator = np.random.default_rng(seed)
     means = np.array([scores[generator.integers(0, len(scores), len(scores))].mean() for _ in range(resamples)])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    return interval(means)

@@ -8,7 +8,6 @@ with ``torchrun`` or ``accelerate launch``, with the same arguments.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -30,11 +29,11 @@ from dqlib.student import make_student, round_for_storage, save_student, set_att
 from dqlib.study import settings as S
 from dqlib.study.batches import encode, infill, steps, windows
 from dqlib.study.corpus import LoadedCorpus, load_corpus
-from dqlib.study.evaluate import ROUGE, bootstrap_interval, generate, rouge
-from dqlib.study.paths import LOG, PREDICTIONS, atomic_folder, write_text
-from dqlib.study.results import Row, Scores, read_row, write_row
+from dqlib.study.paths import LOG, atomic_folder
+from dqlib.study.results import Row, read_row, write_row
+from dqlib.study.scoring import score
 from dqlib.study.settings import load_settings
-from dqlib.study.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from dqlib.study.tokenizer import BOS_ID, EOS_ID, PAD_ID, language_id
 from dqlib.study.train import (
     DistillationObjective,
     Log,
@@ -44,8 +43,6 @@ from dqlib.study.train import (
     make_accelerator,
     train,
 )
-
-HEADLINE = "rougeL"
 
 
 def new_model(model: S.Model, vocab_size: int) -> MBartForConditionalGeneration:
@@ -75,12 +72,19 @@ def new_model(model: S.Model, vocab_size: int) -> MBartForConditionalGeneration:
 
 
 def pretrain(settings: S.Settings, task: str, config: str | None = None, method: str | None = None) -> None:
-    """Text infilling on the training texts: teaches a new model to read its source."""
+    """Text infilling on the training texts: teaches a new model to read its source.
+
+    Raises:
+        InputError: the task's teacher does not start from a pre-trained model of its own.
+    """
     spec, folders = settings.task(task), settings.folders(task)
-    training, accelerator = spec.pretrain, make_accelerator(spec.pretrain.seed)
-    corpus = load_corpus(folders.corpus)
-    if spec.model.pretrained is not None:
+    training = spec.pretrain
+    accelerator = make_accelerator((training or spec.finetune).seed)
+    if spec.model.pretrained is not None and not spec.model.base_task:
         return _copy_pretrained(spec.model.pretrained, folders.pretrained, accelerator)
+    if training is None:
+        raise InputError(f"{task}.pretrain", None, "given, to pre-train")
+    corpus = load_corpus(folders.corpus)
     model = new_model(spec.model, len(corpus.tokenizer))
     noise = partial(infill, pretraining=training)
     examples = windows(corpus.splits["train"], corpus.tokenizer, training.window)
@@ -97,11 +101,11 @@ def pretrain(settings: S.Settings, task: str, config: str | None = None, method:
 
 
 def finetune(settings: S.Settings, task: str, config: str | None = None, method: str | None = None) -> None:
-    """Fine-tune the pre-trained model into the teacher, and test it."""
+    """Fine-tune the pre-trained model, or train a new one, into the teacher, and test it."""
     spec, folders = settings.task(task), settings.folders(task)
     accelerator = make_accelerator(spec.finetune.seed)
     corpus = load_corpus(folders.corpus)
-    model = AutoModelForSeq2SeqLM.from_pretrained(folders.pretrained)
+    model = _starting_model(settings, task, corpus)
     objective = TaskObjective(spec.finetune.label_smoothing)
     with _made(accelerator, folders.teacher) as folder:
         name = f"{task}: teacher"
@@ -111,7 +115,7 @@ def finetune(settings: S.Settings, task: str, config: str | None = None, method:
             corpus.tokenizer.save_pretrained(folder)
         layers = f"{spec.model.encoder_layers}-{spec.model.decoder_layers}"
         configuration = Configuration.parse(f"32-32-32 {layers}")
-        scores = _test(model, spec.evaluate, spec, corpus, accelerator, folder, f"{task}: testing the teacher")
+        scores = score(model, spec.evaluate, spec, corpus, accelerator, folder, f"{task}: testing the teacher")
         if accelerator.is_main_process:
             row = Row.of(
                 task, corpus.info["name"], "teacher", configuration, "fine-tuning", spec.finetune, scores,
@@ -186,7 +190,7 @@ def score_student(
     """Test a student, and leave predictions and the row of its scores in the folder."""
     configuration = student.dqlib_configuration
     name = f"{task}: testing {configuration} {distillation.preset}"
-    scores = _test(student, evaluation, spec, corpus, accelerator, folder, name)
+    scores = score(student, evaluation, spec, corpus, accelerator, folder, name)
     if accelerator.is_main_process:
         row = Row.of(
             task, corpus.info["name"], "student", configuration, distillation.preset, distillation, scores,
@@ -235,6 +239,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _starting_model(settings: S.Settings, task: str, corpus: LoadedCorpus) -> PreTrainedModel:
+    """The pre-trained model, or one with random weights; by itself it writes the first language, if there are any."""
+    spec, pretrained = settings.task(task), settings.pretrained_folder(task)
+    if pretrained is None:
+        model = new_model(spec.model, len(corpus.tokenizer))
+    else:
+        model = AutoModelForSeq2SeqLM.from_pretrained(pretrained)
+    if spec.corpus.languages:
+        start = language_id(corpus.tokenizer, spec.corpus.languages[0])
+        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = start
+    return model
+
+
 def _copy_pretrained(source: str, target: Path, accelerator: Accelerator) -> None:
     """Take a model that others have pre-trained in place of text infilling."""
     try:
@@ -276,32 +293,6 @@ def _train_on_pairs(
             with atomic_folder(kept) as aside:
                 save_student(model, aside) if hasattr(model, "dqlib_preset") else model.save_pretrained(aside)
         raise TrainingError(f"{error} The weights of the best validation are kept in {kept}.") from None
-
-
-def _test(
-    model: PreTrainedModel,
-    evaluation: S.Evaluation,
-    spec: S.Task,
-    corpus: LoadedCorpus,
-    accelerator: Accelerator,
-    folder: Path,
-    name: str,
-) -> Scores | None:
-    """Predict the test split, write the predictions, and score them (on the main process; None elsewhere)."""
-    rows = corpus.splits["test"][: evaluation.documents]
-    examples = encode(rows, corpus.tokenizer, spec.corpus)
-    tokens = spec.corpus.target_tokens
-    predictions = generate(model, examples, corpus.tokenizer, evaluation, tokens, accelerator, name)
-    if not accelerator.is_main_process:
-        return None
-    by_document = rouge([row["summary"] for row in rows], predictions)
-    low, high = bootstrap_interval(by_document[HEADLINE], evaluation.bootstrap)
-    lines = [
-        {"document": row["document"], "reference": row["summary"], "prediction": prediction, HEADLINE: round(score, 2)}
-        for row, prediction, score in zip(rows, predictions, by_document[HEADLINE].tolist(), strict=True)
-    ]
-    write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return Scores(len(rows), {kind: float(by_document[kind].mean()) for kind in ROUGE}, HEADLINE, low, high)
 
 
 def rescue_folder(target: Path) -> Path:

@@ -44,14 +44,24 @@ class Study:
         self.name = task
         self.task = self.settings.task(task)
         self.folders = self.settings.folders(task)
+        base = self.task.model.base_task
+        #: The study of the task whose pre-trained model and tokenizer this one uses.
+        self.base = Study(params, base) if base else None
 
     def corpus(self) -> Path:
         """Folder of the corpus, built if it is missing or its parameters changed."""
-        made_from = {"corpus": self.task.corpus}
-        return self._made(self.folders.corpus, made_from, lambda: build_corpus(self.task.corpus, self.folders.corpus))
+        spec, made_from, tokenizer = self.task.corpus, {"corpus": self.task.corpus}, None
+        if self.base:
+            made_from["base"] = _stamp(self.base.corpus())
+            tokenizer = self.base.folders.corpus / "tokenizer"
+        return self._made(self.folders.corpus, made_from, lambda: build_corpus(spec, self.folders.corpus, tokenizer))
 
-    def pretrained(self) -> Path:
-        """Folder of the pre-trained model, with what it needs."""
+    def pretrained(self) -> Path | None:
+        """Folder of the pre-trained model, with what it needs; None where the teacher starts from random weights."""
+        if self.base:
+            return self.base.pretrained()
+        if self.settings.pretrained_folder(self.name) is None:
+            return None
         corpus = self.corpus()
         made_from = {"corpus": _stamp(corpus), "model": self.task.model, "pretrain": self.task.pretrain}
         return self._made(self.folders.pretrained, made_from, lambda: self._launch("pretrain"))
@@ -59,11 +69,11 @@ class Study:
     def teacher(self) -> Path:
         """Folder of the teacher, with what it needs."""
         pretrained = self.pretrained()
-        made_from = {
-            "pretrained": _stamp(pretrained),
-            "finetune": self.task.finetune,
-            "evaluate": self.task.evaluate,
-        }
+        made_from = {"finetune": self.task.finetune, "evaluate": self.task.evaluate}
+        if pretrained is not None:
+            made_from["pretrained"] = _stamp(pretrained)
+        if pretrained != self.folders.pretrained:  # else they are among what that was made from
+            made_from |= {"corpus": _stamp(self.corpus()), "model": self.task.model}
         return self._made(self.folders.teacher, made_from, lambda: self._launch("finetune"))
 
     def student(self, config: str, method: str | None = None) -> Path:
@@ -137,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, JobError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{options.part}: {folder.relative_to(project_root())}")
+    print(f"{options.part}: {folder.relative_to(project_root()) if folder else 'none; the teacher starts anew'}")
     if options.part == "corpus":
         print(describe_corpus(folder, study.task.corpus))
     return 0

@@ -19,12 +19,15 @@ import inspect
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from dqlib.errors import InputError
+
+#: What may have a docstring.
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 #: Folders whose docstrings describe tests or copies of other projects, not an interface.
 SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "_vendor", "site-packages", "__pycache__", "idlelib"})
@@ -72,30 +75,29 @@ def python_files(package: str) -> list[tuple[str, Path]]:
 
 def module_pairs(module: str, path: Path) -> list[Pair]:
     """Document-summary pairs of one file; none where the file cannot be read or parsed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's string literals
-            tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError, RecursionError):
-        return []
-    return [
-        pair for name, docstring in _docstrings(tree, module) if (pair := _pair(module, name, docstring)) is not None
-    ]
+    found = documented(module, path)
+    return [pair for name, _, docstring in found if (pair := _pair(module, name, docstring)) is not None]
 
 
-def build_pairs(packages: list[str], processes: int = 1) -> list[Pair]:
+def build_pairs(
+    packages: list[str], processes: int = 1, of_module: Callable[[str, Path], list[Pair]] = module_pairs
+) -> list[Pair]:
     """Pairs of all packages, in a fixed order, each summary once (the first wins).
 
     Args:
         packages: importable package names, and ``"stdlib"``.
         processes: how many processes parse; the result does not depend on it.
+        of_module: gives the pairs of one file; a function of a module, so that processes can call it.
+
+    Raises:
+        InputError: a package is not installed.
     """
     files = [file for package in packages for file in python_files(package)]
     if processes > 1:
         with ProcessPoolExecutor(processes) as pool:
-            modules = list(pool.map(module_pairs, *zip(*files, strict=True), chunksize=64))
+            modules = list(pool.map(of_module, *zip(*files, strict=True), chunksize=64))
     else:
-        modules = [module_pairs(module, path) for module, path in files]
+        modules = [of_module(module, path) for module, path in files]
     seen: set[str] = set()
     unique = []
     for pair in (pair for pairs in modules for pair in pairs):
@@ -106,15 +108,24 @@ def build_pairs(packages: list[str], processes: int = 1) -> list[Pair]:
     return unique
 
 
-def _docstrings(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
-    """(qualified name, docstring) of a module and of every class and function in it."""
+def documented(module: str, path: Path) -> Iterator[tuple[str, Documented, str]]:
+    """(qualified name, node, docstring) of a file and of every class and function in it that has a docstring.
+
+    Nothing where the file cannot be read or parsed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's string literals
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError, RecursionError):
+        return
     stack: list[tuple[str, ast.AST]] = [(module, tree)]
     while stack:
         name, node = stack.pop()
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, Documented):
             docstring = ast.get_docstring(node, clean=False)
             if docstring:
-                yield name, docstring
+                yield name, node, docstring
         children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
         stack.extend(
             (f"{name}.{child.name}" if hasattr(child, "name") else name, child) for child in reversed(children)

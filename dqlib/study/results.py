@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -11,18 +12,40 @@ import pandas
 
 from dqlib.config import Configuration
 from dqlib.study import settings as S
-from dqlib.study.paths import ROW, write_text
+from dqlib.study.paths import DETAILS, ROW, write_text
+
+
+@dataclass(frozen=True)
+class Detail:
+    """One metric of one test set in one language, with its 95% interval.
+
+    Scores are percent, ``words`` and ``reference_words`` words a text, ``length_ratio`` the words of all predictions
+    over those of all references. ``language`` is None where there are no languages; ``signature`` says how the metric
+    was computed.
+    """
+
+    test_set: str
+    language: str | None
+    metric: str
+    value: float
+    low: float
+    high: float
+    signature: str
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over the test documents, in percent, and the interval of the headline metric."""
+    """Scores of the test documents, in percent, and the interval of the headline metric.
+
+    A translation's are those of its first language and of the test set ``test``; ``details`` has all.
+    """
 
     n_test: int
     means: dict[str, float]
     headline: str
     low: float
     high: float
+    details: tuple[Detail, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +131,20 @@ def write_row(row: Row, folder: Path) -> None:
 def read_row(folder: Path) -> Row:
     """Read what :func:`write_row` wrote."""
     return Row(**json.loads((folder / ROW).read_text()))
+
+
+def write_details(details: Sequence[Detail], folder: Path) -> None:
+    """Keep everything beyond the row beside it, numbers rounded as the row's are."""
+    records = [
+        {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(detail).items()}
+        for detail in details
+    ]
+    write_text(folder / DETAILS, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_details(folder: Path) -> list[Detail]:
+    """Read what :func:`write_details` wrote."""
+    return [Detail(**record) for record in json.loads((folder / DETAILS).read_text(encoding="utf-8"))]
 
 
 def metrics_table(rows: list[Row]) -> pandas.DataFrame:

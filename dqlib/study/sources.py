@@ -1,4 +1,4 @@
-"""Pairs from files: JSON Lines, CSV or Parquet, gzipped or not, with columns named by the parameters."""
+"""Pairs from files: JSON Lines, CSV, Parquet or aligned text, gzipped or not, columns named by the parameters."""
 
 from __future__ import annotations
 
@@ -23,30 +23,71 @@ def read_rows(path: str | Path, columns: list[str]) -> list[dict[str, str]]:
 
     Args:
         path: a ``.jsonl``, ``.csv`` or ``.parquet`` file, or one of them with ``.gz`` added; relative
-            paths start at the project's folder.
+            paths start at the project's folder. A ``*`` in it stands for the name of a column: then each column is
+            a text file of its own, and line by line they belong together.
         columns: names of the columns to keep.
 
     Raises:
         InputError: the file is missing, unreadable, empty or of another kind; a column is missing; a
-            line is bad (its number is told).
+            line is bad (its number is told); text files do not have the same lines.
     """
     path = project_root() / path
-    if not path.is_file():
-        raise InputError("file", str(path), "a file that exists")
+    rows = _aligned_rows(path, columns) if "*" in path.name else _file_rows(path, columns)
+    if not rows:
+        raise InputError("file", str(path), "a file with at least one row")
+    return rows
+
+
+def _file_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
+    _check_exists(path)
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if kind not in KINDS:
         raise InputError("file", str(path), f"one of {', '.join(KINDS)}, or one of them followed by .gz")
     reader = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(kind, _json_rows)
     rows = []
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as handle:
+        with _opened(path) as handle:
             for number, row in reader(handle, path):
                 rows.append({column: _text(row, column, number, path) for column in columns})
     except (OSError, EOFError, pyarrow.ArrowException, UnicodeDecodeError, csv.Error) as error:
         raise InputError("file", str(path), f"a readable {kind} file ({' '.join(str(error).split())})") from None
-    if not rows:
-        raise InputError("file", str(path), "a file with at least one row")
     return rows
+
+
+def _aligned_rows(pattern: Path, columns: list[str]) -> list[dict[str, str]]:
+    """Rows whose columns are text files with one text a line; lines that are blank in all of them are no rows."""
+    paths = {column: pattern.with_name(pattern.name.replace("*", column)) for column in columns}
+    texts = {column: _lines(path) for column, path in paths.items()}
+    fewest = min(columns, key=lambda column: len(texts[column]))
+    count = len(texts[fewest])
+    for column, lines in texts.items():
+        if len(lines) > count:
+            allowed = f"absent, or matched by a line of {paths[fewest]}, which has {count} lines"
+            raise InputError(f"{paths[column]}, line {count + 1}", lines[count].strip()[:60], allowed)
+    rows = []
+    for number in range(count):
+        row = {column: lines[number] for column, lines in texts.items()}
+        if any(map(str.strip, row.values())):
+            rows.append({column: _text(row, column, number + 1, path) for column, path in paths.items()})
+    return rows
+
+
+def _lines(path: Path) -> list[str]:
+    _check_exists(path)
+    try:
+        with _opened(path) as handle:
+            return [line.decode("utf-8") for line in handle]  # by line feeds alone, or rare characters would misalign
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError("file", str(path), f"readable text ({' '.join(str(error).split())})") from None
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise InputError("file", str(path), "a file that exists")
 
 
 def _json_rows(handle: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -22,13 +22,13 @@ from dqlib.study.progress import relayed
 from dqlib.study.settings import Settings, load_settings
 
 
-def executed_path(settings: Settings, notebook: str, config: str | None = None) -> Path:
+def executed_path(settings: Settings, notebook: str, config: str | None = None, task: str | None = None) -> Path:
     """Where the executed copy of a notebook is kept."""
-    suffix = f"-{Configuration.parse(config).slug}" if config else ""
-    return settings.runs / "notebooks" / f"{notebook}{suffix}.ipynb"
+    parts = [notebook, *([task] if task else []), *([Configuration.parse(config).slug] if config else [])]
+    return settings.runs / "notebooks" / f"{'-'.join(parts)}.ipynb"
 
 
-def run_notebook(notebook: str, params: str, config: str | None = None) -> Path:
+def run_notebook(notebook: str, params: str, config: str | None = None, task: str | None = None) -> Path:
     """Execute a notebook, and return where its executed copy is.
 
     Raises:
@@ -36,13 +36,16 @@ def run_notebook(notebook: str, params: str, config: str | None = None) -> Path:
         PapermillExecutionError: a cell failed.
     """
     settings = load_settings(params)
+    if task is not None:
+        settings.task(task)
     source = project_root() / "notebooks" / f"{notebook}.ipynb"
     if not source.is_file():
         known = sorted(path.stem for path in source.parent.glob("*.ipynb"))
         raise InputError("notebook", notebook, f"one of {', '.join(known)}")
-    target = executed_path(settings, notebook, config)
+    target = executed_path(settings, notebook, config, task)
     target.parent.mkdir(parents=True, exist_ok=True)
     parameters = {"params": params} | ({"config": str(Configuration.parse(config))} if config else {})
+    parameters |= {"task": task} if task else {}
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not a user's of the same name
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     with relayed(target.with_suffix(".progress")):
@@ -58,14 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("notebook")
     parser.add_argument("--params", default="params.yaml")
     parser.add_argument("--config", help="configuration of a student, such as '2-2-8 2-1'")
+    parser.add_argument("--task", help="task of a notebook that serves several, such as 'teacher'")
     options = parser.parse_args(arguments)
     try:
-        target = run_notebook(options.notebook, options.params, options.config)
+        target = run_notebook(options.notebook, options.params, options.config, options.task)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except PapermillExecutionError as error:
-        executed = executed_path(load_settings(options.params), options.notebook, options.config)
+        executed = executed_path(load_settings(options.params), options.notebook, options.config, options.task)
         print(f"error: {options.notebook}: {error.ename}: {error.evalue}", file=sys.stderr)
         print(f"The executed notebook with the whole traceback: {executed}", file=sys.stderr)
         return 1

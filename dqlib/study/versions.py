@@ -10,7 +10,7 @@ from pathlib import Path
 DECIDING = (
     *(f"{name}.py" for name in ("architectures", "attention", "config", "fake_quantize", "layers", "losses")),
     *(f"{name}.py" for name in ("quantizers", "student")),
-    *(f"study/{name}.py" for name in ("batches", "evaluate", "jobs", "train")),
+    *(f"study/{name}.py" for name in ("batches", "evaluate", "jobs", "scoring", "train", "translation_metrics")),
 )
 
 #: Modules that those import and that decide nothing that a stamp does not hold itself: parameters and presets are
