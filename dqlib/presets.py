@@ -167,6 +167,12 @@ QUANTIZATION_ONLY = replace(
 PRESETS: dict[str, Preset] = {p.name: p for p in (DQ_BART_FAITHFUL, DQ_BART, XTC, QUANTGPT, DQLIB)}
 
 
+def _recipes(method: Preset, **change: object) -> dict[str, object]:
+    """The same change in every recipe of a preset, whatever the bits."""
+    by_bits = {bits: replace(recipe, **change) for bits, recipe in method.by_bits.items()}
+    return {"recipe": replace(method.recipe, **change), "by_bits": by_bits}
+
+
 def _variants() -> dict[str, Preset]:
     d = DQLIB
     changed = {
@@ -174,14 +180,11 @@ def _variants() -> dict[str, Preset]:
         "no-task": {"loss": replace(d.loss, task=0.0)},
         "no-attention": {"loss": replace(d.loss, attention=0.0)},
         "no-hidden": {"loss": replace(d.loss, hidden=0.0)},
-        "linear-rate": {"recipe": replace(d.recipe, schedule="linear")},
+        "linear-rate": _recipes(d, schedule="linear"),
         "scale-a-tensor": {"weights": replace(d.weights, linear="per_tensor")},
         "token-contrast": {"loss": replace(d.loss, contrastive=0.1)},
-        "trained-scales": {
-            "weights": replace(d.weights, factor=True),
-            "recipe": replace(d.recipe, scale_learning_rate=0.1),
-        },
-        "progressive": {"recipe": replace(d.recipe, progressive=0.5)},
+        "trained-scales": {"weights": replace(d.weights, factor=True)},
+        "progressive": _recipes(d, progressive=0.5),
     }
     return {f"dqlib-{name}": replace(d, name=f"dqlib-{name}", **change) for name, change in changed.items()}
 
