@@ -40,6 +40,8 @@ def clone(tmp_path_factory):
     call(target, "git", "init", "-q")
     call(target, sys.executable, "-m", "dqlib.study.profile", "smoke")
     call(target, "dvc", "repro", "-q", "compare")
+    call(target, "git", "add", "-A")
+    call(target, "git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "first")
     return target
 
 
