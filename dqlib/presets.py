@@ -150,13 +150,15 @@ QUANTGPT = Preset(
     by_bits={1: Recipe(learning_rate=4.0, scale_learning_rate=0.1)},
 )
 
-#: Ours: one scale a row, little of the hidden states, much of the teacher's distribution, a rate that stays small
-#: for long at its end and is larger for one bit.
+#: Ours: one scale a row, times a trained factor; nothing but the divergence from the teacher's next token; a rate that
+#: stays small for long at its end, larger where bits are few or layers are missing.
 DQLIB = Preset(
     name="dqlib",
-    loss=LossWeights(logits=10.0, hidden=0.1),
+    weights=WeightQuantization(factor=True),
+    loss=LossWeights(task=0.0, attention=0.0, hidden=0.0),
     recipe=Recipe(schedule="cosine"),
     by_bits={bits: Recipe(rate, "cosine") for bits, rate in ((1, 4.0), (2, 1.5), (8, 0.5))},
+    rate_of_fewer_layers=2.0,
 )
 
 #: Quantization alone, without a teacher: what joint distillation is measured against.
@@ -176,15 +178,14 @@ def _recipes(method: Preset, **change: object) -> dict[str, object]:
 def _variants() -> dict[str, Preset]:
     d = DQLIB
     changed = {
-        "logits-1": {"loss": replace(d.loss, logits=1.0)},
-        "no-task": {"loss": replace(d.loss, task=0.0)},
-        "no-attention": {"loss": replace(d.loss, attention=0.0)},
-        "no-hidden": {"loss": replace(d.loss, hidden=0.0)},
-        "linear-rate": _recipes(d, schedule="linear"),
+        "fixed-scales": {"weights": replace(d.weights, factor=False)},
         "scale-a-tensor": {"weights": replace(d.weights, linear="per_tensor")},
-        "token-contrast": {"loss": replace(d.loss, contrastive=0.1)},
-        "trained-scales": {"weights": replace(d.weights, factor=True)},
-        "progressive": _recipes(d, progressive=0.5),
+        "linear-rate": _recipes(d, schedule="linear"),
+        "squared-logits": {"loss": replace(d.loss, logits_loss="mse")},
+        "with-task": {"loss": replace(d.loss, task=0.1)},
+        "with-layers": {"loss": replace(d.loss, attention=0.1, hidden=0.01)},
+        "with-contrast": {"loss": replace(d.loss, contrastive=0.1)},
+        "progressive": _recipes(d, progressive=0.4),
     }
     return {f"dqlib-{name}": replace(d, name=f"dqlib-{name}", **change) for name, change in changed.items()}
 

@@ -166,7 +166,7 @@ def distilled(
     )
     for model in (teacher, student):
         set_attention_maps(model, method.loss.attention_maps)
-    objective = DistillationObjective(teacher, maps, method.loss)
+    objective = DistillationObjective(teacher, maps, method.loss) if method.loss.of_teacher else TaskObjective()
     name = f"{task}: {configuration} {method.name}"
     _train_on_pairs(
         student, objective, spec, training, corpus, accelerator, folder, target, name, recipe.scale_learning_rate,
