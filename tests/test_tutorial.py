@@ -33,7 +33,8 @@ def test_bits_a_weight_are_those_of_the_footprint(teacher):
     for name, module in quantized_modules(student).items():
         entry = entries.get(f"{name}.weight")
         if entry is not None:
-            assert tutorial.bits_a_weight(module.quantized()) * entry.numel / 8 == pytest.approx(entry.size_bytes)
+            counted = tutorial.bits_a_weight(module.quantized()) * entry.numel / 8
+            assert counted == pytest.approx(entry.size_bytes, abs=1)  # bytes are whole
 
 
 def test_the_error_table_leaves_out_groups_that_do_not_fit(weight):
