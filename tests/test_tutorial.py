@@ -84,7 +84,9 @@ def test_words_follow_the_intervals(teacher, batch):
 
 def test_a_short_distillation_changes_the_student_only(teacher):
     pairs = [Example([10 + i, 11, 12, 2], [20 + i, 21, 2]) for i in range(8)]
-    given = tutorial.Material(teacher, None, pairs, pairs[:2], S.Distillation(steps=1, learning_rate=1e-2, batch_tokens=64))
+    given = tutorial.Material(
+        teacher, None, pairs, pairs[:2], S.Distillation(steps=1, learning_rate=1e-2, batch_tokens=64)
+    )
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     configuration = Configuration.parse("2-2-8 2-1")
     student = tutorial.distilled(given, configuration, "quantgpt", steps=3, contrastive=0.5)
