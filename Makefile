@@ -2,13 +2,15 @@ PROFILE ?= laptop
 PYTHON ?= python3.11
 ACTIVATE := . .venv/bin/activate
 
-.PHONY: help repro methods test lint env lock clean
+.PHONY: help repro methods read readme test lint env lock clean
 
 help:
 	@echo "make repro [PROFILE=smoke|laptop|paper]  run the study and print its table"
 	@echo "make methods                             run the bench of all methods under the chosen profile (hours)"
+	@echo "make read                                open the executed notebooks as pages in a browser"
 	@echo "make test                                run the tests"
 	@echo "make lint                                check style and format"
+	@echo "make readme                              fill the tables of README.md from results/"
 	@echo "make env                                 only make the environment, .venv"
 	@echo "make lock                                write requirements.lock anew from pyproject.toml"
 
@@ -19,6 +21,12 @@ repro: .venv/.complete
 
 methods: .venv/.complete
 	@$(ACTIVATE) && dvc repro methods
+
+read: .venv/.complete
+	@$(ACTIVATE) && python -m dqlib.study.read
+
+readme: .venv/.complete
+	@$(ACTIVATE) && python -m dqlib.study.readme
 
 test: .venv/.complete
 	@$(ACTIVATE) && python -m pytest -q

@@ -272,6 +272,11 @@ class LossWeights:
         if not 0 <= self.momentum < 1:
             raise InputError("momentum", self.momentum, "at least 0 and below 1")
 
+    @property
+    def of_teacher(self) -> bool:
+        """Whether any term compares with a teacher."""
+        return any((self.logits, self.attention, self.hidden, self.contrastive))
+
     def of(self, term: str) -> float:
         """Weight of one term of :func:`dqlib.losses.distillation_terms`, such as ``cross_attention``."""
         return getattr(self, term.rpartition("_")[2])

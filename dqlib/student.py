@@ -31,6 +31,7 @@ from dqlib.layers import (
     quantize_embedding,
     quantize_linear,
 )
+from dqlib.losses import LayerMaps
 from dqlib.presets import Preset, preset
 
 SIDECAR, SCALES = "dqlib.json", "dqlib.safetensors"
@@ -63,6 +64,14 @@ def supervision_map(student_layers: int, teacher_layers: int) -> list[int]:
     Equals :func:`layer_map` but for a single layer, which stands for the whole stack. Without layers, empty.
     """
     return layer_map(student_layers, teacher_layers, "last") if student_layers else []
+
+
+def supervision_maps(configuration: Configuration, teacher: PreTrainedModel) -> LayerMaps:
+    """Teacher layer that supervises each layer of a student, in both stacks."""
+    encoder, decoder = architecture_of(teacher.config).depths(teacher.config)
+    return LayerMaps(
+        supervision_map(configuration.encoder_layers, encoder), supervision_map(configuration.decoder_layers, decoder)
+    )
 
 
 def make_student(

@@ -40,28 +40,40 @@ def clone(tmp_path_factory):
     call(target, "git", "init", "-q")
     call(target, sys.executable, "-m", "dqlib.study.profile", "smoke")
     call(target, "dvc", "repro", "-q", "compare")
+    call(target, "git", "add", "-A")
+    call(target, "git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "first")
     return target
 
 
-def test_every_configuration_has_a_row_with_the_documented_columns(clone):
+def test_every_model_of_every_task_has_a_row_with_the_documented_columns(clone):
     metrics = pandas.read_csv(clone / "runs" / "smoke" / "results" / "metrics.csv")
     assert tuple(metrics.columns) == COLUMNS
-    assert metrics.role.tolist() == ["teacher", "student", "student"]
-    assert metrics.config.tolist() == ["32-32-32 2-2", "8-8-8 2-2", "2-2-8 2-1"]
-    assert metrics.compression.is_monotonic_increasing
-    assert metrics.bleu.isna().all()
+    assert metrics.task.drop_duplicates().tolist() == ["summarization", "eli5", "translation"]
+    first = metrics[metrics.task == "summarization"]
+    assert first.role.tolist() == ["teacher", "student", "student", "student"]
+    assert first.config.tolist() == ["32-32-32 2-2", "8-8-8 2-2", "2-2-8 2-1", "2-2-8 2-1"]
+    assert first.method.tolist() == ["fine-tuning", "dqlib", "dqlib", "quantization-only"]
+    assert first.compression.is_monotonic_increasing
+    assert first.bleu.isna().all()
+    assert metrics[metrics.task == "translation"].bleu.notna().all()
     assert (metrics.score_low <= metrics.score).all()
     assert (metrics.score <= metrics.score_high).all()
 
 
 def test_figures_report_and_executed_notebooks_are_there(clone):
     results = clone / "runs" / "smoke" / "results"
-    for name in ("tradeoff_summarization", "training_summarization"):
+    training = [f"training_{task}" for task in ("summarization", "eli5", "translation")]
+    for name in ("tradeoff", "retention", "accumulation", "sizes", *training):
         assert (results / "figures" / f"{name}.svg").read_text().count("<svg") == 1
         assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "2-2-8 2-1" in (results / "README.md").read_text()
-    executed = {path.stem for path in (clone / "runs" / "smoke" / "notebooks").glob("*.ipynb")}
-    assert executed == {"teacher", "summarization-8-8-8_2-2", "summarization-2-2-8_2-1", "compare"}
+        assert f"figures/{name}.svg" in (results / "README.md").read_text()
+    claims = pandas.read_csv(results / "claims.csv")
+    assert {claim[:3] for claim in claims.claim} == {"(a)", "(b)", "(c)", "(e)", "(f)"} | {"(d)"}
+    notebooks = clone / "runs" / "smoke" / "notebooks"
+    tasks = ["summarization", "eli5", "translation"]
+    wanted = {*(f"teacher-{task}" for task in tasks), *tasks, "compare"}
+    assert {path.stem for path in notebooks.glob("*.ipynb")} == wanted
+    assert all("<html" in (notebooks / f"{name}.html").read_text() for name in wanted)
 
 
 def test_teacher_and_student_are_standard_checkpoints(clone):
@@ -79,24 +91,30 @@ def test_a_second_run_runs_nothing(clone):
     assert "up to date" in said
 
 
-def test_one_changed_configuration_reruns_that_student_and_the_comparison(clone):
+def test_one_changed_configuration_trains_that_student_alone(clone):
     params = yaml.safe_load((clone / "params.yaml").read_text())
     metrics = clone / "runs" / "smoke" / "results" / "metrics.csv"
     before = metrics.read_text().splitlines()
     params["summarization"]["configs"][1] = "1-1-8_1-1"
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     would = json.loads(call(clone, "dvc", "status", "--json", "--with-deps", "compare"))
-    assert set(would) == {"summarization@1-1-8_1-1", "compare"}
+    assert set(would) == {"students@summarization", "experiment@summarization", "compare"}
+    students = clone / "runs" / "smoke" / "summarization" / "students"
+    times = {path: path.stat().st_mtime_ns for path in students.glob("*/row.json")}
     call(clone, "dvc", "repro", "-q", "compare")
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())  # no other was trained again
     after = metrics.read_text().splitlines()
-    assert after[:3] == before[:3]
+    assert [*after[:3], *after[4:]] == [*before[:3], *before[4:]]
     assert after[3].split(",")[3] == "1-1-8 1-1"
+    difference = json.loads(call(clone, "dvc", "metrics", "diff", "--json"))
+    assert "1-1-8 1-1 dqlib" in json.dumps(difference)
 
 
 def test_the_same_commit_gives_the_same_bytes(clone):
     results = clone / "runs" / "smoke" / "results"
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
-    call(clone, "dvc", "repro", "-q", "--force", "--single-item", "summarization@8-8-8_2-2", "compare")
+    shutil.rmtree(clone / "runs" / "smoke" / "summarization" / "students" / "8-8-8_2-2")
+    call(clone, "dvc", "repro", "-q", "--force", "--single-item", "students@summarization", "compare")
     after = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
     assert before == after
 

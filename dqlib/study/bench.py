@@ -42,7 +42,11 @@ def presets_table(names: list[str] | None = None) -> pandas.DataFrame:
         for part in ("weights", "activations", "loss", "recipe"):
             flat |= {f"{part}.{field}": value for field, value in asdict(getattr(method, part)).items()}
         bits = {f"recipe at {n} bits": _changes(asdict(method.recipe), asdict(r)) for n, r in method.by_bits.items()}
-        rest = {field: getattr(method, field) for field in ("quantize_head", "position_bits", "single_layer")}
+        bits |= {f"loss at {n} bits": _changes(asdict(method.loss), asdict(w)) for n, w in method.loss_by_bits.items()}
+        rest = {
+            field: getattr(method, field)
+            for field in ("quantize_head", "position_bits", "single_layer", "rate_of_fewer_layers")
+        }
         columns[name] = flat | bits | rest
     table = pandas.DataFrame(columns).astype(object)
     table = table.where(table.notna(), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -33,8 +34,8 @@ SHAPES = {
 WIDTH = 7.5
 
 
-def shape_of(row: pandas.Series, teacher: pandas.Series) -> str:
-    """Which of :data:`SHAPES` a student has."""
+def shape_of(row: Any, teacher: Any) -> str:
+    """Which of :data:`SHAPES` a student has, from the layers in its row and in its teacher's."""
     layers, full = (row.encoder_layers, row.decoder_layers), (teacher.encoder_layers, teacher.decoder_layers)
     named = {full: "full", (full[0], full[1] // 2): "half", (1, 1): "one"}
     return named.get(layers, "other")

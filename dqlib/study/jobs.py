@@ -20,12 +20,12 @@ from accelerate import Accelerator
 from transformers import AutoModelForSeq2SeqLM, MBartConfig, MBartForConditionalGeneration, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from dqlib.architectures import architecture_of
 from dqlib.config import Configuration
 from dqlib.errors import InputError
 from dqlib.footprint import fp32_size_bytes, size_bytes
-from dqlib.losses import LayerMaps
 from dqlib.presets import preset
-from dqlib.student import make_student, round_for_storage, save_student, set_attention_maps, supervision_map
+from dqlib.student import make_student, round_for_storage, save_student, set_attention_maps, supervision_maps
 from dqlib.study import settings as S
 from dqlib.study.batches import encode, infill, steps, windows
 from dqlib.study.corpus import LoadedCorpus, load_corpus
@@ -156,17 +156,14 @@ def distilled(
     """A student trained by a preset; its log is left in ``folder``, which is to become ``target``."""
     method = preset(distillation.preset)
     teacher = AutoModelForSeq2SeqLM.from_pretrained(teacher_folder).to(accelerator.device)
-    depths = teacher.config.encoder_layers, teacher.config.decoder_layers
+    depths = architecture_of(teacher.config).depths(teacher.config)
     recipe = method.recipe_for(configuration, (configuration.encoder_layers, configuration.decoder_layers) != depths)
-    training = distillation.training(recipe)
+    training, loss = distillation.training(recipe), method.loss_for(configuration)
     student = make_student(teacher, configuration, method)
-    maps = LayerMaps(
-        supervision_map(configuration.encoder_layers, teacher.config.encoder_layers),
-        supervision_map(configuration.decoder_layers, teacher.config.decoder_layers),
-    )
+    maps = supervision_maps(configuration, teacher)
     for model in (teacher, student):
-        set_attention_maps(model, method.loss.attention_maps)
-    objective = DistillationObjective(teacher, maps, method.loss)
+        set_attention_maps(model, loss.attention_maps)
+    objective = DistillationObjective(teacher, maps, loss) if loss.of_teacher else TaskObjective()
     name = f"{task}: {configuration} {method.name}"
     _train_on_pairs(
         student, objective, spec, training, corpus, accelerator, folder, target, name, recipe.scale_learning_rate,

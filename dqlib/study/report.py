@@ -101,6 +101,28 @@ def short_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
     )
 
 
+def overview_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
+    """One row a kind of model, a column a task: the headline score and, in brackets, the part of the teacher's."""
+    teachers = {row.task: row for row in metrics[metrics.role == "teacher"].itertuples()}
+    cells: dict[str, dict[str, str]] = {}
+    smaller: dict[str, list[float]] = {}
+    for row in metrics.itertuples():
+        teacher = teachers[row.task]
+        name = _named(row)
+        if row.role == "student":
+            shape = grid_figures.SHAPES[grid_figures.shape_of(row, teacher)][2]
+            name = f"`{row.config.split()[0]}`, {shape}" + ("" if name == "student" else f", {name}")
+        column = f"{row.task}, {METRIC_NAMES.get(row.headline, row.headline)}"
+        kept = "" if row.role == "teacher" else f" ({100 * row.retention:.1f}%)"
+        cells.setdefault(name, {})[column] = f"{row.score:.2f}{kept}"
+        smaller.setdefault(name, []).append(row.compression)
+    table = pandas.DataFrame.from_dict(cells, orient="index").rename_axis("model").reset_index().fillna("")
+    spans = [(min(smaller[name]), max(smaller[name])) for name in table.model]
+    texts = [f"{low:.1f}x" if high - low < 0.05 else f"{low:.1f}x to {high:.1f}x" for low, high in spans]
+    table.insert(1, "smaller", texts)
+    return table
+
+
 def _named(row: tuple) -> str:
     if row.role == "teacher":
         return "teacher"

@@ -80,6 +80,13 @@ class Task:
         return [(Configuration.parse(text), method) for texts, method in lists for text in texts]
 
     @property
+    def headline(self) -> Configuration:
+        """The student that the task's notebook shows: at two bits with layers left out, or else the first."""
+        students = [Configuration.parse(text) for text in self.configs]
+        small = [c for c in students if c.w_bits == 2 and c.decoder_layers < self.model.decoder_layers]
+        return (small or students)[0]
+
+    @property
     def architecture(self) -> str:
         """Of the teacher: mBART's, unless it comes from elsewhere."""
         return "mbart" if self.model.pretrained is None or self.model.base_task else "bart"

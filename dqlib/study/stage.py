@@ -1,8 +1,9 @@
 """One DVC stage: run a notebook with papermill, its progress drawn in the terminal.
 
 ``python -m dqlib.study.stage summarization --config '2-2-8 2-1'`` executes ``notebooks/summarization.ipynb``
-with the parameters of ``params.yaml`` and keeps the executed copy under ``runs/``. The executed copy of a
-notebook that fails is kept too, with the error in it.
+with the parameters of ``params.yaml`` and keeps the executed copy under ``runs/``, and beside it as HTML. Without
+``--config``, the notebook of a task shows its headline. The executed copy of a notebook that fails is kept too, with
+the error in it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import sys
 from pathlib import Path
 
 import papermill
+from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
 from dqlib.config import Configuration
 from dqlib.errors import InputError
-from dqlib.study.paths import project_root
+from dqlib.study.paths import project_root, write_text
 from dqlib.study.progress import relayed
 from dqlib.study.settings import Settings, load_settings
 
@@ -44,6 +46,8 @@ def run_notebook(notebook: str, params: str, config: str | None = None, task: st
         raise InputError("notebook", notebook, f"one of {', '.join(known)}")
     target = executed_path(settings, notebook, config, task)
     target.parent.mkdir(parents=True, exist_ok=True)
+    if config is None and notebook in settings.tasks:
+        config = str(settings.task(notebook).headline)
     parameters = {"params": params} | ({"config": str(Configuration.parse(config))} if config else {})
     parameters |= {"task": task} if task else {}
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not a user's of the same name
@@ -52,6 +56,8 @@ def run_notebook(notebook: str, params: str, config: str | None = None, task: st
         papermill.execute_notebook(
             source, target, parameters, kernel_name="python3", progress_bar=False, cwd=project_root()
         )
+    page, _ = HTMLExporter().from_filename(str(target))
+    write_text(target.with_suffix(".html"), page)
     return target
 
 

@@ -24,10 +24,10 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 from dqlib.config import Configuration, Granularity, Scheme, WeightQuantization
 from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.footprint import FP16_BYTES
-from dqlib.losses import IGNORED_LABEL, LayerMaps, cross_entropy, logits_kl
+from dqlib.losses import IGNORED_LABEL, cross_entropy, logits_kl
 from dqlib.presets import Preset, preset
 from dqlib.quantizers import Quantized, fake_quantize_activation, initial_learned, quantize
-from dqlib.student import make_student, supervision_map
+from dqlib.student import make_student, supervision_maps
 from dqlib.study import settings as S
 from dqlib.study.batches import Batch, Example, collate, encode
 from dqlib.study.batches import steps as take_steps
@@ -675,17 +675,15 @@ def distilled(
         The student after the last step, in evaluation mode, on the CPU.
     """
     method = preset(method)
-    weights = method.loss if contrastive is None else replace(method.loss, contrastive=contrastive)
+    weights = method.loss_for(configuration)
+    weights = weights if contrastive is None else replace(weights, contrastive=contrastive)
     recipe = method.recipe_for(configuration)
     smaller = {"steps": steps, "batch_tokens": given.distill.batch_tokens // 2, "micro_batches": 1, "validations": 1}
     training = replace(given.distill.training(recipe), **smaller)
     accelerator = make_accelerator(training.seed)
     teacher = given.teacher.to(accelerator.device)
     student = make_student(teacher, configuration, method)
-    maps = LayerMaps(
-        supervision_map(configuration.encoder_layers, teacher.config.encoder_layers),
-        supervision_map(configuration.decoder_layers, teacher.config.decoder_layers),
-    )
+    maps = supervision_maps(configuration, teacher)
     objective, batches = DistillationObjective(teacher, maps, weights), take_steps(given.train, training)
     with shown_here(), tempfile.TemporaryDirectory() as scratch:
         train(

@@ -1,0 +1,63 @@
+"""A made-up grid of three tasks, in the columns of the real tables."""
+
+import pandas
+
+DEPTHS = {"summarization": (2, 4), "eli5": (2, 4), "translation": (3, 4)}
+HEADLINES = {"summarization": ("rougeL", 26.0), "eli5": ("rougeL", 31.0), "translation": ("bleu", 91.0)}
+KEPT = {("8-8-8", "full"): 1.0, ("2-2-8", "full"): 0.96, ("2-2-8", "half"): 0.95, ("2-2-8", "one"): 0.8}
+
+
+def row(task, config, role="student", method="dqlib", kept=1.0):
+    headline, best = HEADLINES[task]
+    encoder, decoder = map(int, config.split()[1].split("-"))
+    score = best * kept
+    return {
+        "task": task, "corpus": task, "role": role, "config": config, "method": method, "a_bits": 8,
+        "w_bits": int(config.split("-")[0]), "encoder_layers": encoder, "decoder_layers": decoder,
+        "headline": headline, "score": score, "score_low": score - 0.7, "score_high": score + 0.7,
+        "retention": kept, "compression": 1 / kept + 3, "n_test": 9, "size_bytes": 1e6,
+    }  # fmt: skip
+
+
+def metrics(**kept_by_task):
+    """``metrics.csv`` of three tasks; ``translation={("2-2-8", "full"): 0.5}`` changes what a task keeps."""
+    rows = []
+    for task, (encoder, decoder) in DEPTHS.items():
+        layers = {"full": f"{encoder}-{decoder}", "half": f"{encoder}-{decoder // 2}", "one": "1-1"}
+        rows.append(row(task, f"32-32-32 {layers['full']}", "teacher", "fine-tuning"))
+        for (bits, shape), kept in (KEPT | kept_by_task.get(task, {})).items():
+            rows.append(row(task, f"{bits} {layers[shape]}", kept=kept))
+        rows.append(row(task, f"2-2-8 {layers['full']}", method="quantization-only", kept=0.7))
+    return pandas.DataFrame(rows)
+
+
+def students(table):
+    rows = table[(table.role == "student") & (table.method == "dqlib")]
+    return rows[["task", "config", "method"]].to_dict("records")
+
+
+def positions(table, column="part", values=(1, 2, 3, 4, 5)):
+    rows = [
+        key | {column: value, "found": 50.0 - value, "found_by_teacher": 60.0, "words": 9}
+        for key in students(table)
+        for value in values
+    ]
+    return pandas.DataFrame(rows)
+
+
+def accumulation(table, early=1.0, late=3.0, p_value=0.01):
+    return pandas.DataFrame([key | {"early": early, "late": late, "p_value": p_value} for key in students(table)])
+
+
+def likeness(table, more_alike=0.05, low=0.01, high=0.09):
+    measured = {"decoder": 0.3, "teacher": 0.25, "more_alike": more_alike, "low": low, "high": high}
+    return pandas.DataFrame([key | measured for key in students(table)])
+
+
+def comparisons(table, p_value=0.001, difference=5.0):
+    rows = []
+    for line in table[table.method == "quantization-only"].itertuples():
+        keys = {"task": line.task, "config": line.config, "method": "dqlib", "headline": line.headline}
+        scores = {"score": line.score + difference, "baseline": "quantization-only", "baseline_score": line.score}
+        rows.append(keys | scores | {"p_value": p_value})
+    return pandas.DataFrame(rows)

@@ -1,0 +1,84 @@
+import pytest
+
+from dqlib.study.claims import Tables, claims_table
+from tests import grid
+
+
+def verdicts(metrics=None, **changed):
+    metrics = grid.metrics() if metrics is None else metrics
+    tables = {
+        "comparisons": grid.comparisons(metrics),
+        "accumulation": grid.accumulation(metrics),
+        "likeness": grid.likeness(metrics),
+    } | changed
+    table = claims_table(Tables(metrics, **tables))
+    return {(row.claim[1], row.task, row.claim): row.verdict for row in table.itertuples()}
+
+
+def of(found, letter, task):
+    return [verdict for (which, of_task, _), verdict in found.items() if (which, of_task) == (letter, task)]
+
+
+def test_every_claim_has_a_line_a_task():
+    found = verdicts()
+    for letter in "aef":
+        assert all(of(found, letter, task) == ["agrees"] for task in grid.DEPTHS)
+    assert len(of(found, "b", "eli5")) == len(of(found, "b", "summarization")) == len(of(found, "c", "all")) == 1
+    assert len(of(found, "d", "translation")) == 2
+
+
+@pytest.mark.parametrize(("p_value", "difference"), [(0.2, 5.0), (0.001, -5.0)])
+def test_joint_training_must_be_better_and_significantly_so(p_value, difference):
+    metrics = grid.metrics()
+    found = verdicts(metrics, comparisons=grid.comparisons(metrics, p_value, difference))
+    assert of(found, "a", "eli5") == ["does not agree"]
+
+
+def test_no_loss_asks_for_more_than_little_loss():
+    kept = {("2-2-8", "half"): 0.96}
+    found = verdicts(grid.metrics(eli5=kept, summarization=kept))
+    assert of(found, "b", "summarization") == ["agrees"]
+    assert of(found, "b", "eli5") == ["does not agree"]
+
+
+def test_the_limit_differs_by_task_only_if_one_keeps_much_more_than_another():
+    assert of(verdicts(), "c", "all") == ["does not agree"]
+    assert of(verdicts(grid.metrics(eli5={("2-2-8", "one"): 0.9})), "c", "all") == ["agrees"]
+
+
+def test_translation_must_lose_most_at_two_bits():
+    keep, lose = "(d) Translation keeps its quality at 8 bits", "(d) Translation loses more than the others at 2 bits"
+    found = verdicts(grid.metrics(translation={("2-2-8", "full"): 0.9, ("8-8-8", "full"): 0.98}))
+    assert found["d", "translation", lose] == "agrees"
+    assert found["d", "translation", keep] == "does not agree"
+    found = verdicts(grid.metrics(translation={("2-2-8", "full"): 0.99}))
+    assert found["d", "translation", lose] == "does not agree"
+
+
+@pytest.mark.parametrize("wrong", [{"early": 4.0}, {"p_value": 0.3}])
+def test_errors_accumulate_only_where_the_end_loses_more(wrong):
+    metrics = grid.metrics()
+    assert of(verdicts(metrics, accumulation=grid.accumulation(metrics, **wrong)), "e", "eli5") == ["does not agree"]
+
+
+def test_tokens_are_alike_only_where_the_interval_is_above_zero():
+    metrics = grid.metrics()
+    found = verdicts(metrics, likeness=grid.likeness(metrics, low=-0.01))
+    assert of(found, "f", "summarization") == ["does not agree"]
+
+
+def test_a_study_of_one_task_has_the_claims_that_it_can_answer():
+    metrics = grid.metrics()
+    found = verdicts(metrics[metrics.task == "summarization"])
+    assert {letter for letter, *_ in found} >= {"b", "e", "f"}
+    assert not of(found, "c", "all")
+    assert not of(found, "d", "translation")
+
+
+def test_numbers_in_the_table_are_those_of_the_metrics():
+    metrics = grid.metrics(summarization={("2-2-8", "half"): 0.9321})
+    others = grid.comparisons(metrics), grid.accumulation(metrics), grid.likeness(metrics)
+    table = claims_table(Tables(metrics, *others))
+    line = table[(table.task == "summarization") & table.claim.str.startswith("(b)")].iloc[0]
+    assert "93.2%" in line.measured
+    assert "2-2-8 2-2" in line.measured
