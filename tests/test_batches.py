@@ -1,10 +1,12 @@
 import random
 
+import pytest
 import torch
 
+from dqlib.errors import InputError
 from dqlib.study import settings as S
-from dqlib.study.batches import Example, bucketed, collate, infill, steps
-from dqlib.study.tokenizer import EOS_ID, MASK_ID
+from dqlib.study.batches import Example, bucketed, collate, encode, infill, steps
+from dqlib.study.tokenizer import EOS_ID, MASK_ID, train_tokenizer
 
 TRAINING = S.Training(steps=10, learning_rate=1e-3, batch_tokens=120)
 PRETRAINING = S.Pretraining(steps=1, learning_rate=1e-3, batch_tokens=100)
@@ -67,3 +69,19 @@ def test_infilling_hides_spans_and_keeps_the_rest_in_order():
 
 def vars_of(training):
     return {name: getattr(training, name) for name in training.__dataclass_fields__}
+
+
+def test_a_decoder_starts_from_the_token_of_its_language():
+    tokenizer = train_tokenizer(["one two three"], 300, 16, ["ro", "de"])
+    corpus = S.Corpus("mine", "hub", 300, 8, 8, dataset="d", languages=["ro", "de"], language="to")
+    rows = [{"document": "one", "summary": "two", "language": code} for code in ("de", "ro")]
+    encoded = encode(rows, tokenizer, corpus)
+    batch = collate(encoded)
+    assert batch.decoder_input_ids[:, 0].tolist() == [6, 5]
+    assert batch.input_ids[:, -1].tolist() == [EOS_ID, EOS_ID]
+    assert infill(Example([*range(20, 40), EOS_ID], [9], 6), random.Random(0), PRETRAINING).start == 6
+    without = encode([{"document": "one", "summary": "two"}], tokenizer, corpus)
+    assert without == [Example(encoded[0].source, encoded[0].target)]
+    assert collate(without).decoder_input_ids[0, 0] == EOS_ID
+    with pytest.raises(InputError, match=r"language: 'fr' .* <fr>"):
+        encode([{"document": "one", "summary": "two", "language": "fr"}], tokenizer, corpus)

@@ -178,3 +178,61 @@ def test_a_failed_build_leaves_the_old_corpus(tmp_path):
         build_corpus(S.Corpus(**spec, test=str(tmp_path / "gone.jsonl")), tmp_path / "corpus")
     assert load_corpus(tmp_path / "corpus").info["sizes"]["train"] == 5
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def aligned(folder, **columns):
+    for name, text in columns.items():
+        (folder / f"train.{name}").write_text(text, encoding="utf-8")
+    return folder / "train.*"
+
+
+def test_two_text_files_are_pairs_line_by_line(tmp_path):
+    path = aligned(tmp_path, en="a cat\n\nline\u2028end\n", ro="o pisică\n\nfin\n")
+    assert read_rows(path, ["en", "ro"]) == [{"en": "a cat", "ro": "o pisică"}, {"en": "line\u2028end", "ro": "fin"}]
+    for name in ("en", "ro"):
+        (tmp_path / f"z.{name}.gz").write_bytes(gzip.compress((tmp_path / f"train.{name}").read_bytes()))
+    assert read_rows(tmp_path / "z.*.gz", ["en", "ro"]) == read_rows(path, ["en", "ro"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"en": "a\nb\nc\n", "ro": "x\ny\n"}, r"train\.en, line 3: 'c' .*train\.ro, which has 2 lines"),
+        ({"en": "a\n", "ro": "x\ny\n"}, r"train\.ro, line 2: 'y'"),
+        ({"en": "a\nb\n", "ro": "x\n \n"}, r"train\.ro, line 2, column ro: ' \\n' .* not empty"),
+        ({"en": "a\n"}, r"train\.ro.* a file that exists"),
+        ({"en": "\n", "ro": "\n"}, "at least one row"),
+    ],
+)
+def test_text_files_that_do_not_match_are_told_by_line(tmp_path, columns, told):
+    with pytest.raises(InputError, match=told):
+        read_rows(aligned(tmp_path, **columns), ["en", "ro"])
+
+
+def test_a_translation_from_files_has_a_language_in_every_row(tmp_path):
+    path = str(aligned(tmp_path, en="one\ntwo\n", ro="unu\ndoi\n", to="ro\nde\n"))
+    common = {**EMBEDDED, "source": "files", "train": path, "validation": path, "test": path, "test_unseen": path}
+    columns = {"document": "en", "summary": "ro"}
+    build_corpus(S.Corpus(**common, **columns, languages=["ro"]), tmp_path / "one")
+    build_corpus(S.Corpus(**common, **columns, languages=["ro", "de"], language="to"), tmp_path / "two")
+    one, two = (load_corpus(tmp_path / name) for name in ("one", "two"))
+    assert [row["language"] for row in one.splits["train"]] == ["ro", "ro"]
+    assert [row["language"] for row in two.splits["train"]] == ["ro", "de"]
+    assert set(one.test_sets(1)) == {"test", "test_unseen"}
+    assert one.test_sets(1)["test_unseen"] == [{"document": "one", "summary": "unu", "language": "ro"}]
+    with pytest.raises(InputError, match=r"'de' .* ro, the languages that have a token"):
+        build_corpus(S.Corpus(**common, **columns, languages=["ro"], language="to"), tmp_path / "three")
+    with pytest.raises(InputError, match="language: None"):
+        S.Corpus(**common, **columns, languages=["ro", "de"])
+
+
+def test_a_hub_translation_may_keep_its_pairs_in_one_column(tmp_path, monkeypatch):
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"translation": {"en": "one", "ro": "unu"}}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    spec = {**EMBEDDED, "source": "hub", "dataset": "wmt/wmt16", "languages": ["ro"]}
+    build_corpus(S.Corpus(**spec, document="translation.en", summary="translation.ro"), tmp_path / "c")
+    assert load_corpus(tmp_path / "c").splits["test"] == [{"document": "one", "summary": "unu", "language": "ro"}]
+    with pytest.raises(InputError, match=r"column: 'en' .* translation\.en"):
+        build_corpus(S.Corpus(**spec, document="en", summary="ro"), tmp_path / "d")

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from dqlib.study import settings as S
-from dqlib.study.batches import Example
+from dqlib.study.batches import Example, collate
 from dqlib.study.evaluate import bootstrap_interval, generate, rouge, sentences
 from dqlib.study.tokenizer import train_tokenizer
 from dqlib.study.train import make_accelerator
@@ -47,3 +47,24 @@ def test_predictions_come_back_in_the_order_of_the_examples(teacher):
     assert len(set(together)) > 1
     assert not teacher.training
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_a_batch_of_several_languages_writes_what_each_alone_would(teacher, beams):
+    tokenizer = train_tokenizer(["a b c d e f g h"], 300, 16, ["ro", "de"])
+    teacher.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    teacher.generation_config.eos_token_id = 2
+    examples = [Example([9 + i] * (3 + i % 4) + [2], [2], start) for i in range(4) for start in (5, 6, 2)]
+    wanted = {"max_tokens": 6, "accelerator": make_accelerator(0), "name": "test"}
+    together = generate(teacher, examples, tokenizer, S.Evaluation(batch_size=12, beams=beams), **wanted)
+    alone = [generate(teacher, [e], tokenizer, S.Evaluation(batch_size=1, beams=beams), **wanted)[0] for e in examples]
+    assert together == alone
+    assert any(together[i] != together[i + 1] for i in range(0, 12, 3))  # the token matters
+
+
+def test_the_end_token_named_aloud_is_the_model_s_own_start(teacher):
+    batch = collate([Example([9, 10, 11, 2], [2]), Example([12, 13, 2], [2])])
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "num_beams": 4}
+    silent = teacher.generate(**inputs, max_new_tokens=8, do_sample=False)
+    aloud = teacher.generate(**inputs, max_new_tokens=8, do_sample=False, decoder_start_token_id=[2, 2])
+    assert torch.equal(silent, aloud)

@@ -58,6 +58,17 @@ def test_the_committed_parameters_are_the_laptop_profile():
         ("compute.processes", 3, "micro_batches: 2 .* multiple of compute.processes, 3"),
         ("compute.processes", 0, "compute.processes: 0"),
         ("summarisation", {}, "summarisation"),
+        ("summarization.corpus.languages", ["ro"], "summarization.corpus.languages"),
+        ("translation.corpus.languages", [], "translation.corpus.languages: .* given"),
+        ("translation.corpus.limit", None, "translation.corpus.limit"),
+        ("translation.corpus.name", "wmt", "translation.corpus.name: 'wmt' .* pydoc, pydoc-qa, cldr"),
+        ("translation.model.pretrained", "eli5", "translation.model.pretrained: 'eli5' .* pre-trained here"),
+        ("eli5.model.pretrained", "eli5", "eli5.model.pretrained"),
+        ("eli5.model.d_model", 32, "eli5.model.d_model: 32 .* 64, as in summarization.model"),
+        ("eli5.corpus.vocab_size", 900, "eli5.corpus.vocab_size: 900 .* 1500"),
+        ("eli5.corpus.tokenizer", "mine", "eli5.corpus.tokenizer: 'mine'"),
+        ("eli5.pretrain", {"steps": 1, "learning_rate": 0.1, "batch_tokens": 9}, "eli5.pretrain: .* null"),
+        ("eli5.finetune.micro_batches", 0, "eli5.finetune.micro_batches: 0"),
         ("summarization.distill", None, "summarization.distill: None .* a block"),
     ],
 )
@@ -89,6 +100,22 @@ def test_unknown_profiles_tasks_and_files_are_refused(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1,\n")
     with pytest.raises(InputError, match="valid YAML"):
         load_settings(str(tmp_path / "bad.yaml"))
+
+
+def test_a_profile_has_the_tasks_that_it_names(smoke, tmp_path):
+    settings = load(smoke, tmp_path)
+    assert settings.tasks == ("summarization", "eli5", "translation")
+    assert settings.pretrained_folder("eli5") == settings.folders("summarization").pretrained
+    assert settings.pretrained_folder("translation") is None
+    only = load({key: value for key, value in smoke.items() if key not in ("summarization", "eli5")}, tmp_path)
+    assert only.tasks == ("translation",)
+    with pytest.raises(InputError, match=r"task: 'eli5' .* translation, which the profile 'smoke' has"):
+        only.task("eli5")
+    with pytest.raises(InputError, match="at least one of summarization, eli5, translation"):
+        load({key: smoke[key] for key in ("profile", "results", "compute")}, tmp_path)
+    del smoke["summarization"]
+    with pytest.raises(InputError, match=r"eli5\.model\.pretrained: 'summarization'"):
+        load(smoke, tmp_path)
 
 
 def test_choosing_a_profile_never_loses_edits(tmp_path, monkeypatch):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,9 +13,11 @@ import pandas
 import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
+from dqlib.errors import InputError
 from dqlib.footprint import footprint, fp32_size_bytes
 from dqlib.quantizers import quantize
 from dqlib.study import settings as S
@@ -21,7 +25,8 @@ from dqlib.study.corpus import LoadedCorpus
 from dqlib.study.figures import COLOURS, DASHES, STYLE
 from dqlib.study.paths import LOG, PREDICTIONS
 from dqlib.study.report import short_table
-from dqlib.study.results import metrics_table, read_row
+from dqlib.study.results import metrics_table, read_details, read_row
+from dqlib.study.tokenizer import language_id
 
 KINDS = ("weights", "embedding", "positions", "rest")
 
@@ -38,7 +43,7 @@ def lengths(corpus: LoadedCorpus, spec: S.Corpus) -> Figure:
             axes.hist(counts, bins=40, range=(0, 4 * most), color=COLOURS[0], alpha=0.7)
             axes.axvline(most, color="#CC0000", linewidth=1.2)
             axes.set_xlabel(f"tokens of a {column}")
-            axes.set_ylabel(f"{column}s" if column == "document" else "summaries")
+            axes.set_ylabel("pairs")
     return _shown(figure)
 
 
@@ -122,19 +127,91 @@ def predictions(folders: dict[str, Path], count: int = 5) -> None:
     for i in range(0, len(first), max(1, len(first) // count))[:count]:
         document = first[i]["document"]
         print("document: ", document[:300] + (" ..." if len(document) > 300 else ""))
-        print("reference:", first[i]["reference"])
+        print("reference:", first[i]["reference"], f"({first[i]['language']})" if "language" in first[i] else "")
         for name, lines in read.items():
             print(f"{name + ':':<10}", lines[i]["prediction"])
         print()
 
 
-def answer(model: PreTrainedModel, folder: Path, text: str, beams: int = 4, max_new_tokens: int = 40) -> str:
-    """What a model writes for one text."""
+def details(folders: dict[str, Path], metrics: Sequence[str]) -> pandas.DataFrame:
+    """Metrics with their 95% intervals: a row a test set, language and model, a column a metric.
+
+    Args:
+        folders: of trained models, by the name to show.
+        metrics: which of ``details.json``.
+    """
+    rows = [
+        {
+            "test set": each.test_set,
+            "language": each.language or "",
+            "model": name,
+            "metric": each.metric,
+            "text": f"{each.value:.2f} ({each.low:.2f} to {each.high:.2f})",
+        }
+        for name, folder in folders.items()
+        for each in read_details(folder)
+        if each.metric in metrics
+    ]
+    table = pandas.DataFrame(rows).pivot_table(
+        "text", ["test set", "language", "model"], "metric", aggfunc="first", sort=False
+    )
+    return table[[metric for metric in metrics if metric in table]].rename_axis(columns=None)
+
+
+def answer(
+    model: PreTrainedModel,
+    folder: Path,
+    text: str,
+    beams: int = 4,
+    max_new_tokens: int = 40,
+    language: str | None = None,
+) -> str:
+    """What a model writes for one text.
+
+    Args:
+        model: the model.
+        folder: of its tokenizer.
+        text: to read; what is longer than the model reads is cut.
+        beams: of the search.
+        max_new_tokens: most tokens to write.
+        language: to write in, for a translation; the first one, when None.
+
+    Raises:
+        InputError: the text is empty, or the language has no token.
+    """
+    if not text.strip():
+        raise InputError("text", text, "text that is not empty")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     encoded = tokenizer(text, return_tensors="pt", truncation=True, return_token_type_ids=False)
+    start = {} if language is None else {"decoder_start_token_id": language_id(tokenizer, language)}
     with torch.no_grad():
-        output = model.generate(**encoded, num_beams=beams, max_new_tokens=max_new_tokens, do_sample=False)
+        output = model.generate(**encoded, **start, num_beams=beams, max_new_tokens=max_new_tokens, do_sample=False)
     return tokenizer.decode(output[0], skip_special_tokens=True).strip()
+
+
+def side_by_side(
+    models: dict[str, tuple[PreTrainedModel, Path]], text: str, max_new_tokens: int = 40, language: str | None = None
+) -> Styler:
+    """What each model writes for one text, with its size and the time that it took.
+
+    Args:
+        models: model and folder, by the name to show.
+        text: to read.
+        max_new_tokens: most tokens to write.
+        language: to write in, for a translation; the first one, when None.
+
+    Raises:
+        InputError: the text is empty, or the language has no token.
+    """
+    rows = []
+    for name, (model, folder) in models.items():
+        answer(model, folder, text, max_new_tokens=1, language=language)  # the first call of all is slower
+        began = time.perf_counter()
+        written = answer(model, folder, text, max_new_tokens=max_new_tokens, language=language)
+        took = time.perf_counter() - began
+        size = read_row(folder).size_bytes / 1e6
+        rows.append({"": name, "answer": written, "size (MB)": f"{size:.2f}", "time (ms)": f"{1000 * took:.0f}"})
+    return pandas.DataFrame(rows).style.hide(axis="index").set_properties(**{"text-align": "left"})
 
 
 def _readable(column: str) -> str:
