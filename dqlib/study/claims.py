@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import pandas
 
+from dqlib.study.figures import METRIC_NAMES
+
 #: A claim of "little loss" holds where at least this part of the teacher's score is left.
 LITTLE = 0.95
 #: A claim of "no loss" holds where at least this part is left.
@@ -80,10 +82,9 @@ def claims_table(tables: Tables) -> pandas.DataFrame:
 def _joint(tables: Tables) -> Iterable[Verdict]:
     claim = "(a) Distilling and quantizing together beats quantization alone"
     for row in tables.comparisons.itertuples():
-        measured = (
-            f"{row.config}: {row.score:.2f} against {row.baseline_score:.2f} {row.headline}, p = {_p(row.p_value)}"
-        )
-        yield Verdict(claim, row.task, measured, row.score > row.baseline_score and row.p_value < SIGNIFICANT)
+        scores = f"{row.score:.2f} against {row.baseline_score:.2f} {METRIC_NAMES[row.headline]}"
+        better = row.score > row.baseline_score and row.p_value < SIGNIFICANT
+        yield Verdict(claim, row.task, f"{row.config}: {scores}, p = {_p(row.p_value)}", better)
 
 
 def _headline(tables: Tables) -> Iterable[Verdict]:
@@ -160,7 +161,7 @@ def _likeness(tables: Tables) -> Iterable[Verdict]:
 
 
 def _kept(row: pandas.Series) -> str:
-    return f"{100 * row.retention:.1f}% of the teacher's {row.headline} is left"
+    return f"{100 * row.retention:.1f}% of the teacher's {METRIC_NAMES[row.headline]} is left"
 
 
 def _p(value: float) -> str:

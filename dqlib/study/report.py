@@ -205,21 +205,26 @@ def _task(study: Study, collected: Collected) -> str:
 """
 
 
+#: Of the further measures, those that the page shows; all are in ``details.csv``.
+SHOWN = {"words": "words", "reference_words": "words of the reference", "length_ratio": "ratio of lengths",
+         "bleu": "BLEU", "exact": "exact (%)"}  # fmt: skip
+
+
 def _details(details: pandas.DataFrame, task: str) -> str:
-    """What was measured of the teacher and of the students beyond the headline, a column a measure."""
-    rows = details[details.task == task] if len(details) else details
+    """What was measured of each model beyond the headline: lengths of texts; other languages and unseen names."""
+    rows = details[(details.task == task) & details.metric.isin(SHOWN)] if len(details) else details
     if rows.empty:
         return ""
-    rows = rows.assign(
-        measure=[
-            " ".join(str(part) for part in (row.metric, row.language, row.test_set) if isinstance(part, str) and part)
-            for row in rows.itertuples()
-        ],
-        model=rows.config + rows.method.map(lambda name: f" ({name})"),
-    )
+    spoken = rows.language.fillna("").astype(bool)
+    rows = rows[spoken == rows.metric.isin(["bleu", "exact"])]  # of translations, not how long they are
+    columns = [
+        " ".join(filter(None, (SHOWN[metric], language, "" if test_set == "test" else "unseen names")))
+        for metric, language, test_set in zip(rows.metric, rows.language.fillna(""), rows.test_set, strict=True)
+    ]
+    rows = rows.assign(measure=columns, model=rows.config + rows.method.map(lambda name: f" ({name})"))
     wide = rows.pivot_table(index="model", columns="measure", values="value", sort=False)
     table = wide.map(lambda value: "" if pandas.isna(value) else f"{value:.2f}").reset_index()
-    signatures = [text for text in rows.get("signature", pandas.Series(dtype=str)).dropna().unique() if text]
+    signatures = [text for text in rows.signature.dropna().unique() if text]
     told = "".join(f"- `{text}`\n" for text in signatures)
     return f"{markdown_table(table)}\n" + (f"Signatures:\n\n{told}\n" if told else "")
 
