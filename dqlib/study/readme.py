@@ -55,7 +55,7 @@ def aims_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
 def blocks(results: Path) -> dict[str, str]:
     """Every table of the README by its name, as Markdown."""
     bench = pandas.read_csv(results / "methods.csv")
-    summary = bench_summary(bench[~bench.method.isin(bench_of(Study("params.yaml")).ablations)])
+    summary = bench_summary(bench[bench.method.isin(bench_of(Study("params.yaml")).presets)])
     metrics = pandas.read_csv(results / "metrics.csv")
     return {
         "overview": markdown_table(overview_table(metrics)),
