@@ -157,6 +157,8 @@ def _rendered(phrase: Phrase, language: str) -> str:
 
 def _date(draw: _Draw) -> Phrase:
     day, style = _day(draw.order), draw.order.choice(("full", "long", "medium"))
+    if style == "medium" and day.month == 5:
+        style = "long"  # "May 5, 2026" is both in English, and not in German
     return Phrase(f"date {day}", lambda where: dates.format_date(day, style, where))
 
 
@@ -198,7 +200,7 @@ def _measure(draw: _Draw) -> Phrase:
 
 def _list(draw: _Draw) -> Phrase:
     kind, style = draw.order.choice(KINDS[:3]), draw.order.choice(("standard", "or"))
-    codes = draw.order.sample(draw.names[kind], draw.order.choice((2, 3, 4)))
+    codes = draw.order.sample(draw.names[kind], draw.order.choice((2, 3, 4, 5)))
     group = f"{kind} {' '.join(sorted(codes))}"
     return Phrase(group, lambda where: lists.format_list([getattr(where, kind)[c] for c in codes], style, where))
 
