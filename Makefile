@@ -5,7 +5,7 @@ ACTIVATE := . .venv/bin/activate
 .PHONY: help repro methods read readme test lint env lock clean
 
 help:
-	@echo "make repro [PROFILE=smoke|laptop|paper]  run the study and print its table"
+	@echo "make repro [PROFILE=smoke|laptop]        run the study and print its table"
 	@echo "make methods                             run the bench of all methods under the chosen profile (hours)"
 	@echo "make read                                open the executed notebooks as pages in a browser"
 	@echo "make test                                run the tests"

@@ -5,10 +5,13 @@ Every entry needs a model that calls the transformers attention interface (``ALL
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+import transformers
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 from dqlib.config import Configuration
 from dqlib.errors import InputError
@@ -144,6 +147,22 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
             f"one of {known}; to add one, put an Architecture with its layer names into ARCHITECTURES "
             "in dqlib/architectures.py",
         ) from None
+
+
+def model_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
+    """The class of that name among those that transformers has for an architecture, and no other.
+
+    A name read from a file so never decides which code runs.
+
+    Raises:
+        InputError: the architecture is not in :data:`ARCHITECTURES`, or has no such class.
+    """
+    architecture_of(config)
+    mappings = [names for field, names in vars(modeling_auto).items() if re.fullmatch("MODEL.*_MAPPING_NAMES", field)]
+    known = {names[config.model_type] for names in mappings if isinstance(names.get(config.model_type), str)}
+    if name not in known:
+        raise InputError("class", name, f"one of {', '.join(sorted(known))}")
+    return getattr(transformers, name)
 
 
 def submodule(root: nn.Module, path: str) -> nn.Module | None:

@@ -116,6 +116,10 @@ class WeightFakeQuantizer(nn.Module):
         else:
             quantized = self.quantize(weight)
             self._value = quantized.dequantize().to(weight.dtype)
+            if self._value.stride() != weight.stride():
+                # GPT-2's weight comes transposed. Products add up in the order of the memory, so the layout is
+                # the weight's own, as it is where the weight was read from a packed file.
+                self._value = torch.empty_like(weight).copy_(self._value)
             if self.learned is not None:
                 self._remember_slope(clipped, quantized)
         if self.blend < 1:

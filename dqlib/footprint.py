@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedModel
 
-from dqlib.student import LEARNED, plain_parameters, quantized_modules
+from dqlib.packing import packed_size
+from dqlib.stored import Form, PackedWeight, Stored, forms, whole
 
 FP32_BYTES = 4
 FP16_BYTES = 2
@@ -14,45 +16,65 @@ FP16_BYTES = 2
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Account of one parameter: how many numbers, at how many bits, with which scales (fp16)."""
+    """Account of one parameter in one form.
+
+    Args:
+        name: of the parameter.
+        kind: ``weights``, ``embedding``, ``positions`` or ``rest``.
+        numel: how many numbers.
+        bits: of a code, 16 where it is not quantized.
+        code_bytes: codes packed without gaps (ternary: five a byte), or fp16 numbers.
+        scale_bytes: scales (fp16) and zero points.
+        repeats: the quantized parameter whose original, needed in full precision by another use, this is.
+    """
 
     name: str
-    kind: str  # weights | embedding | positions | rest
+    kind: str
     numel: int
     bits: int
-    scales: int
+    code_bytes: int
+    scale_bytes: int
+    repeats: str | None = None
 
     @property
     def size_bytes(self) -> int:
-        """Codes packed without gaps, and scales."""
-        return (self.numel * self.bits + 7) // 8 + self.scales * FP16_BYTES
+        """Codes and scales."""
+        return self.code_bytes + self.scale_bytes
 
 
-def footprint(model: nn.Module) -> list[Entry]:
-    """One entry a parameter; tied parameters once.
+def footprint(model: PreTrainedModel) -> list[Entry]:
+    """One entry a parameter; tied parameters once. Their bytes are those of the tensors in a packed file.
 
-    A table that any of its uses needs in full precision, such as the output head of DQ-BART's code, is not
-    counted as quantized. Codes count at their bits (ternary: 2), scales and everything unquantized (biases,
-    LayerNorm) at 16.
+    A table that one use needs quantized and another in full precision, such as the output head of DQ-BART's code,
+    has an entry for each. Buffers of zeros, of which a file holds nothing, have none.
     """
-    quantized = {id(m.weight): m for m in quantized_modules(model).values()}
-    plain = plain_parameters(model)
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    entries = []
-    for name, parameter in model.named_parameters():  # each tied parameter once
-        if name.endswith(LEARNED):
-            continue  # part of the scale that is counted with its weight
-        module = quantized.get(id(parameter))
-        if name in plain:
-            entries.append(Entry(name, "rest", parameter.numel(), 8 * FP16_BYTES, 0))
-        else:
-            codes = module.quantized()
-            scales = codes.scale.numel() + (0 if codes.zero_point is None else codes.zero_point.numel())
-            entries.append(Entry(name, _kind(name, id(parameter) in tables), codes.codes.numel(), codes.bits, scales))
-    return entries
+    loaded = getattr(model, "dqlib_packed", None)
+    entries = [_of_form(form) for form in forms(model)] if loaded is None else [entry_of(each) for each in loaded]
+    return [entry for entry in entries if entry.size_bytes]
 
 
-def size_bytes(model: nn.Module) -> int:
+def entry_of(each: Stored) -> Entry:
+    """Account of what is stored."""
+    content = each.content
+    if isinstance(content, PackedWeight):
+        numel = content.shape[0] * content.shape[1]
+        return Entry(each.name, each.kind, numel, content.bits, content.code_bytes, content.scale_bytes)
+    numel = 0 if content is None else content.numel()
+    return Entry(each.name, each.kind, numel, 8 * FP16_BYTES, FP16_BYTES * numel, 0, each.repeats)
+
+
+def _of_form(form: Form) -> Entry:
+    if form.layer is None:
+        is_stored = isinstance(form.parameter, nn.Parameter) or bool(form.parameter.any())
+        numel = form.parameter.numel() if is_stored else 0
+        return Entry(form.names[0], form.kind, numel, 8 * FP16_BYTES, FP16_BYTES * numel, 0, form.repeats)
+    q = form.layer.quantized()
+    scale_bytes = FP16_BYTES * q.scale.numel() + (0 if q.zero_point is None else whole(q.zero_point).nbytes)
+    numel = q.codes.numel()
+    return Entry(form.names[0], form.kind, numel, q.bits, packed_size(numel, q.bits, q.ternary), scale_bytes)
+
+
+def size_bytes(model: PreTrainedModel) -> int:
     """Bytes of a quantized model by :func:`footprint`."""
     return sum(entry.size_bytes for entry in footprint(model))
 
@@ -60,9 +82,3 @@ def size_bytes(model: nn.Module) -> int:
 def fp32_size_bytes(model: nn.Module) -> int:
     """Bytes of a model in full precision, tied parameters once."""
     return FP32_BYTES * sum(parameter.numel() for parameter in model.parameters())
-
-
-def _kind(name: str, is_table: bool) -> str:
-    if "position" in name:
-        return "positions"
-    return "embedding" if is_table else "weights"

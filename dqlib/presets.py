@@ -7,7 +7,8 @@ hundred times larger; schedules, losses and quantizers are theirs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from dqlib.config import (
     FULL_PRECISION,
@@ -98,6 +99,34 @@ class Preset:
         if not fewer_layers:
             return recipe
         return replace(recipe, learning_rate=recipe.learning_rate * self.rate_of_fewer_layers)
+
+    def describe(self) -> dict[str, Any]:
+        """How weights and activations become codes, as JSON has it; losses and recipes are left out."""
+        return {
+            "preset": self.name,
+            "weights": asdict(self.weights),
+            "activations": asdict(self.activations),
+            "quantize_head": self.quantize_head,
+            "position_bits": self.position_bits,
+        }
+
+    @classmethod
+    def described(cls, description: Mapping[str, Any]) -> Preset:
+        """The method that :meth:`describe` told; other entries are passed over.
+
+        Raises:
+            InputError: an entry is missing or unknown, or out of range.
+        """
+        try:
+            return cls(
+                name=description["preset"],
+                weights=WeightQuantization(**description["weights"]),
+                activations=ActivationQuantization(**description["activations"]),
+                quantize_head=description["quantize_head"],
+                position_bits=description["position_bits"],
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError("preset", f"without or with {error}", "as Preset.describe told it") from error
 
     def check_fits(self, configuration: Configuration, architecture: str) -> None:
         """Check that the method is defined for a configuration and an architecture.

@@ -30,20 +30,24 @@ BLOCK = 2**17
 class Quantized:
     """Integer codes (int8, shape of the weight) with scales and, on an asymmetric grid, zero points.
 
-    Scales have the shape of :meth:`dqlib.config.Granularity.scale_shape`.
+    Scales have the shape of :meth:`dqlib.config.Granularity.scale_shape`. ``ternary`` says that the grid of the
+    two bits has only the codes -1, 0, 1.
     """
 
     codes: Tensor
     scale: Tensor
     bits: int
     zero_point: Tensor | None = None
+    ternary: bool = False
 
-    def dequantize(self) -> Tensor:
-        """The weight that the codes stand for, ``(q - z) * s``."""
-        q = self.codes.to(self.scale.dtype).unflatten(-1, (self.scale.size(-1), -1))  # (rows, groups, k)
+    def dequantize(self, out: Tensor | None = None) -> Tensor:
+        """The weight that the codes stand for, ``(q - z) * s``; written to ``out`` if that is given."""
+        value = self.codes.to(self.scale.dtype, copy=True) if out is None else out.copy_(self.codes)
+        q = value.unflatten(-1, (self.scale.size(-1), -1))  # (rows, groups, k), the same numbers
         if self.zero_point is not None:
-            q = q - self.zero_point.unsqueeze(-1)
-        return (q * self.scale.unsqueeze(-1)).flatten(-2)
+            q.sub_(self.zero_point.unsqueeze(-1))
+        q.mul_(self.scale.unsqueeze(-1))
+        return value
 
 
 def quantize(
@@ -103,6 +107,7 @@ def quantize(
         scale.view(shape),
         bits,
         None if zero_point is None else zero_point.view(shape),
+        ternary=bits == 2 and scheme != Scheme.ASYMMETRIC and not (full_range and scheme == Scheme.SYMMETRIC),
     )
 
 

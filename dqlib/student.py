@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dqlib import attention
-from dqlib.architectures import Architecture, architecture_of, submodule
-from dqlib.config import FULL_PRECISION, ActivationQuantization, Configuration, WeightQuantization
+from dqlib.architectures import Architecture, architecture_of, model_class, submodule
+from dqlib.config import FULL_PRECISION, Configuration, WeightQuantization
 from dqlib.errors import InputError
 from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.layers import (
@@ -249,17 +248,23 @@ def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that belong to a model's state, such as the bias of BART's logits."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {name: value for name, value in model.state_dict().items() if name not in parameters}
+
+
 @torch.no_grad()
 def round_for_storage(model: nn.Module) -> None:
     """Make a student compute with the numbers that its packed file will hold, in place.
 
-    Scales and every parameter that is not quantized are rounded to fp16. To be called after training and before
-    the last evaluation, so that what is measured is what is stored.
+    Scales and every parameter or persistent buffer that is not quantized are rounded to fp16. To be called after
+    training and before the last evaluation, so that what is measured is what is stored.
 
     Raises:
         InputError: a parameter has no fp16 value.
     """
-    for name, parameter in plain_parameters(model).items():
+    for name, parameter in (plain_parameters(model) | persistent_buffers(model)).items():
         rounded = parameter.half().to(parameter.dtype)
         if not torch.isfinite(rounded).all():
             raise InputError(name, float(parameter.abs().max()), "numbers of at most 65504, the largest of fp16")
@@ -288,23 +293,22 @@ def set_attention_maps(model: PreTrainedModel, kind: str) -> None:
                     module.attention_maps = kind
 
 
+def describe(model: PreTrainedModel) -> dict[str, Any]:
+    """What must be known of a student besides its numbers to build it again, as JSON has it."""
+    return {
+        "class": type(model).__name__,
+        "config": str(model.dqlib_configuration),
+    } | model.dqlib_preset.describe()
+
+
 def save_student(model: PreTrainedModel, folder: str | Path) -> None:
     """Save a student in the Hugging Face layout, with what :func:`load_student` reads beside it."""
     folder = Path(folder)
     state = model.state_dict()
     learned = {name: value for name, value in state.items() if name.endswith(LEARNED)}
     model.save_pretrained(folder, state_dict={name: value for name, value in state.items() if name not in learned})
-    method = model.dqlib_preset
-    sidecar = {
-        "class": type(model).__name__,
-        "config": str(model.dqlib_configuration),
-        "preset": method.name,
-        "weights": asdict(method.weights),
-        "activations": asdict(method.activations),
-        "quantize_head": method.quantize_head,
-        "position_bits": method.position_bits,
-        "half_scales": any(m.weight_quantizer.half_scales for m in quantized_modules(model).values()),
-    }
+    half_scales = any(m.weight_quantizer.half_scales for m in quantized_modules(model).values())
+    sidecar = describe(model) | {"half_scales": half_scales}
     (folder / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n")
     if learned:
         save_file({name: value.clone().contiguous() for name, value in learned.items()}, folder / SCALES)
@@ -320,15 +324,9 @@ def load_student(folder: str | Path) -> PreTrainedModel:
     if not (folder / SIDECAR).is_file():
         raise InputError("folder", str(folder), f"a folder written by save_student, with a {SIDECAR}")
     sidecar = json.loads((folder / SIDECAR).read_text())
-    model = getattr(transformers, sidecar["class"]).from_pretrained(folder, config=AutoConfig.from_pretrained(folder))
-    method = Preset(
-        name=sidecar["preset"],
-        weights=WeightQuantization(**sidecar["weights"]),
-        activations=ActivationQuantization(**sidecar["activations"]),
-        quantize_head=sidecar["quantize_head"],
-        position_bits=sidecar["position_bits"],
-    )
-    quantize_model(model, Configuration.parse(sidecar["config"]), method)
+    config = AutoConfig.from_pretrained(folder)
+    model = model_class(config, sidecar["class"]).from_pretrained(folder, config=config)
+    quantize_model(model, Configuration.parse(sidecar["config"]), Preset.described(sidecar))
     if (folder / SCALES).is_file():
         learned = load_file(folder / SCALES)
         with torch.no_grad():

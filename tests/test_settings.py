@@ -90,6 +90,13 @@ def test_a_missing_key_is_named(smoke, tmp_path):
         load(smoke, tmp_path)
 
 
+def test_a_profile_without_all_tasks_is_not_for_the_pipeline(tmp_path, monkeypatch):
+    monkeypatch.setattr(profile_module, "project_root", lambda: tmp_path)
+    with pytest.raises(InputError, match=r"profile: 'paper' .* dqlib.study.students --params paper"):
+        choose_profile("paper")
+    assert not (tmp_path / "params.yaml").exists()
+
+
 def test_unknown_profiles_tasks_and_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"profile: 'desktop' .* laptop, paper, smoke"):
         load_settings("desktop")

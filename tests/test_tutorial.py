@@ -33,7 +33,8 @@ def test_bits_a_weight_are_those_of_the_footprint(teacher):
     for name, module in quantized_modules(student).items():
         entry = entries.get(f"{name}.weight")
         if entry is not None:
-            assert tutorial.bits_a_weight(module.quantized()) * entry.numel / 8 == pytest.approx(entry.size_bytes)
+            counted = tutorial.bits_a_weight(module.quantized()) * entry.numel / 8
+            assert counted == pytest.approx(entry.size_bytes, abs=1)  # bytes are whole
 
 
 def test_the_error_table_leaves_out_groups_that_do_not_fit(weight):
@@ -83,7 +84,9 @@ def test_words_follow_the_intervals(teacher, batch):
 
 def test_a_short_distillation_changes_the_student_only(teacher):
     pairs = [Example([10 + i, 11, 12, 2], [20 + i, 21, 2]) for i in range(8)]
-    given = tutorial.Material(teacher, None, pairs, pairs[:2], S.Distillation(1, 1e-2, 64))
+    given = tutorial.Material(
+        teacher, None, pairs, pairs[:2], S.Distillation(steps=1, learning_rate=1e-2, batch_tokens=64)
+    )
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     configuration = Configuration.parse("2-2-8 2-1")
     student = tutorial.distilled(given, configuration, "quantgpt", steps=3, contrastive=0.5)

@@ -200,7 +200,7 @@ def _measure(draw: _Draw) -> Phrase:
 
 def _list(draw: _Draw) -> Phrase:
     kind, style = draw.order.choice(KINDS[:3]), draw.order.choice(("standard", "or"))
-    codes = draw.order.sample(draw.names[kind], draw.order.choice((2, 3, 4, 5)))
+    codes = draw.order.sample(draw.names[kind], draw.order.choice((2, 3, 4)))
     group = f"{kind} {' '.join(sorted(codes))}"
     return Phrase(group, lambda where: lists.format_list([getattr(where, kind)[c] for c in codes], style, where))
 

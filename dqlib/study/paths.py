@@ -1,14 +1,13 @@
-"""All paths of the study in one place, and writing that leaves no half-written file."""
+"""All paths of the study in one place, and how it writes to them."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from dqlib.files import atomic_folder, write_bytes, write_text
+
+__all__ = ["LOG", "PREDICTIONS", "ROW", "Folders", "atomic_folder", "project_root", "write_bytes", "write_text"]
 
 #: Names of the files that every trained model's folder holds.
 LOG, PREDICTIONS, ROW, DETAILS = "log.csv", "predictions.jsonl", "row.json", "details.json"
@@ -58,40 +57,3 @@ def project_root() -> Path:
     """The folder that holds ``dvc.yaml``, looking upwards from here; the current folder if there is none."""
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").is_file()), here)
-
-
-@contextmanager
-def atomic_folder(target: str | Path) -> Iterator[Path]:
-    """Write a folder aside and put it in place, replacing an old one, only when the block ends well."""
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    scratch.chmod(0o755)
-    try:
-        yield scratch
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            target.replace(old / target.name)
-            scratch.replace(target)
-            shutil.rmtree(old)
-        else:
-            scratch.replace(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def write_text(target: str | Path, text: str) -> None:
-    """Write a text file (UTF-8) aside and put it in place at once."""
-    write_bytes(target, text.encode("utf-8"))
-
-
-def write_bytes(target: str | Path, data: bytes) -> None:
-    """Write a file aside and put it in place at once."""
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        scratch.write_bytes(data)
-        scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import yaml
 
 from dqlib.errors import InputError
 from dqlib.study.paths import project_root, write_text
-from dqlib.study.settings import load_settings, profile_path
+from dqlib.study.settings import TASKS, load_settings, profile_path
 
 
 def choose_profile(profile: str) -> bool:
@@ -19,10 +19,14 @@ def choose_profile(profile: str) -> bool:
         Whether ``params.yaml`` was written.
 
     Raises:
-        InputError: no such profile, a value in it is not allowed, or edits of another profile would be lost.
+        InputError: no such profile, a value in it is not allowed, it lacks a task of the pipeline, or edits of
+            another profile would be lost.
     """
     source, target = profile_path(profile), project_root() / "params.yaml"
-    load_settings(profile)
+    lacking = set(TASKS) - set(load_settings(profile).tasks)
+    if lacking:
+        by_hand = f"`python -m dqlib.study.students --params {profile}` makes the models of the tasks that it has"
+        raise InputError("profile", profile, f"one with all tasks of the pipeline ({', '.join(TASKS)}); {by_hand}")
     wanted = source.read_text(encoding="utf-8")
     if target.is_file():
         text = target.read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ import pandas
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from dqlib.config import Configuration
-from dqlib.footprint import FP16_BYTES, footprint
+from dqlib.footprint import footprint
 from dqlib.presets import QUANTIZATION_ONLY
 from dqlib.student import load_student
 from dqlib.study import positions, tutorial
@@ -159,12 +159,10 @@ def collect_sizes(studies: Sequence[Study]) -> pandas.DataFrame:
         if student.row.method == QUANTIZATION_ONLY.name:
             continue  # the same bytes as its joint twin
         entries = footprint(student.model())
-        scales = sum(entry.scales for entry in entries) * FP16_BYTES
         for part in ("weights", "embedding", "positions", "rest"):
-            of_part = [entry for entry in entries if entry.kind == part]
-            codes = sum(entry.size_bytes - entry.scales * FP16_BYTES for entry in of_part)
+            codes = sum(entry.code_bytes for entry in entries if entry.kind == part)
             rows.append(student.key | {"part": part, "bytes": codes})
-        rows.append(student.key | {"part": "scales", "bytes": scales})
+        rows.append(student.key | {"part": "scales", "bytes": sum(entry.scale_bytes for entry in entries)})
     return pandas.DataFrame(rows)
 
 

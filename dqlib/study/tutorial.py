@@ -25,8 +25,10 @@ from dqlib.config import Configuration, Granularity, Scheme, WeightQuantization
 from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.footprint import FP16_BYTES
 from dqlib.losses import IGNORED_LABEL, cross_entropy, logits_kl
+from dqlib.packing import TRITS
 from dqlib.presets import Preset, preset
 from dqlib.quantizers import Quantized, fake_quantize_activation, initial_learned, quantize
+from dqlib.stored import whole
 from dqlib.student import make_student, supervision_maps
 from dqlib.study import settings as S
 from dqlib.study.batches import Batch, Example, collate, encode
@@ -97,9 +99,11 @@ def relative_error(weight: Tensor, codes: Quantized) -> float:
 
 
 def bits_a_weight(codes: Quantized) -> float:
-    """Codes at their bits, scales and zero points at 16, shared out over the weights (as the footprint counts)."""
-    scales = codes.scale.numel() + (0 if codes.zero_point is None else codes.zero_point.numel())
-    return codes.bits + 8 * FP16_BYTES * scales / codes.codes.numel()
+    """Codes at their bits (ternary: five in 8), scales and zero points shared out, as the footprint counts."""
+    scale_bytes = FP16_BYTES * codes.scale.numel()
+    if codes.zero_point is not None:
+        scale_bytes += whole(codes.zero_point).nbytes
+    return (8 / TRITS if codes.ternary else codes.bits) + 8 * scale_bytes / codes.codes.numel()
 
 
 def worked_example(weights: Tensor, codes: Quantized, count: int = 8) -> pandas.DataFrame:

@@ -1,0 +1,187 @@
+"""Codes as bytes and back: eight codes of one bit a byte, five of three values, two of four bits.
+
+Bytes are laid out in *planes*: where ``k`` codes share a byte and there are ``m`` bytes, code ``i`` is in byte
+``i mod m`` at place ``i // m``. Each step then works on whole stretches of memory. ``docs/packed-format.md``
+describes the same for those who write a reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dqlib.errors import InputError
+
+#: Codes of three values in a byte: 3^5 = 243 of its 256 values are used, 1.6 bits a code.
+TRITS = 5
+
+#: Bytes that are unpacked at a time, so that all passes but the first find them in the cache of a core.
+BLOCK = 2**17
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Bits of a code that are packed apart: a byte is the sum of ``digit * base^place`` over its places."""
+
+    shift: int  # lowest bit of the code that belongs to the part
+    base: int
+    places: int
+
+    def size(self, count: int) -> int:
+        return -(-count // self.places)
+
+
+def packed_size(count: int, bits: int, ternary: bool = False) -> int:
+    """Bytes of that many packed codes.
+
+    Args:
+        count: number of codes.
+        bits: of a code, 1 to 8.
+        ternary: five codes a byte, for codes -1, 0, 1.
+
+    Raises:
+        InputError: there are no codes of such bits.
+    """
+    return sum(part.size(count) for part in _parts(bits, ternary))
+
+
+def pack(codes: Tensor, bits: int, ternary: bool = False) -> Tensor:
+    """Codes as bytes.
+
+    Args:
+        codes: int8 of any shape; -1 and 1 for one bit, -1, 0, 1 where ``ternary``, else -2^(b-1) to 2^(b-1) - 1.
+        bits: of a code, 1 to 8.
+        ternary: five codes a byte; with 2 bits.
+
+    Returns:
+        uint8 (:func:`packed_size`,). Spare places of the last bytes are zero.
+
+    Raises:
+        InputError: a code is not on the grid, or there are no codes of such bits.
+    """
+    parts = _parts(bits, ternary)
+    flat = codes.detach().cpu().contiguous().view(-1).numpy()
+    low, high = (-1, 1) if bits == 1 or ternary else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    if flat.size and (flat.min() < low or flat.max() > high or (bits == 1 and not flat.all())):
+        raise InputError("codes", f"{flat.min()} to {flat.max()}", "-1 or 1" if bits == 1 else f"{low} to {high}")
+    digits = (flat > 0) if bits == 1 else flat - np.int8(low)  # wraps around at 8 bits, as it should
+    digits = digits.view(np.uint8)
+    packed = []
+    for part in parts:
+        whole = torch.zeros(part.size(flat.size), dtype=torch.uint8)
+        for place, block, codes_of_block in _blocks(part, flat.size):
+            digit = digits[codes_of_block]
+            if len(parts) > 1:
+                digit = (digit >> part.shift) & (part.base - 1)
+            whole.numpy()[block] += digit * np.uint8(part.base**place)
+        packed.append(whole)
+    return torch.cat(packed)
+
+
+def unpack(packed: Tensor, shape: Sequence[int], bits: int, ternary: bool = False) -> Tensor:
+    """The codes that :func:`pack` made bytes of.
+
+    Args:
+        packed: uint8, one dimension.
+        shape: of the codes.
+        bits: of a code, 1 to 8.
+        ternary: as they were packed.
+
+    Returns:
+        int8 of that shape.
+
+    Raises:
+        InputError: there are too many or too few bytes, or one that no five codes make.
+    """
+    count, size = prod(shape), packed_size(prod(shape), bits, ternary)
+    if packed.numel() != size:
+        raise InputError("packed", f"{packed.numel()} bytes", f"{size} bytes for {count} codes of {bits} bits")
+    if ternary and size and packed.max() >= 3**TRITS:
+        raise InputError("packed", f"a byte of {packed.max()}", f"bytes below {3**TRITS} for ternary codes")
+    codes = large_tensor((count,), torch.int8)
+    parts, start = _parts(bits, ternary), 0
+    for part in parts:
+        bytes_ = packed.numpy()[start : start + part.size(count)]
+        start += bytes_.size
+        if ternary:
+            _unpack_trits(bytes_, codes.numpy(), part)
+        else:
+            _unpack_bits(bytes_, codes.numpy().view(np.uint8), part)
+    signed = codes.numpy()
+    if bits == 1:
+        np.add(signed, signed, out=signed)
+    if not ternary:
+        np.subtract(signed, np.int8(1) if bits == 1 else np.uint8(2 ** (bits - 1)).view(np.int8), out=signed)
+    return codes.view(*shape)
+
+
+def large_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor without values, in memory that is fast to write to for the first time.
+
+    NumPy asks the system for large pages, which torch does not, and most of the time of reading a model goes into
+    getting its memory. The start is a multiple of 64 bytes, as torch has it, which vector instructions like.
+    """
+    size = prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return torch.from_numpy(memory[start : start + size]).view(dtype).view(*shape)
+
+
+def _parts(bits: int, ternary: bool) -> list[_Part]:
+    """Codes of 3, 5, 6 and 7 bits are packed as parts of 4, 2 and 1 bits, the low bits first."""
+    if bits not in range(1, 9):
+        raise InputError("bits", bits, "a whole number from 1 to 8")
+    if ternary:
+        if bits != 2:
+            raise InputError("bits", bits, "2 for ternary codes")
+        return [_Part(0, 3, TRITS)]
+    parts, shift = [], 0
+    for width in (8, 4, 2, 1):
+        if bits & width:
+            parts.append(_Part(shift, 2**width, 8 // width))
+            shift += width
+    return parts
+
+
+def _blocks(part: _Part, count: int) -> Iterator[tuple[int, slice, slice]]:
+    """Place, bytes, and the codes that are at that place of those bytes, a block of bytes at a time."""
+    size = part.size(count)
+    for start in range(0, size, BLOCK):
+        for place in range(part.places):
+            first = place * size + start
+            length = min(BLOCK, size - start, count - first)  # the last planes may be short
+            if length > 0:
+                yield place, slice(start, start + length), slice(first, first + length)
+
+
+def _unpack_bits(packed: np.ndarray, digits: np.ndarray, part: _Part) -> None:
+    width = 8 // part.places
+    for place, block, codes in _blocks(part, digits.size):
+        digit = packed[block] >> np.uint8(width * place)
+        if place < part.places - 1:
+            digit &= np.uint8(part.base - 1)
+        if part.shift:
+            digit <<= np.uint8(part.shift)
+            digits[codes] |= digit
+        else:
+            digits[codes] = digit
+
+
+def _unpack_trits(packed: np.ndarray, codes: np.ndarray, part: _Part) -> None:
+    # Comparing with the two multiples of a power of three is several times faster than dividing by it. So the
+    # highest place comes first.
+    size = packed.size
+    for start in range(0, size, BLOCK):
+        rest = packed[start : start + BLOCK].copy()
+        for place in reversed(range(part.places)):
+            power = np.uint8(part.base**place)
+            digit = np.add((rest >= power).view(np.uint8), (rest >= 2 * power).view(np.uint8))
+            rest -= digit * power
+            first = place * size + start
+            out = codes[first : first + rest.size]
+            np.subtract(digit[: out.size].view(np.int8), np.int8(1), out=out)
