@@ -14,7 +14,9 @@ def notebook(request):
 
 
 def test_the_notebooks_are_there():
-    assert {path.stem for path in NOTEBOOKS} >= {"teacher", "summarization", "compare", "methods", "quantization"}
+    assert {path.stem for path in NOTEBOOKS} >= {
+        "teacher", "summarization", "eli5", "translation", "compare", "methods", "quantization"
+    }  # fmt: skip
 
 
 def test_sources_carry_no_outputs(notebook):
