@@ -123,15 +123,20 @@ def _made_from(study: Study, cell: Cell) -> str:
     )
 
 
+#: Files that a run's numbers do not depend on: a run's own preset is part of its stamp, sizes are counted when the
+#: table is made, and a student is packed after all that.
+_NO_PART_OF_A_RUN = (
+    "presets", "account", "cli", "files", "footprint", "manifest", "packed", "packing", "stored",
+)  # fmt: skip
+
+
 @cache
 def code_hash() -> str:
     """SHA-256 of all code that a run's numbers can depend on, so that none of another version is taken for its own."""
     package = Path(__file__).parent.parent
     training = ("batches", "evaluate", "jobs", "train")
     files = [*sorted(package.glob("*.py")), *(package / "study" / f"{name}.py" for name in training)]
-    # Left out: presets.py, since a run's own preset is part of its stamp, and footprint.py, since sizes are counted
-    # when the table is made.
-    wanted = [file for file in files if file.name not in ("presets.py", "footprint.py")]
+    wanted = [file for file in files if file.stem not in _NO_PART_OF_A_RUN]
     return hashlib.sha256(b"".join(file.read_bytes() for file in wanted)).hexdigest()
 
 
