@@ -324,6 +324,6 @@ def load_student(folder: str | Path) -> PreTrainedModel:
             for name, parameter in model.named_parameters(remove_duplicate=False):
                 if name in learned:
                     parameter.copy_(learned[name])
-    for module in quantized_modules(model).values():
-        module.weight_quantizer.half_scales = sidecar.get("half_scales", False)
+    if sidecar.get("half_scales", False):
+        round_for_storage(model)  # not the scales alone: transformers makes Marian's sinusoids anew, in fp32
     return model.eval()
