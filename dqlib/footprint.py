@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from dqlib.packing import packed_size
 from dqlib.stored import Form, PackedWeight, Stored, forms, whole
+from dqlib.student import persistent_buffers
 
 FP32_BYTES = 4
 FP16_BYTES = 2
@@ -19,7 +21,7 @@ class Entry:
     """Account of one parameter in one form.
 
     Args:
-        name: of the parameter.
+        names: of the parameter, more than one where it is tied.
         kind: ``weights``, ``embedding``, ``positions`` or ``rest``.
         numel: how many numbers.
         bits: of a code, 16 where it is not quantized.
@@ -28,7 +30,7 @@ class Entry:
         repeats: the quantized parameter whose original, needed in full precision by another use, this is.
     """
 
-    name: str
+    names: tuple[str, ...]
     kind: str
     numel: int
     bits: int
@@ -37,41 +39,46 @@ class Entry:
     repeats: str | None = None
 
     @property
+    def name(self) -> str:
+        """The first of its names."""
+        return self.names[0]
+
+    @property
     def size_bytes(self) -> int:
         """Codes and scales."""
         return self.code_bytes + self.scale_bytes
 
 
-def footprint(model: PreTrainedModel) -> list[Entry]:
+def footprint(model: PreTrainedModel, with_zeros: bool = False) -> list[Entry]:
     """One entry a parameter; tied parameters once. Their bytes are those of the tensors in a packed file.
 
     A table that one use needs quantized and another in full precision, such as the output head of DQ-BART's code,
-    has an entry for each. Buffers of zeros, of which a file holds nothing, have none.
+    has an entry for each. A buffer of zeros, of which a file holds nothing, has one only if ``with_zeros``.
     """
     loaded = getattr(model, "dqlib_packed", None)
-    entries = [_of_form(form) for form in forms(model)] if loaded is None else [entry_of(each) for each in loaded]
-    return [entry for entry in entries if entry.size_bytes]
+    entries = map(_of_form, forms(model)) if loaded is None else map(_of_stored, loaded)
+    return [entry for entry in entries if entry.size_bytes or with_zeros]
 
 
-def entry_of(each: Stored) -> Entry:
-    """Account of what is stored."""
-    content = each.content
+def _of_stored(each: Stored) -> Entry:
+    content, numel = each.content, prod(each.shape)
     if isinstance(content, PackedWeight):
-        numel = content.shape[0] * content.shape[1]
-        return Entry(each.name, each.kind, numel, content.bits, content.code_bytes, content.scale_bytes)
-    numel = 0 if content is None else content.numel()
-    return Entry(each.name, each.kind, numel, 8 * FP16_BYTES, FP16_BYTES * numel, 0, each.repeats)
+        return Entry(each.names, each.kind, numel, content.bits, content.code_bytes, content.scale_bytes)
+    return Entry(
+        each.names, each.kind, numel, 8 * FP16_BYTES, 0 if content is None else content.nbytes, 0, each.repeats
+    )
 
 
 def _of_form(form: Form) -> Entry:
+    numel = form.parameter.numel()
     if form.layer is None:
         is_stored = isinstance(form.parameter, nn.Parameter) or bool(form.parameter.any())
-        numel = form.parameter.numel() if is_stored else 0
-        return Entry(form.names[0], form.kind, numel, 8 * FP16_BYTES, FP16_BYTES * numel, 0, form.repeats)
+        return Entry(
+            form.names, form.kind, numel, 8 * FP16_BYTES, FP16_BYTES * numel if is_stored else 0, 0, form.repeats
+        )
     q = form.layer.quantized()
     scale_bytes = FP16_BYTES * q.scale.numel() + (0 if q.zero_point is None else whole(q.zero_point).nbytes)
-    numel = q.codes.numel()
-    return Entry(form.names[0], form.kind, numel, q.bits, packed_size(numel, q.bits, q.ternary), scale_bytes)
+    return Entry(form.names, form.kind, numel, q.bits, packed_size(numel, q.bits, q.ternary), scale_bytes)
 
 
 def size_bytes(model: PreTrainedModel) -> int:
@@ -80,5 +87,6 @@ def size_bytes(model: PreTrainedModel) -> int:
 
 
 def fp32_size_bytes(model: nn.Module) -> int:
-    """Bytes of a model in full precision, tied parameters once."""
-    return FP32_BYTES * sum(parameter.numel() for parameter in model.parameters())
+    """Bytes of all that a file of a model in full precision holds, tied parameters once."""
+    numbers = [*model.parameters(), *persistent_buffers(model).values()]
+    return FP32_BYTES * sum(tensor.numel() for tensor in numbers)

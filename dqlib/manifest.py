@@ -171,8 +171,10 @@ def _checked(said: Mapping[str, Any]) -> Mapping[str, Any]:
         raise InputError(f"{name}, shape", shape, "whole numbers")
     try:
         expected = expected_tensors(said)
-    except (InputError, ValueError) as error:
-        raise InputError(f"{name}, shape", shape, f"one that fits its encoding ({error})") from None
+    except InputError as error:
+        raise InputError(f"{name}, {error.field}", error.value, error.allowed) from None
+    except ValueError:
+        raise InputError(f"{name}, shape", shape, "two numbers, for a quantized weight") from None
     if len(expected) != len(said["crc32"]):
         raise InputError(f"{name}, crc32", said["crc32"], f"{len(expected)} numbers, one a tensor")
     return said

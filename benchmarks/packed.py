@@ -1,0 +1,161 @@
+"""Packed models of real shape: bytes on disk, and how long packing, saving and loading take.
+
+    python benchmarks/packed.py [--configs "2-2-8 6-3" ...] [--rounds 5] [--threads 1] [--csv PATH]
+
+Students of BART-base's shape have random weights, which suffice for size and speed. For each configuration it prints
+
+* bytes of weights file and manifest, how many times smaller that is than BART-base in fp32 (six and six layers), and
+  the paper's way of counting beside it;
+* seconds of ``load_packed`` against reading the same student in fp32: ``from_pretrained``, and one pass over all
+  its numbers, since ``from_pretrained`` maps the file and reads nothing before it is asked to. Both are run in
+  turn with warm files; the median of the ratios counts. The ratio to ``from_pretrained`` alone is printed, too;
+* millions of fp32 bytes a second that codes are packed and unpacked at, all weights of the student counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
+from transformers.utils import logging
+
+from dqlib.account import account
+from dqlib.config import Configuration
+from dqlib.footprint import FP32_BYTES, fp32_size_bytes
+from dqlib.packed import load_packed, packed_size_bytes, save_packed
+from dqlib.packing import pack, unpack
+from dqlib.stored import PackedWeight
+from dqlib.student import quantize_model, round_for_storage
+
+CONFIGS = ("8-8-8 6-6", "2-2-8 6-6", "2-2-8 6-3", "2-2-8 1-1", "1-1-8 3-1")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One configuration."""
+
+    config: str
+    size_bytes: int
+    smaller: float
+    smaller_by_paper: float
+    load_seconds: float
+    fp32_seconds: float
+    load_ratio: float
+    load_ratio_mapped: float
+    pack_mb_s: float
+    unpack_mb_s: float
+
+
+def make_model(
+    encoder_layers: int, decoder_layers: int, features: int = 768, vocabulary: int = 50265
+) -> PreTrainedModel:
+    """A random BART of base width."""
+    sides = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
+    sides |= {f"{side}_attention_heads": 12 for side in ("encoder", "decoder")}
+    sides |= {f"{side}_ffn_dim": 4 * features for side in ("encoder", "decoder")}
+    torch.manual_seed(0)
+    config = BartConfig(d_model=features, vocab_size=vocabulary, max_position_embeddings=1024, **sides)
+    return BartForConditionalGeneration(config).eval()
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall time of a call, what it gives thrown away after the clock has stopped."""
+    start = time.perf_counter()
+    result = run()
+    taken = time.perf_counter() - start
+    del result
+    return taken
+
+
+def read_fp32(folder: Path) -> PreTrainedModel:
+    """A model in fp32 with all its numbers in memory."""
+    model = BartForConditionalGeneration.from_pretrained(folder)
+    for parameter in model.parameters():
+        parameter.detach().sum()
+    return model
+
+
+def measure(text: str, teacher_bytes: int, folder: Path, rounds: int, **shape: int) -> Row:
+    """Make, pack and load one student."""
+    configuration = Configuration.parse(text)
+    model = make_model(configuration.encoder_layers, configuration.decoder_layers, **shape)
+    model.save_pretrained(folder / "fp32")
+    quantize_model(model, configuration)
+    round_for_storage(model)
+    save_packed(model, folder / "packed")
+    del model
+    told = account(folder / "packed", teacher_bytes)
+    ways = {
+        "packed": lambda: load_packed(folder / "packed"),
+        "fp32": lambda: read_fp32(folder / "fp32"),
+        "mapped": lambda: BartForConditionalGeneration.from_pretrained(folder / "fp32"),
+    }
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    for i in range(rounds + 1):  # the first round fills the cache of files
+        for way, run in ways.items():
+            once = seconds(run)
+            if i:
+                taken[way].append(once)
+    weights = [p.content for p in load_packed(folder / "packed").dqlib_packed if isinstance(p.content, PackedWeight)]
+    codes = [unpack(w.codes, w.shape, w.bits, w.ternary) for w in weights]
+    fp32_bytes = FP32_BYTES * sum(code.numel() for code in codes)
+    packing, unpacking = [], []
+    for _ in range(rounds):
+        packing.append(seconds(lambda: [pack(c, w.bits, w.ternary) for c, w in zip(codes, weights, strict=True)]))
+        unpacking.append(seconds(lambda: [unpack(w.codes, w.shape, w.bits, w.ternary) for w in weights]))
+    return Row(
+        text,
+        packed_size_bytes(folder / "packed"),
+        teacher_bytes / packed_size_bytes(folder / "packed"),
+        teacher_bytes / told.total.paper_bytes,
+        statistics.median(taken["packed"]),
+        statistics.median(taken["fp32"]),
+        statistics.median(ours / theirs for ours, theirs in zip(taken["packed"], taken["fp32"], strict=True)),
+        statistics.median(ours / theirs for ours, theirs in zip(taken["packed"], taken["mapped"], strict=True)),
+        fp32_bytes / statistics.median(packing) / 1e6,
+        fp32_bytes / statistics.median(unpacking) / 1e6,
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--configs", nargs="+", default=CONFIGS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--csv", type=Path, help="file for the rows")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    logging.disable_progress_bar()
+    with torch.device("meta"):
+        teacher_bytes = fp32_size_bytes(make_model(6, 6))
+    rows = []
+    for text in options.configs:
+        with tempfile.TemporaryDirectory() as folder:
+            row = measure(text, teacher_bytes, Path(folder), options.rounds)
+        rows.append(row)
+        print(
+            f"{row.config}: {row.size_bytes:,} bytes, {row.smaller:.1f}x smaller (by the paper's count "
+            f"{row.smaller_by_paper:.1f}x)\n"
+            f"  loads in {row.load_seconds:.2f} s: {row.load_ratio:.2f} times fp32 read whole, "
+            f"{row.load_ratio_mapped:.2f} times fp32 only mapped\n"
+            f"  packs at {row.pack_mb_s:,.0f} MB/s of fp32 weights, unpacks at {row.unpack_mb_s:,.0f} MB/s",
+            flush=True,
+        )
+    if options.csv:
+        with options.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(r).items()} for r in rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Whatever ends a writing, a reader finds the old folder or the new one."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from dqlib import files
+from dqlib.files import atomic_folder
+
+
+@pytest.fixture
+def old(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_text("old")
+    return folder
+
+
+def write_new(folder):
+    with atomic_folder(folder) as scratch:
+        (scratch / "weights").write_text("new")
+        (scratch / "inner").mkdir()
+        (scratch / "inner" / "more").write_text("new")
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_is_replaced_whole(old, exchanges, monkeypatch):
+    if not exchanges:  # as on a system that cannot
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    write_new(old)
+    assert sorted(path.name for path in old.iterdir()) == ["inner", "weights"]
+    assert (old / "weights").read_text() == "new"
+    assert [path.name for path in old.parent.iterdir()] == ["model"]
+
+
+def test_an_error_leaves_the_old_folder(old):
+    def write_half():
+        with atomic_folder(old) as scratch:
+            (scratch / "weights").write_text("half")
+            raise OSError("disk is full")
+
+    with pytest.raises(OSError, match="disk"):
+        write_half()
+    assert (old / "weights").read_text() == "old"
+    assert [path.name for path in old.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills with a signal")
+@pytest.mark.parametrize("moment", ["writing", "fsync", "_exchange"])
+def test_a_kill_at_any_moment_leaves_the_old_folder(old, moment):
+    script = f"""
+import os, signal
+from dqlib import files
+die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+if {moment!r} == "fsync": os.fsync = die
+if {moment!r} == "_exchange": files._exchange = die
+with files.atomic_folder({str(old)!r}) as scratch:
+    (scratch / "weights").write_text("half")
+    if {moment!r} == "writing": die()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], cwd=os.getcwd(), timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    assert (old / "weights").read_text() == "old"
+    write_new(old)  # what the killed one left is in nobody's way
+    assert (old / "weights").read_text() == "new"
