@@ -63,6 +63,12 @@ def test_a_short_reference_counts_where_it_has_words(tmp_path):
     assert by_position(both, both).words.tolist() == [2, 1, 1, 1, 1]
 
 
+def test_a_second_test_set_is_left_out(tmp_path):
+    lines = [{"reference": "a b", "prediction": "a", "test_set": name} for name in ("test", "test_unseen", "test")]
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(read_found(tmp_path).sizes) == 2
+
+
 def test_references_are_grouped_by_length(tmp_path):
     pairs = [(" ".join("a" * n), " ".join("a" * min(n, 4))) for n in range(1, 9)]
     table = by_length(*[write(tmp_path / "a", pairs)] * 2)

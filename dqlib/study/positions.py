@@ -6,7 +6,6 @@ share is the recall of ROUGE-L; here it is kept by place. It needs predictions a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from dqlib.study.paths import PREDICTIONS
-from dqlib.study.results import paired_p_value
+from dqlib.study.results import paired_p_value, read_predictions
 
 #: Parts of a reference, and groups of references by length, that are told apart.
 PARTS, GROUPS = 5, 4
@@ -78,7 +76,7 @@ class Found:
 
 def read_found(folder: Path) -> Found:
     """Find the words of all test documents of a trained model."""
-    lines = [json.loads(line) for line in (folder / PREDICTIONS).read_bytes().splitlines()]
+    lines = read_predictions(folder)
     parts, sizes = np.zeros((2, len(lines), PARTS))
     for i, line in enumerate(lines):
         reference = words(line["reference"])

@@ -12,7 +12,7 @@ import pandas
 
 from dqlib.config import Configuration
 from dqlib.study import settings as S
-from dqlib.study.paths import DETAILS, ROW, write_text
+from dqlib.study.paths import DETAILS, PREDICTIONS, ROW, write_text
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,12 @@ def write_details(details: Sequence[Detail], folder: Path) -> None:
 def read_details(folder: Path) -> list[Detail]:
     """Read what :func:`write_details` wrote."""
     return [Detail(**record) for record in json.loads((folder / DETAILS).read_text(encoding="utf-8"))]
+
+
+def read_predictions(folder: Path) -> list[dict]:
+    """What a trained model wrote for its test documents, in all languages; a second test set is left out."""
+    lines = [json.loads(line) for line in (folder / PREDICTIONS).read_bytes().splitlines()]
+    return [line for line in lines if line.get("test_set", "test") == "test"]
 
 
 def metrics_table(rows: list[Row]) -> pandas.DataFrame:

@@ -17,9 +17,9 @@ from dqlib.footprint import footprint
 from dqlib.presets import QUANTIZATION_ONLY
 from dqlib.student import load_student
 from dqlib.study import positions, tutorial
-from dqlib.study.paths import DETAILS, LOG, PREDICTIONS
+from dqlib.study.paths import DETAILS, LOG
 from dqlib.study.pipeline import Study
-from dqlib.study.results import Row, metrics_table, paired_p_value, read_row
+from dqlib.study.results import Row, metrics_table, paired_p_value, read_predictions, read_row
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Trained:
 
     def scores(self) -> np.ndarray:
         """Score of each test document: the headline where documents have one of their own, else chrF."""
-        lines = [json.loads(line) for line in (self.folder / PREDICTIONS).read_bytes().splitlines()]
+        lines = read_predictions(self.folder)
         name = self.row.headline if self.row.headline in lines[0] else "chrf"
         return np.array([line[name] for line in lines])
 
