@@ -1,0 +1,98 @@
+"""Question answering and translation from corpus to student, on models that learn nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from dqlib.errors import InputError
+from dqlib.student import load_student
+from dqlib.study import show
+from dqlib.study.paths import DETAILS, PREDICTIONS
+from dqlib.study.pipeline import Study
+from dqlib.study.results import read_details, read_row
+
+MODEL = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "heads": 2, "ffn_dim": 16, "max_positions": 64}
+TRAINING = {"steps": 2, "learning_rate": 0.001, "batch_tokens": 400, "validations": 1}
+TASK = {
+    "pretrain": None,
+    "finetune": TRAINING,
+    "distill": TRAINING,
+    "evaluate": {"documents": 6, "validation_documents": 6, "bootstrap": 20, "beams": 2},
+    "configs": ["2-2-8_1-1"],
+}
+CORPUS = {"source": "embedded", "vocab_size": 500, "source_tokens": 32, "target_tokens": 12}
+TEXTS = CORPUS | {"packages": ["bs4", "datasets", "huggingface_hub"]}
+PARAMS = {
+    "profile": "tiny",
+    "results": "results",
+    "compute": {"processes": 1},
+    "summarization": TASK
+    | {"corpus": TEXTS | {"name": "pydoc"}, "model": MODEL, "pretrain": TRAINING | {"window": 16}},
+    "eli5": TASK | {"corpus": TEXTS | {"name": "pydoc-qa"}, "model": MODEL | {"pretrained": "summarization"}},
+    "translation": TASK
+    | {"corpus": CORPUS | {"name": "cldr", "languages": ["ro", "de"], "limit": 600}, "model": MODEL},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    target = tmp_path_factory.mktemp("tasks")
+    (target / "dvc.yaml").touch()
+    (target / "tiny.yaml").write_text(yaml.safe_dump(PARAMS))
+    return target
+
+
+@pytest.fixture
+def study(folder, monkeypatch, request):
+    monkeypatch.chdir(folder)
+    return Study("tiny.yaml", request.param)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("study", ["translation"], indirect=True)
+def test_a_translation_is_tested_in_every_language_on_both_test_sets(study):
+    assert study.pretrained() is None
+    teacher, student = study.teacher(), study.student("2-2-8 1-1")
+    for made in (teacher, student):
+        row = read_row(made)
+        assert (row.headline, row.score, row.rougeL) == ("bleu", row.bleu, None)
+        assert row.n_test == sum((each["test_set"], each["language"]) == ("test", "ro") for each in lines(made))
+        assert len(lines(made)) == 12
+        assert {(d.test_set, d.language) for d in read_details(made)} == {
+            (test_set, language) for test_set in ("test", "test_unseen") for language in ("ro", "de")
+        }
+    first = AutoTokenizer.from_pretrained(teacher).convert_tokens_to_ids("<ro>")
+    for model in (AutoModelForSeq2SeqLM.from_pretrained(teacher), load_student(student)):
+        assert model.generation_config.decoder_start_token_id == first
+
+
+@pytest.mark.parametrize("study", ["translation"], indirect=True)
+def test_own_texts_are_answered_side_by_side(study):
+    teacher = study.teacher()
+    models = {"teacher": (AutoModelForSeq2SeqLM.from_pretrained(teacher), teacher)}
+    table = show.side_by_side(models, "Kenya and Peru", max_new_tokens=4, language="de").data
+    assert list(table.columns) == ["", "answer", "size (MB)", "time (ms)"]
+    assert table["size (MB)"].tolist() == [f"{read_row(teacher).size_bytes / 1e6:.2f}"]
+    with pytest.raises(InputError, match=r"language: 'es' .* <es>"):
+        show.side_by_side(models, "Kenya and Peru", language="es")
+    with pytest.raises(InputError, match="text: ' '"):
+        show.side_by_side(models, " ")
+    assert show.details({"teacher": teacher}, ["bleu", "exact"]).columns.tolist() == ["bleu", "exact"]
+
+
+@pytest.mark.parametrize("study", ["eli5"], indirect=True)
+def test_answers_start_from_the_model_and_tokenizer_of_summarization(study):
+    assert study.pretrained() == study.settings.folders("summarization").pretrained
+    teacher = study.teacher()
+    base = study.settings.folders("summarization").corpus / "tokenizer"
+    ours, theirs = (AutoTokenizer.from_pretrained(each).get_vocab() for each in (teacher, base))
+    assert ours == theirs
+    assert not study.folders.pretrained.exists()
+    assert (read_row(teacher).headline, read_row(teacher).n_test) == ("rougeL", 6)
+    assert {"words", "length_ratio"} <= {each["metric"] for each in json.loads((teacher / DETAILS).read_text())}
