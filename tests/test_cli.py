@@ -1,0 +1,167 @@
+"""The command line: every subcommand, its help, and one sentence for what is wrong."""
+
+import io
+import json
+import shlex
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dqlib.account import fp32_bytes_of
+from dqlib.cli import COMMANDS, main, parser
+from dqlib.footprint import fp32_size_bytes
+from dqlib.manifest import WEIGHTS
+from dqlib.packed import load_packed, load_tokenizer, packed_size_bytes
+from dqlib.student import load_student, round_for_storage, save_student
+from dqlib.study.paths import project_root
+from dqlib.study.tokenizer import train_tokenizer
+from tests.test_architectures import CASES, make_teacher, student_of
+
+TEXTS = ["return the sum", "", "of all numbers that there are", "the"]
+NAMES = ("bart", "gpt2", "bert")
+
+
+@pytest.fixture(scope="module")
+def students(tmp_path_factory):
+    """Folders of rounded students with their tokenizer; ``raw`` is one that was not rounded, and has none."""
+    tokenizer = train_tokenizer(TEXTS, 300, 24)
+    root = tmp_path_factory.mktemp("students")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NAMES:
+            config = type(CASES[name].config).from_dict(CASES[name].config.to_dict() | {"vocab_size": len(tokenizer)})
+            patch.setitem(CASES, name, replace(CASES[name], config=config))
+            student = student_of(make_teacher(name), name)
+            if name == "bart":
+                save_student(student, root / "raw")
+            round_for_storage(student)
+            save_student(student, root / name)
+            tokenizer.save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def packed(students, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed")
+    for name in NAMES:
+        assert main(["pack", str(students / name), str(folder / name)]) == 0
+    return folder
+
+
+def refused(capsys, *arguments):
+    """The one sentence on standard error of a call that fails with exit code 2."""
+    capsys.readouterr()
+    assert main([str(each) for each in arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"dqlib {arguments[0]}: ")
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+def generated(capsys, *arguments):
+    capsys.readouterr()
+    assert main(["generate", *map(str, arguments)]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_each_command_has_an_example_that_can_be_called(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    said = capsys.readouterr().out
+    assert COMMANDS[name].example in said
+    words = shlex.split(COMMANDS[name].example.rpartition("| ")[2])
+    assert words[0] == "dqlib"
+    assert parser().parse_args(words[1:]).command == name
+    assert f"dqlib {name} " in (project_root() / "README.md").read_text()
+
+
+@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["pack", "a"], ["generate", "a", "--beams", "0"]])
+def test_a_call_that_is_not_understood_ends_with_2(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "usage: dqlib" in capsys.readouterr().err
+
+
+def test_pack_writes_the_student_and_its_tokenizer(students, packed, tmp_path, capsys):
+    assert main(["pack", str(students / "bart"), str(tmp_path / "out")]) == 0
+    assert f"{packed_size_bytes(tmp_path / 'out'):,} bytes" in capsys.readouterr().out
+    ids = torch.tensor([[5, 6, 7, 2]])
+    with torch.no_grad():
+        ours, theirs = (
+            model(input_ids=ids, decoder_input_ids=ids).logits
+            for model in (load_packed(tmp_path / "out"), load_student(students / "bart"))
+        )
+    assert torch.equal(ours, theirs)
+    assert load_tokenizer(tmp_path / "out")(TEXTS[0]).input_ids[-1] == 2
+
+
+def test_pack_rounds_only_when_asked(students, tmp_path, capsys):
+    assert "round_for_storage" in refused(capsys, "pack", students / "raw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert main(["pack", str(students / "raw"), str(tmp_path / "out"), "--round"]) == 0
+    assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+def test_inspect_shows_the_account(students, packed, capsys):
+    assert main(["inspect", str(packed / "bart"), "--teacher", str(students / "raw")]) == 0
+    said = capsys.readouterr().out
+    assert "BartForConditionalGeneration, 2-2-8 2-1, preset dqlib" in said
+    for part in ("weights", "embeddings", "positions", "scales", "rest", "overhead", "paper's count", "a head in fp16"):
+        assert part in said
+    assert f"{packed_size_bytes(packed / 'bart'):,}" in said
+    fp32_bytes = fp32_size_bytes(load_student(students / "raw"))
+    assert fp32_bytes_of(students / "raw") == fp32_bytes
+    assert f"{fp32_bytes:,}" in said
+
+
+def test_verify_tells_a_damaged_folder_by_its_exit_code(students, tmp_path, capsys):
+    main(["pack", str(students / "bart"), str(tmp_path / "out")])
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    data = bytearray((tmp_path / "out" / WEIGHTS).read_bytes())
+    data[-1] ^= 4
+    (tmp_path / "out" / WEIGHTS).write_bytes(data)
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "out")]) == 1
+    assert ".codes: 'CRC-32" in capsys.readouterr().err
+    assert ".codes: 'CRC-32" in refused(capsys, "generate", tmp_path / "out", "--input", __file__)
+
+
+@pytest.mark.parametrize("name", ["bart", "gpt2"])
+def test_generate_answers_every_line_in_order(name, packed, tmp_path, capsys, monkeypatch):
+    (tmp_path / "texts").write_text("".join(f"{text}\n" for text in TEXTS))
+    options = ("--beams", 2, "--max-new-tokens", 4)
+    answers = generated(capsys, packed / name, "--input", tmp_path / "texts", *options)
+    assert [answer["input"] for answer in answers] == TEXTS
+    assert all(isinstance(answer["output"], str) for answer in answers)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(TEXTS)))
+    assert generated(capsys, packed / name, *options, "--batch-size", 3) == answers
+    model, tokenizer = load_packed(packed / name), load_tokenizer(packed / name)
+    inputs = tokenizer(TEXTS[2], return_tensors="pt")
+    ids = model.generate(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, num_beams=2,
+                         max_new_tokens=4, do_sample=False)  # fmt: skip
+    new = ids[0, inputs.input_ids.size(1) :] if name == "gpt2" else ids[0]
+    assert answers[2]["output"] == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_texts_longer_than_the_model_reads_are_cut(packed, tmp_path, capsys):
+    (tmp_path / "texts").write_text("numbers " * 60)
+    for name in ("bart", "gpt2"):
+        assert len(generated(capsys, packed / name, "--input", tmp_path / "texts", "--beams", 1)) == 1
+
+
+def test_what_is_wrong_is_told_in_one_sentence(students, packed, tmp_path, capsys):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    texts = ("--input", __file__)
+    assert "folder: " in refused(capsys, "pack", tmp_path, tmp_path / "out")
+    assert "folder: " in refused(capsys, "pack", students / "bart", students)  # would replace the students
+    assert "folder: " in refused(capsys, "inspect", tmp_path)
+    assert "folder: " in refused(capsys, "inspect", packed / "bart", "--teacher", tmp_path)
+    assert "folder: " in refused(capsys, "verify", tmp_path / "nowhere")
+    assert "nowhere" in refused(capsys, "generate", packed / "bart", "--input", tmp_path / "nowhere")
+    assert "utf-8" in refused(capsys, "generate", packed / "bart", "--input", tmp_path / "binary")
+    assert "BertForMaskedLM" in refused(capsys, "generate", packed / "bert", *texts)
+    assert "--max-new-tokens: 24" in refused(capsys, "generate", packed / "bart", *texts, "--max-new-tokens", 24)
+    main(["pack", str(students / "raw"), str(tmp_path / "mute"), "--round"])
+    assert "tokenizer" in refused(capsys, "generate", tmp_path / "mute", *texts)
