@@ -170,7 +170,17 @@ def test_a_pipeline_takes_a_packed_model(name, task, tokenizer, tmp_path):
     assert pipeline(task, model=inputs[0], tokenizer=inputs[1], **options)("the sum")
 
 
-@pytest.mark.parametrize(("name", "method"), [("bart", "dq-bart-faithful"), ("marian", "quantgpt"), ("gpt2", "dqlib")])
+SINUSOIDS = "transformers makes Marian's sinusoids anew in fp32 when a student is read, and they are not rounded again"
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("bart", "dq-bart-faithful"),
+        pytest.param("marian", "quantgpt", marks=pytest.mark.xfail(strict=True, reason=SINUSOIDS)),
+        ("gpt2", "dqlib"),
+    ],
+)
 def test_a_saved_student_packs_as_the_one_that_was_saved(name, method, tmp_path):
     student = trained(name, method)
     save_packed(student, tmp_path / "once")

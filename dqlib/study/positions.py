@@ -19,11 +19,11 @@ from dqlib.study.results import paired_p_value, read_predictions
 #: Parts of a reference, and groups of references by length, that are told apart.
 PARTS, GROUPS = 5, 4
 
-_WORD = re.compile(r"\w+|[^\w\s]")
+_WORD = re.compile(r"\w+")
 
 
 def words(text: str) -> list[str]:
-    """Words and marks of a text, in lower case."""
+    """Words of a text, in lower case, without the marks (nearly every text ends with the same one)."""
     return _WORD.findall(text.lower())
 
 
