@@ -60,7 +60,6 @@ def blocks(results: Path) -> dict[str, str]:
     return {
         "overview": markdown_table(overview_table(metrics)),
         "aims": markdown_table(aims_table(metrics)),
-        "claims": markdown_table(pandas.read_csv(results / "claims.csv")),
         "bench": markdown_table(summary_for_reading(summary)),
     }
 
