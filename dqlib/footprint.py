@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from dqlib.packing import packed_size
 from dqlib.stored import Form, PackedWeight, Stored, forms, whole
-from dqlib.student import persistent_buffers
+from dqlib.student import LEARNED
 
 FP32_BYTES = 4
 FP16_BYTES = 2
@@ -87,6 +87,5 @@ def size_bytes(model: PreTrainedModel) -> int:
 
 
 def fp32_size_bytes(model: nn.Module) -> int:
-    """Bytes of all that a file of a model in full precision holds, tied parameters once."""
-    numbers = [*model.parameters(), *persistent_buffers(model).values()]
-    return FP32_BYTES * sum(tensor.numel() for tensor in numbers)
+    """Bytes of a model's parameters in full precision, tied ones once; trained factors of scales are not its own."""
+    return FP32_BYTES * sum(p.numel() for name, p in model.named_parameters() if not name.endswith(LEARNED))

@@ -310,8 +310,7 @@ def test_the_footprint_counts_every_number_once(teacher):
     assert embedding.code_bytes == -(-96 * 32 // 5)  # five ternary codes a byte
     assert embedding.scale_bytes == 96 * 2  # a half-precision scale a row
     assert size_bytes(student) == sum(entry.size_bytes for entry in entries)
-    biases_of_logits = teacher.final_logits_bias.numel()
-    assert fp32_size_bytes(teacher) == 4 * (sum(p.numel() for p in teacher.parameters()) + biases_of_logits)
+    assert fp32_size_bytes(teacher) == 4 * sum(p.numel() for p in teacher.parameters())
 
 
 def test_an_embedding_that_the_head_needs_in_full_precision_is_counted_so_too(teacher):
