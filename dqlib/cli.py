@@ -136,6 +136,8 @@ def _answers(
     model: PreTrainedModel, tokenizer: Tokenizer, texts: Iterable[str], options: argparse.Namespace
 ) -> Iterator[tuple[str, str]]:
     """Each text with what the model makes of it, in order."""
+    from dqlib.generation import OneSourceCache
+
     continues = not model.config.is_encoder_decoder  # its answer goes on after the text, in the same positions
     positions = getattr(model.config, "max_position_embeddings", None)
     new_tokens = options.max_new_tokens or min(NEW_TOKENS, (positions or 2 * NEW_TOKENS) // (2 if continues else 1) - 1)
@@ -154,6 +156,7 @@ def _answers(
         output = model.generate(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
             num_beams=options.beams, max_new_tokens=new_tokens, do_sample=False,
+            past_key_values=None if continues else OneSourceCache(),
         )  # fmt: skip
         output = output[:, inputs["input_ids"].size(1) :] if continues else output
         yield from zip(batch, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True)

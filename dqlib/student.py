@@ -333,6 +333,6 @@ def load_student(folder: str | Path) -> PreTrainedModel:
             for name, parameter in model.named_parameters(remove_duplicate=False):
                 if name in learned:
                     parameter.copy_(learned[name])
-    for module in quantized_modules(model).values():
-        module.weight_quantizer.half_scales = sidecar.get("half_scales", False)
+    if sidecar.get("half_scales"):
+        round_for_storage(model)  # what the folder leaves out, such as positions that are computed, is rounded too
     return model.eval()

@@ -170,14 +170,11 @@ def test_a_pipeline_takes_a_packed_model(name, task, tokenizer, tmp_path):
     assert pipeline(task, model=inputs[0], tokenizer=inputs[1], **options)("the sum")
 
 
-SINUSOIDS = "transformers makes Marian's sinusoids anew in fp32 when a student is read, and they are not rounded again"
-
-
 @pytest.mark.parametrize(
     ("name", "method"),
     [
         ("bart", "dq-bart-faithful"),
-        pytest.param("marian", "quantgpt", marks=pytest.mark.xfail(strict=True, reason=SINUSOIDS)),
+        ("marian", "quantgpt"),
         ("gpt2", "dqlib"),
     ],
 )

@@ -80,10 +80,11 @@ def test_descriptions_of_arguments_become_answers_in_every_convention(package):
     ]  # not: too short, no such argument, and an answer that is there already
     assert pairs[1].document == (
         "What does the argument liters of water mean? gardens.water.water: water water. Water one plant. "
-        "(plant, liters: float=1.0, *, slowly=False, **others)"
+        "liters: float = 1.0 (plant, liters, slowly, others)"
     )
     assert pairs[1].summary.startswith("how much water the plant gets")
-    assert pairs[3].document.endswith("Move water. (pressure, hose=None)")
+    assert pairs[3].document.endswith("Move water. pressure (pressure, hose)")
+    assert pairs[4].document.endswith("Make a pump. hose = None (pressure, hose)")
     assert "gardens.water" not in sys.modules
 
 

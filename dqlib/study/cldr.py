@@ -157,6 +157,8 @@ def _rendered(phrase: Phrase, language: str) -> str:
 
 def _date(draw: _Draw) -> Phrase:
     day, style = _day(draw.order), draw.order.choice(("full", "long", "medium"))
+    if style == "medium" and day.month == 5:
+        style = "long"  # "May 5, 2026" is both in English, and not in German
     return Phrase(f"date {day}", lambda where: dates.format_date(day, style, where))
 
 

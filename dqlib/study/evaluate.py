@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from rouge_score import rouge_scorer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from dqlib.generation import OneSourceCache
 from dqlib.study import settings as S
 from dqlib.study.batches import Example, collate
 from dqlib.study.progress import report
@@ -46,6 +47,7 @@ def generate(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             decoder_start_token_id=batch.decoder_input_ids[:, 0].tolist(),
+            past_key_values=OneSourceCache(),
             num_beams=evaluation.beams,
             max_new_tokens=max_tokens,
             do_sample=False,

@@ -3,7 +3,8 @@
 Docstrings describe arguments in a few conventions (Google, NumPy, reStructuredText); ``docstring_parser`` reads them
 all. Each description becomes the answer to a question, as long-form question answering has it:
 
-* document: the question, and as its support the function's summary and signature,
+* document: the question, and as its support the function's summary, the argument as the signature has it, and the
+  names of the others,
 * summary: the description, 12 to 80 words.
 
 As in :mod:`dqlib.study.pydoc`, files are parsed and never imported, and the module decides the split.
@@ -25,9 +26,6 @@ ANSWER_WORDS = (12, 80)
 
 #: What a file has to contain to describe an argument in some convention.
 DESCRIBES = re.compile(rb"(Arg|Argument|Param|Parameter|Attribute)s?:?\s*\n|[:@](param|arg|key|keyword)")
-
-#: Longest signature in a support document, in characters; the summary has to stay within what a model reads.
-SIGNATURE_CHARACTERS = 300
 
 
 def build_answers(packages: list[str], processes: int = 1) -> list[Pair]:
@@ -68,7 +66,7 @@ def _answers(module: str, name: str, node: Documented, docstring: str) -> list[P
         parsed = docstring_parser.parse(inspect.cleandoc(docstring))
     except Exception:  # odd docstrings make the parser fail in many ways, and one of them is worth nothing here
         return []
-    known = {argument.arg for argument in _all_arguments(signature)}
+    known = _arguments(signature)
     answers = {each.arg_name.lstrip("*\\"): " ".join((each.description or "").split()) for each in parsed.params}
     shortest, longest = ANSWER_WORDS
     answers = {a: answer for a, answer in answers.items() if a in known and shortest <= len(answer.split()) <= longest}
@@ -76,11 +74,11 @@ def _answers(module: str, name: str, node: Documented, docstring: str) -> list[P
         return []
     name = name.removesuffix(".__init__")
     summary = " ".join((parsed.short_description or "").split())
-    support = f"{name}: {name_in_words(name)}. {summary} ({_written(signature)})"
+    told, names = f"{name}: {name_in_words(name)}. {summary}", ", ".join(known)
     return [
-        Pair(module, f"{name}({argument})", f"{question(argument, name)} {support}", answer)
+        Pair(module, f"{name}({argument})", f"{question(argument, name)} {told} {known[argument]} ({names})", answer)
         for argument, answer in answers.items()
-        if answer not in support  # a docstring of an unknown convention is all summary
+        if answer not in told  # a docstring of an unknown convention is all summary
     ]
 
 
@@ -92,11 +90,14 @@ def _signature(node: Documented) -> ast.arguments | None:
     return node.args if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else None
 
 
-def _all_arguments(signature: ast.arguments) -> list[ast.arg]:
-    named = [*signature.posonlyargs, *signature.args, *signature.kwonlyargs]
-    return named + [each for each in (signature.vararg, signature.kwarg) if each is not None]
-
-
-def _written(signature: ast.arguments) -> str:
-    text = ast.unparse(signature).removeprefix("self, ")
-    return text if len(text) <= SIGNATURE_CHARACTERS else f"{text[:SIGNATURE_CHARACTERS]} ..."
+def _arguments(signature: ast.arguments) -> dict[str, str]:
+    """Every argument as it is written, with its type and its default, in order; without ``self``."""
+    named = [*signature.posonlyargs, *signature.args]
+    defaults = [None] * (len(named) - len(signature.defaults)) + signature.defaults
+    pairs = [*zip(named, defaults, strict=True), *zip(signature.kwonlyargs, signature.kw_defaults, strict=True)]
+    pairs += [(each, None) for each in (signature.vararg, signature.kwarg) if each is not None]
+    written = {}
+    for argument, default in pairs:
+        text = ast.unparse(argument)
+        written[argument.arg] = text if default is None else f"{text} = {ast.unparse(default)}"
+    return {name: text for name, text in written.items() if name not in ("self", "cls")}
