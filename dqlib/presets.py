@@ -62,7 +62,6 @@ class Preset:
         loss: terms and weights of the distillation.
         recipe: of the training.
         by_bits: recipes of weight bits that need another one.
-        loss_by_bits: losses of weight bits that need others.
         rate_of_fewer_layers: times the rate of a student that leaves out layers of its teacher.
         quantize_head: whether the output head uses the quantized embedding that it is tied to.
         position_bits: bits of learned position embeddings.
@@ -77,7 +76,6 @@ class Preset:
     loss: LossWeights = field(default_factory=LossWeights)
     recipe: Recipe = field(default_factory=Recipe)
     by_bits: Mapping[int, Recipe] = field(default_factory=dict)
-    loss_by_bits: Mapping[int, LossWeights] = field(default_factory=dict)
     rate_of_fewer_layers: float = 1.0
     quantize_head: bool = True
     position_bits: int = 8
@@ -88,10 +86,6 @@ class Preset:
     def __post_init__(self) -> None:
         if not self.rate_of_fewer_layers > 0:
             raise InputError("rate_of_fewer_layers", self.rate_of_fewer_layers, "a positive number")
-
-    def loss_for(self, configuration: Configuration) -> LossWeights:
-        """The losses of a student of that many weight bits."""
-        return self.loss_by_bits.get(configuration.w_bits, self.loss)
 
     def recipe_for(self, configuration: Configuration, fewer_layers: bool = False) -> Recipe:
         """The recipe for a student of that many weight bits, with as many layers as its teacher or fewer."""
@@ -185,22 +179,19 @@ QUANTGPT = Preset(
     by_bits={1: Recipe(learning_rate=4.0, scale_learning_rate=0.1)},
 )
 
-#: Ours: one scale a row, times a trained factor; nothing but the divergence from the teacher's next token, and at one
-#: bit a little of its layers; a rate that stays small for long at its end, larger where bits are few or layers missing.
+#: Ours: one scale a row, times a trained factor; the four losses of DQ-BART, the divergence from the teacher's next
+#: token far above the others; a rate that stays small for long at its end, larger where bits are few or layers missing.
 DQLIB = Preset(
     name="dqlib",
     weights=WeightQuantization(factor=True),
-    loss=LossWeights(task=0.0, attention=0.0, hidden=0.0),
+    loss=LossWeights(logits=10.0, hidden=0.1),
     recipe=Recipe(schedule="cosine"),
     by_bits={bits: Recipe(rate, "cosine") for bits, rate in ((1, 4.0), (2, 1.5), (8, 0.5))},
-    loss_by_bits={1: LossWeights(task=0.0, attention=0.1, hidden=0.01)},
     rate_of_fewer_layers=2.0,
 )
 
 #: Quantization alone, without a teacher: what joint distillation is measured against.
-QUANTIZATION_ONLY = replace(
-    DQLIB, name="quantization-only", loss=LossWeights(logits=0.0, attention=0.0, hidden=0.0), loss_by_bits={}
-)
+QUANTIZATION_ONLY = replace(DQLIB, name="quantization-only", loss=LossWeights(logits=0.0, attention=0.0, hidden=0.0))
 
 PRESETS: dict[str, Preset] = {p.name: p for p in (DQ_BART_FAITHFUL, DQ_BART, XTC, QUANTGPT, DQLIB)}
 
@@ -218,9 +209,12 @@ def _variants() -> dict[str, Preset]:
         "scale-a-tensor": {"weights": replace(d.weights, linear="per_tensor")},
         "linear-rate": _recipes(d, schedule="linear"),
         "squared-logits": {"loss": replace(d.loss, logits_loss="mse")},
-        "with-task": {"loss": replace(d.loss, task=0.1)},
-        "with-layers": {"loss": replace(d.loss, attention=0.1, hidden=0.01)},
-        "with-contrast": {"loss": replace(d.loss, contrastive=0.1)},
+        "equal-losses": {"loss": LossWeights()},
+        "no-task": {"loss": replace(d.loss, task=0.0)},
+        "no-attention": {"loss": replace(d.loss, attention=0.0)},
+        "no-hidden": {"loss": replace(d.loss, hidden=0.0)},
+        "only-logits": {"loss": replace(d.loss, task=0.0, attention=0.0, hidden=0.0)},
+        "with-contrast": {"loss": replace(d.loss, contrastive=1.0)},
         "progressive": _recipes(d, progressive=0.4),
     }
     return {f"dqlib-{name}": replace(d, name=f"dqlib-{name}", **change) for name, change in changed.items()}

@@ -19,13 +19,14 @@ from dqlib.presets import PRESETS, preset
 from dqlib.student import make_student
 from dqlib.study import settings as S
 from dqlib.study.figures import METHOD_COLOURS, METRIC_NAMES, STYLE, TEACHER_COLOUR, save
+from dqlib.study.longer import longer_figure, longer_for_reading, longer_table
 from dqlib.study.methods import Cell, bench_of, run_methods
 from dqlib.study.paths import PREDICTIONS, project_root, write_text
 from dqlib.study.pipeline import Study
 from dqlib.study.report import markdown_table
 from dqlib.study.results import COLUMNS, paired_p_value, read_row, write_metrics
 
-METHODS, FOLDER = "methods.csv", "methods"
+METHODS, FOLDER, LONGER = "methods.csv", "methods", "longer.csv"
 #: The method that ablations take a part from.
 WHOLE = "dqlib"
 BENCH_COLUMNS = (*COLUMNS, "baseline", "p_value")
@@ -42,7 +43,6 @@ def presets_table(names: list[str] | None = None) -> pandas.DataFrame:
         for part in ("weights", "activations", "loss", "recipe"):
             flat |= {f"{part}.{field}": value for field, value in asdict(getattr(method, part)).items()}
         bits = {f"recipe at {n} bits": _changes(asdict(method.recipe), asdict(r)) for n, r in method.by_bits.items()}
-        bits |= {f"loss at {n} bits": _changes(asdict(method.loss), asdict(w)) for n, w in method.loss_by_bits.items()}
         rest = {
             field: getattr(method, field)
             for field in ("quantize_head", "position_bits", "single_layer", "rate_of_fewer_layers")
@@ -260,6 +260,10 @@ def write_bench(study: Study) -> Path:
     save(methods_figure(table, bench, study.name), folder, "methods")
     if bench.ablations:
         save(ablation_figure(table, bench), folder, "ablation")
+    if bench.longer():
+        longer = longer_table(study)
+        write_metrics(longer, folder / LONGER)
+        save(longer_figure(longer, bench, read_row(study.folders.teacher).score), folder, "longer")
     write_text(folder / "README.md", _page(study, table))
     return folder
 
@@ -286,7 +290,20 @@ Score: {teacher.headline}, mean over seeds ± their standard deviation. p: two-s
 documents, on each document's mean over the seeds, against the method named beside it.
 
 ![All methods](methods.svg)
-{ablation if bench.ablations else ""}"""
+{ablation if bench.ablations else ""}{_longer(study) if bench.longer() else ""}"""
+
+
+def _longer(study: Study) -> str:
+    bench = bench_of(study)
+    return f"""
+## What longer training is worth
+
+{markdown_table(longer_for_reading(longer_table(study)))}
+`{bench.longer_preset}`, seed {bench.seeds[0]}: part of the teacher's score after so many steps
+([`{LONGER}`]({LONGER})).
+
+![Longer training](longer.svg)
+"""
 
 
 def _changes(base: dict, other: dict) -> str:

@@ -240,7 +240,8 @@ class Methods:
 
     Presets run at all ``configs`` that they have a grid for, ``ablations`` (presets again) at
     ``ablation_configs`` from ``ablation_seeds`` (all ``seeds``, when left out). A ``p_value`` compares with
-    ``baseline`` or, where that has no grid, ``fallback``.
+    ``baseline`` or, where that has no grid, ``fallback``. Then ``longer_preset`` runs from the first seed at
+    ``longer_configs`` for each number of ``longer_steps``: what more training is worth.
     """
 
     presets: list[str]
@@ -251,6 +252,9 @@ class Methods:
     ablations: list[str] = field(default_factory=list)
     ablation_configs: list[str] = field(default_factory=list)
     ablation_seeds: list[int] = field(default_factory=list)
+    longer_steps: list[int] = field(default_factory=list)
+    longer_configs: list[str] = field(default_factory=list)
+    longer_preset: str = "dqlib"
     baseline: str = "dq-bart-faithful"
     fallback: str = "xtc"
 
@@ -258,10 +262,14 @@ class Methods:
         for name in ("presets", "configs", "seeds"):
             if not getattr(self, name):
                 raise InputError(name, getattr(self, name), "a list that is not empty")
-        for name in (*self.presets, *self.ablations, self.baseline, self.fallback):
+        for name in (*self.presets, *self.ablations, self.longer_preset, self.baseline, self.fallback):
             preset(name)
-        for text in (*self.configs, *self.ablation_configs):
+        for text in (*self.configs, *self.ablation_configs, *self.longer_configs):
             Configuration.parse(text)
+        for steps in self.longer_steps:
+            at_least("longer_steps", steps, self.distill.steps + 1)
+        if len(set(self.longer_steps)) < len(self.longer_steps):
+            raise InputError("longer_steps", self.longer_steps, "a list without repetitions")
         if len(set(self.seeds)) < len(self.seeds):
             raise InputError("seeds", self.seeds, "a list without repetitions")
         if not set(self.ablation_seeds) <= set(self.seeds):
@@ -279,4 +287,12 @@ class Methods:
             for configuration in map(Configuration.parse, texts)
             for name in names
             if {configuration.w_bits, configuration.e_bits} <= set(preset(name).weight_bits)
+        ]
+
+    def longer(self) -> list[tuple[str, Configuration, int, int]]:
+        """Every longer run, as preset, configuration, seed and steps; those that end soonest first."""
+        return [
+            (self.longer_preset, Configuration.parse(text), self.seeds[0], steps)
+            for steps in sorted(self.longer_steps)
+            for text in self.longer_configs
         ]

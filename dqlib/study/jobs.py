@@ -158,7 +158,7 @@ def distilled(
     teacher = AutoModelForSeq2SeqLM.from_pretrained(teacher_folder).to(accelerator.device)
     depths = architecture_of(teacher.config).depths(teacher.config)
     recipe = method.recipe_for(configuration, (configuration.encoder_layers, configuration.decoder_layers) != depths)
-    training, loss = distillation.training(recipe), method.loss_for(configuration)
+    training, loss = distillation.training(recipe), method.loss
     student = make_student(teacher, configuration, method)
     maps = supervision_maps(configuration, teacher)
     for model in (teacher, student):

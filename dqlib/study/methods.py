@@ -22,7 +22,8 @@ from dqlib.study.pipeline import STAMP, Study, stamp_text
 from dqlib.study.pool import Work, run_all
 from dqlib.study.versions import code_hash
 
-Cell = tuple[str, Configuration, int]
+#: Preset, configuration, seed, and the steps where they are not those of all runs.
+Cell = tuple[str, Configuration, int] | tuple[str, Configuration, int, int]
 
 
 def bench_of(study: Study) -> S.Methods:
@@ -44,14 +45,25 @@ def run_methods(study: Study) -> Path:
     """
     bench = bench_of(study)
     study.teacher()
-    missing = [cell for cell in bench.cells() if not _is_made(study, cell)]
+    missing = [cell for cell in [*bench.cells(), *bench.longer()] if not _is_made(study, cell)]
     run_all("bench", [Work(_told(cell), _run, (study.params, study.name, cell)) for cell in missing])
     return study.folders.methods
 
 
+def folder_of(study: Study, cell: Cell) -> Path:
+    """Folder of a run."""
+    name, configuration, *rest = cell
+    return study.folders.method(name, configuration.slug, *rest)
+
+
 def _told(cell: Cell) -> str:
-    name, configuration, seed = cell
-    return f"{name} at {configuration}, seed {seed}"
+    name, configuration, seed, *steps = cell
+    return f"{name} at {configuration}, seed {seed}" + "".join(f", {n} steps" for n in steps)
+
+
+def _distillation(bench: S.Methods, cell: Cell) -> S.Distillation:
+    name, _, seed, *steps = cell
+    return replace(bench.distill, preset=name, seed=seed, steps=steps[0] if steps else bench.distill.steps)
 
 
 def _run(params: str, task: str, cell: Cell) -> None:
@@ -63,25 +75,22 @@ def _run(params: str, task: str, cell: Cell) -> None:
     quiet()
     study = Study(params, task)
     bench, folders = bench_of(study), study.folders
-    name, configuration, seed = cell
-    distillation = replace(bench.distill, preset=name, seed=seed)
-    target = folders.method(name, configuration.slug, seed)
-    accelerator, corpus = make_accelerator(seed), load_corpus(folders.corpus)
+    distillation, target = _distillation(bench, cell), folder_of(study, cell)
+    accelerator, corpus = make_accelerator(distillation.seed), load_corpus(folders.corpus)
     with atomic_folder(target) as folder:
         common = study.task, corpus, folders.teacher, accelerator, folder
-        student = distilled(distillation, configuration, *common, target, task)
+        student = distilled(distillation, cell[1], *common, target, task)
         score_student(student, distillation, bench.evaluate, *common, task)
         write_text(folder / STAMP, _made_from(study, cell))
 
 
 def _is_made(study: Study, cell: Cell) -> bool:
-    name, configuration, seed = cell
-    stamp = study.folders.method(name, configuration.slug, seed) / STAMP
+    stamp = folder_of(study, cell) / STAMP
     return stamp.is_file() and stamp.read_text() == _made_from(study, cell)
 
 
 def _made_from(study: Study, cell: Cell) -> str:
-    name, configuration, seed = cell
+    name, configuration, seed, *_ = cell
     bench = bench_of(study)
     return stamp_text(
         {
@@ -89,7 +98,7 @@ def _made_from(study: Study, cell: Cell) -> str:
             "preset": repr(preset(name)),
             "configuration": str(configuration),
             "seed": seed,
-            "distill": bench.distill,
+            "distill": replace(_distillation(bench, cell), preset=bench.distill.preset, seed=bench.distill.seed),
             "evaluate": bench.evaluate,
             "code": code_hash(),
         }

@@ -48,9 +48,9 @@ class Folders:
         """Runs of the bench."""
         return self.root / "methods"
 
-    def method(self, name: str, slug: str, seed: int) -> Path:
-        """One run of the bench: a preset at a configuration from a seed."""
-        return self.methods / name / slug / f"seed{seed}"
+    def method(self, name: str, slug: str, seed: int, steps: int | None = None) -> Path:
+        """One run of the bench: a preset at a configuration from a seed, for all runs' steps or its own."""
+        return self.methods / name / slug / (f"seed{seed}" if steps is None else f"seed{seed}-steps{steps}")
 
 
 def project_root() -> Path:

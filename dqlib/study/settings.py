@@ -61,7 +61,7 @@ class Task:
         for configuration, method in self.students():
             self._check(configuration)
             preset(method).check_fits(configuration, self.architecture)
-        for _, configuration, _ in self.methods.cells() if self.methods else []:
+        for _, configuration, *_ in [*self.methods.cells(), *self.methods.longer()] if self.methods else []:
             self._check(configuration)
         for name in ("configs", "controls"):
             slugs = [Configuration.parse(text).slug for text in getattr(self, name)]

@@ -679,7 +679,7 @@ def distilled(
         The student after the last step, in evaluation mode, on the CPU.
     """
     method = preset(method)
-    weights = method.loss_for(configuration)
+    weights = method.loss
     weights = weights if contrastive is None else replace(weights, contrastive=contrastive)
     recipe = method.recipe_for(configuration)
     smaller = {"steps": steps, "batch_tokens": given.distill.batch_tokens // 2, "micro_batches": 1, "validations": 1}
