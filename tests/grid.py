@@ -15,7 +15,7 @@ def row(task, config, role="student", method="dqlib", kept=1.0):
         "task": task, "corpus": task, "role": role, "config": config, "method": method, "a_bits": 8,
         "w_bits": int(config.split("-")[0]), "encoder_layers": encoder, "decoder_layers": decoder,
         "headline": headline, "score": score, "score_low": score - 0.7, "score_high": score + 0.7,
-        "retention": kept, "compression": 1 / kept + 3, "n_test": 9, "size_bytes": 1e6,
+        "retention": kept, "compression": 1 / kept + 3, "n_test": 9, "size_bytes": 1e6, "train_steps": 500,
     }  # fmt: skip
 
 

@@ -1,3 +1,4 @@
+import pandas
 import pytest
 
 from dqlib.study import read
@@ -29,6 +30,20 @@ def test_an_aim_is_reached_or_not_by_the_numbers():
     assert table.reached["summarization: `4-4-8`, all layers, at least 99% of the teacher"] == "yes"
     assert table.reached["summarization: `1-1-8`, all layers, at least 90% of the teacher"] == "no"
     assert table.measured["translation: teacher, BLEU of at least 90"] == "91.00"
+
+
+def test_an_aim_may_be_reached_by_longer_training_and_then_says_so():
+    metrics = grid.metrics(summarization={("1-1-8", "full"): 0.8, ("2-2-8", "full"): 0.7})
+    short = metrics[(metrics.task == "summarization") & metrics.config.isin(["1-1-8 2-4", "2-2-8 2-4"])]
+    short = short[short.method == "dqlib"]
+    longer = short.assign(train_steps=short.train_steps + 1500)
+    longer["retention"] = longer.config.map({"1-1-8 2-4": 0.91, "2-2-8 2-4": 0.8})
+    table = aims_table(metrics, pandas.concat([short, longer])).set_index("aim")
+    one_bit = table.loc["summarization: `1-1-8`, all layers, at least 90% of the teacher"]
+    assert (one_bit.measured, one_bit.reached) == ("80.0%", "trained longer")
+    steps = int(longer.train_steps.iloc[0])
+    assert one_bit["trained longer"] == f"91.0% ({steps:,} steps)"
+    assert table.reached["summarization: `2-2-8`, all layers, at least 96% of the teacher"] == "no"
 
 
 @pytest.fixture
