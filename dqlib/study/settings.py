@@ -110,11 +110,12 @@ class Compute:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a profile sets; a profile has one task or more."""
+    """Everything that a profile sets; a profile has one task or more. Its ``note`` opens the page of its results."""
 
     profile: str
     results: str
     compute: Compute
+    note: str = ""
     summarization: Task | None = None
     eli5: Task | None = None
     translation: Task | None = None
