@@ -151,6 +151,17 @@ class MemoryBank:
         self._averages: Tensor | None = None
         self._seen: Tensor | None = None
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Averages and which of them are known; empty before the first use."""
+        if self._averages is None or self._seen is None:
+            return {}
+        return {"averages": self._averages, "seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, Tensor], device: torch.device | str = "cpu") -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self._averages = state["averages"].to(device, copy=True) if state else None
+        self._seen = state["seen"].to(device, copy=True) if state else None
+
     def smooth(self, states: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
         """The states, mixed with the averages that are known of their keys; the averages take in the result.
 

@@ -98,7 +98,7 @@ def test_a_profile_without_all_tasks_is_not_for_the_pipeline(tmp_path, monkeypat
 
 
 def test_unknown_profiles_tasks_and_files_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"profile: 'desktop' .* laptop, paper, smoke"):
+    with pytest.raises(InputError, match=r"profile: 'desktop' .* laptop, paper, real, smoke"):
         load_settings("desktop")
     with pytest.raises(InputError, match=r"task: 'poetry' .* summarization"):
         load_settings("smoke").task("poetry")

@@ -134,9 +134,17 @@ class Model:
         return self.pretrained if self.pretrained in TASKS else None
 
 
+#: Of matrix products; weights, their gradients and the optimizer are fp32.
+PRECISIONS = ("fp32", "bf16")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """What every run of the training loop is told."""
+    """What every run of the training loop is told.
+
+    ``checkpoint_steps`` are the steps between two checkpoints, from which a run that was killed goes on; ``precision``
+    is that of matrix products; ``compile`` lets torch compile the model, which pays on GPUs and for long runs.
+    """
 
     steps: int
     learning_rate: float
@@ -146,10 +154,14 @@ class Loop:
     micro_batches: int = 2
     validations: int = 4
     seed: int = 28
+    checkpoint_steps: int = 200
+    precision: str = "fp32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_tokens", "micro_batches", "validations"):
+        for name in ("steps", "batch_tokens", "micro_batches", "validations", "checkpoint_steps"):
             at_least(name, getattr(self, name), 1)
+        one_of("precision", self.precision, PRECISIONS)
         at_least("seed", self.seed, 0)
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:

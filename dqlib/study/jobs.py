@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,8 +30,10 @@ from dqlib.presets import preset
 from dqlib.student import make_student, round_for_storage, save_student, set_attention_maps, supervision_maps
 from dqlib.study import settings as S
 from dqlib.study.batches import encode, infill, steps, windows
+from dqlib.study.checkpoints import Checkpoints, identity, weights_hash
 from dqlib.study.corpus import LoadedCorpus, load_corpus
-from dqlib.study.paths import LOG, atomic_folder
+from dqlib.study.locks import BusyError, only_maker
+from dqlib.study.paths import LOG, Folders, atomic_folder
 from dqlib.study.results import Row, read_row, write_row
 from dqlib.study.scoring import score
 from dqlib.study.settings import load_settings
@@ -43,6 +47,7 @@ from dqlib.study.train import (
     make_accelerator,
     train,
 )
+from dqlib.study.versions import code_hash
 
 
 def new_model(model: S.Model, vocab_size: int) -> MBartForConditionalGeneration:
@@ -79,9 +84,9 @@ def pretrain(settings: S.Settings, task: str, config: str | None = None, method:
     """
     spec, folders = settings.task(task), settings.folders(task)
     training = spec.pretrain
-    accelerator = make_accelerator((training or spec.finetune).seed)
+    accelerator = _accelerator(training or spec.finetune)
     if spec.model.pretrained is not None and not spec.model.base_task:
-        return _copy_pretrained(spec.model.pretrained, folders.pretrained, accelerator)
+        return _copy_pretrained(spec.model.pretrained, folders, accelerator)
     if training is None:
         raise InputError(f"{task}.pretrain", None, "given, to pre-train")
     corpus = load_corpus(folders.corpus)
@@ -92,10 +97,11 @@ def pretrain(settings: S.Settings, task: str, config: str | None = None, method:
     held_out = [
         noise(example, order) for example in windows(_held_out(corpus, spec), corpus.tokenizer, training.window)
     ]
-    with _made(accelerator, folders.pretrained) as folder:
+    with made(accelerator, folders, folders.pretrained) as folder:
         log, name = folder / LOG, f"{task}: pre-training"
         batches = steps(examples, training, noise)
-        train(model, TaskObjective(), batches, held_out, training, accelerator, log, name)
+        checkpoints = _checkpoints(folders, folders.pretrained, training, model, corpus, accelerator)
+        train(model, TaskObjective(), batches, held_out, training, accelerator, log, name, checkpoints=checkpoints)
         if accelerator.is_main_process:
             model.save_pretrained(folder)
 
@@ -103,13 +109,16 @@ def pretrain(settings: S.Settings, task: str, config: str | None = None, method:
 def finetune(settings: S.Settings, task: str, config: str | None = None, method: str | None = None) -> None:
     """Fine-tune the pre-trained model, or train a new one, into the teacher, and test it."""
     spec, folders = settings.task(task), settings.folders(task)
-    accelerator = make_accelerator(spec.finetune.seed)
+    accelerator = _accelerator(spec.finetune)
     corpus = load_corpus(folders.corpus)
     model = _starting_model(settings, task, corpus)
     objective = TaskObjective(spec.finetune.label_smoothing)
-    with _made(accelerator, folders.teacher) as folder:
+    with made(accelerator, folders, folders.teacher) as folder:
         name = f"{task}: teacher"
-        _train_on_pairs(model, objective, spec, spec.finetune, corpus, accelerator, folder, folders.teacher, name)
+        checkpoints = _checkpoints(folders, folders.teacher, spec.finetune, model, corpus, accelerator)
+        _train_on_pairs(
+            model, objective, spec, spec.finetune, corpus, accelerator, folder, folders.teacher, name, checkpoints
+        )
         if accelerator.is_main_process:
             model.save_pretrained(folder)
             corpus.tokenizer.save_pretrained(folder)
@@ -129,10 +138,10 @@ def distill(settings: S.Settings, task: str, config: str | None = None, method: 
     configuration = Configuration.parse(config)
     spec, folders = settings.task(task), settings.folders(task)
     distillation = spec.distill if method is None else replace(spec.distill, preset=method)
-    accelerator = make_accelerator(distillation.seed)
+    accelerator = _accelerator(distillation)
     corpus = load_corpus(folders.corpus)
     target = folders.student(configuration.slug, None if distillation == spec.distill else method)
-    with _made(accelerator, target) as folder:
+    with made(accelerator, folders, target) as folder:
         student = distilled(
             distillation, configuration, spec, corpus, folders.teacher, accelerator, folder, target, task
         )
@@ -165,9 +174,13 @@ def distilled(
         set_attention_maps(model, loss.attention_maps)
     objective = DistillationObjective(teacher, maps, loss) if loss.of_teacher else TaskObjective()
     name = f"{task}: {configuration} {method.name}"
+    checkpoints = _checkpoints(
+        Folders(teacher_folder.parent), target, training, student, corpus, accelerator, teacher=weights_hash(teacher),
+        method=method, configuration=configuration,
+    )  # fmt: skip
     _train_on_pairs(
-        student, objective, spec, training, corpus, accelerator, folder, target, name, recipe.scale_learning_rate,
-        recipe.progressive,
+        student, objective, spec, training, corpus, accelerator, folder, target, name, checkpoints,
+        recipe.scale_learning_rate, recipe.progressive,
     )  # fmt: skip
     round_for_storage(student)
     return student
@@ -210,7 +223,8 @@ def run_job(settings: S.Settings, job: str, task: str, config: str | None = None
 
     Raises:
         InputError: task or configuration are not allowed.
-        TrainingError: a loss is not a finite number.
+        TrainingError: a loss is not a finite number, or memory is too small.
+        BusyError: another run is making the same.
     """
     quiet()
     JOBS[job](settings, task, config, method)
@@ -227,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         run_job(load_settings(options.params), options.job, options.task, options.config, options.preset)
-    except (InputError, TrainingError) as error:
+    except (BusyError, InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     finally:
@@ -249,7 +263,7 @@ def _starting_model(settings: S.Settings, task: str, corpus: LoadedCorpus) -> Pr
     return model
 
 
-def _copy_pretrained(source: str, target: Path, accelerator: Accelerator) -> None:
+def _copy_pretrained(source: str, folders: Folders, accelerator: Accelerator) -> None:
     """Take a model that others have pre-trained in place of text infilling."""
     try:
         model = AutoModelForSeq2SeqLM.from_pretrained(source)
@@ -258,7 +272,7 @@ def _copy_pretrained(source: str, target: Path, accelerator: Accelerator) -> Non
         raise InputError(
             "model.pretrained", source, f"a model that can be reached; offline, name its folder ({reason})"
         ) from None
-    with _made(accelerator, target) as folder:
+    with made(accelerator, folders, folders.pretrained) as folder:
         if accelerator.is_main_process:
             model.save_pretrained(folder)
             Log(folder / LOG).add({"step": 0})
@@ -274,6 +288,7 @@ def _train_on_pairs(
     folder: Path,
     target: Path,
     name: str,
+    checkpoints: Checkpoints,
     *of_scales: float,
 ) -> None:
     """Train on pairs; where training fails, the last good weights are kept beside ``target``."""
@@ -281,7 +296,10 @@ def _train_on_pairs(
     held_out = encode(_held_out(corpus, spec), corpus.tokenizer, spec.corpus)
     batches = steps(examples, training)
     try:
-        train(model, objective, batches, held_out, training, accelerator, folder / LOG, name, *of_scales)
+        train(
+            model, objective, batches, held_out, training, accelerator, folder / LOG, name, *of_scales,
+            checkpoints=checkpoints,
+        )  # fmt: skip
     except TrainingError as error:
         if not error.restored:
             raise
@@ -301,9 +319,44 @@ def _held_out(corpus: LoadedCorpus, spec: S.Task) -> list[dict[str, str]]:
     return corpus.splits["validation"][: spec.evaluate.validation_documents]
 
 
-def _made(accelerator: Accelerator, target: Path) -> AbstractContextManager[Path]:
-    """A folder to fill, put in place when all went well; only the main process writes."""
-    return atomic_folder(target) if accelerator.is_main_process else nullcontext(target)
+@contextmanager
+def made(accelerator: Accelerator, folders: Folders, target: Path) -> Iterator[Path]:
+    """A folder to fill, put in place when all went well; only the main process writes, and only one run at a time.
+
+    Its checkpoints go when it is there.
+
+    Raises:
+        BusyError: another run is making it.
+    """
+    if not accelerator.is_main_process:
+        yield target
+        return
+    checkpoints = folders.checkpoints(target)
+    with only_maker(target, checkpoints.with_name(f"{checkpoints.name}.lock")):
+        with atomic_folder(target) as folder:
+            yield folder
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _accelerator(training: S.Loop) -> Accelerator:
+    return make_accelerator(training.seed, training.precision)
+
+
+def _checkpoints(
+    folders: Folders,
+    target: Path,
+    training: S.Training,
+    model: PreTrainedModel,
+    corpus: LoadedCorpus,
+    accelerator: Accelerator,
+    **parts: object,
+) -> Checkpoints:
+    """Of the training that makes ``target``: everything that decides it is told apart."""
+    told = identity(
+        training=training, weights=weights_hash(model), corpus=corpus.info["sha256"], code=code_hash(),
+        processes=accelerator.num_processes, **parts,
+    )  # fmt: skip
+    return Checkpoints(folders.checkpoints(target), told)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 
+from dqlib.study.locks import BusyError
 from dqlib.study.progress import PREFIX, Bars, shown_here
 from dqlib.study.settings import Settings, available_cores
 
@@ -33,9 +34,13 @@ def launch(
     processes = settings.compute.processes
     if processes == 1:
         from dqlib.study.jobs import run_job  # torch and transformers are needed only now
+        from dqlib.study.train import TrainingError
 
-        with shown_here():
-            return run_job(settings, job, task, config, method)
+        try:
+            with shown_here():
+                return run_job(settings, job, task, config, method)
+        except (BusyError, TrainingError) as error:
+            raise JobError(str(error)) from error
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", "dqlib.study.jobs", job, "--params", params, "--task", task]
     if config is not None:

@@ -17,7 +17,7 @@ from dqlib.errors import InputError
 from dqlib.presets import preset
 from dqlib.study import settings as S
 from dqlib.study.launch import JobError
-from dqlib.study.paths import atomic_folder, project_root, write_text
+from dqlib.study.paths import project_root, write_text
 from dqlib.study.pipeline import STAMP, Study, stamp_text
 from dqlib.study.pool import Work, run_all
 from dqlib.study.versions import code_hash
@@ -69,15 +69,16 @@ def _distillation(bench: S.Methods, cell: Cell) -> S.Distillation:
 def _run(params: str, task: str, cell: Cell) -> None:
     """One run, in a worker."""
     from dqlib.study.corpus import load_corpus
-    from dqlib.study.jobs import distilled, quiet, score_student
+    from dqlib.study.jobs import distilled, made, quiet, score_student
     from dqlib.study.train import make_accelerator
 
     quiet()
     study = Study(params, task)
     bench, folders = bench_of(study), study.folders
     distillation, target = _distillation(bench, cell), folder_of(study, cell)
-    accelerator, corpus = make_accelerator(distillation.seed), load_corpus(folders.corpus)
-    with atomic_folder(target) as folder:
+    accelerator = make_accelerator(distillation.seed, distillation.precision)
+    corpus = load_corpus(folders.corpus)
+    with made(accelerator, folders, target) as folder:
         common = study.task, corpus, folders.teacher, accelerator, folder
         student = distilled(distillation, cell[1], *common, target, task)
         score_student(student, distillation, bench.evaluate, *common, task)

@@ -43,6 +43,10 @@ class Folders:
         """Student of a configuration, named by its slug, and by its method where that is not the task's own."""
         return self.students / (slug if method is None else f"{slug}_{method}")
 
+    def checkpoints(self, target: Path) -> Path:
+        """Checkpoints of the training that makes one of the others; DVC, which empties those, leaves this alone."""
+        return self.root / "checkpoints" / "-".join(target.relative_to(self.root).parts)
+
     @property
     def methods(self) -> Path:
         """Runs of the bench."""

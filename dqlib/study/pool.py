@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -42,7 +45,7 @@ def run_all(title: str, works: Sequence[Work]) -> None:
         with (
             shown_here(),
             tempfile.TemporaryDirectory() as scratch,
-            ProcessPoolExecutor(workers, mp_context=spawn) as pool,
+            ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool,
         ):
             runs = {pool.submit(_quietly, work, Path(scratch)): work for work in works}
             for number, run in enumerate(as_completed(runs), start=1):
@@ -54,6 +57,12 @@ def run_all(title: str, works: Sequence[Work]) -> None:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when its parent is killed, where the system can: else it would go on, and be in the way."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _quietly(work: Work, scratch: Path) -> None:

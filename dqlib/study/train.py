@@ -11,14 +11,14 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, set_seed
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
@@ -27,6 +27,7 @@ from dqlib.losses import LayerMaps, LossWeights, MemoryBank, cross_entropy, dist
 from dqlib.student import LEARNED, set_blend
 from dqlib.study import settings as S
 from dqlib.study.batches import Batch, Example, bucketed, collate
+from dqlib.study.checkpoints import Checkpoints, random_states, restore_random_states
 from dqlib.study.paths import write_text
 from dqlib.study.progress import report
 
@@ -55,6 +56,14 @@ class Objective(Protocol):
         """Weight of a term in the total."""
         ...
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What it keeps from step to step, for a checkpoint."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        ...
+
 
 @dataclass
 class TaskObjective:
@@ -68,6 +77,12 @@ class TaskObjective:
 
     def weight(self, term: str) -> float:
         return 1.0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
+        pass
 
 
 @dataclass
@@ -103,6 +118,13 @@ class DistillationObjective:
     def weight(self, term: str) -> float:
         return self.weights.of(term)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        return {} if self.bank is None else self.bank.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
+        if self.bank is not None:
+            self.bank.load_state_dict(state, device)
+
 
 @dataclass
 class Log:
@@ -122,9 +144,10 @@ class Log:
         write_text(self.path, buffer.getvalue())
 
 
-def make_accelerator(seed: int) -> Accelerator:
-    """One Accelerator a job, with all random states seeded."""
+def make_accelerator(seed: int, precision: str = "fp32") -> Accelerator:
+    """One Accelerator a job, with all random states seeded; ``precision`` is that of matrix products."""
     accelerator = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
         cpu=not torch.accelerator.is_available(),  # said aloud, or several CPU processes stay strangers
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
@@ -145,8 +168,12 @@ def train(
     name: str,
     scale_learning_rate: float = 1.0,
     progressive: float = 0.0,
+    checkpoints: Checkpoints | None = None,
 ) -> PreTrainedModel:
     """Train, and return the model with the weights of its best validation.
+
+    With ``checkpoints``, a training that was killed goes on from the last one, and ends with the weights that it would
+    have had: bit for bit on CPU, with as many processes and threads as before.
 
     Args:
         model: the model to train, in place.
@@ -159,9 +186,10 @@ def train(
         name: of the job, for the progress bar.
         scale_learning_rate: rate of trained scales, times that of the weights.
         progressive: part of the steps over which the forward pass turns from full-precision to quantized weights.
+        checkpoints: where to leave them every ``training.checkpoint_steps`` steps; None for none.
 
     Raises:
-        TrainingError: a loss term is not finite; the message names the term and the step.
+        TrainingError: a loss term is not finite, and the message names the term and the step; or memory is too small.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     optimizer = torch.optim.AdamW(
@@ -172,6 +200,8 @@ def train(
         fused=True,
     )
     schedule = get_scheduler(training.schedule, optimizer, math.ceil(training.warmup * training.steps), training.steps)
+    if training.compile:
+        model.compile(dynamic=True)
     wrapped = accelerator.prepare(model)
     optimizer = accelerator.prepare(optimizer)
     log = Log(log_path)
@@ -179,9 +209,22 @@ def train(
     validate_at = {round((i + 1) * training.steps / training.validations) for i in range(training.validations)}
     best_loss, best_weights = math.inf, None
     sums: dict[str, Tensor] = {}
-    since = 0
+    done = since = 0
+    state = _latest(checkpoints, name, accelerator) if checkpoints is not None else None
+    if state is not None:
+        done, since, best_loss, best_weights = (state[key] for key in ("step", "since", "best_loss", "best_weights"))
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        log.rows += state["rows"]
+        mine = state["processes"][rank]
+        sums = {term: value.to(accelerator.device) for term, value in mine["sums"].items()}
+        objective.load_state_dict(mine["objective"], accelerator.device)
+        for _ in range(done):
+            next(steps)
+        restore_random_states(mine["random"])
     model.train()
-    for step in range(1, training.steps + 1):
+    for step in range(done + 1, training.steps + 1):
         micro_batches = next(steps)
         if progressive:
             set_blend(model, min(1.0, step / (progressive * training.steps)))
@@ -189,8 +232,9 @@ def train(
         mine = micro_batches[rank::world]
         for i, examples in enumerate(mine):
             batch = collate(examples).to(accelerator.device)
-            with _synchronized(accelerator, wrapped, last=i == len(mine) - 1):
-                terms = objective.terms(wrapped, batch, denominators)
+            with _synchronized(accelerator, wrapped, last=i == len(mine) - 1), _enough_memory(name, step, training):
+                with accelerator.autocast():
+                    terms = objective.terms(wrapped, batch, denominators)
                 total = sum(objective.weight(term) * value for term, value in terms.items())
                 accelerator.backward(total * world)  # processes average their gradients; a step is a sum
             for term, value in {"loss": total, **terms}.items():
@@ -218,6 +262,20 @@ def train(
                 log.add(row)
                 best = f", best validation {best_loss:.3f}" if best_loss < math.inf else ""
                 report(name, step, training.steps, f"loss {row['loss']:.3f}{best}")
+        if checkpoints is not None and step % training.checkpoint_steps == 0 and step < training.steps:
+            own = {"sums": sums, "objective": objective.state_dict(), "random": random_states()}
+            processes = gather_object([own])
+            if accelerator.is_main_process:
+                state = {
+                    "step": step, "since": since, "best_loss": best_loss, "best_weights": best_weights,
+                    "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(), "rows": log.rows, "processes": processes,
+                }  # fmt: skip
+                checkpoints.save(step, state)
+    if training.precision != "fp32":
+        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # tests are in full precision
+    if training.compile:
+        model._compiled_call_impl = None
     if best_weights is not None:
         model.load_state_dict(best_weights)
     return model.eval()
@@ -237,6 +295,40 @@ def validation_loss(
         total[1] += sum(len(examples[i].target) for i in indices)
     total = accelerator.reduce(total, "sum")
     return (total[0] / total[1]).item()
+
+
+def _latest(checkpoints: Checkpoints, name: str, accelerator: Accelerator) -> dict[str, Any] | None:
+    """What every process goes on from, read by the main one; notes are said there."""
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        state, notes = checkpoints.latest()
+        for note in notes:
+            print(f"{name}: {note}", flush=True)
+        if state is not None:
+            print(f"{name}: goes on after step {state['step']:,}", flush=True)
+        found = [state]
+    return broadcast_object_list(found)[0]
+
+
+@contextmanager
+def _enough_memory(name: str, step: int, training: S.Training) -> Iterator[None]:
+    """Say of a step that did not fit into memory what to change.
+
+    Raises:
+        TrainingError: it did not fit.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        told = str(error).lower()
+        if not isinstance(error, MemoryError) and "out of memory" not in told and "can't allocate memory" not in told:
+            raise
+        tokens = training.batch_tokens // training.micro_batches
+        raise TrainingError(
+            f"{name}: memory is too small for a micro-batch of {tokens:,} tokens at step {step}; set micro_batches to "
+            f"{2 * training.micro_batches}, which halves a micro-batch and leaves the step as large as it is, or "
+            f"batch_tokens to {training.batch_tokens // 2:,}."
+        ) from error
 
 
 def _tokens(micro_batches: list[list[Example]]) -> tuple[float, float]:

@@ -17,7 +17,8 @@ DECIDING = (
 #: stamped by their values, a corpus by its own stamp; sizes, paths and progress change no weight and no text.
 NOT_DECIDING = (
     *(f"{name}.py" for name in ("errors", "footprint", "presets")),
-    *(f"study/{name}.py" for name in ("corpus", "paths", "progress", "results", "settings", "tokenizer")),
+    *(f"study/{name}.py" for name in ("checkpoints", "corpus", "locks", "paths", "progress", "results", "settings")),
+    *(f"study/{name}.py" for name in ("tokenizer", "versions")),
 )
 
 
