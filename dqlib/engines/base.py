@@ -34,9 +34,9 @@ class Decoding:
         positions: tokens that the model has positions for; None where they have no end.
         forced_start, forced_end: ids that come first, and last in a text of full length; None for any.
         length_penalty: power of the length that scores are divided by.
-        early_stopping: True ends a beam search when as many texts are finished as there are beams. With False,
-            transformers goes on while an unfinished one has a better score than the worst of these; CTranslate2 has
-            no such rule, and goes on to twice as many finished texts instead.
+        early_stopping: True ends a beam search when as many texts are finished as there are beams. With False (or
+            ``never``), transformers goes on while an unfinished one has a better score than the worst of these;
+            CTranslate2 has no such rule, and goes on to twice as many finished texts instead.
         no_repeat_ngram_size: tokens that occur in this order once only; 0 for no such rule.
         repetition_penalty: divides the scores of tokens that are there; 1 for none.
         min_new_tokens: tokens before the end at least.
@@ -50,7 +50,7 @@ class Decoding:
     forced_start: int | None = None
     forced_end: int | None = None
     length_penalty: float = 1.0
-    early_stopping: bool = False
+    early_stopping: bool | str = False
     no_repeat_ngram_size: int = 0
     repetition_penalty: float = 1.0
     min_new_tokens: int = 0
@@ -81,7 +81,7 @@ class Decoding:
             said.forced_bos_token_id,
             said.forced_eos_token_id,
             1.0 if said.length_penalty is None else float(said.length_penalty),
-            said.early_stopping is True,
+            said.early_stopping or False,
             said.no_repeat_ngram_size or 0,
             1.0 if said.repetition_penalty is None else float(said.repetition_penalty),
             shortest,

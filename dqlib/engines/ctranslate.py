@@ -207,7 +207,7 @@ class CTranslate2Engine(Engine):
             # of the length that scores are divided by, the end is a part in transformers, too
             return_end_token=True,
             # the search ends when so many times the beams are finished
-            patience=1 if self.early_stopping or num_beams == 1 else 2,
+            patience=1 if self.early_stopping is True or num_beams == 1 else 2,
             length_penalty=said.length_penalty,
             no_repeat_ngram_size=said.no_repeat_ngram_size,
             repetition_penalty=said.repetition_penalty,

@@ -69,7 +69,7 @@ class TorchEngine(Engine):
             options["past_key_values"] = OneSourceCache()
         output = self.model.generate(
             input_ids=ids, attention_mask=mask, num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False,
-            early_stopping=self.early_stopping, pad_token_id=self.decoding.pad, **options,
+            early_stopping=self.early_stopping if num_beams > 1 else False, pad_token_id=self.decoding.pad, **options,
         )  # fmt: skip
         return [self.until_end(row) for row in output[:, longest if self.continues else 1 :].tolist()]
 
