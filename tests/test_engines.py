@@ -96,7 +96,8 @@ def test_codes_survive_whatever_their_bits(method, bits, tmp_path):
     student = student_of(make_teacher("bart"), "bart", bits, method).eval()
     with torch.no_grad():  # a trained scale, whose largest code in a row is any
         for module in quantized_modules(student).values():
-            module.weight_quantizer.learned.mul_(0.9)
+            if module.weight_quantizer.learned is not None:
+                module.weight_quantizer.learned.mul_(0.9)
     round_for_storage(student)
     report, _ = exported(student, tmp_path / "out")
     assert report.exact
@@ -134,7 +135,7 @@ def test_weights_with_several_scales_a_row_are_rounded_anew_and_told(tmp_path):
     assert not other.exact
     assert 0 < other.error < 0.01
     assert "were rounded anew" in str(report)
-    assert "one scale a tensor in the student" in str(report)
+    assert "in the student to 8 bits with one scale a tensor" in str(report)
     assert json.loads((tmp_path / "out" / "engine.json").read_text())["notes"] == list(report.notes)
 
 
@@ -186,7 +187,8 @@ def test_a_student_and_its_packed_model_give_the_same_file(tokenizer, tmp_path):
 def test_the_same_numbers_write_the_same(name, beams, tmp_path):
     ours, theirs = both(make_teacher(name), tmp_path / "out", num_beams=beams)
     assert ours == theirs
-    assert all(0 < len(row) <= NEW_TOKENS for row in ours)
+    assert any(ours)
+    assert all(len(row) <= NEW_TOKENS for row in ours)
 
 
 @pytest.mark.parametrize("name", ["bart", "mbart", "marian", "t5"])
@@ -210,7 +212,6 @@ def test_an_8_bit_student_scores_tokens_as_the_student_does(name, tmp_path):
         {"length_penalty": 2.0},
         {"length_penalty": 0.5, "min_length": 4},
         {"no_repeat_ngram_size": 2},
-        {"repetition_penalty": 1.7},
         {"forced_bos_token_id": 7},
         {"bad_words_ids": [[9], [11], [13]]},
     ],
@@ -225,6 +226,16 @@ def test_what_a_model_says_of_decoding_holds_in_every_engine(said, tmp_path):
         assert ours == theirs
     if "forced_bos_token_id" in said:
         assert all(row[0] == 7 for row in theirs)
+
+
+def test_what_an_engine_does_by_another_rule_is_told(tmp_path):
+    teacher = make_teacher("bart")
+    teacher.generation_config.repetition_penalty = 1.7
+    report, _ = exported(teacher, tmp_path / "out")
+    assert [note.split()[0] for note in report.notes] == ["Beam", "The"]
+    teacher.generation_config.repetition_penalty = None
+    teacher.generation_config.early_stopping = True
+    assert exported(teacher, tmp_path / "out")[0].notes == ()
 
 
 def test_a_forced_end_cuts_a_text_of_full_length(tmp_path):

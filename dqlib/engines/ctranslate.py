@@ -138,7 +138,7 @@ def export_ctranslate2(
         weights = _to_int8(spec, codes)
     else:
         spec.optimize(quantization)
-    notes = _notes(model, quantization)
+    notes = _notes(model, quantization, decoding)
     description = {
         "engine": CTranslate2Engine.name,
         "class": type(model).__name__,
@@ -297,21 +297,24 @@ def _is_weight(name: str, spec: model_spec.ModelSpec) -> bool:
     return field == "weight" and hasattr(model_spec.index_spec(spec, parent), "weight_scale")
 
 
-def _notes(model: PreTrainedModel, quantization: str) -> tuple[str, ...]:
-    """What the engine does not do as the student does, a sentence each."""
-    configuration = getattr(model, "dqlib_configuration", None)
-    if configuration is None:
-        return ()
-    notes, a_bits = [], configuration.a_bits
-    here = "to 8 bits with one scale a token" if quantization == "int8" else "not at all"
-    if a_bits < FULL_PRECISION:
-        notes.append("Inputs of attention and its probabilities are not rounded, as they are in the student.")
-    per_tensor = model.dqlib_preset.activations.granularity == "per_tensor"
-    if quantization != "int8" or a_bits != 8 or per_tensor:
-        student = f"to {a_bits} bits with one scale a {'tensor' if per_tensor else 'token'}"
-        student = "not at all" if a_bits >= FULL_PRECISION else student
-        if student != here:
-            notes.append(f"Inputs of linear layers are rounded {here}, and {student} in the student.")
+def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding) -> tuple[str, ...]:
+    """What the engine does not do as the model does, a sentence each."""
+    notes, configuration = [], getattr(model, "dqlib_configuration", None)
+    if configuration is not None:
+        a_bits, here = configuration.a_bits, "to 8 bits with one scale a token" if quantization == "int8" else "not"
+        kind = "tensor" if model.dqlib_preset.activations.granularity == "per_tensor" else "token"
+        there = "not" if a_bits >= FULL_PRECISION else f"to {a_bits} bits with one scale a {kind}"
+        if a_bits < FULL_PRECISION:
+            notes.append("Inputs of attention and its probabilities are not rounded, as they are in the student.")
+        if here != there:
+            notes.append(f"Inputs of linear layers are rounded {here}, in the student {there}.")
+    if decoding.early_stopping is not True:
+        notes.append(
+            "Beam search ends at twice as many finished texts as beams, which is not PyTorch's rule; with "
+            "early_stopping both end alike."
+        )
+    if decoding.repetition_penalty != 1:
+        notes.append("The repetition penalty leaves out the token that the decoder starts from.")
     return tuple(notes)
 
 
