@@ -115,7 +115,7 @@ def test_codes_survive_whatever_their_bits(method, bits, tmp_path):
 
 @pytest.mark.parametrize("bits", [1, 2])
 def test_codes_that_the_engine_itself_finds_are_those_of_binary_and_ternary_weights(bits):
-    # What DESIGN and the docs say of rint(127 w / max|w|); at 4 bits it holds no more, so codes are handed over.
+    # rint(127 w / max|w|) a row; at 4 bits it finds others, which is why the trained ones are handed over.
     weight = torch.randn(8, 32)
     for b, same in ((bits, True), (4, False)):
         quantized = quantize(weight, b)
@@ -135,7 +135,7 @@ def test_weights_with_several_scales_a_row_are_rounded_anew_and_told(tmp_path):
     assert not other.exact
     assert 0 < other.error < 0.01
     assert "were rounded anew" in str(report)
-    assert "in the student to 8 bits with one scale a tensor" in str(report)
+    assert "the student's to 8 bits with one scale a tensor" in str(report)
     assert json.loads((tmp_path / "out" / "engine.json").read_text())["notes"] == list(report.notes)
 
 

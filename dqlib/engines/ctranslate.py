@@ -301,13 +301,16 @@ def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding) -> tup
     """What the engine does not do as the model does, a sentence each."""
     notes, configuration = [], getattr(model, "dqlib_configuration", None)
     if configuration is not None:
-        a_bits, here = configuration.a_bits, "to 8 bits with one scale a token" if quantization == "int8" else "not"
+        a_bits, here = (
+            configuration.a_bits,
+            "to 8 bits with one scale a token" if quantization == "int8" else "not at all",
+        )
         kind = "tensor" if model.dqlib_preset.activations.granularity == "per_tensor" else "token"
-        there = "not" if a_bits >= FULL_PRECISION else f"to {a_bits} bits with one scale a {kind}"
+        there = "not at all" if a_bits >= FULL_PRECISION else f"to {a_bits} bits with one scale a {kind}"
         if a_bits < FULL_PRECISION:
             notes.append("Inputs of attention and its probabilities are not rounded, as they are in the student.")
         if here != there:
-            notes.append(f"Inputs of linear layers are rounded {here}, in the student {there}.")
+            notes.append(f"Linear layers round their inputs {here}, the student's {there}.")
     if decoding.early_stopping is not True:
         notes.append(
             "Beam search ends at twice as many finished texts as beams, which is not PyTorch's rule; with "
