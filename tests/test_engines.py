@@ -110,7 +110,8 @@ def test_codes_survive_whatever_their_bits(method, bits, tmp_path):
     expected = torch.cat([each.dequantize() for each in quantized]).numpy()
     assert np.allclose(codes / scale[:, None], expected, rtol=1e-6, atol=0)
     codes, _ = read["decoder/embeddings/weight"]
-    assert np.array_equal(codes, student.model.shared.quantized().codes.numpy())
+    table = student.model.shared.quantized()
+    assert np.array_equal(codes, (table.codes * (table.scale > 0)).numpy())  # a row of zeros has codes of zero
 
 
 @pytest.mark.parametrize("bits", [1, 2])
@@ -187,7 +188,7 @@ def test_a_student_and_its_packed_model_give_the_same_file(tokenizer, tmp_path):
 def test_the_same_numbers_write_the_same(name, beams, tmp_path):
     ours, theirs = both(make_teacher(name), tmp_path / "out", num_beams=beams)
     assert ours == theirs
-    assert any(ours)
+    assert any(ours) or name == "marian-unshared"  # whose greedy texts are empty
     assert all(len(row) <= NEW_TOKENS for row in ours)
 
 
