@@ -1,4 +1,4 @@
-"""The command ``dqlib``: pack a student, look into the packed model, check it, let it write.
+"""The command ``dqlib``: pack a student, look into the packed model, check it, export it, let it write.
 
 Commands import what they need when they run, so that ``--help`` answers at once.
 """
@@ -9,21 +9,14 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
 
+from dqlib.engines import ENGINES
 from dqlib.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-    from transformers import PreTrainedTokenizerBase as Tokenizer
-
-#: Tokens that are written at most, where nothing else is said.
-NEW_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,62 +97,124 @@ def _verify(options: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
-def _generate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="folder of a packed model, with a tokenizer")
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="folder of a packed model, of a student, or of a teacher")
+    parser.add_argument("out", metavar="OUT", help="folder to write: new, empty, or an exported model, to be replaced")
+    parser.add_argument("--engine", choices=ENGINES[1:], required=True, help="program that is to run it")
+    parser.add_argument(
+        "--quantization",
+        help="of ctranslate2: int8 or float32 (default: int8 for what has quantized weights, float32 for a teacher)",
+    )
+    parser.add_argument(
+        "--bits", type=_at_least_one, help="of onnxruntime: bits of a weight (default: as few as hold the student's)"
+    )
+
+
+def _export(options: argparse.Namespace) -> int:
+    from dqlib.engines import export_model
+    from dqlib.engines.torch_engine import load_model
+
+    own = {"ctranslate2": "quantization", "onnxruntime": "bits"}
+    chosen = {name: getattr(options, name) for name in own.values() if getattr(options, name) is not None}
+    for name, value in chosen.items():
+        if name != own[options.engine]:
+            raise InputError(f"--{name}", value, f"left out with --engine {options.engine}")
+    model, tokenizer = load_model(options.model)
+    told = export_model(model, options.out, options.engine, tokenizer, **chosen)
+    print(options.out if told is None else told)
+    return 0
+
+
+def _texts_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", metavar="FILE", default="-", help="file with one text a line; - for standard input")
     parser.add_argument("--beams", type=_at_least_one, default=4, help="beams of the search (default: %(default)s)")
     parser.add_argument(
         "--max-new-tokens",
         type=_at_least_one,
-        help=f"tokens written at most (default: {NEW_TOKENS}, or what the model has positions for)",
+        help="tokens written at most (default: 64, or what the model has positions for)",
     )
     parser.add_argument("--batch-size", type=_at_least_one, default=8, help="texts at a time (default: %(default)s)")
+    parser.add_argument("--language", help="to write in, for a model of several (default: where the model starts)")
+    parser.add_argument("--threads", type=_at_least_one, help="of the engine (default: its own choice)")
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="folder of a packed or exported model, with a tokenizer")
+    parser.add_argument("--engine", choices=ENGINES, help="that runs it (default: the one it was made for)")
+    _texts_arguments(parser)
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from dqlib.packed import load_packed, load_tokenizer
+    from dqlib.engines import load_engine
 
-    tokenizer, model = load_tokenizer(options.folder), load_packed(options.folder)
-    if not model.can_generate():
-        raise InputError("folder", options.folder, f"a model that writes, which no {type(model).__name__} does")
-    with ExitStack() as stack:
-        lines: TextIO = sys.stdin
-        if options.input != "-":
-            lines = stack.enter_context(Path(options.input).open(encoding="utf-8"))
-        texts = (line.rstrip("\r\n") for line in lines)
-        for text, output in _answers(model, tokenizer, texts, options):
-            print(json.dumps({"input": text, "output": output}, ensure_ascii=False), flush=True)
+    with _texts(options.input) as texts, _options_named():
+        engine = load_engine(options.folder, options.engine, options.threads)
+        engine.new_tokens(options.max_new_tokens)  # refuses what no batch could have
+        while batch := list(islice(texts, options.batch_size)):
+            outputs = engine.generate(
+                batch, num_beams=options.beams, max_new_tokens=options.max_new_tokens, languages=options.language,
+                batch_size=options.batch_size,
+            )  # fmt: skip
+            for text, output in zip(batch, outputs, strict=True):
+                print(json.dumps({"input": text, "output": output}, ensure_ascii=False), flush=True)
     return 0
 
 
-def _answers(
-    model: PreTrainedModel, tokenizer: Tokenizer, texts: Iterable[str], options: argparse.Namespace
-) -> Iterator[tuple[str, str]]:
-    """Each text with what the model makes of it, in order."""
-    from dqlib.generation import OneSourceCache
+def _agree_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reference", metavar="REFERENCE", help="folder of a model, whose tokenizer is used for both")
+    parser.add_argument("folder", metavar="FOLDER", help="folder of the model that is compared with it")
+    _texts_arguments(parser)
+    parser.add_argument(
+        "--early-stopping",
+        action="store_true",
+        help="let both end a beam search at as many finished texts as beams, the one rule that all engines have",
+    )
 
-    continues = not model.config.is_encoder_decoder  # its answer goes on after the text, in the same positions
-    positions = getattr(model.config, "max_position_embeddings", None)
-    new_tokens = options.max_new_tokens or min(NEW_TOKENS, (positions or 2 * NEW_TOKENS) // (2 if continues else 1) - 1)
-    longest = tokenizer.model_max_length
-    if positions is not None:
-        if new_tokens >= positions:
-            raise InputError("--max-new-tokens", new_tokens, f"at most {positions - 1}, the model's positions less one")
-        longest = min(longest, positions - (new_tokens if continues else 0))
-    if continues:
-        tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    texts = iter(texts)
-    while batch := list(islice(texts, options.batch_size)):
-        inputs = tokenizer(batch, return_tensors="pt", padding=True, truncation=longest < 10**9, max_length=longest)
-        output = model.generate(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
-            num_beams=options.beams, max_new_tokens=new_tokens, do_sample=False,
-            past_key_values=None if continues else OneSourceCache(),
-        )  # fmt: skip
-        output = output[:, inputs["input_ids"].size(1) :] if continues else output
-        yield from zip(batch, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True)
+
+def _agree(options: argparse.Namespace) -> int:
+    from dqlib.engines import load_engine
+    from dqlib.engines.agreement import agreement
+
+    with _texts(options.input) as lines, _options_named():
+        texts = list(lines)
+        engines = [load_engine(folder, threads=options.threads) for folder in (options.reference, options.folder)]
+        first = engines[0]
+        if first.tokenizer is None:
+            raise InputError("folder", options.reference, "a model with a tokenizer")
+        ids, new_tokens = first.encode(texts, options.max_new_tokens), first.new_tokens(options.max_new_tokens)
+        starts = first.starts(options.language, len(texts))
+        written = []
+        for engine in engines:
+            engine.early_stopping = options.early_stopping or engine.early_stopping
+            batches = (slice(i, i + options.batch_size) for i in range(0, len(ids), options.batch_size))
+            written.append([
+                row for part in batches
+                for row in engine.generate_ids(ids[part], num_beams=options.beams, max_new_tokens=new_tokens,
+                                               starts=None if starts is None else starts[part])
+            ])  # fmt: skip
+    print(agreement(*written))
+    return 0
+
+
+@contextmanager
+def _texts(source: str) -> Iterator[Iterator[str]]:
+    """The lines of a file, or of standard input."""
+    if source == "-":
+        yield (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    with Path(source).open(encoding="utf-8") as lines:
+        yield (line.rstrip("\r\n") for line in lines)
+
+
+@contextmanager
+def _options_named() -> Iterator[None]:
+    """Name a field that is an option here as the option."""
+    try:
+        yield
+    except InputError as error:
+        if error.field in ("language", "max_new_tokens"):
+            raise InputError(f"--{error.field.replace('_', '-')}", error.value, error.allowed) from None
+        raise
 
 
 def _at_least_one(text: str) -> int:
@@ -191,6 +246,18 @@ COMMANDS = {
         "dqlib verify packed",
         _verify_arguments,
         _verify,
+    ),
+    "export": Command(
+        "write a packed model, a student or a teacher for another engine",
+        "dqlib export packed fast --engine ctranslate2",
+        _export_arguments,
+        _export,
+    ),
+    "agree": Command(
+        "tell on how many tokens two models, or two engines, agree",
+        "echo 'Return the sum of a list of numbers.' | dqlib agree packed fast --beams 1",
+        _agree_arguments,
+        _agree,
     ),
     "generate": Command(
         "read one text a line, write JSON Lines",

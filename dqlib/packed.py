@@ -10,11 +10,11 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import safetensors.torch
 import torch
@@ -37,6 +37,8 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 
 #: Endings of files that may hold pickles, which no packed model has.
 PICKLES = frozenset({".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"})
+
+Each = TypeVar("Each", bound="Named")
 
 
 def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
@@ -100,7 +102,7 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     configuration, method = Configuration.parse(manifest.student.get("config")), Preset.described(manifest.student)
     with no_init_weights():
         model = model_class(config, manifest.student.get("class"))(config)
-    _assign(model, parameters)
+    assign(model, parameters, Stored.value)
     if GENERATION in manifest.files:
         model.generation_config = GenerationConfig.from_dict(_read_json(folder, manifest, GENERATION))
     # The weights are quantized already: what is left to do at run time is to round activations.
@@ -275,8 +277,29 @@ def _check_tensor(name: str, tensor: Tensor | None, form: tuple[torch.dtype, tup
         raise InputError(name, f"CRC-32 {checksum(tensor)}", f"{crc32}, as the manifest has it: the file is damaged")
 
 
-def _assign(model: nn.Module, parameters: Sequence[Stored]) -> None:
-    """Give a model its numbers; tied parameters become one."""
+class Named(Protocol):
+    """Something that a model has, under one name or several tied ones."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its names in the model's state."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape in the model."""
+
+
+def assign(model: nn.Module, parameters: Sequence[Each], value_of: Callable[[Each], Tensor]) -> None:
+    """Give a model all its numbers; tied parameters become one.
+
+    Args:
+        model: to be given them, in place.
+        parameters: everything in the model's state, by its names.
+        value_of: makes the numbers of one, in its shape.
+
+    Raises:
+        InputError: a name is missing, is none of the model's, or has another shape there.
+    """
     state = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     for each in parameters:
         for name in each.names:
@@ -289,7 +312,7 @@ def _assign(model: nn.Module, parameters: Sequence[Stored]) -> None:
         raise InputError(min(state), "missing", f"in the manifest, since {type(model).__name__} has it")
     largest_first = sorted(parameters, key=lambda each: -torch.Size(each.shape).numel())
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for each, value in zip(largest_first, pool.map(Stored.value, largest_first), strict=True):
+        for each, value in zip(largest_first, pool.map(value_of, largest_first), strict=True):
             _put(model, each.names, value)
     _keep_apart(model)
 

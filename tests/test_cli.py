@@ -145,6 +145,52 @@ def test_generate_answers_every_line_in_order(name, packed, tmp_path, capsys, mo
     assert answers[2]["output"] == tokenizer.decode(new, skip_special_tokens=True)
 
 
+@pytest.fixture(scope="module")
+def fast(students, tmp_path_factory):
+    """The student of BART for CTranslate2."""
+    pytest.importorskip("ctranslate2")
+    folder = tmp_path_factory.mktemp("exported") / "bart"
+    assert main(["export", str(students / "bart"), str(folder), "--engine", "ctranslate2"]) == 0
+    return folder
+
+
+def test_an_exported_model_generates_and_agrees(students, packed, fast, tmp_path, capsys):
+    (tmp_path / "texts").write_text("".join(f"{text}\n" for text in TEXTS))
+    options = ("--input", tmp_path / "texts", "--beams", 2, "--max-new-tokens", 4)
+    answers = generated(capsys, fast, *options)
+    assert [answer["input"] for answer in answers] == TEXTS
+    assert generated(capsys, fast, *options, "--batch-size", 3, "--engine", "ctranslate2", "--threads", 1) == answers
+    assert main(["agree", str(packed / "bart"), str(students / "bart"), *map(str, options)]) == 0
+    assert "100.00% of" in capsys.readouterr().out
+    assert main(["agree", str(packed / "bart"), str(fast), *map(str, options), "--early-stopping"]) == 0
+    assert "of 4 texts are the same" in capsys.readouterr().out
+
+
+def test_export_says_what_became_of_the_weights(students, packed, fast, tmp_path, capsys):
+    assert main(["export", str(packed / "bart"), str(tmp_path / "out"), "--engine", "ctranslate2"]) == 0
+    said = capsys.readouterr().out
+    assert "keep the codes that they were trained with" in said
+    assert f"{(tmp_path / 'out' / 'model.bin').stat().st_size:,} bytes, int8" in said
+    assert (tmp_path / "out" / "model.bin").read_bytes() == (fast / "model.bin").read_bytes()
+    call = ["export", str(packed / "bart"), str(tmp_path / "out"), "--engine", "ctranslate2"]
+    assert main([*call, "--quantization", "float32"]) == 0
+    assert "bytes, float32" in capsys.readouterr().out
+
+
+def test_what_is_wrong_with_an_export_is_told_in_one_sentence(students, packed, fast, tmp_path, capsys):
+    to = (tmp_path / "out", "--engine", "ctranslate2")
+    texts = ("--input", __file__)
+    assert "model_type: 'gpt2'" in refused(capsys, "export", packed / "gpt2", *to)
+    assert "quantization: 'int3'" in refused(capsys, "export", packed / "bart", *to, "--quantization", "int3")
+    assert "--bits: 2" in refused(capsys, "export", packed / "bart", *to, "--bits", 2)
+    assert "folder: " in refused(capsys, "export", tmp_path, *to)
+    assert "new, empty" in refused(capsys, "export", packed / "bart", students, "--engine", "ctranslate2")
+    assert "engine: 'torch'" in refused(capsys, "generate", fast, *texts, "--engine", "torch")
+    assert "--language: 'fr'" in refused(capsys, "generate", fast, *texts, "--language", "fr")
+    assert "--max-new-tokens: 24" in refused(capsys, "generate", fast, *texts, "--max-new-tokens", 24)
+    assert "folder: " in refused(capsys, "agree", packed / "bart", tmp_path / "nowhere", *texts)
+
+
 def test_texts_longer_than_the_model_reads_are_cut(packed, tmp_path, capsys):
     (tmp_path / "texts").write_text("numbers " * 60)
     for name in ("bart", "gpt2"):

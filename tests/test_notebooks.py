@@ -15,7 +15,7 @@ def notebook(request):
 
 def test_the_notebooks_are_there():
     assert {path.stem for path in NOTEBOOKS} >= {
-        "teacher", "summarization", "eli5", "translation", "compare", "methods", "quantization"
+        "teacher", "summarization", "eli5", "translation", "compare", "methods", "quantization", "deploy"
     }  # fmt: skip
 
 

@@ -1,0 +1,111 @@
+"""Engines: one model, several programs that run it, the same calls.
+
+``torch`` runs every model as it was trained. ``ctranslate2`` runs encoder-decoders on 8-bit integers, ``onnxruntime``
+on weights of a few bits. Both are optional, ``pip install "dqlib[engines]"``, and are imported when they are asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dqlib.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from dqlib.engines.base import Engine
+
+#: Names of all engines.
+ENGINES = ("torch", "ctranslate2", "onnxruntime")
+
+#: The extra that the optional engines are installed with.
+EXTRA = 'pip install "dqlib[engines]"'
+
+
+def export_model(
+    model: PreTrainedModel, folder: str | Path, engine: str, tokenizer: Tokenizer | None = None, **options: Any
+) -> Any:
+    """Write a model in the form of an engine: aside, and put in place at once.
+
+    Args:
+        model: a student, what ``load_packed`` gave, or a teacher.
+        folder: new, empty, or an exported model, which is replaced.
+        engine: ``ctranslate2`` or ``onnxruntime``; for ``torch``, save or pack the model.
+        tokenizer: written beside it.
+        options: of the engine: ``quantization`` of CTranslate2
+            (:func:`dqlib.engines.ctranslate.export_ctranslate2`), ``bits`` of ONNX Runtime.
+
+    Returns:
+        What the engine's own function tells of the export.
+
+    Raises:
+        InputError: the engine is unknown or not installed, or does not serve the model.
+    """
+    _check(engine, ENGINES[1:])
+    try:
+        if engine == "ctranslate2":
+            from dqlib.engines.ctranslate import export_ctranslate2
+
+            return export_ctranslate2(model, folder, tokenizer, **options)
+        from dqlib.engines.onnx_export import export_onnx
+
+        return export_onnx(model, folder, tokenizer, **options)
+    except ImportError as error:
+        raise _missing(engine, error) from error
+
+
+def load_engine(folder: str | Path, engine: str | None = None, threads: int | None = None) -> Engine:
+    """The engine that runs what a folder holds.
+
+    Args:
+        folder: of an exported, packed, trained or Hugging Face model.
+        engine: one of :data:`ENGINES`; None for the one that the folder was made for.
+        threads: of the engine; None for its own choice.
+
+    Raises:
+        InputError: the engine is unknown, not installed, or not that of the folder.
+    """
+    made_for = engine_of(folder)
+    if engine is not None:
+        _check(engine, ENGINES)
+        if engine != made_for:
+            raise InputError("engine", engine, f"{made_for}, which {folder} was made for; dqlib export makes others")
+    try:
+        if made_for == "ctranslate2":
+            from dqlib.engines.ctranslate import CTranslate2Engine
+
+            return CTranslate2Engine(folder, threads)
+        if made_for == "onnxruntime":
+            from dqlib.engines.onnx_model import OnnxEngine
+
+            return OnnxEngine(folder, threads)
+    except ImportError as error:
+        raise _missing(made_for, error) from error
+    from dqlib.engines.torch_engine import TorchEngine
+
+    return TorchEngine.load(folder, threads)
+
+
+def engine_of(folder: str | Path) -> str:
+    """The engine that a folder was made for, told by its files.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError("folder", str(folder), "a folder")
+    if (folder / "model.bin").is_file():
+        return "ctranslate2"
+    return "onnxruntime" if any(folder.glob("*.onnx")) else "torch"
+
+
+def _check(engine: str, allowed: tuple[str, ...]) -> None:
+    if engine not in allowed:
+        raise InputError("engine", engine, f"one of {', '.join(allowed)}")
+
+
+def _missing(engine: str, error: ImportError) -> InputError:
+    return InputError("engine", engine, f"installed, by {EXTRA} ({error})")

@@ -1,0 +1,234 @@
+"""What every engine is: texts in, texts out, the same calls, limits and search whatever multiplies the matrices.
+
+All engines cut texts alike, start alike and search alike, so that what is left between two of them is arithmetic. Beam
+search is that of transformers: scores are sums of log-probabilities over the number of tokens (the end among them) to
+the power of ``length_penalty``. When it ends is said by ``early_stopping``, and is the one thing that not every engine
+does alike (see :class:`Decoding`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, ClassVar
+
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from dqlib.errors import InputError
+
+#: Tokens that are written at most, where nothing else is said.
+NEW_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """What a model's configuration says of decoding, as transformers reads it.
+
+    Args:
+        start: id that the decoder starts from; None for a model without an encoder.
+        ends: ids that end a text.
+        pad: id of padding.
+        positions: tokens that the model has positions for; None where they have no end.
+        forced_start, forced_end: ids that come first, and last in a text of full length; None for any.
+        length_penalty: power of the length that scores are divided by.
+        early_stopping: True ends a beam search when as many texts are finished as there are beams. With False (or
+            ``never``), transformers goes on while an unfinished one has a better score than the worst of these;
+            CTranslate2 has no such rule, and goes on to twice as many finished texts instead.
+        no_repeat_ngram_size: tokens that occur in this order once only; 0 for no such rule.
+        repetition_penalty: divides the scores of tokens that are there; 1 for none.
+        min_new_tokens: tokens before the end at least.
+        suppressed: sequences of ids that are never written.
+    """
+
+    start: int | None
+    ends: tuple[int, ...]
+    pad: int | None
+    positions: int | None = None
+    forced_start: int | None = None
+    forced_end: int | None = None
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    no_repeat_ngram_size: int = 0
+    repetition_penalty: float = 1.0
+    min_new_tokens: int = 0
+    suppressed: tuple[tuple[int, ...], ...] = ()
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Decoding:
+        """The decoding of a model.
+
+        Raises:
+            InputError: the model does not generate.
+        """
+        if not model.can_generate() or model.config.model_type == "bert":
+            raise InputError("model", type(model).__name__, "a model that writes")
+        config, said = model.config, model.generation_config
+        ends = said.eos_token_id if said.eos_token_id is not None else config.eos_token_id
+        ends = tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
+        start = said.decoder_start_token_id
+        start = getattr(config, "decoder_start_token_id", None) if start is None else start
+        pad = said.pad_token_id if said.pad_token_id is not None else getattr(config, "pad_token_id", None)
+        continues = not config.is_encoder_decoder
+        shortest = max((said.min_length or 0) - (0 if continues else 1), said.min_new_tokens or 0, 0)
+        return cls(
+            None if continues else start,
+            ends,
+            ends[0] if pad is None and ends else pad,
+            getattr(config, "max_position_embeddings", None),
+            said.forced_bos_token_id,
+            said.forced_eos_token_id,
+            1.0 if said.length_penalty is None else float(said.length_penalty),
+            said.early_stopping or False,
+            said.no_repeat_ngram_size or 0,
+            1.0 if said.repetition_penalty is None else float(said.repetition_penalty),
+            shortest,
+            tuple(map(tuple, said.bad_words_ids or ())),
+        )
+
+    @classmethod
+    def parse(cls, said: dict[str, Any]) -> Decoding:
+        """The decoding that :meth:`as_json` described.
+
+        Raises:
+            InputError: a field is missing or not known.
+        """
+        try:
+            suppressed = tuple(map(tuple, said["suppressed"]))
+            return cls(**{**said, "ends": tuple(said["ends"]), "suppressed": suppressed})
+        except (TypeError, KeyError) as error:
+            raise InputError("decoding", said, f"the fields of {cls.__name__} ({error})") from None
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields, as JSON has them."""
+        return asdict(self)
+
+
+class Engine(ABC):
+    """A model that is ready to write.
+
+    Attributes:
+        name: of the engine, one of :data:`dqlib.engines.ENGINES`.
+        tokenizer: of the model; None allows token ids only.
+        decoding: of the model.
+        early_stopping: of the beam search, see :class:`Decoding`; the model's own until it is set.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, tokenizer: Tokenizer | None, decoding: Decoding) -> None:
+        self.tokenizer, self.decoding, self.early_stopping = tokenizer, decoding, decoding.early_stopping
+
+    @property
+    def continues(self) -> bool:
+        """Whether an answer goes on after the text, in the same positions: a model without an encoder."""
+        return self.decoding.start is None
+
+    @abstractmethod
+    def generate_ids(
+        self,
+        input_ids: Sequence[Sequence[int]],
+        *,
+        num_beams: int = 4,
+        max_new_tokens: int,
+        starts: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """What the model writes for token ids, all in one batch.
+
+        Args:
+            input_ids: a text each, not padded, with the tokens that end it.
+            num_beams: 1 for greedy search.
+            max_new_tokens: tokens written at most, the end among them.
+            starts: id that the decoder starts from, for each text; None for the model's own.
+
+        Returns:
+            Ids for each text, without start and end.
+        """
+
+    def generate(
+        self,
+        texts: Sequence[str],
+        *,
+        num_beams: int = 4,
+        max_new_tokens: int | None = None,
+        languages: str | Sequence[str] | None = None,
+        batch_size: int = 8,
+    ) -> list[str]:
+        """What the model writes for texts, in order.
+
+        Args:
+            texts: to read; what is longer than the model reads is cut.
+            num_beams: 1 for greedy search.
+            max_new_tokens: tokens written at most; by default 64, or what the model has positions for.
+            languages: to write in, one for all or each text's own; None for the model's own start.
+            batch_size: texts at a time.
+
+        Raises:
+            InputError: a number is not allowed, a language has no token, or there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise InputError("folder", "without a tokenizer", "exported with one, or be asked with generate_ids")
+        for field, value in (("num_beams", num_beams), ("batch_size", batch_size)):
+            if value < 1:
+                raise InputError(field, value, "at least 1")
+        new_tokens, ids, rows = self.new_tokens(max_new_tokens), self.encode(texts, max_new_tokens), []
+        starts = self.starts(languages, len(texts))
+        for first in range(0, len(ids), batch_size):
+            part = slice(first, first + batch_size)
+            rows += self.generate_ids(
+                ids[part],
+                num_beams=num_beams,
+                max_new_tokens=new_tokens,
+                starts=None if starts is None else starts[part],
+            )
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    def new_tokens(self, asked: int | None = None) -> int:
+        """Tokens that are written at most.
+
+        Raises:
+            InputError: the model has no positions for so many, or there are none.
+        """
+        positions = self.decoding.positions
+        if asked is None:
+            share = 2 if self.continues else 1
+            return NEW_TOKENS if positions is None else max(1, min(NEW_TOKENS, positions // share - 1))
+        if asked < 1:
+            raise InputError("max_new_tokens", asked, "at least 1")
+        if positions is not None and asked >= positions:
+            raise InputError("max_new_tokens", asked, f"at most {positions - 1}, the model's positions less one")
+        return asked
+
+    def encode(self, texts: Sequence[str], max_new_tokens: int | None = None) -> list[list[int]]:
+        """Texts as token ids, cut to what the model reads."""
+        longest, positions = self.tokenizer.model_max_length, self.decoding.positions
+        if positions is not None:
+            longest = min(longest, positions - (self.new_tokens(max_new_tokens) if self.continues else 0))
+        return self.tokenizer(list(texts), truncation=longest < 10**9, max_length=longest)["input_ids"] if texts else []
+
+    def starts(self, languages: str | Sequence[str] | None, count: int) -> list[int] | None:
+        """Ids that the decoder starts from, for texts in these languages.
+
+        Raises:
+            InputError: a language has no token, or there are not as many as texts.
+        """
+        if languages is None:
+            return None
+        languages = [languages] * count if isinstance(languages, str) else list(languages)
+        if len(languages) != count:
+            raise InputError("languages", f"{len(languages)} of them", f"as many as texts, {count}")
+        vocabulary = self.tokenizer.get_vocab()
+        ids = {}
+        for language in dict.fromkeys(languages):
+            tokens = [token for token in (f"<{language}>", language) if token in vocabulary]
+            if not tokens:
+                raise InputError("language", language, f"a language with a token, such as <{language}>")
+            ids[language] = vocabulary[tokens[0]]
+        return [ids[language] for language in languages]
+
+    def until_end(self, ids: Sequence[int]) -> list[int]:
+        """Ids up to the first one that ends a text."""
+        ends = self.decoding.ends
+        return list(islice(ids, next((i for i, token in enumerate(ids) if token in ends), len(ids))))

@@ -1,0 +1,335 @@
+"""The engine ``ctranslate2``: encoder-decoders on 8-bit integers (https://github.com/OpenNMT/CTranslate2).
+
+CTranslate2 multiplies int8 weights that have one scale a row with inputs that it rounds to 8 bits a token, as a student
+does. So a weight whose rows have one scale each is handed over as the codes it was trained with, whatever its bits.
+CTranslate2 itself would find codes anew, ``rint(127 w / max|w|)`` a row, which are the trained ones, times 127, only
+for binary and ternary weights; it does so for weights that have more than one scale a row or are not quantized.
+
+What a student rounds inside of attention (queries, keys, values, probabilities) CTranslate2 leaves in fp32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ctranslate2
+import numpy as np
+import torch
+from ctranslate2.converters import transformers as converters
+from ctranslate2.specs import model_spec
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from dqlib.config import FULL_PRECISION
+from dqlib.engines.base import Decoding, Engine
+from dqlib.engines.torch_engine import read_tokenizer
+from dqlib.errors import InputError
+from dqlib.files import atomic_folder
+from dqlib.plain import plain_model
+
+#: Types of weights that a model can be exported with.
+QUANTIZATIONS = ("int8", "float32")
+
+#: What the folder holds besides CTranslate2's own files, and the folder of the tokenizer within it.
+DESCRIPTION, TOKENIZER = "engine.json", "tokenizer"
+
+_MODEL, _VOCABULARY = "model.bin", "shared_vocabulary.json"
+
+#: Configuration of the converter by model_type: whether LayerNorm comes first, and whether embeddings have one.
+#: Marian is converted as BART is: it starts from the padding token like any other, whose row training may have moved.
+_CONVERTED = {
+    "bart": ("BartConfig", False, True),
+    "mbart": ("MBartConfig", True, True),
+    "marian": ("BartConfig", False, False),
+    "t5": ("T5Config", True, False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """One weight of an exported model.
+
+    Args:
+        name: in CTranslate2's model.
+        shape: rows and columns.
+        exact: whether it has the codes that the student was trained with.
+        error: largest difference from the given weight, as a part of its row's largest.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    exact: bool
+    error: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a model in an export. ``str`` gives it as sentences.
+
+    Args:
+        folder: that was written.
+        size_bytes: of the weights file.
+        quantization: of its weights.
+        weights: those that int8 codes stand for.
+        notes: what differs from the model besides, a sentence each.
+    """
+
+    folder: str
+    size_bytes: int
+    quantization: str
+    weights: tuple[Exported, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether every weight is the one given."""
+        return all(each.exact for each in self.weights)
+
+    def __str__(self) -> str:
+        lines = [f"{self.folder}: {self.size_bytes:,} bytes, {self.quantization}"]
+        if self.weights and self.exact:
+            lines.append(f"All {len(self.weights)} quantized matrices keep the codes that they were trained with.")
+        elif self.weights:
+            others = [each for each in self.weights if not each.exact]
+            worst = max(others, key=lambda each: each.error)
+            lines.append(
+                f"{len(others)} of {len(self.weights)} matrices were rounded anew; the largest error is "
+                f"{100 * worst.error:.2f}% of the row's largest weight, in {worst.name}."
+            )
+        return "\n".join([*lines, *self.notes])
+
+
+def export_ctranslate2(
+    model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer | None = None, quantization: str | None = None
+) -> Report:
+    """Write a model for CTranslate2: aside, and put in place at once.
+
+    Args:
+        model: a student, what ``load_packed`` gave, or a teacher, of an architecture that is an encoder-decoder.
+        folder: new, empty, or an exported model, which is replaced.
+        tokenizer: written beside it; without one, the engine takes token ids only.
+        quantization: of the weights, ``int8`` or ``float32``; by default int8 for what has quantized weights.
+
+    Returns:
+        Which weights are exactly those of the student, and what else is not as it was.
+
+    Raises:
+        InputError: the architecture is not served, the quantization unknown, or the folder holds something else.
+    """
+    folder, kind = Path(folder), model.config.model_type
+    if kind not in _CONVERTED:
+        raise InputError("model_type", kind, f"one of {', '.join(sorted(_CONVERTED))} for the engine ctranslate2")
+    configuration = getattr(model, "dqlib_configuration", None)
+    if quantization is None:
+        full = configuration is None or min(configuration.w_bits, configuration.e_bits) >= FULL_PRECISION
+        quantization = "float32" if full else "int8"
+    if quantization not in QUANTIZATIONS:
+        raise InputError("quantization", quantization, f"one of {', '.join(QUANTIZATIONS)}")
+    _check_replaceable(folder)
+    decoding = Decoding.of(model)
+    weights: tuple[Exported, ...] = ()
+    spec = _spec(plain_model(model), tokenizer, decoding)
+    if quantization == "int8":
+        codes = None if configuration is None else _spec(plain_model(model, codes=True), tokenizer, decoding)
+        weights = _to_int8(spec, codes)
+    else:
+        spec.optimize(quantization)
+    notes = _notes(model, quantization, decoding)
+    description = {
+        "engine": CTranslate2Engine.name,
+        "class": type(model).__name__,
+        "config": None if configuration is None else str(configuration),
+        "quantization": quantization,
+        "decoding": decoding.as_json(),
+        "weights": [asdict(each) for each in weights],
+        "notes": notes,
+    }
+    with atomic_folder(folder) as scratch:
+        spec.save(str(scratch))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch / TOKENIZER)
+        (scratch / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    return Report(str(folder), (folder / _MODEL).stat().st_size, quantization, weights, notes)
+
+
+class CTranslate2Engine(Engine):
+    """A model that :func:`export_ctranslate2` wrote, run by ``ctranslate2.Translator``.
+
+    Args:
+        folder: that was written.
+        threads: of one call; None for CTranslate2's choice.
+        device: ``cpu``, or ``cuda`` where there is one.
+
+    Raises:
+        InputError: the folder is none of these.
+    """
+
+    name = "ctranslate2"
+
+    def __init__(self, folder: str | Path, threads: int | None = None, device: str = "cpu") -> None:
+        folder = Path(folder)
+        said = _read(folder / DESCRIPTION)
+        if not isinstance(said, dict) or said.get("engine") != self.name or not isinstance(said.get("decoding"), dict):
+            raise InputError("folder", str(folder), f"written by export_ctranslate2, with its {DESCRIPTION}")
+        super().__init__(read_tokenizer(folder / TOKENIZER), Decoding.parse(said["decoding"]))
+        self.vocabulary: list[str] = _read(folder / _VOCABULARY)
+        self.ids = {token: i for i, token in enumerate(self.vocabulary)}
+        try:
+            self.translator = ctranslate2.Translator(
+                str(folder), device=device, compute_type="default", inter_threads=1, intra_threads=threads or 0
+            )
+        except (RuntimeError, ValueError) as error:
+            raise InputError("folder", str(folder), f"one that CTranslate2 reads ({error})") from None
+
+    def generate_ids(
+        self,
+        input_ids: Sequence[Sequence[int]],
+        *,
+        num_beams: int = 4,
+        max_new_tokens: int,
+        starts: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """See :meth:`Engine.generate_ids`."""
+        said = self.decoding
+        longest = max_new_tokens - (said.forced_end is not None)  # a text of full length has that for its last
+        if not longest:
+            return [[] for _ in input_ids]
+        first = [] if said.forced_start is None else [said.forced_start]
+        prefixes = [[start, *first] for start in (starts or [said.start] * len(input_ids))]
+        results = self.translator.translate_batch(
+            self._tokens(input_ids),
+            self._tokens(prefixes),
+            beam_size=num_beams,
+            # of the length that scores are divided by, the end is a part in transformers, too
+            return_end_token=True,
+            # the search ends when so many times the beams are finished
+            patience=1 if self.early_stopping is True or num_beams == 1 else 2,
+            length_penalty=said.length_penalty,
+            no_repeat_ngram_size=said.no_repeat_ngram_size,
+            repetition_penalty=said.repetition_penalty,
+            suppress_sequences=self._tokens(said.suppressed) or None,
+            end_token=self._tokens([said.ends])[0] or None,
+            min_decoding_length=said.min_new_tokens,
+            max_decoding_length=longest,
+            max_input_length=0,  # texts were cut already
+        )
+        return [self.until_end([self.ids[token] for token in each.hypotheses[0]]) for each in results]
+
+    def _tokens(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
+        return [[self.vocabulary[token] for token in row] for row in rows]
+
+
+class _Vocabulary:
+    """A tokenizer as the converter asks for it, with a token for every row of the table, even without a tokenizer."""
+
+    def __init__(self, size: int, tokenizer: Tokenizer | None, decoding: Decoding) -> None:
+        known = {} if tokenizer is None else tokenizer.get_vocab()
+        tokens = {i: token for token, i in known.items() if i < size}
+        self._tokens = [tokens.get(i, f"<id {i}>") for i in range(size)]
+        if len(set(self._tokens)) != size:
+            raise InputError("tokenizer", type(tokenizer).__name__, "one with a token of its own for each id")
+        pad = self._tokens[decoding.pad or 0]
+        self.bos_token = self.pad_token = pad
+        self.eos_token = self._tokens[decoding.ends[0]] if decoding.ends else pad
+        unknown = getattr(tokenizer, "unk_token", None)
+        self.unk_token = unknown if unknown in self._tokens else pad
+
+    def get_vocab(self) -> dict[str, int]:
+        return {token: i for i, token in enumerate(self._tokens)}
+
+    def convert_ids_to_tokens(self, i: int) -> str:
+        return self._tokens[i]
+
+
+def _spec(plain: PreTrainedModel, tokenizer: Tokenizer | None, decoding: Decoding) -> model_spec.ModelSpec:
+    """CTranslate2's description of a plain model, weights in fp32.
+
+    The decoder starts from the first token of the prefix, which the engine gives, so that a text may start from its
+    language's.
+    """
+    config = plain.config
+    name, config.normalize_before, config.normalize_embedding = _CONVERTED[config.model_type]
+    config.add_final_layer_norm = config.normalize_before
+    if config.model_type == "t5":  # the converter asks one for the other
+        config.tie_word_embeddings = config.scale_decoder_outputs
+    vocabulary = _Vocabulary(plain.get_input_embeddings().num_embeddings, tokenizer, decoding)
+    with torch.no_grad():
+        spec = converters._MODEL_LOADERS[name](plain, vocabulary)
+    spec.config.decoder_start_token = None
+    spec.validate()
+    return spec
+
+
+def _to_int8(spec: model_spec.ModelSpec, codes: model_spec.ModelSpec | None) -> tuple[Exported, ...]:
+    """Quantize a description in place: codes as they were trained where there are such, new ones elsewhere."""
+    given = {name: value for name, value in spec.variables().items() if _is_weight(name, spec)}
+    given = {name: value.numpy().copy() for name, value in given.items()}  # which are quantized in place
+    trained = {} if codes is None else codes.variables()
+    spec.optimize("int8")
+    exported = []
+    for name, weight in given.items():
+        layer = model_spec.index_spec(spec, name.rpartition("/")[0])
+        if isinstance(layer.weight, str):  # the name of another, which is the same
+            continue
+        rows = trained[name].numpy() if name in trained else np.full_like(weight, np.nan)
+        row_max = np.abs(weight).max(axis=1)
+        rows = np.where(row_max[:, None] > 0, rows, 0)  # the binary codes of a row of zeros are ones, times zero
+        largest = np.abs(rows).max(axis=1)
+        # a zero row has any scale; the others' largest code is the same part of all codes that it is of the weights
+        scale = np.divide(largest, row_max, out=np.ones_like(row_max), where=row_max > 0)
+        exact = bool(np.isfinite(rows).all() and (rows == np.rint(rows)).all() and largest.max() <= 127)
+        if exact:
+            layer.weight = model_spec.NumpyVariable(rows.astype(np.int8))
+            layer.weight_scale = model_spec.NumpyVariable(scale.astype(np.float32))
+        written = layer.weight.numpy() / layer.weight_scale.numpy()[:, None]
+        error = np.abs(written - weight).max(axis=1) / np.where(row_max > 0, row_max, 1)
+        exact = exact and float(error.max()) < 1e-6
+        exported.append(Exported(name, tuple(weight.shape), exact, float(error.max())))
+    return tuple(exported)
+
+
+def _is_weight(name: str, spec: model_spec.ModelSpec) -> bool:
+    """Whether a variable is a matrix that CTranslate2 quantizes."""
+    parent, _, field = name.rpartition("/")
+    return field == "weight" and hasattr(model_spec.index_spec(spec, parent), "weight_scale")
+
+
+def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding) -> tuple[str, ...]:
+    """What the engine does not do as the model does, a sentence each."""
+    notes, configuration = [], getattr(model, "dqlib_configuration", None)
+    if configuration is not None:
+        a_bits, here = (
+            configuration.a_bits,
+            "to 8 bits with one scale a token" if quantization == "int8" else "not at all",
+        )
+        kind = "tensor" if model.dqlib_preset.activations.granularity == "per_tensor" else "token"
+        there = "not at all" if a_bits >= FULL_PRECISION else f"to {a_bits} bits with one scale a {kind}"
+        if a_bits < FULL_PRECISION:
+            notes.append("Inputs of attention and its probabilities are not rounded, as they are in the student.")
+        if here != there:
+            notes.append(f"Linear layers round their inputs {here}, the student's {there}.")
+    if decoding.early_stopping is not True:
+        notes.append(
+            "Beam search ends at twice as many finished texts as beams, which is not PyTorch's rule; with "
+            "early_stopping both end alike."
+        )
+    if decoding.repetition_penalty != 1:
+        notes.append("The repetition penalty leaves out the token that the decoder starts from.")
+    return tuple(notes)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to replace a folder that holds anything but an exported model."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / DESCRIPTION).is_file())):
+        raise InputError("folder", str(folder), "new, empty, or an exported model, which is replaced")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("folder", str(path.parent), f"written by dqlib export ({path.name}: {error})") from None

@@ -1,0 +1,107 @@
+"""The engine that every model has: PyTorch, with what a student rounds rounded as it was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from dqlib.architectures import model_class
+from dqlib.engines.base import Decoding, Engine
+from dqlib.errors import InputError
+from dqlib.generation import OneSourceCache
+from dqlib.manifest import MANIFEST
+from dqlib.packed import CONFIG, GENERATION, load_packed, load_tokenizer, packed_manifest
+from dqlib.student import SIDECAR, load_student
+
+
+class TorchEngine(Engine):
+    """A Hugging Face model that writes: a student, a packed model, or a teacher.
+
+    Args:
+        model: that writes.
+        tokenizer: of the model.
+
+    Raises:
+        InputError: the model does not write.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__(tokenizer, Decoding.of(model))
+        self.model = model.eval()
+
+    @classmethod
+    def load(cls, folder: str | Path, threads: int | None = None) -> TorchEngine:
+        """The engine of a folder (see :func:`load_model`).
+
+        Args:
+            folder: of a packed model, of a student, or of a Hugging Face model.
+            threads: of PyTorch, in all of this process; None leaves them as they are.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return cls(*load_model(folder))
+
+    @torch.no_grad()
+    def generate_ids(
+        self,
+        input_ids: Sequence[Sequence[int]],
+        *,
+        num_beams: int = 4,
+        max_new_tokens: int,
+        starts: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """See :meth:`Engine.generate_ids`."""
+        longest = max(map(len, input_ids))
+        ids = torch.full((len(input_ids), longest), self.decoding.pad or 0)
+        mask = torch.zeros_like(ids)
+        for row, each in enumerate(input_ids):
+            place = slice(longest - len(each), None) if self.continues else slice(len(each))
+            ids[row, place], mask[row, place] = torch.tensor(each), 1
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        options = {} if starts is None else {"decoder_start_token_id": list(starts)}
+        if not self.continues:
+            options["past_key_values"] = OneSourceCache()
+        output = self.model.generate(
+            input_ids=ids, attention_mask=mask, num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False,
+            early_stopping=self.early_stopping if num_beams > 1 else False, pad_token_id=self.decoding.pad, **options,
+        )  # fmt: skip
+        return [self.until_end(row) for row in output[:, longest if self.continues else 1 :].tolist()]
+
+
+def load_model(folder: str | Path) -> tuple[PreTrainedModel, Tokenizer | None]:
+    """The model of a folder and its tokenizer, if there is one.
+
+    Args:
+        folder: written by :func:`dqlib.packed.save_packed`, by :func:`dqlib.student.save_student`, or by
+            ``save_pretrained``, of one of the known architectures.
+
+    Raises:
+        InputError: the folder is none of these, or is damaged.
+    """
+    folder = Path(folder)
+    if (folder / MANIFEST).is_file():
+        model = load_packed(folder)
+        more = any(name not in (CONFIG, GENERATION) for name in packed_manifest(folder).files)
+        return model, load_tokenizer(folder) if more else None
+    if (folder / SIDECAR).is_file():
+        model = load_student(folder)
+    elif (folder / CONFIG).is_file() and any(folder.glob("*.safetensors")):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        kind = model_class(config, (config.architectures or [""])[0])
+        model = kind.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True).eval()
+    else:
+        raise InputError("folder", str(folder), "a packed model, a student, or a Hugging Face model with safetensors")
+    return model, read_tokenizer(folder)
+
+
+def read_tokenizer(folder: str | Path) -> Tokenizer | None:
+    """The tokenizer of a folder; None if there is none. No code of the folder is run."""
+    if not any(Path(folder).glob("tokenizer*")):
+        return None
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
