@@ -24,6 +24,10 @@ from dqlib.study.progress import relayed
 from dqlib.study.settings import Settings, load_settings
 
 
+#: Task whose headline a notebook shows that is not named by one.
+TASK_OF = {"deploy": "summarization"}
+
+
 def executed_path(settings: Settings, notebook: str, config: str | None = None, task: str | None = None) -> Path:
     """Where the executed copy of a notebook is kept."""
     parts = [notebook, *([task] if task else []), *([Configuration.parse(config).slug] if config else [])]
@@ -46,8 +50,9 @@ def run_notebook(notebook: str, params: str, config: str | None = None, task: st
         raise InputError("notebook", notebook, f"one of {', '.join(known)}")
     target = executed_path(settings, notebook, config, task)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if config is None and notebook in settings.tasks:
-        config = str(settings.task(notebook).headline)
+    shown = TASK_OF.get(notebook, notebook)
+    if config is None and shown in settings.tasks:
+        config = str(settings.task(shown).headline)
     parameters = {"params": params} | ({"config": str(Configuration.parse(config))} if config else {})
     parameters |= {"task": task} if task else {}
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not a user's of the same name
