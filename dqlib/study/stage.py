@@ -23,7 +23,6 @@ from dqlib.study.paths import project_root, write_text
 from dqlib.study.progress import relayed
 from dqlib.study.settings import Settings, load_settings
 
-
 #: Task whose headline a notebook shows that is not named by one.
 TASK_OF = {"deploy": "summarization"}
 
