@@ -34,7 +34,6 @@ from onnx import TensorProto
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from dqlib.config import FULL_PRECISION
 from dqlib.engines.onnx_graph import Graph, Numbers
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
@@ -324,9 +323,7 @@ class _Making:
                 following = final if last else f"{sublayers[n + 1][0].rpartition('.')[0]}.self_attn_layer_norm"
             delta = self._linear(g, self._rounded(g, y, zero) if int8 else y, [out], bias=False)
             x, residual = self._add_norm(g, residual, delta, following if self.pre else own, self._bias(g, [out]))
-        names = [
-            f"model.decoder.layers.{i}.encoder_attn.{name}_proj" for i in range(c.decoder_layers) for name in "kv"
-        ]
+        names = [f"model.decoder.layers.{i}.encoder_attn.{name}_proj" for i in range(c.decoder_layers) for name in "kv"]
         y = self._linear(g, self._rounded(g, x, zero) if int8 else x, names)  # (rows, 2 layers x features)
         heads = c.decoder_attention_heads
         split = g.op("Concat", shape, g.integers(len(names), heads, d // heads), axis=0)
