@@ -136,7 +136,7 @@ def test_forced_tokens_lengths_and_penalties_are_kept(teacher, exported, beams):
 @pytest.mark.parametrize("beams", [1, 4])
 def test_an_early_end_is_where_transformers_ends(teacher, exported, beams):
     with torch.no_grad():
-        teacher.final_logits_bias[0, 2] = 4.0  # the end is likely
+        teacher.final_logits_bias[0, 2] = 7.0  # the end is likely
     student = student_of(teacher, "2-2-32")
     engine = exported(student)
     theirs = generated(student, SOURCES, num_beams=beams, max_new_tokens=12)

@@ -75,7 +75,7 @@ def export_onnx(
         model: a student, what ``load_packed`` gave, or a model in full precision, which stays so.
         folder: new, empty, or an exported model, which is replaced.
         tokenizer: written beside it.
-        bits: of the codes in the graphs, 2, 4 or 8; None for the fewest that hold each weight's codes.
+        bits: of the codes of weights and tokens in the graphs, 2, 4 or 8; None for the fewest that hold them.
         encoder: ``int8`` for speed, ``packed`` for the least memory.
         exact: leave activations in fp32, which is slow at 2 and 8 bits: for checks. It is so for a student with
             activations of more than 8 bits, too.
@@ -120,7 +120,6 @@ def export_onnx(
         plain = copy.deepcopy(config)
         plain.architectures = [type(model).__name__]
         plain.save_pretrained(scratch)
-        model.generation_config.save_pretrained(scratch)
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
         (scratch / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
@@ -252,8 +251,9 @@ class _Weights:
     def matrix(self, names: Sequence[str]) -> Codes | np.ndarray:
         """Rows of all these weights: codes, or fp32 where the kernels do not have the grid."""
         parts = [self.values[name] for name in names]
+        bits = None if names[0].endswith("embed_positions.weight") else self.bits
         if all(isinstance(part, Quantized) for part in parts):
-            codes = [Codes.of(part, self.bits) for part in parts]
+            codes = [Codes.of(part, bits) for part in parts]
             if None not in codes and len({(each.bits, each.scale.shape[1]) for each in codes}) == 1:
                 together = (np.concatenate([getattr(each, f) for each in codes]) for f in ("unsigned", "scale"))
                 return Codes(*together, codes[0].bits)

@@ -101,10 +101,12 @@ class OnnxEngine:
             raise InputError("folder", "without a tokenizer", "exported with one, or be asked with generate_ids")
         if batch_size < 1:
             raise InputError("batch_size", batch_size, "at least 1")
+        if not texts:
+            return []
         positions = self.decoding["positions"]
         max_new_tokens = min(NEW_TOKENS, positions - 1) if max_new_tokens is None else max_new_tokens
         longest = min(self.tokenizer.model_max_length, positions)
-        ids = self.tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"] if texts else []
+        ids = self.tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
         starts = self._starts(languages, len(texts))
         rows: list[list[int]] = []
         for first in range(0, len(ids), batch_size):
