@@ -82,7 +82,7 @@ SHAPES = {
     "base": Shape("bart", 50265, 768, 12, 6, 3072, _SIX, "2-2-8 6-3", whole=True),
     "large": Shape("bart", 50265, 1024, 16, 12, 4096, _TWELVE, "2-2-8 12-6"),
     "mbart-large": Shape("mbart", 250027, 1024, 16, 12, 4096, _TWELVE, "2-2-8 12-6"),
-    "tiny": Shape("bart", 300, 32, 2, 2, 64, ("2-2-8 2-1", "1-1-8 1-1"), "2-2-8 2-1", 12, 4, whole=True),
+    "tiny": Shape("bart", 300, 96, 12, 2, 64, ("2-2-8 2-1", "1-1-8 1-1"), "2-2-8 2-1", 12, 4, whole=True),
 }
 NAMES = {"base": "BART-base", "large": "BART-large", "mbart-large": "mBART-large", "tiny": "tiny"}
 CLASSES = {"bart": (BartConfig, BartForConditionalGeneration), "mbart": (MBartConfig, MBartForConditionalGeneration)}
