@@ -2,7 +2,8 @@
 
 The folder holds ``encoder.onnx``, which reads a source and gives the keys and values that all layers of the decoder
 attend to; ``decoder.onnx``, which takes one step and keeps its keys and values in memory that the caller lends it;
-``weights.bin``, the numbers of both; ``engine.json``; configuration and tokenizer.
+``candidates.onnx``, which finds the best tokens for a beam search; ``weights.bin``, the numbers of all; ``engine.json``;
+configuration and tokenizer.
 
 A low-bit weight is a ``MatMulNBits`` of ONNX Runtime (``com.microsoft``): unsigned codes around a zero point of
 ``2^(bits-1)``, one scale for each block of a row. A student's row has one scale, which is repeated, so ternary codes
@@ -40,7 +41,8 @@ from dqlib.files import atomic_folder
 from dqlib.quantizers import Quantized
 from dqlib.stored import PackedWeight, forms
 
-ENCODER, DECODER, WEIGHTS, DESCRIPTION = "encoder.onnx", "decoder.onnx", "weights.bin", "engine.json"
+ENCODER, DECODER, CANDIDATES = "encoder.onnx", "decoder.onnx", "candidates.onnx"
+WEIGHTS, DESCRIPTION = "weights.bin", "engine.json"
 
 #: Version of the folder's format.
 FORMAT = 1
@@ -116,6 +118,7 @@ def export_onnx(
         making = _Making(config, weights, numbers, rounded, rounded and encoder == "int8")
         onnx.save(making.encoder(), scratch / ENCODER)
         onnx.save(making.decoder(), scratch / DECODER)
+        onnx.save(making.candidates(), scratch / CANDIDATES)
         numbers.close()
         plain = copy.deepcopy(config)
         plain.architectures = [type(model).__name__]
@@ -332,7 +335,7 @@ class _Making:
         return g.model()
 
     def decoder(self) -> onnx.ModelProto:
-        """One step: a token a row to logits, and to the ``k`` best tokens with their log-probabilities.
+        """One step: a token a row to logits (rows, vocabulary).
 
         Rows are texts x beams. All beams of a text attend to the same source, as so many queries. Keys and values of
         earlier tokens are read from, and this token's written to, buffers (rows, heads, capacity, head_dim) that are
@@ -346,7 +349,6 @@ class _Making:
         mask = g.input("mask", TensorProto.INT32, ["texts", "source"])
         before = g.input("before", TensorProto.INT32, ["rows"])
         total = g.input("total", TensorProto.INT32, [])
-        count = g.input("k", TensorProto.INT64, [1])
         cache = ["rows", heads, "capacity", d // heads]
         source = ["texts", heads, "source", d // heads]
         x = g.op(
@@ -394,8 +396,15 @@ class _Making:
         bias = self.weights.number("final_logits_bias").reshape(-1)
         bias = g.constant("final_logits_bias", bias) if bias.any() else ""
         logits = self._multiply(g, x, ["lm_head"], bias)
-        best, tokens = g.op("TopK", g.op("LogSoftmax", logits, axis=-1), count, outputs=2, axis=-1)
         g.output(logits, "logits", TensorProto.FLOAT, ["rows", c.vocab_size])
+        return g.model()
+
+    def candidates(self) -> onnx.ModelProto:
+        """Logits (rows, vocabulary) to the ``k`` best tokens of each row and their log-probabilities, best first."""
+        g = Graph("candidates", self.numbers)
+        logits = g.input("logits", TensorProto.FLOAT, ["rows", self.config.vocab_size])
+        count = g.input("k", TensorProto.INT64, [1])
+        best, tokens = g.op("TopK", g.op("LogSoftmax", logits, axis=-1), count, outputs=2, axis=-1)
         g.output(best, "best", TensorProto.FLOAT, ["rows", "count"])
         g.output(tokens, "tokens", TensorProto.INT64, ["rows", "count"])
         return g.model()

@@ -1,7 +1,7 @@
 """The engine ``onnxruntime``: BART and mBART on weights of a few bits (https://onnxruntime.ai).
 
 Runs the graphs of :mod:`dqlib.engines.onnx_export`. Keys and values lie in memory of this program, which the graphs
-read and write in place: a step copies none of them, and gives out the tokens that matter and no more. Searches are
+read and write in place: a step copies none of them. Searches are
 those of transformers (``GenerationMixin._sample`` without sampling, ``_beam_search``): the same candidates, the same
 scores, the same end. Neither torch nor transformers is needed but for the tokenizer.
 """
@@ -22,7 +22,8 @@ from dqlib.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-ENCODER, DECODER, DESCRIPTION, FORMAT = "encoder.onnx", "decoder.onnx", "engine.json", 1
+ENCODER, DECODER, CANDIDATES = "encoder.onnx", "decoder.onnx", "candidates.onnx"
+DESCRIPTION, FORMAT = "engine.json", 1
 
 #: Tokens that are written at most, where nothing else is said.
 NEW_TOKENS = 64
@@ -60,9 +61,9 @@ class OnnxEngine:
         # Else the threads of one graph keep a core busy while the other's want it.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            self._encoder, self._decoder = (
+            self._encoder, self._decoder, self._search = (
                 onnxruntime.InferenceSession(str(self.folder / name), options, providers=["CPUExecutionProvider"])
-                for name in (ENCODER, DECODER)
+                for name in (ENCODER, DECODER, CANDIDATES)
             )
         except Exception as error:  # ONNX Runtime's have no class in common
             raise InputError("folder", str(folder), f"one that ONNX Runtime reads ({error})") from None
@@ -275,7 +276,7 @@ class OnnxEngine:
         _bind(binding.bind_ortvalue_input, input_ids=ids, mask=mask)
         _bind(binding.bind_ortvalue_output, cross=cross)
         self._encoder.run_with_iobinding(binding)
-        return _Steps(self._decoder, said, cross, mask, beams, longest)
+        return _Steps(self._decoder, self._search, said, cross, mask, beams, longest)
 
     def _starts(self, languages: str | Sequence[str] | None, count: int) -> list[int] | None:
         if languages is None:
@@ -297,6 +298,7 @@ class _Steps:
 
     Args:
         session: of the decoder's graph.
+        search: that finds candidates.
         said: the model's description.
         cross: (2 x layers, texts, heads, source, head_dim).
         mask: int32 (texts, source).
@@ -307,6 +309,7 @@ class _Steps:
     def __init__(
         self,
         session: onnxruntime.InferenceSession,
+        search: onnxruntime.InferenceSession,
         said: dict[str, Any],
         cross: np.ndarray,
         mask: np.ndarray,
@@ -315,11 +318,11 @@ class _Steps:
     ) -> None:
         texts, layers = len(mask), said["layers"]
         rows = texts * beams
-        self.session, self.length, self.features = session, 0, said["heads"] * said["head_dim"]
+        self.session, self.search, self.length = session, search, 0
+        self.features = said["heads"] * said["head_dim"]
         self.cache = np.zeros((2 * layers, rows, said["heads"], longest, said["head_dim"]), np.float32)
         self._ids, self._position = np.zeros((rows, 1), np.int64), np.zeros((1, 1), np.int64)
         self._before, self._total = np.zeros(rows, np.int32), np.zeros((), np.int32)
-        self._count = np.zeros(1, np.int64)
         self._logits = np.empty((rows, said["vocabulary"]), np.float32)
         self._fixed: dict[str, np.ndarray] = {
             "by_source": np.array([texts, beams, self.features], np.int64),
@@ -328,7 +331,6 @@ class _Steps:
             "position": self._position,
             "before": self._before,
             "total": self._total,
-            "k": self._count,
         }
         kept: dict[str, np.ndarray] = {}
         for i in range(layers):
@@ -338,42 +340,34 @@ class _Steps:
         self._binding = session.io_binding()
         _bind(self._binding.bind_ortvalue_input, **self._fixed)
         _bind(self._binding.bind_ortvalue_output, **kept)
-        self._kept = kept
-        self._options = onnxruntime.RunOptions()
-        self._options.only_execute_path_to_fetches = True
-        self._bound: int | None = None
+        _bind(self._binding.bind_ortvalue_output, logits=self._logits)
+        self._found: tuple[np.ndarray, np.ndarray] | None = None
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Logits (rows, vocabulary) after one more token a row; the next call writes over them."""
-        if self._bound != 0:
-            _bind(self._binding.bind_ortvalue_output, logits=self._logits)
-            self._bound = 0
-        self._run(tokens)
-        return self._logits
-
-    def best(self, tokens: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities and ids of the best tokens after one more a row, (rows, count), best first."""
-        if self._bound != count:
-            self._binding.clear_binding_outputs()
-            self._values = np.empty((len(tokens), count), np.float32)
-            self._tokens = np.empty((len(tokens), count), np.int64)
-            _bind(self._binding.bind_ortvalue_output, **self._kept, best=self._values, tokens=self._tokens)
-            self._count[0], self._bound = count, count
-        self._run(tokens)
-        return self._values, self._tokens
-
-    def reorder(self, parents: np.ndarray) -> None:
-        """Let row ``i`` go on from row ``parents[i]``, which is one of the same text: the source stays in place."""
-        if (parents != np.arange(len(parents))).any():
-            self.cache[:, :, :, : self.length] = self.cache[:, parents, :, : self.length]
-
-    def _run(self, tokens: np.ndarray) -> None:
         self._ids[:, 0] = tokens
         self._position[0, 0] = self.length + 2
         self._before[:] = self.length
         self.length += 1
         self._total[()] = self.length
-        self.session.run_with_iobinding(self._binding, self._options)
+        self.session.run_with_iobinding(self._binding)
+        return self._logits
+
+    def best(self, tokens: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities and ids of the best tokens after one more a row, (rows, count), best first."""
+        logits = self.logits(tokens)
+        if self._found is None or self._found[0].shape[1] != count:
+            self._found = np.empty((len(tokens), count), np.float32), np.empty((len(tokens), count), np.int64)
+            self._searching = self.search.io_binding()
+            _bind(self._searching.bind_ortvalue_input, logits=logits, k=np.array([count]))
+            _bind(self._searching.bind_ortvalue_output, best=self._found[0], tokens=self._found[1])
+        self.search.run_with_iobinding(self._searching)
+        return self._found
+
+    def reorder(self, parents: np.ndarray) -> None:
+        """Let row ``i`` go on from row ``parents[i]``, which is one of the same text: the source stays in place."""
+        if (parents != np.arange(len(parents))).any():
+            self.cache[:, :, :, : self.length] = self.cache[:, parents, :, : self.length]
 
 
 def _bind(bind: Any, **arrays: np.ndarray) -> None:
