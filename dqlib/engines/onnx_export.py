@@ -2,8 +2,8 @@
 
 The folder holds ``encoder.onnx``, which reads a source and gives the keys and values that all layers of the decoder
 attend to; ``decoder.onnx``, which takes one step and keeps its keys and values in memory that the caller lends it;
-``candidates.onnx``, which finds the best tokens for a beam search; ``weights.bin``, the numbers of all; ``engine.json``;
-configuration and tokenizer.
+``candidates.onnx``, which finds the best tokens for a beam search; ``weights.bin``, the numbers of all three;
+``engine.json``; configuration and tokenizer.
 
 A low-bit weight is a ``MatMulNBits`` of ONNX Runtime (``com.microsoft``): unsigned codes around a zero point of
 ``2^(bits-1)``, one scale for each block of a row. A student's row has one scale, which is repeated, so ternary codes
