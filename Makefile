@@ -2,11 +2,12 @@ PROFILE ?= laptop
 PYTHON ?= python3.11
 ACTIVATE := . .venv/bin/activate
 
-.PHONY: help repro methods read readme test lint env lock clean
+.PHONY: help repro methods bench read readme test lint env lock clean
 
 help:
 	@echo "make repro [PROFILE=smoke|laptop]        run the study and print its table"
 	@echo "make methods                             run the bench of all methods under the chosen profile (hours)"
+	@echo "make bench                               measure size, memory and speed on real shapes (20 minutes)"
 	@echo "make read                                open the executed notebooks as pages in a browser"
 	@echo "make test                                run the tests"
 	@echo "make lint                                check style and format"
@@ -21,6 +22,9 @@ repro: .venv/.complete
 
 methods: .venv/.complete
 	@$(ACTIVATE) && dvc repro methods
+
+bench: .venv/.complete
+	@$(ACTIVATE) && PYTHONPATH=. python benchmarks/inference.py
 
 read: .venv/.complete
 	@$(ACTIVATE) && python -m dqlib.study.read

@@ -3,6 +3,8 @@
 import csv
 import importlib.util
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,3 +40,23 @@ def test_ratios_are_finite_and_positive_and_are_written(benchmark, tmp_path):
         written = list(csv.DictReader(file))
     assert len(written) == len(rows)
     assert float(written[0]["ratio"]) == pytest.approx(rows[0].ratio, rel=1e-3)
+
+
+def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
+    pytest.importorskip("onnxruntime")
+    script = PATH.with_name("inference.py")
+    command = [sys.executable, str(script), "--shapes", "tiny", "--quick", "--threads", "1"]
+    command += ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
+    environment = os.environ | {"PYTHONPATH": str(PATH.parent.parent)}
+    subprocess.run(command, check=True, env=environment)
+    with (tmp_path / "results" / "benchmark.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert ",".join(rows[0]) == "name,shape,config,engine,metric,value,unit,baseline,ratio,device"
+    assert {row["name"] for row in rows} == {"size", "load", "generation", "low-bit", "memory", "training"}
+    assert all(float(row["value"]) > 0 for row in rows)
+    assert all(bool(row["baseline"]) == bool(row["ratio"]) for row in rows)
+    assert (tmp_path / "results" / "figures" / "benchmark.svg").is_file()
+
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "tiny").glob("*.json")}
+    subprocess.run(command, check=True, env=environment)
+    assert kept.items() >= {p: p.stat().st_mtime_ns for p in kept if p.name != "vocabulary.json"}.items()

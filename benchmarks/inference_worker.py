@@ -1,0 +1,117 @@
+"""One engine in a process of its own, which generates when it is told to: a line of JSON in, a line out.
+
+    python benchmarks/inference_worker.py ENGINE FOLDER THREADS
+
+Nothing is imported that the engine does not need, so that the memory of this process is the engine's. The first line
+out tells seconds to load and the resident memory, MB, after the imports and after loading. A line in has ``texts``,
+``source``, ``beams`` and ``tokens``; the line out ``seconds`` of that generation, and memory after it. All texts get
+exactly ``tokens`` tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Generate = Callable[[list[list[int]], int, int], Any]
+
+
+def resident() -> float:
+    """Memory of this process that is in RAM, MB (10^6 bytes); the largest ever where there is no /proc."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        kilobytes = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+        return int(kilobytes) * 1024 / 1e6
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / 1e6 if sys.platform == "darwin" else largest * 1024 / 1e6
+
+
+def transformers_engine(folder: Path, threads: int) -> Generate:
+    """Transformers in full precision."""
+    import torch
+
+    torch.set_num_threads(threads)
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+
+    def generate(ids: list[list[int]], beams: int, tokens: int) -> Any:
+        source = torch.tensor(ids)
+        return model.generate(
+            input_ids=source,
+            attention_mask=torch.ones_like(source),
+            num_beams=beams,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+        )
+
+    return generate
+
+
+def ctranslate2_engine(folder: Path, threads: int) -> Generate:
+    """CTranslate2 itself, without what dqlib puts around it."""
+    import ctranslate2
+
+    translator = ctranslate2.Translator(str(folder), inter_threads=1, intra_threads=threads)
+    vocabulary = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
+
+    def generate(ids: list[list[int]], beams: int, tokens: int) -> Any:
+        return translator.translate_batch(
+            [[vocabulary[i] for i in row] for row in ids],
+            [[vocabulary[2]]] * len(ids),
+            beam_size=beams,
+            min_decoding_length=tokens,
+            max_decoding_length=tokens,
+            max_input_length=0,
+        )
+
+    return generate
+
+
+def onnxruntime_engine(folder: Path, threads: int) -> Generate:
+    """The engine of dqlib."""
+    from dqlib.engines.onnx_model import OnnxEngine
+
+    engine = OnnxEngine(folder, threads)
+
+    def generate(ids: list[list[int]], beams: int, tokens: int) -> Any:
+        return engine.generate_ids(ids, num_beams=beams, max_new_tokens=tokens, min_new_tokens=tokens)
+
+    return generate
+
+
+ENGINES = {
+    "transformers": (transformers_engine, ("transformers.models.bart.modeling_bart",)),
+    "ctranslate2": (ctranslate2_engine, ("ctranslate2",)),
+    "onnxruntime": (onnxruntime_engine, ("dqlib.engines.onnx_model",)),
+}
+
+
+def main() -> None:
+    """Load, then generate until the input ends."""
+    engine, folder, threads = sys.argv[1:]
+    load, needed = ENGINES[engine]
+    for name in needed:
+        __import__(name)
+    imported, start = resident(), time.perf_counter()
+    generate = load(Path(folder), int(threads))
+    told = {"load": time.perf_counter() - start, "imported": imported, "loaded": resident()}
+    print(json.dumps(told), flush=True)
+    vocabulary = json.loads((Path(folder).parent / "vocabulary.json").read_text())
+    for line in sys.stdin:
+        said, draw = json.loads(line), random.Random(0)
+        ids = [[draw.randrange(5, vocabulary) for _ in range(said["source"] - 1)] + [2] for _ in range(said["texts"])]
+        start = time.perf_counter()
+        generate(ids, said["beams"], said["tokens"])
+        print(json.dumps({"seconds": time.perf_counter() - start, "resident": resident()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,386 @@
+"""The engine ``onnxruntime``: BART and mBART on weights of a few bits (https://onnxruntime.ai).
+
+Runs the graphs of :mod:`dqlib.engines.onnx_export`. Keys and values lie in memory of this program, which the graphs
+read and write in place: a step copies none of them. Searches are
+those of transformers (``GenerationMixin._sample`` without sampling, ``_beam_search``): the same candidates, the same
+scores, the same end. Neither torch nor transformers is needed but for the tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+
+from dqlib.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+ENCODER, DECODER, CANDIDATES = "encoder.onnx", "decoder.onnx", "candidates.onnx"
+DESCRIPTION, FORMAT = "engine.json", 1
+
+#: Tokens that are written at most, where nothing else is said.
+NEW_TOKENS = 64
+
+#: Score of what cannot be chosen, as transformers has it.
+_NEVER = -1.0e9
+
+
+class OnnxEngine:
+    """A model that :func:`dqlib.engines.onnx_export.export_onnx` wrote.
+
+    Args:
+        folder: that was written.
+        threads: of one call; None for one each core.
+
+    Attributes:
+        early_stopping: of the beam search, as transformers has it; the model's own until it is set.
+
+    Raises:
+        InputError: the folder is none of these, or damaged.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
+        self.folder = Path(folder)
+        said = _read(self.folder)
+        self._said, self.decoding = said, said["decoding"]
+        self.early_stopping: bool = self.decoding["early_stopping"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.enable_mem_pattern = False  # which plans for shapes that come once
+        # Else the threads of one graph keep a core busy while the other's want it.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self._encoder, self._decoder, self._search = (
+                onnxruntime.InferenceSession(str(self.folder / name), options, providers=["CPUExecutionProvider"])
+                for name in (ENCODER, DECODER, CANDIDATES)
+            )
+        except Exception as error:  # ONNX Runtime's have no class in common
+            raise InputError("folder", str(folder), f"one that ONNX Runtime reads ({error})") from None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's own; None if it was exported without."""
+        if not (self.folder / "tokenizer_config.json").is_file():
+            return None
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
+
+    def generate(
+        self,
+        texts: Sequence[str],
+        *,
+        num_beams: int = 4,
+        max_new_tokens: int | None = None,
+        languages: str | Sequence[str] | None = None,
+        batch_size: int = 8,
+    ) -> list[str]:
+        """What the model writes for texts, in order.
+
+        Args:
+            texts: to read; what is longer than the model reads is cut.
+            num_beams: 1 for greedy search.
+            max_new_tokens: tokens written at most; by default 64, or what the model has positions for.
+            languages: to write in, one for all or each text's own; None for the model's own start.
+            batch_size: texts at a time.
+
+        Raises:
+            InputError: a number is not allowed, a language has no token, or there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise InputError("folder", "without a tokenizer", "exported with one, or be asked with generate_ids")
+        if batch_size < 1:
+            raise InputError("batch_size", batch_size, "at least 1")
+        if not texts:
+            return []
+        positions = self.decoding["positions"]
+        max_new_tokens = min(NEW_TOKENS, positions - 1) if max_new_tokens is None else max_new_tokens
+        longest = min(self.tokenizer.model_max_length, positions)
+        ids = self.tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
+        starts = self._starts(languages, len(texts))
+        rows: list[list[int]] = []
+        for first in range(0, len(ids), batch_size):
+            part = slice(first, first + batch_size)
+            some = None if starts is None else starts[part]
+            rows += self.generate_ids(ids[part], num_beams=num_beams, max_new_tokens=max_new_tokens, starts=some)
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    def generate_ids(
+        self,
+        input_ids: Sequence[Sequence[int]],
+        *,
+        num_beams: int = 4,
+        max_new_tokens: int,
+        starts: Sequence[int] | None = None,
+        min_new_tokens: int | None = None,
+    ) -> list[list[int]]:
+        """What the model writes for token ids, all in one batch.
+
+        Args:
+            input_ids: a text each, not padded, with the tokens that end it.
+            num_beams: 1 for greedy search.
+            max_new_tokens: tokens written at most, the end among them.
+            starts: id that the decoder starts from, for each text; None for the model's own.
+            min_new_tokens: tokens before the end at least; None for the model's own.
+
+        Returns:
+            Ids for each text, without start and end.
+
+        Raises:
+            InputError: a number is not allowed.
+        """
+        positions = self.decoding["positions"]
+        if num_beams < 1:
+            raise InputError("num_beams", num_beams, "at least 1")
+        if not 1 <= max_new_tokens <= positions - 1:
+            raise InputError("max_new_tokens", max_new_tokens, f"from 1 to {positions - 1}, the positions less one")
+        if not input_ids:
+            return []
+        if not all(1 <= len(row) <= positions for row in input_ids):
+            raise InputError("input_ids", f"{max(map(len, input_ids))} tokens", f"from 1 to {positions} tokens each")
+        starts = [self.decoding["start"]] * len(input_ids) if starts is None else list(starts)
+        if len(starts) != len(input_ids):
+            raise InputError("starts", f"{len(starts)} of them", f"as many as texts, {len(input_ids)}")
+        shortest = self.decoding["min_new_tokens"] if min_new_tokens is None else min_new_tokens
+        steps = self._read_source(input_ids, num_beams, max_new_tokens)
+        if num_beams == 1:
+            return self._greedy(steps, starts, max_new_tokens, shortest)
+        return self._beams(steps, starts, num_beams, max_new_tokens, shortest)
+
+    # --- searches
+
+    def _greedy(self, steps: _Steps, starts: list[int], longest: int, shortest: int) -> list[list[int]]:
+        ends, pad = self.decoding["ends"], self.decoding["pad"]
+        tokens, done = np.array(starts), np.zeros(len(starts), bool)
+        written = np.full((len(starts), longest), pad)
+        for n in range(longest):
+            logits = steps.logits(tokens)
+            forced = self._forced(n, longest)
+            if n < shortest:
+                logits[:, ends] = -np.inf
+            tokens = logits.argmax(-1) if forced is None else np.full(len(starts), forced)
+            tokens = np.where(done, pad, tokens)
+            written[:, n] = tokens
+            done |= np.isin(tokens, ends)
+            if done.all():
+                break
+        return [self._until_end(row, n + 1) for row in written.tolist()]
+
+    def _beams(self, steps: _Steps, starts: list[int], beams: int, longest: int, shortest: int) -> list[list[int]]:
+        """The beam search of transformers, all texts at once; its names where there are any.
+
+        A row's candidates are its best few tokens, among which those of all its text's beams are.
+        """
+        texts, ends, power = len(starts), np.array(self.decoding["ends"]), self.decoding["length_penalty"]
+        keep = max(2, 1 + len(ends)) * beams  # enough that as many as beams have not ended
+        running = np.full((texts, beams, longest), self.decoding["pad"])
+        finished = running.copy()
+        running_scores = np.full((texts, beams), _NEVER, np.float32)
+        running_scores[:, 0] = 0.0
+        scores = np.full((texts, beams), _NEVER, np.float32)
+        is_finished = np.zeros((texts, beams), bool)
+        improvable = np.ones((texts, 1), bool)
+        among_best = np.arange(keep) < beams
+        tokens, row = np.repeat(starts, beams), np.arange(texts)[:, None]
+        for n in range(longest):
+            values, candidates = self._candidates(steps, tokens, n, longest, shortest, keep)  # (rows, few)
+            few = values.shape[-1]
+            values = values.reshape(texts, beams, few) + running_scores[:, :, None]
+            order = np.argsort(-values.reshape(texts, -1), axis=-1, kind="stable")[:, :keep]
+            best = np.take_along_axis(values.reshape(texts, -1), order, 1)  # (texts, keep)
+            chosen = np.take_along_axis(candidates.reshape(texts, -1), order, 1)
+            parents = order // few
+            sequences = running[row, parents]
+            sequences[:, :, n] = chosen
+            stops = np.isin(chosen, ends) | (n + 1 == longest)
+
+            going_on = best + stops * np.float32(_NEVER)
+            next_ = np.argsort(-going_on, axis=-1, kind="stable")[:, :beams]
+            running, running_scores = sequences[row, next_], going_on[row, next_]
+
+            ended = stops & among_best
+            final = best / np.float32((n + 1) ** power)
+            final += (is_finished.all(-1, keepdims=True) & self.early_stopping) * np.float32(_NEVER)
+            final += ~improvable * np.float32(_NEVER)
+            final += ~ended * np.float32(_NEVER)
+            merged = np.concatenate([scores, final], axis=1)
+            kept = np.argsort(-merged, axis=-1, kind="stable")[:, :beams]
+            finished = np.concatenate([finished, sequences], axis=1)[row, kept]
+            scores, is_finished = merged[row, kept], np.concatenate([is_finished, ended], axis=1)[row, kept]
+
+            hope = running_scores[:, :1] / np.float32((n + 1) ** power)
+            worst = np.where(is_finished, scores.min(axis=1, keepdims=True), _NEVER)
+            improvable &= (hope > worst).any(-1, keepdims=True)
+            if not improvable.any() or (is_finished.all() and self.early_stopping) or stops.all():
+                break
+            steps.reorder((row * beams + parents[row, next_]).reshape(-1))
+            tokens = running[:, :, n].reshape(-1)
+        return [self._until_end(sequence, longest) for sequence in finished[:, 0].tolist()]
+
+    def _candidates(
+        self, steps: _Steps, tokens: np.ndarray, n: int, longest: int, shortest: int, keep: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities and ids of each row's best tokens, (rows, few)."""
+        ends = self.decoding["ends"]
+        few = min(keep + (len(ends) if n < shortest else 0), self._said["vocabulary"])
+        values, candidates = steps.best(tokens, few)
+        forced = self._forced(n, longest)
+        if forced is not None:
+            candidates = np.broadcast_to(np.arange(few), values.shape) + (np.arange(few) >= forced)
+            candidates[:, 0] = forced
+            values = np.full_like(values, -np.inf)
+            values[:, 0] = 0.0
+        elif n < shortest:
+            values = np.where(np.isin(candidates, ends), -np.inf, values)
+        return values, candidates
+
+    def _forced(self, n: int, longest: int) -> int | None:
+        """The token that must come, if one must."""
+        if n == 0 and self.decoding["forced_start"] is not None:
+            return self.decoding["forced_start"]
+        return self.decoding["forced_end"] if n + 1 == longest else None
+
+    def _until_end(self, ids: list[int], longest: int) -> list[int]:
+        ends, pad = self.decoding["ends"], self.decoding["pad"]
+        row = ids[:longest]
+        for i, token in enumerate(row):
+            if token in ends:
+                return row[:i]
+        while row and row[-1] == pad:
+            row.pop()
+        return row
+
+    # --- graphs
+
+    def _read_source(self, input_ids: Sequence[Sequence[int]], beams: int, longest: int) -> _Steps:
+        said, texts, source = self._said, len(input_ids), max(map(len, input_ids))
+        ids = np.full((texts, source), self.decoding["pad"] or 0, np.int64)
+        mask = np.zeros((texts, source), np.int32)
+        for i, row in enumerate(input_ids):
+            ids[i, : len(row)], mask[i, : len(row)] = row, 1
+        if ids.min() < 0 or ids.max() >= said["vocabulary"]:
+            raise InputError("input_ids", int(ids.max()), f"ids from 0 to {said['vocabulary'] - 1}")
+        cross = np.empty((2 * said["layers"], texts, said["heads"], source, said["head_dim"]), np.float32)
+        binding = self._encoder.io_binding()
+        _bind(binding.bind_ortvalue_input, input_ids=ids, mask=mask)
+        _bind(binding.bind_ortvalue_output, cross=cross)
+        self._encoder.run_with_iobinding(binding)
+        return _Steps(self._decoder, self._search, said, cross, mask, beams, longest)
+
+    def _starts(self, languages: str | Sequence[str] | None, count: int) -> list[int] | None:
+        if languages is None:
+            return None
+        languages = [languages] * count if isinstance(languages, str) else list(languages)
+        if len(languages) != count:
+            raise InputError("languages", f"{len(languages)} of them", f"as many as texts, {count}")
+        vocabulary, ids = self.tokenizer.get_vocab(), []
+        for language in languages:
+            tokens = [token for token in (f"<{language}>", language) if token in vocabulary]
+            if not tokens:
+                raise InputError("language", language, f"a language with a token, such as <{language}>")
+            ids.append(vocabulary[tokens[0]])
+        return ids
+
+
+class _Steps:
+    """The decoder on one batch: what was read, what was written, and the buffers that both are bound to.
+
+    Args:
+        session: of the decoder's graph.
+        search: that finds candidates.
+        said: the model's description.
+        cross: (2 x layers, texts, heads, source, head_dim).
+        mask: int32 (texts, source).
+        beams: rows of a text.
+        longest: tokens that are written at most.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        search: onnxruntime.InferenceSession,
+        said: dict[str, Any],
+        cross: np.ndarray,
+        mask: np.ndarray,
+        beams: int,
+        longest: int,
+    ) -> None:
+        texts, layers = len(mask), said["layers"]
+        rows = texts * beams
+        self.session, self.search, self.length = session, search, 0
+        self.features = said["heads"] * said["head_dim"]
+        self.cache = np.zeros((2 * layers, rows, said["heads"], longest, said["head_dim"]), np.float32)
+        self._ids, self._position = np.zeros((rows, 1), np.int64), np.zeros((1, 1), np.int64)
+        self._before, self._total = np.zeros(rows, np.int32), np.zeros((), np.int32)
+        self._logits = np.empty((rows, said["vocabulary"]), np.float32)
+        self._fixed: dict[str, np.ndarray] = {
+            "by_source": np.array([texts, beams, self.features], np.int64),
+            "mask": mask,
+            "ids": self._ids,
+            "position": self._position,
+            "before": self._before,
+            "total": self._total,
+        }
+        kept: dict[str, np.ndarray] = {}
+        for i in range(layers):
+            for j, what in enumerate(("keys", "values")):
+                self._fixed[f"source {what} {i}"] = cross[2 * i + j]
+                self._fixed[f"{what} {i}"] = kept[f"new {what} {i}"] = self.cache[2 * i + j]
+        self._binding = session.io_binding()
+        _bind(self._binding.bind_ortvalue_input, **self._fixed)
+        _bind(self._binding.bind_ortvalue_output, **kept)
+        _bind(self._binding.bind_ortvalue_output, logits=self._logits)
+        self._found: tuple[np.ndarray, np.ndarray] | None = None
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """Logits (rows, vocabulary) after one more token a row; the next call writes over them."""
+        self._ids[:, 0] = tokens
+        self._position[0, 0] = self.length + 2
+        self._before[:] = self.length
+        self.length += 1
+        self._total[()] = self.length
+        self.session.run_with_iobinding(self._binding)
+        return self._logits
+
+    def best(self, tokens: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities and ids of the best tokens after one more a row, (rows, count), best first."""
+        logits = self.logits(tokens)
+        if self._found is None or self._found[0].shape[1] != count:
+            self._found = np.empty((len(tokens), count), np.float32), np.empty((len(tokens), count), np.int64)
+            self._searching = self.search.io_binding()
+            _bind(self._searching.bind_ortvalue_input, logits=logits, k=np.array([count]))
+            _bind(self._searching.bind_ortvalue_output, best=self._found[0], tokens=self._found[1])
+        self.search.run_with_iobinding(self._searching)
+        return self._found
+
+    def reorder(self, parents: np.ndarray) -> None:
+        """Let row ``i`` go on from row ``parents[i]``, which is one of the same text: the source stays in place."""
+        if (parents != np.arange(len(parents))).any():
+            self.cache[:, :, :, : self.length] = self.cache[:, parents, :, : self.length]
+
+
+def _bind(bind: Any, **arrays: np.ndarray) -> None:
+    """Bind arrays, which stay where they are, by name."""
+    for name, array in arrays.items():
+        bind(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        said = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("folder", str(folder), f"written by export_onnx ({DESCRIPTION}: {error})") from None
+    if not isinstance(said, dict) or said.get("engine") != "onnxruntime" or said.get("format") != FORMAT:
+        raise InputError("folder", str(folder), f"written by export_onnx, with an {DESCRIPTION} of format {FORMAT}")
+    return said
