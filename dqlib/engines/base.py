@@ -12,12 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, ClassVar
-
-from transformers import PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dqlib.errors import InputError
+
+if TYPE_CHECKING:  # so that an engine without torch stays without
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 #: Tokens that are written at most, where nothing else is said.
 NEW_TOKENS = 64

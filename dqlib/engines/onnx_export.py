@@ -35,6 +35,7 @@ from onnx import TensorProto
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from dqlib.engines.base import Decoding
 from dqlib.engines.onnx_graph import Graph, Numbers
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
@@ -134,28 +135,13 @@ def decoding(model: PreTrainedModel) -> dict[str, Any]:
     Raises:
         InputError: it says something that this engine does not do.
     """
-    said, config = model.generation_config, model.config
+    said = model.generation_config
     for field, plain in (("no_repeat_ngram_size", 0), ("repetition_penalty", 1.0), ("bad_words_ids", [])):
         if (getattr(said, field) or plain) != plain:
             raise InputError(field, getattr(said, field), f"{plain} for the engine onnxruntime")
     if said.early_stopping == "never":
         raise InputError("early_stopping", "never", "True or False for the engine onnxruntime")
-    ends = config.eos_token_id if said.eos_token_id is None else said.eos_token_id
-    start = said.decoder_start_token_id
-    return {
-        "start": config.decoder_start_token_id if start is None else start,
-        "ends": list(ends) if isinstance(ends, list | tuple) else [ends],
-        "pad": config.pad_token_id if said.pad_token_id is None else said.pad_token_id,
-        "positions": config.max_position_embeddings,
-        "forced_start": said.forced_bos_token_id,
-        "forced_end": said.forced_eos_token_id,
-        "length_penalty": 1.0 if said.length_penalty is None else float(said.length_penalty),
-        "early_stopping": said.early_stopping is True,
-        "no_repeat_ngram_size": 0,
-        "repetition_penalty": 1.0,
-        "min_new_tokens": max((said.min_length or 0) - 1, said.min_new_tokens or 0, 0),
-        "suppressed": [],
-    }
+    return Decoding.of(model).as_json()
 
 
 def values_of(model: PreTrainedModel) -> dict[str, Quantized | torch.Tensor]:

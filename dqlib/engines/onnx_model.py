@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
+from dqlib.engines.base import Decoding, Engine
 from dqlib.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,14 +26,11 @@ if TYPE_CHECKING:
 ENCODER, DECODER, CANDIDATES = "encoder.onnx", "decoder.onnx", "candidates.onnx"
 DESCRIPTION, FORMAT = "engine.json", 1
 
-#: Tokens that are written at most, where nothing else is said.
-NEW_TOKENS = 64
-
 #: Score of what cannot be chosen, as transformers has it.
 _NEVER = -1.0e9
 
 
-class OnnxEngine:
+class OnnxEngine(Engine):
     """A model that :func:`dqlib.engines.onnx_export.export_onnx` wrote.
 
     Args:
@@ -51,8 +49,8 @@ class OnnxEngine:
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         self.folder = Path(folder)
         said = _read(self.folder)
-        self._said, self.decoding = said, said["decoding"]
-        self.early_stopping: bool = self.decoding["early_stopping"]
+        self._said, self.decoding = said, Decoding.parse(said["decoding"])
+        self.early_stopping = self.decoding.early_stopping
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
@@ -76,45 +74,6 @@ class OnnxEngine:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
-
-    def generate(
-        self,
-        texts: Sequence[str],
-        *,
-        num_beams: int = 4,
-        max_new_tokens: int | None = None,
-        languages: str | Sequence[str] | None = None,
-        batch_size: int = 8,
-    ) -> list[str]:
-        """What the model writes for texts, in order.
-
-        Args:
-            texts: to read; what is longer than the model reads is cut.
-            num_beams: 1 for greedy search.
-            max_new_tokens: tokens written at most; by default 64, or what the model has positions for.
-            languages: to write in, one for all or each text's own; None for the model's own start.
-            batch_size: texts at a time.
-
-        Raises:
-            InputError: a number is not allowed, a language has no token, or there is no tokenizer.
-        """
-        if self.tokenizer is None:
-            raise InputError("folder", "without a tokenizer", "exported with one, or be asked with generate_ids")
-        if batch_size < 1:
-            raise InputError("batch_size", batch_size, "at least 1")
-        if not texts:
-            return []
-        positions = self.decoding["positions"]
-        max_new_tokens = min(NEW_TOKENS, positions - 1) if max_new_tokens is None else max_new_tokens
-        longest = min(self.tokenizer.model_max_length, positions)
-        ids = self.tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
-        starts = self._starts(languages, len(texts))
-        rows: list[list[int]] = []
-        for first in range(0, len(ids), batch_size):
-            part = slice(first, first + batch_size)
-            some = None if starts is None else starts[part]
-            rows += self.generate_ids(ids[part], num_beams=num_beams, max_new_tokens=max_new_tokens, starts=some)
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     def generate_ids(
         self,
@@ -140,7 +99,7 @@ class OnnxEngine:
         Raises:
             InputError: a number is not allowed.
         """
-        positions = self.decoding["positions"]
+        positions = self.decoding.positions
         if num_beams < 1:
             raise InputError("num_beams", num_beams, "at least 1")
         if not 1 <= max_new_tokens <= positions - 1:
@@ -149,10 +108,10 @@ class OnnxEngine:
             return []
         if not all(1 <= len(row) <= positions for row in input_ids):
             raise InputError("input_ids", f"{max(map(len, input_ids))} tokens", f"from 1 to {positions} tokens each")
-        starts = [self.decoding["start"]] * len(input_ids) if starts is None else list(starts)
+        starts = [self.decoding.start] * len(input_ids) if starts is None else list(starts)
         if len(starts) != len(input_ids):
             raise InputError("starts", f"{len(starts)} of them", f"as many as texts, {len(input_ids)}")
-        shortest = self.decoding["min_new_tokens"] if min_new_tokens is None else min_new_tokens
+        shortest = self.decoding.min_new_tokens if min_new_tokens is None else min_new_tokens
         steps = self._read_source(input_ids, num_beams, max_new_tokens)
         if num_beams == 1:
             return self._greedy(steps, starts, max_new_tokens, shortest)
@@ -161,7 +120,7 @@ class OnnxEngine:
     # --- searches
 
     def _greedy(self, steps: _Steps, starts: list[int], longest: int, shortest: int) -> list[list[int]]:
-        ends, pad = self.decoding["ends"], self.decoding["pad"]
+        ends, pad = self.decoding.ends, self.decoding.pad
         tokens, done = np.array(starts), np.zeros(len(starts), bool)
         written = np.full((len(starts), longest), pad)
         for n in range(longest):
@@ -182,9 +141,9 @@ class OnnxEngine:
 
         A row's candidates are its best few tokens, among which those of all its text's beams are.
         """
-        texts, ends, power = len(starts), np.array(self.decoding["ends"]), self.decoding["length_penalty"]
+        texts, ends, power = len(starts), np.array(self.decoding.ends), self.decoding.length_penalty
         keep = max(2, 1 + len(ends)) * beams  # enough that as many as beams have not ended
-        running = np.full((texts, beams, longest), self.decoding["pad"])
+        running = np.full((texts, beams, longest), self.decoding.pad)
         finished = running.copy()
         running_scores = np.full((texts, beams), _NEVER, np.float32)
         running_scores[:, 0] = 0.0
@@ -232,7 +191,7 @@ class OnnxEngine:
         self, steps: _Steps, tokens: np.ndarray, n: int, longest: int, shortest: int, keep: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities and ids of each row's best tokens, (rows, few)."""
-        ends = self.decoding["ends"]
+        ends = self.decoding.ends
         few = min(keep + (len(ends) if n < shortest else 0), self._said["vocabulary"])
         values, candidates = steps.best(tokens, few)
         forced = self._forced(n, longest)
@@ -247,12 +206,12 @@ class OnnxEngine:
 
     def _forced(self, n: int, longest: int) -> int | None:
         """The token that must come, if one must."""
-        if n == 0 and self.decoding["forced_start"] is not None:
-            return self.decoding["forced_start"]
-        return self.decoding["forced_end"] if n + 1 == longest else None
+        if n == 0 and self.decoding.forced_start is not None:
+            return self.decoding.forced_start
+        return self.decoding.forced_end if n + 1 == longest else None
 
     def _until_end(self, ids: list[int], longest: int) -> list[int]:
-        ends, pad = self.decoding["ends"], self.decoding["pad"]
+        ends, pad = self.decoding.ends, self.decoding.pad
         row = ids[:longest]
         for i, token in enumerate(row):
             if token in ends:
@@ -265,7 +224,7 @@ class OnnxEngine:
 
     def _read_source(self, input_ids: Sequence[Sequence[int]], beams: int, longest: int) -> _Steps:
         said, texts, source = self._said, len(input_ids), max(map(len, input_ids))
-        ids = np.full((texts, source), self.decoding["pad"] or 0, np.int64)
+        ids = np.full((texts, source), self.decoding.pad or 0, np.int64)
         mask = np.zeros((texts, source), np.int32)
         for i, row in enumerate(input_ids):
             ids[i, : len(row)], mask[i, : len(row)] = row, 1
@@ -277,20 +236,6 @@ class OnnxEngine:
         _bind(binding.bind_ortvalue_output, cross=cross)
         self._encoder.run_with_iobinding(binding)
         return _Steps(self._decoder, self._search, said, cross, mask, beams, longest)
-
-    def _starts(self, languages: str | Sequence[str] | None, count: int) -> list[int] | None:
-        if languages is None:
-            return None
-        languages = [languages] * count if isinstance(languages, str) else list(languages)
-        if len(languages) != count:
-            raise InputError("languages", f"{len(languages)} of them", f"as many as texts, {count}")
-        vocabulary, ids = self.tokenizer.get_vocab(), []
-        for language in languages:
-            tokens = [token for token in (f"<{language}>", language) if token in vocabulary]
-            if not tokens:
-                raise InputError("language", language, f"a language with a token, such as <{language}>")
-            ids.append(vocabulary[tokens[0]])
-        return ids
 
 
 class _Steps:
