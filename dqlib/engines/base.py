@@ -184,7 +184,7 @@ class Engine(ABC):
                 max_new_tokens=new_tokens,
                 starts=None if starts is None else starts[part],
             )
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
 
     def new_tokens(self, asked: int | None = None) -> int:
         """Tokens that are written at most.
