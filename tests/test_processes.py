@@ -98,8 +98,8 @@ def test_a_job_under_accelerate_launch_gives_what_one_process_gives(made_study):
     params["summarization"]["evaluate"] = {"documents": 5, "batch_size": 2, "validation_documents": 7, "bootstrap": 50}
     Path("small.yaml").write_text(yaml.safe_dump(params))
     Path("job.py").write_text(JOB)
-    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
-    command += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no"]  # with --cpu, it would start one process whatever their number
     found = {}
     for processes in (1, 2):
         folder = made_study.with_name(f"of-{processes}")
