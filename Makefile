@@ -2,12 +2,14 @@ PROFILE ?= laptop
 PYTHON ?= python3.11
 ACTIVATE := . .venv/bin/activate
 
-.PHONY: help repro methods bench read readme test lint env lock clean
+.PHONY: help repro plan methods bench gpu read readme test lint env lock clean
 
 help:
 	@echo "make repro [PROFILE=smoke|laptop]        run the study and print its table"
+	@echo "make plan [PROFILE=paper]                tell what a profile would take, and make nothing"
 	@echo "make methods                             run the bench of all methods under the chosen profile (hours)"
 	@echo "make bench                               measure size, memory and speed on real shapes (20 minutes)"
+	@echo "make gpu                                 on a CUDA machine: tests that need it, and the benchmark of training"
 	@echo "make read                                open the executed notebooks as pages in a browser"
 	@echo "make test                                run the tests"
 	@echo "make lint                                check style and format"
@@ -20,11 +22,17 @@ repro: .venv/.complete
 	@$(ACTIVATE) && dvc repro compare
 	@$(ACTIVATE) && python -m dqlib.study.report
 
+plan: .venv/.complete
+	@$(ACTIVATE) && python -m dqlib.study.plan --params $(PROFILE)
+
 methods: .venv/.complete
 	@$(ACTIVATE) && dvc repro methods
 
 bench: .venv/.complete
 	@$(ACTIVATE) && PYTHONPATH=. python benchmarks/inference.py
+
+gpu: .venv/.complete
+	@$(ACTIVATE) && PYTHONPATH=. python benchmarks/gpu.py
 
 read: .venv/.complete
 	@$(ACTIVATE) && python -m dqlib.study.read

@@ -34,9 +34,9 @@ from torch import Tensor
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
 
 from dqlib.config import Configuration
-from dqlib.losses import LayerMaps, distillation_terms
+from dqlib.losses import distillation_terms
 from dqlib.presets import preset
-from dqlib.student import make_student, supervision_map
+from dqlib.student import make_student, supervision_maps
 
 #: Preset and bits of each variant; the first is what the others are compared with.
 VARIANTS = {
@@ -121,23 +121,30 @@ def make_students(teacher: PreTrainedModel, shapes: Shapes, names: Collection[st
     }
 
 
-def training_step(student: PreTrainedModel, teacher: PreTrainedModel, shapes: Shapes) -> Timed:
-    """A step of distillation."""
+def training_step(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    shapes: Shapes,
+    method: str = "dqlib",
+    precision: str = "fp32",
+) -> Timed:
+    """A step of distillation on the models' device, with the loss of a preset; matrix products in fp32 or bf16."""
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
-    source, target = _tokens(shapes, shapes.source), _tokens(shapes, shapes.target)
+    device = student.device
+    source, target = (_tokens(shapes, length).to(device) for length in (shapes.source, shapes.target))
     mask = torch.ones_like(source)
-    weights = preset("dqlib").loss
-    supervision = supervision_map(shapes.layers, shapes.layers)
-    maps = LayerMaps(supervision, supervision)
+    weights = preset(method).loss
+    maps = supervision_maps(student.dqlib_configuration, teacher)
     teacher.eval().set_attn_implementation("eager")  # which returns the attention maps
 
     def run() -> None:
         inputs = {"input_ids": source, "attention_mask": mask, "decoder_input_ids": target}
         inputs |= {"output_attentions": True, "output_hidden_states": True, "use_cache": False}
-        ours = student(**inputs)
-        with torch.no_grad():
-            theirs = teacher(**inputs)
-        terms = distillation_terms(ours, theirs, target, mask.bool(), maps, weights)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            ours = student(**inputs)
+            with torch.no_grad():
+                theirs = teacher(**inputs)
+            terms = distillation_terms(ours, theirs, target, mask.bool(), maps, weights)
         sum(weights.of(name) * value for name, value in terms.items()).backward()
         optimizer.step()
         optimizer.zero_grad()

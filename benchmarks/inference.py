@@ -361,8 +361,12 @@ class Bench:
 
 
 def write(rows: list[Row], path: Path) -> None:
-    """Write rows as CSV."""
+    """Write rows as CSV; rows of other names, which other benchmarks left there, stay after them."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    others, names = [], {row.name for row in rows}
+    if path.is_file():
+        with path.open(newline="") as file:
+            others = [row for row in csv.DictReader(file) if row["name"] not in names]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
@@ -372,6 +376,7 @@ def write(rows: list[Row], path: Path) -> None:
                 "ratio": "" if row.ratio is None else f"{row.ratio:.4g}",
             }
             writer.writerow(values)
+        csv.writer(file, lineterminator="\n").writerows(row.values() for row in others)
 
 
 def draw(rows: list[Row], folder: Path) -> None:

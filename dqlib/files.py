@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import sys
@@ -13,21 +14,46 @@ from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux, <fcntl.h> and <linux/fs.h>
 
+#: The disk is full, the user's share of it is, or a file is larger than is allowed.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFullError(OSError):
+    """There is no room for what was to be written; told in one sentence that names the folder."""
+
+    def __init__(self, folder: str | Path, number: int = errno.ENOSPC) -> None:
+        super().__init__(number, os.strerror(number))
+        self.folder = str(folder)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: {self.strerror}; what was there before is unchanged, so make room and start the same "
+            "command again."
+        )
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.folder, self.errno)
+
 
 @contextmanager
 def atomic_folder(target: str | Path) -> Iterator[Path]:
     """Write a folder aside and put it in place, replacing an old one, only when the block ends well.
 
     All is on the disk before the old folder goes, so that a kill or a power cut leaves the old one or the new one.
+
+    Raises:
+        DiskFullError: there is no room; the old folder is as it was.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    with room_in(target):
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     scratch.chmod(0o755)
     try:
-        yield scratch
-        for path in (*scratch.rglob("*"), scratch):
-            _sync(path)
+        with room_in(target, scratch):
+            yield scratch
+            for path in (*scratch.rglob("*"), scratch):
+                _sync(path)
         if not target.exists():
             scratch.replace(target)
         elif not _exchange(scratch, target):  # else the old folder is now the scratch one
@@ -41,20 +67,47 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
 
 
 def write_text(target: str | Path, text: str) -> None:
-    """Write a text file (UTF-8) aside and put it in place at once."""
+    """Write a text file (UTF-8) aside and put it in place at once; raises as :func:`write_bytes`."""
     write_bytes(target, text.encode("utf-8"))
 
 
 def write_bytes(target: str | Path, data: bytes) -> None:
-    """Write a file aside and put it in place at once."""
+    """Write a file aside and put it in place at once.
+
+    Raises:
+        DiskFullError: there is no room; the old file is as it was.
+    """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        scratch.write_bytes(data)
-        scratch.replace(target)
+        with room_in(target.parent):
+            scratch.write_bytes(data)
+            scratch.replace(target)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def room_in(folder: Path, scratch: Path | None = None) -> Iterator[None]:
+    """Tell of a full disk by the folder that was to be written, also where ``scratch`` stood for it.
+
+    Raises:
+        DiskFullError: something within the block found no room.
+    """
+    try:
+        yield
+    except DiskFullError as error:
+        if scratch is None or not Path(error.folder).is_relative_to(scratch):
+            raise
+        raise DiskFullError(folder, error.errno) from error
+    except Exception as error:
+        # safetensors writes in Rust, and has the number in its message alone
+        told = [number for number in _FULL if f"(os error {number})" in str(error)]
+        number = getattr(error, "errno", None)
+        if number not in _FULL and not told:
+            raise
+        raise DiskFullError(folder, number if number in _FULL else told[0]) from error
 
 
 def _sync(path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -51,20 +54,47 @@ def batch() -> Batch:
     )
 
 
-@pytest.fixture
-def study_in_a_copy(tmp_path, monkeypatch):
-    """The tutorial study in a folder of its own, with a shrunken corpus and trainings of a few steps."""
+def write_small_study(folder: Path) -> None:
+    """Make a folder a project of its own: the tutorial study with a shrunken corpus and trainings of a few steps."""
     from dqlib.study.paths import project_root
-    from dqlib.study.pipeline import Study
 
     root = project_root()
-    (tmp_path / "dvc.yaml").touch()
-    (tmp_path / "profiles").mkdir()
+    (folder / "dvc.yaml").touch()
+    (folder / "profiles").mkdir()
     params = yaml.safe_load((root / "profiles" / "tutorial.yaml").read_text())
     task = params["summarization"]
     task["corpus"]["limit"] = 800
     task["pretrain"]["steps"] = task["finetune"]["steps"] = 4
     task["methods"]["distill"]["steps"] = 3
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(params))
+    (folder / "small.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.fixture
+def study_in_a_copy(tmp_path, monkeypatch):
+    """The tutorial study in a folder of its own, with a shrunken corpus and trainings of a few steps."""
+    from dqlib.study.pipeline import Study
+
+    write_small_study(tmp_path)
     monkeypatch.chdir(tmp_path)
     return Study("small.yaml")
+
+
+@pytest.fixture(scope="session")
+def _made_study(tmp_path_factory):
+    from dqlib.study.pipeline import Study
+
+    folder = tmp_path_factory.mktemp("study")
+    write_small_study(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Study("small.yaml").teacher()
+    return folder
+
+
+@pytest.fixture
+def made_study(_made_study, tmp_path, monkeypatch):
+    """A folder of its own with corpus and teacher of that study, which is the current one."""
+    folder = tmp_path / "study"
+    shutil.copytree(_made_study, folder)
+    monkeypatch.chdir(folder)
+    return folder

@@ -60,3 +60,24 @@ def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "tiny").glob("*.json")}
     subprocess.run(command, check=True, env=environment)
     assert kept.items() >= {p: p.stat().st_mtime_ns for p in kept if p.name != "vocabulary.json"}.items()
+
+
+def test_the_gpu_script_runs_on_a_cpu_and_keeps_the_rows_of_others(tmp_path):
+    header = "name,shape,config,engine,metric,value,unit,baseline,ratio,device"
+    table = tmp_path / "benchmark.csv"
+    other = "size,BART-base,2-2-8 6-3,dqlib,bytes,1,bytes,teacher,2,a CPU"
+    table.write_text(f"{header}\n{other}\n")
+    command = [sys.executable, str(PATH.with_name("gpu.py")), "--device", "cpu", "--shape", "tiny", "--rounds", "1"]
+    command += ["--results", str(tmp_path), "--no-tests"]
+    environment = os.environ | {"PYTHONPATH": str(PATH.parent.parent)}
+    subprocess.run(command, check=True, env=environment)
+    assert table.read_text().splitlines()[:2] == [header, other]
+    with table.open() as file:
+        rows = list(csv.DictReader(file))[1:]
+    assert {row["engine"] for row in rows} == {
+        "plain distillation fp32", "reference's way fp32", "dqlib fp32", "plain distillation bf16", "dqlib bf16"
+    }  # fmt: skip
+    assert all(row["name"] == "gpu-training" and float(row["value"]) > 0 and "CPU" in row["device"] for row in rows)
+    assert all(bool(row["baseline"]) == bool(row["ratio"]) for row in rows)
+    ours = {row["baseline"] for row in rows if row["engine"] == "dqlib bf16"}
+    assert ours == {"plain distillation bf16", "reference's way fp32"}

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tempfile
 
+from dqlib.files import DiskFullError
 from dqlib.study.locks import BusyError
 from dqlib.study.progress import PREFIX, Bars, shown_here
 from dqlib.study.settings import Settings, available_cores
 
+#: Environment variable with a command that starts a Python module on all processes of a cluster: with
+#: ``srun torchrun --nnodes=2 ...`` in it, ``-m dqlib.study.jobs ...`` is put behind.
+LAUNCHER = "DQLIB_LAUNCHER"
+
 
 class JobError(RuntimeError):
     """A job failed; the message is the last thing that it said."""
+
+
+def in_this_process(settings: Settings) -> bool:
+    """Whether a job runs in the process that asks for it."""
+    return settings.compute.processes == 1 and not os.environ.get(LAUNCHER)
 
 
 def launch(
@@ -21,7 +33,7 @@ def launch(
 ) -> None:
     """Run one job of :mod:`dqlib.study.jobs` on ``compute.processes`` processes and wait for it.
 
-    A single process is this one; more are started beside it.
+    A single process is this one; more are started beside it, or wherever the command in :data:`LAUNCHER` starts them.
 
     Args:
         settings: what ``params`` holds.
@@ -31,18 +43,18 @@ def launch(
     Raises:
         JobError: the job failed.
     """
-    processes = settings.compute.processes
-    if processes == 1:
+    processes, launcher = settings.compute.processes, shlex.split(os.environ.get(LAUNCHER, ""))
+    if in_this_process(settings):
         from dqlib.study.jobs import run_job  # torch and transformers are needed only now
         from dqlib.study.train import TrainingError
 
         try:
             with shown_here():
                 return run_job(settings, job, task, config, method)
-        except (BusyError, TrainingError) as error:
+        except (BusyError, DiskFullError, TrainingError) as error:
             raise JobError(str(error)) from error
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "dqlib.study.jobs", job, "--params", params, "--task", task]
+    here = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*(launcher or here), "-m", "dqlib.study.jobs", job, "--params", params, "--task", task]
     if config is not None:
         command += ["--config", config]
     if method is not None:
@@ -68,10 +80,12 @@ def launch(
             code = process.wait()
         finally:
             bars.close()
-            if process.poll() is None:
+            if process.poll() is None:  # we were told to stop: leave no process behind that holds a lock
                 process.terminate()
+                process.wait()
         errors.seek(0)
         told = errors.read()
     if code:
-        said = [line.removeprefix("error: ") for line in told.splitlines() if line.startswith("error: ")]
+        said = re.findall(rf"^error: (.*)|{DiskFullError.__name__}: (.*)$", told, re.MULTILINE)
+        said = [one or other for one, other in said]
         raise JobError(said[0] if said else f"{job} of {task} failed:\n{told[-4000:]}")

@@ -16,7 +16,7 @@ from dqlib.config import Configuration
 from dqlib.errors import InputError
 from dqlib.presets import preset
 from dqlib.study import settings as S
-from dqlib.study.launch import JobError
+from dqlib.study.command import ended
 from dqlib.study.paths import project_root, write_text
 from dqlib.study.pipeline import STAMP, Study, stamp_text
 from dqlib.study.pool import Work, run_all
@@ -112,13 +112,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--params", default="params.yaml", help="parameter file, or name of a profile")
     parser.add_argument("--task", default="summarization")
     options = parser.parse_args(arguments)
-    try:
+
+    def run() -> None:
         folder = run_methods(Study(options.params, options.task))
-    except (InputError, JobError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"bench: {folder.relative_to(project_root())}")
-    return 0
+        print(f"bench: {folder.relative_to(project_root())}")
+
+    return ended(run)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dqlib.config import Configuration
-from dqlib.errors import InputError
 from dqlib.presets import preset
 from dqlib.study import settings as S
+from dqlib.study.command import ended
 from dqlib.study.corpus import build_corpus, load_info
-from dqlib.study.launch import JobError, launch
+from dqlib.study.launch import launch
 from dqlib.study.paths import project_root, write_text
 from dqlib.study.settings import Settings, load_settings
 from dqlib.study.versions import code_hash
@@ -141,16 +141,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--task", default="summarization")
     parser.add_argument("--config", help="configuration of a student, such as '2-2-8 2-1'")
     options = parser.parse_args(arguments)
-    try:
+
+    def run() -> None:
         study = Study(options.params, options.task)
         folder = study.student(options.config) if options.part == "student" else getattr(study, options.part)()
-    except (InputError, JobError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{options.part}: {folder.relative_to(project_root()) if folder else 'none; the teacher starts anew'}")
-    if options.part == "corpus":
-        print(describe_corpus(folder, study.task.corpus))
-    return 0
+        print(f"{options.part}: {folder.relative_to(project_root()) if folder else 'none; the teacher starts anew'}")
+        if options.part == "corpus":
+            print(describe_corpus(folder, study.task.corpus))
+
+    return ended(run)
 
 
 def _is_made(folder: Path, made_from: dict) -> bool:

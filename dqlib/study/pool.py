@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import redirect_stdout
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +46,11 @@ def run_all(title: str, works: Sequence[Work]) -> None:
         with (
             shown_here(),
             tempfile.TemporaryDirectory() as scratch,
-            ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool,
+            ProcessPoolExecutor(workers, mp_context=spawn, initializer=_as_worker) as pool,
+            _stopping(pool),
         ):
-            runs = {pool.submit(_quietly, work, Path(scratch)): work for work in works}
+            with _uninterrupted():  # workers begin here, and would tell of Ctrl-C before they know what to do then
+                runs = {pool.submit(_quietly, work, Path(scratch)): work for work in works}
             for number, run in enumerate(as_completed(runs), start=1):
                 error = run.exception()
                 if error is not None:
@@ -59,17 +62,65 @@ def run_all(title: str, works: Sequence[Work]) -> None:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _end_with_parent() -> None:
-    """Let a worker end when its parent is killed, where the system can: else it would go on, and be in the way."""
+@contextmanager
+def _stopping(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """After Ctrl-C, stop all workers, each of which removes what it has half written; nothing else is begun."""
+    try:
+        yield
+    except (KeyboardInterrupt, BrokenProcessPool):
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGINT)
+        for worker in multiprocessing.active_children():
+            worker.join()
+        raise
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back within the block, for processes that it starts too, where the system can."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_working = False
+
+
+def _as_worker() -> None:
+    """Begin as a worker: Ctrl-C ends it without a word, and so does, where the system can, the end of its parent."""
+    signal.signal(signal.SIGINT, _interrupted)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
+def _interrupted(*_: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal and the parent both say it
+    if not _working:
+        os._exit(128 + signal.SIGINT)
+    raise KeyboardInterrupt
+
+
 def _quietly(work: Work, scratch: Path) -> None:
     """One call, in a worker, which has no screen of its own."""
-    import torch
+    global _working
+    _working = True
+    try:
+        import torch
 
-    torch.set_num_threads(1)
-    os.environ[RELAY] = str(scratch / f"{os.getpid()}.progress")
-    with (scratch / f"{os.getpid()}.txt").open("a") as said, redirect_stdout(said):
-        work.call(*work.arguments)
+        torch.set_num_threads(1)
+        os.environ[RELAY] = str(scratch / f"{os.getpid()}.progress")
+        with (scratch / f"{os.getpid()}.txt").open("a") as said, redirect_stdout(said):
+            work.call(*work.arguments)
+    except KeyboardInterrupt:
+        os._exit(128 + signal.SIGINT)  # what it had half written is gone by now
+    finally:
+        _working = False

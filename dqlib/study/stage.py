@@ -14,11 +14,14 @@ import sys
 from pathlib import Path
 
 import papermill
+from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
 from dqlib.config import Configuration
 from dqlib.errors import InputError
+from dqlib.files import room_in
+from dqlib.study.command import ended
 from dqlib.study.paths import project_root, write_text
 from dqlib.study.progress import relayed
 from dqlib.study.settings import Settings, load_settings
@@ -39,6 +42,8 @@ def run_notebook(notebook: str, params: str, config: str | None = None, task: st
     Raises:
         InputError: a parameter is not allowed, or there is no such notebook.
         PapermillExecutionError: a cell failed.
+        DeadKernelError: the process of the notebook was killed.
+        DiskFullError: there is no room for the executed copy.
     """
     settings = load_settings(params)
     if task is not None:
@@ -56,9 +61,15 @@ def run_notebook(notebook: str, params: str, config: str | None = None, task: st
     parameters |= {"task": task} if task else {}
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not a user's of the same name
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
-    with relayed(target.with_suffix(".progress")):
+    with room_in(target.parent), relayed(target.with_suffix(".progress")):
         papermill.execute_notebook(
-            source, target, parameters, kernel_name="python3", progress_bar=False, cwd=project_root()
+            source,
+            target,
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=project_root(),
+            extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which else tells at length that it was stopped
         )
     page, _ = HTMLExporter().from_filename(str(target))
     write_text(target.with_suffix(".html"), page)
@@ -73,18 +84,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", help="configuration of a student, such as '2-2-8 2-1'")
     parser.add_argument("--task", help="task of a notebook that serves several, such as 'teacher'")
     options = parser.parse_args(arguments)
-    try:
+
+    def run() -> None:
         target = run_notebook(options.notebook, options.params, options.config, options.task)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"{options.notebook}: {target.relative_to(project_root())}")
+
+    try:
+        return ended(run)
     except PapermillExecutionError as error:
         executed = executed_path(load_settings(options.params), options.notebook, options.config, options.task)
         print(f"error: {options.notebook}: {error.ename}: {error.evalue}", file=sys.stderr)
         print(f"The executed notebook with the whole traceback: {executed}", file=sys.stderr)
-        return 1
-    print(f"{options.notebook}: {target.relative_to(project_root())}")
-    return 0
+    except DeadKernelError:
+        cause = "the system does so where memory runs out"
+        print(f"error: {options.notebook}: the process of the notebook was killed; {cause}.", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""All students of a task: as many at a time as there are cores, one thread each, where ``compute.processes`` is 1.
+"""All students of a task: as many at a time as there are cores, one thread each, where one process makes one.
 
 A student that is there as the parameters want it is not made again, so a run that was stopped continues where it
 was. ``python -m dqlib.study.students --task summarization`` makes those of one task.
@@ -10,11 +10,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from dqlib.errors import InputError
-from dqlib.study.launch import JobError
+from dqlib.study.command import ended
+from dqlib.study.launch import in_this_process
 from dqlib.study.paths import project_root
 from dqlib.study.pipeline import Study
 from dqlib.study.pool import Work, run_all
+from dqlib.study.settings import load_settings
 
 
 def run_students(study: Study) -> Path:
@@ -29,7 +30,7 @@ def run_students(study: Study) -> Path:
         Work(f"{configuration} {method}", _make, (study.params, study.name, str(configuration), method))
         for configuration, method in missing
     ]
-    if study.settings.compute.processes == 1:
+    if in_this_process(study.settings):
         run_all(f"{study.name}: students", works)
     else:  # each takes all processes, so one after another
         for work in works:
@@ -47,14 +48,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dqlib.study.students", description=main.__doc__)
     parser.add_argument("--params", default="params.yaml", help="parameter file, or name of a profile")
     parser.add_argument("--task", default="summarization")
+    parser.add_argument("--dry-run", action="store_true", help="make nothing; tell what it would take")
     options = parser.parse_args(arguments)
-    try:
+
+    def run() -> None:
+        if options.dry_run:
+            from dqlib.study.plan import plan
+
+            print(plan(load_settings(options.params), only=options.task))
+            return
         folder = run_students(Study(options.params, options.task))
-    except (InputError, JobError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"students: {folder.relative_to(project_root())}")
-    return 0
+        print(f"students: {folder.relative_to(project_root())}")
+
+    return ended(run)
 
 
 if __name__ == "__main__":

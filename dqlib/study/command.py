@@ -1,0 +1,27 @@
+"""How a command of the study ends: an error of the user's making is one sentence, and so is Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+
+from dqlib.errors import InputError
+from dqlib.files import DiskFullError
+from dqlib.study.launch import JobError
+
+#: Status of a command that Ctrl-C ended, as shells have it.
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def ended(run: Callable[[], None]) -> int:
+    """Do what a command does, and return its exit status: 0, 2 after an error that was told, 130 after Ctrl-C."""
+    try:
+        run()
+    except (DiskFullError, InputError, JobError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    return 0
