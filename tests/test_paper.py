@@ -1,4 +1,4 @@
-"""The paper's data sets and models as the hub has them, but tiny: schemas, file names, classes of models and tokenizers.
+"""The paper's data sets and models as the hub has them, but tiny: schemas, file names, classes of model and tokenizer.
 
 Nothing here reaches the hub: the profiles' names are replaced by folders with the layout of a snapshot.
 """
