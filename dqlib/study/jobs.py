@@ -353,6 +353,7 @@ def _train_on_pairs(
     told = f"pairs of {spec.corpus.source_tokens} and {spec.corpus.target_tokens}"
     examples = _stored(corpus, "train", corpus.splits["train"], make, told, accelerator)
     held_out = _stored(corpus, "validation", _held_out(corpus, spec), make, told, accelerator)
+    make(corpus.splits["validation"][:1])  # a tokenizer is saved as its last call left it: found or made, the same file
     batches = steps(examples, training)
     try:
         train(
