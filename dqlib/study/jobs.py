@@ -327,7 +327,8 @@ def _stored(
         told: what ``make`` does, with all that decides it but corpus and tokenizer.
         accelerator: of this process; one process writes for all.
     """
-    digest = hashlib.sha256(f"{corpus.info['sha256']} {split} {len(rows)} {told} {tokenizers.__version__}".encode())
+    parts = corpus.info["sha256"], split, len(rows), told, tokenizers.__version__, code_hash()
+    digest = hashlib.sha256(" ".join(map(str, parts)).encode())
     for path in sorted((corpus.folder / "tokenizer").iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     folder = corpus.folder.parent / "tokens" / f"{split}-{digest.hexdigest()[:16]}"

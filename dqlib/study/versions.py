@@ -10,7 +10,7 @@ from pathlib import Path
 DECIDING = (
     *(f"{name}.py" for name in ("architectures", "attention", "config", "fake_quantize", "layers", "losses")),
     *(f"{name}.py" for name in ("generation", "quantizers", "student")),
-    *(f"study/{name}.py" for name in ("batches", "evaluate", "examples", "jobs", "scoring", "train")),
+    *(f"study/{name}.py" for name in ("batches", "evaluate", "examples", "jobs", "scoring", "tokenizer", "train")),
     "study/translation_metrics.py",
 )
 
@@ -19,7 +19,7 @@ DECIDING = (
 NOT_DECIDING = (
     *(f"{name}.py" for name in ("errors", "footprint", "presets")),
     *(f"study/{name}.py" for name in ("checkpoints", "corpus", "hub", "locks", "paths", "progress", "results", "rows")),
-    *(f"study/{name}.py" for name in ("settings", "tokenizer", "versions")),
+    *(f"study/{name}.py" for name in ("settings", "versions")),
 )
 
 
