@@ -9,7 +9,7 @@ from dqlib.study.paths import project_root
 from dqlib.study.profile import choose_profile
 from dqlib.study.settings import load_settings
 
-PROFILES = ("smoke", "laptop", "paper", "tutorial")
+PROFILES = ("smoke", "laptop", "paper", "paper-cnn", "tutorial")
 
 
 @pytest.fixture
@@ -90,15 +90,16 @@ def test_a_missing_key_is_named(smoke, tmp_path):
         load(smoke, tmp_path)
 
 
-def test_a_profile_without_all_tasks_is_not_for_the_pipeline(tmp_path, monkeypatch):
+@pytest.mark.parametrize("profile", ["paper", "paper-cnn"])
+def test_a_profile_without_all_tasks_or_of_the_hub_is_not_for_the_pipeline(tmp_path, monkeypatch, profile):
     monkeypatch.setattr(profile_module, "project_root", lambda: tmp_path)
-    with pytest.raises(InputError, match=r"profile: 'paper' .* dqlib.study.students --params paper"):
-        choose_profile("paper")
+    with pytest.raises(InputError, match=rf"profile: '{profile}' .* dqlib.study.students --params {profile}`"):
+        choose_profile(profile)
     assert not (tmp_path / "params.yaml").exists()
 
 
 def test_unknown_profiles_tasks_and_files_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"profile: 'desktop' .* laptop, paper, real, smoke"):
+    with pytest.raises(InputError, match=r"profile: 'desktop' .* laptop, paper, paper-cnn, real, smoke"):
         load_settings("desktop")
     with pytest.raises(InputError, match=r"task: 'poetry' .* summarization"):
         load_settings("smoke").task("poetry")

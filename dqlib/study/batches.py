@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,20 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 from dqlib.losses import IGNORED_LABEL
 from dqlib.study import settings as S
-from dqlib.study.corpus import Row
-from dqlib.study.tokenizer import EOS_ID, MASK_ID, PAD_ID, language_id
+from dqlib.study.examples import BATCH, Example, lengths
+from dqlib.study.rows import Row
+from dqlib.study.tokenizer import EOS_ID, MASK_ID, PAD_ID, language_id, source_ids, target_ids
 
 #: Examples that are sorted by length together; large enough for little padding, small enough to mix.
 BUCKET = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """Token ids of a source and a target, both ending with ``</s>``, and the token that the decoder starts from."""
-
-    source: list[int]
-    target: list[int]
-    start: int = EOS_ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +44,25 @@ class Batch:
 
 
 def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, corpus: S.Corpus) -> list[Example]:
-    """Rows as token ids, cut to the corpus's lengths (the last token stays ``</s>``).
+    """Rows as token ids, cut to the corpus's lengths (what ends a text stays).
 
     A row with a ``language`` starts from that language's token.
 
     Raises:
         InputError: a language has no token.
     """
-    sources = tokenizer([row["document"] for row in rows], truncation=True, max_length=corpus.source_tokens)
-    targets = tokenizer([row["summary"] for row in rows], truncation=True, max_length=corpus.target_tokens)
-    ids = {code: language_id(tokenizer, code) for code in {row["language"]: None for row in rows if "language" in row}}
-    starts = [ids[row["language"]] if "language" in row else EOS_ID for row in rows]
-    return [Example(*each) for each in zip(sources["input_ids"], targets["input_ids"], starts, strict=True)]
+    examples: list[Example] = []
+    codes: dict[str, int] = {}
+    for first in range(0, len(rows), BATCH):  # a tokenizer keeps a hundred bytes a token while it works
+        batch = list(rows[first : first + BATCH])
+        sources = source_ids(tokenizer, [row["document"] for row in batch], corpus.source_tokens)
+        targets = target_ids(tokenizer, [row["summary"] for row in batch], corpus.target_tokens)
+        for row, source, target in zip(batch, sources, targets, strict=True):
+            code = row.get("language")
+            if code is not None and code not in codes:
+                codes[code] = language_id(tokenizer, code)
+            examples.append(Example(source, target, EOS_ID if code is None else codes[code]))
+    return examples
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -81,22 +81,21 @@ def bucketed(examples: Sequence[Example], batch_tokens: int, order: random.Rando
         batch_tokens: most tokens of a batch; one longer example makes a batch of its own.
         order: shuffles the examples before they are put into buckets; None keeps them sorted by length.
     """
-    indices = list(range(len(examples)))
+    sources, targets = lengths(examples)
+    indices = array("q", range(len(examples)))
     if order is not None:
         order.shuffle(indices)
     bucket = BUCKET if order is not None else max(len(indices), 1)
     batches: list[list[int]] = []
     for start in range(0, len(indices), bucket):
-        chunk = sorted(
-            indices[start : start + bucket], key=lambda i: (len(examples[i].source), len(examples[i].target))
-        )
+        chunk = sorted(indices[start : start + bucket], key=lambda i: (sources[i], targets[i]))
         batch: list[int] = []
         longest = 0
         for i in chunk:
-            size = max(longest, len(examples[i].source) + len(examples[i].target))
+            size = max(longest, sources[i] + targets[i])
             if batch and size * (len(batch) + 1) > batch_tokens:
                 batches.append(batch)
-                batch, size = [], len(examples[i].source) + len(examples[i].target)
+                batch, size = [], sources[i] + targets[i]
             batch.append(i)
             longest = size
         if batch:
@@ -143,11 +142,11 @@ def windows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, length: int
     return [Example([*window, EOS_ID], [*window, EOS_ID]) for window in cut if len(window) >= shortest]
 
 
-def infill(example: Example, order: random.Random, pretraining: S.Pretraining) -> Example:
+def infill(example: Example, order: random.Random, pretraining: S.Pretraining, mask: int = MASK_ID) -> Example:
     """Text infilling (BART, arXiv:1910.13461, section 2.2): each masked span becomes one ``<mask>``.
 
     Span lengths are geometric with mean ``mean_span`` (BART draws them from a Poisson distribution), until
-    ``mask_ratio`` of the tokens is covered. The target is the whole text.
+    ``mask_ratio`` of the tokens is covered. The target is the whole text. ``mask`` is the id of ``<mask>``.
     """
     tokens = example.source[:-1]
     masked = [False] * len(tokens)
@@ -160,7 +159,7 @@ def infill(example: Example, order: random.Random, pretraining: S.Pretraining) -
             covered += not masked[i]
             masked[i] = True
     source = [
-        MASK_ID if masked[i] else token for i, token in enumerate(tokens) if not (masked[i] and i > 0 and masked[i - 1])
+        mask if masked[i] else token for i, token in enumerate(tokens) if not (masked[i] and i > 0 and masked[i - 1])
     ]
     return Example([*source, EOS_ID], example.target, example.start)
 

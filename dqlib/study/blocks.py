@@ -21,6 +21,20 @@ SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 
 
 @dataclass(frozen=True)
+class Support:
+    """Support documents of a hub's questions, in a data set of its own whose rows have the same ``id``.
+
+    ``text`` is the path of the passages' texts. A document becomes ``question: Q context: <P> TEXT <P> TEXT``;
+    questions without a passage are left out.
+    """
+
+    dataset: str
+    text: str
+    revision: str | None = None
+    id: str = "id"
+
+
+@dataclass(frozen=True)
 class Corpus:
     """Where the pairs come from and how they become tokens.
 
@@ -29,13 +43,18 @@ class Corpus:
     ``test_unseen``, the source ``hub`` the ``dataset`` with ``dataset_config`` and ``revision``; in both ``document``
     and ``summary`` name the columns. ``limit`` is the most pairs (of each file; null for all).
 
+    A ``dataset`` is a name on the hub, or the folder of a snapshot. Its splits are those of the same names, unless
+    ``train``, ``validation`` or ``test`` say otherwise (``train[1%:]``). A column may be a path through nested columns
+    (``translation.ro``); of a list, the first text that is not empty is taken. ``support`` adds support documents.
+
     A path with ``*`` names two text files whose lines are pairs: with ``document: en`` and ``summary: ro``,
     ``data/train.*`` stands for ``data/train.en`` and ``data/train.ro``.
 
     ``languages`` makes it a translation: each target starts with its language's token (``<ro>``), and the first
     language is the one that is judged. With several, the column ``language`` of files or hub says which a row is in.
 
-    ``tokenizer`` names a ready one (folder or hub); without it, one of ``vocab_size`` tokens is trained.
+    ``tokenizer`` names a ready one (folder or hub, at ``tokenizer_revision``); without it, one of ``vocab_size`` tokens
+    is trained. mBART's needs ``source_language``, whose token ends each document.
     """
 
     name: str
@@ -58,6 +77,9 @@ class Corpus:
     language: str | None = None
     seed: int = 28
     tokenizer: str | None = None
+    tokenizer_revision: str | None = None
+    source_language: str | None = None
+    support: Support | None = None
 
     def __post_init__(self) -> None:
         one_of("source", self.source, SOURCES)
@@ -72,13 +94,15 @@ class Corpus:
             self._check_embedded()
         if self.source == "hub" and not self.dataset:
             raise InputError("dataset", self.dataset, "the name of a dataset when source is 'hub'")
+        if self.support is not None and self.source != "hub":
+            raise InputError("support", self.support.dataset, "left out: only data sets of the hub have it")
         if self.source == "files":
             for name in ("train", "validation", "test"):
                 if not getattr(self, name):
                     raise InputError(name, getattr(self, name), "a file when source is 'files'")
 
     def _check_languages(self) -> None:
-        for language in self.languages:
+        for language in [*self.languages, *([self.source_language] if self.source_language else [])]:
             if not re.fullmatch(r"[a-z]{2,3}(_[A-Za-z0-9]+)*", language):
                 raise InputError("languages", language, "codes of languages, such as ro or pt_BR")
         if len(set(self.languages)) < len(self.languages):
@@ -105,8 +129,9 @@ class Corpus:
 class Model:
     """Shape of the teacher: a pre-LayerNorm encoder-decoder, or that of the ``pretrained`` model to start from.
 
-    ``pretrained`` is a folder, a name on the hub, or another task of the file: then the teacher starts from that
-    task's model after text infilling, with its tokenizer, and the shape must be the same.
+    ``pretrained`` is a folder, a name on the hub (at ``revision``), or another task of the file: then the teacher
+    starts from that task's model after text infilling, with its tokenizer, and the shape must be the same.
+    ``architecture`` is that of a folder's or a hub's model; all others are mBART's.
     """
 
     d_model: int
@@ -118,8 +143,11 @@ class Model:
     dropout: float = 0.0
     init_std: float = 0.02
     pretrained: str | None = None
+    revision: str | None = None
+    architecture: str = "bart"
 
     def __post_init__(self) -> None:
+        one_of("architecture", self.architecture, ("bart", "mbart"))
         if not self.init_std > 0:
             raise InputError("init_std", self.init_std, "a positive number")
         for name in ("d_model", "encoder_layers", "decoder_layers", "heads", "ffn_dim", "max_positions"):

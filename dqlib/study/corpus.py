@@ -6,19 +6,22 @@ import hashlib
 import itertools
 import json
 import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from dqlib.errors import InputError
 from dqlib.study import settings as S
 from dqlib.study.cldr import phrases
+from dqlib.study.hub import fetching, hub_rows, located
 from dqlib.study.paths import atomic_folder
 from dqlib.study.pydoc import build_pairs
 from dqlib.study.pydoc_qa import build_answers
+from dqlib.study.rows import Row, Rows
 from dqlib.study.sources import read_rows
-from dqlib.study.tokenizer import language_id, train_tokenizer
+from dqlib.study.tokenizer import language_id, load_tokenizer, set_source_language, train_tokenizer
 
 SPLITS = ("train", "validation", "test")
 #: The test set whose names training has never seen; only some corpora have it.
@@ -30,21 +33,23 @@ VALIDATION_PERCENT, TEST_PERCENT = 4, 5
 #: Phrases drawn for each that is wanted before the corpus is said to be too large (some kinds have few).
 MOST_DRAWS = 20
 
-Row = dict[str, str]
+#: Texts that are tokenized at a time to be counted.
+COUNTED = 500
 
 
 @dataclass(frozen=True)
 class LoadedCorpus:
     """A built corpus: rows with ``document`` and ``summary`` by split, the tokenizer, and what is known of it.
 
-    In a translation each row has a ``language``, that of its ``summary``.
+    In a translation each row has a ``language``, that of its ``summary``. Rows are read when they are asked for.
     """
 
-    splits: dict[str, list[Row]]
+    splits: dict[str, Rows]
     tokenizer: PreTrainedTokenizerFast
     info: dict
+    folder: Path
 
-    def test_sets(self, documents: int | None = None) -> dict[str, list[Row]]:
+    def test_sets(self, documents: int | None = None) -> dict[str, Rows]:
         """The first so many rows of every test set (None for all), by name."""
         return {name: self.splits[name][:documents] for name in ("test", UNSEEN) if name in self.splits}
 
@@ -61,17 +66,14 @@ def build_corpus(corpus: S.Corpus, folder: str | Path, tokenizer_folder: str | P
         InputError: a file, column, package or locale is missing or bad, a language has no token in a ready
             tokenizer, or a split is empty.
     """
-    splits = {"embedded": _embedded, "files": _from_files, "hub": _from_hub}[corpus.source](corpus)
-    for split, rows in splits.items():
-        if not rows:
-            raise InputError(f"corpus.{split}", 0, "a split with at least one pair; allow more pairs or packages")
-    tokenizer = _tokenizer(corpus, splits["train"], tokenizer_folder)
+    made = {"embedded": _embedded, "files": _from_files, "hub": _from_hub}[corpus.source](corpus)
     with atomic_folder(folder) as scratch:
         digest = hashlib.sha256()
-        for split in splits:
-            data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in splits[split]).encode()
-            digest.update(data)
-            (scratch / f"{split}.jsonl").write_bytes(data)
+        splits = {split: _written(rows, scratch / f"{split}.jsonl", digest) for split, rows in made.items()}
+        for split, rows in splits.items():
+            if not rows:
+                raise InputError(f"corpus.{split}", 0, "a split with at least one pair; allow more pairs or packages")
+        tokenizer = _tokenizer(corpus, splits["train"], tokenizer_folder)
         tokenizer.save_pretrained(scratch / "tokenizer")
         info = {
             "name": corpus.name,
@@ -89,13 +91,8 @@ def load_corpus(folder: str | Path) -> LoadedCorpus:
     """Read a corpus that :func:`build_corpus` wrote."""
     folder = Path(folder)
     files = {split: folder / f"{split}.jsonl" for split in (*SPLITS, UNSEEN)}
-    splits = {
-        split: [json.loads(line) for line in file.read_bytes().splitlines()]
-        for split, file in files.items()
-        if split in SPLITS or file.is_file()
-    }
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    return LoadedCorpus(splits, tokenizer, load_info(folder))
+    splits = {split: Rows(file) for split, file in files.items() if split in SPLITS or file.is_file()}
+    return LoadedCorpus(splits, load_tokenizer(folder / "tokenizer"), load_info(folder), folder)
 
 
 def load_info(folder: str | Path) -> dict:
@@ -111,14 +108,28 @@ def split_of(group: str) -> str:
     return "validation" if percent < TEST_PERCENT + VALIDATION_PERCENT else "train"
 
 
-def _tokenizer(corpus: S.Corpus, train: list[Row], folder: str | Path | None) -> PreTrainedTokenizerFast:
+def _written(rows: Iterable[Row], path: Path, digest: hashlib._Hash) -> Rows:
+    """Write rows to a file, one after the other, and add its bytes to a digest."""
+    with path.open("wb") as file:
+        for row in rows:
+            line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+            digest.update(line)
+            file.write(line)
+    return Rows(path)
+
+
+def _tokenizer(corpus: S.Corpus, train: Sequence[Row], folder: str | Path | None) -> PreTrainedTokenizerFast:
     """The tokenizer of that folder, the ready one that the corpus names, or one trained on the training split."""
-    ready = folder or corpus.tokenizer
-    if ready is None:
+    if folder is None and corpus.tokenizer is None:
         texts = (text for row in train for text in (row["document"], row["summary"]))
         longest = max(corpus.source_tokens, corpus.target_tokens)
         return train_tokenizer(texts, corpus.vocab_size, longest, corpus.languages)
-    tokenizer = AutoTokenizer.from_pretrained(ready)
+    if folder is not None:
+        tokenizer = load_tokenizer(folder)
+    else:
+        with fetching("corpus.tokenizer", corpus.tokenizer):
+            tokenizer = load_tokenizer(*located(corpus.tokenizer, corpus.tokenizer_revision))
+    set_source_language(tokenizer, corpus.source_language)
     for language in corpus.languages:
         language_id(tokenizer, language)
     return tokenizer
@@ -164,53 +175,46 @@ def _from_files(corpus: S.Corpus) -> dict[str, list[Row]]:
     columns = [corpus.document, corpus.summary, *([corpus.language] if corpus.language else [])]
     paths = {split: getattr(corpus, split) for split in (*SPLITS, UNSEEN) if getattr(corpus, split)}
     return {
-        split: [_named(row, corpus, path) for row in read_rows(path, columns)[: corpus.limit]]
+        split: [
+            _named(row[corpus.document], row[corpus.summary], row.get(corpus.language), corpus, path)
+            for row in read_rows(path, columns)[: corpus.limit]
+        ]
         for split, path in paths.items()
     }
 
 
-def _named(row: Row, corpus: S.Corpus, path: str) -> Row:
+def _named(document: str, summary: str, language: str | None, corpus: S.Corpus, path: str) -> Row:
     """A row of a file or of the hub under our names for its columns, with its language where there are any."""
-    named = {"document": row[corpus.document].strip(), "summary": row[corpus.summary].strip()}
+    named = {"document": document.strip(), "summary": summary.strip()}
     if corpus.languages:
-        named["language"] = row[corpus.language] if corpus.language else corpus.languages[0]
+        named["language"] = language if corpus.language else corpus.languages[0]
         if named["language"] not in corpus.languages:
             allowed = f"one of {', '.join(corpus.languages)}, the languages that have a token"
             raise InputError(f"{path}, column {corpus.language}", named["language"], allowed)
     return named
 
 
-def _from_hub(corpus: S.Corpus) -> dict[str, list[Row]]:
-    import datasets  # slow to import, and needed here only
-
-    splits = {}
-    for split in SPLITS:
-        try:
-            data = datasets.load_dataset(corpus.dataset, corpus.dataset_config, split=split, revision=corpus.revision)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                "corpus.dataset",
-                corpus.dataset,
-                f"a dataset that can be reached; offline, save its splits and use source 'files' ({reason})",
-            ) from None
-        data = data.flatten()  # wmt16's pairs are one column of two: translation.en, translation.ro
-        for column in filter(None, (corpus.document, corpus.summary, corpus.language)):
-            if column not in data.column_names:
-                raise InputError("corpus.column", column, f"one of {', '.join(data.column_names)}")
-        rows = (_named(row, corpus, corpus.dataset) for row in data)
-        splits[split] = [row for row in rows if row["document"] and row["summary"]][: corpus.limit]
-    return splits
+def _from_hub(corpus: S.Corpus) -> dict[str, Iterator[Row]]:
+    texts = {name: hub_rows(corpus, getattr(corpus, name) or name) for name in SPLITS}
+    rows = {
+        name: (_named(*texts_of_row, corpus, corpus.dataset) for texts_of_row in each) for name, each in texts.items()
+    }
+    return {
+        name: itertools.islice((row for row in each if row["document"] and row["summary"]), corpus.limit)
+        for name, each in rows.items()
+    }
 
 
 def _truncated(
-    splits: dict[str, list[Row]], tokenizer: PreTrainedTokenizerFast, corpus: S.Corpus
+    splits: Mapping[str, Sequence[Row]], tokenizer: PreTrainedTokenizerFast, corpus: S.Corpus
 ) -> dict[str, dict[str, int]]:
     """How many documents and summaries of each split are longer than the model reads."""
 
-    def longer(rows: list[Row], column: str, most: int) -> int:
-        encoded = tokenizer([row[column] for row in rows], verbose=False)["input_ids"]
-        return sum(len(ids) > most for ids in encoded)
+    def longer(rows: Sequence[Row], column: str, most: int) -> int:
+        texts, count = (row[column] for row in rows), 0
+        while some := list(itertools.islice(texts, COUNTED)):
+            count += sum(len(ids) > most for ids in tokenizer(some, verbose=False)["input_ids"])
+        return count
 
     return {
         split: {
@@ -221,7 +225,7 @@ def _truncated(
     }
 
 
-def _overlap(splits: dict[str, list[Row]], column: str, n: int = 8) -> float:
+def _overlap(splits: Mapping[str, Sequence[Row]], column: str, n: int = 8) -> float:
     """Part of the test texts that share a run of ``n`` words with a train text at half or more of theirs."""
 
     def runs(text: str) -> set[tuple[str, ...]]:

@@ -8,15 +8,17 @@ with ``torchrun`` or ``accelerate launch``, with the same arguments.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import tokenizers
 import torch
 from accelerate import Accelerator
 from transformers import AutoModelForSeq2SeqLM, MBartConfig, MBartForConditionalGeneration, PreTrainedModel
@@ -32,9 +34,12 @@ from dqlib.study import settings as S
 from dqlib.study.batches import encode, infill, steps, windows
 from dqlib.study.checkpoints import Checkpoints, identity, weights_hash
 from dqlib.study.corpus import LoadedCorpus, load_corpus
+from dqlib.study.examples import Example, StoredExamples, stored
+from dqlib.study.hub import fetching, located
 from dqlib.study.locks import BusyError, only_maker
 from dqlib.study.paths import LOG, Folders, atomic_folder
 from dqlib.study.results import Row, read_row, write_row
+from dqlib.study.rows import Rows
 from dqlib.study.scoring import score
 from dqlib.study.settings import load_settings
 from dqlib.study.tokenizer import BOS_ID, EOS_ID, PAD_ID, language_id
@@ -86,13 +91,14 @@ def pretrain(settings: S.Settings, task: str, config: str | None = None, method:
     training = spec.pretrain
     accelerator = _accelerator(training or spec.finetune)
     if spec.model.pretrained is not None and not spec.model.base_task:
-        return _copy_pretrained(spec.model.pretrained, folders, accelerator)
+        return _copy_pretrained(spec.model, folders, accelerator)
     if training is None:
         raise InputError(f"{task}.pretrain", None, "given, to pre-train")
     corpus = load_corpus(folders.corpus)
     model = new_model(spec.model, len(corpus.tokenizer))
-    noise = partial(infill, pretraining=training)
-    examples = windows(corpus.splits["train"], corpus.tokenizer, training.window)
+    noise = partial(infill, pretraining=training, mask=corpus.tokenizer.mask_token_id)
+    make = partial(windows, tokenizer=corpus.tokenizer, length=training.window)
+    examples = _stored(corpus, "train", corpus.splits["train"], make, f"windows of {training.window}", accelerator)
     order = random.Random(0)  # the same masks at every validation
     held_out = [
         noise(example, order) for example in windows(_held_out(corpus, spec), corpus.tokenizer, training.window)
@@ -257,25 +263,77 @@ def _starting_model(settings: S.Settings, task: str, corpus: LoadedCorpus) -> Pr
         model = new_model(spec.model, len(corpus.tokenizer))
     else:
         model = AutoModelForSeq2SeqLM.from_pretrained(pretrained)
+    if len(corpus.tokenizer) > model.config.vocab_size:
+        allowed = f"one of at most {model.config.vocab_size} tokens, which the model '{spec.model.pretrained}' knows"
+        raise InputError("corpus.tokenizer", spec.corpus.tokenizer, allowed)
     if spec.corpus.languages:
         start = language_id(corpus.tokenizer, spec.corpus.languages[0])
         model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = start
+        model.generation_config.forced_bos_token_id = None  # the decoder starts from the language, and needs no other
     return model
 
 
-def _copy_pretrained(source: str, folders: Folders, accelerator: Accelerator) -> None:
-    """Take a model that others have pre-trained in place of text infilling."""
-    try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            "model.pretrained", source, f"a model that can be reached; offline, name its folder ({reason})"
-        ) from None
+def _copy_pretrained(spec: S.Model, folders: Folders, accelerator: Accelerator) -> None:
+    """Take a model that others have pre-trained in place of text infilling.
+
+    Raises:
+        InputError: it cannot be reached, or is not of the shape that the parameters say.
+    """
+    with fetching("model.pretrained", spec.pretrained):
+        source, revision = located(spec.pretrained, spec.revision)
+        model = AutoModelForSeq2SeqLM.from_pretrained(source, revision=revision, dtype=torch.float32)
+    _check_shape(model, spec)
     with made(accelerator, folders, folders.pretrained) as folder:
         if accelerator.is_main_process:
             model.save_pretrained(folder)
             Log(folder / LOG).add({"step": 0})
+
+
+def _check_shape(model: PreTrainedModel, spec: S.Model) -> None:
+    config = model.config
+    found = {
+        "architecture": config.model_type,
+        "d_model": config.d_model,
+        "encoder_layers": config.encoder_layers,
+        "decoder_layers": config.decoder_layers,
+        "heads": config.encoder_attention_heads,
+        "ffn_dim": config.encoder_ffn_dim,
+        "max_positions": config.max_position_embeddings,
+    }
+    for name, value in found.items():
+        if getattr(spec, name) != value:
+            raise InputError(f"model.{name}", getattr(spec, name), f"{value}, as in the model '{spec.pretrained}'")
+    for name, wanted in (("bos", BOS_ID), ("pad", PAD_ID), ("eos", EOS_ID)):
+        value = getattr(config, f"{name}_token_id")
+        if value != wanted:
+            raise InputError(f"model '{spec.pretrained}', {name}_token_id", value, f"{wanted}, as in BART and mBART")
+
+
+def _stored(
+    corpus: LoadedCorpus,
+    split: str,
+    rows: Rows,
+    make: Callable[[Sequence[dict[str, str]]], list[Example]],
+    told: str,
+    accelerator: Accelerator,
+) -> StoredExamples:
+    """Examples of rows of a split, tokenized once for all runs that want the same of the same corpus.
+
+    Args:
+        corpus: whose rows they are.
+        split: its name.
+        rows: the split's first ones, or all.
+        make: examples of some of them.
+        told: what ``make`` does, with all that decides it but corpus and tokenizer.
+        accelerator: of this process; one process writes for all.
+    """
+    parts = corpus.info["sha256"], split, len(rows), told, tokenizers.__version__, code_hash()
+    digest = hashlib.sha256(" ".join(map(str, parts)).encode())
+    for path in sorted((corpus.folder / "tokenizer").iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    folder = corpus.folder.parent / "tokens" / f"{split}-{digest.hexdigest()[:16]}"
+    with accelerator.main_process_first():
+        return stored(folder, rows, make)
 
 
 def _train_on_pairs(
@@ -292,8 +350,11 @@ def _train_on_pairs(
     *of_scales: float,
 ) -> None:
     """Train on pairs; where training fails, the last good weights are kept beside ``target``."""
-    examples = encode(corpus.splits["train"], corpus.tokenizer, spec.corpus)
-    held_out = encode(_held_out(corpus, spec), corpus.tokenizer, spec.corpus)
+    make = partial(encode, tokenizer=corpus.tokenizer, corpus=spec.corpus)
+    told = f"pairs of {spec.corpus.source_tokens} and {spec.corpus.target_tokens}"
+    examples = _stored(corpus, "train", corpus.splits["train"], make, told, accelerator)
+    held_out = _stored(corpus, "validation", _held_out(corpus, spec), make, told, accelerator)
+    make(corpus.splits["validation"][:1])  # a tokenizer is saved as its last call left it: found or made, the same file
     batches = steps(examples, training)
     try:
         train(
@@ -315,7 +376,7 @@ def rescue_folder(target: Path) -> Path:
     return target.with_name(f"{target.name}.last-good")
 
 
-def _held_out(corpus: LoadedCorpus, spec: S.Task) -> list[dict[str, str]]:
+def _held_out(corpus: LoadedCorpus, spec: S.Task) -> Rows:
     return corpus.splits["validation"][: spec.evaluate.validation_documents]
 
 

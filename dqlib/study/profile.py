@@ -19,14 +19,16 @@ def choose_profile(profile: str) -> bool:
         Whether ``params.yaml`` was written.
 
     Raises:
-        InputError: no such profile, a value in it is not allowed, it lacks a task of the pipeline, or edits of
+        InputError: no such profile, a value in it is not allowed, it is not one for the pipeline, or edits of
             another profile would be lost.
     """
     source, target = profile_path(profile), project_root() / "params.yaml"
-    lacking = set(TASKS) - set(load_settings(profile).tasks)
-    if lacking:
+    settings = load_settings(profile)
+    of_hub = any(settings.task(task).corpus.source == "hub" for task in settings.tasks)
+    if of_hub or set(TASKS) - set(settings.tasks):  # the notebooks show pre-training and names never seen
         by_hand = f"`python -m dqlib.study.students --params {profile}` makes the models of the tasks that it has"
-        raise InputError("profile", profile, f"one with all tasks of the pipeline ({', '.join(TASKS)}); {by_hand}")
+        allowed = f"one with all tasks of the pipeline ({', '.join(TASKS)}) and no corpus of the hub; {by_hand}"
+        raise InputError("profile", profile, allowed)
     wanted = source.read_text(encoding="utf-8")
     if target.is_file():
         text = target.read_text(encoding="utf-8")

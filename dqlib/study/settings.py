@@ -89,7 +89,7 @@ class Task:
     @property
     def architecture(self) -> str:
         """Of the teacher: mBART's, unless it comes from elsewhere."""
-        return "mbart" if self.model.pretrained is None or self.model.base_task else "bart"
+        return "mbart" if self.model.pretrained is None or self.model.base_task else self.model.architecture
 
     def _check(self, configuration: Configuration) -> None:
         configuration.check_fits(self.model.encoder_layers, self.model.decoder_layers)

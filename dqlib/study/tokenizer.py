@@ -1,11 +1,18 @@
-"""A byte-level BPE tokenizer with BART's special tokens, trained on a corpus."""
+"""Tokenizers: a byte-level BPE with BART's special tokens, trained on a corpus, or a ready one of BART or mBART.
+
+All have the same ids for ``<s>``, ``<pad>``, ``</s>`` and ``<unk>``; that of ``<mask>`` is the tokenizer's own. BART's
+puts texts between ``<s>`` and ``</s>``, ours ends them with ``</s>``, mBART's ends a source with ``</s> en_XX``. A
+target ends with ``</s>`` in all of them; in a translation the decoder starts from the token of its language.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dqlib.errors import InputError
 
@@ -15,20 +22,74 @@ BOS_ID, PAD_ID, EOS_ID, UNKNOWN_ID, MASK_ID = range(5)
 
 
 def language_token(language: str) -> str:
-    """The token that a target in a language starts with, as mBART's: ``<ro>``."""
+    """The token that our own tokenizers have for a language: ``<ro>``."""
     return f"<{language}>"
 
 
 def language_id(tokenizer: PreTrainedTokenizerFast, language: str) -> int:
-    """Id of a language's token.
+    """Id of a language's token: ``<ro>`` in our own tokenizers, ``ro_RO`` in mBART's, for ``ro`` or ``ro_RO``.
 
     Raises:
         InputError: the tokenizer has no such token.
     """
     vocabulary = tokenizer.get_vocab()
-    if language_token(language) not in vocabulary:
+    if language_token(language) in vocabulary:
+        return vocabulary[language_token(language)]
+    special = tokenizer.all_special_tokens
+    found = [token for token in special if token == language or re.fullmatch(f"{language}_[A-Z]{{2}}", token)]
+    if len(found) != 1:
         raise InputError("language", language, f"a language with a token {language_token(language)} in the tokenizer")
-    return vocabulary[language_token(language)]
+    return vocabulary[found[0]]
+
+
+def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:
+    """Read a tokenizer from a folder, or from the hub.
+
+    Raises:
+        InputError: its special tokens have other ids than models here are trained with, or a text does not end
+            with ``</s>`` or with that and a language's token.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    for name, wanted in (("bos", BOS_ID), ("pad", PAD_ID), ("eos", EOS_ID), ("unk", UNKNOWN_ID)):
+        found = getattr(tokenizer, f"{name}_token_id")
+        if found != wanted:
+            raise InputError(f"tokenizer '{source}', {name}_token_id", found, f"{wanted}, as in BART and mBART")
+    ids = tokenizer("a")["input_ids"]
+    place = -2 if marks_source(tokenizer) else -1
+    if len(ids) < 2 or ids[place] != EOS_ID:
+        raise InputError(f"tokenizer '{source}', the end of a text", tokenizer.convert_ids_to_tokens(ids), "</s>")
+    return tokenizer
+
+
+def marks_source(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a source ends with its language's token, as in mBART."""
+    return getattr(tokenizer, "src_lang", None) is not None
+
+
+def set_source_language(tokenizer: PreTrainedTokenizerFast, language: str | None) -> None:
+    """Tell a tokenizer of mBART's kind which language sources are in; others need none.
+
+    Raises:
+        InputError: it needs one and none is given, or has no token for it.
+    """
+    if not marks_source(tokenizer):
+        return
+    if language is None:
+        raise InputError("source_language", None, "given: this tokenizer ends a source with its language's token")
+    tokenizer.src_lang = tokenizer.convert_ids_to_tokens(language_id(tokenizer, language))
+
+
+def source_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], most: int) -> list[list[int]]:
+    """Ids of texts that a model reads, cut to ``most`` tokens, ending as the tokenizer ends a source."""
+    return tokenizer(texts, truncation=True, max_length=most)["input_ids"]
+
+
+def target_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], most: int) -> list[list[int]]:
+    """Ids of texts that a model writes, cut to ``most`` tokens, ending with ``</s>``."""
+    if not marks_source(tokenizer):
+        return source_ids(tokenizer, texts, most)
+    encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=most - 1)
+    return [[*ids, EOS_ID] for ids in encoded["input_ids"]]
 
 
 def train_tokenizer(

@@ -10,15 +10,16 @@ from pathlib import Path
 DECIDING = (
     *(f"{name}.py" for name in ("architectures", "attention", "config", "fake_quantize", "layers", "losses")),
     *(f"{name}.py" for name in ("generation", "quantizers", "student")),
-    *(f"study/{name}.py" for name in ("batches", "evaluate", "jobs", "scoring", "train", "translation_metrics")),
+    *(f"study/{name}.py" for name in ("batches", "evaluate", "examples", "jobs", "scoring", "tokenizer", "train")),
+    "study/translation_metrics.py",
 )
 
 #: Modules that those import and that decide nothing that a stamp does not hold itself: parameters and presets are
 #: stamped by their values, a corpus by its own stamp; sizes, paths and progress change no weight and no text.
 NOT_DECIDING = (
     *(f"{name}.py" for name in ("errors", "footprint", "presets")),
-    *(f"study/{name}.py" for name in ("checkpoints", "corpus", "locks", "paths", "progress", "results", "settings")),
-    *(f"study/{name}.py" for name in ("tokenizer", "versions")),
+    *(f"study/{name}.py" for name in ("checkpoints", "corpus", "hub", "locks", "paths", "progress", "results", "rows")),
+    *(f"study/{name}.py" for name in ("settings", "versions")),
 )
 
 

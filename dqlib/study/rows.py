@@ -1,0 +1,68 @@
+"""Rows of a split: pairs of texts in a JSON Lines file, read one at a time."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+Row = dict[str, str]
+
+
+class Rows(Sequence[Row]):
+    """The rows of a JSON Lines file; what is in memory is where each line begins, 8 bytes a row.
+
+    A slice is rows again, and reads nothing. Rows equal a list of the same rows.
+    """
+
+    def __init__(self, path: str | Path, places: array | None = None) -> None:
+        """Take the rows of a file, or those of its lines that begin at ``places``, in bytes."""
+        self.path = Path(path)
+        self._places = _line_starts(self.path) if places is None else places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+
+    def __getitem__(self, index: int | slice) -> Row | Rows:
+        if isinstance(index, slice):
+            return Rows(self.path, self._places[index])
+        with self.path.open("rb") as file:
+            file.seek(self._places[index])
+            return json.loads(file.readline())
+
+    def __iter__(self) -> Iterator[Row]:
+        with self.path.open("rb") as file:
+            here = 0
+            for place in self._places:
+                if place != here:
+                    file.seek(place)
+                line = file.readline()
+                here = place + len(line)
+                yield json.loads(line)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Rows | list):
+            return NotImplemented
+        return len(self) == len(other) and all(ours == theirs for ours, theirs in zip(self, other, strict=True))
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"Rows({str(self.path)!r}, {len(self):,} rows)"
+
+
+def _line_starts(path: Path) -> array:
+    starts, place = array("q"), 0
+    with path.open("rb") as file:
+        for line in file:
+            starts.append(place)
+            place += len(line)
+    return starts
