@@ -7,9 +7,9 @@ from dqlib.errors import InputError
 from dqlib.study import profile as profile_module
 from dqlib.study.paths import project_root
 from dqlib.study.profile import choose_profile
-from dqlib.study.settings import load_settings
+from dqlib.study.settings import load_settings, profile_path
 
-PROFILES = ("smoke", "laptop", "paper", "paper-cnn", "tutorial")
+PROFILES = ("smoke", "laptop", "real", "paper", "paper-cnn", "tutorial")
 
 
 @pytest.fixture
@@ -146,3 +146,17 @@ def test_choosing_a_profile_never_loses_edits(tmp_path, monkeypatch):
     params.write_bytes((tmp_path / "profiles" / "laptop.yaml").read_bytes())
     assert choose_profile("smoke")
     assert profile_module.main(["cloud"]) == 2
+
+
+@pytest.mark.parametrize("profile", ["laptop", "smoke", "real"])
+def test_a_profile_of_the_pipeline_has_every_parameter_that_the_pipeline_reads(profile):
+    pipeline = yaml.safe_load((project_root() / "dvc.yaml").read_text())["stages"]
+    parameters = yaml.safe_load(profile_path(profile).read_text())
+    for name, stage in pipeline.items():
+        tasks = stage.get("matrix", {}).get("task", [""])
+        keys = [] if name.startswith("methods") else stage.get("params", [])
+        for key in [key.replace("${item.task}", task) for key in keys for task in tasks]:
+            found = parameters
+            for part in key.split("."):
+                assert part in found, f"{name}: {key}"
+                found = found[part]

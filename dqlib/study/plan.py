@@ -415,8 +415,9 @@ def _training(
 
 
 def _stages(settings: Settings, tasks: tuple[str, ...]) -> Iterator[Stage]:
-    """In the order in which they run: those of ``dvc.yaml`` where the profile has all tasks, else the same by hand."""
-    whole = set(settings.tasks) == set(TASKS)
+    """In the order in which they run: those of ``dvc.yaml`` where it takes the profile, else the same by hand."""
+    from_hub = any(settings.task(task).corpus.source == "hub" for task in settings.tasks)
+    whole = set(settings.tasks) == set(TASKS) and not from_hub
     params = "" if whole else f" --params {settings.profile}"
 
     def stage(name: str, module: str, makes: str) -> Stage:

@@ -65,16 +65,46 @@ def aims_table(metrics: pandas.DataFrame, longer: pandas.DataFrame | None = None
     return pandas.DataFrame(rows, columns=["aim", "measured", "trained longer", "reached"])
 
 
+#: Columns of :func:`engines_table`: heading, ``metric`` and format in ``benchmark.csv``.
+ENGINE_METRICS = (
+    ("1 text, greedy", "latency, 1 text, greedy", "{:,.0f} ms"),
+    ("4 texts, greedy", "latency, 4 texts, greedy", "{:,.0f} ms"),
+    ("16 texts, greedy", "latency, 16 texts, greedy", "{:,.0f} ms"),
+    ("1 text, 4 beams", "latency, 1 text, 4 beams", "{:,.0f} ms"),
+    ("8 texts, 4 beams", "throughput, 8 texts, 4 beams", "{:.1f} texts/s"),
+    ("memory", "memory", "{:,.0f} MB"),
+)
+
+
+def engines_table(benchmark: pandas.DataFrame, shape: str = "BART-base") -> pandas.DataFrame:
+    """How fast each engine is and what memory it takes: a row a model and engine.
+
+    Args:
+        benchmark: what ``benchmarks/inference.py`` wrote.
+        shape: that is told.
+    """
+    rows = benchmark[(benchmark["shape"] == shape) & benchmark.name.isin(["generation", "low-bit", "memory"])]
+    rows = rows.drop_duplicates(["config", "engine", "metric"])
+    table = []
+    for (config, engine), some in rows.groupby(["config", "engine"], sort=False):
+        values = some.set_index("metric").value
+        told = {name: form.format(values[metric]) if metric in values else "" for name, metric, form in ENGINE_METRICS}
+        table.append({"model": f"`{config}`", "engine": engine, **told})
+    return pandas.DataFrame(table)
+
+
 def blocks(results: Path) -> dict[str, str]:
     """Every table of the README by its name, as Markdown."""
     bench = pandas.read_csv(results / "methods.csv")
     summary = bench_summary(bench[bench.method.isin(bench_of(Study("params.yaml")).presets)])
     metrics = pandas.read_csv(results / "metrics.csv")
+    benchmark = pandas.read_csv(results / "benchmark.csv")
     longer = results / FOLDER / LONGER
     return {
         "overview": markdown_table(overview_table(metrics)),
         "aims": markdown_table(aims_table(metrics, pandas.read_csv(longer) if longer.is_file() else None)),
         "bench": markdown_table(summary_for_reading(summary)),
+        "engines": markdown_table(engines_table(benchmark)),
     }
 
 
