@@ -86,8 +86,9 @@ def test_a_notebook_that_fails_fails_its_stage_and_is_kept_with_its_error(tmp_pa
 def interrupt(command, until, timeout=300.0):
     """Run a command in a group of its own, and send the group SIGINT, as a terminal does, once ``until`` gives True."""
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     end = time.monotonic() + timeout
     while not until():
         assert process.poll() is None, process.communicate()

@@ -180,8 +180,14 @@ def test_too_little_memory_says_what_to_change(small, tmp_path):  # noqa: F811
 
 
 def test_bf16_trains_and_leaves_a_model_of_full_precision(small, tmp_path):  # noqa: F811
+    types = set()
+    small.model.encoder.layers[0].fc1.register_forward_hook(lambda *call: types.add((small.training, call[-1].dtype)))
     before, after = run(small, TaskObjective(), tmp_path, precision="bf16", steps=40)
     assert after < before
+    assert (True, torch.bfloat16) in types
+    assert (True, torch.float32) not in types
+    run(small, TaskObjective(), tmp_path, steps=1)  # in the same process, and in full precision
+    assert (True, torch.float32) in types
     assert small.forward.__func__ is type(small).forward
     batch = copying(1, 0)[0]
     assert (

@@ -42,7 +42,7 @@ def run(model, objective, folder: Path, **changes):
         **{"steps": 60, "learning_rate": 3e-3, "batch_tokens": 600, "validations": 3, "seed": 1} | changes
     )
     data, held_out = copying(300, 0), copying(40, 1)
-    accelerator = make_accelerator(training.seed)
+    accelerator = make_accelerator(training.seed, training.precision)
     before = validation_loss(model, held_out, training, accelerator)
     model = train(model, objective, steps(data, training), held_out, training, accelerator, folder / "log.csv", "test")
     return before, validation_loss(model, held_out, training, accelerator)

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from dqlib.architectures import architecture_of
 from dqlib.config import Configuration
 from dqlib.errors import InputError
+from dqlib.files import DiskFullError
 from dqlib.footprint import fp32_size_bytes, size_bytes
 from dqlib.presets import preset
 from dqlib.student import make_student, round_for_storage, save_student, set_attention_maps, supervision_maps
@@ -247,9 +249,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         run_job(load_settings(options.params), options.job, options.task, options.config, options.preset)
-    except (BusyError, InputError, TrainingError) as error:
+    except (BusyError, DiskFullError, InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

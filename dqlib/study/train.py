@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, set_seed
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
@@ -146,8 +147,11 @@ class Log:
 
 def make_accelerator(seed: int, precision: str = "fp32") -> Accelerator:
     """One Accelerator a job, with all random states seeded; ``precision`` is that of matrix products."""
+    mixed = "no" if precision == "fp32" else precision
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
+        AcceleratorState._reset_state()  # of an earlier job of this process
     accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
+        mixed_precision=mixed,
         cpu=not torch.accelerator.is_available(),  # said aloud, or several CPU processes stay strangers
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
