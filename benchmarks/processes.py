@@ -1,14 +1,17 @@
-"""One process with all threads against several processes of one thread: training steps a second, as a ratio.
+"""A training step on one process with all threads against other ways: several processes, compilation, bf16.
 
-    python benchmarks/processes.py [--processes 2] [--rounds 3] [--steps 40]
+    python benchmarks/processes.py [--ways processes compiled bf16] [--processes 2] [--rounds 3] [--steps 60]
+                                   [--kinds fine-tuning distillation] [--results results]
 
-Runs both in turn on random models of the `laptop` profile's size and prints the median of the ratios, for a
-fine-tuning step and for a distillation step (`2-2-8`, half the decoder).
+Runs each way and the plain one in turn on random models of the `laptop` profile's size, for a fine-tuning step and for
+a distillation step (`2-2-8`, half the decoder). The first third of the steps, with compilation in it, is not timed. The
+median of the ratios counts; rows go into ``benchmark.csv`` and replace those of an earlier run.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import random
 import statistics
@@ -16,12 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from dqlib.config import Configuration
 from dqlib.losses import LayerMaps
+from dqlib.presets import preset
 from dqlib.student import make_student, supervision_map
 from dqlib.study import train as training_loop
 from dqlib.study.batches import Example, steps
@@ -30,57 +35,101 @@ from dqlib.study.settings import Training, available_cores, load_settings
 from dqlib.study.train import DistillationObjective, TaskObjective, make_accelerator, train
 
 KINDS = ("fine-tuning", "distillation")
+WAYS = ("processes", "compiled", "bf16")
+COLUMNS = ("name", "shape", "config", "engine", "metric", "value", "unit", "baseline", "ratio", "device")
+NAME = "training ways"
 
 
-def measure(kind: str, count: int) -> None:
+def timed(batches: Iterable, untimed: int, times: list[float]) -> Iterator:
+    """Batches as they come; the moment after so many of them is noted."""
+    for i, batch in enumerate(batches):
+        if i == untimed:
+            times.append(time.perf_counter())
+        yield batch
+
+
+def measure(kind: str, count: int, way: str) -> None:
     """Print the steps a second of this process, or of the group that it belongs to."""
     task = load_settings("laptop").summarization
     vocabulary = task.corpus.vocab_size
     order = random.Random(0)
     draw = lambda n: [order.randrange(5, vocabulary) for _ in range(n)]  # noqa: E731
     examples = [Example(draw(order.randrange(30, 128)), draw(order.randrange(6, 24))) for _ in range(2000)]
-    accelerator = make_accelerator(0)
+    precision = "bf16" if way == "bf16" else "fp32"
+    accelerator = make_accelerator(0, precision)
     model, objective = new_model(task.model, vocabulary), TaskObjective()
     if kind == "distillation":
         layers = (task.model.encoder_layers, task.model.decoder_layers)
         half = max(1, layers[1] // 2)
         maps = LayerMaps(supervision_map(layers[0], layers[0]), supervision_map(half, layers[1]))
-        objective = DistillationObjective(model, maps, task.distill.loss)
-        model = make_student(model, Configuration.parse(f"2-2-8 {layers[0]}-{half}"))
+        method = preset(task.distill.preset)
+        objective = DistillationObjective(model, maps, method.loss)
+        model = make_student(model, Configuration.parse(f"2-2-8 {layers[0]}-{half}"), method)
     training_loop.report = lambda *_: None
-    spec = Training(steps=count, learning_rate=1e-4, batch_tokens=task.distill.batch_tokens, validations=1)
+    spec = Training(
+        steps=count, learning_rate=1e-4, batch_tokens=task.distill.batch_tokens, validations=1, precision=precision,
+        compile=way == "compiled",
+    )  # fmt: skip
+    untimed, times = count // 3, []
+    batches = timed(steps(examples, spec), untimed, times)
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        train(model, objective, steps(examples, spec), examples[:8], spec, accelerator, Path(folder) / "log.csv", kind)
+        train(model, objective, batches, examples[:8], spec, accelerator, Path(folder) / "log.csv", kind)
         if accelerator.is_main_process:
-            print(count / (time.perf_counter() - start))
+            print((count - untimed) / (time.perf_counter() - times[0]))
 
 
-def run(kind: str, processes: int, count: int) -> float:
+def run(kind: str, processes: int, count: int, way: str = "") -> float:
     """Steps a second of a group of processes that share the cores."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     threads = str(max(1, available_cores() // processes))
-    command = [sys.executable, *launcher, __file__, "--worker", kind, "--steps", str(count)]
+    command = [sys.executable, *launcher, __file__, "--worker", kind, "--ways", way or WAYS[0], "--steps", str(count)]
     environment = os.environ | {"OMP_NUM_THREADS": threads}
-    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return float(done.stdout.split()[-1])
+
+
+def write(rows: list[dict[str, object]], path: Path) -> None:
+    """Put rows into the table, in place of those of an earlier run."""
+    others: list[dict[str, object]] = []
+    if path.is_file():
+        with path.open(newline="") as file:
+            others = [row for row in csv.DictReader(file) if row["name"] != NAME]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*others, *rows])
 
 
 def main() -> None:
-    """Measure in turn and print the ratios."""
+    """Measure in turn, print the ratios, write them down."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent.parent / "results")
     parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        return measure(options.worker, options.steps)
-    print(f"{available_cores()} cores, torch {torch.__version__}")
-    for kind in KINDS:
-        ratios = [
-            run(kind, options.processes, options.steps) / run(kind, 1, options.steps) for _ in range(options.rounds)
-        ]
-        print(f"{kind}: {options.processes} processes do {statistics.median(ratios):.2f} times the steps of one")
+        return measure(options.worker, options.steps, options.ways[0])
+    device = f"CPU, {available_cores()} cores, torch {torch.__version__}"
+    rows = []
+    for kind in options.kinds:
+        for way in options.ways:
+            name = f"{options.processes} processes" if way == "processes" else way
+            rates, ratios = [], []
+            for _ in range(options.rounds):
+                rates.append(run(kind, options.processes if way == "processes" else 1, options.steps, way))
+                ratios.append(rates[-1] / run(kind, 1, options.steps))
+            ratio = statistics.median(ratios)
+            print(f"{kind}, {name}: {ratio:.2f} times the steps of one process with all threads", flush=True)
+            config = "2-2-8, half the decoder" if kind == "distillation" else "32-32-32"
+            row = (NAME, "laptop", config, name, f"{kind} steps", f"{statistics.median(rates):.4g}", "steps/s",
+                   "one process, all threads, fp32", f"{ratio:.4g}", device)  # fmt: skip
+            rows.append(dict(zip(COLUMNS, row, strict=True)))
+    write(rows, options.results / "benchmark.csv")
     return None
 
 
