@@ -17,7 +17,7 @@ DECIDING = (
 #: Modules that those import and that decide nothing that a stamp does not hold itself: parameters and presets are
 #: stamped by their values, a corpus by its own stamp; sizes, paths and progress change no weight and no text.
 NOT_DECIDING = (
-    *(f"{name}.py" for name in ("errors", "footprint", "presets")),
+    *(f"{name}.py" for name in ("errors", "files", "footprint", "presets")),
     *(f"study/{name}.py" for name in ("checkpoints", "corpus", "hub", "locks", "paths", "progress", "results", "rows")),
     *(f"study/{name}.py" for name in ("settings", "versions")),
 )
