@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -151,19 +152,21 @@ def test_ctrl_c_stops_a_stage_with_its_notebook(tmp_path):
 # --- a full disk
 
 
-@pytest.fixture
-def no_room():
-    """Files of more than some bytes cannot be written: as on a full disk, in the middle of a write."""
+@contextmanager
+def no_room(size):
+    """Files of more than ``size`` bytes cannot be written: as on a full disk, in the middle of a write.
+
+    It ends within the test: a runner whose output goes to a file could not write that it passed.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def limit(size):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
 
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_disk_full_while_a_model_is_saved_names_the_folder_and_keeps_the_old_one(made_study, no_room, capsys):
+def test_a_disk_full_while_a_model_is_saved_names_the_folder_and_keeps_the_old_one(made_study, capsys):
     folder = made_study / "runs" / "tutorial" / "summarization"
     set_params(distill={"steps": 2})
     student = ["student", "--params", "small.yaml", "--config", CONFIG]
@@ -174,9 +177,8 @@ def test_a_disk_full_while_a_model_is_saved_names_the_folder_and_keeps_the_old_o
     ):
         before = contents(target)
         set_params(**change)
-        no_room(100_000)  # less than the weights, more than all else
-        assert pipeline.main(part) == 2
-        no_room(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+        with no_room(100_000):  # less than the weights, more than all else
+            assert pipeline.main(part) == 2
         (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
         assert said == (
             f"error: {target}: File too large; what was there before is unchanged, so make room and start the same "
@@ -189,21 +191,16 @@ def test_a_disk_full_while_a_model_is_saved_names_the_folder_and_keeps_the_old_o
 
 def test_a_disk_full_in_a_worker_is_told_as_one_sentence(made_study, monkeypatch, capsys):
     set_params(distill={"steps": 2}, configs=["2-2-8_2-1"])
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard[1]))  # which the worker has of us
-    try:
+    with no_room(100_000):  # the worker has the limit of us
         assert students.main(["--params", "small.yaml"]) == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, hard)
     (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert "students/2-2-8_2-1: File too large; what was there before is unchanged" in said
 
 
-def test_a_disk_full_while_results_are_written_keeps_the_old_file(tmp_path, no_room):
+def test_a_disk_full_while_results_are_written_keeps_the_old_file(tmp_path):
     target = tmp_path / "results" / "metrics.csv"
     write_text(target, "old")
-    no_room(1000)
-    with pytest.raises(DiskFullError) as caught:
+    with pytest.raises(DiskFullError) as caught, no_room(1000):
         write_text(target, "new" * 1000)
     assert str(caught.value).startswith(f"{target.parent}: File too large; ")
     assert target.read_text() == "old"
