@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import yaml
 from transformers import BartConfig, BartForConditionalGeneration, MBartConfig, MBartForConditionalGeneration
 
 from dqlib.study.batches import Batch, Example, collate
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: more threads each would only be in each other's way
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 TINY = {
     "vocab_size": 96,

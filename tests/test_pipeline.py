@@ -1,4 +1,4 @@
-"""The pipeline as a user runs it: `dvc repro` from a clone, at the smoke profile."""
+"""The pipeline as a user runs it: `dvc repro` from a clone, at the smoke profile with trainings of a few steps."""
 
 import json
 import os
@@ -26,6 +26,21 @@ def call(clone: Path, *command: str) -> str:
     return done.stdout
 
 
+def shorten(path: Path) -> None:
+    """Leave every stage its work, and the least of it."""
+    profile = yaml.safe_load(path.read_text())
+    for task in ("summarization", "eli5", "translation"):
+        block = profile[task]
+        for part in ("pretrain", "finetune", "distill"):
+            if block[part]:
+                block[part]["steps"] = 4
+        block["evaluate"] |= {"documents": 10, "validation_documents": 10, "bootstrap": 50}
+    methods = profile["summarization"]["methods"]
+    methods["distill"]["steps"], methods["longer_steps"] = 4, [6]
+    methods["evaluate"] |= {"documents": 10, "validation_documents": 10, "bootstrap": 50}
+    path.write_text(yaml.safe_dump(profile, sort_keys=False))
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A copy of the project after the default study at the smoke profile."""
@@ -37,6 +52,7 @@ def clone(tmp_path_factory):
         else:
             shutil.copy(source, target / name)
     shutil.copy(target / "profiles" / "laptop.yaml", target / "params.yaml")
+    shorten(target / "profiles" / "smoke.yaml")
     call(target, "git", "init", "-q")
     call(target, sys.executable, "-m", "dqlib.study.profile", "smoke")
     call(target, "dvc", "repro", "-q", "compare")

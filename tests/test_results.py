@@ -16,9 +16,16 @@ from dqlib.study.settings import load_settings
 ROOT = project_root()
 
 
+@pytest.fixture(params=[("results", "params.yaml"), ("results/real", "real")], ids=["default", "real"])
+def study(request):
+    """A folder of results and the parameters that they were made with."""
+    folder, params = request.param
+    return ROOT / folder, params
+
+
 @pytest.fixture
-def metrics():
-    return pandas.read_csv(ROOT / "results" / "metrics.csv")
+def metrics(study):
+    return pandas.read_csv(study[0] / "metrics.csv")
 
 
 def test_the_columns_are_the_documented_ones_and_tell_of_no_run(metrics):
@@ -35,19 +42,22 @@ def test_numbers_follow_from_each_other(metrics):
         assert row["score"] == row[row["headline"]]
 
 
-def test_the_readmes_show_the_tables(metrics):
-    page = (ROOT / "results" / "README.md").read_text()
+def test_the_page_shows_the_tables(study, metrics):
+    page = (study[0] / "README.md").read_text()
     for _, rows in metrics.groupby("task", sort=False):
         assert markdown_table(short_table(rows)) in page
-    assert markdown_table(pandas.read_csv(ROOT / "results" / "claims.csv")) in page
+    assert markdown_table(pandas.read_csv(study[0] / "claims.csv")) in page
+
+
+def test_the_readme_shows_the_tables():
     text = (ROOT / "README.md").read_text()
     tables = blocks(ROOT / "results")
     assert filled(text, tables) == text
     assert all(table in text for table in tables.values())
 
 
-def test_the_results_come_from_the_committed_parameters(metrics):
-    settings = load_settings("params.yaml")
+def test_the_results_come_from_the_committed_parameters(study, metrics):
+    settings = load_settings(study[1])
     for name in settings.tasks:
         task = settings.task(name)
         students = metrics[(metrics.role == "student") & (metrics.task == name)]
@@ -56,12 +66,10 @@ def test_the_results_come_from_the_committed_parameters(metrics):
         assert set(students.train_steps) == {task.distill.steps}
 
 
-def test_the_claims_are_those_of_the_tables(metrics):
-    tables = {
-        name: pandas.read_csv(ROOT / "results" / f"{name}.csv") for name in ("comparisons", "accumulation", "likeness")
-    }
+def test_the_claims_are_those_of_the_tables(study, metrics):
+    tables = {name: pandas.read_csv(study[0] / f"{name}.csv") for name in ("comparisons", "accumulation", "likeness")}
     claims = claims_table(Tables(metrics, **tables))
-    assert claims.equals(pandas.read_csv(ROOT / "results" / "claims.csv"))
+    assert claims.equals(pandas.read_csv(study[0] / "claims.csv"))
 
 
 @pytest.fixture
