@@ -23,7 +23,8 @@ from dqlib.study.checkpoints import Checkpoints
 from dqlib.study.jobs import new_model
 from dqlib.study.paths import project_root
 from dqlib.study.plan import main, plan
-from dqlib.study.settings import TASKS, available_cores, load_settings
+from dqlib.study.pool import at_a_time
+from dqlib.study.settings import TASKS, load_settings
 from dqlib.study.train import DistillationObjective, TaskObjective
 
 #: How far a plan's memory may be from what is measured.
@@ -227,7 +228,9 @@ def test_totals_count_students_that_are_trained_at_a_time(tmp_path):
     settings = small(tmp_path)
     told = plan(settings, tflops=2.0)
     students_ = [each for each in told.trainings if each.size_bytes is not None]
-    assert told.at_a_time == min(available_cores(), 5)
+    assert told.at_a_time == min(at_a_time(), 5)
+    assert plan(settings, devices=1).at_a_time == 1
+    assert plan(settings, devices=1).memory_bytes < plan(settings, devices=2).memory_bytes
     assert told.memory_bytes >= told.at_a_time * max(each.memory.total for each in students_)
     assert told.hours == pytest.approx(plan(settings, tflops=4.0).hours * 2)
     assert told.hours == pytest.approx(sum(each.runs * each.operations for each in told.trainings) / 2e12 / 3600)
@@ -246,6 +249,7 @@ def test_the_command_prints_a_table_or_json_and_errors_as_a_sentence(capsys, tmp
     for wrong, said in (
         (["--params", "nothing"], "error: profile: 'nothing'"),
         (["--params", "smoke", "--tflops", "0"], "error: tflops: 0.0"),
+        (["--params", "smoke", "--devices", "0"], "error: devices: 0"),
         (["--params", "smoke", "--task", "poetry"], "error: task: 'poetry'"),
     ):
         assert main(wrong) == 2

@@ -1,7 +1,9 @@
 import os
+import time
 
 import pandas
 import pytest
+import torch
 import yaml
 
 from dqlib.study import pool, tables
@@ -26,6 +28,25 @@ def test_work_is_done_in_other_processes_of_one_thread(tmp_path):
     told = [(tmp_path / str(i)).read_text().split() for i in range(3)]
     assert str(os.getpid()) not in {process for process, _ in told}
     assert {threads for _, threads in told} == {"1"}
+
+
+def write_device(path):
+    path.write_text(f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.environ['OMP_NUM_THREADS']}")
+    time.sleep(0.5)  # so that no worker makes all
+
+
+def test_each_accelerator_has_one_work_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(pool, "available_cores", lambda: 8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (pool.devices(), pool.at_a_time()) == (["0", "1"], 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    run_all("test", [Work(str(i), write_device, (tmp_path / str(i),)) for i in range(3)])
+    assert {(tmp_path / str(i)).read_text() for i in range(3)} <= {"3 4", "5 4"}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert (pool.devices(), pool.at_a_time()) == ([], 8)
 
 
 def test_a_failure_is_named_and_what_was_made_stays(tmp_path, monkeypatch):

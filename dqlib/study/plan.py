@@ -49,7 +49,8 @@ from dqlib.student import make_student
 from dqlib.study import settings as S
 from dqlib.study.checkpoints import KEPT
 from dqlib.study.command import ended
-from dqlib.study.settings import TASKS, Settings, available_cores, load_settings
+from dqlib.study.pool import at_a_time
+from dqlib.study.settings import TASKS, Settings, load_settings
 
 #: Of hours, where ``--tflops`` is left out: half of the fp32 peak of one NVIDIA A100, 19.5.
 TFLOPS = 10.0
@@ -181,7 +182,8 @@ class Plan:
         told = [
             f"Profile {self.profile}: {sum(t.runs for t in self.trainings)} trainings, {_hours(self.hours)} hours of "
             f"{self.tflops:g} TFLOP/s (--tflops), tests not counted.",
-            f"Memory: at most {_bytes(self.memory_bytes)}, with {self.at_a_time} students at a time.",
+            f"Memory: at most {_bytes(self.memory_bytes)}, with {self.at_a_time} "
+            f"student{'s' * (self.at_a_time > 1)} at a time (--devices).",
             f"Disk: {_bytes(self.model_bytes)} of models under runs/, at most {_bytes(self.checkpoint_bytes)} of "
             "checkpoints while training; corpora, and the copies in DVC's cache where its files cannot be links, come "
             "on top.",
@@ -189,26 +191,31 @@ class Plan:
         return "\n\n".join([_table(stages, left=3), _table([head, *rows], left=1), "\n".join(told)])
 
 
-def plan(settings: Settings, tflops: float = TFLOPS, only: str | None = None) -> Plan:
+def plan(settings: Settings, tflops: float = TFLOPS, only: str | None = None, devices: int | None = None) -> Plan:
     """What a profile would take.
 
     Args:
         settings: of the profile.
         tflops: operations a second that the device reaches, in 10^12.
         only: the task to plan; all that the profile has, when None.
+        devices: accelerators of the machine, each of which makes a student at a time; None for this machine's, or its
+            cores where it has none.
 
     Raises:
-        InputError: ``tflops`` is not positive, the profile has no such task, or a preset does not fit a configuration.
+        InputError: ``tflops`` or ``devices`` is not positive, the profile has no such task, or a preset does not fit a
+            configuration.
     """
     if not tflops > 0:
         raise InputError("tflops", tflops, "a positive number")
+    if devices is not None and devices < 1:
+        raise InputError("devices", devices, "at least 1")
     if only is not None:
         settings.task(only)
     tasks = settings.tasks if only is None else (only,)
     trainings = [training for task in tasks for training in _trainings(settings, task, tflops)]
     students = max(len(settings.task(task).students()) for task in tasks)
-    at_a_time = min(available_cores(), students) if settings.compute.processes == 1 else 1
-    return Plan(settings.profile, tflops, at_a_time, tuple(_stages(settings, tasks)), tuple(trainings))
+    together = min(devices or at_a_time(), students) if settings.compute.processes == 1 else 1
+    return Plan(settings.profile, tflops, together, tuple(_stages(settings, tasks)), tuple(trainings))
 
 
 def activation_numbers(
@@ -316,11 +323,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tflops", type=float, default=TFLOPS,
                         help="10^12 operations a second that your device reaches (default: %(default)s, half of the "
                         "fp32 peak of one NVIDIA A100)")  # fmt: skip
+    parser.add_argument("--devices", type=int,
+                        help="accelerators of your machine, each of which makes a student at a time (default: those of "
+                        "this machine, or its cores)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
 
     def run() -> None:
-        told = plan(load_settings(options.params), options.tflops, options.task)
+        told = plan(load_settings(options.params), options.tflops, options.task, options.devices)
         print(json.dumps(told.as_json(), indent=1) if options.json else told)
 
     return ended(run)

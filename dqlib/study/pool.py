@@ -1,4 +1,7 @@
-"""Many small trainings at once, one thread each: on two cores faster than one after another with two threads."""
+"""Many small trainings at once: one thread each, which on two cores is faster than one after another with two threads.
+
+On a machine with accelerators, each of them has one training at a time instead.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 from dqlib.study.launch import JobError
 from dqlib.study.progress import RELAY, report, shown_here
 from dqlib.study.settings import available_cores
 
-_THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -31,22 +36,41 @@ class Work:
     arguments: tuple
 
 
+def devices() -> list[str]:
+    """Accelerators of this machine, as ``CUDA_VISIBLE_DEVICES`` names them; none where only cores compute."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        return []
+    visible = os.environ.get(_VISIBLE)
+    return visible.split(",") if visible else [str(number) for number in range(torch.accelerator.device_count())]
+
+
+def at_a_time() -> int:
+    """Works that run at the same time: one an accelerator, or else one a core."""
+    return len(devices()) or available_cores()
+
+
 def run_all(title: str, works: Sequence[Work]) -> None:
-    """Make all calls, as many at a time as there are cores; what was made before an error stays.
+    """Make all calls, :func:`at_a_time`; what was made before an error stays.
 
     Raises:
         JobError: a call failed; those that had not begun are not made.
     """
     if not works:
         return
+    workers, spawn, found = min(at_a_time(), len(works)), multiprocessing.get_context("spawn"), devices()
+    free = spawn.SimpleQueue()
+    for device in found:
+        free.put(device)
+    threads = max(1, available_cores() // workers) if found else 1
     before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(_THREADS)  # read by the workers when they import torch
-    workers, spawn = min(available_cores(), len(works)), multiprocessing.get_context("spawn")
+    os.environ.update(dict.fromkeys(_THREADS, str(threads)))  # read by the workers when they import torch
     try:
         with (
             shown_here(),
             tempfile.TemporaryDirectory() as scratch,
-            ProcessPoolExecutor(workers, mp_context=spawn, initializer=_as_worker) as pool,
+            ProcessPoolExecutor(workers, spawn, initializer=_as_worker, initargs=(free if found else None,)) as pool,
             _stopping(pool),
         ):
             with _uninterrupted():  # workers begin here, and would tell of Ctrl-C before they know what to do then
@@ -93,8 +117,13 @@ def _uninterrupted() -> Iterator[None]:
 _working = False
 
 
-def _as_worker() -> None:
-    """Begin as a worker: Ctrl-C ends it without a word, and so does, where the system can, the end of its parent."""
+def _as_worker(free: SimpleQueue[str] | None) -> None:
+    """Begin as a worker, on an accelerator of its own if there are any.
+
+    Ctrl-C ends it without a word, and so does, where the system can, the end of its parent.
+    """
+    if free is not None:
+        os.environ[_VISIBLE] = free.get()  # before anything asks for a device
     signal.signal(signal.SIGINT, _interrupted)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -116,7 +145,7 @@ def _quietly(work: Work, scratch: Path) -> None:
     try:
         import torch
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(int(os.environ[_THREADS[0]]))
         os.environ[RELAY] = str(scratch / f"{os.getpid()}.progress")
         with (scratch / f"{os.getpid()}.txt").open("a") as said, redirect_stdout(said):
             work.call(*work.arguments)
