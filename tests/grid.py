@@ -31,6 +31,12 @@ def metrics(**kept_by_task):
     return pandas.DataFrame(rows)
 
 
+def retention(table, width=0.004):
+    rows = table[table.role == "student"]
+    keys = rows[["task", "config", "method", "retention"]]
+    return keys.assign(low=rows.retention - width, high=rows.retention + width)
+
+
 def students(table):
     rows = table[(table.role == "student") & (table.method == "dqlib")]
     return rows[["task", "config", "method"]].to_dict("records")

@@ -69,6 +69,13 @@ def test_a_second_test_set_is_left_out(tmp_path):
     assert len(read_found(tmp_path).sizes) == 2
 
 
+def test_one_language_is_read_or_all(tmp_path):
+    lines = [{"reference": "a b", "prediction": "a", "language": code} for code in ("ro", "de", "ro", "fr")]
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(read_found(tmp_path, "ro").sizes) == 2
+    assert len(read_found(tmp_path).sizes) == 4
+
+
 def test_references_are_grouped_by_length(tmp_path):
     pairs = [(" ".join("a" * n), " ".join("a" * min(n, 4))) for n in range(1, 9)]
     table = by_length(*[write(tmp_path / "a", pairs)] * 2)

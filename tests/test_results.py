@@ -67,7 +67,8 @@ def test_the_results_come_from_the_committed_parameters(study, metrics):
 
 
 def test_the_claims_are_those_of_the_tables(study, metrics):
-    tables = {name: pandas.read_csv(study[0] / f"{name}.csv") for name in ("comparisons", "accumulation", "likeness")}
+    names = ("comparisons", "retention", "accumulation", "likeness")
+    tables = {name: pandas.read_csv(study[0] / f"{name}.csv") for name in names}
     claims = claims_table(Tables(metrics, **tables))
     assert claims.equals(pandas.read_csv(study[0] / "claims.csv"))
 

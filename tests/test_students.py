@@ -88,6 +88,13 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(study_i
     compared = tables.collect_comparisons([study])
     assert compared.config.tolist() == ["2-2-8 2-1"]
     assert compared.baseline.tolist() == ["quantization-only"]
+    kept = tables.collect_retention([study])
+    assert list(zip(kept.config, kept.method, strict=True)) == [(m.row.config, m.row.method) for m in models[1:]]
+    assert kept.retention.tolist() == [m.row.retention for m in models[1:]]
+    assert (kept.low <= kept.high).all()
+    for model in models:
+        assert model.resampled.shape == (tables.RESAMPLES,)
+        assert model.resampled.mean() == pytest.approx(model.row.score, abs=0.1)
     sizes = tables.collect_sizes([study])
     for (config, method), parts in sizes.groupby(["config", "method"]):
         (row,) = [row for row in rows.values() if (row.config, row.method) == (config, method)]

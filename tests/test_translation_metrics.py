@@ -7,7 +7,7 @@ import sacrebleu
 from dqlib.study.evaluate import resampled_sums
 from dqlib.study.results import read_details, write_details
 from dqlib.study.scoring import text_scores, translation_scores
-from dqlib.study.translation_metrics import bleu, chrf, exact, sentence_chrf
+from dqlib.study.translation_metrics import bleu, chrf, exact, resampled_bleu, sentence_chrf
 
 REFERENCES = [f"luni, {i} martie {1990 + i % 7}, la ora {i % 24}" for i in range(60)]
 PREDICTIONS = [text.replace("martie", "mai") if i % 3 == 0 else text for i, text in enumerate(REFERENCES)]
@@ -74,6 +74,14 @@ def test_translations_are_judged_in_their_first_language_and_told_in_all(tmp_pat
     assert lines[1]["chrf"] == 100
     write_details(scores.details, tmp_path)
     assert [d.metric for d in read_details(tmp_path)] == [d.metric for d in scores.details]
+
+
+def test_models_are_compared_on_the_same_draws():
+    ours, again = (resampled_bleu(REFERENCES, PREDICTIONS, 50) for _ in range(2))
+    assert (ours == again).all()
+    assert np.percentile(ours, [2.5, 97.5]).tolist() == [bleu(REFERENCES, PREDICTIONS, 50).low,
+                                                         bleu(REFERENCES, PREDICTIONS, 50).high]  # fmt: skip
+    assert (resampled_bleu(REFERENCES, REFERENCES, 50) - ours > 0).all()
 
 
 def test_answers_are_told_with_their_lengths():

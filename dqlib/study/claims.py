@@ -13,8 +13,7 @@ from dqlib.study.figures import METRIC_NAMES
 LITTLE = 0.95
 #: A claim of "no loss" holds where at least this part is left.
 NOTHING = 0.99
-#: Losses differ between tasks where the retention of the best and of the worst are this far apart.
-APART = 0.05
+#: A difference is decided where its p-value is smaller.
 SIGNIFICANT = 0.05
 
 QUANTIZATION_ALONE = "quantization-only"
@@ -27,12 +26,14 @@ class Tables:
     Attributes:
         metrics: rows of ``metrics.csv``, all tasks.
         comparisons: rows of ``comparisons.csv``: joint training against quantization alone.
+        retention: rows of ``retention.csv``: what is left of the teacher's score, with its interval.
         accumulation: rows of ``accumulation.csv``.
         likeness: rows of ``likeness.csv``.
     """
 
     metrics: pandas.DataFrame
     comparisons: pandas.DataFrame
+    retention: pandas.DataFrame
     accumulation: pandas.DataFrame
     likeness: pandas.DataFrame
 
@@ -51,15 +52,42 @@ class Tables:
         match = rows[(rows.config == config) & (rows.role == "student")]
         return None if match.empty else match.iloc[0]
 
+    def kept(self, task: str, bits: str, shape: str) -> Kept | None:
+        """What is left to such a student; None if not run."""
+        student = self.shape(task, bits, shape)
+        if student is None:
+            return None
+        rows = self.retention[(self.retention.task == task) & (self.retention.config == student.config)]
+        row = rows[rows.method == student.method].iloc[0]
+        return Kept(student.config, METRIC_NAMES[student.headline], row.retention, row.low, row.high)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The part of the teacher's score that a student keeps, and its 95% interval."""
+
+    config: str
+    metric: str
+    part: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.part:.1f}% ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
+    def at_least(self, least: float) -> bool | None:
+        """Whether it is at least that much; None where the bar lies within the interval."""
+        return True if self.low >= least else False if self.high < least else None
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """One line of the table of claims."""
+    """One line of the table of claims; ``agrees`` is None where the test documents do not decide."""
 
     claim: str
     task: str
     measured: str
-    agrees: bool
+    agrees: bool | None
 
     def row(self) -> dict[str, str]:
         """As text, for CSV and Markdown."""
@@ -67,7 +95,7 @@ class Verdict:
             "claim": self.claim,
             "task": self.task,
             "measured": self.measured,
-            "verdict": "agrees" if self.agrees else "does not agree",
+            "verdict": {True: "agrees", False: "does not agree", None: "not decided"}[self.agrees],
         }
 
 
@@ -83,7 +111,7 @@ def _joint(tables: Tables) -> Iterable[Verdict]:
     claim = "(a) Distilling and quantizing together beats quantization alone"
     for row in tables.comparisons.itertuples():
         scores = f"{row.score:.2f} against {row.baseline_score:.2f} {METRIC_NAMES[row.headline]}"
-        better = row.score > row.baseline_score and row.p_value < SIGNIFICANT
+        better = _significant(row.score - row.baseline_score, row.p_value)
         yield Verdict(claim, row.task, f"{row.config}: {scores}, p = {_p(row.p_value)}", better)
 
 
@@ -93,42 +121,42 @@ def _headline(tables: Tables) -> Iterable[Verdict]:
         "summarization": ("(b) At the shape of 16.5x, summarization loses little", LITTLE),
     }
     for task, (claim, least) in wanted.items():
-        row = tables.shape(task, "2-2-8", "half") if task in tables.tasks else None
-        if row is not None:
-            measured = f"{row.config}, {row.compression:.1f}x smaller: {_kept(row)} (counts from {100 * least:.0f}%)"
-            yield Verdict(claim, task, measured, row.retention >= least)
+        kept = tables.kept(task, "2-2-8", "half") if task in tables.tasks else None
+        if kept is not None:
+            yield Verdict(claim, task, _against(kept, least), kept.at_least(least))
 
 
 def _limit(tables: Tables) -> Iterable[Verdict]:
-    rows = {task: tables.shape(task, "2-2-8", "one") for task in tables.tasks}
-    kept = {task: row.retention for task, row in rows.items() if row is not None}
+    kept = _of_tasks(tables, "one")
     if len(kept) > 1:
-        measured = ", ".join(f"{task} {100 * part:.1f}%" for task, part in kept.items())
-        apart = max(kept.values()) - min(kept.values())
+        apart = max(each.low for each in kept.values()) > min(each.high for each in kept.values())
         yield Verdict(
             "(c) At the shape of 27.7x, the loss differs by task", "all",
-            f"2-2-8 1-1 keeps: {measured}; {100 * apart:.1f} points apart (counts from {100 * APART:.0f})",
-            apart >= APART,
+            f"2-2-8 1-1 keeps: {_told(kept)}; the bar: intervals of the best and the worst apart", apart or None,
         )  # fmt: skip
 
 
 def _translation(tables: Tables) -> Iterable[Verdict]:
     if "translation" not in tables.tasks:
         return
-    row = tables.shape("translation", "8-8-8", "full")
-    if row is not None:
-        yield Verdict(
-            "(d) Translation keeps its quality at 8 bits", "translation",
-            f"{row.config}: {_kept(row)} (counts from {100 * NOTHING:.0f}%)", row.retention >= NOTHING,
-        )  # fmt: skip
-    rows = {task: tables.shape(task, "2-2-8", "full") for task in tables.tasks}
-    kept = {task: row.retention for task, row in rows.items() if row is not None}
+    whole = tables.kept("translation", "8-8-8", "full")
+    if whole is not None:
+        claim = "(d) Translation keeps its quality at 8 bits"
+        yield Verdict(claim, "translation", _against(whole, NOTHING), whole.at_least(NOTHING))
+    kept = _of_tasks(tables, "full")
     if "translation" in kept and len(kept) > 1:
+        ours, others = kept["translation"], [each for task, each in kept.items() if task != "translation"]
+        more = all(ours.high < each.low for each in others)
+        less = any(ours.low > each.high for each in others)
         yield Verdict(
             "(d) Translation loses more than the others at 2 bits", "translation",
-            "2-2-8 at full depth keeps: " + ", ".join(f"{task} {100 * part:.1f}%" for task, part in kept.items()),
-            kept["translation"] == min(kept.values()),
+            f"2-2-8 at full depth keeps: {_told(kept)}", True if more else False if less else None,
         )  # fmt: skip
+
+
+def _of_tasks(tables: Tables, shape: str) -> dict[str, Kept]:
+    found = {task: tables.kept(task, "2-2-8", shape) for task in tables.tasks}
+    return {task: kept for task, kept in found.items() if kept is not None}
 
 
 def _accumulation(tables: Tables) -> Iterable[Verdict]:
@@ -142,7 +170,7 @@ def _accumulation(tables: Tables) -> Iterable[Verdict]:
                 f"{row.config}: {row.early:.1f} points of recall lost in the first part of the reference, "
                 f"{row.late:.1f} in the last, p = {_p(row.p_value)}"
             )
-            yield Verdict(claim, task, measured, row.late > row.early and row.p_value < SIGNIFICANT)
+            yield Verdict(claim, task, measured, _significant(row.late - row.early, row.p_value))
 
 
 def _likeness(tables: Tables) -> Iterable[Verdict]:
@@ -157,11 +185,20 @@ def _likeness(tables: Tables) -> Iterable[Verdict]:
                 f"{row.config}: mean cosine of different tokens {row.decoder:.3f} against {row.teacher:.3f} "
                 f"in the teacher ({row.more_alike:+.3f}, 95% interval {row.low:+.3f} to {row.high:+.3f})"
             )
-            yield Verdict(claim, task, measured, row.low > 0)
+            yield Verdict(claim, task, measured, True if row.low > 0 else False if row.high < 0 else None)
 
 
-def _kept(row: pandas.Series) -> str:
-    return f"{100 * row.retention:.1f}% of the teacher's {METRIC_NAMES[row.headline]} is left"
+def _significant(difference: float, p_value: float) -> bool | None:
+    """Whether a difference is above zero; None where that is not decided."""
+    return bool(difference > 0) if p_value < SIGNIFICANT else None
+
+
+def _against(kept: Kept, least: float) -> str:
+    return f"{kept.config} keeps {kept} of the teacher's {kept.metric}; the bar is {100 * least:.0f}%"
+
+
+def _told(kept: dict[str, Kept]) -> str:
+    return ", ".join(f"{task} {each}" for task, each in kept.items())
 
 
 def _p(value: float) -> str:

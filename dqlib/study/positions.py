@@ -74,9 +74,9 @@ class Found:
             return np.stack([self.parts[:, s].sum(1) / self.sizes[:, s].sum(1) for s in sides], axis=1)
 
 
-def read_found(folder: Path) -> Found:
-    """Find the words of all test documents of a trained model."""
-    lines = read_predictions(folder)
+def read_found(folder: Path, language: str | None = None) -> Found:
+    """Find the words of all test documents of a trained model, or of those in one language."""
+    lines = read_predictions(folder, language)
     parts, sizes = np.zeros((2, len(lines), PARTS))
     for i, line in enumerate(lines):
         reference = words(line["reference"])

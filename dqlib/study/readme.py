@@ -33,18 +33,21 @@ AIMS = (
 TEACHER_AIMS = (("summarization", 25.0), ("translation", 90.0))
 
 
-def aims_table(metrics: pandas.DataFrame, longer: pandas.DataFrame | None = None) -> pandas.DataFrame:
+def aims_table(
+    metrics: pandas.DataFrame, longer: pandas.DataFrame | None = None, retention: pandas.DataFrame | None = None
+) -> pandas.DataFrame:
     """Each aim with what was measured, and by a student that was trained for longer where there is one.
 
     Args:
         metrics: of the default study.
+        retention: the intervals of what is left, in the columns of ``retention.csv``.
         longer: longer runs of summarization's students in the same columns.
 
     Returns:
         Columns ``aim``, ``measured``, ``trained longer``, ``reached``.
     """
     empty = pandas.DataFrame()
-    tables = Tables(metrics, empty, empty, empty)
+    tables = Tables(metrics, empty, empty if retention is None else retention, empty, empty)
     rows = []
     for task, least in TEACHER_AIMS:
         teacher = metrics[(metrics.task == task) & (metrics.role == "teacher")].iloc[0]
@@ -61,8 +64,10 @@ def aims_table(metrics: pandas.DataFrame, longer: pandas.DataFrame | None = None
             more = ", ".join(f"{100 * run.retention:.1f}% ({run.train_steps:,} steps)" for run in runs.itertuples())
             if reached == "no" and (runs.retention >= least).any():
                 reached = "trained longer"
-        rows.append((aim, f"{100 * student.retention:.1f}%", more, reached))
-    return pandas.DataFrame(rows, columns=["aim", "measured", "trained longer", "reached"])
+        measured = f"{100 * student.retention:.1f}%" if retention is None else str(tables.kept(task, bits, shape))
+        rows.append((aim, measured, more, reached))
+    table = pandas.DataFrame(rows, columns=["aim", "measured", "trained longer", "reached"])
+    return table if table["trained longer"].any() else table.drop(columns="trained longer")
 
 
 #: Columns of :func:`engines_table`: heading, ``metric`` and format in ``benchmark.csv``.
@@ -99,10 +104,11 @@ def blocks(results: Path) -> dict[str, str]:
     summary = bench_summary(bench[bench.method.isin(bench_of(Study("params.yaml")).presets)])
     metrics = pandas.read_csv(results / "metrics.csv")
     benchmark = pandas.read_csv(results / "benchmark.csv")
-    longer = results / FOLDER / LONGER
+    longer, retention = results / FOLDER / LONGER, pandas.read_csv(results / "retention.csv")
+    further = pandas.read_csv(longer) if longer.is_file() else None
     return {
         "overview": markdown_table(overview_table(metrics)),
-        "aims": markdown_table(aims_table(metrics, pandas.read_csv(longer) if longer.is_file() else None)),
+        "aims": markdown_table(aims_table(metrics, further, retention)),
         "bench": markdown_table(summary_for_reading(summary)),
         "engines": markdown_table(engines_table(benchmark)),
     }

@@ -147,10 +147,16 @@ def read_details(folder: Path) -> list[Detail]:
     return [Detail(**record) for record in json.loads((folder / DETAILS).read_text(encoding="utf-8"))]
 
 
-def read_predictions(folder: Path) -> list[dict]:
-    """What a trained model wrote for its test documents, in all languages; a second test set is left out."""
+def read_predictions(folder: Path, language: str | None = None) -> list[dict]:
+    """What a trained model wrote for its test documents; a second test set is left out.
+
+    Args:
+        folder: of the model.
+        language: the one that is read; None for all.
+    """
     lines = [json.loads(line) for line in (folder / PREDICTIONS).read_bytes().splitlines()]
-    return [line for line in lines if line.get("test_set", "test") == "test"]
+    lines = [line for line in lines if line.get("test_set", "test") == "test"]
+    return [line for line in lines if language in (None, line.get("language"))]
 
 
 def metrics_table(rows: list[Row]) -> pandas.DataFrame:
@@ -160,9 +166,6 @@ def metrics_table(rows: list[Row]) -> pandas.DataFrame:
 
 def paired_p_value(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_000, seed: int = 0) -> float:
     """Two-sided p-value of a difference of means by the paired bootstrap over documents (Koehn 2004).
-
-    Twice the smaller share of resamples in which the mean difference is on either side of zero, ties on both;
-    at least one over the resamples, at most 1.
 
     Args:
         ours, theirs: (documents,), scores of the same documents.
@@ -174,8 +177,20 @@ def paired_p_value(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_000
     means = np.array(
         [difference[generator.integers(0, len(difference), len(difference))].mean() for _ in range(resamples)]
     )
-    side = min((means <= 0).mean(), (means >= 0).mean())
-    return float(min(1.0, max(2 * side, 1 / resamples)))
+    return two_sided(means)
+
+
+def two_sided(differences: np.ndarray) -> float:
+    """Two-sided p-value of a difference, of what it is on documents drawn again with replacement.
+
+    Twice the smaller share of resamples in which the difference is on either side of zero, ties on both; at least one
+    over the resamples, at most 1.
+
+    Args:
+        differences: (resamples,).
+    """
+    side = min((differences <= 0).mean(), (differences >= 0).mean())
+    return float(min(1.0, max(2 * side, 1 / len(differences))))
 
 
 def write_metrics(table: pandas.DataFrame, path: Path) -> None:

@@ -16,10 +16,14 @@ from dqlib.config import Configuration
 from dqlib.footprint import footprint
 from dqlib.presets import QUANTIZATION_ONLY
 from dqlib.student import load_student
-from dqlib.study import positions, tutorial
+from dqlib.study import positions, translation_metrics, tutorial
+from dqlib.study.evaluate import interval, resampled_sums
 from dqlib.study.paths import DETAILS, LOG
 from dqlib.study.pipeline import Study
-from dqlib.study.results import Row, metrics_table, paired_p_value, read_predictions, read_row
+from dqlib.study.results import Row, metrics_table, read_predictions, read_row, two_sided
+
+#: Draws of the test documents, the same for all models of a task.
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,29 @@ class Trained:
         """What a line of another table names it by."""
         return {"task": self.row.task, "config": self.row.config, "method": self.row.method}
 
+    @property
+    def language(self) -> str | None:
+        """The language that its headline is of; None where there are none."""
+        languages = self.study.task.corpus.languages
+        return languages[0] if languages else None
+
     @cached_property
     def found(self) -> positions.Found:
-        """Words of the references that it found."""
-        return positions.read_found(self.folder)
+        """Words of the references that it found, in the language of the headline."""
+        return positions.read_found(self.folder, self.language)
 
-    def scores(self) -> np.ndarray:
-        """Score of each test document: the headline where documents have one of their own, else chrF."""
-        lines = read_predictions(self.folder)
-        name = self.row.headline if self.row.headline in lines[0] else "chrf"
-        return np.array([line[name] for line in lines])
+    @cached_property
+    def resampled(self) -> np.ndarray:
+        """Its headline score on test documents drawn again with replacement, (:data:`RESAMPLES`,).
+
+        All models of a task get the same draws, so their differences and ratios are paired (Koehn 2004).
+        """
+        lines = read_predictions(self.folder, self.language)
+        if self.row.headline == "bleu":
+            references, predictions = ([line[name] for line in lines] for name in ("reference", "prediction"))
+            return translation_metrics.resampled_bleu(references, predictions, RESAMPLES)
+        scores = np.array([[line[self.row.headline]] for line in lines])
+        return resampled_sums(scores, RESAMPLES)[:, 0] / len(scores)
 
     def model(self) -> PreTrainedModel:
         """The model itself, in evaluation mode."""
@@ -111,9 +128,19 @@ def collect_comparisons(studies: Sequence[Study]) -> pandas.DataFrame:
             if method == QUANTIZATION_ONLY.name and joint is not None:
                 row = joint.key | {"headline": joint.row.headline, "score": joint.row.score}
                 row |= {"baseline": method, "baseline_score": alone.row.score}
-                rows.append(row | {"p_value": round(paired_p_value(joint.scores(), alone.scores()), 4)})
+                rows.append(row | {"p_value": round(two_sided(joint.resampled - alone.resampled), 4)})
     columns = ["task", "config", "method", "headline", "score", "baseline", "baseline_score", "p_value"]
     return pandas.DataFrame(rows, columns=columns)
+
+
+def collect_retention(studies: Sequence[Study]) -> pandas.DataFrame:
+    """The part of the teacher's score that is left to each student, with its 95% interval over the test documents."""
+    rows = []
+    for teacher, student in _pairs(studies):
+        score = np.maximum(teacher.resampled, 1e-9)  # a teacher that gets nothing right leaves nothing to keep
+        low, high = interval(student.resampled / score)
+        rows.append(student.key | {"retention": student.row.retention, "low": low, "high": high})
+    return pandas.DataFrame(rows).round(4)
 
 
 def collect_positions(studies: Sequence[Study]) -> pandas.DataFrame:

@@ -47,6 +47,17 @@ def chrf(references: Sequence[str], predictions: Sequence[str], resamples: int, 
     return _corpus_score(CHRF(), references, predictions, resamples, seed)
 
 
+def resampled_bleu(references: Sequence[str], predictions: Sequence[str], resamples: int, seed: int = 0) -> np.ndarray:
+    """BLEU of sentences drawn again with replacement, (resamples,); the same draws for as many sentences and one seed.
+
+    Args:
+        references, predictions: one a sentence.
+        resamples: how many times all sentences are drawn.
+        seed: of the draws.
+    """
+    return _resampled(BLEU(), references, predictions, resamples, seed)
+
+
 def sentence_chrf(references: Sequence[str], predictions: Sequence[str]) -> np.ndarray:
     """chrF of each sentence by itself, in percent, (sentences,)."""
     metric = CHRF()
@@ -63,8 +74,14 @@ def _corpus_score(
     metric: BLEU | CHRF, references: Sequence[str], predictions: Sequence[str], resamples: int, seed: int
 ) -> CorpusScore:
     value = metric.corpus_score(list(predictions), [list(references)]).score
+    low, high = interval(_resampled(metric, references, predictions, resamples, seed))
+    return CorpusScore(value, low, high, str(metric.get_signature()))
+
+
+def _resampled(
+    metric: BLEU | CHRF, references: Sequence[str], predictions: Sequence[str], resamples: int, seed: int
+) -> np.ndarray:
     # sacrebleu's own bootstrap goes through these two methods as well, but tells a mean and half a width only.
     statistics = np.array(metric._extract_corpus_statistics(list(predictions), [list(references)]))
     sums = resampled_sums(statistics, resamples, seed)
-    low, high = interval(np.array([metric._compute_score_from_stats(each.tolist()).score for each in sums]))
-    return CorpusScore(value, low, high, str(metric.get_signature()))
+    return np.array([metric._compute_score_from_stats(each.tolist()).score for each in sums])
