@@ -429,6 +429,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     logging.disable_progress_bar()
+    if not options.again and any((options.work / key / "sizes.json").is_file() for key in options.shapes):
+        print(f"goes on from what is in {options.work}; with --again all is measured anew", flush=True)
     rows: list[Row] = []
     for key in options.shapes:
         bench = Bench(key, 1 if options.quick else options.rounds, options.threads, options.work, options.again)

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import math
 import os
 import subprocess
@@ -9,6 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import MBartConfig, MBartForConditionalGeneration
+
+from dqlib.config import Configuration
+from dqlib.student import make_student, round_for_storage, save_student
+from dqlib.study.tokenizer import train_tokenizer
+from tests.conftest import TINY
 
 PATH = Path(__file__).parent.parent / "benchmarks" / "fake_quantization.py"
 
@@ -48,7 +56,8 @@ def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
     command = [sys.executable, str(script), "--shapes", "tiny", "--quick", "--threads", "1"]
     command += ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
     environment = os.environ | {"PYTHONPATH": str(PATH.parent.parent)}
-    subprocess.run(command, check=True, env=environment)
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    assert "--again" not in done.stdout
     with (tmp_path / "results" / "benchmark.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert ",".join(rows[0]) == "name,shape,config,engine,metric,value,unit,baseline,ratio,device"
@@ -58,8 +67,51 @@ def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
     assert (tmp_path / "results" / "figures" / "benchmark.svg").is_file()
 
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "tiny").glob("*.json")}
-    subprocess.run(command, check=True, env=environment)
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    told = f"goes on from what is in {tmp_path / 'work'}; with --again all is measured anew"
+    assert done.stdout.splitlines()[0] == told
     assert kept.items() >= {p: p.stat().st_mtime_ns for p in kept if p.name != "vocabulary.json"}.items()
+
+
+@pytest.fixture
+def agreement():
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("ctranslate2")
+    spec = importlib.util.spec_from_file_location("agreement", PATH.with_name("agreement.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def test_the_agreement_of_engines_is_written(agreement, tmp_path):
+    tokenizer = train_tokenizer(["return the sum of all numbers"] * 4, 300, 24)
+    torch.manual_seed(0)
+    config = MBartConfig(**TINY | {"vocab_size": len(tokenizer)}, encoder_layers=1, decoder_layers=1)
+    student = make_student(MBartForConditionalGeneration(config), Configuration.parse("2-2-8 1-1"))
+    round_for_storage(student)
+    save_student(student, tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    documents = tmp_path / "test.jsonl"
+    documents.write_text("".join(json.dumps({"document": f"the sum of {i}"}) + "\n" for i in range(5)))
+    table = tmp_path / "results" / "agreement.csv"
+    assert agreement.main([str(tmp_path / "student"), str(documents), "--limit", "3", "--csv", str(table)]) == 0
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["engine", "tokens", "choices", "n"]
+    assert [row["engine"] for row in rows] == ["ctranslate2", "onnxruntime", "PyTorch after a change of 1e-06"]
+    assert all(row["n"] == "3" and 0 <= float(row["tokens"]) <= 1 >= float(row["choices"]) >= 0 for row in rows)
+
+
+def test_an_agreement_without_a_study_is_told_in_a_sentence(agreement, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(agreement, "STUDENT", tmp_path / "2-2-8_2-4")
+    assert agreement.main(["--csv", str(tmp_path / "agreement.csv")]) == 2
+    assert agreement.main([str(tmp_path), str(tmp_path / "test.jsonl"), "--csv", str(tmp_path / "agreement.csv")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[2].partition(":")[0].strip() for line in said] == ["STUDENT", "DOCUMENTS"]
+    assert all("`make repro`" in line for line in said)
+    assert not (tmp_path / "agreement.csv").exists()
 
 
 def test_the_gpu_script_runs_on_a_cpu_and_keeps_the_rows_of_others(tmp_path):

@@ -14,9 +14,11 @@ import pytest
 import yaml
 
 from dqlib.files import DiskFullError, atomic_folder, write_text
-from dqlib.study import pipeline, students
+from dqlib.study import jobs, pipeline, report, students
+from dqlib.study.command import ended
 from dqlib.study.paths import project_root
-from dqlib.study.settings import available_cores
+from dqlib.study.settings import available_cores, load_settings
+from tests.conftest import write_small_study
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are those of POSIX")
 
@@ -79,6 +81,36 @@ def test_a_notebook_that_fails_fails_its_stage_and_is_kept_with_its_error(tmp_pa
     assert any("no such column" in output.get("evalue", "") for output in outputs)
     assert (tmp_path / "results.csv").read_text() == "old"
     assert not (tmp_path / "dvc.lock").exists()  # a stage that failed counts as not run
+
+
+# --- what another command makes
+
+
+@pytest.mark.parametrize(
+    ("job", "part"), [("pretrain", "corpus"), ("finetune", "corpus"), ("distill", "corpus"), ("finetune", "pretrained"),
+                      ("distill", "teacher")]
+)  # fmt: skip
+def test_a_job_without_its_inputs_names_the_command_that_makes_them(tmp_path, monkeypatch, capsys, job, part):
+    write_small_study(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    folders = load_settings("small.yaml").folders("summarization")
+    if part != "corpus":
+        write_text(folders.corpus / "corpus.json", "{}")
+    assert jobs.main([job, "--params", "small.yaml", "--config", CONFIG]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {part}: ")
+    assert f"`python -m dqlib.study.pipeline {part} --params small.yaml --task summarization` makes it" in said
+    assert said.count("\n") == 1
+
+
+def test_a_summary_before_there_are_results_names_the_command_that_makes_them(tmp_path, monkeypatch, capsys):
+    write_small_study(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert ended(lambda: report.print_summary("small.yaml")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: results: ")
+    assert "`dvc repro compare`" in said
+    assert said.count("\n") == 1
 
 
 # --- Ctrl-C

@@ -1,3 +1,6 @@
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -5,8 +8,9 @@ from dqlib.config import Configuration
 from dqlib.errors import InputError
 from dqlib.study import bench
 from dqlib.study.methods import bench_of, run_methods
+from dqlib.study.paths import PREDICTIONS, Folders, write_text
 from dqlib.study.pipeline import Study
-from dqlib.study.results import COLUMNS, paired_p_value, read_row
+from dqlib.study.results import COLUMNS, Row, paired_p_value, read_row, write_row
 from dqlib.study.settings import Methods, load_settings
 
 
@@ -64,6 +68,19 @@ def test_the_p_value_is_small_for_a_clear_difference_and_large_for_noise():
     assert paired_p_value(theirs, theirs) == 1.0
     better, worse = theirs + generator.normal(1, 6, 400), theirs
     assert paired_p_value(better, worse, 500) == paired_p_value(worse, better, 500)  # two-sided
+
+
+@pytest.mark.parametrize(("headline", "metric"), [("rougeL", "rougeL"), ("bleu", "chrf")])
+def test_scores_by_document_are_read_line_by_line_and_those_of_translations_are_chrf(tmp_path, headline, metric):
+    folders, configuration = Folders(tmp_path), Configuration.parse("2-2-8 2-1")
+    for seed, first in ((1, 10.0), (2, 20.0)):
+        lines = [{"prediction": "one\u2028line", metric: first}, {"prediction": "two", metric: 50.0}]
+        lines.append({"prediction": "three", metric: 99.0, "test_set": "test_unseen"})
+        folder = folders.method("dqlib", configuration.slug, seed)
+        write_row(Row(**dict.fromkeys(COLUMNS) | {"headline": headline}), folder)
+        write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    scores = bench._by_document(SimpleNamespace(folders=folders), "dqlib", configuration, [1, 2])
+    assert scores.tolist() == [15.0, 50.0]
 
 
 def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):

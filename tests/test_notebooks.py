@@ -25,6 +25,10 @@ def test_sources_carry_no_outputs(notebook):
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
 
 
+def test_no_cell_needs_a_test_set_that_some_corpora_lack(notebook):
+    assert not any('["test_unseen"]' in cell.source for cell in notebook.cells if cell.cell_type == "code")
+
+
 def test_one_cell_holds_the_parameters(notebook):
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1

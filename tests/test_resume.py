@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,12 @@ import torch
 
 from dqlib.losses import MemoryBank
 from dqlib.study.checkpoints import KEPT, Checkpoints, random_states, restore_random_states
+from dqlib.study.corpus import LoadedCorpus
+from dqlib.study.jobs import _checkpoints
 from dqlib.study.locks import BusyError, only_maker
-from dqlib.study.train import TrainingError
+from dqlib.study.paths import Folders
+from dqlib.study.settings import load_settings
+from dqlib.study.train import TrainingError, make_accelerator
 
 from .test_train import TaskObjective, copying, run, small  # noqa: F401 (a fixture)
 
@@ -130,6 +135,28 @@ def test_checkpoints_of_another_training_are_not_taken_up(tmp_path):
     Checkpoints(tmp_path / "c", "a").save(3, {"step": 3})
     assert Checkpoints(tmp_path / "c", "b").latest() == (None, [])
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("change", ["source_tokens", "target_tokens", "validation_documents", "tokenizer"])
+def test_checkpoints_of_other_examples_are_of_another_training(tmp_path, change):
+    spec, model = load_settings("tutorial").summarization, torch.nn.Linear(2, 2)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    corpus = LoadedCorpus({}, None, {"sha256": "the same"}, tmp_path)
+
+    def identity(spec):
+        folders = Folders(tmp_path)
+        return _checkpoints(folders, folders.teacher, spec.finetune, model, spec, corpus, make_accelerator(0)).identity
+
+    before = identity(spec)
+    assert identity(spec) == before
+    if change == "tokenizer":
+        (tmp_path / "tokenizer" / "tokenizer.json").write_text("[]")
+    elif change == "validation_documents":
+        spec = replace(spec, evaluate=replace(spec.evaluate, validation_documents=7))
+    else:
+        spec = replace(spec, corpus=replace(spec.corpus, **{change: 9}))
+    assert identity(spec) != before
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):

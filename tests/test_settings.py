@@ -5,7 +5,9 @@ import yaml
 
 from dqlib.errors import InputError
 from dqlib.study import profile as profile_module
+from dqlib.study.blocks import FEWEST_DOCUMENTS
 from dqlib.study.paths import project_root
+from dqlib.study.positions import GROUPS
 from dqlib.study.profile import choose_profile
 from dqlib.study.settings import load_settings, profile_path
 
@@ -65,10 +67,12 @@ def test_the_committed_parameters_are_the_laptop_profile():
         ("translation.model.pretrained", "eli5", "translation.model.pretrained: 'eli5' .* pre-trained here"),
         ("eli5.model.pretrained", "eli5", "eli5.model.pretrained"),
         ("eli5.model.d_model", 32, "eli5.model.d_model: 32 .* 64, as in summarization.model"),
-        ("eli5.corpus.vocab_size", 900, "eli5.corpus.vocab_size: 900 .* 1500"),
+        ("eli5.corpus.vocab_size", 900, "eli5.corpus.vocab_size: 900 .* 1500, .* unless eli5.model.pretrained is null"),
         ("eli5.corpus.tokenizer", "mine", "eli5.corpus.tokenizer: 'mine'"),
         ("eli5.pretrain", {"steps": 1, "learning_rate": 0.1, "batch_tokens": 9}, "eli5.pretrain: .* null"),
         ("eli5.finetune.micro_batches", 0, "eli5.finetune.micro_batches: 0"),
+        ("eli5.evaluate.documents", GROUPS - 1, "eli5.evaluate.documents: 3 .* at least 4: .* by their length"),
+        ("eli5.evaluate.validation_documents", 0, "eli5.evaluate.validation_documents: 0"),
         ("summarization.distill", None, "summarization.distill: None .* a block"),
     ],
 )
@@ -82,6 +86,12 @@ def test_a_bad_parameter_is_named_with_its_value_and_what_is_allowed(smoke, tmp_
     with pytest.raises(InputError, match=told) as caught:
         load(data, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_the_fewest_documents_give_each_group_of_lengths_one(smoke, tmp_path):
+    assert FEWEST_DOCUMENTS == GROUPS
+    smoke["eli5"]["evaluate"]["documents"] = GROUPS
+    assert load(smoke, tmp_path).eli5.evaluate.documents == GROUPS
 
 
 def test_a_missing_key_is_named(smoke, tmp_path):

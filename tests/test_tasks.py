@@ -10,8 +10,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from dqlib.errors import InputError
 from dqlib.student import load_student
 from dqlib.study import show
+from dqlib.study.corpus import SPLITS, load_info
 from dqlib.study.paths import DETAILS, PREDICTIONS
-from dqlib.study.pipeline import Study
+from dqlib.study.pipeline import STAMP, Study
 from dqlib.study.results import read_details, read_row
 
 MODEL = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "heads": 2, "ffn_dim": 16, "max_positions": 64}
@@ -35,6 +36,22 @@ PARAMS = {
     "translation": TASK
     | {"corpus": CORPUS | {"name": "cldr", "languages": ["ro", "de"], "limit": 600}, "model": MODEL},
 }
+
+LONG = "What has more than eight tokens by far, whatever a tokenizer makes of it, number"
+
+
+def from_files(folder, **texts):
+    """A study of summarization whose corpus is read from files: ``data/SPLIT.document`` and ``data/SPLIT.summary``."""
+    (folder / "dvc.yaml").touch()
+    (folder / "data").mkdir()
+    for split in SPLITS:
+        for column in ("document", "summary"):
+            lines = [f"{texts.get(split, LONG)} {i}" for i in range(40)]
+            (folder / "data" / f"{split}.{column}").write_text("\n".join(lines))
+    corpus = CORPUS | {"name": "mine", "source": "files"} | {split: f"data/{split}.*" for split in SPLITS}
+    params = {key: PARAMS[key] for key in ("profile", "results", "compute")}
+    params["summarization"] = PARAMS["summarization"] | {"corpus": corpus}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(params))
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +113,33 @@ def test_answers_start_from_the_model_and_tokenizer_of_summarization(study):
     assert not study.folders.pretrained.exists()
     assert (read_row(teacher).headline, read_row(teacher).n_test) == ("rougeL", 6)
     assert {"words", "length_ratio"} <= {each["metric"] for each in json.loads((teacher / DETAILS).read_text())}
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_texts_that_are_too_short_to_pre_train_on_are_told(tmp_path, monkeypatch, split):
+    from_files(tmp_path, **{split: "a"})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"summarization\.corpus\.{split}, .*: 0 .* corpus 'mine' .* 8 tokens"):
+        Study("mine.yaml").pretrained()
+
+
+def test_a_corpus_is_built_again_when_a_file_has_other_contents(tmp_path, monkeypatch):
+    from_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    built = Study("mine.yaml").corpus()
+    before, stamp, when = load_info(built), (built / STAMP).read_text(), (built / "corpus.json").stat().st_mtime_ns
+    (tmp_path / "data" / "test.summary").touch()
+    assert (Study("mine.yaml").corpus() / "corpus.json").stat().st_mtime_ns == when
+    assert str(tmp_path) not in stamp  # a project may be moved
+    with (tmp_path / "data" / "test.summary").open("a") as file:
+        file.write(" and more")
+    assert load_info(Study("mine.yaml").corpus())["sha256"] != before["sha256"]
+    assert (built / STAMP).read_text() != stamp
+    (tmp_path / "data" / "train.document").unlink()
+    with pytest.raises(InputError, match=r"train\.document.* a file that exists"):
+        Study("mine.yaml").corpus()
+
+
+@pytest.mark.parametrize("study", ["translation"], indirect=True)
+def test_the_stamp_of_a_corpus_that_is_not_from_files_has_its_parameters_alone(study):
+    assert set(json.loads((study.corpus() / STAMP).read_text())) == {"corpus"}

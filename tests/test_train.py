@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import MBartConfig, MBartForConditionalGeneration
 
 from dqlib.config import Configuration
+from dqlib.errors import InputError
 from dqlib.losses import LayerMaps, LossWeights
-from dqlib.student import make_student
+from dqlib.student import make_student, quantized_modules
 from dqlib.study import settings as S
 from dqlib.study.batches import Example, steps
 from dqlib.study.train import (
@@ -127,6 +129,46 @@ def test_a_distilled_student_comes_closer_to_its_teacher(small, tmp_path):
     log = read(tmp_path)
     for term in ("task", "logits", "encoder_attention", "cross_attention", "encoder_hidden", "decoder_hidden"):
         assert float(log[-1][term]) < float(log[0][term])
+
+
+def blends(model):
+    return {module.weight_quantizer.blend for module in quantized_modules(model).values()}
+
+
+class WatchedObjective(TaskObjective):
+    """Remembers how much of the quantized weights each micro-batch saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def terms(self, model, batch, denominators):
+        self.seen.append(blends(model))
+        return super().terms(model, batch, denominators)
+
+
+def test_a_progressive_training_is_validated_on_the_quantized_weights_that_it_keeps(small, tmp_path, monkeypatch):
+    student, objective, validated = make_student(small, Configuration.parse("2-2-8 2-1")), WatchedObjective(), []
+
+    def watched(model, *rest):
+        validated.append(blends(model))
+        return validation_loss(model, *rest)
+
+    monkeypatch.setattr("dqlib.study.train.validation_loss", watched)
+    training = S.Training(steps=8, learning_rate=1e-3, batch_tokens=200, micro_batches=1, validations=4)
+    batches, accelerator = steps(copying(60, 0), training), make_accelerator(0)
+    log = tmp_path / "log.csv"
+    train(student, objective, batches, copying(9, 1), training, accelerator, log, "t", progressive=0.75)
+    assert validated == [{1.0}] * 4
+    assert [blend for (blend,) in objective.seen] == pytest.approx([min(1.0, step / 6) for step in range(1, 9)])
+
+
+def test_a_step_with_too_few_micro_batches_for_all_processes_is_refused(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    with pytest.raises(InputError, match=r"compute\.processes: 3 .* at most 2: .* 'test'"):
+        run(small, TaskObjective(), tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
 
 
 class BrokenObjective(TaskObjective):

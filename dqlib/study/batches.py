@@ -20,6 +20,9 @@ from dqlib.study.tokenizer import EOS_ID, MASK_ID, PAD_ID, language_id, source_i
 #: Examples that are sorted by length together; large enough for little padding, small enough to mix.
 BUCKET = 2048
 
+#: Tokens that a window has at least; what is left of a text when it is cut may be shorter, and is not trained on.
+SHORTEST = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -74,11 +77,14 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def bucketed(examples: Sequence[Example], batch_tokens: int, order: random.Random | None = None) -> list[list[int]]:
-    """Indices of the examples in batches of at most ``batch_tokens`` padded source and target tokens.
+    """Indices of the examples in batches of about ``batch_tokens`` source and target tokens.
+
+    A batch is as large as its number of examples times the tokens of its longest example, source and target together.
+    Sources and targets are padded each to their own longest, so the padded tokens can be more than that.
 
     Args:
         examples: what to batch.
-        batch_tokens: most tokens of a batch; one longer example makes a batch of its own.
+        batch_tokens: largest size of a batch; one longer example makes a batch of its own.
         order: shuffles the examples before they are put into buckets; None keeps them sorted by length.
     """
     sources, targets = lengths(examples)
@@ -138,7 +144,7 @@ def windows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, length: int
     cut = []
     for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
         cut += [ids[start : start + length] for start in range(0, len(ids), length)]
-    shortest = min(8, length)
+    shortest = min(SHORTEST, length)
     return [Example([*window, EOS_ID], [*window, EOS_ID]) for window in cut if len(window) >= shortest]
 
 

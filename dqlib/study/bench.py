@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,10 +20,11 @@ from dqlib.study import settings as S
 from dqlib.study.figures import METHOD_COLOURS, METRIC_NAMES, STYLE, TEACHER_COLOUR, save
 from dqlib.study.longer import longer_figure, longer_for_reading, longer_table
 from dqlib.study.methods import Cell, bench_of, run_methods
-from dqlib.study.paths import PREDICTIONS, project_root, write_text
+from dqlib.study.paths import project_root, write_text
 from dqlib.study.pipeline import Study
 from dqlib.study.report import markdown_table
 from dqlib.study.results import COLUMNS, paired_p_value, read_row, write_metrics
+from dqlib.study.tables import Trained
 
 METHODS, FOLDER, LONGER = "methods.csv", "methods", "longer.csv"
 #: The method that ablations take a part from.
@@ -119,14 +119,9 @@ def bench_summary(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _by_document(study: Study, name: str, configuration: Configuration, seeds: list[int]) -> np.ndarray:
-    """Headline score of each test document, mean over the seeds."""
-    scores = []
-    for seed in seeds:
-        folder = study.folders.method(name, configuration.slug, seed)
-        headline = read_row(folder).headline
-        lines = (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines()
-        scores.append([json.loads(line)[headline] for line in lines])
-    return np.array(scores).mean(axis=0)
+    """Score of each test document, mean over the seeds; see :meth:`dqlib.study.tables.Trained.scores`."""
+    folders = [study.folders.method(name, configuration.slug, seed) for seed in seeds]
+    return np.array([Trained(study, folder).scores() for folder in folders]).mean(axis=0)
 
 
 def _order(bench: S.Methods, cell: Cell) -> tuple[int, int, int]:

@@ -20,6 +20,10 @@ EMBEDDED = ("pydoc", "pydoc-qa", "cldr")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 
 
+#: Test documents that results can be told of: one for each of :data:`dqlib.study.positions.GROUPS`.
+FEWEST_DOCUMENTS = 4
+
+
 @dataclass(frozen=True)
 class Support:
     """Support documents of a hub's questions, in a data set of its own whose rows have the same ``id``.
@@ -267,9 +271,11 @@ class Evaluation:
     validation_documents: int | None = 500
 
     def __post_init__(self) -> None:
-        for name in ("documents", "validation_documents"):
-            if getattr(self, name) is not None:
-                at_least(name, getattr(self, name), 1)
+        if self.documents is not None and self.documents < FEWEST_DOCUMENTS:
+            allowed = f"at least {FEWEST_DOCUMENTS}: results tell groups of documents apart by their length"
+            raise InputError("documents", self.documents, allowed)
+        if self.validation_documents is not None:
+            at_least("validation_documents", self.validation_documents, 1)
         for name in ("beams", "batch_size", "bootstrap"):
             at_least(name, getattr(self, name), 1)
 

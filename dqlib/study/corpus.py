@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
@@ -20,11 +21,11 @@ from dqlib.study.paths import atomic_folder
 from dqlib.study.pydoc import build_pairs
 from dqlib.study.pydoc_qa import build_answers
 from dqlib.study.rows import Row, Rows
-from dqlib.study.sources import read_rows
+from dqlib.study.sources import files_of, read_rows
 from dqlib.study.tokenizer import language_id, load_tokenizer, set_source_language, train_tokenizer
 
 SPLITS = ("train", "validation", "test")
-#: The test set whose names training has never seen; only some corpora have it.
+#: A second test set, which only some corpora have; that of CLDR has names that training has never seen.
 UNSEEN = "test_unseen"
 
 #: Of a hundred groups of the embedded corpus, this many go to validation and to test.
@@ -85,6 +86,31 @@ def build_corpus(corpus: S.Corpus, folder: str | Path, tokenizer_folder: str | P
             "summary_overlap": _overlap(splits, "summary"),
         }
         (scratch / "corpus.json").write_text(json.dumps(info, indent=2) + "\n")
+
+
+def source_digests(corpus: S.Corpus) -> dict[str, list[str]]:
+    """SHA-256 of the files that each split is read from; nothing for corpora that are not from files.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    if corpus.source != "files":
+        return {}
+    files = {split: files_of(path, _columns(corpus)) for split, path in _named_files(corpus).items()}
+    return {split: [_digest(path, *_last_change(path)) for path in paths] for split, paths in files.items()}
+
+
+def _last_change(path: Path) -> tuple[int, int]:
+    """Size of a file, and when it was changed last, in nanoseconds."""
+    told = path.stat()
+    return told.st_size, told.st_mtime_ns
+
+
+@cache
+def _digest(path: Path, *_: int) -> str:
+    """SHA-256 of a file, computed once for each of its changes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_corpus(folder: str | Path) -> LoadedCorpus:
@@ -172,15 +198,22 @@ def _translations(corpus: S.Corpus) -> dict[str, list[Row]]:
 
 
 def _from_files(corpus: S.Corpus) -> dict[str, list[Row]]:
-    columns = [corpus.document, corpus.summary, *([corpus.language] if corpus.language else [])]
-    paths = {split: getattr(corpus, split) for split in (*SPLITS, UNSEEN) if getattr(corpus, split)}
     return {
         split: [
             _named(row[corpus.document], row[corpus.summary], row.get(corpus.language), corpus, path)
-            for row in read_rows(path, columns)[: corpus.limit]
+            for row in read_rows(path, _columns(corpus))[: corpus.limit]
         ]
-        for split, path in paths.items()
+        for split, path in _named_files(corpus).items()
     }
+
+
+def _named_files(corpus: S.Corpus) -> dict[str, str]:
+    """Path of each split's file, as the parameters have it."""
+    return {split: getattr(corpus, split) for split in (*SPLITS, UNSEEN) if getattr(corpus, split)}
+
+
+def _columns(corpus: S.Corpus) -> list[str]:
+    return [corpus.document, corpus.summary, *([corpus.language] if corpus.language else [])]
 
 
 def _named(document: str, summary: str, language: str | None, corpus: S.Corpus, path: str) -> Row:

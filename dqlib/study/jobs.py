@@ -33,13 +33,13 @@ from dqlib.footprint import fp32_size_bytes, size_bytes
 from dqlib.presets import preset
 from dqlib.student import make_student, round_for_storage, save_student, set_attention_maps, supervision_maps
 from dqlib.study import settings as S
-from dqlib.study.batches import encode, infill, steps, windows
+from dqlib.study.batches import SHORTEST, encode, infill, steps, windows
 from dqlib.study.checkpoints import Checkpoints, identity, weights_hash
 from dqlib.study.corpus import LoadedCorpus, load_corpus
 from dqlib.study.examples import Example, StoredExamples, stored
 from dqlib.study.hub import fetching, located
 from dqlib.study.locks import BusyError, only_maker
-from dqlib.study.paths import LOG, Folders, atomic_folder
+from dqlib.study.paths import LOG, ROW, Folders, atomic_folder
 from dqlib.study.results import Row, read_row, write_row
 from dqlib.study.rows import Rows
 from dqlib.study.scoring import score
@@ -87,7 +87,8 @@ def pretrain(settings: S.Settings, task: str, config: str | None = None, method:
     """Text infilling on the training texts: teaches a new model to read its source.
 
     Raises:
-        InputError: the task's teacher does not start from a pre-trained model of its own.
+        InputError: the task's teacher does not start from a pre-trained model of its own, or all texts of a split
+            are too short for it.
     """
     spec, folders = settings.task(task), settings.folders(task)
     training = spec.pretrain
@@ -105,10 +106,14 @@ def pretrain(settings: S.Settings, task: str, config: str | None = None, method:
     held_out = [
         noise(example, order) for example in windows(_held_out(corpus, spec), corpus.tokenizer, training.window)
     ]
+    for split, each in (("train", examples), ("validation", held_out)):
+        if not each:
+            allowed = f"at least 1: no text of the corpus '{corpus.info['name']}' there has {SHORTEST} tokens"
+            raise InputError(f"{task}.corpus.{split}, windows of text", 0, allowed)
     with made(accelerator, folders, folders.pretrained) as folder:
         log, name = folder / LOG, f"{task}: pre-training"
         batches = steps(examples, training, noise)
-        checkpoints = _checkpoints(folders, folders.pretrained, training, model, corpus, accelerator)
+        checkpoints = _checkpoints(folders, folders.pretrained, training, model, spec, corpus, accelerator)
         train(model, TaskObjective(), batches, held_out, training, accelerator, log, name, checkpoints=checkpoints)
         if accelerator.is_main_process:
             model.save_pretrained(folder)
@@ -123,7 +128,7 @@ def finetune(settings: S.Settings, task: str, config: str | None = None, method:
     objective = TaskObjective(spec.finetune.label_smoothing)
     with made(accelerator, folders, folders.teacher) as folder:
         name = f"{task}: teacher"
-        checkpoints = _checkpoints(folders, folders.teacher, spec.finetune, model, corpus, accelerator)
+        checkpoints = _checkpoints(folders, folders.teacher, spec.finetune, model, spec, corpus, accelerator)
         _train_on_pairs(
             model, objective, spec, spec.finetune, corpus, accelerator, folder, folders.teacher, name, checkpoints
         )
@@ -183,8 +188,8 @@ def distilled(
     objective = DistillationObjective(teacher, maps, loss) if loss.of_teacher else TaskObjective()
     name = f"{task}: {configuration} {method.name}"
     checkpoints = _checkpoints(
-        Folders(teacher_folder.parent), target, training, student, corpus, accelerator, teacher=weights_hash(teacher),
-        method=method, configuration=configuration,
+        Folders(teacher_folder.parent), target, training, student, spec, corpus, accelerator,
+        teacher=weights_hash(teacher), method=method, configuration=configuration,
     )  # fmt: skip
     _train_on_pairs(
         student, objective, spec, training, corpus, accelerator, folder, target, name, checkpoints,
@@ -248,7 +253,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--preset", help="of the student, for 'distill'; the task's own, when left out")
     options = parser.parse_args(arguments)
     try:
-        run_job(load_settings(options.params), options.job, options.task, options.config, options.preset)
+        settings = load_settings(options.params)
+        _check_made(settings, options.job, options.task, options.params)
+        run_job(settings, options.job, options.task, options.config, options.preset)
     except (BusyError, DiskFullError, InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
@@ -259,6 +266,26 @@ def main(arguments: list[str] | None = None) -> int:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0
+
+
+def _check_made(settings: S.Settings, job: str, task: str, params: str) -> None:
+    """Refuse a job whose inputs are not there, and say what makes them.
+
+    Raises:
+        InputError: the corpus, the pre-trained model or the teacher is missing.
+    """
+    spec, folders, pretrained = settings.task(task), settings.folders(task), settings.pretrained_folder(task)
+    needed = {"corpus": folders.corpus / "corpus.json"}
+    if job == "pretrain" and spec.model.pretrained is not None and not spec.model.base_task:
+        needed = {}  # a model that others have pre-trained is copied
+    if job == "finetune" and pretrained is not None:
+        needed["pretrained"] = pretrained / "config.json"
+    if job == "distill":
+        needed["teacher"] = folders.teacher / ROW
+    for part, file in needed.items():
+        if not file.is_file():
+            command = f"python -m dqlib.study.pipeline {part} --params {params} --task {task}"
+            raise InputError(part, str(file.parent), f"a folder that is there; `{command}` makes it")
 
 
 def _starting_model(settings: S.Settings, task: str, corpus: LoadedCorpus) -> PreTrainedModel:
@@ -333,12 +360,18 @@ def _stored(
         accelerator: of this process; one process writes for all.
     """
     parts = corpus.info["sha256"], split, len(rows), told, tokenizers.__version__, code_hash()
-    digest = hashlib.sha256(" ".join(map(str, parts)).encode())
-    for path in sorted((corpus.folder / "tokenizer").iterdir()):
-        digest.update(path.name.encode() + path.read_bytes())
-    folder = corpus.folder.parent / "tokens" / f"{split}-{digest.hexdigest()[:16]}"
+    digest = _with_tokenizer(" ".join(map(str, parts)), corpus)
+    folder = corpus.folder.parent / "tokens" / f"{split}-{digest[:16]}"
     with accelerator.main_process_first():
         return stored(folder, rows, make)
+
+
+def _with_tokenizer(text: str, corpus: LoadedCorpus) -> str:
+    """SHA-256 of a text and of all files of the corpus's tokenizer."""
+    digest = hashlib.sha256(text.encode())
+    for path in sorted((corpus.folder / "tokenizer").iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _train_on_pairs(
@@ -413,14 +446,16 @@ def _checkpoints(
     target: Path,
     training: S.Training,
     model: PreTrainedModel,
+    spec: S.Task,
     corpus: LoadedCorpus,
     accelerator: Accelerator,
     **parts: object,
 ) -> Checkpoints:
     """Of the training that makes ``target``: everything that decides it is told apart."""
+    examples = spec.corpus.source_tokens, spec.corpus.target_tokens, spec.evaluate.validation_documents
     told = identity(
         training=training, weights=weights_hash(model), corpus=corpus.info["sha256"], code=code_hash(),
-        processes=accelerator.num_processes, **parts,
+        examples=_with_tokenizer(" ".join(map(str, examples)), corpus), processes=accelerator.num_processes, **parts,
     )  # fmt: skip
     return Checkpoints(folders.checkpoints(target), told)
 

@@ -18,7 +18,7 @@ from dqlib.config import Configuration
 from dqlib.presets import preset
 from dqlib.study import settings as S
 from dqlib.study.command import ended
-from dqlib.study.corpus import build_corpus, load_info
+from dqlib.study.corpus import build_corpus, load_info, source_digests
 from dqlib.study.launch import launch
 from dqlib.study.paths import project_root, write_text
 from dqlib.study.settings import Settings, load_settings
@@ -49,8 +49,14 @@ class Study:
         self.base = Study(params, base) if base else None
 
     def corpus(self) -> Path:
-        """Folder of the corpus, built if it is missing or its parameters changed."""
+        """Folder of the corpus, built if it is missing, or its parameters or the files that it is read from changed.
+
+        Raises:
+            InputError: a file that it is read from is missing.
+        """
         spec, made_from, tokenizer = self.task.corpus, {"corpus": self.task.corpus}, None
+        if files := source_digests(spec):  # no key for other sources: their stamps stay what they were
+            made_from["files"] = files
         if self.base:
             made_from["base"] = _stamp(self.base.corpus())
             tokenizer = self.base.folders.corpus / "tokenizer"

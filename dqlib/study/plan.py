@@ -4,7 +4,7 @@ The profile is loaded and checked; nothing is made, downloaded or measured. Told
 each training its steps, tokens, parameters, memory, floating-point operations and hours, of each student its bytes.
 Tests compare each of them with a model that is there.
 
-* **Tokens** are at most ``batch_tokens`` a step, padding included, divided between source and target as their longest
+* **Tokens** are about ``batch_tokens`` a step, padding included, divided between source and target as their longest
   texts are.
 * **Sizes** of students are exact: those of the codes, scales and other tensors of the student that
   :func:`dqlib.student.make_student` makes of random weights or, of a large model, on PyTorch's device without memory.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
 
+from dqlib.errors import InputError
 from dqlib.presets import preset
 from dqlib.study import figures, grid_figures, tables
 from dqlib.study.claims import QUANTIZATION_ALONE, SIGNIFICANT, Tables, claims_table
+from dqlib.study.command import ended
 from dqlib.study.corpus import load_info
 from dqlib.study.figures import METRIC_NAMES
 from dqlib.study.paths import project_root, write_text
@@ -288,9 +291,15 @@ computes the logits. A student that is not quantized counts at 16 bits a number 
 
 
 def print_summary(params: str = "params.yaml") -> None:
-    """Print the short tables of finished results and where to read on."""
+    """Print the short tables of finished results and where to read on.
+
+    Raises:
+        InputError: there are no results yet.
+    """
     settings = load_settings(params)
     folder = project_root() / settings.results
+    if not (folder / METRICS).is_file():
+        raise InputError("results", settings.results, f"a folder with {METRICS}, which `dvc repro compare` writes")
     metrics = pandas.read_csv(folder / METRICS)
     for task in settings.tasks:
         print(f"{TITLES[task]}\n{short_table(metrics[metrics.task == task]).to_string(index=False)}\n")
@@ -300,4 +309,4 @@ def print_summary(params: str = "params.yaml") -> None:
 
 
 if __name__ == "__main__":
-    print_summary()
+    sys.exit(ended(print_summary))

@@ -196,7 +196,10 @@ class Settings:
             allowed = f"left out: the tokenizer is that of {task.model.base_task}"
             raise InputError(f"{name}.corpus.tokenizer", task.corpus.tokenizer, allowed)
         if task.corpus.vocab_size != base.corpus.vocab_size:
-            allowed = f"{base.corpus.vocab_size}, as in {task.model.base_task}.corpus, whose tokenizer is used"
+            allowed = (
+                f"{base.corpus.vocab_size}, as in {task.model.base_task}.corpus, whose tokenizer is used, unless "
+                f"{name}.model.pretrained is null"
+            )
             raise InputError(f"{name}.corpus.vocab_size", task.corpus.vocab_size, allowed)
 
 

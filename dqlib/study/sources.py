@@ -38,6 +38,19 @@ def read_rows(path: str | Path, columns: list[str]) -> list[dict[str, str]]:
     return rows
 
 
+def files_of(path: str | Path, columns: list[str]) -> list[Path]:
+    """The files that :func:`read_rows` reads for these arguments.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    path = project_root() / path
+    files = list(_by_column(path, columns).values()) if "*" in path.name else [path]
+    for each in files:
+        _check_exists(each)
+    return files
+
+
 def _file_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
     _check_exists(path)
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
@@ -56,7 +69,7 @@ def _file_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
 
 def _aligned_rows(pattern: Path, columns: list[str]) -> list[dict[str, str]]:
     """Rows whose columns are text files with one text a line; lines that are blank in all of them are no rows."""
-    paths = {column: pattern.with_name(pattern.name.replace("*", column)) for column in columns}
+    paths = _by_column(pattern, columns)
     texts = {column: _lines(path) for column, path in paths.items()}
     fewest = min(columns, key=lambda column: len(texts[column]))
     count = len(texts[fewest])
@@ -70,6 +83,11 @@ def _aligned_rows(pattern: Path, columns: list[str]) -> list[dict[str, str]]:
         if any(map(str.strip, row.values())):
             rows.append({column: _text(row, column, number + 1, path) for column, path in paths.items()})
     return rows
+
+
+def _by_column(pattern: Path, columns: list[str]) -> dict[str, Path]:
+    """Text file of each column."""
+    return {column: pattern.with_name(pattern.name.replace("*", column)) for column in columns}
 
 
 def _lines(path: Path) -> list[str]:

@@ -55,6 +55,12 @@ class Trained:
         """Words of the references that it found, in the language of the headline."""
         return positions.read_found(self.folder, self.language)
 
+    def scores(self) -> np.ndarray:
+        """Score of each test document: the headline where documents have one of their own, else chrF."""
+        lines = read_predictions(self.folder)
+        name = self.row.headline if self.row.headline in lines[0] else "chrf"
+        return np.array([line[name] for line in lines])
+
     @cached_property
     def resampled(self) -> np.ndarray:
         """Its headline score on test documents drawn again with replacement, (:data:`RESAMPLES`,).

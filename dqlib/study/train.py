@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
 from dqlib import attention
+from dqlib.errors import InputError
 from dqlib.losses import LayerMaps, LossWeights, MemoryBank, cross_entropy, distillation_terms
 from dqlib.student import LEARNED, set_blend
 from dqlib.study import settings as S
@@ -189,10 +190,12 @@ def train(
         log_path: CSV of every loss term, the learning rate and the validation loss.
         name: of the job, for the progress bar.
         scale_learning_rate: rate of trained scales, times that of the weights.
-        progressive: part of the steps over which the forward pass turns from full-precision to quantized weights.
+        progressive: part of the steps over which the forward pass turns from full-precision to quantized weights;
+            validations see quantized weights from the first one on, since those are what is kept.
         checkpoints: where to leave them every ``training.checkpoint_steps`` steps; None for none.
 
     Raises:
+        InputError: a step has fewer micro-batches than there are processes.
         TrainingError: a loss term is not finite, and the message names the term and the step; or memory is too small.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -230,6 +233,9 @@ def train(
     model.train()
     for step in range(done + 1, training.steps + 1):
         micro_batches = next(steps)
+        if len(micro_batches) < world:  # a process without any would leave the others waiting for its gradients
+            allowed = f"at most {len(micro_batches)}: the corpus gives a step of '{name}' no more micro-batches"
+            raise InputError("compute.processes", world, allowed)
         if progressive:
             set_blend(model, min(1.0, step / (progressive * training.steps)))
         denominators = _tokens(micro_batches)
@@ -257,6 +263,8 @@ def train(
                 raise _failed(_not_finite(name, step, sums, model), model, best_weights)
             sums, since = {}, 0
             if step in validate_at:
+                if progressive:
+                    set_blend(model, 1.0)  # the next step turns it back
                 row["validation_loss"] = loss = validation_loss(model, validation, training, accelerator)
                 model.train()
                 if loss < best_loss:
@@ -355,6 +363,7 @@ def _failed(message: str, model: nn.Module, best_weights: dict[str, Tensor] | No
     error = TrainingError(message)
     if best_weights is not None:
         model.load_state_dict(best_weights)
+        set_blend(model, 1.0)  # as they were validated
         error.restored = True
     return error
 
