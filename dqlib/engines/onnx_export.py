@@ -21,7 +21,6 @@ ONNX Runtime makes that copy when it loads; of the table on disk, mapped, only t
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from onnx import TensorProto
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from dqlib.engines.base import Decoding
+from dqlib.engines.base import Decoding, check_replaceable, write_description
 from dqlib.engines.onnx_graph import Graph, Numbers
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
@@ -43,7 +42,7 @@ from dqlib.quantizers import Quantized
 from dqlib.stored import PackedWeight, forms
 
 ENCODER, DECODER, CANDIDATES = "encoder.onnx", "decoder.onnx", "candidates.onnx"
-WEIGHTS, DESCRIPTION = "weights.bin", "engine.json"
+WEIGHTS = "weights.bin"
 
 #: Version of the folder's format.
 FORMAT = 1
@@ -96,8 +95,7 @@ def export_onnx(
         raise InputError("encoder", encoder, f"one of {', '.join(ENCODERS)}")
     if config.activation_function not in _ACTIVATIONS:
         raise InputError("activation_function", config.activation_function, f"one of {', '.join(_ACTIVATIONS)}")
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / DESCRIPTION).is_file())):
-        raise InputError("folder", str(folder), "new, empty, or an exported model, which is replaced")
+    check_replaceable(folder)
     configuration = getattr(model, "dqlib_configuration", None)
     rounded = configuration is not None and configuration.a_bits <= 8 and not exact
     description = {
@@ -126,7 +124,7 @@ def export_onnx(
         plain.save_pretrained(scratch)
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
-        (scratch / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        write_description(scratch, description)
 
 
 def decoding(model: PreTrainedModel) -> dict[str, Any]:
@@ -141,7 +139,7 @@ def decoding(model: PreTrainedModel) -> dict[str, Any]:
             raise InputError(field, getattr(said, field), f"{plain} for the engine onnxruntime")
     if said.early_stopping == "never":
         raise InputError("early_stopping", "never", "True or False for the engine onnxruntime")
-    return Decoding.of(model).as_json()
+    return Decoding.exported(model, "onnxruntime").as_json()
 
 
 def values_of(model: PreTrainedModel) -> dict[str, Quantized | torch.Tensor]:

@@ -56,7 +56,15 @@ class TorchEngine(Engine):
         max_new_tokens: int,
         starts: Sequence[int] | None = None,
     ) -> list[list[int]]:
-        """See :meth:`Engine.generate_ids`."""
+        """See :meth:`Engine.generate_ids`.
+
+        Raises:
+            InputError: a text is empty and the model has no encoder, so that nothing is there to go on from.
+        """
+        if not input_ids:
+            return []
+        if self.continues and not all(input_ids):
+            raise InputError("input_ids", [], "a token at least of each text, which a model without an encoder goes on")
         longest = max(map(len, input_ids))
         ids = torch.full((len(input_ids), longest), self.decoding.pad or 0)
         mask = torch.zeros_like(ids)
