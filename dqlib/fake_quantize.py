@@ -33,6 +33,10 @@ class WeightFakeQuantizer(nn.Module):
     several forward passes, or a whole generation, quantizes once. Modules that share a weight (token
     embedding and output head) share one of these.
 
+    Two kinds of change leave no trace in a weight's version counter and are not noticed: what is written through
+    ``weight.data``, and what is written to a weight that was made in ``torch.inference_mode()``. Call :meth:`forget`
+    after them.
+
     Args:
         weight: the weight to be quantized; trained scales start from its values.
         bits: 1 to 8.
@@ -69,9 +73,10 @@ class WeightFakeQuantizer(nn.Module):
         self.learned = nn.Parameter(start) if trained else None
         self.blend, self.half_scales = 1.0, False
         self.quantizations = 0
-        self._clear()
+        self.forget()
 
-    def _clear(self) -> None:
+    def forget(self) -> None:
+        """Forget what is remembered of the weight, so that the next call quantizes anew."""
         self._key: tuple[Any, ...] | None = None
         self._value: Tensor | None = None
         self._inside: Tensor | None = None  # where the weight gets a gradient; None for everywhere
@@ -79,9 +84,12 @@ class WeightFakeQuantizer(nn.Module):
 
     def quantize(self, weight: Tensor) -> Quantized:
         """Codes and scale of ``weight`` as this quantizer makes them."""
+        return self._quantized(weight, self.learned)
+
+    def _quantized(self, weight: Tensor, learned: Tensor | None) -> Quantized:
         q = self.quantization
         quantized = quantize(
-            weight, self.bits, self.granularity, self.scheme, self.learned, clip=q.clip, full_range=q.full_range
+            weight, self.bits, self.granularity, self.scheme, learned, clip=q.clip, full_range=q.full_range
         )
         if not self.half_scales:
             return quantized
@@ -89,12 +97,13 @@ class WeightFakeQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The fake-quantized weight, differentiable in ``weight`` (straight-through) and ``learned``."""
-        key = (_optimizer_steps, weight.data_ptr(), weight._version, weight.device, weight.dtype)
+        key = (_optimizer_steps, weight.data_ptr(), version_of(weight), weight.device, weight.dtype)
         key += (self.blend, self.half_scales)
         if self.learned is not None:
-            key += (self.learned.data_ptr(), self.learned._version)
+            key += (self.learned.data_ptr(), version_of(self.learned))
         if key != self._key:
-            with torch.no_grad():
+            # What is made in inference mode cannot be saved for a backward pass, which may be the next one.
+            with torch.inference_mode(False), torch.no_grad():
                 self._remember(weight)
             self._key = key
             self.quantizations += 1
@@ -132,7 +141,11 @@ class WeightFakeQuantizer(nn.Module):
     def _remember_slope(self, weight: Tensor, quantized: Quantized) -> None:
         if not self.scheme.learned or self.bits == 1:
             # value = factor * (q * s), or gamma * mean|w| * sign(w): linear in what is trained
-            self._slope = self._value / _spread(self.learned, weight)
+            factor, value = self.learned, self._value
+            if not factor.all():  # nothing can be told of a product with zero
+                factor = torch.where(factor == 0, 1.0, factor)
+                value = self._quantized(weight, factor).dequantize().to(weight.dtype)
+            self._slope = value / _spread(factor, weight)
             return
         # LSQ (arXiv:1902.08153, eq. 3): d value / d step is q - w / s inside the grid, q outside.
         grouped = weight.reshape(*self.learned.shape, -1)  # (rows, groups, k); GPT-2's weight comes transposed
@@ -158,7 +171,7 @@ class WeightFakeQuantizer(nn.Module):
         copy.granularity, copy.scheme = self.granularity, self.scheme
         copy.learned = None if self.learned is None else nn.Parameter(self.learned.detach().clone())
         copy.blend, copy.half_scales, copy.quantizations = self.blend, self.half_scales, 0
-        copy._clear()
+        copy.forget()
         return copy
 
 
@@ -182,6 +195,11 @@ class _FakeQuantize(torch.autograd.Function):
         if ctx.shape is not None:
             to_learned = _grouped_sum(grad * ctx.slope, ctx.shape)
         return grad if ctx.inside is None else grad * ctx.inside, to_learned, None, None, None
+
+
+def version_of(x: Tensor) -> int:
+    """How often a tensor was changed in place; 0 for one that does not count it."""
+    return 0 if x.is_inference() else x._version
 
 
 def _spread(scale: Tensor, weight: Tensor) -> Tensor:

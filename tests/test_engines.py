@@ -115,6 +115,18 @@ def test_codes_survive_whatever_their_bits(method, bits, tmp_path):
     assert np.array_equal(codes, (table.codes * (table.scale > 0)).numpy())  # a row of zeros has codes of zero
 
 
+def test_a_factor_that_training_made_negative_keeps_its_sign(tmp_path):
+    student = student_of(make_teacher("bart"), "bart").eval()
+    layer = student.model.encoder.layers[0].fc1
+    with torch.no_grad():
+        layer.weight_quantizer.learned[::2] *= -1
+        layer.weight_quantizer.learned[1] = 0
+    report, _ = exported(student, tmp_path / "out")
+    assert report.exact
+    codes, scale = weights_of(tmp_path / "out")["encoder/layer_0/ffn/linear_0/weight"]
+    assert np.allclose(codes / scale[:, None], layer.quantized().dequantize().detach().numpy(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("bits", [1, 2])
 def test_codes_that_the_engine_itself_finds_are_those_of_binary_and_ternary_weights(bits):
     # rint(127 w / max|w|) a row; at 4 bits it finds others, which is why the trained ones are handed over.

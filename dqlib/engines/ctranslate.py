@@ -278,6 +278,8 @@ def _to_int8(spec: model_spec.ModelSpec, codes: model_spec.ModelSpec | None) -> 
         rows = trained[name].numpy() if name in trained else np.full_like(weight, np.nan)
         row_max = np.abs(weight).max(axis=1)
         rows = np.where(row_max[:, None] > 0, rows, 0)  # the binary codes of a row of zeros are ones, times zero
+        negative = (rows * weight).sum(axis=1, keepdims=True) < 0  # as a trained factor can make a scale
+        rows = np.where(negative, -rows, rows)
         largest = np.abs(rows).max(axis=1)
         # a zero row has any scale; the others' largest code is the same part of all codes that it is of the weights
         scale = np.divide(largest, row_max, out=np.ones_like(row_max), where=row_max > 0)
