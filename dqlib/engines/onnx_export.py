@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def export_onnx(
     tokenizer: Tokenizer | None = None,
     bits: int | None = None,
     *,
-    encoder: str = "int8",
+    encoder: str | None = None,
     exact: bool = False,
 ) -> None:
     """Write a BART or mBART for ONNX Runtime, aside, and put it in place at once.
@@ -78,7 +79,8 @@ def export_onnx(
         folder: new, empty, or an exported model, which is replaced.
         tokenizer: written beside it.
         bits: of the codes of weights and tokens in the graphs, 2, 4 or 8; None for the fewest that hold them.
-        encoder: ``int8`` for speed, ``packed`` for the least memory.
+        encoder: ``int8`` for speed, ``packed`` for the least memory; None for ``int8`` where every weight that it
+            multiplies has a grid of one scale a row, and ``packed`` elsewhere.
         exact: leave activations in fp32, which is slow at 2 and 8 bits: for checks. It is so for a student with
             activations of more than 8 bits, too.
 
@@ -91,13 +93,16 @@ def export_onnx(
         raise InputError("model_type", config.model_type, f"{served}, which the engine onnxruntime serves")
     if bits is not None and bits not in KERNEL_BITS:
         raise InputError("bits", bits, "2, 4 or 8, or None for the fewest that do")
-    if encoder not in ENCODERS:
+    if encoder not in (None, *ENCODERS):
         raise InputError("encoder", encoder, f"one of {', '.join(ENCODERS)}")
     if config.activation_function not in _ACTIVATIONS:
         raise InputError("activation_function", config.activation_function, f"one of {', '.join(_ACTIVATIONS)}")
     check_replaceable(folder)
     configuration = getattr(model, "dqlib_configuration", None)
     rounded = configuration is not None and configuration.a_bits <= 8 and not exact
+    values = values_of(model)
+    if encoder is None:
+        encoder = "int8" if _int8_serves(values) else "packed"
     description = {
         "format": FORMAT,
         "engine": "onnxruntime",
@@ -113,7 +118,7 @@ def export_onnx(
     }
     with atomic_folder(folder) as scratch:
         numbers = Numbers(scratch / WEIGHTS)
-        weights = _Weights(values_of(model), bits)
+        weights = _Weights(values, bits)
         making = _Making(config, weights, numbers, rounded, rounded and encoder == "int8")
         onnx.save(making.encoder(), scratch / ENCODER)
         onnx.save(making.decoder(), scratch / DECODER)
@@ -140,6 +145,18 @@ def decoding(model: PreTrainedModel) -> dict[str, Any]:
     if said.early_stopping == "never":
         raise InputError("early_stopping", "never", "True or False for the engine onnxruntime")
     return Decoding.exported(model, "onnxruntime").as_json()
+
+
+def _int8_serves(values: dict[str, Quantized | torch.Tensor]) -> bool:
+    """Whether all weights that an encoder of int8 multiplies have codes with one scale a row, around zero."""
+    own = re.compile(
+        r"model\.encoder\.layers\..*(_proj|fc\d)\.weight|model\.decoder\..*\.encoder_attn\.[kv]_proj\.weight"
+    )
+    return all(
+        isinstance(value, Quantized) and value.zero_point is None and value.scale.size(-1) == 1
+        for name, value in values.items()
+        if own.fullmatch(name)
+    )
 
 
 def values_of(model: PreTrainedModel) -> dict[str, Quantized | torch.Tensor]:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from dqlib.architectures import model_class
+from dqlib.architectures import read_model
 from dqlib.engines.base import Decoding, Engine
 from dqlib.errors import InputError
 from dqlib.generation import OneSourceCache
@@ -100,9 +100,7 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, Tokenizer | None]:
     if (folder / SIDECAR).is_file():
         model = load_student(folder)
     elif (folder / CONFIG).is_file() and any(folder.glob("*.safetensors")):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        kind = model_class(config, (config.architectures or [""])[0])
-        model = kind.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True).eval()
+        model = read_model(folder).eval()
     else:
         raise InputError("folder", str(folder), "a packed model, a student, or a Hugging Face model with safetensors")
     return model, read_tokenizer(folder)
