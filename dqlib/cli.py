@@ -47,14 +47,11 @@ def _pack_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from transformers import AutoTokenizer
-
+    from dqlib.engines.torch_engine import read_tokenizer
     from dqlib.packed import packed_size_bytes, save_packed
     from dqlib.student import load_student, round_for_storage
 
-    student, tokenizer = load_student(options.student), None
-    if any(Path(options.student).glob("tokenizer*")):
-        tokenizer = AutoTokenizer.from_pretrained(options.student, trust_remote_code=False, local_files_only=True)
+    student, tokenizer = load_student(options.student), read_tokenizer(options.student)
     if options.round:
         round_for_storage(student)
     save_packed(student, options.out, tokenizer)

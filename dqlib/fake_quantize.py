@@ -17,6 +17,9 @@ from dqlib.quantizers import Quantized, fake_quantize_weight, initial_learned, q
 #: optimizers write to weights without touching it.
 _optimizer_steps = 0
 
+#: What stands for a trained factor of zero: no sum of single precision tells the two apart.
+_NEARLY_ZERO = 2.0**-63
+
 
 def _count_optimizer_step(*_: Any) -> None:
     global _optimizer_steps
@@ -123,14 +126,18 @@ class WeightFakeQuantizer(nn.Module):
                 weight, self.bits, self.granularity, self.scheme, clip=clip, full_range=q.full_range
             )
         else:
-            quantized = self.quantize(weight)
+            # A factor of zero would hide its own slope; asking whether there is one would wait for a GPU.
+            learned = self.learned
+            if learned is not None:
+                learned = torch.where(learned == 0, max(_NEARLY_ZERO, torch.finfo(learned.dtype).tiny), learned)
+            quantized = self._quantized(weight, learned)
             self._value = quantized.dequantize().to(weight.dtype)
             if self._value.stride() != weight.stride():
                 # GPT-2's weight comes transposed. Products add up in the order of the memory, so the layout is
                 # the weight's own, as it is where the weight was read from a packed file.
                 self._value = torch.empty_like(weight).copy_(self._value)
             if self.learned is not None:
-                self._remember_slope(clipped, quantized)
+                self._remember_slope(clipped, quantized, learned)
         if self.blend < 1:
             self._value = torch.lerp(weight, self._value, self.blend)
             if self._slope is not None:
@@ -138,14 +145,10 @@ class WeightFakeQuantizer(nn.Module):
             if self._inside is not None:  # outside, the part that is full precision still passes the gradient
                 self._inside = torch.lerp(torch.ones_like(weight), self._inside.to(weight.dtype), self.blend)
 
-    def _remember_slope(self, weight: Tensor, quantized: Quantized) -> None:
+    def _remember_slope(self, weight: Tensor, quantized: Quantized, learned: Tensor) -> None:
         if not self.scheme.learned or self.bits == 1:
             # value = factor * (q * s), or gamma * mean|w| * sign(w): linear in what is trained
-            factor, value = self.learned, self._value
-            if not factor.all():  # nothing can be told of a product with zero
-                factor = torch.where(factor == 0, 1.0, factor)
-                value = self._quantized(weight, factor).dequantize().to(weight.dtype)
-            self._slope = value / _spread(factor, weight)
+            self._slope = self._value / _spread(learned, weight)
             return
         # LSQ (arXiv:1902.08153, eq. 3): d value / d step is q - w / s inside the grid, q outside.
         grouped = weight.reshape(*self.learned.shape, -1)  # (rows, groups, k); GPT-2's weight comes transposed

@@ -322,7 +322,7 @@ def save_student(model: PreTrainedModel, folder: str | Path) -> None:
         if learned:
             save_file({name: value.clone().contiguous() for name, value in learned.items()}, scratch / SCALES)
         (scratch / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
-        for path in scratch.iterdir():
+        for path in sorted(scratch.iterdir(), key=lambda path: path.name == SIDECAR):  # without it, no student is there
             path.replace(folder / path.name)
     if not learned:
         (folder / SCALES).unlink(missing_ok=True)

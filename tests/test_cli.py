@@ -234,6 +234,7 @@ def test_a_damaged_student_is_told_in_one_sentence(students, tmp_path, capsys):
         (lambda folder: _without(folder / "dqlib.json", "class"), "dqlib.json: 'without class'"),
         (lambda folder: _without(folder / "dqlib.json", "config"), "config: None"),
         (lambda folder: (folder / "dqlib.json").write_text("[1]"), "dqlib.json: 'without class'"),
+        (lambda folder: _cut(folder / "tokenizer.json"), "a whole tokenizer"),
         (lambda folder: (folder / "dqlib.json").write_text("[" * 10**5), "as save_student wrote it"),
     ):
         shutil.rmtree(tmp_path / "student", ignore_errors=True)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from dqlib.architectures import read_model
+from dqlib.architectures import one_line, read_model
 from dqlib.engines.base import Decoding, Engine
 from dqlib.errors import InputError
 from dqlib.generation import OneSourceCache
@@ -107,7 +107,14 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, Tokenizer | None]:
 
 
 def read_tokenizer(folder: str | Path) -> Tokenizer | None:
-    """The tokenizer of a folder; None if there is none. No code of the folder is run."""
+    """The tokenizer of a folder; None if there is none. No code of the folder is run.
+
+    Raises:
+        InputError: a file of it is damaged.
+    """
     if not any(Path(folder).glob("tokenizer*")):
         return None
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # of libraries that have no class in common
+        raise InputError("folder", str(folder), f"one with a whole tokenizer ({one_line(error)})") from None
