@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from dqlib.architectures import ARCHITECTURES, model_class
+from dqlib.architectures import ARCHITECTURES, model_class, read_config
 from dqlib.errors import InputError
 from dqlib.footprint import FP16_BYTES, FP32_BYTES, Entry, footprint, fp32_size_bytes
 from dqlib.manifest import expected_tensors
@@ -132,7 +132,7 @@ def fp32_bytes_of(folder: str | Path) -> int:
     """
     if not (Path(folder) / "config.json").is_file():
         raise InputError("folder", str(folder), "a folder with a config.json")
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    config = read_config(folder)
     with torch.device("meta"):
         return fp32_size_bytes(model_class(config, (config.architectures or [""])[0])(config))
 

@@ -47,14 +47,11 @@ def _pack_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from transformers import AutoTokenizer
-
+    from dqlib.engines.torch_engine import read_tokenizer
     from dqlib.packed import packed_size_bytes, save_packed
     from dqlib.student import load_student, round_for_storage
 
-    student, tokenizer = load_student(options.student), None
-    if any(Path(options.student).glob("tokenizer*")):
-        tokenizer = AutoTokenizer.from_pretrained(options.student, trust_remote_code=False, local_files_only=True)
+    student, tokenizer = load_student(options.student), read_tokenizer(options.student)
     if options.round:
         round_for_storage(student)
     save_packed(student, options.out, tokenizer)
@@ -108,19 +105,24 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bits", type=_at_least_one, help="of onnxruntime: bits of a weight (default: as few as hold the student's)"
     )
+    parser.add_argument(
+        "--encoder",
+        help="of onnxruntime: int8 for speed, packed for the least memory (default: int8 where the weights allow it)",
+    )
 
 
 def _export(options: argparse.Namespace) -> int:
     from dqlib.engines import export_model
     from dqlib.engines.torch_engine import load_model
 
-    own = {"ctranslate2": "quantization", "onnxruntime": "bits"}
-    chosen = {name: getattr(options, name) for name in own.values() if getattr(options, name) is not None}
+    own = {"quantization": "ctranslate2", "bits": "onnxruntime", "encoder": "onnxruntime"}
+    chosen = {name: getattr(options, name) for name in own if getattr(options, name) is not None}
     for name, value in chosen.items():
-        if name != own[options.engine]:
-            raise InputError(f"--{name}", value, f"left out with --engine {options.engine}")
+        if own[name] != options.engine:
+            raise InputError(f"--{name}", value, f"left out with --engine {options.engine}: it is one of {own[name]}")
     model, tokenizer = load_model(options.model)
-    told = export_model(model, options.out, options.engine, tokenizer, **chosen)
+    with _options_named():
+        told = export_model(model, options.out, options.engine, tokenizer, **chosen)
     print(options.out if told is None else told)
     return 0
 
@@ -212,7 +214,7 @@ def _options_named() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if error.field in ("language", "max_new_tokens"):
+        if error.field in ("language", "max_new_tokens", "encoder"):
             raise InputError(f"--{error.field.replace('_', '-')}", error.value, error.allowed) from None
         raise
 
@@ -291,12 +293,15 @@ def main(arguments: list[str] | None = None) -> int:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    for stream in (sys.stdin, sys.stdout):  # texts are UTF-8, as in files, whatever the terminal's encoding is
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8")
     try:
         return COMMANDS[options.command].run(options)
     except BrokenPipeError:  # the reader of our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (InputError, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (InputError, OSError, UnicodeError, json.JSONDecodeError) as error:
         print(f"dqlib {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 

@@ -244,7 +244,7 @@ class LossWeights:
         contrastive_temperature, momentum: of the contrastive loss and its memory bank.
 
     Raises:
-        InputError: a weight is negative, or a choice is unknown.
+        InputError: a weight is negative, or a choice is unknown or one that the reduction does not have.
     """
 
     task: float = 1.0
@@ -271,6 +271,10 @@ class LossWeights:
                 raise InputError(field, getattr(self, field), "a positive number")
         if not 0 <= self.momentum < 1:
             raise InputError("momentum", self.momentum, "at least 0 and below 1")
+        if self.reduction == "reference":  # which has terms of one kind only
+            for field, weight, there in _OF_REFERENCE:
+                if getattr(self, weight) and getattr(self, field) != there:
+                    raise InputError(field, getattr(self, field), f"{there} with the reduction 'reference'")
 
     @property
     def of_teacher(self) -> bool:
@@ -281,6 +285,13 @@ class LossWeights:
         """Weight of one term of :func:`dqlib.losses.distillation_terms`, such as ``cross_attention``."""
         return getattr(self, term.rpartition("_")[2])
 
+
+#: Fields that the reduction ``reference`` has one value of, where the weight beside them is not 0.
+_OF_REFERENCE = (
+    ("logits_loss", "logits", "mse"),
+    ("attention_maps", "attention", "probabilities"),
+    ("contrastive", "contrastive", 0.0),
+)
 
 _CHOICES = {
     "logits_loss": ("kl", "mse"),

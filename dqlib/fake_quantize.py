@@ -17,6 +17,9 @@ from dqlib.quantizers import Quantized, fake_quantize_weight, initial_learned, q
 #: optimizers write to weights without touching it.
 _optimizer_steps = 0
 
+#: What stands for a trained factor of zero: no sum of single precision tells the two apart.
+_NEARLY_ZERO = 2.0**-63
+
 
 def _count_optimizer_step(*_: Any) -> None:
     global _optimizer_steps
@@ -32,6 +35,10 @@ class WeightFakeQuantizer(nn.Module):
     The result is kept until the weight changes (an optimizer step, a loaded checkpoint), so a step with
     several forward passes, or a whole generation, quantizes once. Modules that share a weight (token
     embedding and output head) share one of these.
+
+    Two kinds of change leave no trace in a weight's version counter and are not noticed: what is written through
+    ``weight.data``, and what is written to a weight that was made in ``torch.inference_mode()``. Call :meth:`forget`
+    after them.
 
     Args:
         weight: the weight to be quantized; trained scales start from its values.
@@ -69,9 +76,10 @@ class WeightFakeQuantizer(nn.Module):
         self.learned = nn.Parameter(start) if trained else None
         self.blend, self.half_scales = 1.0, False
         self.quantizations = 0
-        self._clear()
+        self.forget()
 
-    def _clear(self) -> None:
+    def forget(self) -> None:
+        """Forget what is remembered of the weight, so that the next call quantizes anew."""
         self._key: tuple[Any, ...] | None = None
         self._value: Tensor | None = None
         self._inside: Tensor | None = None  # where the weight gets a gradient; None for everywhere
@@ -79,9 +87,12 @@ class WeightFakeQuantizer(nn.Module):
 
     def quantize(self, weight: Tensor) -> Quantized:
         """Codes and scale of ``weight`` as this quantizer makes them."""
+        return self._quantized(weight, self.learned)
+
+    def _quantized(self, weight: Tensor, learned: Tensor | None) -> Quantized:
         q = self.quantization
         quantized = quantize(
-            weight, self.bits, self.granularity, self.scheme, self.learned, clip=q.clip, full_range=q.full_range
+            weight, self.bits, self.granularity, self.scheme, learned, clip=q.clip, full_range=q.full_range
         )
         if not self.half_scales:
             return quantized
@@ -89,12 +100,13 @@ class WeightFakeQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The fake-quantized weight, differentiable in ``weight`` (straight-through) and ``learned``."""
-        key = (_optimizer_steps, weight.data_ptr(), weight._version, weight.device, weight.dtype)
+        key = (_optimizer_steps, weight.data_ptr(), version_of(weight), weight.device, weight.dtype)
         key += (self.blend, self.half_scales)
         if self.learned is not None:
-            key += (self.learned.data_ptr(), self.learned._version)
+            key += (self.learned.data_ptr(), version_of(self.learned))
         if key != self._key:
-            with torch.no_grad():
+            # What is made in inference mode cannot be saved for a backward pass, which may be the next one.
+            with torch.inference_mode(False), torch.no_grad():
                 self._remember(weight)
             self._key = key
             self.quantizations += 1
@@ -114,14 +126,18 @@ class WeightFakeQuantizer(nn.Module):
                 weight, self.bits, self.granularity, self.scheme, clip=clip, full_range=q.full_range
             )
         else:
-            quantized = self.quantize(weight)
+            # A factor of zero would hide its own slope; asking whether there is one would wait for a GPU.
+            learned = self.learned
+            if learned is not None:
+                learned = torch.where(learned == 0, max(_NEARLY_ZERO, torch.finfo(learned.dtype).tiny), learned)
+            quantized = self._quantized(weight, learned)
             self._value = quantized.dequantize().to(weight.dtype)
             if self._value.stride() != weight.stride():
                 # GPT-2's weight comes transposed. Products add up in the order of the memory, so the layout is
                 # the weight's own, as it is where the weight was read from a packed file.
                 self._value = torch.empty_like(weight).copy_(self._value)
             if self.learned is not None:
-                self._remember_slope(clipped, quantized)
+                self._remember_slope(clipped, quantized, learned)
         if self.blend < 1:
             self._value = torch.lerp(weight, self._value, self.blend)
             if self._slope is not None:
@@ -129,10 +145,10 @@ class WeightFakeQuantizer(nn.Module):
             if self._inside is not None:  # outside, the part that is full precision still passes the gradient
                 self._inside = torch.lerp(torch.ones_like(weight), self._inside.to(weight.dtype), self.blend)
 
-    def _remember_slope(self, weight: Tensor, quantized: Quantized) -> None:
+    def _remember_slope(self, weight: Tensor, quantized: Quantized, learned: Tensor) -> None:
         if not self.scheme.learned or self.bits == 1:
             # value = factor * (q * s), or gamma * mean|w| * sign(w): linear in what is trained
-            self._slope = self._value / _spread(self.learned, weight)
+            self._slope = self._value / _spread(learned, weight)
             return
         # LSQ (arXiv:1902.08153, eq. 3): d value / d step is q - w / s inside the grid, q outside.
         grouped = weight.reshape(*self.learned.shape, -1)  # (rows, groups, k); GPT-2's weight comes transposed
@@ -158,7 +174,7 @@ class WeightFakeQuantizer(nn.Module):
         copy.granularity, copy.scheme = self.granularity, self.scheme
         copy.learned = None if self.learned is None else nn.Parameter(self.learned.detach().clone())
         copy.blend, copy.half_scales, copy.quantizations = self.blend, self.half_scales, 0
-        copy._clear()
+        copy.forget()
         return copy
 
 
@@ -182,6 +198,11 @@ class _FakeQuantize(torch.autograd.Function):
         if ctx.shape is not None:
             to_learned = _grouped_sum(grad * ctx.slope, ctx.shape)
         return grad if ctx.inside is None else grad * ctx.inside, to_learned, None, None, None
+
+
+def version_of(x: Tensor) -> int:
+    """How often a tensor was changed in place; 0 for one that does not count it."""
+    return 0 if x.is_inference() else x._version
 
 
 def _spread(scale: Tensor, weight: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dqlib.errors import InputError
+
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux, <fcntl.h> and <linux/fs.h>
 
 #: The disk is full, the user's share of it is, or a file is larger than is allowed.
@@ -40,17 +42,21 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     """Write a folder aside and put it in place, replacing an old one, only when the block ends well.
 
     All is on the disk before the old folder goes, so that a kill or a power cut leaves the old one or the new one.
+    Where ``target`` is a link, what it leads to is replaced and the link stays.
 
     Raises:
         DiskFullError: there is no room; the old folder is as it was.
+        InputError: the target is the current folder or holds it, which would be taken from under this program.
     """
-    target = Path(target)
+    named, target = Path(target), Path(target).resolve()
+    if Path.cwd().is_relative_to(target):
+        raise InputError("folder", str(named), "another than the current folder, which cannot be replaced from within")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with room_in(target):
+    with room_in(named):
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     scratch.chmod(0o755)
     try:
-        with room_in(target, scratch):
+        with room_in(named, scratch):
             yield scratch
             for path in (*scratch.rglob("*"), scratch):
                 _sync(path)
@@ -72,7 +78,7 @@ def write_text(target: str | Path, text: str) -> None:
 
 
 def write_bytes(target: str | Path, data: bytes) -> None:
-    """Write a file aside and put it in place at once.
+    """Write a file aside and put it in place at once, when all of it is on the disk.
 
     Raises:
         DiskFullError: there is no room; the old file is as it was.
@@ -83,7 +89,9 @@ def write_bytes(target: str | Path, data: bytes) -> None:
     try:
         with room_in(target.parent):
             scratch.write_bytes(data)
+            _sync(scratch)
             scratch.replace(target)
+            _sync(target.parent)
     finally:
         scratch.unlink(missing_ok=True)
 

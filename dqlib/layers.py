@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dqlib.config import FULL_PRECISION, ActivationQuantization
-from dqlib.fake_quantize import WeightFakeQuantizer
+from dqlib.fake_quantize import WeightFakeQuantizer, version_of
 from dqlib.quantizers import Quantized, fake_quantize_activation
 
 #: Rounded inputs that are kept while the inputs live. A decoder layer has six others between two uses of the
@@ -51,7 +51,7 @@ class ActivationFakeQuantizer:
         """``x`` rounded, or what one of the last calls gave for this very tensor."""
         if self.bits >= FULL_PRECISION:
             return x
-        version, with_gradient = _version(x), torch.is_grad_enabled()
+        version, with_gradient = version_of(x), torch.is_grad_enabled()
         for source, of_version, of_gradient, rounded in self._recent:
             if source() is x and of_version == version and of_gradient == with_gradient:
                 return rounded
@@ -64,10 +64,6 @@ class ActivationFakeQuantizer:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ActivationFakeQuantizer:
         return type(self)(self.bits, self.quantization)
-
-
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
 
 
 class QuantLinear(nn.Linear):

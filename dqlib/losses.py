@@ -244,6 +244,9 @@ def distillation_terms(
         return reference_terms(student, teacher, labels, maps, weights)
     target_mask = labels != IGNORED_LABEL
     targets = denominators[1]
+    # A classifier's decoder reads the source and has no label a token, so the source tells which of them count.
+    source = source_mask, denominators[0]
+    decoder = (target_mask, targets) if labels.dim() > 1 else source
     terms: dict[str, Tensor] = {}
     if weights.task:
         terms["task"] = cross_entropy(student.logits, labels, targets)
@@ -252,18 +255,18 @@ def distillation_terms(
     elif weights.logits:
         terms["logits"] = logits_mse(student.logits, teacher.logits, target_mask, targets)
     if weights.attention:
-        for part in _parts("attention", student, teacher, maps, source_mask, target_mask, denominators):
+        for part in _parts("attention", student, teacher, maps, source, decoder):
             keys = part.keys if weights.attention_maps == "scores" else None
             losses = [attention_mse(ours, theirs, part.mask, part.denominator, keys) for ours, theirs in part.pairs]
             terms[part.name] = torch.stack(losses).mean()
     if weights.hidden:
-        for part in _parts("hidden", student, teacher, maps, source_mask, target_mask, denominators):
+        for part in _parts("hidden", student, teacher, maps, source, decoder):
             losses = [hidden_mse(ours, theirs, part.mask, part.denominator) for ours, theirs in part.pairs]
             terms[part.name] = torch.stack(losses).mean()
     if weights.contrastive:
-        last = _parts("hidden", student, teacher, maps, source_mask, target_mask, denominators)[-1]
+        last = _parts("hidden", student, teacher, maps, source, decoder)[-1]
         ours, theirs = last.pairs[-1]
-        if bank is not None and maps.decoder:
+        if bank is not None and maps.decoder and labels.dim() > 1:
             ours = bank.smooth(ours, labels, last.mask)
         terms["contrastive"] = token_contrastive(
             ours, theirs, last.mask, last.denominator, weights.contrastive_temperature
@@ -311,15 +314,16 @@ def _parts(
     student: ModelOutput,
     teacher: ModelOutput,
     maps: LayerMaps,
-    source_mask: Tensor,
-    target_mask: Tensor,
-    denominators: tuple[Tensor | float | None, Tensor | float | None],
+    source: tuple[Tensor, Tensor | float | None],
+    target: tuple[Tensor, Tensor | float | None],
 ) -> list[Part]:
-    """Attention maps (``kind`` attention) or hidden states (hidden) of every stack that there is, encoder first."""
+    """Attention maps (``kind`` attention) or hidden states (hidden) of every stack that there is, encoder first.
+
+    ``source`` and ``target`` are the masks of the tokens of encoder and decoder, with their denominators.
+    """
     several = hasattr(student, "encoder_hidden_states")  # an encoder-decoder names its stacks; others have but one
-    seen_source = source_mask.sum(dim=-1, keepdim=True)  # (batch, 1)
-    seen_causally = torch.arange(1, target_mask.size(-1) + 1, device=target_mask.device).unsqueeze(0)
-    source, target = (source_mask, denominators[0]), (target_mask, denominators[1])
+    seen_source = source[0].sum(dim=-1, keepdim=True)  # (batch, 1)
+    seen_causally = torch.arange(1, target[0].size(-1) + 1, device=target[0].device).unsqueeze(0)
     wanted = [("encoder", maps.encoder, *source, seen_source), ("decoder", maps.decoder, *target, seen_causally)]
     if kind == "attention" and several:
         wanted.append(("cross", maps.decoder, *target, seen_source))

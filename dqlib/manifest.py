@@ -65,21 +65,30 @@ class Manifest:
         """
         try:
             whole = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(MANIFEST, f"{error}", "JSON, as save_packed wrote it") from None
         if not isinstance(whole, dict) or whole.get("format") != FORMAT:
             raise InputError(MANIFEST, "another format", f"of the format {FORMAT!r}")
         if whole.get("version") != VERSION:
             raise InputError(f"{MANIFEST}, version", whole.get("version"), f"{VERSION}, which this dqlib reads")
         seal = whole.pop("sha256", None)
-        if seal != _seal(whole):
+        try:
+            sound = seal == _seal(whole)
+        except RecursionError as error:
+            raise InputError(MANIFEST, f"{error}", "JSON, as save_packed wrote it") from None
+        if not sound:
             raise InputError(f"{MANIFEST}, sha256", seal, "that of the rest of the manifest, which was changed since")
+        for field, kind in (("student", dict), ("files", dict), ("weights", dict), ("parameters", list)):
+            _check_type(MANIFEST, whole, field, kind)
         try:
             weights = whole["weights"]
             if weights["file"] != WEIGHTS:
                 raise InputError(f"{MANIFEST}, file", weights["file"], WEIGHTS)
+            _check_type(MANIFEST, weights, "bytes", int)
+            _check_type(MANIFEST, weights, "sha256", str)
             parameters = tuple(_checked(each) for each in whole["parameters"])
             for name in whole["files"]:
+                _check_type(f"{MANIFEST}, files", whole["files"], name, str)
                 if Path(name).name != name or name in (MANIFEST, WEIGHTS, "", ".", ".."):
                     raise InputError(f"{MANIFEST}, files", name, "the plain name of another file in the folder")
             return cls(whole["student"], whole["files"], weights["bytes"], weights["sha256"], parameters)
@@ -160,11 +169,17 @@ def _matrix(said: Mapping[str, Any]) -> tuple[int, int]:
 
 def _checked(said: Mapping[str, Any]) -> Mapping[str, Any]:
     """A record, if its fields are among those that there are."""
-    name = said["names"][0]
+    names = said.get("names") if isinstance(said, dict) else said
+    if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
+        raise InputError(f"{MANIFEST}, names", names, "a list of one name at least")
+    name = names[0]
+    for field, kind in (("scheme", str), ("granularity", str), ("bits", int), ("transposed", bool), ("repeats", str)):
+        if field in said:
+            _check_type(name, said, field, kind)
     for field, allowed in (("encoding", _ENCODINGS), ("kind", KINDS)):
         if said[field] not in allowed:
             raise InputError(f"{name}, {field}", said[field], f"one of {', '.join(allowed)}")
-    if said.get("zero_point", "int8") not in _TYPES:
+    if str(said.get("zero_point", "int8")) not in _TYPES:
         raise InputError(f"{name}, zero_point", said["zero_point"], f"one of {', '.join(_TYPES)}")
     shape = said["shape"]
     if not _whole_numbers(shape) or not _whole_numbers(said["crc32"]):
@@ -178,6 +193,17 @@ def _checked(said: Mapping[str, Any]) -> Mapping[str, Any]:
     if len(expected) != len(said["crc32"]):
         raise InputError(f"{name}, crc32", said["crc32"], f"{len(expected)} numbers, one a tensor")
     return said
+
+
+def _check_type(where: str, said: Mapping[str, Any], field: str, kind: type) -> None:
+    """Refuse a field that is missing or of another type than it has in JSON.
+
+    Raises:
+        InputError: it is; ``where`` it stands and the field are named.
+    """
+    if type(said.get(field)) is not kind:
+        allowed = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
+        raise InputError(f"{where}, {field}", said.get(field), allowed[kind])
 
 
 def _whole_numbers(values: Iterable[Any]) -> bool:

@@ -20,11 +20,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.initialization import no_init_weights
 
-from dqlib.architectures import ARCHITECTURES, model_class
+from dqlib.architectures import architecture_of, config_of, model_class, one_line
 from dqlib.config import FULL_PRECISION, Configuration
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
@@ -54,13 +54,18 @@ def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer
         tokenizer: written beside the weights.
 
     Raises:
-        InputError: the model is no student, its numbers are not rounded, or the folder holds something else.
+        InputError: the model is no student, its numbers are not rounded or not in fp32, or the folder holds something
+            else.
         OSError: the folder cannot be written; what was there is as before.
     """
     folder = Path(folder)
     if not hasattr(model, "dqlib_configuration"):
         raise InputError("model", type(model).__name__, "a student, of make_student, load_student or load_packed")
     model_class(model.config, type(model).__name__)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise InputError(name, str(value.dtype), "fp32, which a packed model computes in: call model.float(), and "
+                             "round_for_storage again before the evaluation")  # fmt: skip
     _check_replaceable(folder)
     parameters = list(stored(model))
     weights = safetensors.torch.save({name: t for each in parameters for name, t in each.tensors.items()})
@@ -98,13 +103,12 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     """
     folder, manifest = _opened(folder)
     parameters = _read_parameters(folder, manifest)
-    config = _read_config(folder, manifest)
+    config = config_of(_read_json(folder, manifest, CONFIG), CONFIG)
     configuration, method = Configuration.parse(manifest.student.get("config")), Preset.described(manifest.student)
-    with no_init_weights():
-        model = model_class(config, manifest.student.get("class"))(config)
+    model = _built(config, manifest.student.get("class"), parameters)
     assign(model, parameters, Stored.value)
     if GENERATION in manifest.files:
-        model.generation_config = GenerationConfig.from_dict(_read_json(folder, manifest, GENERATION))
+        model.generation_config = _read_generation(folder, manifest)
     # The weights are quantized already: what is left to do at run time is to round activations.
     activations_only = replace(configuration, w_bits=FULL_PRECISION, e_bits=FULL_PRECISION)
     quantize_model(model, activations_only, replace(method, position_bits=FULL_PRECISION))
@@ -125,7 +129,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     with tempfile.TemporaryDirectory() as checked:  # nothing else can be read from there
         for name in (CONFIG, *names):
             (Path(checked) / name).write_bytes(_read(folder, manifest, name))
-        tokenizer = AutoTokenizer.from_pretrained(checked, trust_remote_code=False, local_files_only=True)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(checked, trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # of libraries that have no class in common
+            raise InputError("folder", str(folder), f"one with a whole tokenizer ({one_line(error)})") from None
     tokenizer.name_or_path = str(folder)
     return tokenizer
 
@@ -214,10 +221,7 @@ def _read(folder: Path, manifest: Manifest, name: str) -> bytes:
     """A file that the manifest names, if it is the one."""
     if name not in manifest.files:
         raise InputError(MANIFEST, f"without {name}", f"one that names {name}")
-    try:
-        data = (folder / name).read_bytes()
-    except OSError as error:
-        raise InputError(name, error.strerror or str(error), "a file in the folder") from None
+    data = _bytes(folder / name)
     found = sha256(data)
     if found != manifest.files[name]:
         raise InputError(name, f"SHA-256 {found}", f"{manifest.files[name]}, as the manifest has it: it was changed")
@@ -225,27 +229,82 @@ def _read(folder: Path, manifest: Manifest, name: str) -> bytes:
 
 
 def _read_json(folder: Path, manifest: Manifest, name: str) -> dict[str, Any]:
-    content = json.loads(_read(folder, manifest, name))
+    try:
+        content = json.loads(_read(folder, manifest, name))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(name, one_line(error), "JSON") from None
     if not isinstance(content, dict):
         raise InputError(name, type(content).__name__, "a JSON object")
     return content
 
 
-def _read_config(folder: Path, manifest: Manifest) -> PreTrainedConfig:
-    content = _read_json(folder, manifest, CONFIG)
-    if content.get("model_type") not in ARCHITECTURES:
-        raise InputError(
-            f"{CONFIG}, model_type", content.get("model_type"), f"one of {', '.join(sorted(ARCHITECTURES))}"
-        )
-    return CONFIG_MAPPING[content["model_type"]].from_dict(content)
+def _bytes(path: Path) -> bytes:
+    """What a file holds, if it is one: a pipe could be read for ever."""
+    try:
+        if not path.is_file():
+            raise InputError(path.name, "no file" if path.exists() else "missing", "a file in the folder")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(path.name, error.strerror or str(error), "a file in the folder") from None
+
+
+def _read_generation(folder: Path, manifest: Manifest) -> GenerationConfig:
+    content = _read_json(folder, manifest, GENERATION)
+    try:
+        return GenerationConfig.from_dict(content)
+    except Exception as error:  # of checks in transformers, which have no class in common
+        raise InputError(GENERATION, one_line(error), "the configuration of a generation") from None
+
+
+def _built(config: PreTrainedConfig, name: str | None, parameters: Sequence[Stored]) -> PreTrainedModel:
+    """A model without numbers, if these parameters fit it, which is found out before it takes any memory.
+
+    Raises:
+        InputError: the class is unknown, the configuration none that a model can be built of, or a parameter does not
+            fit.
+    """
+    kind = model_class(config, name)
+    try:
+        layers = sum(architecture_of(config).depths(config))
+        if layers > len(parameters):
+            raise InputError(CONFIG, f"{layers} layers", f"of no more layers than the {len(parameters)} parameters")
+        with no_init_weights():
+            with torch.device("meta"):
+                empty = kind(config)
+            _check_fit(empty, parameters)
+            return kind(config)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a model does with a field that it did not check
+        raise InputError(CONFIG, one_line(error), f"one that a {name} can be built of") from None
+
+
+def _check_fit(model: nn.Module, parameters: Sequence[Named]) -> None:
+    """Check that parameters are those of a model's state, by names and shapes.
+
+    Raises:
+        InputError: as :func:`assign`; or one that the model has numbers of is said to be all zeros.
+    """
+    state = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    numbers = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for each in parameters:
+        for name in each.names:
+            if name not in state:
+                raise InputError(name, "in the manifest", f"once a parameter of {type(model).__name__}")
+            shape = state.pop(name)
+            if shape != each.shape:
+                raise InputError(name, each.shape, f"of the shape {shape}, as {CONFIG} has it")
+            if name in numbers and isinstance(each, Stored) and each.content is None:
+                raise InputError(name, "zeros", "stored, as all but buffers are")
+    if state:
+        raise InputError(min(state), "missing", f"in the manifest, since {type(model).__name__} has it")
 
 
 def _read_parameters(folder: Path, manifest: Manifest) -> list[Stored]:
     """Everything in the weights file, if each tensor is what the manifest says."""
-    try:
-        data = (folder / WEIGHTS).read_bytes()
-    except OSError as error:
-        raise InputError(WEIGHTS, error.strerror or str(error), "a file in the folder") from None
+    data = _bytes(folder / WEIGHTS)
     if len(data) != manifest.weights_bytes:
         raise InputError(WEIGHTS, f"{len(data)} bytes", f"{manifest.weights_bytes} bytes long, as the manifest has it")
     try:
@@ -300,16 +359,7 @@ def assign(model: nn.Module, parameters: Sequence[Each], value_of: Callable[[Eac
     Raises:
         InputError: a name is missing, is none of the model's, or has another shape there.
     """
-    state = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for each in parameters:
-        for name in each.names:
-            if name not in state:
-                raise InputError(name, "in the manifest", f"once a parameter of {type(model).__name__}")
-            shape = state.pop(name)
-            if shape != each.shape:
-                raise InputError(name, each.shape, f"of the shape {shape}, as {CONFIG} has it")
-    if state:
-        raise InputError(min(state), "missing", f"in the manifest, since {type(model).__name__} has it")
+    _check_fit(model, parameters)
     largest_first = sorted(parameters, key=lambda each: -torch.Size(each.shape).numel())
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for each, value in zip(largest_first, pool.map(value_of, largest_first), strict=True):

@@ -269,7 +269,9 @@ def _codes(
         exact = torch.float32 if w.size(-1) < 2**24 else torch.int64  # to count ones in
         kept = q.sum(dim=-1, keepdim=True, dtype=exact) + negative.sum(dim=-1, keepdim=True, dtype=exact)
         q -= negative
-        scale = torch.mul(q, w, out=spare).sum(dim=-1, keepdim=True) / kept.long().clamp(min=1)
+        summed_in = torch.float32 if w.dtype in (torch.float16, torch.bfloat16) else None  # fp16 holds no large sum
+        scale = torch.mul(q, w, out=spare).sum(dim=-1, keepdim=True, dtype=summed_in) / kept.long().clamp(min=1)
+        scale = scale.to(w.dtype)
     else:
         scale = w.abs().amax(dim=-1, keepdim=True) / (half if full_range else top)
         q = torch.div(w, _no_zeros(scale)).round_().clamp_(-half if full_range else -top, half - 1)
@@ -294,6 +296,9 @@ def _signs(w: Tensor) -> Tensor:
 
 
 def _round_to_grid(x: Tensor, levels: int, per_tensor: bool, out: Tensor | None = None) -> Tensor:
+    if x.dtype == torch.float16:  # whose smallest normal number is larger than many a scale of probabilities
+        rounded = _round_to_grid(x.float(), levels, per_tensor).to(x.dtype)
+        return rounded if out is None else out.copy_(rounded)
     # Largest and smallest apart: no copy of |x|, and five times faster on a CPU than the norm of order infinity.
     if per_tensor:
         low, high = torch.aminmax(x)

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dqlib import attention
-from dqlib.architectures import Architecture, architecture_of, model_class, submodule
+from dqlib.architectures import Architecture, architecture_of, one_line, read_model, submodule
 from dqlib.config import FULL_PRECISION, Configuration, WeightQuantization
 from dqlib.errors import InputError
 from dqlib.fake_quantize import WeightFakeQuantizer
@@ -271,6 +273,7 @@ def round_for_storage(model: nn.Module) -> None:
         parameter.copy_(rounded)
     for module in quantized_modules(model).values():
         module.weight_quantizer.half_scales = True
+    model.dqlib_rounded = True  # of a student without any quantized weight, too
 
 
 def set_blend(model: nn.Module, blend: float) -> None:
@@ -302,37 +305,54 @@ def describe(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def save_student(model: PreTrainedModel, folder: str | Path) -> None:
-    """Save a student in the Hugging Face layout, with what :func:`load_student` reads beside it."""
+    """Save a student in the Hugging Face layout, with what :func:`load_student` reads beside it.
+
+    Other files of the folder stay. All of the student's are written before the first of an old one is replaced.
+    """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
     learned = {name: value for name, value in state.items() if name.endswith(LEARNED)}
-    model.save_pretrained(folder, state_dict={name: value for name, value in state.items() if name not in learned})
-    half_scales = any(m.weight_quantizer.half_scales for m in quantized_modules(model).values())
-    sidecar = describe(model) | {"half_scales": half_scales}
-    (folder / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n")
-    if learned:
-        save_file({name: value.clone().contiguous() for name, value in learned.items()}, folder / SCALES)
+    rounded = getattr(model, "dqlib_rounded", False)
+    rounded = rounded or any(m.weight_quantizer.half_scales for m in quantized_modules(model).values())
+    sidecar = describe(model) | {"half_scales": rounded}
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as name:
+        scratch = Path(name)
+        model.save_pretrained(scratch, state_dict={name: value for name, value in state.items() if name not in learned})
+        if learned:
+            save_file({name: value.clone().contiguous() for name, value in learned.items()}, scratch / SCALES)
+        (scratch / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
+        for path in sorted(scratch.iterdir(), key=lambda path: path.name == SIDECAR):  # without it, no student is there
+            path.replace(folder / path.name)
+    if not learned:
+        (folder / SCALES).unlink(missing_ok=True)
 
 
 def load_student(folder: str | Path) -> PreTrainedModel:
     """Load what :func:`save_student` saved, in evaluation mode.
 
     Raises:
-        InputError: the folder has no sidecar, so it is not a student.
+        InputError: the folder has no sidecar, so it is not a student; a file is damaged, or a trained scale missing.
     """
     folder = Path(folder)
     if not (folder / SIDECAR).is_file():
         raise InputError("folder", str(folder), f"a folder written by save_student, with a {SIDECAR}")
-    sidecar = json.loads((folder / SIDECAR).read_text())
-    config = AutoConfig.from_pretrained(folder)
-    model = model_class(config, sidecar["class"]).from_pretrained(folder, config=config)
-    quantize_model(model, Configuration.parse(sidecar["config"]), Preset.described(sidecar))
-    if (folder / SCALES).is_file():
-        learned = load_file(folder / SCALES)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters(remove_duplicate=False):
-                if name in learned:
-                    parameter.copy_(learned[name])
+    try:
+        sidecar = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
+        learned = load_file(folder / SCALES) if (folder / SCALES).is_file() else {}
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise InputError("folder", str(folder), f"as save_student wrote it ({one_line(error)})") from None
+    if not isinstance(sidecar, dict) or not isinstance(sidecar.get("class"), str):
+        raise InputError(str(folder / SIDECAR), "without class", "as save_student wrote it")
+    configuration, method = Configuration.parse(sidecar.get("config")), Preset.described(sidecar)
+    model = quantize_model(read_model(folder, sidecar["class"]), configuration, method)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if name.endswith(LEARNED):
+                found = "missing" if name not in learned else tuple(learned[name].shape)
+                if found != tuple(parameter.shape):
+                    raise InputError(name, found, f"in {folder / SCALES}, of the shape {tuple(parameter.shape)}")
+                parameter.copy_(learned[name])
     if sidecar.get("half_scales"):
         round_for_storage(model)  # what the folder leaves out, such as positions that are computed, is rounded too
     return model.eval()

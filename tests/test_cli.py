@@ -3,6 +3,7 @@
 import io
 import json
 import shlex
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -191,6 +192,17 @@ def test_what_is_wrong_with_an_export_is_told_in_one_sentence(students, packed, 
     assert "folder: " in refused(capsys, "agree", packed / "bart", tmp_path / "nowhere", *texts)
 
 
+def test_the_encoder_of_an_export_is_chosen_and_is_onnxruntime_s(packed, tmp_path, capsys):
+    call = ("export", packed / "bart", tmp_path / "out", "--engine")
+    said = refused(capsys, *call, "ctranslate2", "--encoder", "packed")
+    assert "--encoder: 'packed'" in said
+    assert "left out with --engine ctranslate2: it is one of onnxruntime" in said
+    pytest.importorskip("onnx")
+    assert "--encoder: 'int4'" in refused(capsys, *call, "onnxruntime", "--encoder", "int4")
+    assert main([*map(str, call), "onnxruntime", "--encoder", "packed"]) == 0
+    assert json.loads((tmp_path / "out" / "engine.json").read_text())["encoder"] == "packed"
+
+
 def test_texts_longer_than_the_model_reads_are_cut(packed, tmp_path, capsys):
     (tmp_path / "texts").write_text("numbers " * 60)
     for name in ("bart", "gpt2"):
@@ -211,3 +223,49 @@ def test_what_is_wrong_is_told_in_one_sentence(students, packed, tmp_path, capsy
     assert "--max-new-tokens: 24" in refused(capsys, "generate", packed / "bart", *texts, "--max-new-tokens", 24)
     main(["pack", str(students / "raw"), str(tmp_path / "mute"), "--round"])
     assert "tokenizer" in refused(capsys, "generate", tmp_path / "mute", *texts)
+
+
+def test_a_damaged_student_is_told_in_one_sentence(students, tmp_path, capsys):
+    for damage, told in (
+        (lambda folder: _cut(folder / "model.safetensors"), "whole files of weights"),
+        (lambda folder: _cut(folder / "dqlib.safetensors"), "as save_student wrote it"),
+        (lambda folder: (folder / "dqlib.safetensors").unlink(), "weight_quantizer.learned: 'missing'"),
+        (lambda folder: _without(folder / "config.json", "model_type"), "config.json, model_type: None"),
+        (lambda folder: _without(folder / "dqlib.json", "class"), "dqlib.json: 'without class'"),
+        (lambda folder: _without(folder / "dqlib.json", "config"), "config: None"),
+        (lambda folder: (folder / "dqlib.json").write_text("[1]"), "dqlib.json: 'without class'"),
+        (lambda folder: _cut(folder / "tokenizer.json"), "a whole tokenizer"),
+        (lambda folder: (folder / "dqlib.json").write_text("[" * 10**5), "as save_student wrote it"),
+    ):
+        shutil.rmtree(tmp_path / "student", ignore_errors=True)
+        shutil.copytree(students / "bart", tmp_path / "student")
+        damage(tmp_path / "student")
+        assert told in refused(capsys, "pack", tmp_path / "student", tmp_path / "out")
+    for name in ("dqlib.json", "dqlib.safetensors"):
+        (tmp_path / "student" / name).unlink()
+    _cut(tmp_path / "student" / "model.safetensors")
+    assert "whole files" in refused(capsys, "generate", tmp_path / "student", "--input", __file__)
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _without(path, field):
+    content = json.loads(path.read_text())
+    del content[field]
+    path.write_text(json.dumps(content))
+
+
+def test_texts_are_utf_8_whatever_the_terminal_has(packed, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("ș日\n".encode()), encoding="ascii"))
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert main(["generate", str(packed / "bart"), "--beams", "1", "--max-new-tokens", "2"]) == 0
+    assert json.loads(written.getvalue().decode("utf-8"))["input"] == "ș日"
+
+
+def test_the_current_folder_is_not_replaced(students, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "folder: '.'" in refused(capsys, "pack", students / "bart", ".")
+    assert not list(tmp_path.iterdir())

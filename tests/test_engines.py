@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import MBartConfig
 
 from dqlib.config import Configuration
 from dqlib.engines import ENGINES, engine_of, export_model, load_engine
@@ -112,6 +113,18 @@ def test_codes_survive_whatever_their_bits(method, bits, tmp_path):
     codes, _ = read["decoder/embeddings/weight"]
     table = student.model.shared.quantized()
     assert np.array_equal(codes, (table.codes * (table.scale > 0)).numpy())  # a row of zeros has codes of zero
+
+
+def test_a_factor_that_training_made_negative_keeps_its_sign(tmp_path):
+    student = student_of(make_teacher("bart"), "bart").eval()
+    layer = student.model.encoder.layers[0].fc1
+    with torch.no_grad():
+        layer.weight_quantizer.learned[::2] *= -1
+        layer.weight_quantizer.learned[1] = 0
+    report, _ = exported(student, tmp_path / "out")
+    assert report.exact
+    codes, scale = weights_of(tmp_path / "out")["encoder/layer_0/ffn/linear_0/weight"]
+    assert np.allclose(codes / scale[:, None], layer.quantized().dequantize().detach().numpy(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("bits", [1, 2])
@@ -316,6 +329,35 @@ def test_what_is_wrong_is_told_in_one_sentence(tokenizer, tmp_path):
         load_engine(tmp_path / "out")
 
 
+@pytest.mark.parametrize("engine", ["ctranslate2", "onnxruntime"])
+def test_nothing_but_an_exported_model_is_replaced(engine, tokenizer, tmp_path):
+    if engine == "onnxruntime":
+        pytest.importorskip("onnx")
+    teacher, mine = make_teacher("bart"), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    for text in ("{}", "[1]", "not JSON", '{"engine": "steam"}', json.dumps({"engine": engine, "files": 3})):
+        (mine / "engine.json").write_text(text)  # of some other program, or not the only one
+        with pytest.raises(InputError, match=r"^folder: .* an exported model"):
+            export_model(teacher, mine, engine)
+    (mine / "engine.json").write_text(json.dumps({"engine": engine}))
+    with pytest.raises(InputError, match=r"^folder: .*mine, with thesis\.tex"):
+        export_model(teacher, mine, engine)
+    export_model(teacher, tmp_path / "out", engine, tokenizer)
+    said = json.loads((tmp_path / "out" / "engine.json").read_text())
+    there = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert set(said["files"]) == there
+    (tmp_path / "out" / "engine.json").write_text(json.dumps({"engine": engine}))  # as of an earlier version
+    export_model(teacher, tmp_path / "out", engine, tokenizer)
+    export_model(teacher, tmp_path / "out", engine)
+    (tmp_path / "out" / "inner").mkdir()
+    (tmp_path / "out" / "inner" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"^folder: .*out, with inner/notes\.txt"):
+        export_model(teacher, tmp_path / "out", engine)
+    assert (mine / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "out" / "inner" / "notes.txt").is_file()
+
+
 def test_an_engine_that_is_not_installed_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     monkeypatch.delitem(sys.modules, "dqlib.engines.ctranslate")
@@ -371,6 +413,55 @@ def test_a_decoder_alone_writes_on_after_its_text():
     assert written[1] == engine.until_end(alone[0, 1:].tolist())
     assert engine.new_tokens() == 11
     assert replace(engine.decoding, positions=None).positions is None
+    assert engine.generate_ids([], max_new_tokens=5) == []
+    with pytest.raises(InputError, match=r"^input_ids: \[\] .* without an encoder"):
+        engine.generate_ids([[5], []], max_new_tokens=5)
+
+
+def test_a_decoder_starts_from_the_beginning_of_a_text_where_nothing_else_is_said():
+    config = MBartConfig.from_dict(CASES["mbart"].config.to_dict() | {"decoder_start_token_id": None})
+    torch.manual_seed(0)
+    teacher = CASES["mbart"].model(config).eval()
+    assert teacher.generation_config.decoder_start_token_id is None
+    engine = TorchEngine(teacher)
+    assert (engine.decoding.start, engine.continues) == (0, False)
+    alone = teacher.generate(torch.tensor(sources()[:1]), max_new_tokens=5, do_sample=False, num_beams=1)
+    assert engine.generate_ids(sources(), num_beams=1, max_new_tokens=5)[0] == engine.until_end(alone[0, 1:].tolist())
+    teacher.config.bos_token_id = teacher.generation_config.bos_token_id = None
+    with pytest.raises(InputError, match=r"^decoder_start_token_id: None .* bos_token_id"):
+        TorchEngine(teacher)
+
+
+def test_a_language_is_a_token_of_its_own_and_no_piece_of_a_word(tokenizer):
+    engine = TorchEngine(make_teacher("bart"), tokenizer)
+    assert "the" in {token.strip("Ġ") for token in tokenizer.get_vocab()}
+    for piece in ("r", "e", "Ġ", ".*"):
+        with pytest.raises(InputError, match=r"^language: "):
+            engine.starts(piece, 1)
+    codes = train_tokenizer(["return the sum of all numbers"] * 4, 300, 24)
+    codes.add_special_tokens({"additional_special_tokens": ["ro_RO", "de_DE"]})
+    engine = TorchEngine(make_teacher("bart"), codes)
+    assert engine.starts(["ro", "ro_RO"], 2) == [codes.convert_tokens_to_ids("ro_RO")] * 2
+
+
+@pytest.mark.parametrize("engine", ["ctranslate2", "onnxruntime"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("suppress_tokens", [9]),
+        ("begin_suppress_tokens", [9, 11]),
+        ("encoder_no_repeat_ngram_size", 2),
+        ("sequence_bias", [[[9], -4.0]]),
+    ],
+)
+def test_what_only_transformers_does_is_refused(engine, field, value, tmp_path):
+    if engine == "onnxruntime":
+        pytest.importorskip("onnx")
+    teacher = make_teacher("bart")
+    setattr(teacher.generation_config, field, value)
+    with pytest.raises(InputError, match=rf"^{field}: .* left out for the engine {engine}"):
+        export_model(teacher, tmp_path / "out", engine)
+    assert not list(tmp_path.iterdir())
 
 
 # --- agreement

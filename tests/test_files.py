@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from dqlib import files
+from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 
 
@@ -46,6 +47,35 @@ def test_an_error_leaves_the_old_folder(old):
         write_half()
     assert (old / "weights").read_text() == "old"
     assert [path.name for path in old.parent.iterdir()] == ["model"]
+
+
+def test_a_link_leads_to_the_folder_that_is_replaced(old):
+    link = old.parent / "link"
+    link.symlink_to(old)
+    write_new(link)
+    assert link.is_symlink()
+    assert (old / "weights").read_text() == "new"
+    assert sorted(path.name for path in old.parent.iterdir()) == ["link", "model"]
+
+
+@pytest.mark.parametrize("inner", [".", "inner"])
+def test_the_current_folder_is_not_taken_from_under_the_program(old, inner, monkeypatch):
+    (old / "inner").mkdir()
+    monkeypatch.chdir(old / inner)
+    for name in (".", str(old)) if inner == "." else ("..", str(old)):
+        with pytest.raises(InputError, match=r"^folder: .* the current folder"):
+            write_new(name)
+    assert (old / "weights").read_text() == "old"
+    assert [path.name for path in old.parent.iterdir()] == ["model"]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("old")
+    synced = []
+    monkeypatch.setattr(files, "_sync", lambda path: synced.append((path, (tmp_path / "file").read_text())))
+    files.write_text(tmp_path / "file", "new")
+    assert [text for _, text in synced] == ["old", "new"]
+    assert synced[1][0] == tmp_path
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kills with a signal")

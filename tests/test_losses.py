@@ -103,6 +103,9 @@ def test_every_term_has_a_weight(name):
         {"contrastive_temperature": -1.0},
         {"momentum": 1.0},
         {"momentum": -0.1},
+        {"logits_loss": "kl", "reduction": "reference"},
+        {"attention_maps": "scores", "reduction": "reference", "logits_loss": "mse"},
+        {"contrastive": 0.1, "reduction": "reference", "logits_loss": "mse"},
     ],
 )
 def test_bad_weights_are_named(bad):
@@ -387,6 +390,29 @@ def test_a_model_of_one_stack_names_its_terms_by_the_side_that_has_layers():
         assert names == {"task", "logits", f"{side}_attention", f"{side}_hidden"}
 
 
+def test_a_classifier_s_decoder_counts_the_tokens_of_the_source():
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+
+    def output():
+        hidden, maps = torch.randn(2, 3, 4), torch.softmax(torch.randn(2, 2, 3, 3), -1)
+        output = BaseModelOutput(hidden_states=(hidden, hidden + 1), attentions=(maps,))
+        output.logits = torch.randn(2, 7)
+        return output
+
+    ours, theirs, labels = output(), output(), torch.tensor([3, 5])  # one a text, none a token
+    weights, maps = LossWeights(contrastive=1.0), LayerMaps([], [0])
+    denominators, bank = (8.0, 4.0), MemoryBank(7, 0.5)
+    found = distillation_terms(ours, theirs, labels, mask, maps, weights, denominators, bank)
+    assert set(found) == {"task", "logits", "decoder_attention", "decoder_hidden", "contrastive"}
+    torch.testing.assert_close(found["task"], cross_entropy(ours.logits, labels, 4.0))
+    torch.testing.assert_close(found["logits"], logits_kl(ours.logits, theirs.logits, labels > 0, 4.0))
+    pair = ours.hidden_states[1], theirs.hidden_states[1]
+    torch.testing.assert_close(found["decoder_hidden"], hidden_mse(*pair, mask, 8.0))
+    torch.testing.assert_close(found["contrastive"], token_contrastive(*pair, mask, 8.0))
+    expected = attention_mse(ours.attentions[0], theirs.attentions[0], mask, 8.0)
+    torch.testing.assert_close(found["decoder_attention"], expected)
+
+
 # --- the reference's own reduction
 
 
@@ -418,7 +444,7 @@ def mean_square(ours, theirs):
 def test_the_reference_counts_padding_embeddings_and_sums_over_layers():
     ours, theirs = reference_pair()
     labels = torch.tensor([[1, 2], [3, -100]])  # the padded target counts in all terms but the task's
-    maps, weights = LayerMaps([0, 2], [0, 2]), LossWeights(reduction="reference")
+    maps, weights = LayerMaps([0, 2], [0, 2]), LossWeights(reduction="reference", logits_loss="mse")
     mask = torch.tensor([[True, True, True], [True, False, False]])
     found = distillation_terms(ours, theirs, labels, mask, maps, weights)
     expected = {"logits": mean_square(ours.logits, theirs.logits)}
@@ -442,6 +468,6 @@ def test_the_reference_counts_padding_embeddings_and_sums_over_layers():
 
 def test_the_reference_leaves_out_families_of_weight_zero():
     ours, theirs = reference_pair()
-    weights = LossWeights(reduction="reference", attention=0, hidden=0)
+    weights = LossWeights(reduction="reference", logits_loss="mse", attention=0, hidden=0)
     maps = LayerMaps([0, 2], [0, 2])
     assert set(reference_terms(ours, theirs, torch.tensor([[1, 2], [3, 4]]), maps, weights)) == {"task", "logits"}

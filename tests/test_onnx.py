@@ -1,15 +1,17 @@
 """The engine onnxruntime computes with the student's weights and searches as transformers does."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from dqlib.config import Configuration
+from dqlib.config import Configuration, WeightQuantization
 from dqlib.errors import InputError
 from dqlib.packed import load_packed, save_packed
+from dqlib.presets import preset
 from dqlib.student import make_student, round_for_storage
 from dqlib.study.tokenizer import train_tokenizer
 
@@ -95,6 +97,25 @@ def test_rounded_activations_stay_near_the_student(teacher, exported, bits, enco
     theirs = torch_logits(student, SOURCES, tokens)
     ours = step_logits(exported(student, encoder=encoder), SOURCES, tokens)
     assert np.abs(ours - theirs).mean() < 0.05 * theirs.std()
+
+
+PER_GROUP = replace(preset("dqlib"), name="groups", weights=WeightQuantization(linear="per_group_16"))
+ASYMMETRIC = replace(preset("dqlib"), name="asymmetric", weights=WeightQuantization(ternary="asymmetric"))
+
+
+@pytest.mark.parametrize(
+    ("bits", "method"),
+    [("32-8-8", "dqlib"), ("2-2-8", PER_GROUP), ("2-2-8", ASYMMETRIC)],
+    ids=["32-8-8", "groups", "asymmetric"],
+)
+def test_an_encoder_of_int8_is_for_one_scale_a_row_and_others_are_packed(teacher, tmp_path, bits, method):
+    student = make_student(teacher, Configuration.parse(f"{bits} 3-2"), method).eval()
+    export_onnx(student, tmp_path / "onnx")
+    assert json.loads((tmp_path / "onnx" / "engine.json").read_text())["encoder"] == "packed"
+    with pytest.raises(InputError, match=r"^encoder: 'int8' .* packed, since model\.encoder\.layers\.0"):
+        export_onnx(student, tmp_path / "onnx", encoder="int8")
+    export_onnx(student_of(teacher, "2-2-8"), tmp_path / "onnx")
+    assert json.loads((tmp_path / "onnx" / "engine.json").read_text())["encoder"] == "int8"
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])

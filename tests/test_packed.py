@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -522,3 +523,121 @@ def _crc32(tensor):
     from dqlib.manifest import checksum
 
     return checksum(tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_student_that_computes_in_half_precision_is_refused(dtype, tmp_path):
+    student = trained()
+    student.to(dtype)
+    with pytest.raises(InputError, match=rf"^\S+: '{dtype}' .* model\.float\(\), and round_for_storage again"):
+        save_packed(student, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+    round_for_storage(student.float())
+    save_packed(student, tmp_path / "packed")
+    assert torch.equal(logits(load_packed(tmp_path / "packed"), "bart"), logits(student, "bart"))
+
+
+# --- folders that someone made to do harm, sealed as a packed model is
+
+
+def reseal(folder, **fields):
+    """Write other fields in the manifest."""
+    (folder / MANIFEST).write_text(replace(packed_manifest(folder), **fields).text())
+
+
+def reconfigure(folder, name="config.json", **fields):
+    """Write other fields in a file of the folder, and its checksum."""
+    data = json.dumps(json.loads((folder / name).read_text()) | fields).encode()
+    (folder / name).write_bytes(data)
+    reseal(folder, files=dict(packed_manifest(folder).files) | {name: sha256(data)})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vocab_size": 10**13}, r"^\S+: \(.*\) .* as config\.json has it"),
+        ({"vocab_size": 10**30}, r"^config\.json: "),
+        ({"d_model": 15}, r"^config\.json: "),
+        ({"d_model": "wide"}, r"^config\.json: "),
+        ({"activation_function": "steam"}, r"^config\.json: .*steam"),
+        ({"encoder_layers": 10**9}, r"^config\.json: '1000000001 layers'"),
+        ({"max_position_embeddings": 10**12}, r"^model\.\S+: \(.*\) .* as config\.json has it"),
+        ({"model_type": ["bart"]}, r"^config\.json, model_type: \['bart'\]"),
+        ({"model_type": "llama"}, r"^config\.json, model_type: 'llama'"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_no_model_fits_is_refused_before_it_takes_memory(folder, fields, message):
+    reconfigure(folder, **fields)
+    with pytest.raises(InputError, match=message) as caught:
+        load_packed(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"student": [1]}, r"^packed\.json, student: \[1\]"),
+        ({"files": ["config.json"]}, r"^packed\.json, files: \['config\.json'\]"),
+        ({"files": {"config.json": 3}}, r"^packed\.json, files, config\.json: 3"),
+        ({"weights_bytes": "all"}, r"^packed\.json, bytes: 'all'"),
+        ({"weights_sha256": None}, r"^packed\.json, sha256: None"),
+        ({"parameters": ({"names": []},)}, r"^packed\.json, names: \[\]"),
+        ({"parameters": ({"names": "ab"},)}, r"^packed\.json, names: 'ab'"),
+        ({"parameters": ([1],)}, r"^packed\.json, names: \[1\]"),
+        ({"parameters": ({"names": ["a"], "bits": "two"},)}, r"^a, bits: 'two'"),
+        ({"parameters": ({"names": ["a"], "repeats": [1]},)}, r"^a, repeats: \[1\]"),
+        ({"parameters": ({"names": ["a"]},)}, r"^packed\.json: "),
+    ],
+    ids=str,
+)
+def test_a_manifest_whose_fields_are_of_other_types_is_refused(folder, fields, message):
+    reseal(folder, **fields)
+    for read in (load_packed, load_tokenizer, packed_manifest):
+        with pytest.raises(InputError, match=message):
+            read(folder)
+    assert len(verify_packed(folder)) == 1
+
+
+def test_a_class_or_a_generation_that_is_none_is_refused(folder):
+    manifest = packed_manifest(folder)
+    for change, message in (({"class": ["a"]}, r"^class: \['a'\]"), ({"weights": [1]}, r"^preset: ")):
+        reseal(folder, student=dict(manifest.student) | change)
+        with pytest.raises(InputError, match=message):
+            load_packed(folder)
+    reseal(folder, student=manifest.student)
+    reconfigure(folder, "generation_config.json", watermarking_config=[1])
+    with pytest.raises(InputError, match=r"^generation_config\.json: "):
+        load_packed(folder)
+
+
+def test_numbers_that_are_not_stored_are_only_buffers_of_zeros(folder):
+    weights = safetensors.torch.load((folder / WEIGHTS).read_bytes())
+    fewer = {name: tensor for name, tensor in weights.items() if not name.startswith(FC1)}
+
+    def change(parameters):
+        next(each for each in parameters if each["names"] == [FC1]).update(encoding="zeros", crc32=[])
+
+    rewrite(folder, change, fewer)
+    with pytest.raises(InputError, match=rf"^{re.escape(FC1)}: 'zeros' .* stored"):
+        load_packed(folder)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "config.json"])
+def test_deep_nesting_is_refused(folder, name):
+    data = b"[" * 10**5 + b"]" * 10**5
+    (folder / name).write_bytes(data)
+    if name != MANIFEST:
+        reseal(folder, files=dict(packed_manifest(folder).files) | {name: sha256(data)})
+    with pytest.raises(InputError, match=rf"^{re.escape(name)}: "):
+        load_packed(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes")
+@pytest.mark.parametrize("name", ["config.json", WEIGHTS])
+def test_what_is_no_file_is_not_read(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)  # to read it would take for ever
+    with pytest.raises(InputError, match=rf"^{re.escape(name)}: 'no file'"):
+        load_packed(folder)
+    assert len(verify_packed(folder)) == 1

@@ -579,6 +579,83 @@ def test_a_weight_is_quantized_once_until_it_changes():
     assert quantizer.quantizations == 2
 
 
+@pytest.mark.parametrize(("scheme", "bits"), [("ternary", 2), ("lsq", 4), ("dynamic", 2)])
+def test_what_is_remembered_in_inference_mode_serves_a_training_step(scheme, bits):
+    weight = torch.nn.Parameter(randn(4, 8))
+    quantizer = WeightFakeQuantizer(weight, bits, "per_row", method(scheme, bits, clip=1.0))
+    with torch.inference_mode():
+        before = quantizer(weight).clone()
+    value = quantizer(weight)
+    value.square().sum().backward()  # which saves the value
+    assert torch.equal(value, before)
+    assert quantizer.quantizations == 1
+    assert torch.isfinite(weight.grad).all()
+    if quantizer.learned is not None:
+        assert torch.isfinite(quantizer.learned.grad).all()
+
+
+def test_a_weight_that_is_made_in_inference_mode_is_quantized():
+    with torch.inference_mode():
+        weight = torch.nn.Parameter(randn(4, 8))
+        quantizer = WeightFakeQuantizer(weight, 2, "per_row", method("dynamic", 2))
+        assert torch.equal(quantizer(weight), quantizer.quantize(weight).dequantize())
+    with torch.no_grad():
+        assert torch.equal(quantizer(weight), quantizer.quantize(weight).dequantize())
+
+
+def test_a_change_that_leaves_no_trace_is_seen_after_forgetting():
+    weight = torch.nn.Parameter(randn(4, 4))
+    quantizer = WeightFakeQuantizer(weight, 2)
+    before = quantizer(weight).detach().clone()
+    weight.data.copy_(randn(4, 4, seed=5))
+    assert torch.equal(quantizer(weight), before)
+    quantizer.forget()
+    assert torch.equal(quantizer(weight), quantize(weight, 2).dequantize())
+
+
+@pytest.mark.parametrize("half_scales", [False, True])
+@pytest.mark.parametrize(("scheme", "bits"), [("binary", 1), ("ternary", 2), ("symmetric", 4), ("dynamic", 1)])
+def test_a_factor_of_zero_learns_on(scheme, bits, half_scales):
+    weight, upstream = randn(3, 8).requires_grad_(), randn(3, 8, seed=1)
+    gradients, values = [], []
+    for factor in (0.0, 1.0):  # the value is linear in the factor, so the gradient is the same everywhere
+        quantizer = WeightFakeQuantizer(weight, bits, "per_row", method(scheme, bits, factor=True))
+        quantizer.half_scales = half_scales
+        with torch.no_grad():
+            quantizer.learned.fill_(1.0)
+            quantizer.learned[1] = factor
+        values.append(quantizer(weight))
+        values[-1].backward(upstream)
+        gradients.append(quantizer.learned.grad)
+    assert values[0][1].abs().max() < 1e-15
+    if half_scales:  # after training: the scale is zero itself in fp16, and so is its slope
+        gradients[1][1] = 0
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("bits", "granularity"), [(1, "per_tensor"), (2, "per_tensor"), (2, "per_row"), (8, "per_row")]
+)
+def test_scales_of_half_precision_weights_are_finite_and_near_those_of_single(bits, granularity, dtype):
+    weight = randn(256, 512).to(dtype)  # the sum of whose magnitudes is no number of fp16
+    found, expected = quantize(weight, bits, granularity), quantize(weight.float(), bits, granularity)
+    assert found.scale.dtype == dtype
+    torch.testing.assert_close(found.scale.float(), expected.scale, rtol=0.02, atol=0)
+    assert torch.equal(fake_quantize_weight(weight, bits, granularity), found.dequantize())
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("per_tensor", [False, True])
+def test_probabilities_of_half_precision_that_are_small_do_not_vanish(per_tensor, in_place):
+    x = torch.softmax(randn(2, 4000), -1).half()
+    expected = fake_quantize_activation(x.float(), 8, unsigned=True, per_tensor=per_tensor).half()
+    found = fake_quantize_activation(x, 8, unsigned=True, per_tensor=per_tensor, in_place=in_place)
+    assert torch.equal(found, expected)
+    assert (found > 0).float().mean() > 0.5
+    assert (found is x) == in_place
+
+
 def test_a_copy_of_a_quantizer_shares_nothing_with_it():
     # A copy that kept the cache would go on with the weight of the original.
     weight = torch.nn.Parameter(randn(4, 4))

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dqlib.config import ActivationQuantization, Configuration, WeightQuantization
 from dqlib.errors import InputError
@@ -12,6 +13,7 @@ from dqlib.presets import preset
 from dqlib.quantizers import quantize
 from dqlib.student import (
     LEARNED,
+    SCALES,
     layer_map,
     load_student,
     make_student,
@@ -23,6 +25,7 @@ from dqlib.student import (
     set_blend,
     supervision_map,
 )
+from tests.test_architectures import data_of, make_teacher, student_of
 
 
 @pytest.mark.parametrize(
@@ -198,6 +201,47 @@ def test_a_rounded_student_computes_with_fp16_numbers_and_loads_as_the_same_func
     save_student(student, tmp_path)
     with torch.no_grad():
         assert torch.equal(load_student(tmp_path)(**batch.inputs()).logits, logits)
+
+
+def test_a_rounded_student_without_quantized_weights_loads_as_the_same_function(tmp_path):
+    student, data = student_of(make_teacher("marian"), "marian", "32-32-8").eval(), data_of("marian")
+    round_for_storage(student)  # its sinusoids too, which the folder leaves out
+    save_student(student, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_student(tmp_path)(**data.inputs).logits, student(**data.inputs).logits)
+
+
+def test_a_trained_scale_that_is_missing_or_of_another_shape_is_named(teacher, tmp_path):
+    save_student(make_student(teacher, Configuration.parse("2-2-8 2-1")), tmp_path)
+    scales = load_file(tmp_path / SCALES)
+    name = min(scales)
+    for other in ({}, {name: scales[name][:1]}):
+        save_file({key: value for key, value in scales.items() if key != name} | other, tmp_path / SCALES)
+        with pytest.raises(InputError, match=rf"^{name}: .* in .*dqlib\.safetensors"):
+            load_student(tmp_path)
+
+
+def test_a_student_takes_the_place_of_another_and_leaves_other_files(teacher, batch, tmp_path, monkeypatch):
+    first, second, third = (
+        make_student(teacher, Configuration.parse(config)).eval()
+        for config in ("2-2-8 2-1", "32-32-8 2-1", "2-2-8 1-1")
+    )
+    save_student(first, tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fails(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("dqlib.student.save_file", fails)
+    with pytest.raises(OSError, match="disk full"):
+        save_student(third, tmp_path)
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    save_student(second, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == before.keys() - {SCALES}
+    with torch.no_grad():
+        assert torch.equal(load_student(tmp_path)(**batch.inputs()).logits, second(**batch.inputs()).logits)
 
 
 def test_a_number_too_large_for_fp16_is_named(teacher):

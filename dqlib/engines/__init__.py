@@ -35,7 +35,8 @@ def export_model(
         engine: ``ctranslate2`` or ``onnxruntime``; for ``torch``, save or pack the model.
         tokenizer: written beside it.
         options: of the engine: ``quantization`` of CTranslate2
-            (:func:`dqlib.engines.ctranslate.export_ctranslate2`), ``bits`` of ONNX Runtime.
+            (:func:`dqlib.engines.ctranslate.export_ctranslate2`), ``bits`` and ``encoder`` of ONNX Runtime
+            (:func:`dqlib.engines.onnx_export.export_onnx`).
 
     Returns:
         What the engine's own function tells of the export.

@@ -8,12 +8,16 @@ does alike (see :class:`Decoding`).
 
 from __future__ import annotations
 
+import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dqlib.engines import ENGINES
 from dqlib.errors import InputError
 
 if TYPE_CHECKING:  # so that an engine without torch stays without
@@ -22,6 +26,26 @@ if TYPE_CHECKING:  # so that an engine without torch stays without
 
 #: Tokens that are written at most, where nothing else is said.
 NEW_TOKENS = 64
+
+#: What a model may ask of a search that only transformers does, with the values that ask for nothing.
+_OF_TRANSFORMERS = {
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "sequence_bias": (None, {}, []),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "exponential_decay_length_penalty": (None,),
+}
+
+#: The file of an exported model that tells its engine, its decoding and which files are its own.
+DESCRIPTION = "engine.json"
+
+#: Files of models that were exported before their description named them, and the folder of the tokenizer.
+_UNNAMED = {
+    *("added_tokens.json", "candidates.onnx", "config.json", "decoder.onnx", "encoder.onnx", "generation_config.json"),
+    *("merges.txt", "model.bin", "shared_vocabulary.json", "special_tokens_map.json", "tokenizer", "tokenizer.json"),
+    *("tokenizer_config.json", "vocab.json", "weights.bin"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +66,7 @@ class Decoding:
         repetition_penalty: divides the scores of tokens that are there; 1 for none.
         min_new_tokens: tokens before the end at least.
         suppressed: sequences of ids that are never written.
+        has_encoder: whether a text is read apart from what is written; else an answer goes on after the text.
     """
 
     start: int | None
@@ -56,21 +81,25 @@ class Decoding:
     repetition_penalty: float = 1.0
     min_new_tokens: int = 0
     suppressed: tuple[tuple[int, ...], ...] = ()
+    has_encoder: bool = True
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Decoding:
         """The decoding of a model.
 
         Raises:
-            InputError: the model does not generate.
+            InputError: the model does not generate, or has an encoder and nothing that its decoder starts from.
         """
         if not model.can_generate() or model.config.model_type == "bert":
             raise InputError("model", type(model).__name__, "a model that writes")
         config, said = model.config, model.generation_config
         ends = said.eos_token_id if said.eos_token_id is not None else config.eos_token_id
         ends = tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
-        start = said.decoder_start_token_id
-        start = getattr(config, "decoder_start_token_id", None) if start is None else start
+        fields = ("decoder_start_token_id", "bos_token_id")  # the second where there is no first, as in transformers
+        starts = (getattr(each, field, None) for field in fields for each in (said, config))
+        start = next((each for each in starts if each is not None), None)
+        if start is None and config.is_encoder_decoder:
+            raise InputError(fields[0], None, f"the id that the decoder starts from, or be told by {fields[1]}")
         pad = said.pad_token_id if said.pad_token_id is not None else getattr(config, "pad_token_id", None)
         continues = not config.is_encoder_decoder
         shortest = max((said.min_length or 0) - (0 if continues else 1), said.min_new_tokens or 0, 0)
@@ -87,7 +116,22 @@ class Decoding:
             1.0 if said.repetition_penalty is None else float(said.repetition_penalty),
             shortest,
             tuple(map(tuple, said.bad_words_ids or ())),
+            config.is_encoder_decoder,
         )
+
+    @classmethod
+    def exported(cls, model: PreTrainedModel, engine: str) -> Decoding:
+        """The decoding of a model for another engine than transformers.
+
+        Raises:
+            InputError: as :meth:`of`, or the model asks for what only transformers does.
+        """
+        decoding = cls.of(model)
+        for field, nothing in _OF_TRANSFORMERS.items():
+            value = getattr(model.generation_config, field, None)
+            if value not in nothing:
+                raise InputError(field, value, f"left out for the engine {engine}")
+        return decoding
 
     @classmethod
     def parse(cls, said: dict[str, Any]) -> Decoding:
@@ -125,7 +169,7 @@ class Engine(ABC):
     @property
     def continues(self) -> bool:
         """Whether an answer goes on after the text, in the same positions: a model without an encoder."""
-        return self.decoding.start is None
+        return not self.decoding.has_encoder
 
     @abstractmethod
     def generate_ids(
@@ -220,16 +264,58 @@ class Engine(ABC):
         languages = [languages] * count if isinstance(languages, str) else list(languages)
         if len(languages) != count:
             raise InputError("languages", f"{len(languages)} of them", f"as many as texts, {count}")
-        vocabulary = self.tokenizer.get_vocab()
-        ids = {}
-        for language in dict.fromkeys(languages):
-            tokens = [token for token in (f"<{language}>", language) if token in vocabulary]
-            if not tokens:
-                raise InputError("language", language, f"a language with a token, such as <{language}>")
-            ids[language] = vocabulary[tokens[0]]
+        ids = {language: self._language_id(language) for language in dict.fromkeys(languages)}
         return [ids[language] for language in languages]
+
+    def _language_id(self, language: str) -> int:
+        """Id of a language's token: ``<ro>``, or mBART's ``ro_RO`` for ``ro`` or ``ro_RO``; no piece of a word."""
+        vocabulary = self.tokenizer.get_vocab()
+        if f"<{language}>" in vocabulary:
+            return vocabulary[f"<{language}>"]
+        code = re.compile(f"{re.escape(language)}(_[A-Z]{{2}})?")
+        found = [token for token in self.tokenizer.all_special_tokens if code.fullmatch(token)]
+        if len(found) != 1:
+            raise InputError("language", language, f"a language with a token, such as <{language}>")
+        return vocabulary[found[0]]
 
     def until_end(self, ids: Sequence[int]) -> list[int]:
         """Ids up to the first one that ends a text."""
         ends = self.decoding.ends
         return list(islice(ids, next((i for i, token in enumerate(ids) if token in ends), len(ids))))
+
+
+def write_description(folder: Path, said: dict[str, Any]) -> None:
+    """Write the description of an exported model, the last file of its folder, with the names of all of them."""
+    text = json.dumps(said | {"files": sorted({*_files_in(folder), DESCRIPTION})}, indent=1) + "\n"
+    (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to replace a folder that holds anything but a model that was exported, for whatever engine.
+
+    Raises:
+        InputError: the folder holds something else; a file is named.
+    """
+    allowed = "new, empty, or an exported model and nothing else, which is replaced"
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError("folder", str(folder), allowed)
+    if not any(folder.iterdir()):
+        return
+    try:
+        said = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        exported, own = said["engine"] in ENGINES[1:], said.get("files")
+        others = _files_in(folder) - {DESCRIPTION, *(own or ())}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        exported, own, others = False, None, set()
+    if not own:
+        others = {name for name in others if name.partition("/")[0] not in _UNNAMED}
+    if others or not exported:
+        raise InputError("folder", f"{folder}, with {min(others)}" if others else str(folder), allowed)
+
+
+def _files_in(folder: Path) -> set[str]:
+    """Names of all files within a folder and its folders; a link is one, whatever it leads to."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in found}

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from dqlib.config import FULL_PRECISION
-from dqlib.engines.base import Decoding, Engine
+from dqlib.engines.base import DESCRIPTION, Decoding, Engine, check_replaceable, write_description
 from dqlib.engines.torch_engine import read_tokenizer
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
@@ -34,8 +34,8 @@ from dqlib.plain import plain_model
 #: Types of weights that a model can be exported with.
 QUANTIZATIONS = ("int8", "float32")
 
-#: What the folder holds besides CTranslate2's own files, and the folder of the tokenizer within it.
-DESCRIPTION, TOKENIZER = "engine.json", "tokenizer"
+#: Folder of the tokenizer, within that of the model.
+TOKENIZER = "tokenizer"
 
 _MODEL, _VOCABULARY = "model.bin", "shared_vocabulary.json"
 
@@ -129,8 +129,8 @@ def export_ctranslate2(
         quantization = "float32" if full else "int8"
     if quantization not in QUANTIZATIONS:
         raise InputError("quantization", quantization, f"one of {', '.join(QUANTIZATIONS)}")
-    _check_replaceable(folder)
-    decoding = Decoding.of(model)
+    check_replaceable(folder)
+    decoding = Decoding.exported(model, CTranslate2Engine.name)
     weights: tuple[Exported, ...] = ()
     spec = _spec(plain_model(model), tokenizer, decoding)
     if quantization == "int8":
@@ -152,7 +152,7 @@ def export_ctranslate2(
         spec.save(str(scratch))
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch / TOKENIZER)
-        (scratch / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        write_description(scratch, description)
     return Report(str(folder), (folder / _MODEL).stat().st_size, quantization, weights, notes)
 
 
@@ -278,6 +278,8 @@ def _to_int8(spec: model_spec.ModelSpec, codes: model_spec.ModelSpec | None) -> 
         rows = trained[name].numpy() if name in trained else np.full_like(weight, np.nan)
         row_max = np.abs(weight).max(axis=1)
         rows = np.where(row_max[:, None] > 0, rows, 0)  # the binary codes of a row of zeros are ones, times zero
+        negative = (rows * weight).sum(axis=1, keepdims=True) < 0  # as a trained factor can make a scale
+        rows = np.where(negative, -rows, rows)
         largest = np.abs(rows).max(axis=1)
         # a zero row has any scale; the others' largest code is the same part of all codes that it is of the weights
         scale = np.divide(largest, row_max, out=np.ones_like(row_max), where=row_max > 0)
@@ -320,12 +322,6 @@ def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding) -> tup
     if decoding.repetition_penalty != 1:
         notes.append("The repetition penalty leaves out the token that the decoder starts from.")
     return tuple(notes)
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Refuse to replace a folder that holds anything but an exported model."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / DESCRIPTION).is_file())):
-        raise InputError("folder", str(folder), "new, empty, or an exported model, which is replaced")
 
 
 def _read(path: Path) -> Any:

@@ -21,8 +21,8 @@ ONNX Runtime makes that copy when it loads; of the table on disk, mapped, only t
 from __future__ import annotations
 
 import copy
-import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ from onnx import TensorProto
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from dqlib.engines.base import Decoding
+from dqlib.engines.base import Decoding, check_replaceable, write_description
 from dqlib.engines.onnx_graph import Graph, Numbers
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
@@ -43,7 +43,7 @@ from dqlib.quantizers import Quantized
 from dqlib.stored import PackedWeight, forms
 
 ENCODER, DECODER, CANDIDATES = "encoder.onnx", "decoder.onnx", "candidates.onnx"
-WEIGHTS, DESCRIPTION = "weights.bin", "engine.json"
+WEIGHTS = "weights.bin"
 
 #: Version of the folder's format.
 FORMAT = 1
@@ -69,7 +69,7 @@ def export_onnx(
     tokenizer: Tokenizer | None = None,
     bits: int | None = None,
     *,
-    encoder: str = "int8",
+    encoder: str | None = None,
     exact: bool = False,
 ) -> None:
     """Write a BART or mBART for ONNX Runtime, aside, and put it in place at once.
@@ -79,7 +79,8 @@ def export_onnx(
         folder: new, empty, or an exported model, which is replaced.
         tokenizer: written beside it.
         bits: of the codes of weights and tokens in the graphs, 2, 4 or 8; None for the fewest that hold them.
-        encoder: ``int8`` for speed, ``packed`` for the least memory.
+        encoder: ``int8`` for speed, ``packed`` for the least memory; None for ``int8`` where every weight that it
+            multiplies has a grid of one scale a row, and ``packed`` elsewhere.
         exact: leave activations in fp32, which is slow at 2 and 8 bits: for checks. It is so for a student with
             activations of more than 8 bits, too.
 
@@ -92,14 +93,16 @@ def export_onnx(
         raise InputError("model_type", config.model_type, f"{served}, which the engine onnxruntime serves")
     if bits is not None and bits not in KERNEL_BITS:
         raise InputError("bits", bits, "2, 4 or 8, or None for the fewest that do")
-    if encoder not in ENCODERS:
+    if encoder not in (None, *ENCODERS):
         raise InputError("encoder", encoder, f"one of {', '.join(ENCODERS)}")
     if config.activation_function not in _ACTIVATIONS:
         raise InputError("activation_function", config.activation_function, f"one of {', '.join(_ACTIVATIONS)}")
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / DESCRIPTION).is_file())):
-        raise InputError("folder", str(folder), "new, empty, or an exported model, which is replaced")
+    check_replaceable(folder)
     configuration = getattr(model, "dqlib_configuration", None)
     rounded = configuration is not None and configuration.a_bits <= 8 and not exact
+    values = values_of(model)
+    if encoder is None:
+        encoder = "int8" if _int8_serves(values) else "packed"
     description = {
         "format": FORMAT,
         "engine": "onnxruntime",
@@ -115,7 +118,7 @@ def export_onnx(
     }
     with atomic_folder(folder) as scratch:
         numbers = Numbers(scratch / WEIGHTS)
-        weights = _Weights(values_of(model), bits)
+        weights = _Weights(values, bits)
         making = _Making(config, weights, numbers, rounded, rounded and encoder == "int8")
         onnx.save(making.encoder(), scratch / ENCODER)
         onnx.save(making.decoder(), scratch / DECODER)
@@ -126,7 +129,7 @@ def export_onnx(
         plain.save_pretrained(scratch)
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
-        (scratch / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        write_description(scratch, description)
 
 
 def decoding(model: PreTrainedModel) -> dict[str, Any]:
@@ -141,7 +144,19 @@ def decoding(model: PreTrainedModel) -> dict[str, Any]:
             raise InputError(field, getattr(said, field), f"{plain} for the engine onnxruntime")
     if said.early_stopping == "never":
         raise InputError("early_stopping", "never", "True or False for the engine onnxruntime")
-    return Decoding.of(model).as_json()
+    return Decoding.exported(model, "onnxruntime").as_json()
+
+
+def _int8_serves(values: dict[str, Quantized | torch.Tensor]) -> bool:
+    """Whether all weights that an encoder of int8 multiplies have codes with one scale a row, around zero."""
+    own = re.compile(
+        r"model\.encoder\.layers\..*(_proj|fc\d)\.weight|model\.decoder\..*\.encoder_attn\.[kv]_proj\.weight"
+    )
+    return all(
+        isinstance(value, Quantized) and value.zero_point is None and value.scale.size(-1) == 1
+        for name, value in values.items()
+        if own.fullmatch(name)
+    )
 
 
 def values_of(model: PreTrainedModel) -> dict[str, Quantized | torch.Tensor]:

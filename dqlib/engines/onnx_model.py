@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
-from dqlib.engines.base import Decoding, Engine
+from dqlib.engines.base import DESCRIPTION, Decoding, Engine
 from dqlib.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 ENCODER, DECODER, CANDIDATES = "encoder.onnx", "decoder.onnx", "candidates.onnx"
-DESCRIPTION, FORMAT = "engine.json", 1
+FORMAT = 1
 
 #: Score of what cannot be chosen, as transformers has it.
 _NEVER = -1.0e9

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from dqlib.architectures import model_class
+from dqlib.architectures import one_line, read_model
 from dqlib.engines.base import Decoding, Engine
 from dqlib.errors import InputError
 from dqlib.generation import OneSourceCache
@@ -56,7 +56,15 @@ class TorchEngine(Engine):
         max_new_tokens: int,
         starts: Sequence[int] | None = None,
     ) -> list[list[int]]:
-        """See :meth:`Engine.generate_ids`."""
+        """See :meth:`Engine.generate_ids`.
+
+        Raises:
+            InputError: a text is empty and the model has no encoder, so that nothing is there to go on from.
+        """
+        if not input_ids:
+            return []
+        if self.continues and not all(input_ids):
+            raise InputError("input_ids", [], "a token at least of each text, which a model without an encoder goes on")
         longest = max(map(len, input_ids))
         ids = torch.full((len(input_ids), longest), self.decoding.pad or 0)
         mask = torch.zeros_like(ids)
@@ -92,16 +100,21 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, Tokenizer | None]:
     if (folder / SIDECAR).is_file():
         model = load_student(folder)
     elif (folder / CONFIG).is_file() and any(folder.glob("*.safetensors")):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        kind = model_class(config, (config.architectures or [""])[0])
-        model = kind.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True).eval()
+        model = read_model(folder).eval()
     else:
         raise InputError("folder", str(folder), "a packed model, a student, or a Hugging Face model with safetensors")
     return model, read_tokenizer(folder)
 
 
 def read_tokenizer(folder: str | Path) -> Tokenizer | None:
-    """The tokenizer of a folder; None if there is none. No code of the folder is run."""
+    """The tokenizer of a folder; None if there is none. No code of the folder is run.
+
+    Raises:
+        InputError: a file of it is damaged.
+    """
     if not any(Path(folder).glob("tokenizer*")):
         return None
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # of libraries that have no class in common
+        raise InputError("folder", str(folder), f"one with a whole tokenizer ({one_line(error)})") from None
