@@ -82,3 +82,4 @@ def test_references_are_grouped_by_length(tmp_path):
     assert table.longest.tolist() == [2, 4, 6, 8]
     assert table.found.tolist() == pytest.approx([100, 100, 800 / 11, 800 / 15])
     assert isinstance(read_found(tmp_path / "a"), Found)
+    assert by_length(*[write(tmp_path / "b", pairs[:3])] * 2).longest.tolist() == [1, 2, 3]

@@ -107,6 +107,8 @@ def by_length(ours: Found, teacher: Found) -> pandas.DataFrame:
     order = np.argsort(lengths, kind="stable")
     rows = []
     for number, group in enumerate(np.array_split(order, GROUPS), start=1):
+        if not group.size:  # fewer documents than groups
+            continue
         total = lengths[group].sum()
         rows.append(
             {
