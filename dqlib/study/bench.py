@@ -20,13 +20,13 @@ from dqlib.study import settings as S
 from dqlib.study.figures import METHOD_COLOURS, METRIC_NAMES, STYLE, TEACHER_COLOUR, save
 from dqlib.study.longer import longer_figure, longer_for_reading, longer_table
 from dqlib.study.methods import Cell, bench_of, run_methods
-from dqlib.study.paths import project_root, write_text
+from dqlib.study.paths import LOG, project_root, write_text
 from dqlib.study.pipeline import Study
 from dqlib.study.report import markdown_table
 from dqlib.study.results import COLUMNS, paired_p_value, read_row, write_metrics
 from dqlib.study.tables import Trained
 
-METHODS, FOLDER, LONGER = "methods.csv", "methods", "longer.csv"
+METHODS, FOLDER, LONGER, VALIDATION = "methods.csv", "methods", "longer.csv", "validation.csv"
 #: The method that ablations take a part from.
 WHOLE = "dqlib"
 BENCH_COLUMNS = (*COLUMNS, "baseline", "p_value")
@@ -98,14 +98,31 @@ def _compared(
     return baseline, round(paired_p_value(*scores), 4)
 
 
+def validation_table(study: Study) -> pandas.DataFrame:
+    """The last validation loss of each run, in nats a token: what tells methods apart that test scores do not.
+
+    Returns:
+        Columns ``method``, ``config``, ``seed``, ``validation_loss``.
+    """
+    rows = []
+    for name, configuration, seed in sorted(bench_of(study).cells(), key=lambda cell: _order(bench_of(study), cell)):
+        log = pandas.read_csv(study.folders.method(name, configuration.slug, seed) / LOG)
+        rows.append((name, str(configuration), seed, round(log.validation_loss.dropna().iloc[-1], 4)))
+    return pandas.DataFrame(rows, columns=["method", "config", "seed", "validation_loss"])
+
+
 def bench_summary(table: pandas.DataFrame) -> pandas.DataFrame:
     """Mean over seeds of each preset at each configuration: score, retention, their spread, size and p-value.
 
+    Args:
+        table: :func:`bench_table`, and the losses of :func:`validation_table` where they are merged into it.
+
     Returns:
         Columns ``config``, ``method``, ``score``, ``score_std`` (over seeds), ``retention``, ``size_bytes``,
-        ``compression``, ``baseline``, ``p_value``, ``seeds``.
+        ``compression``, ``baseline``, ``p_value``, ``seeds`` and, where it is given, ``validation_loss``.
     """
     groups = table.groupby(["config", "method"], sort=False)
+    losses = {"validation_loss": ("validation_loss", "mean")} if "validation_loss" in table else {}
     return groups.agg(
         score=("score", "mean"),
         score_std=("score", "std"),
@@ -115,6 +132,7 @@ def bench_summary(table: pandas.DataFrame) -> pandas.DataFrame:
         baseline=("baseline", "first"),
         p_value=("p_value", "first"),
         seeds=("seed", "count"),
+        **losses,
     ).reset_index()
 
 
@@ -134,6 +152,7 @@ def _order(bench: S.Methods, cell: Cell) -> tuple[int, int, int]:
 def summary_for_reading(summary: pandas.DataFrame) -> pandas.DataFrame:
     """The summary with readable numbers, for a screen or a page."""
     spread = summary.score_std.map(lambda x: "" if pandas.isna(x) else f" ± {x:.2f}")
+    losses = {"validation loss": summary.validation_loss.map("{:.3f}".format)} if "validation_loss" in summary else {}
     return pandas.DataFrame(
         {
             "config": summary.config,
@@ -143,6 +162,7 @@ def summary_for_reading(summary: pandas.DataFrame) -> pandas.DataFrame:
             "smaller": summary.compression.map("{:.1f}x".format),
             "against": summary.baseline.map(lambda x: "" if pandas.isna(x) else x),
             "p": summary.p_value.map(lambda x: "" if pandas.isna(x) else f"{x:.4f}"),
+            **losses,
         }
     )
 
@@ -194,27 +214,26 @@ def ablation_table(table: pandas.DataFrame, bench: S.Methods, against: str = WHO
         against: the whole method.
 
     Returns:
-        Columns ``config``, ``changed``, ``score``, ``score_std`` and ``difference``; empty without ablations.
+        Columns ``config``, ``changed``, ``score``, ``score_std`` and ``difference``, and ``validation loss`` and ``its
+        difference`` where the table has losses; empty without ablations.
     """
     summary = bench_summary(table)
     same = table[table.seed.isin(bench.ablation_seeds or bench.seeds)]
-    whole = bench_summary(same[same.method == against]).set_index("config").score
+    whole = bench_summary(same[same.method == against]).set_index("config")
     rows = summary[summary.method.isin(bench.ablations)]
     if rows.empty:
         return pandas.DataFrame(columns=["config", "changed", "score", "score_std", "difference"])
-    return (
-        pandas.DataFrame(
-            {
-                "config": rows.config,
-                "changed": rows.method.map(lambda name: name.removeprefix(f"{against}-")),
-                "score": rows.score.round(2),
-                "score_std": rows.score_std.round(2),
-                "difference": (rows.score - rows.config.map(whole)).round(2),
-            }
-        )
-        .dropna(axis=1, how="all")
-        .reset_index(drop=True)
-    )  # one seed has no spread
+    columns = {
+        "config": rows.config,
+        "changed": rows.method.map(lambda name: name.removeprefix(f"{against}-")),
+        "score": rows.score.round(2),
+        "score_std": rows.score_std.round(2),
+        "difference": (rows.score - rows.config.map(whole.score)).round(2),
+    }
+    if "validation_loss" in rows:
+        columns["validation loss"] = rows.validation_loss.round(3)
+        columns["its difference"] = (rows.validation_loss - rows.config.map(whole.validation_loss)).round(3)
+    return pandas.DataFrame(columns).dropna(axis=1, how="all").reset_index(drop=True)  # one seed has no spread
 
 
 def ablation_figure(table: pandas.DataFrame, bench: S.Methods, against: str = WHOLE) -> Figure:
@@ -247,11 +266,12 @@ def ablation_figure(table: pandas.DataFrame, bench: S.Methods, against: str = WH
 def write_bench(study: Study) -> Path:
     """Write ``methods.csv`` and the folder ``methods`` with the figures and the page, and return that folder."""
     run_methods(study)
-    bench, table = bench_of(study), bench_table(study)
+    bench, table, losses = bench_of(study), bench_table(study), validation_table(study)
     results = project_root() / study.settings.results
     folder = results / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     write_metrics(table, results / METHODS)
+    write_metrics(losses, folder / VALIDATION)
     save(methods_figure(table, bench, study.name), folder, "methods")
     if bench.ablations:
         save(ablation_figure(table, bench), folder, "ablation")
@@ -259,7 +279,7 @@ def write_bench(study: Study) -> Path:
         longer = longer_table(study)
         write_metrics(longer, folder / LONGER)
         save(longer_figure(longer, bench, read_row(study.folders.teacher).score), folder, "longer")
-    write_text(folder / "README.md", _page(study, table))
+    write_text(folder / "README.md", _page(study, table.merge(losses)))
     return folder
 
 
@@ -282,7 +302,8 @@ tokens, the same teacher ({teacher.headline} {teacher.score:.2f}), {teacher.n_te
 
 {markdown_table(ours)}
 Score: {teacher.headline}, mean over seeds ± their standard deviation. p: two-sided paired bootstrap over the test
-documents, on each document's mean over the seeds, against the method named beside it.
+documents, on each document's mean over the seeds, against the method named beside it. Validation loss: of the task, in
+nats a token, on pairs of the validation split ([`{VALIDATION}`]({VALIDATION})).
 
 ![All methods](methods.svg)
 {ablation if bench.ablations else ""}{_longer(study) if bench.longer() else ""}"""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas
 
-from dqlib.study.bench import FOLDER, LONGER, bench_summary, summary_for_reading
+from dqlib.study.bench import FOLDER, LONGER, VALIDATION, bench_summary, summary_for_reading
 from dqlib.study.claims import Tables
 from dqlib.study.figures import METRIC_NAMES
 from dqlib.study.grid_figures import SHAPES
@@ -100,7 +100,7 @@ def engines_table(benchmark: pandas.DataFrame, shape: str = "BART-base") -> pand
 
 def blocks(results: Path) -> dict[str, str]:
     """Every table of the README by its name, as Markdown."""
-    bench = pandas.read_csv(results / "methods.csv")
+    bench = pandas.read_csv(results / "methods.csv").merge(pandas.read_csv(results / FOLDER / VALIDATION))
     summary = bench_summary(bench[bench.method.isin(bench_of(Study("params.yaml")).presets)])
     metrics = pandas.read_csv(results / "metrics.csv")
     benchmark = pandas.read_csv(results / "benchmark.csv")
