@@ -78,7 +78,6 @@ def bench_rows():
     return pandas.read_csv(ROOT / "results" / "methods.csv")
 
 
-@pytest.mark.xfail(strict=True, reason="the bench has not been repeated since the preset dqlib changed")
 def test_the_bench_has_a_row_a_run_of_the_committed_parameters(bench_rows):
     cells = bench_of(Study("params.yaml")).cells()
     rows = set(zip(bench_rows.method, bench_rows.config, bench_rows.seed, strict=True))
