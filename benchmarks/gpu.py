@@ -109,7 +109,7 @@ def quantize_at_every_use(model: PreTrainedModel) -> None:
         kept = quantizer.forward
 
         def forward(weight: torch.Tensor) -> torch.Tensor:
-            quantizer._clear()
+            quantizer.forget()
             return kept(weight)
 
         quantizer.forward = forward

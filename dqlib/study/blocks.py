@@ -175,7 +175,7 @@ class Loop:
     """What every run of the training loop is told.
 
     ``checkpoint_steps`` are the steps between two checkpoints, from which a run that was killed goes on; ``precision``
-    is that of matrix products; ``compile`` lets torch compile the model, which pays on GPUs and for long runs.
+    is that of matrix products; ``compile`` lets torch compile the model; ``benchmarks/processes.py`` tells whether that pays on a machine.
     """
 
     steps: int
