@@ -175,7 +175,8 @@ class Loop:
     """What every run of the training loop is told.
 
     ``checkpoint_steps`` are the steps between two checkpoints, from which a run that was killed goes on; ``precision``
-    is that of matrix products; ``compile`` lets torch compile the model; ``benchmarks/processes.py`` tells whether that pays on a machine.
+    is that of matrix products; ``compile`` lets torch compile the model, which on two cores costs a short training more
+    than it saves (``benchmarks/processes.py`` measures it).
     """
 
     steps: int
