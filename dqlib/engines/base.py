@@ -9,7 +9,6 @@ does alike (see :class:`Decoding`).
 from __future__ import annotations
 
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dqlib.engines import ENGINES
 from dqlib.errors import InputError
+from dqlib.languages import language_id
 
 if TYPE_CHECKING:  # so that an engine without torch stays without
     from transformers import PreTrainedModel
@@ -264,19 +264,8 @@ class Engine(ABC):
         languages = [languages] * count if isinstance(languages, str) else list(languages)
         if len(languages) != count:
             raise InputError("languages", f"{len(languages)} of them", f"as many as texts, {count}")
-        ids = {language: self._language_id(language) for language in dict.fromkeys(languages)}
+        ids = {language: language_id(self.tokenizer, language) for language in dict.fromkeys(languages)}
         return [ids[language] for language in languages]
-
-    def _language_id(self, language: str) -> int:
-        """Id of a language's token: ``<ro>``, or mBART's ``ro_RO`` for ``ro`` or ``ro_RO``; no piece of a word."""
-        vocabulary = self.tokenizer.get_vocab()
-        if f"<{language}>" in vocabulary:
-            return vocabulary[f"<{language}>"]
-        code = re.compile(f"{re.escape(language)}(_[A-Z]{{2}})?")
-        found = [token for token in self.tokenizer.all_special_tokens if code.fullmatch(token)]
-        if len(found) != 1:
-            raise InputError("language", language, f"a language with a token, such as <{language}>")
-        return vocabulary[found[0]]
 
     def until_end(self, ids: Sequence[int]) -> list[int]:
         """Ids up to the first one that ends a text."""

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from dqlib.languages import language_id
 from dqlib.losses import IGNORED_LABEL
 from dqlib.study import settings as S
 from dqlib.study.examples import BATCH, Example, lengths
 from dqlib.study.rows import Row
-from dqlib.study.tokenizer import EOS_ID, MASK_ID, PAD_ID, language_id, source_ids, target_ids
+from dqlib.study.tokenizer import EOS_ID, MASK_ID, PAD_ID, source_ids, target_ids
 
 #: Examples that are sorted by length together; large enough for little padding, small enough to mix.
 BUCKET = 2048

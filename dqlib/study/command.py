@@ -14,14 +14,19 @@ from dqlib.study.launch import JobError
 INTERRUPTED = 128 + signal.SIGINT
 
 
-def ended(run: Callable[[], None]) -> int:
-    """Do what a command does, and return its exit status: 0, 2 after an error that was told, 130 after Ctrl-C."""
+def ended(run: Callable[[], None], *told: type[Exception]) -> int:
+    """Do what a command does, and return its exit status: 0, 2 after an error that was told, 130 after Ctrl-C.
+
+    Args:
+        run: what the command does.
+        told: errors that are told in a sentence, beside those that every command tells.
+    """
     try:
         run()
-    except (DiskFullError, InputError, JobError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (DiskFullError, InputError, JobError, *told) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
         return INTERRUPTED
     return 0

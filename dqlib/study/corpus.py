@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from dqlib.errors import InputError
+from dqlib.languages import language_id
 from dqlib.study import settings as S
 from dqlib.study.cldr import phrases
 from dqlib.study.hub import fetching, hub_rows, located
@@ -22,7 +23,7 @@ from dqlib.study.pydoc import build_pairs
 from dqlib.study.pydoc_qa import build_answers
 from dqlib.study.rows import Row, Rows
 from dqlib.study.sources import files_of, read_rows
-from dqlib.study.tokenizer import language_id, load_tokenizer, set_source_language, train_tokenizer
+from dqlib.study.tokenizer import load_tokenizer, set_source_language, train_tokenizer
 
 SPLITS = ("train", "validation", "test")
 #: A second test set, which only some corpora have; that of CLDR has names that training has never seen.

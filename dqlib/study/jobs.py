@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import random
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,13 +27,14 @@ from transformers.utils import logging as transformers_logging
 from dqlib.architectures import architecture_of
 from dqlib.config import Configuration
 from dqlib.errors import InputError
-from dqlib.files import DiskFullError
 from dqlib.footprint import fp32_size_bytes, size_bytes
+from dqlib.languages import language_id
 from dqlib.presets import preset
 from dqlib.student import make_student, round_for_storage, save_student, set_attention_maps, supervision_maps
 from dqlib.study import settings as S
 from dqlib.study.batches import SHORTEST, encode, infill, steps, windows
 from dqlib.study.checkpoints import Checkpoints, identity, weights_hash
+from dqlib.study.command import ended
 from dqlib.study.corpus import LoadedCorpus, load_corpus
 from dqlib.study.examples import Example, StoredExamples, stored
 from dqlib.study.hub import fetching, located
@@ -44,7 +44,7 @@ from dqlib.study.results import Row, read_row, write_row
 from dqlib.study.rows import Rows
 from dqlib.study.scoring import score
 from dqlib.study.settings import load_settings
-from dqlib.study.tokenizer import BOS_ID, EOS_ID, PAD_ID, language_id
+from dqlib.study.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from dqlib.study.train import (
     DistillationObjective,
     Log,
@@ -252,20 +252,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", help="configuration of the student, for 'distill'")
     parser.add_argument("--preset", help="of the student, for 'distill'; the task's own, when left out")
     options = parser.parse_args(arguments)
-    try:
+
+    def run() -> None:
         settings = load_settings(options.params)
         _check_made(settings, options.job, options.task, options.params)
         run_job(settings, options.job, options.task, options.config, options.preset)
-    except (BusyError, DiskFullError, InputError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
-        return 128 + signal.SIGINT
+
+    try:
+        return ended(run, BusyError, TrainingError)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    return 0
 
 
 def _check_made(settings: S.Settings, job: str, task: str, params: str) -> None:

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from dqlib.errors import InputError
 from dqlib.footprint import footprint, fp32_size_bytes
+from dqlib.languages import language_id
 from dqlib.quantizers import quantize
 from dqlib.study import settings as S
 from dqlib.study.corpus import LoadedCorpus
@@ -26,7 +27,6 @@ from dqlib.study.figures import COLOURS, DASHES, STYLE
 from dqlib.study.paths import LOG, PREDICTIONS
 from dqlib.study.report import short_table
 from dqlib.study.results import metrics_table, read_details, read_row
-from dqlib.study.tokenizer import language_id
 
 KINDS = ("weights", "embedding", "positions", "rest")
 

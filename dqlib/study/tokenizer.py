@@ -7,7 +7,6 @@ target ends with ``</s>`` in all of them; in a translation the decoder starts fr
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,31 +14,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dqlib.errors import InputError
+from dqlib.languages import language_id, language_token
 
 BOS, PAD, EOS, UNKNOWN, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL_TOKENS = (BOS, PAD, EOS, UNKNOWN, MASK)  # their ids are their places, as in BART
 BOS_ID, PAD_ID, EOS_ID, UNKNOWN_ID, MASK_ID = range(5)
-
-
-def language_token(language: str) -> str:
-    """The token that our own tokenizers have for a language: ``<ro>``."""
-    return f"<{language}>"
-
-
-def language_id(tokenizer: PreTrainedTokenizerFast, language: str) -> int:
-    """Id of a language's token: ``<ro>`` in our own tokenizers, ``ro_RO`` in mBART's, for ``ro`` or ``ro_RO``.
-
-    Raises:
-        InputError: the tokenizer has no such token.
-    """
-    vocabulary = tokenizer.get_vocab()
-    if language_token(language) in vocabulary:
-        return vocabulary[language_token(language)]
-    special = tokenizer.all_special_tokens
-    found = [token for token in special if token == language or re.fullmatch(f"{language}_[A-Z]{{2}}", token)]
-    if len(found) != 1:
-        raise InputError("language", language, f"a language with a token {language_token(language)} in the tokenizer")
-    return vocabulary[found[0]]
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:
