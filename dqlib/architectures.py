@@ -15,7 +15,8 @@ from typing import Any
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto import modeling_auto
 
 from dqlib.config import Configuration
@@ -222,6 +223,24 @@ def read_model(folder: str | Path, name: str | None = None) -> PreTrainedModel:
         return kind.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True)
     except SafetensorError as error:
         raise InputError("folder", str(folder), f"one with whole files of weights ({one_line(error)})") from None
+
+
+def read_tokenizer(folder: str | Path, named: str | Path | None = None) -> Tokenizer | None:
+    """The tokenizer of a folder; None if there is none. No code of the folder is run.
+
+    Args:
+        folder: with the tokenizer's files.
+        named: folder that an error names, where ``folder`` is a copy of it.
+
+    Raises:
+        InputError: a file of it is damaged.
+    """
+    if not any(Path(folder).glob("tokenizer*")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # of libraries that have no class in common
+        raise InputError("folder", str(named or folder), f"one with a whole tokenizer ({one_line(error)})") from None
 
 
 def one_line(error: Exception) -> str:

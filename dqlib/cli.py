@@ -47,7 +47,7 @@ def _pack_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from dqlib.engines.torch_engine import read_tokenizer
+    from dqlib.architectures import read_tokenizer
     from dqlib.packed import packed_size_bytes, save_packed
     from dqlib.student import load_student, round_for_storage
 

@@ -20,11 +20,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.initialization import no_init_weights
 
-from dqlib.architectures import architecture_of, config_of, model_class, one_line
+from dqlib.architectures import architecture_of, config_of, model_class, one_line, read_tokenizer
 from dqlib.config import FULL_PRECISION, Configuration
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
@@ -124,15 +124,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     folder, manifest = _opened(folder)
     names = [name for name in manifest.files if name not in (CONFIG, GENERATION)]
-    if not names:
+    if not any(name.startswith("tokenizer") for name in names):
         raise InputError("folder", str(folder), "a packed model with a tokenizer: give save_packed one")
     with tempfile.TemporaryDirectory() as checked:  # nothing else can be read from there
         for name in (CONFIG, *names):
             (Path(checked) / name).write_bytes(_read(folder, manifest, name))
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(checked, trust_remote_code=False, local_files_only=True)
-        except Exception as error:  # of libraries that have no class in common
-            raise InputError("folder", str(folder), f"one with a whole tokenizer ({one_line(error)})") from None
+        tokenizer = read_tokenizer(checked, folder)
     tokenizer.name_or_path = str(folder)
     return tokenizer
 
@@ -274,7 +271,9 @@ def _built(config: PreTrainedConfig, name: str | None, parameters: Sequence[Stor
             with torch.device("meta"):
                 empty = kind(config)
             _check_fit(empty, parameters)
-            return kind(config)
+            stored_buffers = empty.state_dict().keys()
+            computed = any(name not in stored_buffers for name, _ in empty.named_buffers())
+            return kind(config) if computed else empty  # without numbers of its own, it gets all of them
     except InputError:
         raise
     except Exception as error:  # whatever a model does with a field that it did not check

@@ -24,9 +24,9 @@ from ctranslate2.specs import model_spec
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from dqlib.architectures import read_tokenizer
 from dqlib.config import FULL_PRECISION
 from dqlib.engines.base import DESCRIPTION, Decoding, Engine, check_replaceable, write_description
-from dqlib.engines.torch_engine import read_tokenizer
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.plain import plain_model

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from dqlib.architectures import one_line, read_model
+from dqlib.architectures import read_model, read_tokenizer
 from dqlib.engines.base import Decoding, Engine
 from dqlib.errors import InputError
 from dqlib.generation import OneSourceCache
@@ -104,17 +104,3 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, Tokenizer | None]:
     else:
         raise InputError("folder", str(folder), "a packed model, a student, or a Hugging Face model with safetensors")
     return model, read_tokenizer(folder)
-
-
-def read_tokenizer(folder: str | Path) -> Tokenizer | None:
-    """The tokenizer of a folder; None if there is none. No code of the folder is run.
-
-    Raises:
-        InputError: a file of it is damaged.
-    """
-    if not any(Path(folder).glob("tokenizer*")):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # of libraries that have no class in common
-        raise InputError("folder", str(folder), f"one with a whole tokenizer ({one_line(error)})") from None
