@@ -11,16 +11,16 @@ that agree, from 0 to 1, on ``n`` documents.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tables import write_rows
 from transformers.utils import logging
 
 from dqlib.engines import export_model
@@ -90,15 +90,6 @@ def measure(student: Path, documents: Path, limit: int, threads: int) -> Iterato
     yield f"PyTorch after a change of {CHANGE:g}", agreement(expected, written(reference, ids, tokens))
 
 
-def write(rows: list[Row], path: Path) -> None:
-    """Write rows as CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()} for row in rows)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -115,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name, found in measure(options.student, options.documents, options.limit, options.threads):
             rows.append(Row(name, found.part, found.part_of_choices, found.texts))
             print(f"{name}: {found}", flush=True)
-        write(rows, options.csv)
+        write_rows(rows, options.csv)
 
     return ended(run)
 

@@ -21,15 +21,15 @@ which counts only the time that this process ran, says most.
 from __future__ import annotations
 
 import argparse
-import csv
 import random
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tables import write_rows
 from torch import Tensor
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
 
@@ -230,16 +230,6 @@ def measure(
         yield from compare(WHAT[kind], timed, rounds, clock)
 
 
-def write(rows: list[Row], path: Path) -> None:
-    """Write rows as CSV."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            values = asdict(row).items()
-            writer.writerow({name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values})
-
-
 def _tokens(shapes: Shapes, length: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(5, shapes.vocabulary, (shapes.batch, length), generator=generator)
@@ -266,7 +256,7 @@ def main() -> None:
             flush=True,
         )
     if options.csv:
-        write(rows, options.csv)
+        write_rows(rows, options.csv)
 
 
 if __name__ == "__main__":

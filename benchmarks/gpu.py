@@ -22,9 +22,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import gc
-import io
 import os
 import platform
 import statistics
@@ -32,18 +30,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import fake_quantization
 import torch
 from fake_quantization import Shapes, make_teacher, training_step
+from tables import Row, by_baseline, put_rows
 from transformers import PreTrainedModel
 
 from dqlib.config import Configuration
-from dqlib.errors import InputError
 from dqlib.fake_quantize import WeightFakeQuantizer
-from dqlib.files import write_text
 from dqlib.student import make_student
 
 ROOT = Path(__file__).parent.parent
@@ -66,27 +63,6 @@ RUNS = {
     (PLAIN, "bf16"): ((PLAIN, "fp32"),),
     (OURS, "bf16"): ((PLAIN, "bf16"), (REFERENCE, "fp32")),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One number; without a baseline, ``baseline`` and ``ratio`` are empty."""
-
-    name: str
-    shape: str
-    config: str
-    engine: str
-    metric: str
-    value: str
-    unit: str
-    baseline: str
-    ratio: str
-    device: str
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """What a later run replaces."""
-        return self.name, self.shape, self.config, self.engine, self.metric, self.baseline, self.device
 
 
 def device_name(device: str) -> str:
@@ -145,31 +121,13 @@ def rows(found: dict[tuple[str, str], dict[str, float]], shapes: Shapes, key: st
         config = f"{WAYS[way][1]} {shapes.layers}-{max(1, shapes.layers // 2)}"
         for metric, value in metrics.items():
             for baseline in RUNS[way, precision] or (None,):
-                told = ratio = ""
+                told, ratio = "", None
                 if baseline is not None:
                     other = found[baseline][metric]
                     told = " ".join(baseline)
-                    ratio = f"{value / other if metric == 'tokens_per_second' else other / value:.4g}"
-                yield Row(NAME, shape, config, f"{way} {precision}", metric, f"{value:.6g}", units[metric],
+                    ratio = value / other if metric == "tokens_per_second" else other / value
+                yield Row(NAME, shape, config, f"{way} {precision}", metric, value, units[metric],
                           told, ratio, device)  # fmt: skip
-
-
-def append(new: list[Row], path: Path) -> None:
-    """Put rows into a table, in place of those that they measure again; all others stay."""
-    columns = [field.name for field in fields(Row)]
-    old: list[Row] = []
-    if path.is_file():
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            if reader.fieldnames != columns:
-                raise InputError("results", str(path), f"a table with the columns {','.join(columns)}")
-            old = [Row(**row) for row in reader]
-    keys = {row.key for row in new}
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(astuple(row) for row in [*(row for row in old if row.key not in keys), *new])
-    write_text(path, buffer.getvalue())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -194,9 +152,9 @@ def main(arguments: list[str] | None = None) -> int:
     found = measure(shapes, options.device, options.rounds)
     told = list(rows(found, shapes, options.shape, device_name(options.device)))
     for row in told:
-        against = f", {row.ratio} times better than {row.baseline}" if row.baseline else ""
-        print(f"{row.shape} {row.config} {row.engine}: {row.metric} {row.value} {row.unit}{against}", flush=True)
-    append(told, options.results / "benchmark.csv")
+        against = f", {row.ratio:.4g} times better than {row.baseline}" if row.baseline else ""
+        print(f"{row.shape} {row.config} {row.engine}: {row.metric} {row.value:.6g} {row.unit}{against}", flush=True)
+    put_rows(told, options.results / "benchmark.csv", by_baseline)
     return 0
 
 

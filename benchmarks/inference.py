@@ -23,7 +23,6 @@ kept in the work folder, so that a run that was stopped goes on, until ``--again
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import importlib.util
 import json
@@ -35,12 +34,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import fake_quantization
 import packed as packed_benchmark
 import torch
+from tables import Row, put_rows
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -86,22 +86,6 @@ SHAPES = {
 }
 NAMES = {"base": "BART-base", "large": "BART-large", "mbart-large": "mBART-large", "tiny": "tiny"}
 CLASSES = {"bart": (BartConfig, BartForConditionalGeneration), "mbart": (MBartConfig, MBartForConditionalGeneration)}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One number, and how many times better it is than the baseline's."""
-
-    name: str
-    shape: str
-    config: str
-    engine: str
-    metric: str
-    value: float
-    unit: str
-    baseline: str
-    ratio: float | None
-    device: str
 
 
 class Worker:
@@ -360,25 +344,6 @@ class Bench:
         return Row(name, NAMES[self.key], config, engine, metric, value, unit, baseline, ratio, self.device)
 
 
-def write(rows: list[Row], path: Path) -> None:
-    """Write rows as CSV; rows of other names, which other benchmarks left there, stay after them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    others, names = [], {row.name for row in rows}
-    if path.is_file():
-        with path.open(newline="") as file:
-            others = [row for row in csv.DictReader(file) if row["name"] not in names]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            values = asdict(row) | {
-                "value": f"{row.value:.6g}",
-                "ratio": "" if row.ratio is None else f"{row.ratio:.4g}",
-            }
-            writer.writerow(values)
-        csv.writer(file, lineterminator="\n").writerows(row.values() for row in others)
-
-
 def draw(rows: list[Row], folder: Path) -> None:
     """How much smaller, how much faster: two panels of bars."""
     import matplotlib
@@ -442,7 +407,7 @@ def main(arguments: list[str] | None = None) -> None:
                     f"{row.shape} {row.config} {row.engine}: {row.metric} {row.value:.4g} {row.unit}{against}",
                     flush=True,
                 )
-    write(rows, options.results / "benchmark.csv")
+    put_rows(rows, options.results / "benchmark.csv")
     draw(rows, options.results)
 
 

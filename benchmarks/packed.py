@@ -15,15 +15,15 @@ Students of BART-base's shape have random weights, which suffice for size and sp
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tables import write_rows
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
 from transformers.utils import logging
 
@@ -151,10 +151,7 @@ def main() -> None:
             flush=True,
         )
     if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(r).items()} for r in rows)
+        write_rows(rows, options.csv)
 
 
 if __name__ == "__main__":

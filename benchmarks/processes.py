@@ -11,7 +11,6 @@ median of the ratios counts; rows go into ``benchmark.csv`` and replace those of
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import random
 import statistics
@@ -23,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from tables import Row, put_rows
 
 from dqlib.config import Configuration
 from dqlib.losses import LayerMaps
@@ -36,7 +36,6 @@ from dqlib.study.train import DistillationObjective, TaskObjective, make_acceler
 
 KINDS = ("fine-tuning", "distillation")
 WAYS = ("processes", "compiled", "bf16")
-COLUMNS = ("name", "shape", "config", "engine", "metric", "value", "unit", "baseline", "ratio", "device")
 NAME = "training ways"
 
 
@@ -88,19 +87,6 @@ def run(kind: str, processes: int, count: int, way: str = "") -> float:
     return float(done.stdout.split()[-1])
 
 
-def write(rows: list[dict[str, object]], path: Path) -> None:
-    """Put rows into the table, in place of those of an earlier run."""
-    others: list[dict[str, object]] = []
-    if path.is_file():
-        with path.open(newline="") as file:
-            others = [row for row in csv.DictReader(file) if row["name"] != NAME]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*others, *rows])
-
-
 def main() -> None:
     """Measure in turn, print the ratios, write them down."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -126,10 +112,11 @@ def main() -> None:
             ratio = statistics.median(ratios)
             print(f"{kind}, {name}: {ratio:.2f} times the steps of one process with all threads", flush=True)
             config = "2-2-8, half the decoder" if kind == "distillation" else "32-32-32"
-            row = (NAME, "laptop", config, name, f"{kind} steps", f"{statistics.median(rates):.4g}", "steps/s",
-                   "one process, all threads, fp32", f"{ratio:.4g}", device)  # fmt: skip
-            rows.append(dict(zip(COLUMNS, row, strict=True)))
-    write(rows, options.results / "benchmark.csv")
+            rows.append(
+                Row(NAME, "laptop", config, name, f"{kind} steps", statistics.median(rates), "steps/s",
+                    "one process, all threads, fp32", ratio, device)
+            )  # fmt: skip
+    put_rows(rows, options.results / "benchmark.csv")
     return None
 
 

@@ -1,7 +1,7 @@
 """The benchmark runs and its numbers are numbers; how large they are is not tested."""
 
 import csv
-import importlib.util
+import importlib
 import json
 import math
 import os
@@ -18,20 +18,19 @@ from dqlib.student import make_student, round_for_storage, save_student
 from dqlib.study.tokenizer import train_tokenizer
 from tests.conftest import TINY
 
-PATH = Path(__file__).parent.parent / "benchmarks" / "fake_quantization.py"
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("fake_quantization", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+@pytest.fixture
+def load(monkeypatch):
+    """What imports a benchmark by its name."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module
 
 
-def test_ratios_are_finite_and_positive_and_are_written(benchmark, tmp_path):
+def test_ratios_are_finite_and_positive_and_are_written(load, tmp_path):
+    benchmark = load("fake_quantization")
     rows = list(benchmark.measure(benchmark.SHAPES["tiny"], rounds=1))
     assert {(row.what, row.variant) for row in rows} == {
         (what, variant)
@@ -43,7 +42,7 @@ def test_ratios_are_finite_and_positive_and_are_written(benchmark, tmp_path):
         numbers = (row.ratio_min, row.ratio, row.ratio_max, row.seconds, row.seconds_baseline)
         assert all(math.isfinite(number) and number > 0 for number in numbers)
         assert row.ratio_min <= row.ratio <= row.ratio_max
-    benchmark.write(rows, tmp_path / "rows.csv")
+    benchmark.write_rows(rows, tmp_path / "rows.csv")
     with (tmp_path / "rows.csv").open() as file:
         written = list(csv.DictReader(file))
     assert len(written) == len(rows)
@@ -52,10 +51,10 @@ def test_ratios_are_finite_and_positive_and_are_written(benchmark, tmp_path):
 
 def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
     pytest.importorskip("onnxruntime")
-    script = PATH.with_name("inference.py")
+    script = FOLDER / "inference.py"
     command = [sys.executable, str(script), "--shapes", "tiny", "--quick", "--threads", "1"]
     command += ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
-    environment = os.environ | {"PYTHONPATH": str(PATH.parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
     assert "--again" not in done.stdout
     with (tmp_path / "results" / "benchmark.csv").open() as file:
@@ -74,15 +73,10 @@ def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
 
 
 @pytest.fixture
-def agreement():
+def agreement(load):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("ctranslate2")
-    spec = importlib.util.spec_from_file_location("agreement", PATH.with_name("agreement.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return load("agreement")
 
 
 def test_the_agreement_of_engines_is_written(agreement, tmp_path):
@@ -119,9 +113,9 @@ def test_the_gpu_script_runs_on_a_cpu_and_keeps_the_rows_of_others(tmp_path):
     table = tmp_path / "benchmark.csv"
     other = "size,BART-base,2-2-8 6-3,dqlib,bytes,1,bytes,teacher,2,a CPU"
     table.write_text(f"{header}\n{other}\n")
-    command = [sys.executable, str(PATH.with_name("gpu.py")), "--device", "cpu", "--shape", "tiny", "--rounds", "1"]
+    command = [sys.executable, str(FOLDER / "gpu.py"), "--device", "cpu", "--shape", "tiny", "--rounds", "1"]
     command += ["--results", str(tmp_path), "--no-tests"]
-    environment = os.environ | {"PYTHONPATH": str(PATH.parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, env=environment)
     assert table.read_text().splitlines()[:2] == [header, other]
     with table.open() as file:
