@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dqlib.config import Granularity, Scheme, WeightQuantization
 from dqlib.errors import InputError
-from dqlib.quantizers import Quantized, fake_quantize_weight, initial_learned, quantize
+from dqlib.quantizers import Quantized, block_of_rows, fake_quantize_weight, initial_learned, quantize
 
 #: Optimizer steps taken in this process. A weight's version counter tells of most changes, but fused
 #: optimizers write to weights without touching it.
@@ -84,6 +84,7 @@ class WeightFakeQuantizer(nn.Module):
         self._value: Tensor | None = None
         self._inside: Tensor | None = None  # where the weight gets a gradient; None for everywhere
         self._slope: Tensor | None = None  # d value / d learned
+        self._factor: Tensor | None = None  # or what the value is to be divided by for that
 
     def quantize(self, weight: Tensor) -> Quantized:
         """Codes and scale of ``weight`` as this quantizer makes them."""
@@ -113,31 +114,36 @@ class WeightFakeQuantizer(nn.Module):
         assert self._value is not None
         if not torch.is_grad_enabled():
             return self._value
-        return _FakeQuantize.apply(weight, self.learned, self._value, self._inside, self._slope)
+        return _FakeQuantize.apply(weight, self.learned, self._value, self._inside, self._slope, self._factor)
 
     def _remember(self, weight: Tensor) -> None:
         q = self.quantization
-        clip, clipped, self._inside = q.clip, weight, None
+        clip, clipped, self._inside, self._slope, self._factor = q.clip, weight, None, None, None
         if clip is not None:
             inside, clipped = weight.abs() < clip, weight.clamp(-clip, clip)
             self._inside = None if inside.all() else inside
-        if self.learned is None and not self.half_scales:
-            self._value = fake_quantize_weight(
-                weight, self.bits, self.granularity, self.scheme, clip=clip, full_range=q.full_range
+        learned, quantized = self.learned, None
+        if learned is not None:
+            # A factor of zero would hide its own slope; asking whether there is one would wait for a GPU.
+            learned = torch.where(learned == 0, max(_NEARLY_ZERO, torch.finfo(learned.dtype).tiny), learned)
+        if self._is_linear and not self.half_scales:
+            value = fake_quantize_weight(
+                weight, self.bits, self.granularity, self.scheme, learned, clip=clip, full_range=q.full_range
             )
         else:
-            # A factor of zero would hide its own slope; asking whether there is one would wait for a GPU.
-            learned = self.learned
-            if learned is not None:
-                learned = torch.where(learned == 0, max(_NEARLY_ZERO, torch.finfo(learned.dtype).tiny), learned)
             quantized = self._quantized(weight, learned)
-            self._value = quantized.dequantize().to(weight.dtype)
-            if self._value.stride() != weight.stride():
-                # GPT-2's weight comes transposed. Products add up in the order of the memory, so the layout is
-                # the weight's own, as it is where the weight was read from a packed file.
-                self._value = torch.empty_like(weight).copy_(self._value)
-            if self.learned is not None:
-                self._remember_slope(clipped, quantized, learned)
+            value = quantized.dequantize()
+        self._value = value.to(weight.dtype)
+        if self._value.stride() != weight.stride():
+            # GPT-2's weight comes transposed. Products add up in the order of the memory, so the layout is
+            # the weight's own, as it is where the weight was read from a packed file.
+            self._value = torch.empty_like(weight).copy_(self._value)
+        if learned is not None and not self._is_linear:
+            self._remember_slope(clipped, quantized, learned)
+        elif learned is not None and self.blend < 1:
+            self._slope = self._value / _spread(learned, weight)
+        elif learned is not None:
+            self._factor = learned
         if self.blend < 1:
             self._value = torch.lerp(weight, self._value, self.blend)
             if self._slope is not None:
@@ -145,11 +151,12 @@ class WeightFakeQuantizer(nn.Module):
             if self._inside is not None:  # outside, the part that is full precision still passes the gradient
                 self._inside = torch.lerp(torch.ones_like(weight), self._inside.to(weight.dtype), self.blend)
 
+    @property
+    def _is_linear(self) -> bool:
+        """Whether the value is linear in what is trained: factor * (q * s), or gamma * mean|w| * sign(w)."""
+        return not self.scheme.learned or self.bits == 1
+
     def _remember_slope(self, weight: Tensor, quantized: Quantized, learned: Tensor) -> None:
-        if not self.scheme.learned or self.bits == 1:
-            # value = factor * (q * s), or gamma * mean|w| * sign(w): linear in what is trained
-            self._slope = self._value / _spread(learned, weight)
-            return
         # LSQ (arXiv:1902.08153, eq. 3): d value / d step is q - w / s inside the grid, q outside.
         grouped = weight.reshape(*self.learned.shape, -1)  # (rows, groups, k); GPT-2's weight comes transposed
         step = _spread(quantized.scale, weight)
@@ -187,17 +194,18 @@ class _FakeQuantize(torch.autograd.Function):
         value: Tensor,
         inside: Tensor | None,
         slope: Tensor | None,
+        factor: Tensor | None,
     ) -> Tensor:
-        ctx.inside, ctx.slope = inside, slope
+        ctx.inside, ctx.slope, ctx.factor = inside, value if slope is None else slope, factor
         ctx.shape = None if learned is None else learned.shape
         return value.detach()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         to_learned = None
         if ctx.shape is not None:
-            to_learned = _grouped_sum(grad * ctx.slope, ctx.shape)
-        return grad if ctx.inside is None else grad * ctx.inside, to_learned, None, None, None
+            to_learned = _grouped_dot(grad, ctx.slope, ctx.shape, ctx.factor)
+        return grad if ctx.inside is None else grad * ctx.inside, to_learned, None, None, None, None
 
 
 def version_of(x: Tensor) -> int:
@@ -210,5 +218,22 @@ def _spread(scale: Tensor, weight: Tensor) -> Tensor:
     return scale if scale.size(-1) == 1 else scale.repeat_interleave(weight.size(-1) // scale.size(-1), dim=-1)
 
 
-def _grouped_sum(x: Tensor, shape: tuple[int, int]) -> Tensor:
-    return x.reshape(*shape, -1).sum(dim=-1)
+def _grouped_dot(x: Tensor, y: Tensor, shape: tuple[int, int], divisor: Tensor | None = None) -> Tensor:
+    """Sum of ``x * (y / divisor)`` in each group; on a CPU a block of rows at a time, which stays in the cache.
+
+    Args:
+        x: (rows, columns).
+        y: (rows, columns).
+        shape: (rows, groups), or (1, 1) for one sum of all.
+        divisor: of that shape; None for 1.
+    """
+    rows = block_of_rows(x) if y.is_contiguous() else None
+    if shape[0] != x.size(0) or rows is None:
+        scaled = y if divisor is None else y / _spread(divisor, y)
+        return (x * scaled).reshape(*shape, -1).sum(dim=-1)
+    sums = y.new_empty(shape)
+    for start in range(0, len(x), rows):
+        block = slice(start, start + rows)
+        part = None if divisor is None else divisor[block]
+        sums[block] = _grouped_dot(x[block], y[block], sums[block].shape, part)
+    return sums

@@ -116,6 +116,7 @@ def fake_quantize_weight(
     bits: int,
     granularity: Granularity | str = "per_row",
     scheme: Scheme | str | None = None,
+    learned: Tensor | None = None,
     *,
     clip: float | None = None,
     full_range: bool = False,
@@ -126,25 +127,34 @@ def fake_quantize_weight(
     Codes are not stored, and on a CPU a large weight is taken a block of rows at a time.
     """
     scheme, granularity, weight = _checked(bits, scheme), Granularity.parse(granularity), weight.detach()
+    learned = None if learned is None else learned.detach()
 
-    def value(some: Tensor, out: Tensor | None = None) -> Tensor:
+    def value(some: Tensor, out: Tensor | None, factor: Tensor | None) -> Tensor:
         w = _grouped(some, granularity)
         if clip is not None:
             w = w.clamp(-clip, clip)
-        q, scale, zero_point = _codes(w, bits, scheme, None, full_range, integer_zero_point)
+        factor = None if factor is None else factor.unsqueeze(-1)
+        q, scale, zero_point = _codes(w, bits, scheme, factor, full_range, integer_zero_point)
         q = q.add_(0.0).to(scale.dtype)  # -0 becomes 0, as it does in an integer
         if zero_point is not None:
             q = q.sub_(zero_point)
         return torch.mul(q, scale, out=None if out is None else out.view(w.shape)).view(some.shape)
 
+    rows = block_of_rows(weight)
+    if granularity.kind == "per_tensor" or rows is None:
+        return value(weight, None, learned)
+    whole = torch.empty_like(weight)
+    blocks = weight.split(rows), whole.split(rows)
+    for i, (some, out) in enumerate(zip(*blocks, strict=True)):
+        value(some, out, None if learned is None else learned[i * rows : (i + 1) * rows])
+    return whole
+
+
+def block_of_rows(weight: Tensor) -> int | None:
+    """How many rows of a weight to take at a time; None for all of them."""
     rows, columns = weight.shape
     on_cpu = weight.device.type == "cpu" and weight.is_contiguous()
-    if granularity.kind == "per_tensor" or not on_cpu or not BLOCK // rows < columns <= BLOCK // 8:
-        return value(weight)
-    whole = torch.empty_like(weight)
-    for some, out in zip(weight.split(BLOCK // columns), whole.split(BLOCK // columns), strict=True):
-        value(some, out)
-    return whole
+    return BLOCK // columns if on_cpu and BLOCK // rows < columns <= BLOCK // 8 else None
 
 
 def initial_learned(weight: Tensor, bits: int, granularity: Granularity | str, scheme: Scheme | str) -> Tensor:
@@ -292,7 +302,7 @@ def _learned_step(w: Tensor, bits: int, scheme: Scheme, learned: Tensor) -> Tens
 
 
 def _signs(w: Tensor) -> Tensor:
-    return torch.where(w < 0, -1.0, 1.0)
+    return torch.ge(w, 0, out=torch.empty_like(w)).mul_(2).sub_(1)
 
 
 def _round_to_grid(x: Tensor, levels: int, per_tensor: bool, out: Tensor | None = None) -> Tensor:

@@ -214,8 +214,25 @@ def test_a_weight_taken_in_blocks_is_that_of_the_whole(rows, columns, scheme, bi
     weight = randn(rows, columns)
     assert weight.numel() > BLOCK
     for some in (weight, randn(columns, rows).T):  # a transposed one is taken whole
-        ours = fake_quantize_weight(some, bits, granularity, scheme)
-        assert same_numbers(ours, quantize(some, bits, granularity, scheme).dequantize())
+        shape = Granularity.parse(granularity).scale_shape(*some.shape)
+        for factor in (None, randn(*shape)):
+            ours = fake_quantize_weight(some, bits, granularity, scheme, factor)
+            assert same_numbers(ours, quantize(some, bits, granularity, scheme, factor).dequantize())
+
+
+@pytest.mark.parametrize("granularity", ["per_row", "per_group_64", "per_tensor"])
+@pytest.mark.parametrize("bits", [1, 2, 8])
+def test_the_gradient_of_a_factor_in_blocks_is_that_of_the_whole(bits, granularity):
+    weight, grad = randn(900, 192), randn(900, 192)
+    assert weight.numel() > BLOCK
+    quantizer = WeightFakeQuantizer(weight, bits, granularity, WeightQuantization(factor=True))
+    with torch.no_grad():
+        quantizer.learned.uniform_(0.5, 2)
+    quantizer(weight).backward(grad)
+    scaled = quantizer.quantize(weight).dequantize()
+    shape = quantizer.learned.shape
+    by_hand = (grad.double() * scaled.double()).view(*shape, -1).sum(-1) / quantizer.learned.double()
+    assert torch.allclose(quantizer.learned.grad.double(), by_hand, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [0, 9, 32])
