@@ -41,7 +41,7 @@ readme: .venv/.complete
 	@$(ACTIVATE) && python -m dqlib.study.readme
 
 test: .venv/.complete
-	@$(ACTIVATE) && python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+	@$(ACTIVATE) && python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.complete
 	@$(ACTIVATE) && ruff check . && ruff format --check .

@@ -36,6 +36,15 @@ TINY = {
 }
 
 
+#: Files whose tests take minutes. Several processes begin with them, so that at the end none is left to one alone.
+SLOW = ("test_pipeline", "test_paper", "test_resume", "test_benchmarks", "test_methods", "test_sharing", "test_faults")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; all else stays in order."""
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
+
+
 @pytest.fixture(params=["mbart", "bart"])
 def teacher(request):
     """A random encoder-decoder with 4 encoder and 3 decoder layers."""
