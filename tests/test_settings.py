@@ -57,6 +57,7 @@ def test_the_committed_parameters_are_the_laptop_profile():
         ("summarization.methods.presets", ["dqlib", "sota"], "preset: 'sota' .* dqlib"),
         ("summarization.methods.configs", ["2-2-8 2-9"], "decoder_layers: 9"),
         ("summarization.methods.ablation_seeds", [7], "ablation_seeds"),
+        ("summarization.methods.longest_configs", ["8-8-8_1-1"], "longest_configs"),
         ("compute.processes", 3, "micro_batches: 2 .* multiple of compute.processes, 3"),
         ("compute.processes", 0, "compute.processes: 0"),
         ("summarisation", {}, "summarisation"),

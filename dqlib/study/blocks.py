@@ -288,7 +288,8 @@ class Methods:
     Presets run at all ``configs`` that they have a grid for, ``ablations`` (presets again) at
     ``ablation_configs`` from ``ablation_seeds`` (all ``seeds``, when left out). A ``p_value`` compares with
     ``baseline`` or, where that has no grid, ``fallback``. Then ``longer_preset`` runs from the first seed at
-    ``longer_configs`` for each number of ``longer_steps``: what more training is worth.
+    ``longer_configs`` for each number of ``longer_steps``, and of these the ``longest_configs`` alone (all, when left
+    out) for the largest number: what more training is worth.
     """
 
     presets: list[str]
@@ -301,6 +302,7 @@ class Methods:
     ablation_seeds: list[int] = field(default_factory=list)
     longer_steps: list[int] = field(default_factory=list)
     longer_configs: list[str] = field(default_factory=list)
+    longest_configs: list[str] = field(default_factory=list)
     longer_preset: str = "dqlib"
     baseline: str = "dq-bart-faithful"
     fallback: str = "xtc"
@@ -317,6 +319,9 @@ class Methods:
             at_least("longer_steps", steps, self.distill.steps + 1)
         if len(set(self.longer_steps)) < len(self.longer_steps):
             raise InputError("longer_steps", self.longer_steps, "a list without repetitions")
+        if not set(self.longest_configs) <= set(self.longer_configs):
+            allowed = f"some of the longer_configs {self.longer_configs}"
+            raise InputError("longest_configs", self.longest_configs, allowed)
         if len(set(self.seeds)) < len(self.seeds):
             raise InputError("seeds", self.seeds, "a list without repetitions")
         if not set(self.ablation_seeds) <= set(self.seeds):
@@ -338,8 +343,7 @@ class Methods:
 
     def longer(self) -> list[tuple[str, Configuration, int, int]]:
         """Every longer run, as preset, configuration, seed and steps; those that end soonest first."""
-        return [
-            (self.longer_preset, Configuration.parse(text), self.seeds[0], steps)
-            for steps in sorted(self.longer_steps)
-            for text in self.longer_configs
-        ]
+        steps = sorted(self.longer_steps)
+        runs = [(n, text) for n in steps[:-1] for text in self.longer_configs]
+        runs += [(n, text) for n in steps[-1:] for text in self.longest_configs or self.longer_configs]
+        return [(self.longer_preset, Configuration.parse(text), self.seeds[0], n) for n, text in runs]
