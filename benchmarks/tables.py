@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,19 +32,13 @@ class Row:
     device: str
 
 
-def by_name(row: Row | dict[str, str]) -> Any:
-    """What a later run of the same benchmark replaces, wherever it ran."""
-    return row["name"] if isinstance(row, dict) else row.name
+def put_rows(new: list[Row], path: Path, same: tuple[str, ...] = ("name",)) -> None:
+    """Put rows into ``benchmark.csv``, in place of those that have the same values in some columns; all others stay.
 
-
-def by_baseline(row: Row | dict[str, str]) -> Any:
-    """What a later run replaces that measures the same on the same device; a value has a row for each baseline."""
-    values = row if isinstance(row, dict) else asdict(row)
-    return tuple(values[name] for name in ("name", "shape", "config", "engine", "metric", "baseline", "device"))
-
-
-def put_rows(new: list[Row], path: Path, key: Callable[[Row | dict[str, str]], Any] = by_name) -> None:
-    """Put rows into ``benchmark.csv``, in place of those with the same key; all others stay.
+    Args:
+        new: what was measured.
+        path: of the table.
+        same: columns that tell what a later run replaces; by default all of the same benchmark, wherever it ran.
 
     Raises:
         InputError: the file has other columns.
@@ -57,9 +51,9 @@ def put_rows(new: list[Row], path: Path, key: Callable[[Row | dict[str, str]], A
             if reader.fieldnames != columns:
                 raise InputError("results", str(path), f"a table with the columns {','.join(columns)}")
             old = list(reader)
-    replaced = {key(row) for row in new}
     told = [asdict(row) | {"value": f"{row.value:.6g}", "ratio": _short(row.ratio)} for row in new]
-    _write([*(row for row in old if key(row) not in replaced), *told], columns, path)
+    replaced = {tuple(row[name] for name in same) for row in told}
+    _write([*(row for row in old if tuple(row[name] for name in same) not in replaced), *told], columns, path)
 
 
 def write_rows(rows: list[Any], path: Path) -> None:

@@ -27,7 +27,7 @@ def longer_table(study: Study) -> pandas.DataFrame:
     cells = [cell for cell in short if cell in bench.cells()] + long
     rows = [asdict(read_row(folder_of(study, cell))) for cell in cells]
     table = pandas.DataFrame(rows, columns=list(COLUMNS))
-    order = {str(cell[1]): -i for i, cell in enumerate(reversed(long))}  # by each one's first
+    order = {config: i for i, config in enumerate(dict.fromkeys(str(cell[1]) for cell in long))}
     return table.sort_values(["config", "train_steps"], key=lambda c: c.map(order) if c.name == "config" else c)
 
 
