@@ -198,6 +198,25 @@ def test_texts_in_texts_out(teacher, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name != "onnx"]
 
 
+@pytest.mark.parametrize(("features", "heads"), [(16, 4), (20, 2), (24, 2), (15, 3)])
+def test_a_size_of_heads_that_no_kernel_has_is_refused_at_export(teacher, tmp_path, features, heads):
+    config = teacher.config.to_dict() | {"d_model": features, "decoder_attention_heads": heads}
+    config["encoder_attention_heads"] = 1
+    student = student_of(type(teacher)(type(teacher.config).from_dict(config)), "2-2-8")
+    with pytest.raises(InputError, match=rf"^decoder_attention_heads: {heads} .* a multiple of 8 of the {features} "):
+        export_onnx(student, tmp_path / "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("features", "heads", "others", "inner"), [(24, 3, 8, 5), (40, 5, 1, 33), (8, 1, 4, 1)])
+def test_any_other_width_runs(teacher, exported, features, heads, others, inner):
+    config = teacher.config.to_dict() | {"d_model": features, "decoder_attention_heads": heads}
+    config |= {"encoder_attention_heads": others, "encoder_ffn_dim": inner, "decoder_ffn_dim": inner, "vocab_size": 61}
+    student = student_of(type(teacher)(type(teacher.config).from_dict(config)), "2-2-32")
+    ours = step_logits(exported(student), SOURCES, [2, 20])
+    assert np.abs(ours - torch_logits(student, SOURCES, [2, 20])).max() < 1e-4
+
+
 def test_errors_are_clear(teacher, tmp_path):
     student = student_of(teacher, "4-4-8")
     with pytest.raises(InputError, match="bits: 3 is not allowed"):

@@ -58,6 +58,7 @@ KERNEL_BITS, BLOCKS = (2, 4, 8), (128, 64, 32, 16)
 ENCODERS = ("int8", "packed")
 
 _ACTIVATIONS = ("gelu", "relu")
+_HEAD_FEATURES = 8  # what the size of a head in GroupQueryAttention is a multiple of; no other kernel minds the width
 _POSITION_OFFSET = 2  # of BART's learned positions
 _EPSILON = 1e-5  # of torch.nn.LayerNorm
 _MASKED = -3e38
@@ -97,6 +98,10 @@ def export_onnx(
         raise InputError("encoder", encoder, f"one of {', '.join(ENCODERS)}")
     if config.activation_function not in _ACTIVATIONS:
         raise InputError("activation_function", config.activation_function, f"one of {', '.join(_ACTIVATIONS)}")
+    heads, features = config.decoder_attention_heads, config.d_model
+    if features // heads % _HEAD_FEATURES:
+        allowed = f"one that gives each head a multiple of {_HEAD_FEATURES} of the {features} features (d_model)"
+        raise InputError("decoder_attention_heads", heads, f"{allowed}, for the engine onnxruntime")
     check_replaceable(folder)
     configuration = getattr(model, "dqlib_configuration", None)
     rounded = configuration is not None and configuration.a_bits <= 8 and not exact
@@ -111,8 +116,8 @@ def export_onnx(
         "bits": bits,
         "encoder": encoder if rounded else "packed",
         "layers": config.decoder_layers,
-        "heads": config.decoder_attention_heads,
-        "head_dim": config.d_model // config.decoder_attention_heads,
+        "heads": heads,
+        "head_dim": features // heads,
         "vocabulary": config.vocab_size,
         "decoding": decoding(model),
     }
