@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def onnxruntime_engine(folder: Path, threads: int) -> Generate:
     engine = OnnxEngine(folder, threads)
 
     def generate(ids: list[list[int]], beams: int, tokens: int) -> Any:
-        return engine.generate_ids(ids, num_beams=beams, max_new_tokens=tokens, min_new_tokens=tokens)
+        engine.decoding = replace(engine.decoding, min_new_tokens=tokens)
+        return engine.generate_ids(ids, num_beams=beams, max_new_tokens=tokens)
 
     return generate
 

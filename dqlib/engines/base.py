@@ -2,8 +2,8 @@
 
 All engines cut texts alike, start alike and search alike, so that what is left between two of them is arithmetic. Beam
 search is that of transformers: scores are sums of log-probabilities over the number of tokens (the end among them) to
-the power of ``length_penalty``. When it ends is said by ``early_stopping``, and is the one thing that not every engine
-does alike (see :class:`Decoding`).
+the power of ``length_penalty``; when it ends is said by ``early_stopping`` (see :class:`Decoding`). Where CTranslate2 has
+another rule, its export says so.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Decoding:
             CTranslate2 has no such rule, and goes on to twice as many finished texts instead.
         no_repeat_ngram_size: tokens that occur in this order once only; 0 for no such rule.
         repetition_penalty: divides the scores of tokens that are there; 1 for none.
-        min_new_tokens: tokens before the end at least.
+        min_new_tokens: tokens before the end at least, or as many as are asked for where those are fewer.
         suppressed: sequences of ids that are never written.
         has_encoder: whether a text is read apart from what is written; else an answer goes on after the text.
     """
@@ -102,7 +102,9 @@ class Decoding:
             raise InputError(fields[0], None, f"the id that the decoder starts from, or be told by {fields[1]}")
         pad = said.pad_token_id if said.pad_token_id is not None else getattr(config, "pad_token_id", None)
         continues = not config.is_encoder_decoder
-        shortest = max((said.min_length or 0) - (0 if continues else 1), said.min_new_tokens or 0, 0)
+        shortest = said.min_new_tokens  # which takes precedence, as in transformers
+        if shortest is None:
+            shortest = max((said.min_length or 0) - (0 if continues else 1), 0)
         return cls(
             None if continues else start,
             ends,
@@ -158,10 +160,12 @@ class Engine(ABC):
         name: of the engine, one of :data:`dqlib.engines.ENGINES`.
         tokenizer: of the model; None allows token ids only.
         decoding: of the model.
+        vocabulary_size: ids that the model knows, from 0 on.
         early_stopping: of the beam search, see :class:`Decoding`; the model's own until it is set.
     """
 
     name: ClassVar[str]
+    vocabulary_size: int
 
     def __init__(self, tokenizer: Tokenizer | None, decoding: Decoding) -> None:
         self.tokenizer, self.decoding, self.early_stopping = tokenizer, decoding, decoding.early_stopping
@@ -172,6 +176,11 @@ class Engine(ABC):
         return not self.decoding.has_encoder
 
     @abstractmethod
+    def _write(
+        self, sources: list[list[int]], starts: list[int | None], num_beams: int, max_new_tokens: int
+    ) -> Sequence[Sequence[int]]:
+        """What the model writes for sources that :meth:`generate_ids` has checked, which cuts it at its end."""
+
     def generate_ids(
         self,
         input_ids: Sequence[Sequence[int]],
@@ -183,14 +192,42 @@ class Engine(ABC):
         """What the model writes for token ids, all in one batch.
 
         Args:
-            input_ids: a text each, not padded, with the tokens that end it.
+            input_ids: a text each, not padded, with the tokens that end it. A text without any is read as its end
+                alone, since attention needs something to attend to.
             num_beams: 1 for greedy search.
             max_new_tokens: tokens written at most, the end among them.
             starts: id that the decoder starts from, for each text; None for the model's own.
 
         Returns:
             Ids for each text, without start and end.
+
+        Raises:
+            InputError: a number is not allowed, or there is nothing to read: a text is empty and the model has no
+                end, or no encoder.
         """
+        longest, positions = self.new_tokens(max_new_tokens), self.decoding.positions
+        if num_beams < 1:
+            raise InputError("num_beams", num_beams, "at least 1")
+        if starts is None:
+            starts = [self.decoding.start] * len(input_ids)
+        elif len(starts) != len(input_ids):
+            raise InputError("starts", f"{len(starts)} of them", f"as many as texts, {len(input_ids)}")
+        if positions is not None and self.continues:
+            positions -= longest
+        end = self.decoding.ends[:1] if self.decoding.has_encoder else ()
+        sources = [list(row) or list(end) for row in input_ids]
+        for row in sources:
+            if not row:
+                raise InputError("input_ids", row, "a token at least of each text, for a model without encoder or end")
+            if positions is not None and len(row) > positions:
+                raise InputError("input_ids", f"{len(row)} tokens", f"at most {positions} of each text")
+        for field, ids in (*(("input_ids", row) for row in sources), ("starts", starts)):
+            for token in ids:
+                if token is not None and not 0 <= token < self.vocabulary_size:
+                    raise InputError(field, token, f"ids from 0 to {self.vocabulary_size - 1}")
+        if not sources:
+            return []
+        return [self.until_end(row) for row in self._write(sources, list(starts), num_beams, longest)]
 
     def generate(
         self,

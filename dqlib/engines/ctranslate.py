@@ -177,7 +177,7 @@ class CTranslate2Engine(Engine):
             raise InputError("folder", str(folder), f"written by export_ctranslate2, with its {DESCRIPTION}")
         super().__init__(read_tokenizer(folder / TOKENIZER), Decoding.parse(said["decoding"]))
         self.vocabulary: list[str] = _read(folder / _VOCABULARY)
-        self.ids = {token: i for i, token in enumerate(self.vocabulary)}
+        self.ids, self.vocabulary_size = {token: i for i, token in enumerate(self.vocabulary)}, len(self.vocabulary)
         try:
             self.translator = ctranslate2.Translator(
                 str(folder), device=device, compute_type="default", inter_threads=1, intra_threads=threads or 0
@@ -185,24 +185,18 @@ class CTranslate2Engine(Engine):
         except (RuntimeError, ValueError) as error:
             raise InputError("folder", str(folder), f"one that CTranslate2 reads ({error})") from None
 
-    def generate_ids(
-        self,
-        input_ids: Sequence[Sequence[int]],
-        *,
-        num_beams: int = 4,
-        max_new_tokens: int,
-        starts: Sequence[int] | None = None,
+    def _write(
+        self, sources: list[list[int]], starts: list[int | None], num_beams: int, max_new_tokens: int
     ) -> list[list[int]]:
-        """See :meth:`Engine.generate_ids`."""
         said = self.decoding
-        longest = max_new_tokens - (said.forced_end is not None)  # a text of full length has that for its last
+        last = [] if said.forced_end is None else [said.forced_end]  # of a text of full length
+        longest = max_new_tokens - len(last)
         if not longest:
-            return [[] for _ in input_ids]
+            return [last for _ in sources]
         first = [] if said.forced_start is None else [said.forced_start]
-        prefixes = [[start, *first] for start in (starts or [said.start] * len(input_ids))]
         results = self.translator.translate_batch(
-            self._tokens(input_ids),
-            self._tokens(prefixes),
+            self._tokens(sources),
+            self._tokens([[start, *first] for start in starts]),
             beam_size=num_beams,
             # of the length that scores are divided by, the end is a part in transformers, too
             return_end_token=True,
@@ -212,12 +206,13 @@ class CTranslate2Engine(Engine):
             no_repeat_ngram_size=said.no_repeat_ngram_size,
             repetition_penalty=said.repetition_penalty,
             suppress_sequences=self._tokens(said.suppressed) or None,
-            end_token=self._tokens([said.ends])[0] or None,
-            min_decoding_length=said.min_new_tokens,
+            end_token=list(said.ends),
+            min_decoding_length=min(said.min_new_tokens, longest),
             max_decoding_length=longest,
             max_input_length=0,  # texts were cut already
         )
-        return [self.until_end([self.ids[token] for token in each.hypotheses[0]]) for each in results]
+        written = [[self.ids[token] for token in each.hypotheses[0]] for each in results]
+        return [row + last if len(row) == longest else row for row in written]
 
     def _tokens(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
         return [[self.vocabulary[token] for token in row] for row in rows]
@@ -249,7 +244,8 @@ def _spec(plain: PreTrainedModel, tokenizer: Tokenizer | None, decoding: Decodin
     """CTranslate2's description of a plain model, weights in fp32.
 
     The decoder starts from the first token of the prefix, which the engine gives, so that a text may start from its
-    language's.
+    language's. Nor is CTranslate2 told what begins and ends a source: to one without other tokens it answers nothing,
+    unread.
     """
     config = plain.config
     name, config.normalize_before, config.normalize_embedding = _CONVERTED[config.model_type]
@@ -260,6 +256,7 @@ def _spec(plain: PreTrainedModel, tokenizer: Tokenizer | None, decoding: Decodin
     with torch.no_grad():
         spec = converters._MODEL_LOADERS[name](plain, vocabulary)
     spec.config.decoder_start_token = None
+    spec.config.bos_token = spec.config.eos_token = f"<id {len(vocabulary.get_vocab())}>"  # no token of the table
     spec.validate()
     return spec
 

@@ -49,7 +49,7 @@ class OnnxEngine(Engine):
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         self.folder = Path(folder)
         said = _read(self.folder)
-        self._said, self.decoding = said, Decoding.parse(said["decoding"])
+        self._said, self.decoding, self.vocabulary_size = said, Decoding.parse(said["decoding"]), said["vocabulary"]
         self.early_stopping = self.decoding.early_stopping
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
@@ -75,52 +75,18 @@ class OnnxEngine(Engine):
 
         return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
 
-    def generate_ids(
-        self,
-        input_ids: Sequence[Sequence[int]],
-        *,
-        num_beams: int = 4,
-        max_new_tokens: int,
-        starts: Sequence[int] | None = None,
-        min_new_tokens: int | None = None,
+    def _write(
+        self, sources: list[list[int]], starts: list[int | None], num_beams: int, max_new_tokens: int
     ) -> list[list[int]]:
-        """What the model writes for token ids, all in one batch.
-
-        Args:
-            input_ids: a text each, not padded, with the tokens that end it.
-            num_beams: 1 for greedy search.
-            max_new_tokens: tokens written at most, the end among them.
-            starts: id that the decoder starts from, for each text; None for the model's own.
-            min_new_tokens: tokens before the end at least; None for the model's own.
-
-        Returns:
-            Ids for each text, without start and end.
-
-        Raises:
-            InputError: a number is not allowed.
-        """
-        positions = self.decoding.positions
-        if num_beams < 1:
-            raise InputError("num_beams", num_beams, "at least 1")
-        if not 1 <= max_new_tokens <= positions - 1:
-            raise InputError("max_new_tokens", max_new_tokens, f"from 1 to {positions - 1}, the positions less one")
-        if not input_ids:
-            return []
-        if not all(1 <= len(row) <= positions for row in input_ids):
-            raise InputError("input_ids", f"{max(map(len, input_ids))} tokens", f"from 1 to {positions} tokens each")
-        starts = [self.decoding.start] * len(input_ids) if starts is None else list(starts)
-        if len(starts) != len(input_ids):
-            raise InputError("starts", f"{len(starts)} of them", f"as many as texts, {len(input_ids)}")
-        shortest = self.decoding.min_new_tokens if min_new_tokens is None else min_new_tokens
-        steps = self._read_source(input_ids, num_beams, max_new_tokens)
+        steps = self._read_source(sources, num_beams, max_new_tokens)
         if num_beams == 1:
-            return self._greedy(steps, starts, max_new_tokens, shortest)
-        return self._beams(steps, starts, num_beams, max_new_tokens, shortest)
+            return self._greedy(steps, starts, max_new_tokens)
+        return self._beams(steps, starts, num_beams, max_new_tokens)
 
     # --- searches
 
-    def _greedy(self, steps: _Steps, starts: list[int], longest: int, shortest: int) -> list[list[int]]:
-        ends, pad = self.decoding.ends, self.decoding.pad
+    def _greedy(self, steps: _Steps, starts: list[int], longest: int) -> list[list[int]]:
+        ends, pad, shortest = self.decoding.ends, self.decoding.pad, self.decoding.min_new_tokens
         tokens, done = np.array(starts), np.zeros(len(starts), bool)
         written = np.full((len(starts), longest), pad)
         for n in range(longest):
@@ -134,9 +100,9 @@ class OnnxEngine(Engine):
             done |= np.isin(tokens, ends)
             if done.all():
                 break
-        return [self._until_end(row, n + 1) for row in written.tolist()]
+        return written[:, : n + 1].tolist()
 
-    def _beams(self, steps: _Steps, starts: list[int], beams: int, longest: int, shortest: int) -> list[list[int]]:
+    def _beams(self, steps: _Steps, starts: list[int], beams: int, longest: int) -> list[list[int]]:
         """The beam search of transformers, all texts at once; its names where there are any.
 
         A row's candidates are its best few tokens, among which those of all its text's beams are.
@@ -153,7 +119,7 @@ class OnnxEngine(Engine):
         among_best = np.arange(keep) < beams
         tokens, row = np.repeat(starts, beams), np.arange(texts)[:, None]
         for n in range(longest):
-            values, candidates = self._candidates(steps, tokens, n, longest, shortest, keep)  # (rows, few)
+            values, candidates = self._candidates(steps, tokens, n, longest, keep)  # (rows, few)
             few = values.shape[-1]
             values = values.reshape(texts, beams, few) + running_scores[:, :, None]
             order = np.argsort(-values.reshape(texts, -1), axis=-1, kind="stable")[:, :keep]
@@ -185,14 +151,14 @@ class OnnxEngine(Engine):
                 break
             steps.reorder((row * beams + parents[row, next_]).reshape(-1))
             tokens = running[:, :, n].reshape(-1)
-        return [self._until_end(sequence, longest) for sequence in finished[:, 0].tolist()]
+        return finished[:, 0].tolist()
 
     def _candidates(
-        self, steps: _Steps, tokens: np.ndarray, n: int, longest: int, shortest: int, keep: int
+        self, steps: _Steps, tokens: np.ndarray, n: int, longest: int, keep: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities and ids of each row's best tokens, (rows, few)."""
-        ends = self.decoding.ends
-        few = min(keep + (len(ends) if n < shortest else 0), self._said["vocabulary"])
+        ends, shortest = self.decoding.ends, self.decoding.min_new_tokens
+        few = min(keep + (len(ends) if n < shortest else 0), self.vocabulary_size)
         values, candidates = steps.best(tokens, few)
         forced = self._forced(n, longest)
         if forced is not None:
@@ -206,19 +172,9 @@ class OnnxEngine(Engine):
 
     def _forced(self, n: int, longest: int) -> int | None:
         """The token that must come, if one must."""
-        if n == 0 and self.decoding.forced_start is not None:
-            return self.decoding.forced_start
-        return self.decoding.forced_end if n + 1 == longest else None
-
-    def _until_end(self, ids: list[int], longest: int) -> list[int]:
-        ends, pad = self.decoding.ends, self.decoding.pad
-        row = ids[:longest]
-        for i, token in enumerate(row):
-            if token in ends:
-                return row[:i]
-        while row and row[-1] == pad:
-            row.pop()
-        return row
+        if n + 1 == longest and self.decoding.forced_end is not None:
+            return self.decoding.forced_end
+        return self.decoding.forced_start if n == 0 else None
 
     # --- graphs
 
@@ -228,8 +184,6 @@ class OnnxEngine(Engine):
         mask = np.zeros((texts, source), np.int32)
         for i, row in enumerate(input_ids):
             ids[i, : len(row)], mask[i, : len(row)] = row, 1
-        if ids.min() < 0 or ids.max() >= said["vocabulary"]:
-            raise InputError("input_ids", int(ids.max()), f"ids from 0 to {said['vocabulary'] - 1}")
         cross = np.empty((2 * said["layers"], texts, said["heads"], source, said["head_dim"]), np.float32)
         binding = self._encoder.io_binding()
         _bind(binding.bind_ortvalue_input, input_ids=ids, mask=mask)

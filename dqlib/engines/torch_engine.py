@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -33,7 +32,7 @@ class TorchEngine(Engine):
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer | None = None) -> None:
         super().__init__(tokenizer, Decoding.of(model))
-        self.model = model.eval()
+        self.model, self.vocabulary_size = model.eval(), model.get_input_embeddings().num_embeddings
 
     @classmethod
     def load(cls, folder: str | Path, threads: int | None = None) -> TorchEngine:
@@ -48,38 +47,22 @@ class TorchEngine(Engine):
         return cls(*load_model(folder))
 
     @torch.no_grad()
-    def generate_ids(
-        self,
-        input_ids: Sequence[Sequence[int]],
-        *,
-        num_beams: int = 4,
-        max_new_tokens: int,
-        starts: Sequence[int] | None = None,
+    def _write(
+        self, sources: list[list[int]], starts: list[int | None], num_beams: int, max_new_tokens: int
     ) -> list[list[int]]:
-        """See :meth:`Engine.generate_ids`.
-
-        Raises:
-            InputError: a text is empty and the model has no encoder, so that nothing is there to go on from.
-        """
-        if not input_ids:
-            return []
-        if self.continues and not all(input_ids):
-            raise InputError("input_ids", [], "a token at least of each text, which a model without an encoder goes on")
-        longest = max(map(len, input_ids))
-        ids = torch.full((len(input_ids), longest), self.decoding.pad or 0)
+        longest = max(map(len, sources))
+        ids = torch.full((len(sources), longest), self.decoding.pad or 0)
         mask = torch.zeros_like(ids)
-        for row, each in enumerate(input_ids):
+        for row, each in enumerate(sources):
             place = slice(longest - len(each), None) if self.continues else slice(len(each))
             ids[row, place], mask[row, place] = torch.tensor(each), 1
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        options = {} if starts is None else {"decoder_start_token_id": list(starts)}
-        if not self.continues:
-            options["past_key_values"] = OneSourceCache()
+        options = {} if self.continues else {"decoder_start_token_id": starts, "past_key_values": OneSourceCache()}
         output = self.model.generate(
             input_ids=ids, attention_mask=mask, num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False,
             early_stopping=self.early_stopping if num_beams > 1 else False, pad_token_id=self.decoding.pad, **options,
         )  # fmt: skip
-        return [self.until_end(row) for row in output[:, longest if self.continues else 1 :].tolist()]
+        return output[:, longest if self.continues else 1 :].tolist()
 
 
 def load_model(folder: str | Path) -> tuple[PreTrainedModel, Tokenizer | None]:
