@@ -287,6 +287,26 @@ def test_what_an_engine_does_by_another_rule_is_told(tmp_path):
     assert exported(teacher, tmp_path / "out")[0].notes == ()
 
 
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size forbid"),
+        ({"min_length": 4, "bad_words_ids": [[9]]}, "min_length and bad_words_ids forbid"),
+        ({"forced_bos_token_id": 7}, "which is forced"),
+        ({"forced_eos_token_id": 2}, "the forced end"),
+    ],
+    ids=str,
+)
+def test_where_beams_are_others_than_those_of_pytorch_a_note_says_so(said, word, tmp_path):
+    teacher = make_teacher("bart")
+    teacher.generation_config.early_stopping = True
+    assert exported(teacher, tmp_path / "out")[0].notes == ()
+    for field, value in said.items():
+        setattr(teacher.generation_config, field, value)
+    notes = exported(teacher, tmp_path / "out")[0].notes
+    assert any(note.startswith("In beam search") and word in note for note in notes)
+
+
 def test_what_no_engine_can_read_or_write_is_refused_by_all(tmp_path):
     pytest.importorskip("onnx")
     teacher = make_teacher("bart")

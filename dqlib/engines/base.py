@@ -2,8 +2,8 @@
 
 All engines cut texts alike, start alike and search alike, so that what is left between two of them is arithmetic. Beam
 search is that of transformers: scores are sums of log-probabilities over the number of tokens (the end among them) to
-the power of ``length_penalty``; when it ends is said by ``early_stopping`` (see :class:`Decoding`). Where CTranslate2 has
-another rule, its export says so.
+the power of ``length_penalty``; when it ends is said by ``early_stopping`` (see :class:`Decoding`). Where CTranslate2
+has another rule, its export says so.
 """
 
 from __future__ import annotations

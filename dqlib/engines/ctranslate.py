@@ -316,8 +316,27 @@ def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding) -> tup
             "Beam search ends at twice as many finished texts as beams, which is not PyTorch's rule; with "
             "early_stopping both end alike."
         )
+    rules = {
+        "min_length": decoding.min_new_tokens,
+        "bad_words_ids": decoding.suppressed,
+        "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
+    }
+    if forbidding := [name for name, value in rules.items() if value]:
+        notes.append(
+            f"In beam search, the probability of tokens that {' and '.join(forbidding)} forbid goes to the others; in "
+            "PyTorch it is lost."
+        )
+    if decoding.forced_start is not None:
+        notes.append("In beam search, only the best beam may end right after the first token, which is forced.")
+    if decoding.forced_end is not None and decoding.length_penalty:
+        notes.append("In beam search, the forced end of a text of full length is no part of the length of its score.")
+    if decoding.no_repeat_ngram_size:
+        notes.append("Where no_repeat_ngram_size forbids, the token that the decoder starts from does not count.")
     if decoding.repetition_penalty != 1:
-        notes.append("The repetition penalty leaves out the token that the decoder starts from.")
+        notes.append(
+            "The repetition penalty leaves out the token that the decoder starts from, and in beam search it changes "
+            "logits, where PyTorch changes log-probabilities."
+        )
     return tuple(notes)
 
 
