@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
 from dqlib.config import LossWeights
+from dqlib.errors import InputError
 
 IGNORED_LABEL = -100
 
@@ -239,6 +240,9 @@ def distillation_terms(
         Term by name: ``task``, ``logits``, ``contrastive``, ``{encoder,decoder,cross}_attention``,
         ``{encoder,decoder}_hidden``; layered terms are means over the student's layers. With the reduction
         ``reference``, what :func:`reference_terms` gives.
+
+    Raises:
+        InputError: an output lacks the attention maps or hidden states that a term compares.
     """
     if weights.reduction == "reference":
         return reference_terms(student, teacher, labels, maps, weights)
@@ -297,11 +301,11 @@ def reference_terms(
             ("decoder_attention", "decoder_attentions", maps.decoder),
             ("cross_attention", "cross_attentions", maps.decoder),
         ):
-            ours, theirs = getattr(student, field), getattr(teacher, field)
+            ours, theirs = _given(student, teacher, field)
             terms[name] = torch.stack([mse(ours[i], theirs[j]) for i, j in enumerate(layers)]).sum()
     if weights.hidden:
         for side, layers in (("encoder", maps.encoder), ("decoder", maps.decoder)):
-            ours, theirs = getattr(student, f"{side}_hidden_states"), getattr(teacher, f"{side}_hidden_states")
+            ours, theirs = _given(student, teacher, f"{side}_hidden_states")
             pairs = zip(ours, [theirs[0], *(theirs[j + 1] for j in layers)], strict=True)
             terms[f"{side}_hidden"] = torch.stack([mse(*pair) for pair in pairs]).sum()
         sizes = student.encoder_last_hidden_state, teacher.encoder_last_hidden_state
@@ -333,10 +337,22 @@ def _parts(
             continue
         field, skip = ("attentions", 0) if kind == "attention" else ("hidden_states", 1)  # first: the embeddings
         field = f"{side}_{field}" if several else field
-        ours, theirs = getattr(student, field), getattr(teacher, field)
+        ours, theirs = _given(student, teacher, field)
         pairs = [(ours[i + skip], theirs[j + skip]) for i, j in enumerate(layers)]
         parts.append(Part(f"{side}_{kind}", pairs, mask, keys, denominator))
     return parts
+
+
+def _given(student: ModelOutput, teacher: ModelOutput, field: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """A field of both outputs, (student's, teacher's), which must not be empty: SDPA leaves attention maps out."""
+    found = {"student": getattr(student, field), "teacher": getattr(teacher, field)}
+    for name, value in found.items():
+        if not value:
+            how = "output_hidden_states=True"
+            if field.endswith("attentions"):
+                how = "output_attentions=True and attn_implementation='eager' (SDPA, the default, has no maps to give)"
+            raise InputError(f"{field} of the {name}", value, f"given, by {how}, or have the weight 0")
+    return found["student"], found["teacher"]
 
 
 def _squared(student: Tensor, teacher: Tensor) -> Tensor:

@@ -75,6 +75,21 @@ def test_a_step_split_in_micro_batches_gives_the_same_losses(teacher, batch):
         torch.testing.assert_close(value, parts[0][name] + parts[1][name], rtol=2e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize("reduction", ["tokens", "reference"])
+def test_maps_that_a_teacher_does_not_give_are_asked_for_in_a_sentence(teacher, batch, reduction):
+    weights, maps = LossWeights(reduction=reduction, logits_loss="mse"), LayerMaps([1, 3], [0, 2])
+    assert teacher.config._attn_implementation == "sdpa"
+    student = make_student(teacher, Configuration.parse("2-2-8 2-2"))
+    wanted = {"output_attentions": True, "output_hidden_states": True}
+    ours, theirs = (model(**batch.inputs(), **wanted) for model in (student, teacher))
+    rest = batch.labels, batch.attention_mask.bool(), maps
+    with pytest.raises(InputError, match=r"^encoder_attentions of the teacher: \(\) .* attn_implementation='eager'"):
+        distillation_terms(ours, theirs, *rest, weights)
+    distillation_terms(ours, theirs, *rest, replace(weights, attention=0))
+    with pytest.raises(InputError, match=r"^encoder_hidden_states of the student: None .* output_hidden_states=True"):
+        distillation_terms(student(**batch.inputs()), theirs, *rest, replace(weights, attention=0))
+
+
 def test_families_of_weight_zero_are_not_computed(teacher, batch):
     student = make_student(teacher, Configuration.parse("2-2-8 2-1"))
     outputs = student(**batch.inputs()), teacher(**batch.inputs())
