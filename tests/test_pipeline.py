@@ -16,7 +16,17 @@ from dqlib.student import load_student
 from dqlib.study.paths import project_root
 from dqlib.study.results import COLUMNS
 
-TRACKED = ("dqlib", "notebooks", "profiles", ".dvc", "dvc.yaml", "params.yaml", "requirements.lock", ".gitignore")
+TRACKED = (
+    "dqlib",
+    "notebooks",
+    "profiles",
+    ".dvc",
+    ".dvcignore",
+    "dvc.yaml",
+    "params.yaml",
+    "requirements.lock",
+    ".gitignore",
+)
 
 
 def call(clone: Path, *command: str) -> str:
