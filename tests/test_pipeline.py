@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,22 @@ def test_figures_report_and_executed_notebooks_are_there(clone):
     wanted = {*(f"teacher-{task}" for task in tasks), *tasks, "compare"}
     assert {path.stem for path in notebooks.glob("*.ipynb")} == wanted
     assert all("<html" in (notebooks / f"{name}.html").read_text() for name in wanted)
+
+
+def drawn(page: Path) -> list[str]:
+    """Pictures of a page of DVC's, which needs nothing from elsewhere."""
+    html = page.read_text()
+    assert "http" not in html
+    assert "<script" not in html
+    found = re.findall('<img src="(.*?)"', html)
+    assert all((page.parent / name).read_text().count("<svg") == 1 for name in found)
+    return [name.rpartition("/")[2].removesuffix(".svg") for name in found]
+
+
+def test_plots_are_drawn_without_a_network(clone, tmp_path):
+    call(clone, "dvc", "plots", "show", "--out", str(tmp_path))
+    names = ("tradeoff", "training_eli5", "training_summarization", "training_translation")
+    assert drawn(tmp_path / "index.html") == [f"workspace_runs_smoke_results_figures_{name}" for name in names]
 
 
 def test_teacher_and_student_are_standard_checkpoints(clone):
