@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import subprocess
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,6 +47,18 @@ SLOW = ("test_pipeline", "test_paper", "test_resume", "test_benchmarks", "test_m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files that take longest first; all else stays in order."""
     items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
+
+
+@cache
+def committed(project: Path = Path(__file__).parent.parent) -> Path:
+    """A copy of the project as it is in git's index, without what a user's runs, profiles and notebooks have changed.
+
+    The project itself where it is in no repository.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="dqlib-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    subprocess.run(["git", "checkout-index", "--all", f"--prefix={folder}/"], check=False, cwd=project)
+    return folder if (folder / "dvc.yaml").is_file() else project
 
 
 @pytest.fixture(params=["mbart", "bart"])

@@ -1,6 +1,13 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas
 import pytest
 
+from dqlib.study import grid_figures, report, tables
 from dqlib.study.claims import Tables, claims_table
+from dqlib.study.results import ZERO
 from tests import grid
 
 
@@ -93,3 +100,42 @@ def test_numbers_in_the_table_are_those_of_the_metrics():
     line = table[(table.task == "summarization") & table.claim.str.startswith("(b)")].iloc[0]
     assert "93.2% (92.8 to 93.6)" in line.measured
     assert "2-2-8 2-2" in line.measured
+
+
+@pytest.mark.parametrize("best", [0.0, ZERO / 2, 2.0])  # the last one's interval reaches down to zero
+def test_beside_a_teacher_that_scores_zero_nothing_is_decided_and_all_else_goes_on(monkeypatch, best):
+    metrics = grid.metrics()
+    rows, students = metrics.task == "summarization", metrics.role == "student"
+    metrics.loc[rows, ["score", "score_low", "score_high"]] = 12.6
+    metrics.loc[rows & ~students, ["score", "score_low"]] = best, 0.0
+    metrics.loc[rows & students, "retention"] = np.nan if best < ZERO else 6.3
+
+    def trained(key, retention, score):
+        row = SimpleNamespace(retention=None if pandas.isna(retention) else retention)
+        resampled = np.linspace(-1 if score == best else score, score, 99).clip(0)
+        return SimpleNamespace(key=key, row=row, resampled=resampled)
+
+    pairs = [
+        (trained({}, 1.0, best if row.task == "summarization" else row.score / row.retention),
+         trained({"task": row.task, "config": row.config, "method": row.method}, row.retention, row.score))
+        for row in metrics[students].itertuples()
+    ]  # fmt: skip
+    monkeypatch.setattr(tables, "_pairs", lambda _: pairs)
+    retention = tables.collect_retention([])
+    found = verdicts(metrics, retention=retention)
+    assert of(found, "b", "summarization") == ["not decided"]
+    assert of(found, "b", "eli5") == ["does not agree"]
+    others = grid.comparisons(metrics), retention, grid.accumulation(metrics), grid.likeness(metrics)
+    table = claims_table(Tables(metrics, *others))
+    told = " ".join(table.measured[table.claim.str.match(r"\([bcd]\)")])
+    assert "summarization not decided" in told
+    assert "too near to zero" in told
+    assert "nan" not in told
+    if best < ZERO:
+        pages = report.markdown_table(report.short_table(metrics)) + report.markdown_table(
+            report.overview_table(metrics)
+        )
+        assert "12.60 (not decided)" in pages
+        assert "nan" not in pages
+        json.loads(report._metrics_json(metrics), parse_constant=pytest.fail)
+        assert "not decided" in {text.get_text() for text in grid_figures.heat_map(metrics).axes[0].texts}

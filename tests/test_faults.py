@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from dqlib.files import DiskFullError, atomic_folder, write_text
-from dqlib.study import jobs, pipeline, report, students
+from dqlib.study import jobs, methods, pipeline, report, students
 from dqlib.study.command import ended
 from dqlib.study.paths import project_root
 from dqlib.study.settings import available_cores, load_settings
@@ -40,6 +40,11 @@ def set_params(**of_task):
     path.write_text(yaml.safe_dump(params))
 
 
+def without_git(folder):
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc" / "config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
+
+
 def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
@@ -54,8 +59,7 @@ def hidden(folder):
 def test_a_notebook_that_fails_fails_its_stage_and_is_kept_with_its_error(tmp_path):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "profiles").symlink_to(ROOT / "profiles")
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
+    without_git(tmp_path)
     sources = ["print('begun')", "raise ValueError('no such column')", "open('results.csv', 'w').write('new')"]
     cells = [nbformat.v4.new_code_cell('params = "tutorial"', metadata={"tags": ["parameters"]})]
     notebook = nbformat.v4.new_notebook(cells=[*cells, *map(nbformat.v4.new_code_cell, sources)], metadata=PYTHON)
@@ -101,6 +105,54 @@ def test_a_job_without_its_inputs_names_the_command_that_makes_them(tmp_path, mo
     assert said.startswith(f"error: {part}: ")
     assert f"`python -m dqlib.study.pipeline {part} --params small.yaml --task summarization` makes it" in said
     assert said.count("\n") == 1
+
+
+STAGES = yaml.safe_dump({"stages": {
+    "corpus": {"cmd": "true", "outs": ["runs/tutorial/summarization/corpus"]},
+    "students": {"matrix": {"task": ["summarization"]}, "cmd": "true", "outs": ["runs/tutorial/${item.task}/students"]},
+    "bench": {"cmd": "true", "outs": ["runs/tutorial/summarization/methods"]},
+}})  # fmt: skip
+
+
+@pytest.fixture
+def under_dvc(made_study, monkeypatch):
+    """The small study with stages, and what starts a command as a stage."""
+    without_git(made_study)
+    (made_study / "dvc.yaml").write_text(STAGES)
+    commands = {"pipeline": pipeline, "students": students, "methods": methods}
+
+    def run(stage, command, *arguments):
+        monkeypatch.setenv("DVC_STAGE", stage)
+        return commands[command].main([*arguments, "--params", "small.yaml"])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("stage", "command", "owner"),
+    [
+        ("students@summarization", ["pipeline", "teacher"], "corpus"),
+        ("../dvc.yaml:compare", ["students"], "students@summarization"),  # as DVC names it to who stands in a subfolder
+        ("bench", ["pipeline", "student", "--config", CONFIG], "students@summarization"),
+        ("compare", ["methods"], "bench"),
+    ],
+)
+def test_under_dvc_a_stage_makes_nothing_that_another_owns(under_dvc, capsys, stage, command, owner):
+    folder = Path("runs", "tutorial", "summarization")
+    if owner == "corpus":
+        (folder / "corpus" / pipeline.STAMP).unlink()
+    before = contents(folder)
+    assert under_dvc(stage, *command) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ")
+    assert "runs/tutorial/summarization/" in said
+    assert said.endswith(f"`dvc repro --force --single-item {owner}` makes it")
+    assert contents(folder) == before
+
+
+def test_under_dvc_a_stage_makes_what_it_owns(under_dvc):
+    Path("runs", "tutorial", "summarization", "corpus", pipeline.STAMP).unlink()
+    assert under_dvc("corpus", "pipeline", "corpus") == 0
 
 
 def test_a_summary_before_there_are_results_names_the_command_that_makes_them(tmp_path, monkeypatch, capsys):

@@ -3,9 +3,9 @@
 import nbformat
 import pytest
 
-from dqlib.study.paths import project_root
+from tests.conftest import committed
 
-NOTEBOOKS = sorted((project_root() / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((committed() / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)

@@ -9,8 +9,9 @@ import yaml
 from dqlib.errors import InputError
 from dqlib.study.paths import project_root
 from dqlib.study.settings import load_settings
+from tests.conftest import committed
 
-PROFILES = sorted(path.stem for path in (project_root() / "profiles").glob("*.yaml"))
+PROFILES = sorted(path.stem for path in (committed() / "profiles").glob("*.yaml"))
 FILES = 200
 
 #: What people put into parameter files by mistake, and what they mean.

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pandas
@@ -16,7 +18,8 @@ from dqlib.student import load_student
 from dqlib.study.paths import project_root
 from dqlib.study.results import COLUMNS
 
-TRACKED = ("dqlib", "notebooks", "profiles", ".dvc", "dvc.yaml", "params.yaml", "requirements.lock", ".gitignore")
+#: What a stage reads of the project.
+TRACKED = ("dqlib", "notebooks", "profiles", ".dvc", ".dvcignore", "dvc.yaml", "requirements.lock", ".gitignore")
 
 
 def call(clone: Path, *command: str) -> str:
@@ -26,38 +29,36 @@ def call(clone: Path, *command: str) -> str:
     return done.stdout
 
 
-def shorten(path: Path) -> None:
-    """Leave every stage its work, and the least of it."""
-    profile = yaml.safe_load(path.read_text())
-    for task in ("summarization", "eli5", "translation"):
-        block = profile[task]
-        for part in ("pretrain", "finetune", "distill"):
-            if block[part]:
-                block[part]["steps"] = 4
-        block["evaluate"] |= {"documents": 10, "validation_documents": 10, "bootstrap": 50}
-    methods = profile["summarization"]["methods"]
-    methods["distill"]["steps"], methods["longer_steps"] = 4, [6]
-    methods["evaluate"] |= {"documents": 10, "validation_documents": 10, "bootstrap": 50}
-    path.write_text(yaml.safe_dump(profile, sort_keys=False))
+def git(clone: Path, *command: str) -> str:
+    return call(clone, "git", "-c", "user.name=test", "-c", "user.email=test@example.org", *command)
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    """A copy of the project after the default study at the smoke profile."""
-    target = tmp_path_factory.mktemp("clone")
+def cloned(target: Path) -> Path:
+    """A repository with the project as it is here, at the smoke profile."""
     for name in TRACKED:
         source = project_root() / name
         if source.is_dir():
             shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
         else:
             shutil.copy(source, target / name)
-    shutil.copy(target / "profiles" / "laptop.yaml", target / "params.yaml")
-    shorten(target / "profiles" / "smoke.yaml")
-    call(target, "git", "init", "-q")
-    call(target, sys.executable, "-m", "dqlib.study.profile", "smoke")
+    shutil.copy(target / "profiles" / "smoke.yaml", target / "params.yaml")
+    git(target, "init", "-q")
+    return target
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the project after the default study; what the project itself has made of it is not made again."""
+    target = cloned(tmp_path_factory.mktemp("clone"))
+    shutil.copy(project_root() / "dvc.lock", target)
+    call(
+        target, "dvc", "remote", "add", "-q", "--local", "--default", "project", str(project_root() / ".dvc" / "cache")
+    )
+    with suppress(AssertionError):  # the project has none
+        call(target, "dvc", "pull", "-q")
     call(target, "dvc", "repro", "-q", "compare")
-    call(target, "git", "add", "-A")
-    call(target, "git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "first")
+    git(target, "add", "-A")
+    git(target, "commit", "-qm", "first")
     return target
 
 
@@ -90,6 +91,22 @@ def test_figures_report_and_executed_notebooks_are_there(clone):
     wanted = {*(f"teacher-{task}" for task in tasks), *tasks, "compare"}
     assert {path.stem for path in notebooks.glob("*.ipynb")} == wanted
     assert all("<html" in (notebooks / f"{name}.html").read_text() for name in wanted)
+
+
+def drawn(page: Path) -> list[str]:
+    """Pictures of a page of DVC's, which needs nothing from elsewhere."""
+    html = page.read_text()
+    assert "http" not in html
+    assert "<script" not in html
+    found = re.findall('<img src="(.*?)"', html)
+    assert all((page.parent / name).read_text().count("<svg") == 1 for name in found)
+    return [name.rpartition("/")[2].removesuffix(".svg") for name in found]
+
+
+def test_plots_are_drawn_without_a_network(clone, tmp_path):
+    call(clone, "dvc", "plots", "show", "--out", str(tmp_path))
+    names = ("tradeoff", "training_eli5", "training_summarization", "training_translation")
+    assert drawn(tmp_path / "index.html") == [f"workspace_runs_smoke_results_figures_{name}" for name in names]
 
 
 def test_teacher_and_student_are_standard_checkpoints(clone):

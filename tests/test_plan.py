@@ -26,11 +26,12 @@ from dqlib.study.plan import main, plan
 from dqlib.study.pool import at_a_time
 from dqlib.study.settings import TASKS, load_settings
 from dqlib.study.train import DistillationObjective, TaskObjective
+from tests.conftest import committed
 
 #: How far a plan's memory may be from what is measured.
 FACTOR = 1.3
 
-PROFILES = sorted(path.stem for path in (project_root() / "profiles").glob("*.yaml"))
+PROFILES = sorted(path.stem for path in (committed() / "profiles").glob("*.yaml"))
 
 
 def small(tmp_path, **of_task):

@@ -1,4 +1,4 @@
-"""The committed results agree with each other and with the README."""
+"""The committed results agree with each other and with the README, whatever a user has made since."""
 
 import pandas
 import pytest
@@ -6,21 +6,22 @@ import pytest
 from dqlib.study.bench import BENCH_COLUMNS
 from dqlib.study.claims import Tables, claims_table
 from dqlib.study.methods import bench_of
-from dqlib.study.paths import project_root
 from dqlib.study.pipeline import Study
 from dqlib.study.readme import blocks, filled
 from dqlib.study.report import markdown_table, short_table
 from dqlib.study.results import COLUMNS
 from dqlib.study.settings import load_settings
+from tests.conftest import committed
 
-ROOT = project_root()
+ROOT = committed()
+LAPTOP = str(ROOT / "profiles" / "laptop.yaml")
 
 
-@pytest.fixture(params=[("results", "params.yaml"), ("results/real", "real")], ids=["default", "real"])
+@pytest.fixture(params=[("results", "laptop"), ("results/real", "real")], ids=["default", "real"])
 def study(request):
     """A folder of results and the parameters that they were made with."""
-    folder, params = request.param
-    return ROOT / folder, params
+    folder, profile = request.param
+    return ROOT / folder, ROOT / "profiles" / f"{profile}.yaml"
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_the_page_shows_the_tables(study, metrics):
 
 def test_the_readme_shows_the_tables():
     text = (ROOT / "README.md").read_text()
-    tables = blocks(ROOT / "results")
+    tables = blocks(ROOT)
     assert filled(text, tables) == text
     assert all(table in text for table in tables.values())
 
@@ -79,7 +80,7 @@ def bench_rows():
 
 
 def test_the_bench_has_a_row_a_run_of_the_committed_parameters(bench_rows):
-    cells = bench_of(Study("params.yaml")).cells()
+    cells = bench_of(Study(LAPTOP)).cells()
     rows = set(zip(bench_rows.method, bench_rows.config, bench_rows.seed, strict=True))
     assert tuple(bench_rows.columns) == BENCH_COLUMNS
     assert len(rows) == len(bench_rows)
@@ -97,4 +98,4 @@ def test_the_bench_compares_with_the_reference_and_at_one_bit_with_xtc(bench_row
 
 def test_the_page_of_the_bench_shows_its_table(bench_rows):
     page = (ROOT / "results" / "methods" / "README.md").read_text()
-    assert blocks(ROOT / "results")["bench"] in page
+    assert blocks(ROOT)["bench"] in page

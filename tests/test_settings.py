@@ -1,8 +1,11 @@
 import copy
+import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
 
+import dqlib
 from dqlib.errors import InputError
 from dqlib.study import profile as profile_module
 from dqlib.study.blocks import FEWEST_DOCUMENTS
@@ -10,6 +13,7 @@ from dqlib.study.paths import project_root
 from dqlib.study.positions import GROUPS
 from dqlib.study.profile import choose_profile
 from dqlib.study.settings import load_settings, profile_path
+from tests.conftest import committed
 
 PROFILES = ("smoke", "laptop", "real", "paper", "paper-cnn", "tutorial")
 
@@ -31,7 +35,7 @@ def test_every_profile_is_valid_and_named_after_its_file(profile):
 
 
 def test_the_committed_parameters_are_the_laptop_profile():
-    root = project_root()
+    root = committed()
     assert (root / "params.yaml").read_bytes() == (root / "profiles" / "laptop.yaml").read_bytes()
 
 
@@ -110,7 +114,7 @@ def test_a_profile_without_all_tasks_or_of_the_hub_is_not_for_the_pipeline(tmp_p
 
 
 def test_unknown_profiles_tasks_and_files_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"profile: 'desktop' .* laptop, paper, paper-cnn, real, smoke"):
+    with pytest.raises(InputError, match=r"profile: 'desktop' .* laptop, .*paper, paper-cnn, .*real, .*smoke"):
         load_settings("desktop")
     with pytest.raises(InputError, match=r"task: 'poetry' .* summarization"):
         load_settings("smoke").task("poetry")
@@ -137,7 +141,7 @@ def test_a_profile_has_the_tasks_that_it_names(smoke, tmp_path):
         load(smoke, tmp_path)
 
 
-def test_choosing_a_profile_never_loses_edits(tmp_path, monkeypatch):
+def test_choosing_a_profile_says_how_to_go_back_and_never_loses_edits(tmp_path, monkeypatch, capsys):
     (tmp_path / "dvc.yaml").touch()
     (tmp_path / "profiles").mkdir()
     for name in PROFILES:
@@ -146,7 +150,8 @@ def test_choosing_a_profile_never_loses_edits(tmp_path, monkeypatch):
         )
     monkeypatch.chdir(tmp_path)
     params = tmp_path / "params.yaml"
-    assert choose_profile("laptop")
+    assert profile_module.main(["laptop"]) == 0
+    assert "`git checkout params.yaml dvc.lock` goes back" in capsys.readouterr().out
     assert not choose_profile("laptop")
     params.write_text(params.read_text() + "# mine\n")
     edited = params.read_text()
@@ -157,6 +162,28 @@ def test_choosing_a_profile_never_loses_edits(tmp_path, monkeypatch):
     params.write_bytes((tmp_path / "profiles" / "laptop.yaml").read_bytes())
     assert choose_profile("smoke")
     assert profile_module.main(["cloud"]) == 2
+
+
+def test_from_any_folder_a_profile_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_settings("laptop").runs == Path(dqlib.__file__).resolve().parents[1] / "runs" / "laptop"
+    (tmp_path / "dvc.yaml").touch()  # another project
+    with pytest.raises(InputError, match=r"profile: 'laptop' .* a file in .*profiles, which has none"):
+        load_settings("laptop")
+
+
+def test_the_tests_hold_what_is_committed_and_not_what_a_user_made(tmp_path):
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).write_text("theirs")
+    assert committed(tmp_path) == tmp_path  # no repository
+    committed.cache_clear()
+    subprocess.run(["git", "init", "-q"], check=True, cwd=tmp_path)
+    subprocess.run(["git", "add", "-A"], check=True, cwd=tmp_path)
+    (tmp_path / "params.yaml").write_text("mine")
+    (tmp_path / "profiles.yaml").touch()
+    assert {path.name: path.read_text() for path in committed(tmp_path).iterdir()} == dict.fromkeys(
+        ("dvc.yaml", "params.yaml"), "theirs"
+    )
 
 
 @pytest.mark.parametrize("profile", ["laptop", "smoke", "real"])

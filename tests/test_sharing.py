@@ -2,37 +2,21 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from dqlib.study.paths import project_root
-
-from .test_pipeline import TRACKED, call
+from .test_pipeline import call, cloned, git
 
 STAGE = "corpus-translation"
-
-
-def git(folder, *command):
-    return call(folder, "git", "-c", "user.name=test", "-c", "user.email=test@example.org", *command)
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     """A clone in which the stage has run."""
-    target = tmp_path_factory.mktemp("first") / "clone"
-    target.mkdir()
-    for name in TRACKED:
-        source = project_root() / name
-        if source.is_dir():
-            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
-        else:
-            shutil.copy(source, target / name)
-    shutil.copy(target / "profiles" / "smoke.yaml", target / "params.yaml")
-    git(target, "init", "-q")
+    target = cloned(tmp_path_factory.mktemp("first"))
     git(target, "add", "-A")
     git(target, "commit", "-qm", "code")
     call(target, "dvc", "repro", "-q", STAGE)

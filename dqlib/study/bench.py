@@ -17,6 +17,7 @@ from dqlib.footprint import size_bytes
 from dqlib.presets import PRESETS, preset
 from dqlib.student import make_student
 from dqlib.study import settings as S
+from dqlib.study.claims import percent
 from dqlib.study.figures import METHOD_COLOURS, METRIC_NAMES, STYLE, TEACHER_COLOUR, save
 from dqlib.study.longer import longer_figure, longer_for_reading, longer_table
 from dqlib.study.methods import Cell, bench_of, run_methods
@@ -72,7 +73,7 @@ def bench_table(study: Study) -> pandas.DataFrame:
         size = sizes[name, configuration]
         row |= {"size_bytes": size, "compression": round(row["teacher_size_bytes"] / size, 2)}
         rows.append(row | {"baseline": baseline, "p_value": p_value})
-    return pandas.DataFrame(rows, columns=BENCH_COLUMNS)
+    return pandas.DataFrame(rows, columns=BENCH_COLUMNS).astype({"retention": float})  # none beside a teacher of zero
 
 
 def _sizes(study: Study, pairs: list[tuple[str, Configuration]]) -> dict[tuple[str, Configuration], int]:
@@ -158,7 +159,7 @@ def summary_for_reading(summary: pandas.DataFrame) -> pandas.DataFrame:
             "config": summary.config,
             "method": summary.method,
             "score": summary.score.map("{:.2f}".format) + spread,
-            "of teacher": summary.retention.map(lambda x: f"{100 * x:.1f}%"),
+            "of teacher": summary.retention.map(percent),
             "smaller": summary.compression.map("{:.1f}x".format),
             "against": summary.baseline.map(lambda x: "" if pandas.isna(x) else x),
             "p": summary.p_value.map(lambda x: "" if pandas.isna(x) else f"{x:.4f}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ NOTHING = 0.99
 SIGNIFICANT = 0.05
 
 QUANTIZATION_ALONE = "quantization-only"
+
+#: What is told where the test documents do not decide.
+UNDECIDED = "not decided"
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Kept:
-    """The part of the teacher's score that a student keeps, and its 95% interval."""
+    """The part of the teacher's score that a student keeps, and its 95% interval; NaN where the teacher scores zero."""
 
     config: str
     metric: str
@@ -73,7 +77,12 @@ class Kept:
     high: float
 
     def __str__(self) -> str:
-        return f"{100 * self.part:.1f}% ({100 * self.low:.1f} to {100 * self.high:.1f})"
+        return f"{percent(self.part)} ({100 * self.low:.1f} to {100 * self.high:.1f})" if self.decided else UNDECIDED
+
+    @property
+    def decided(self) -> bool:
+        """Whether the teacher's score leaves something that a part could be kept of."""
+        return not math.isnan(self.low)
 
     def at_least(self, least: float) -> bool | None:
         """Whether it is at least that much; None where the bar lies within the interval."""
@@ -95,7 +104,7 @@ class Verdict:
             "claim": self.claim,
             "task": self.task,
             "measured": self.measured,
-            "verdict": {True: "agrees", False: "does not agree", None: "not decided"}[self.agrees],
+            "verdict": {True: "agrees", False: "does not agree", None: UNDECIDED}[self.agrees],
         }
 
 
@@ -129,7 +138,8 @@ def _headline(tables: Tables) -> Iterable[Verdict]:
 def _limit(tables: Tables) -> Iterable[Verdict]:
     kept = _of_tasks(tables, "one")
     if len(kept) > 1:
-        apart = max(each.low for each in kept.values()) > min(each.high for each in kept.values())
+        decided = [each for each in kept.values() if each.decided]
+        apart = bool(decided) and max(each.low for each in decided) > min(each.high for each in decided)
         yield Verdict(
             "(c) At the shape of 27.7x, the loss differs by task", "all",
             f"2-2-8 1-1 keeps: {_told(kept)}; the bar: intervals of the best and the worst apart", apart or None,
@@ -193,7 +203,14 @@ def _significant(difference: float, p_value: float) -> bool | None:
     return bool(difference > 0) if p_value < SIGNIFICANT else None
 
 
+def percent(part: float) -> str:
+    """A part of the teacher's score, or that there is none."""
+    return UNDECIDED if pandas.isna(part) else f"{100 * part:.1f}%"
+
+
 def _against(kept: Kept, least: float) -> str:
+    if not kept.decided:
+        return f"{kept.config}: the teacher's {kept.metric} is too near to zero for a part of it"
     return f"{kept.config} keeps {kept} of the teacher's {kept.metric}; the bar is {100 * least:.0f}%"
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dqlib.study.claims import QUANTIZATION_ALONE
+from dqlib.study.claims import QUANTIZATION_ALONE, UNDECIDED
 from dqlib.study.figures import COLOURS, METRIC_NAMES, STYLE, TEACHER_COLOUR
 
 BITS_COLOURS = {
@@ -78,16 +78,18 @@ def heat_map(metrics: pandas.DataFrame) -> Figure:
     def draw(axes: Axes, rows: pandas.DataFrame) -> None:
         teacher = rows[rows.role == "teacher"].iloc[0]
         shapes = [name for name in SHAPES if name != "other"]
-        grid = np.full((len(BITS_COLOURS), len(shapes)), np.nan)
+        grid, told = np.full((len(BITS_COLOURS), len(shapes)), np.nan), {}
         for _, row in rows[(rows.role == "student") & (rows.method != QUANTIZATION_ALONE)].iterrows():
             shape = shape_of(row, teacher)
             if shape in shapes and bits_of(row) in BITS_COLOURS:
-                grid[list(BITS_COLOURS).index(bits_of(row)), shapes.index(shape)] = 100 * row.retention
+                place = list(BITS_COLOURS).index(bits_of(row)), shapes.index(shape)
+                grid[place], told[place] = 100 * row.retention, UNDECIDED
         axes.imshow(grid, cmap="cividis", vmin=60, vmax=100, aspect="auto")
         for (i, j), value in np.ndenumerate(grid):
             known = not np.isnan(value)
+            text = f"{value:.1f}" if known else told.get((i, j), "not run")
             axes.text(
-                j, i, f"{value:.1f}" if known else "not run", ha="center", va="center", fontsize=9 if known else 7,
+                j, i, text, ha="center", va="center", fontsize=9 if known else 7,
                 color="white" if known and value < 82 else ("black" if known else TEACHER_COLOUR),
             )  # fmt: skip
         encoder, decoder = teacher.encoder_layers, teacher.decoder_layers

@@ -10,6 +10,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from dqlib.study import settings as S
+from dqlib.study.claims import percent
 from dqlib.study.figures import COLOURS, DASHES, METRIC_NAMES, STYLE, TEACHER_COLOUR
 from dqlib.study.methods import bench_of, folder_of
 from dqlib.study.pipeline import Study
@@ -33,7 +34,7 @@ def longer_table(study: Study) -> pandas.DataFrame:
 
 def longer_for_reading(table: pandas.DataFrame) -> pandas.DataFrame:
     """Part of the teacher's score that is left: a row a configuration, a column a number of steps."""
-    shown = table.assign(retention=table.retention.map(lambda x: "" if pandas.isna(x) else f"{100 * x:.1f}%"))
+    shown = table.assign(retention=table.retention.map(percent))
     wide = shown.pivot(index="config", columns="train_steps", values="retention").reindex(table.config.unique())
     wide.columns = [f"{steps:,} steps" for steps in wide.columns]
     return wide.fillna("").reset_index()

@@ -18,7 +18,7 @@ from dqlib.presets import preset
 from dqlib.study import settings as S
 from dqlib.study.command import ended
 from dqlib.study.paths import project_root, write_text
-from dqlib.study.pipeline import STAMP, Study, stamp_text
+from dqlib.study.pipeline import STAMP, Study, check_owner, stamp_text
 from dqlib.study.pool import Work, run_all
 from dqlib.study.versions import code_hash
 
@@ -46,6 +46,8 @@ def run_methods(study: Study) -> Path:
     bench = bench_of(study)
     study.teacher()
     missing = [cell for cell in [*bench.cells(), *bench.longer()] if not _is_made(study, cell)]
+    for cell in missing[:1]:
+        check_owner(folder_of(study, cell))
     run_all("bench", [Work(_told(cell), _run, (study.params, study.name, cell)) for cell in missing])
     return study.folders.methods
 

@@ -58,6 +58,9 @@ class Folders:
 
 
 def project_root() -> Path:
-    """The folder that holds ``dvc.yaml``, looking upwards from here; the current folder if there is none."""
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").is_file()), here)
+    """The folder that holds ``dvc.yaml``: looking upwards from here, then the one that this package is installed from.
+
+    The current folder if neither is there.
+    """
+    here, clone = Path.cwd(), Path(__file__).parents[2]
+    return next((folder for folder in (here, *here.parents, clone) if (folder / "dvc.yaml").is_file()), here)

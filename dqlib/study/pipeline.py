@@ -1,6 +1,6 @@
 """What a notebook asks for, made once: the corpus, the teacher, a student.
 
-Under DVC each stage makes its own part and finds the others made. In a notebook that is opened by hand
+Under DVC each stage makes its own part and finds the others made, or fails. In a notebook that is opened by hand
 the same calls make whatever is missing, with the small tutorial profile in well under a minute.
 """
 
@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from dqlib.presets import preset
 from dqlib.study import settings as S
 from dqlib.study.command import ended
 from dqlib.study.corpus import build_corpus, load_info, source_digests
-from dqlib.study.launch import launch
+from dqlib.study.launch import JobError, launch
 from dqlib.study.paths import project_root, write_text
 from dqlib.study.settings import Settings, load_settings
 from dqlib.study.versions import code_hash
@@ -120,9 +121,29 @@ class Study:
 
     def _made(self, folder: Path, made_from: dict, make: Callable[[], None]) -> Path:
         if not _is_made(folder, made_from):
+            check_owner(folder)
             make()
             write_text(folder / STAMP, stamp_text(made_from))
         return folder
+
+
+def check_owner(folder: Path) -> None:
+    """Refuse to make, in a stage that DVC runs, what another stage owns: DVC would not know what it was made from.
+
+    Raises:
+        JobError: another stage of ``dvc.yaml`` has the folder among its outs.
+    """
+    running = os.environ.get("DVC_STAGE", "").rpartition(":")[2]  # set by DVC; from a subfolder, behind a path
+    if not running:
+        return
+    from dvc.repo import Repo  # takes half a second, and is needed only here
+
+    root = project_root()
+    path = folder.relative_to(root)
+    for stage in Repo(root).stage.load_all(root / "dvc.yaml"):
+        if stage.name != running and any(path.is_relative_to(out.def_path) for out in stage.outs):
+            told = f"{path} is missing, or made from other code or parameters, and is not made by the stage '{running}'"
+            raise JobError(f"{told}: `dvc repro --force --single-item {stage.name}` makes it")
 
 
 def stamp_text(made_from: dict) -> str:

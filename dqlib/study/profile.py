@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"profile {options.profile}{' written to params.yaml' if written else ''}")
+    told = " written to params.yaml; `git checkout params.yaml dvc.lock` goes back to those of the commit"
+    print(f"profile {options.profile}{told if written else ''}")
     return 0
 
 

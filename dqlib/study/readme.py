@@ -98,10 +98,11 @@ def engines_table(benchmark: pandas.DataFrame, shape: str = "BART-base") -> pand
     return pandas.DataFrame(table)
 
 
-def blocks(results: Path) -> dict[str, str]:
-    """Every table of the README by its name, as Markdown."""
+def blocks(project: Path) -> dict[str, str]:
+    """Every table of the README by its name, as Markdown: those of the default study in a project's folder."""
+    results, default = project / "results", project / "profiles" / "laptop.yaml"
     bench = pandas.read_csv(results / "methods.csv").merge(pandas.read_csv(results / FOLDER / VALIDATION))
-    summary = bench_summary(bench[bench.method.isin(bench_of(Study("params.yaml")).presets)])
+    summary = bench_summary(bench[bench.method.isin(bench_of(Study(str(default))).presets)])
     metrics = pandas.read_csv(results / "metrics.csv")
     benchmark = pandas.read_csv(results / "benchmark.csv")
     longer, retention = results / FOLDER / LONGER, pandas.read_csv(results / "retention.csv")
@@ -126,7 +127,7 @@ def filled(text: str, tables: dict[str, str]) -> str:
 def main() -> None:
     """Fill the README."""
     path = project_root() / "README.md"
-    write_text(path, filled(path.read_text(encoding="utf-8"), blocks(project_root() / "results")))
+    write_text(path, filled(path.read_text(encoding="utf-8"), blocks(project_root())))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pandas
 from dqlib.errors import InputError
 from dqlib.presets import preset
 from dqlib.study import figures, grid_figures, tables
-from dqlib.study.claims import QUANTIZATION_ALONE, SIGNIFICANT, Tables, claims_table
+from dqlib.study.claims import QUANTIZATION_ALONE, SIGNIFICANT, Tables, claims_table, percent
 from dqlib.study.command import ended
 from dqlib.study.corpus import load_info
 from dqlib.study.figures import METRIC_NAMES
@@ -98,7 +98,7 @@ def short_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
             "95% interval": [
                 f"{low:.2f} to {high:.2f}" for low, high in zip(metrics.score_low, metrics.score_high, strict=True)
             ],
-            "of teacher": metrics.retention.map(lambda part: "" if pandas.isna(part) else f"{100 * part:.1f}%"),
+            "of teacher": metrics.retention.map(percent),
             "size (MB)": (metrics.size_bytes / 1e6).map("{:.2f}".format),
             "smaller": metrics.compression.map("{:.1f}x".format),
         }
@@ -117,7 +117,7 @@ def overview_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
             shape = grid_figures.SHAPES[grid_figures.shape_of(row, teacher)][2]
             name = f"`{row.config.split()[0]}`, {shape}" + ("" if name == "student" else f", {name}")
         column = f"{row.task}, {METRIC_NAMES.get(row.headline, row.headline)}"
-        kept = "" if row.role == "teacher" else f" ({100 * row.retention:.1f}%)"
+        kept = "" if row.role == "teacher" else f" ({percent(row.retention)})"
         cells.setdefault(name, {})[column] = f"{row.score:.2f}{kept}"
         smaller.setdefault(name, []).append(row.compression)
     table = pandas.DataFrame.from_dict(cells, orient="index").rename_axis("model").reset_index().fillna("")
@@ -161,6 +161,7 @@ def _metrics_json(metrics: pandas.DataFrame) -> str:
     for row in metrics.itertuples():
         model = f"{row.config} {row.method}"
         numbers = {"score": row.score, "retention": row.retention, "compression": row.compression}
+        numbers = {name: number for name, number in numbers.items() if not pandas.isna(number)}
         tree.setdefault(row.task, {})[model] = numbers
     return json.dumps(tree, indent=2) + "\n"
 

@@ -112,13 +112,15 @@ class Row:
             score=score,
             score_low=round(scores.low, 4),
             score_high=round(scores.high, 4),
-            retention=1.0 if teacher is None else (round(score / teacher.score, 4) if teacher.score else None),
+            retention=1.0 if teacher is None else (round(score / teacher.score, 4) if teacher.score >= ZERO else None),
             size_bytes=size_bytes,
             teacher_size_bytes=teacher_size,
             compression=round(teacher_size / size_bytes, 2),
         )
 
 
+#: A score in percent that tables show as 0.00. A teacher below it leaves nothing that a part could be kept of.
+ZERO = 0.005
 METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
 COLUMNS = tuple(field.name for field in fields(Row))
 

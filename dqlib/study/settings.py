@@ -228,7 +228,9 @@ def profile_path(profile: str) -> Path:
     folder = project_root() / "profiles"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if profile not in known:
-        raise InputError("profile", profile, f"one of {', '.join(known)}")
+        raise InputError(
+            "profile", profile, f"one of {', '.join(known)}" if known else f"a file in {folder}, which has none"
+        )
     return folder / f"{profile}.yaml"
 
 

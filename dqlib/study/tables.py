@@ -20,7 +20,7 @@ from dqlib.study import positions, translation_metrics, tutorial
 from dqlib.study.evaluate import interval, resampled_sums
 from dqlib.study.paths import DETAILS, LOG
 from dqlib.study.pipeline import Study
-from dqlib.study.results import Row, metrics_table, read_predictions, read_row, two_sided
+from dqlib.study.results import ZERO, Row, metrics_table, read_predictions, read_row, two_sided
 
 #: Draws of the test documents, the same for all models of a task.
 RESAMPLES = 10_000
@@ -140,13 +140,17 @@ def collect_comparisons(studies: Sequence[Study]) -> pandas.DataFrame:
 
 
 def collect_retention(studies: Sequence[Study]) -> pandas.DataFrame:
-    """The part of the teacher's score that is left to each student, with its 95% interval over the test documents."""
+    """The part of the teacher's score that is left to each student, with its 95% interval over the test documents.
+
+    There is no interval where the teacher's own reaches down to zero.
+    """
     rows = []
     for teacher, student in _pairs(studies):
-        score = np.maximum(teacher.resampled, 1e-9)  # a teacher that gets nothing right leaves nothing to keep
-        low, high = interval(student.resampled / score)
+        low = high = np.nan
+        if interval(teacher.resampled)[0] >= ZERO:
+            low, high = interval(student.resampled / np.maximum(teacher.resampled, ZERO))
         rows.append(student.key | {"retention": student.row.retention, "low": low, "high": high})
-    return pandas.DataFrame(rows).round(4)
+    return pandas.DataFrame(rows).astype({"retention": float}).round(4)
 
 
 def collect_positions(studies: Sequence[Study]) -> pandas.DataFrame:
