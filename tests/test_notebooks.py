@@ -59,7 +59,11 @@ def test_there_is_more_prose_than_code(notebook):
     [
         ("fine-tuning", ["task", "validation_loss"], ["loss\n(nats a token)"]),
         ("dqlib", ["loss", "validation_loss"], ["weighted sum of all terms", "loss\n(nats a token)"]),
-        ("dqlib", ["task", "logits"], ["loss\n(nats a token)", "divergence from the teacher\n(nats a token)"]),
+        (
+            "dqlib",
+            ["task", "logits", "validation_loss"],
+            ["loss\n(nats a token)", "divergence from the teacher\n(nats a token)"],
+        ),
         ("dq-bart", ["logits"], ["squared difference from the teacher's logits"]),
         ("mine", ["logits"], ["logits"]),
     ],
@@ -70,8 +74,9 @@ def test_nats_stand_where_nats_are_drawn(tmp_path, method, columns, panels):
     pandas.DataFrame(log).to_csv(tmp_path / LOG, index=False)
     figure = show.curves(tmp_path, columns)
     assert [axes.get_ylabel() for axes in figure.axes] == panels
-    drawn = [line.get_label() for axes in figure.axes for line in axes.lines]
-    assert drawn == [name.replace("_", " ") for name in columns]
+    drawn = {line.get_label() for axes in figure.axes for line in axes.lines}
+    assert drawn == {name.replace("_", " ") for name in columns}
+    assert [axes.get_xlabel() for axes in figure.axes] == [*[""] * (len(panels) - 1), "training step"]
 
 
 def test_every_text_is_in_the_figure_of_lengths_and_none_of_its_bars_is_both_read_and_cut():

@@ -71,7 +71,7 @@ def curves(folder: Path, columns: list[str]) -> Figure:
             axes.plot(points.step, points[name], DASHES[i], color=COLOURS[i], marker=marker, label=_readable(name))
             axes.set_ylabel(quantity.replace(" (", "\n("), fontsize=9)
             axes.legend(fontsize=8)
-        axes.set_xlabel("training step")
+        panels[-1, 0].set_xlabel("training step")
     return _shown(figure)
 
 
