@@ -86,6 +86,13 @@ class WeightFakeQuantizer(nn.Module):
         self._slope: Tensor | None = None  # d value / d learned
         self._factor: Tensor | None = None  # or what the value is to be divided by for that
 
+    def extra_repr(self) -> str:
+        """How weights become codes, for ``print(student)``."""
+        told = f"{self.bits} bit{'s' * (self.bits > 1)}, {self.scheme}, {self.granularity}"
+        if self.quantization.clip is not None:
+            told += f", clip={self.quantization.clip:g}"
+        return told + ("" if self.learned is None else ", trained " + ("scale" if self.scheme.learned else "factor"))
+
     def quantize(self, weight: Tensor) -> Quantized:
         """Codes and scale of ``weight`` as this quantizer makes them."""
         return self._quantized(weight, self.learned)

@@ -62,6 +62,13 @@ class ActivationFakeQuantizer:
     def _forget(self, gone: weakref.ref[Tensor]) -> None:
         self._recent = [each for each in self._recent if each[0] is not gone]
 
+    def __repr__(self) -> str:
+        told = [f"{self.bits} bits"]
+        if self.bits < FULL_PRECISION:
+            told.append(self.quantization.granularity)
+            told += [] if self.quantization.clip is None else [f"clip={self.quantization.clip:g}"]
+        return f"{type(self).__name__}({', '.join(told)})"
+
     def __deepcopy__(self, memo: dict[int, Any]) -> ActivationFakeQuantizer:
         return type(self)(self.bits, self.quantization)
 
@@ -81,6 +88,10 @@ class QuantLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return _linear(self, x, self.weight)
 
+    def extra_repr(self) -> str:
+        """What ``nn.Linear`` tells, and what is rounded."""
+        return f"{super().extra_repr()}, {_rounded(self)}"
+
     def quantized(self) -> Quantized:
         """Codes and scales of the weight, (outputs, inputs)."""
         return self.weight_quantizer.quantize(self.weight)
@@ -94,12 +105,23 @@ class QuantConv1D(Conv1D):
     output_heads: int | None
     output_skip: int
 
+    __repr__ = nn.Module.__repr__  # Conv1D's own would hide the quantizer
+
     def forward(self, x: Tensor) -> Tensor:
         return _linear(self, x, self.weight.T)
+
+    def extra_repr(self) -> str:
+        """What ``Conv1D`` tells, and what is rounded."""
+        return f"nf={self.nf}, nx={self.nx}, {_rounded(self)}"
 
     def quantized(self) -> Quantized:
         """Codes and scales of the weight, (outputs, inputs)."""
         return self.weight_quantizer.quantize(self.weight.T)
+
+
+def _rounded(layer: QuantLinear | QuantConv1D) -> str:
+    outputs = "" if layer.output_heads is None else ", outputs a head at a time"
+    return f"inputs={layer.activation!r}{outputs}"
 
 
 def _linear(layer: QuantLinear | QuantConv1D, x: Tensor, weight: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
 from dqlib.architectures import read_tokenizer
+from dqlib.config import Configuration
 from dqlib.footprint import fp32_size_bytes
 from dqlib.packed import packed_size_bytes
-from dqlib.student import load_student
+from dqlib.student import load_student, make_student, round_for_storage, save_student
 from dqlib.study.paths import project_root
 
 from .conftest import TINY
@@ -31,6 +33,18 @@ def save_checkpoint(folder):
     model = BartForConditionalGeneration(BartConfig(**TINY, encoder_layers=6, decoder_layers=6))
     model.save_pretrained(folder)
     return model
+
+
+def test_the_readme_packs_a_student_and_lets_it_write(tmp_path, monkeypatch, capsys):
+    section = (project_root() / "README.md").read_text().partition("### A small file")[2].partition("\n#")[0]
+    (code, *_) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    folder = Path(re.search(r'folder = "(.*?)"', code)[1])
+    student = make_student(save_checkpoint(folder), Configuration.parse("2-2-8 6-3"))
+    round_for_storage(student)
+    save_student(student, folder)
+    exec(code)
+    assert capsys.readouterr().out.endswith("\n")
 
 
 def test_a_checkpoint_becomes_a_small_file_by_the_code_of_the_page(tmp_path, monkeypatch):

@@ -30,6 +30,14 @@ def test_the_bench_has_every_method_at_every_configuration_that_it_has_a_grid_fo
     assert not [name for name, c, _ in cells if c.w_bits == 1 and name.startswith("dq-bart")]
 
 
+def test_the_tutorial_shows_every_method_that_its_notebook_tells_of_and_what_parts_are_worth():
+    tutorial = load_settings("tutorial").summarization.methods
+    assert tutorial.presets == laptop_bench().presets
+    assert {name for name, *_ in tutorial.cells()} >= {*tutorial.presets, *tutorial.ablations}
+    assert tutorial.ablations
+    assert set(tutorial.ablation_configs) <= set(tutorial.configs)  # the whole method is there to compare with
+
+
 def test_a_bench_that_is_stopped_early_has_whole_seeds_before_ablations():
     wanted = laptop_bench()
     names = [name for name, _, _ in wanted.cells()]
@@ -115,6 +123,8 @@ def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):
     assert ours.baseline == "dq-bart-faithful"
     assert 0 < ours.p_value <= 1
     assert table[table.method == "dq-bart-faithful"].p_value.isna().all()
+    changed = bench.ablation_table(table, bench_of(study))
+    assert changed.changed.tolist() == ["fixed-scales"]
     faithful = table[table.method == "dq-bart-faithful"].iloc[0]
     assert faithful.size_bytes > 1.5 * ours.size_bytes  # its head needs the embedding in full precision
     bench.write_bench(study)

@@ -159,8 +159,17 @@ def test_tied_tables_are_one_again(folder):
     assert not [name for name in names if "embed_tokens" in name or "lm_head" in name]
 
 
-@pytest.mark.parametrize(("name", "task"), [("bart", "feature-extraction"), ("gpt2", "text-generation")])
-def test_a_pipeline_takes_a_packed_model(name, task, tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("bart", "feature-extraction"),
+        ("gpt2", "text-generation"),
+        ("bert", "fill-mask"),
+        ("bert-classifier", "text-classification"),
+    ],
+)
+def test_the_pipelines_that_the_readme_names_take_a_packed_model(name, task, tokenizer, tmp_path):
+    assert f"`{task}`" in (project_root() / "README.md").read_text()
     case = CASES[name]
     config = type(case.config).from_dict(case.config.to_dict() | {"vocab_size": len(tokenizer)})
     student = quantize_model(case.model(config), Configuration.parse("2-2-8 " + case.depths)).eval()
@@ -168,7 +177,8 @@ def test_a_pipeline_takes_a_packed_model(name, task, tokenizer, tmp_path):
     save_packed(student, tmp_path / "packed", tokenizer)
     inputs = load_packed(tmp_path / "packed"), load_tokenizer(tmp_path / "packed")
     options = {"max_new_tokens": 3} if task == "text-generation" else {}
-    assert pipeline(task, model=inputs[0], tokenizer=inputs[1], **options)("the sum")
+    text = "the sum" + tokenizer.mask_token * (task == "fill-mask")
+    assert pipeline(task, model=inputs[0], tokenizer=inputs[1], **options)(text)
 
 
 @pytest.mark.parametrize(

@@ -315,6 +315,19 @@ def test_a_blend_of_zero_is_full_precision_and_of_one_the_student(teacher, batch
         assert not torch.allclose(full, quantized)
 
 
+@pytest.mark.parametrize("name", ["bart", "gpt2", "bert"])
+def test_a_printed_student_tells_bits_and_scheme_of_every_quantizer(name):
+    student = student_of(make_teacher(name), name, "2-4-8", "dqlib")
+    assert "WeightFakeQuantizer(4 bits, symmetric, per_row, trained factor)" in str(student)
+    for layer in (module for module in student.modules() if getattr(module, "weight_quantizer", None) is not None):
+        assert f"(weight_quantizer): WeightFakeQuantizer({layer.weight_quantizer.bits} bits, " in str(layer)
+        rounded = "inputs=ActivationFakeQuantizer(8 bits, per_token)" in str(layer)
+        assert rounded != isinstance(layer, torch.nn.Embedding)
+    told = str(student_of(make_teacher("bart"), "bart", "2-2-32", "dq-bart-faithful"))
+    assert "WeightFakeQuantizer(2 bits, ternary, per_tensor, clip=2.5)" in told
+    assert "inputs=ActivationFakeQuantizer(32 bits)" in told
+
+
 def test_the_head_stays_in_full_precision_where_the_method_says_so(teacher, batch):
     student = make_student(teacher, Configuration.parse("2-2-8 4-3"), "dq-bart-faithful").eval()
     with torch.no_grad():

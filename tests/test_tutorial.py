@@ -1,5 +1,6 @@
 """What the notebook ``quantization`` measures: agreement with the quantizers, and with what is known."""
 
+import pandas
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from dqlib.student import make_student, quantized_modules
 from dqlib.study import settings as S
 from dqlib.study import tutorial
 from dqlib.study.batches import Example, collate
+from dqlib.study.figures import colour_of
 
 
 @pytest.fixture
@@ -119,6 +121,19 @@ def test_every_figure_is_drawn_and_names_its_axes(weight, teacher, batch):
     ):
         assert any(axes.get_xlabel() for axes in figure.axes)
         assert any(axes.get_ylabel() or len(axes.get_yticklabels()) for axes in figure.axes)
+
+
+def test_every_scheme_of_the_table_is_drawn_in_a_colour_of_its_own(weight):
+    table = tutorial.errors(weight, ("per_tensor", "per_row"))
+    mine = table[table.scheme == "lsq"].assign(scheme="mine")
+    figure = tutorial.error_by_bits(pandas.concat([table, mine]))
+    (axes,) = figure.axes
+    colours = {line.get_label(): line.get_color() for line in axes.lines if not line.get_label().startswith("_")}
+    schemes = [*map(str, Scheme), "mine"]
+    assert [colours[scheme] for scheme in schemes] == [colour_of(scheme) for scheme in schemes]
+    assert len({colours[scheme] for scheme in schemes}) == len(schemes)
+    drawn = [line.get_color() for line in axes.lines if len(line.get_xdata())]
+    assert all(drawn.count(colour_of(scheme)) == 2 for scheme in schemes)  # a line a granularity
 
 
 def test_a_trained_scale_is_shown_where_its_training_starts(weight):

@@ -18,7 +18,7 @@ from dqlib.presets import PRESETS, preset
 from dqlib.student import make_student
 from dqlib.study import settings as S
 from dqlib.study.claims import percent
-from dqlib.study.figures import METHOD_COLOURS, METRIC_NAMES, STYLE, TEACHER_COLOUR, save
+from dqlib.study.figures import METRIC_NAMES, STYLE, TEACHER_COLOUR, colour_of, marker_of, save
 from dqlib.study.longer import longer_figure, longer_for_reading, longer_table
 from dqlib.study.methods import Cell, bench_of, run_methods
 from dqlib.study.paths import LOG, project_root, write_text
@@ -31,8 +31,6 @@ METHODS, FOLDER, LONGER, VALIDATION = "methods.csv", "methods", "longer.csv", "v
 #: The method that ablations take a part from.
 WHOLE = "dqlib"
 BENCH_COLUMNS = (*COLUMNS, "baseline", "p_value")
-#: Shape of a point, so that methods are told apart without colour.
-MARKERS = {"dq-bart-faithful": "v", "dq-bart": "s", "xtc": "^", "quantgpt": "D", "dqlib": "o"}
 
 
 def presets_table(names: list[str] | None = None) -> pandas.DataFrame:
@@ -181,27 +179,24 @@ def methods_figure(table: pandas.DataFrame, bench: S.Methods, task: str) -> Figu
         figure, axes = pyplot.subplots(figsize=(7.2, 4.0), layout="constrained")
         axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2, label="teacher")
         for i, name in enumerate(bench.presets):
-            places, means = [], []
+            look, places, means = {"marker": marker_of(name), "color": colour_of(name), "linestyle": ""}, [], []
             for place, config in enumerate(configs):
                 rows = table[(table.config == config) & (table.method == name)]
                 x = place + 0.14 * (i - (len(bench.presets) - 1) / 2)
-                axes.plot(
-                    [x] * len(rows), 100 * rows.retention, MARKERS.get(name, "o"), ms=4, alpha=0.6, color=_colour(name)
-                )
+                axes.plot([x] * len(rows), 100 * rows.retention, ms=4, alpha=0.6, **look)
                 if len(rows):
                     places.append(x)
                     means.append(100 * rows.retention.mean())
-            axes.plot(places, means, "_", ms=12, mew=2.2, color=_colour(name))
-            axes.plot([], [], MARKERS.get(name, "o"), ms=5, color=_colour(name), label=name)
+            axes.plot(places, means, "_", ms=12, mew=2.2, color=look["color"])
+            axes.plot([], [], ms=5, label=name, **look)
+        axes.set_xlim(-0.5, len(configs) - 0.5)
         axes.set_xticks(range(len(configs)), [config.replace(" ", "\n") for config in configs])
         axes.set_xlabel("bits of weights-embeddings-activations, encoder-decoder layers")
         axes.set_ylabel(f"{METRIC_NAMES.get(table.headline.iloc[0], table.headline.iloc[0])}, % of the teacher's")
         axes.grid(axis="x", visible=False)
-        steps = table.train_steps.iloc[0]
-        axes.set_title(
-            f"{task}: every method after {steps} steps, {len(bench.seeds)} seeds and their mean", fontsize=10
-        )
-        axes.legend(fontsize=8, ncols=2, loc="lower left")
+        seeds = f"{len(bench.seeds)} seeds and their mean" if len(bench.seeds) > 1 else "one seed"
+        axes.set_title(f"{task}: every method after {table.train_steps.iloc[0]} steps, {seeds}", fontsize=10)
+        figure.legend(fontsize=8, ncols=6, loc="outside upper center", handletextpad=0.3, columnspacing=1.2)
     pyplot.close(figure)
     return figure
 
@@ -250,7 +245,7 @@ def ablation_figure(table: pandas.DataFrame, bench: S.Methods, against: str = WH
     whole = rows[rows.method == against].score.mean()
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(6.4, 0.6 + 0.42 * max(2, len(bench.ablations))), layout="constrained")
-        axes.axvline(0, color=_colour(against), linestyle="--", linewidth=1.2)
+        axes.axvline(0, color=colour_of(against), linestyle="--", linewidth=1.2)
         for place, name in enumerate(bench.ablations):
             changes = rows[rows.method == name].score - whole
             axes.plot(changes, [place] * len(changes), "o", ms=4, alpha=0.6, color=TEACHER_COLOUR)
@@ -325,7 +320,3 @@ def _longer(study: Study) -> str:
 
 def _changes(base: dict, other: dict) -> str:
     return ", ".join(f"{field} {value}" for field, value in other.items() if base[field] != value)
-
-
-def _colour(name: str) -> str:
-    return METHOD_COLOURS.get(name, TEACHER_COLOUR)

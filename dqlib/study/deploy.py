@@ -21,6 +21,7 @@ from dqlib.engines.torch_engine import load_model
 from dqlib.manifest import MANIFEST
 from dqlib.packed import packed_size_bytes, save_packed
 from dqlib.study.figures import COLOURS, STYLE, TEACHER_COLOUR
+from dqlib.study.show import texts_table
 
 #: Endings of what is no weight: configurations, vocabularies, tokenizers.
 _NO_WEIGHTS = frozenset({".json", ".model", ".txt", ".jinja", ".csv", ".jsonl"})
@@ -34,7 +35,7 @@ def pack(student: Path, folder: Path) -> Path:
 
 
 def export_each(packed: Path, engines: Sequence[str]) -> dict[str, Path]:
-    """The folder of each engine: the packed model itself for ``torch``, exports beside it; what they tell is printed.
+    """The folder of each engine: the packed model itself for ``torch``, exports beside it; sizes and notes are printed.
 
     Raises:
         InputError: an engine is unknown or not installed.
@@ -45,7 +46,8 @@ def export_each(packed: Path, engines: Sequence[str]) -> dict[str, Path]:
         if name != "torch":
             folders[name] = packed.with_name(f"{packed.name}-{name}")
             model, tokenizer = load_model(packed)
-            print(export_model(model, folders[name], name, tokenizer), end="\n\n")
+            told = export_model(model, folders[name], name, tokenizer)
+            print(f"{folders[name]}: {weight_bytes(folders[name]):,} bytes" if told is None else told, end="\n\n")
     return folders
 
 
@@ -92,17 +94,18 @@ def load_each(folders: Mapping[str, Path], threads: int | None = None) -> dict[s
     return {name: load_engine(folder, threads=threads) for name, folder in folders.items()}
 
 
-def answers(engines: Mapping[str, Engine], texts: Sequence[str], beams: int = 4, max_new_tokens: int = 40) -> Styler:
-    """What each engine writes for the same texts: a row a text and engine."""
-    written = {
-        name: engine.generate(texts, num_beams=beams, max_new_tokens=max_new_tokens) for name, engine in engines.items()
-    }
+def answers(engines: Mapping[str, Engine], texts: Sequence[str], beams: int = 1, max_new_tokens: int = 40) -> Styler:
+    """What each engine writes for the same texts, by the search that :func:`measured` has: a row a text and engine."""
+    written = {}
+    for name, engine in engines.items():
+        engine.early_stopping = True
+        written[name] = engine.generate(texts, num_beams=beams, max_new_tokens=max_new_tokens)
     rows = [
         {"document": text[:60] + " ..." * (len(text) > 60) if name == next(iter(engines)) else "", "engine": name,
          "answer": written[name][i].strip()}
         for i, text in enumerate(texts) for name in engines
     ]  # fmt: skip
-    return pandas.DataFrame(rows).style.hide(axis="index").set_properties(**{"text-align": "left"})
+    return texts_table(rows)
 
 
 def measured(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -14,15 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dqlib.study.claims import QUANTIZATION_ALONE, UNDECIDED
-from dqlib.study.figures import COLOURS, METRIC_NAMES, STYLE, TEACHER_COLOUR
+from dqlib.study.figures import COLOURS, METRIC_NAMES, STYLE, TEACHER_COLOUR, colour_of
 
-BITS_COLOURS = {
-    "32-32-32": "#777777",
-    "8-8-8": "#0072B2",
-    "4-4-8": "#009E73",
-    "2-2-8": "#D55E00",
-    "1-1-8": "#CC79A7",
-}
 #: Marker, line and name of each shape.
 SHAPES = {
     "full": ("o", "-", "all layers"),
@@ -46,6 +40,16 @@ def bits_of(row: pandas.Series) -> str:
     return row.config.partition(" ")[0]
 
 
+def _joint(metrics: pandas.DataFrame) -> pandas.DataFrame:
+    """Students that were trained against their teacher."""
+    return metrics[(metrics.role == "student") & (metrics.method != QUANTIZATION_ALONE)]
+
+
+def _bits_in(students: pandas.DataFrame) -> list[str]:
+    """``W-E-A`` of all students, most bits first."""
+    return sorted({bits_of(row) for _, row in students.iterrows()}, key=lambda bits: [-int(n) for n in bits.split("-")])
+
+
 def tradeoffs(metrics: pandas.DataFrame) -> Figure:
     """Quality against size, a panel a task: each student with its 95% interval, and the teacher's line."""
 
@@ -54,7 +58,7 @@ def tradeoffs(metrics: pandas.DataFrame) -> Figure:
         axes.axhline(teacher.score, color=TEACHER_COLOUR, linestyle="--", linewidth=1.1)
         axes.axhspan(teacher.score_low, teacher.score_high, color=TEACHER_COLOUR, alpha=0.12, linewidth=0)
         for _, row in rows[rows.role == "student"].iterrows():
-            colour = BITS_COLOURS.get(bits_of(row), TEACHER_COLOUR)
+            colour = colour_of(bits_of(row))
             axes.errorbar(
                 row.compression, row.score, yerr=[[row.score - row.score_low], [row.score_high - row.score]],
                 fmt=SHAPES[shape_of(row, teacher)][0], color=colour, capsize=2, markersize=6, linewidth=1,
@@ -74,16 +78,15 @@ def tradeoffs(metrics: pandas.DataFrame) -> Figure:
 
 def heat_map(metrics: pandas.DataFrame) -> Figure:
     """Part of the teacher's score that is left, over bits (rows) and layers (columns), a panel a task."""
+    bits = _bits_in(_joint(metrics))
 
     def draw(axes: Axes, rows: pandas.DataFrame) -> None:
-        teacher = rows[rows.role == "teacher"].iloc[0]
-        shapes = [name for name in SHAPES if name != "other"]
-        grid, told = np.full((len(BITS_COLOURS), len(shapes)), np.nan), {}
-        for _, row in rows[(rows.role == "student") & (rows.method != QUANTIZATION_ALONE)].iterrows():
-            shape = shape_of(row, teacher)
-            if shape in shapes and bits_of(row) in BITS_COLOURS:
-                place = list(BITS_COLOURS).index(bits_of(row)), shapes.index(shape)
-                grid[place], told[place] = 100 * row.retention, UNDECIDED
+        students = _joint(rows)
+        layers = sorted(set(zip(students.encoder_layers, students.decoder_layers, strict=True)), reverse=True)
+        grid, told = np.full((len(bits), len(layers)), np.nan), {}
+        for _, row in students.iterrows():
+            place = bits.index(bits_of(row)), layers.index((row.encoder_layers, row.decoder_layers))
+            grid[place], told[place] = 100 * row.retention, UNDECIDED
         axes.imshow(grid, cmap="cividis", vmin=60, vmax=100, aspect="auto")
         for (i, j), value in np.ndenumerate(grid):
             known = not np.isnan(value)
@@ -92,9 +95,8 @@ def heat_map(metrics: pandas.DataFrame) -> Figure:
                 j, i, text, ha="center", va="center", fontsize=9 if known else 7,
                 color="white" if known and value < 82 else ("black" if known else TEACHER_COLOUR),
             )  # fmt: skip
-        encoder, decoder = teacher.encoder_layers, teacher.decoder_layers
-        axes.set_xticks(range(len(shapes)), [f"{encoder}-{decoder}", f"{encoder}-{decoder // 2}", "1-1"])
-        axes.set_yticks(range(len(BITS_COLOURS)), list(BITS_COLOURS) if axes.get_subplotspec().is_first_col() else [])
+        axes.set_xticks(range(len(layers)), [f"{encoder}-{decoder}" for encoder, decoder in layers])
+        axes.set_yticks(range(len(bits)), bits if axes.get_subplotspec().is_first_col() else [])
         axes.set_xlabel("layers")
         axes.grid(False)
         axes.spines[:].set_visible(False)
@@ -107,6 +109,9 @@ def heat_map(metrics: pandas.DataFrame) -> Figure:
 def accumulation(positions: pandas.DataFrame, lengths: pandas.DataFrame, metrics: pandas.DataFrame) -> Figure:
     """Recall of the reference's words along the reference (above) and by its length (below), a column a task.
 
+    Each group of lengths has a place of its own, though two may end at the same number of words.
+    Students of 32 and 4 bits, whose lines are those of 8 bits, are left out.
+
     Args:
         positions: columns ``task``, ``config``, ``method``, ``part``, ``found``, ``found_by_teacher``.
         lengths: the same with ``longest`` in place of ``part``.
@@ -115,32 +120,39 @@ def accumulation(positions: pandas.DataFrame, lengths: pandas.DataFrame, metrics
     tasks = list(dict.fromkeys(metrics.task))
     with matplotlib.rc_context(STYLE | {"font.size": 9}):
         figure, grid = pyplot.subplots(2, len(tasks), figsize=(WIDTH, 5), layout="constrained", squeeze=False)
-        for table, x, label, panels in (
-            (positions, "part", "fifth of the reference", grid[0]),
-            (lengths, "longest", "words of the reference, up to", grid[1]),
+        students = _joint(metrics)
+        students = students[~students.config.str.match("32-32-32|4-4-8")]
+        for task, axes in zip(tasks, grid[0], strict=True):
+            axes.set_title(task, fontsize=10)
+        for table, label, panels in (
+            (positions, "fifth of the reference", grid[0]),
+            (lengths, "words of the reference", grid[1]),
         ):
             for task, axes in zip(tasks, panels, strict=True):
-                rows = metrics[metrics.task == task]
-                teacher = rows[rows.role == "teacher"].iloc[0]
-                for _, row in rows[(rows.role == "student") & (rows.method != QUANTIZATION_ALONE)].iterrows():
-                    of = table[(table.task == task) & (table.config == row.config) & (table.method == row.method)]
-                    if bits_of(row) in ("8-8-8", "2-2-8", "1-1-8") and len(of):
-                        marker, line, _ = SHAPES[shape_of(row, teacher)]
-                        axes.plot(
-                            of[x], of.found, line, marker=marker, markersize=4, color=BITS_COLOURS[bits_of(row)],
-                            linewidth=1.2,
-                        )  # fmt: skip
-                first = table[table.task == task].drop_duplicates(x)
-                axes.plot(first[x], first.found_by_teacher, color=TEACHER_COLOUR, linestyle="--", linewidth=1.8)
+                teacher = metrics[(metrics.task == task) & (metrics.role == "teacher")].iloc[0]
+                keys = [table[name] for name in ("task", "config", "method")]
+                drawn = {key: of for key, of in table.groupby(keys, sort=False) if key[0] == task}
+                for _, row in students[students.task == task].iterrows():
+                    of = drawn.get((task, row.config, row.method), table[:0])
+                    marker, line, _ = SHAPES[shape_of(row, teacher)]
+                    axes.plot(
+                        range(1, len(of) + 1), of.found, line, marker=marker, markersize=4,
+                        color=colour_of(bits_of(row)), linewidth=1.2,
+                    )  # fmt: skip
+                first = next(iter(drawn.values()))
+                places = range(1, len(first) + 1)
+                axes.plot(places, first.found_by_teacher, color=TEACHER_COLOUR, linestyle="--", linewidth=1.8)
+                axes.set_xticks(places, first.part if table is positions else _spans(list(first.longest)))
                 axes.set_xlabel(label)
-                if table is positions:
-                    axes.set_title(task, fontsize=10)
-                    axes.set_xticks(sorted(first[x]))
             panels[0].set_ylabel("words found (%)")
-    drawn = metrics.config.str.match("8-8-8|2-2-8|1-1-8") & (metrics.method != QUANTIZATION_ALONE)
-    _legend(figure, metrics[drawn | (metrics.role == "teacher")])
+    _legend(figure, pandas.concat([metrics[metrics.role == "teacher"], students]))
     pyplot.close(figure)
     return figure
+
+
+def _spans(longest: list[int]) -> list[str]:
+    """Lengths in each group: of ``[3, 4, 4, 13]`` up to 3, 3 to 4, 4 alone, and 4 to 13."""
+    return [f"≤{longest[0]}", *(f"{a}" if a == b else f"{a}-{b}" for a, b in pairwise(longest))]
 
 
 def sizes(accounts: pandas.DataFrame) -> Figure:
@@ -187,14 +199,12 @@ def _panels(table: pandas.DataFrame, draw: Callable[[Axes, pandas.DataFrame], No
 def _legend(figure: Figure, metrics: pandas.DataFrame) -> None:
     """Below the panels: what colours, markers and hollow markers stand for."""
     students = metrics[metrics.role == "student"]
-    bits = {bits_of(row) for _, row in students.iterrows()}
     teachers = {row.task: row for _, row in metrics[metrics.role == "teacher"].iterrows()}
     shapes = {shape_of(row, teachers[row.task]) for _, row in students.iterrows()}
     handles = [Line2D([], [], color=TEACHER_COLOUR, linestyle="--", label="teacher, fp32")]
     handles += [
-        Line2D([], [], color=colour, marker="s", linestyle="", markersize=7, label=name)
-        for name, colour in BITS_COLOURS.items()
-        if name in bits
+        Line2D([], [], color=colour_of(bits), marker="s", linestyle="", markersize=7, label=bits)
+        for bits in _bits_in(students)
     ]
     handles += [
         Line2D([], [], color="black", marker=marker, linestyle="", label=name)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from dqlib.study import settings as S
 from dqlib.study.claims import percent
-from dqlib.study.figures import COLOURS, DASHES, METRIC_NAMES, STYLE, TEACHER_COLOUR
+from dqlib.study.figures import METRIC_NAMES, STYLE, TEACHER_COLOUR, line_styles
 from dqlib.study.methods import bench_of, folder_of
 from dqlib.study.pipeline import Study
 from dqlib.study.results import COLUMNS, read_row
@@ -53,13 +53,13 @@ def longer_figure(table: pandas.DataFrame, bench: S.Methods, teacher: float) -> 
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
         axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2, label="teacher")
+        styles = line_styles(list(table.config.unique()))
         for i, (config, rows) in enumerate(table.groupby("config", sort=False)):
             below, above = rows.score - rows.score_low, rows.score_high - rows.score
             axes.errorbar(
-                rows.train_steps * (1 + 0.012 * (i - 1.5)), percent * rows.score,
+                rows.train_steps * (1 + 0.012 * (i - (len(styles) - 1) / 2)), percent * rows.score,
                 yerr=[percent * below, percent * above],
-                marker="o", ms=4, capsize=2, elinewidth=0.8, label=config,
-                linestyle=DASHES[i % len(DASHES)], color=COLOURS[i % len(COLOURS)],
+                marker="o", ms=4, capsize=2, elinewidth=0.8, label=config, **styles[config],
             )  # fmt: skip
         axes.set_xscale("log")
         steps = sorted(set(table.train_steps))

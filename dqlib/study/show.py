@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas
 import torch
 from matplotlib import pyplot
@@ -23,8 +24,8 @@ from dqlib.languages import language_id
 from dqlib.quantizers import quantize
 from dqlib.study import settings as S
 from dqlib.study.corpus import LoadedCorpus
-from dqlib.study.figures import COLOURS, DASHES, STYLE
-from dqlib.study.paths import LOG, PREDICTIONS
+from dqlib.study.figures import COLOURS, DASHES, STYLE, quantity_of
+from dqlib.study.paths import LOG, PREDICTIONS, ROW
 from dqlib.study.report import short_table
 from dqlib.study.results import metrics_table, read_details, read_row
 
@@ -32,7 +33,10 @@ KINDS = ("weights", "embedding", "positions", "rest")
 
 
 def lengths(corpus: LoadedCorpus, spec: S.Corpus) -> Figure:
-    """Histograms of document and summary lengths in tokens, with the length that the model reads."""
+    """Histograms of document and summary lengths in tokens, with the length that the model reads.
+
+    A bar has texts that are read whole or texts that are cut, not both; the last one has all that are longer, too.
+    """
     with matplotlib.rc_context(STYLE):
         figure, panels = pyplot.subplots(1, 2, figsize=(6.4, 2.6), layout="constrained")
         for axes, column, most in zip(
@@ -40,25 +44,34 @@ def lengths(corpus: LoadedCorpus, spec: S.Corpus) -> Figure:
         ):
             texts = [row[column] for row in corpus.splits["validation"]]
             counts = [len(ids) for ids in corpus.tokenizer(texts, verbose=False)["input_ids"]]
-            axes.hist(counts, bins=40, range=(0, 4 * most), color=COLOURS[0], alpha=0.7)
-            axes.axvline(most, color="#CC0000", linewidth=1.2)
-            axes.set_xlabel(f"tokens of a {column}")
+            width = -(-most // 10)
+            edges = np.arange((most + 1) % width - width, 4 * most + 2 * width, width)
+            axes.hist(np.minimum(counts, edges[-1] - 1), bins=edges, color=COLOURS[0], alpha=0.7)
+            axes.axvline(most + 1, color="#CC0000", linewidth=1.2)
+            axes.set_xlabel(f"tokens of a {column} (red: {most})")
             axes.set_ylabel("pairs")
+            axes.yaxis.get_major_locator().set_params(integer=True)
     return _shown(figure)
 
 
 def curves(folder: Path, columns: list[str]) -> Figure:
-    """Some columns of a training log over the steps."""
+    """Those columns of a training log that it has, over the steps: a panel a quantity, named with its unit."""
     log = pandas.read_csv(folder / LOG)
+    method = read_row(folder).method if (folder / ROW).is_file() else ""
+    panel_of = {name: quantity_of(name, method) for name in columns if name in log}
+    quantities = list(dict.fromkeys(panel_of.values()))
     with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.4, 2.8), layout="constrained")
-        for i, column in enumerate(name for name in columns if name in log):
-            points = log.dropna(subset=[column])
+        size = 6.4, 2.2 * len(quantities) + 0.6
+        figure, panels = pyplot.subplots(
+            len(quantities), 1, figsize=size, sharex=True, squeeze=False, layout="constrained"
+        )
+        for i, (name, quantity) in enumerate(panel_of.items()):
+            axes, points = panels[quantities.index(quantity), 0], log.dropna(subset=[name])
             marker = "o" if len(points) < 10 else None
-            axes.plot(points.step, points[column], DASHES[i], color=COLOURS[i], marker=marker, label=_readable(column))
-        axes.set_xlabel("training step")
-        axes.set_ylabel("loss (nats a token)")
-        axes.legend()
+            axes.plot(points.step, points[name], DASHES[i], color=COLOURS[i], marker=marker, label=_readable(name))
+            axes.set_ylabel(quantity.replace(" (", "\n("), fontsize=9)
+            axes.legend(fontsize=8)
+        panels[-1, 0].set_xlabel("training step")
     return _shown(figure)
 
 
@@ -74,7 +87,7 @@ def loss_terms(folder: Path) -> Figure:
         axes.set_xlabel("training step")
         axes.set_ylabel("term, relative to its first value")
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize=8, ncols=2)
+        figure.legend(fontsize=8, ncols=4, loc="outside upper center")
     return _shown(figure)
 
 
@@ -211,7 +224,13 @@ def side_by_side(
         took = time.perf_counter() - began
         size = read_row(folder).size_bytes / 1e6
         rows.append({"": name, "answer": written, "size (MB)": f"{size:.2f}", "time (ms)": f"{1000 * took:.0f}"})
-    return pandas.DataFrame(rows).style.hide(axis="index").set_properties(**{"text-align": "left"})
+    return texts_table(rows)
+
+
+def texts_table(rows: Sequence[Mapping[str, str]] | pandas.DataFrame) -> Styler:
+    """A table of texts as a page shows it: whole, on the left, and ``<`` as itself, not as the beginning of a tag."""
+    table = pandas.DataFrame(rows).style.hide(axis="index").format(escape="html")
+    return table.set_properties(**{"text-align": "left"})
 
 
 def _readable(column: str) -> str:

@@ -35,7 +35,7 @@ from dqlib.study.batches import Batch, Example, collate, encode
 from dqlib.study.batches import steps as take_steps
 from dqlib.study.corpus import load_corpus
 from dqlib.study.evaluate import bootstrap_interval
-from dqlib.study.figures import COLOURS, METHOD_COLOURS, STYLE, TEACHER_COLOUR
+from dqlib.study.figures import COLOURS, STYLE, TEACHER_COLOUR, colour_of, marker_of, plain_log_scale
 from dqlib.study.jobs import quiet
 from dqlib.study.paths import LOG
 from dqlib.study.pipeline import Study
@@ -46,8 +46,6 @@ from dqlib.study.train import DistillationObjective, make_accelerator, train
 HELD_OUT = 64
 GRANULARITIES = ("per_tensor", "per_row", "per_group_32", "per_group_16")
 GREY = "#999999"
-_MARKERS = {"per_tensor": "o", "per_row": "s", "per_group_32": "^", "per_group_16": "D"}
-_SCHEME_COLOURS = dict(zip(("symmetric", "dynamic", "ternary", "binary"), COLOURS, strict=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +245,7 @@ def scale_sweep(weight: Tensor, bits: Sequence[int] = (2, 3, 4, 5)) -> Figure:
         for marker, name in (("o", "least error (dynamic scaling starts here)"), ("s", "LSQ starts here"),
                              ("^", "the largest weight (symmetric)")):  # fmt: skip
             axes.plot([], [], marker, color=GREY, label=name)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda y, _: f"{y:g}"))
+        plain_log_scale(axes)
         axes.set_xlabel(r"where the grid ends: clip / mean$|w|$  ($\gamma$)")
         axes.set_ylabel("relative squared error (%)")
         figure.legend(loc="outside upper center", ncols=3, fontsize=8, handletextpad=0.2, columnspacing=1.0)
@@ -278,7 +275,7 @@ def row_sizes(weight: Tensor) -> Figure:
 
 
 def error_by_bits(table: pandas.DataFrame, most: float = 6.2) -> Figure:
-    """Error against bits a weight, scales counted: colours are schemes, markers granularities.
+    """Error against bits a weight, scales counted: colours are the schemes of the table, markers granularities.
 
     Args:
         table: what :func:`errors` gave.
@@ -287,19 +284,17 @@ def error_by_bits(table: pandas.DataFrame, most: float = 6.2) -> Figure:
     table = table[table["bits a weight"] <= most]
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(6.6, 3.8), layout="constrained")
-        for scheme, colour in _SCHEME_COLOURS.items():
-            for granularity, rows in table[table.scheme == scheme].groupby("granularity", observed=True):
-                axes.plot(
-                    rows["bits a weight"], rows["error (%)"], color=colour, linewidth=1,
-                    marker=_MARKERS.get(str(granularity), "x"), markersize=8 if len(rows) == 1 else 4.5,
-                    fillstyle="none" if len(rows) == 1 else "full",
-                )  # fmt: skip
-        for scheme, colour in _SCHEME_COLOURS.items():
-            axes.plot([], [], color=colour, linewidth=3, label=scheme)
+        for (scheme, granularity), rows in table.groupby(["scheme", "granularity"], sort=False, observed=True):
+            axes.plot(
+                rows["bits a weight"], rows["error (%)"], color=colour_of(scheme), linewidth=1,
+                marker=marker_of(granularity), markersize=8 if len(rows) == 1 else 4.5,
+                fillstyle="none" if len(rows) == 1 else "full",
+            )  # fmt: skip
+        for scheme in table.scheme.unique():
+            axes.plot([], [], color=colour_of(scheme), linewidth=3, label=scheme)
         for granularity in table.granularity.cat.categories:
-            axes.plot([], [], _MARKERS.get(granularity, "x"), color=GREY, label=granularity.replace("_", " "))
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda y, _: f"{y:g}"))
+            axes.plot([], [], marker_of(granularity), color=GREY, label=granularity.replace("_", " "))
+        plain_log_scale(axes)
         axes.set_xlabel("bits a weight, scales counted")
         axes.set_ylabel("relative squared error (%)")
         figure.legend(loc="outside right center", fontsize=8)
@@ -498,9 +493,7 @@ def outlier(hidden: HiddenState, tokenizer: PreTrainedTokenizerFast, bits: int =
             colour = COLOURS[1] if per_tensor else COLOURS[0]
             bottom.plot(error, style, color=colour, markersize=4.5, label=label)
             bottom.axhline(error.mean(), color=colour, linewidth=1, linestyle="--" if per_tensor else "-")
-        bottom.set_yscale("log")
-        bottom.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda y, _: f"{y:g}"))
-        bottom.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        plain_log_scale(bottom)
         bottom.set_ylabel(f"error at {bits} bits (%)\n(lines: mean)")
         bottom.set_xlabel(f"token of the text (input of {hidden.layer})")
         figure.legend(loc="outside upper center", ncols=2, fontsize=8)
@@ -651,12 +644,12 @@ def likeness_points(table: pandas.DataFrame) -> Figure:
             1, 2, figsize=(6.6, 0.45 * len(table) + 1.1), sharey=True, layout="constrained"
         )
         reach = [table["more alike"] - table.low, table.high - table["more alike"]]
-        left.errorbar(table["more alike"], places, xerr=reach, fmt="o", color=METHOD_COLOURS["quantgpt"], capsize=3)
+        left.errorbar(table["more alike"], places, xerr=reach, fmt="o", color=colour_of("quantgpt"), capsize=3)
         left.axvline(0, color=TEACHER_COLOUR, linestyle="--", linewidth=1)
         left.set_yticks(places, table.index)
         left.invert_yaxis()
         left.set_xlabel("cosine of different tokens,\nless the teacher's (95% interval)")
-        right.plot(table["divergence (nats)"], places, "s", color=METHOD_COLOURS["quantgpt"])
+        right.plot(table["divergence (nats)"], places, "s", color=colour_of("quantgpt"))
         right.set_xlim(left=-0.03 * max(table["divergence (nats)"].max(), 0.01))
         right.set_xlabel("divergence from the teacher's\nnext token (nats)")
         left.margins(y=0.15)
