@@ -18,7 +18,7 @@ FULL_PRECISION = 32
 WEIGHT_BITS = (*range(1, 9), FULL_PRECISION)
 ACTIVATION_BITS = (4, 8, FULL_PRECISION)
 
-_PATTERN = re.compile(r"(\d+)-(\d+)-(\d+)[ _](\d+)-(\d+)")
+_PATTERN = re.compile(r"(\d{1,4})-(\d{1,4})-(\d{1,4})[ _](\d{1,4})-(\d{1,4})", re.ASCII)
 _FORM = "of the form 'W-E-A e-d', such as '2-2-8 6-3' (bits of weights, embeddings, activations; layers)"
 
 

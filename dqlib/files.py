@@ -5,14 +5,22 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import secrets
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dqlib.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
+#: In the names of what is being written: no other hidden file has it.
+_ASIDE = ".dqlib-"
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux, <fcntl.h> and <linux/fs.h>
 
@@ -51,11 +59,7 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     named, target = Path(target), Path(target).resolve()
     if Path.cwd().is_relative_to(target):
         raise InputError("folder", str(named), "another than the current folder, which cannot be replaced from within")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with room_in(named):
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    scratch.chmod(0o755)
-    try:
+    with room_in(named), _aside(target, Path.mkdir) as scratch:
         with room_in(named, scratch):
             yield scratch
             for path in (*scratch.rglob("*"), scratch):
@@ -63,13 +67,25 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
         if not target.exists():
             scratch.replace(target)
         elif not _exchange(scratch, target):  # else the old folder is now the scratch one
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            target.replace(old / target.name)
-            scratch.replace(target)
-            shutil.rmtree(old)
+            with _aside(target, Path.mkdir) as old:
+                target.replace(old / target.name)
+                scratch.replace(target)
         _sync(target.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(target: str | Path) -> Iterator[Path]:
+    """Write a file aside and put it in place at once, when the block ended well and all of it is on the disk.
+
+    Raises:
+        DiskFullError: there is no room; the old file is as it was.
+    """
+    target = Path(target)
+    with room_in(target.parent), _aside(target, Path.touch) as scratch:
+        yield scratch
+        _sync(scratch)
+        scratch.replace(target)
+        _sync(target.parent)
 
 
 def write_text(target: str | Path, text: str) -> None:
@@ -78,22 +94,9 @@ def write_text(target: str | Path, text: str) -> None:
 
 
 def write_bytes(target: str | Path, data: bytes) -> None:
-    """Write a file aside and put it in place at once, when all of it is on the disk.
-
-    Raises:
-        DiskFullError: there is no room; the old file is as it was.
-    """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with room_in(target.parent):
-            scratch.write_bytes(data)
-            _sync(scratch)
-            scratch.replace(target)
-            _sync(target.parent)
-    finally:
-        scratch.unlink(missing_ok=True)
+    """Write a file as :func:`atomic_file` does, and with its errors."""
+    with atomic_file(target) as scratch:
+        scratch.write_bytes(data)
 
 
 @contextmanager
@@ -110,12 +113,68 @@ def room_in(folder: Path, scratch: Path | None = None) -> Iterator[None]:
             raise
         raise DiskFullError(folder, error.errno) from error
     except Exception as error:
-        # safetensors writes in Rust, and has the number in its message alone
-        told = [number for number in _FULL if f"(os error {number})" in str(error)]
-        number = getattr(error, "errno", None)
-        if number not in _FULL and not told:
+        number = _full(error)
+        if number is None:
             raise
-        raise DiskFullError(folder, number if number in _FULL else told[0]) from error
+        raise DiskFullError(folder, number) from error
+
+
+def _full(error: BaseException | None) -> int | None:
+    """The system's number for a full disk, where that is what an error or one of its causes tells."""
+    while error is not None:
+        for number in _FULL:  # safetensors writes in Rust, and has it in its message alone
+            if getattr(error, "errno", None) == number or f"(os error {number})" in str(error):
+                return number
+        error = error.__cause__
+    return None
+
+
+@contextmanager
+def _aside(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A file or folder beside the target that is removed at the end, after those that killed processes left there.
+
+    Each is locked by the process that writes it, and the lock ends with the process: what is not locked is nobody's.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".*{_ASIDE}*"):
+        with _locked(left, wait=False) as nobodys:
+            if nobodys:
+                _remove(left)
+    scratch = target.with_name(f".{target.name}{_ASIDE}{secrets.token_hex(4)}")
+    with ExitStack() as held:
+        while not scratch.exists():  # again, where another process came in between and took it for left
+            make(scratch)
+            held.enter_context(_locked(scratch))
+        try:
+            yield scratch
+        finally:
+            _remove(scratch)
+
+
+@contextmanager
+def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Lock a file or folder while the block runs; gives whether it is: another may have it, or the system none."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # another process has removed it, or a system that opens no folder
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except (OSError, AttributeError):  # some file systems have none, nor has Windows
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

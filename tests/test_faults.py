@@ -12,12 +12,14 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from datasets.exceptions import DatasetGenerationError
 
 from dqlib.files import DiskFullError, atomic_folder, write_text
-from dqlib.study import jobs, methods, pipeline, report, students
+from dqlib.study import hub, jobs, methods, pipeline, report, students
 from dqlib.study.command import ended
+from dqlib.study.examples import Example, stored
 from dqlib.study.paths import project_root
-from dqlib.study.settings import available_cores, load_settings
+from dqlib.study.settings import Corpus, available_cores, load_settings
 from tests.conftest import write_small_study
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are those of POSIX")
@@ -279,6 +281,27 @@ def test_a_disk_full_in_a_worker_is_told_as_one_sentence(made_study, monkeypatch
         assert students.main(["--params", "small.yaml"]) == 2
     (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert "students/2-2-8_2-1: File too large; what was there before is unchanged" in said
+
+
+def test_a_disk_full_while_examples_are_tokenized_is_told_as_one_sentence(tmp_path):
+    def make(rows):
+        return [Example([7] * 50, [8] * 50) for _ in rows]
+
+    with pytest.raises(DiskFullError) as caught, no_room(10_000):
+        stored(tmp_path / "tokens", range(1000), make)
+    assert str(caught.value).startswith(f"{tmp_path / 'tokens'}: File too large; what was there before is unchanged")
+    assert list((tmp_path / "tokens").iterdir()) == []
+    assert len(stored(tmp_path / "tokens", range(1000), make)) == 1000
+
+
+def test_a_disk_full_while_a_data_set_is_fetched_is_told_as_one_sentence(monkeypatch):
+    def load_dataset(*_, **__):
+        raise DatasetGenerationError("while generating the dataset") from OSError(28, "No space left on device")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    corpus = Corpus("mine", "hub", 300, 8, 8, dataset=".")
+    with pytest.raises(DiskFullError, match="No space left on device; what was there"):
+        next(hub.hub_rows(corpus, "train"))
 
 
 def test_a_disk_full_while_results_are_written_keeps_the_old_file(tmp_path):

@@ -94,5 +94,37 @@ with files.atomic_folder({str(old)!r}) as scratch:
     ended = subprocess.run([sys.executable, "-c", script], cwd=os.getcwd(), timeout=60)
     assert ended.returncode == -signal.SIGKILL
     assert (old / "weights").read_text() == "old"
-    write_new(old)  # what the killed one left is in nobody's way
+    assert len(list(old.parent.iterdir())) == 2
+    write_new(old)
     assert (old / "weights").read_text() == "new"
+    assert [path.name for path in old.parent.iterdir()] == ["model"]  # and not what the killed one left
+
+
+def test_what_killed_processes_left_is_cleared_and_what_others_are_writing_is_not(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from dqlib import files
+folder = Path(sys.argv[1])
+with files.atomic_folder(folder / "corpus") as scratch, files.atomic_file(folder / "log.csv") as file:
+    (scratch / "train").write_text("half")
+    print("writing", flush=True)
+    sys.stdin.read()
+    file.write_text("whole")
+"""
+    dead, alive = (
+        subprocess.Popen([sys.executable, "-c", script, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(2)
+    )
+    for process in (dead, alive):
+        assert process.stdout.readline() == b"writing\n"
+    (tmp_path / ".corpus.mine").mkdir()
+    assert len(list(tmp_path.iterdir())) == 5
+    dead.kill()
+    dead.communicate()
+    files.write_text(tmp_path / "other", "x")  # any next writing in the folder
+    assert len(list(tmp_path.iterdir())) == 4
+    alive.communicate(b"")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".corpus.mine", "corpus", "log.csv", "other"]
+    assert (tmp_path / "corpus" / "train").read_text() == "half"
+    assert (tmp_path / "log.csv").read_text() == "whole"

@@ -8,7 +8,7 @@ import pandas
 import pytest
 
 from dqlib.study import deploy, show
-from dqlib.study.paths import LOG
+from dqlib.study.paths import LOG, project_root
 from dqlib.study.results import COLUMNS, Row, write_row
 from tests.conftest import committed
 

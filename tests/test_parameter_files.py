@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ VALUES = [
     None, True, False, 0, 1, -1, 2, 7, 10**9, 0.0, 0.5, -0.001, 1e-300, 1e300, float("nan"), float("inf"), "", " ", "x",
     "2-2-8_2-1", "2-2-8_9-9", "1-1-1_1-1", "8-8-8", "dqlib", "no-such-preset", "../elsewhere", "é", "1e-3", "yes", [],
     [None], [1], ["2-2-8_2-1"], ["2-2-8_2-1", "2-2-8_2-1"], ["2-2-8_2-1", "2-2-8 2-1"], {}, {"steps": 3}, {1: 2},
+    "../../x", "/tmp/x", ".", "a/../b", "a\nb", "\x00", 10**400, -(10**30), 2**32,
     "embedded", "files", "hub", "summarization", "translation", ["ro"], ["xx"], ["ro", "ro"], "2026-11-21",
 ]  # fmt: skip
 KEYS = ["steps", "stesp", "", "seed", "unknown", 1, None, "micro_batches", "languages", "test", "pretrained", "methods"]
@@ -65,6 +67,8 @@ def told(path):
         settings = load_settings(path)
     except InputError as error:
         return str(error)
+    for folder in (settings.runs, project_root() / settings.results):
+        assert folder.resolve().is_relative_to(project_root())
     for name in settings.tasks:
         task = settings.task(name)
         assert task.students()
@@ -91,6 +95,81 @@ def test_a_parameter_file_with_mistakes_is_accepted_or_refused_in_one_sentence(g
             assert " is not allowed; it must be " in said, said
             refused.append(said)
     assert len(refused) > FILES // 8  # most mistakes are mistakes
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("profile: ../../x", "profile: '../../x' .* a name"),
+        ("profile: /tmp/x", "profile: '/tmp/x' .* a name"),
+        ("profile: .", r"profile: '\.' .* a name"),
+        ("results: /tmp/x", "results: '/tmp/x' .* a name"),
+        ("results: results/../../x", r"results: 'results/\.\./\.\./x' .* a name"),
+        ("results: .", r"results: '\.' .* a name"),
+        ("results: 2026-13-45", None),  # a name, and no date
+        ("profile: !!python/name:os.system x", "profile: 'x' .* a value without a tag"),
+        ("compute: !!set {a}", "compute: .* no tags"),
+        ("compute: {processes: !!int many}", "compute.processes: 'many' .* a number"),
+        ("compute: {processes: !!bool many}", "compute.processes: 'many' .* a tag"),
+        ("compute: {processes: 1" + 400 * "0" + "}", "compute.processes: '1000.* at most 40 characters"),
+        ("compute: {processes: 0x" + 5000 * "f" + "}", "compute.processes: '0xfff.* at most 40 characters"),
+        ("compute: {processes: 1" + 30 * "0" + "}", "compute.processes: 10+ .* at most 4096"),
+        ("compute: {processes: .inf}", "compute.processes: inf .* a whole number"),
+        ("compute: {processes: 1, processes: 2}", "compute.processes: '2' .* given once; .* line 1"),
+        ("profile: a\nprofile: b", "profile: 'b' .* given once; it is given again in line 2"),
+        ("compute: " + 100 * "[" + 100 * "]", "params, line 1, levels: 17 .* at most 16"),
+        ("compute: " + 100_000 * "{a: ", "params, line 1, levels: 17 .* at most 16"),
+        ("compute: &a {b: *a}", r"compute\.b: '\*' .* hold itself"),
+        ("compute: {<<: {processes: 1}}", "compute.<<: '<<' .* left out"),
+        ("compute: {[a]: 1}", r"compute\..* plain names"),
+        ('note: "\\ud800"', r"note: '\\ud800' .* halves of characters"),
+        ('note: "\\0"', r"note: '\\x00' .* control characters"),
+    ],
+)
+def test_what_yaml_can_say_and_parameters_are_not_is_told_with_its_field(given, line, said, tmp_path):
+    path = tmp_path / "params.yaml"
+    others = {key: value for key, value in given["smoke"].items() if not line.startswith(f"{key}:")}
+    path.write_text(f"{line}\n{yaml.safe_dump(others)}")
+    text = told(path)
+    assert text is None if said is None else re.match(said, text), text
+    assert "\n" not in str(text)
+    assert len(str(text)) < 500
+
+
+def test_a_sentence_stays_one_whatever_the_value():
+    value = "x" * 10**6
+    for _ in range(60):
+        value = [value, value]  # all of it would never end
+    assert len(str(InputError("profile", value, "text"))) < 5000
+    assert str(InputError("profile", "é", "text")) == "profile: 'é' is not allowed; it must be text."
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "value"),
+    [
+        ("corpus", "vocab_size", 10**12), ("corpus", "source_tokens", 10**12), ("corpus", "limit", 10**30),
+        ("corpus", "seed", 2**32), ("model", "d_model", 2**40), ("model", "decoder_layers", 10**9),
+        ("finetune", "steps", 10**18), ("finetune", "seed", 2**32), ("finetune", "learning_rate", float("inf")),
+        ("distill", "batch_tokens", 10**18), ("evaluate", "bootstrap", 10**12), ("evaluate", "documents", 10**30),
+        ("methods", "seeds", [2**40]), ("methods", "seeds", [True]), ("methods", "longer_steps", [10**30]),
+        ("methods", "configs", ["2-2-8 " + 5000 * "9" + "-1"]), ("corpus", "name", "../x"),
+    ],
+)  # fmt: skip
+def test_absurd_sizes_are_told_with_their_field(given, block, key, value, tmp_path):
+    parameters = copy.deepcopy(given["smoke"])
+    parameters["summarization"][block][key] = value
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(parameters))
+    assert re.match(rf"summarization\.({block}\.{key}|{block}\.config '2|methods\.config)", told(path)), told(path)
+
+
+def test_a_profile_is_named_as_its_file(given, tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "mine.yaml").write_text(yaml.safe_dump(given["smoke"]))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"profile: 'smoke' .* mine, as its file"):
+        load_settings("mine")
 
 
 @pytest.mark.parametrize("name", PROFILES)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from dqlib.config import Configuration
 from dqlib.errors import InputError
 from dqlib.presets import Recipe, preset
-from dqlib.study.parameters import at_least, below_one, one_of
+from dqlib.study.parameters import a_name, below_one, bounded, one_of
 
 #: Tasks that a parameter file may have, in the order in which they are shown.
 TASKS = ("summarization", "eli5", "translation")
@@ -19,6 +19,10 @@ SOURCES = ("embedded", "files", "hub")
 EMBEDDED = ("pydoc", "pydoc-qa", "cldr")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 
+#: Most of what is counted, and most tokens of a text; beyond it nothing that is here could be done.
+MANY, LONGEST = 10**9, 10**5
+#: That random numbers can start from.
+SEEDS = (0, 2**32 - 1)
 
 #: Test documents that results can be told of: one for each of :data:`dqlib.study.positions.GROUPS`.
 FEWEST_DOCUMENTS = 4
@@ -87,12 +91,11 @@ class Corpus:
 
     def __post_init__(self) -> None:
         one_of("source", self.source, SOURCES)
-        at_least("vocab_size", self.vocab_size, 300)
-        for name in ("source_tokens", "target_tokens"):
-            at_least(name, getattr(self, name), 8)
-        if self.limit is not None:
-            at_least("limit", self.limit, 100)
-        at_least("seed", self.seed, 0)
+        a_name("name", self.name)
+        bounded(
+            self, vocab_size=(300, 10**7), source_tokens=(8, LONGEST), target_tokens=(8, LONGEST), limit=(100, MANY),
+            seed=SEEDS,
+        )  # fmt: skip
         self._check_languages()
         if self.source == "embedded":
             self._check_embedded()
@@ -154,8 +157,8 @@ class Model:
         one_of("architecture", self.architecture, ("bart", "mbart"))
         if not self.init_std > 0:
             raise InputError("init_std", self.init_std, "a positive number")
-        for name in ("d_model", "encoder_layers", "decoder_layers", "heads", "ffn_dim", "max_positions"):
-            at_least(name, getattr(self, name), 1)
+        widths = dict.fromkeys(("d_model", "heads", "ffn_dim"), (1, 10**6))
+        bounded(self, **widths, encoder_layers=(1, 1000), decoder_layers=(1, 1000), max_positions=(1, LONGEST))
         if self.d_model % self.heads:
             raise InputError("heads", self.heads, f"a divisor of d_model, {self.d_model}")
         below_one("dropout", self.dropout)
@@ -192,10 +195,9 @@ class Loop:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_tokens", "micro_batches", "validations", "checkpoint_steps"):
-            at_least(name, getattr(self, name), 1)
+        counts = ("steps", "batch_tokens", "micro_batches", "validations", "checkpoint_steps")
+        bounded(self, **dict.fromkeys(counts, (1, MANY)), seed=SEEDS)
         one_of("precision", self.precision, PRECISIONS)
-        at_least("seed", self.seed, 0)
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise InputError(name, getattr(self, name), "a positive number")
@@ -237,7 +239,7 @@ class Pretraining(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("window", self.window, 8)
+        bounded(self, window=(8, LONGEST))
         if not 0 < self.mask_ratio < 1:
             raise InputError("mask_ratio", self.mask_ratio, "between 0 and 1")
         if self.mean_span < 1:
@@ -275,10 +277,8 @@ class Evaluation:
         if self.documents is not None and self.documents < FEWEST_DOCUMENTS:
             allowed = f"at least {FEWEST_DOCUMENTS}: results tell groups of documents apart by their length"
             raise InputError("documents", self.documents, allowed)
-        if self.validation_documents is not None:
-            at_least("validation_documents", self.validation_documents, 1)
-        for name in ("beams", "batch_size", "bootstrap"):
-            at_least(name, getattr(self, name), 1)
+        counts = {"documents": (1, MANY), "validation_documents": (1, MANY), "batch_size": (1, 10**6)}
+        bounded(self, **counts, beams=(1, 1000), bootstrap=(1, 10**6))
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,12 @@ class Methods:
         for text in (*self.configs, *self.ablation_configs, *self.longer_configs):
             Configuration.parse(text)
         for steps in self.longer_steps:
-            at_least("longer_steps", steps, self.distill.steps + 1)
+            if not self.distill.steps < steps <= MANY:
+                allowed = f"more than distill.steps, {self.distill.steps}, and at most {MANY}"
+                raise InputError("longer_steps", steps, allowed)
+        for seed in self.seeds:
+            if not SEEDS[0] <= seed <= SEEDS[1]:
+                raise InputError("seeds", seed, "from {} to {}".format(*SEEDS))
         if len(set(self.longer_steps)) < len(self.longer_steps):
             raise InputError("longer_steps", self.longer_steps, "a list without repetitions")
         if not set(self.longest_configs) <= set(self.longer_configs):

@@ -6,7 +6,6 @@ was stopped goes on with the first part that is missing. What training holds in 
 
 from __future__ import annotations
 
-import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow
 from pyarrow import ipc
 
+from dqlib.files import atomic_file
 from dqlib.study.rows import Row
 from dqlib.study.tokenizer import EOS_ID
 
@@ -107,6 +107,9 @@ def stored(folder: Path, rows: Sequence[Row], make: Callable[[Sequence[Row]], li
         folder: of these examples alone: its name has to change with all that decides them.
         rows: what they are made of.
         make: examples of some rows, one after the other; it is given :data:`BATCH` of them.
+
+    Raises:
+        DiskFullError: there is no room; parts that were written stay.
     """
     paths = []
     for number, first in enumerate(range(0, len(rows), PART)):
@@ -126,15 +129,13 @@ def _is_whole(path: Path) -> bool:
 
 
 def _write(path: Path, rows: Sequence[Row], make: Callable[[Sequence[Row]], list[Example]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with pyarrow.OSFile(str(scratch), "wb") as file, ipc.new_file(file, _SCHEMA) as writer:
-            for first in range(0, len(rows), BATCH):
-                examples = make(rows[first : first + BATCH])
-                columns = [[getattr(e, field.name) for e in examples] for field in _SCHEMA]
-                arrays = [pyarrow.array(c, field.type) for c, field in zip(columns, _SCHEMA, strict=True)]
-                writer.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=_SCHEMA))
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with (
+        atomic_file(path) as scratch,
+        pyarrow.OSFile(str(scratch), "wb") as file,
+        ipc.new_file(file, _SCHEMA) as writer,
+    ):
+        for first in range(0, len(rows), BATCH):
+            examples = make(rows[first : first + BATCH])
+            columns = [[getattr(e, field.name) for e in examples] for field in _SCHEMA]
+            arrays = [pyarrow.array(c, field.type) for c, field in zip(columns, _SCHEMA, strict=True)]
+            writer.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=_SCHEMA))

@@ -12,6 +12,7 @@ import huggingface_hub
 from huggingface_hub.utils import get_session
 
 from dqlib.errors import InputError
+from dqlib.files import DiskFullError, room_in
 from dqlib.study import settings as S
 from dqlib.study.paths import project_root
 
@@ -37,6 +38,7 @@ def fetching(field: str, name: str) -> Iterator[None]:
         name: of what is loaded.
 
     Raises:
+        DiskFullError: there is no room for it in the cache.
         InputError: it is not there, cannot be reached, or cannot be read.
     """
     import datasets  # slow to import, and needed by corpora of the hub only
@@ -44,9 +46,9 @@ def fetching(field: str, name: str) -> Iterator[None]:
     on_hub = located(name)[0] == name
     offline = on_hub and not _reachable()
     try:
-        with _only_the_cache(offline):
+        with room_in(Path(huggingface_hub.constants.HF_HOME)), _only_the_cache(offline):
             yield
-    except InputError:
+    except (DiskFullError, InputError):
         raise
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]

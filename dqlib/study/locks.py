@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ class BusyError(RuntimeError):
 
 @contextmanager
 def only_maker(target: Path, lock: Path) -> Iterator[None]:
-    """While the block runs, no other process may make ``target``; what killed makers left beside it is removed.
+    """While the block runs, no other process may make ``target``.
 
     Args:
         target: file or folder.
@@ -43,7 +42,4 @@ def only_maker(target: Path, lock: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        for left in target.parent.glob(f".{target.name}.*"):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
         yield

@@ -1,13 +1,105 @@
-"""Parameters as dataclasses: built from nested dictionaries, every error with the full name of its field."""
+"""Parameters as dataclasses: read from YAML, and built from it, every error with the full name of its field."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import types
 import typing
+from pathlib import Path
 from typing import Any
 
+import yaml
+from yaml.constructor import SafeConstructor
+
 from dqlib.errors import InputError
+
+#: Most bytes of a parameter file, levels in it, and characters of a number.
+LONGEST_FILE, DEEPEST, LONGEST_NUMBER = 1_000_000, 16, 40
+
+_YAML = "tag:yaml.org,2002:"
+_NAME = re.compile(r"\w[\w.-]{0,99}")
+_NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's reader, which calls itself for every level and so has to be told where to stop."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > DEEPEST:
+            line = self.peek_event().start_mark.line + 1
+            raise InputError(f"params, line {line}, levels", self._depth, f"at most {DEEPEST}")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+def read(path: Path) -> Any:
+    """What a parameter file says, in dictionaries, lists, texts and numbers.
+
+    Dates are texts, as all is that is no number, ``true``, ``false`` or ``null``.
+
+    Raises:
+        InputError: it cannot be read or is not YAML; a key is given twice, a value has a tag, refers to itself, or is
+            too large a number.
+    """
+    try:
+        if path.stat().st_size > LONGEST_FILE:
+            raise InputError("params", str(path), f"a file of at most {LONGEST_FILE:,} bytes")
+        node = _Loader(path.read_text(encoding="utf-8")).get_single_node()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError("params", str(path), f"valid YAML ({' '.join(str(error).split())})") from None
+    return None if node is None else _plain(node, "", {})
+
+
+def _plain(node: yaml.Node, where: str, known: dict[yaml.Node, Any]) -> Any:
+    """The value of a node; ``known`` has those of others, which aliases may name again, and None while one is read."""
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(node, where)
+    if node.tag not in (f"{_YAML}map", f"{_YAML}seq"):
+        raise InputError(where or "params", node.tag, "left out: values have no tags here")
+    if node in known:
+        if known[node] is None:
+            raise InputError(where, "*", "a value that does not hold itself")
+        return known[node]
+    known[node] = None
+    if isinstance(node, yaml.SequenceNode):
+        known[node] = [_plain(item, f"{where}[{i}]", known) for i, item in enumerate(node.value)]
+        return known[node]
+    block: dict[str, Any] = {}
+    for key, value in node.value:
+        name = f"{where}.{key.value}" if where else str(key.value)
+        if not isinstance(key, yaml.ScalarNode) or key.tag == f"{_YAML}merge":
+            raise InputError(name, "<<", "left out: keys are plain names, each written where it belongs")
+        if key.value in block:
+            raise InputError(name, value.value, f"given once; it is given again in line {key.start_mark.line + 1}")
+        block[key.value] = _plain(value, name, known)
+    known[node] = block
+    return block
+
+
+def _scalar(node: yaml.ScalarNode, where: str) -> str | int | float | bool | None:
+    kind, text = node.tag.removeprefix(_YAML), node.value
+    if kind in ("str", "timestamp", "value"):
+        if _NO_TEXT.search(text):
+            raise InputError(where or "params", text, "text without control characters or halves of characters")
+        return text
+    if kind == "null":
+        return None
+    try:
+        if kind == "bool":
+            return SafeConstructor.bool_values[text.lower()]
+        if kind in ("int", "float") and len(text) <= LONGEST_NUMBER:
+            return getattr(SafeConstructor(), f"construct_yaml_{kind}")(node)
+    except (ValueError, LookupError, ArithmeticError):
+        pass  # of a tag that is written there
+    number = kind in ("int", "float")
+    allowed = f"a number of at most {LONGEST_NUMBER} characters" if number else "a value without a tag"
+    raise InputError(where or "params", text, allowed)
 
 
 def build(cls: type, data: Any, where: str) -> Any:
@@ -51,15 +143,24 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if dataclasses.is_dataclass(hint):
             return build(hint, value, where)
     if typing.get_origin(hint) is list:
-        item = typing.get_args(hint)[0]
-        if not isinstance(value, list) or not all(isinstance(v, item) for v in value):
-            raise InputError(where, value, f"a list of {item.__name__}")
-        return value
+        if not isinstance(value, list):
+            raise InputError(where, value, "a list")
+        return [_value(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool) or value != value:
-        raise InputError(where, value, {"int": "a whole number", "float": "a number", "str": "text"}[hint.__name__])
+    if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
+        kinds = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+        raise InputError(where, value, kinds[hint.__name__])
+    if hint is float and not math.isfinite(value):
+        raise InputError(where, value, "a finite number")
     return value
+
+
+def a_name(field: str, value: str, folders: bool = False) -> None:
+    """Refuse what is no name, or no path of names: what is written stays in the folder that the project has for it."""
+    if not all(map(_NAME.fullmatch, value.split("/") if folders else [value])):
+        allowed = "a name: a letter or digit, then letters, digits, '.', '-' and '_'"
+        raise InputError(field, value, allowed + (", or several with '/' between them" if folders else ""))
 
 
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -68,10 +169,12 @@ def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise InputError(name, value, f"one of {', '.join(allowed)}")
 
 
-def at_least(name: str, value: int, least: int) -> None:
-    """Refuse a number below the least."""
-    if value < least:
-        raise InputError(name, value, f"at least {least}")
+def bounded(block: Any, **bounds: tuple[int, int]) -> None:
+    """Refuse numbers of a block below the least or above the most; those that are None are not asked."""
+    for field, (least, most) in bounds.items():
+        value = getattr(block, field)
+        if value is not None and not least <= value <= most:
+            raise InputError(field, value, f"at least {least}" if value < least else f"at most {most}")
 
 
 def below_one(name: str, value: float) -> None:

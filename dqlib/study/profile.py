@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-import yaml
-
 from dqlib.errors import InputError
 from dqlib.study.paths import project_root, write_text
 from dqlib.study.settings import TASKS, load_settings, profile_path
@@ -54,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         written = choose_profile(options.profile)
-    except (InputError, yaml.YAMLError) as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     told = " written to params.yaml; `git checkout params.yaml dvc.lock` goes back to those of the commit"

@@ -11,8 +11,6 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from dqlib.config import Configuration
 from dqlib.errors import InputError
 from dqlib.presets import QUANTIZATION_ONLY, preset
@@ -27,7 +25,7 @@ from dqlib.study.blocks import (
     Pretraining,
     Training,
 )
-from dqlib.study.parameters import at_least, build
+from dqlib.study.parameters import a_name, bounded, build, read
 from dqlib.study.paths import Folders, project_root
 
 __all__ = [
@@ -105,7 +103,7 @@ class Compute:
     processes: int = 2
 
     def __post_init__(self) -> None:
-        at_least("processes", self.processes, 1)
+        bounded(self, processes=(1, 4096))
 
 
 @dataclass(frozen=True)
@@ -121,9 +119,8 @@ class Settings:
     translation: Task | None = None
 
     def __post_init__(self) -> None:
-        for name in ("profile", "results"):
-            if not getattr(self, name):
-                raise InputError(name, getattr(self, name), "a name")
+        a_name("profile", self.profile)
+        a_name("results", self.results, folders=True)
         if not self.tasks:
             raise InputError("params", self.profile, f"a file with at least one of {', '.join(TASKS)}")
         for name in self.tasks:
@@ -207,16 +204,16 @@ def load_settings(params: str | Path = "tutorial") -> Settings:
     """Read and check a parameter file, given by path or by the name of a profile.
 
     Raises:
-        InputError: no such file or profile, not YAML, or any value that is not allowed.
+        InputError: no such file or profile, not YAML, or any value that is not allowed; a profile of another name.
     """
-    path = profile_path(str(params)) if not str(params).endswith((".yaml", ".yml")) else project_root() / params
+    named = not str(params).endswith((".yaml", ".yml"))
+    path = profile_path(str(params)) if named else project_root() / params
     if not path.is_file():
         raise InputError("params", str(params), "a YAML file or the name of a profile")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError("params", str(params), f"valid YAML ({' '.join(str(error).split())})") from None
-    return build(Settings, data, "")
+    settings = build(Settings, read(path), "")
+    if named and settings.profile != params:
+        raise InputError("profile", settings.profile, f"{params}, as its file, since what it makes has that name")
+    return settings
 
 
 def profile_path(profile: str) -> Path:
