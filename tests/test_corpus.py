@@ -4,6 +4,8 @@ import json
 import sys
 
 import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 from transformers import AutoTokenizer
 
@@ -132,6 +134,9 @@ def test_files_of_every_kind_give_the_same_rows(tmp_path, kind):
     assert read_rows(write(tmp_path, kind), ["text", "gist"]) == ROWS
 
 
+LINE = gzip.compress(b'{"text": "x", "gist": "y"}\n', mtime=0)
+
+
 @pytest.mark.parametrize(
     ("name", "data", "told"),
     [
@@ -146,6 +151,15 @@ def test_files_of_every_kind_give_the_same_rows(tmp_path, kind):
         ("a.parquet", b"PAR1 not really", "readable .parquet"),
         ("a.jsonl.gz", b"not gzip", "readable .jsonl"),
         ("a.txt", b"x", r"one of \.jsonl"),
+        ("a.jsonl", b'{"text": "x", "gist": "y"}\n{"text": "\\ud800"}\n', "line 2, column text: '.ud800' .* lone"),
+        ("a.jsonl", b'{"text": "x", "gist": "y"}\n{"text": ' + 10**5 * b"[", "line 2: .* fewer levels"),
+        ("a.jsonl", b'{"text": "x", "gist": "y", "n": 1' + 5000 * b"0" + b"}", "line 1: .* a JSON object"),
+        ("a.jsonl", b'{"text": "x", "gist": "y"}\n{"text": "\xff", "gist": "y"}\n', "a.jsonl' .*line 2: 'utf-8"),
+        ("a.jsonl.gz", LINE + LINE[:10] + 20 * b"\x07", "a.jsonl.gz' .*line 2: Error -3 while decompressing"),
+        ("a.jsonl.gz", LINE[:-4], r"a.jsonl.gz' .*line 2: .*end"),
+        ("a.csv.gz", gzip.compress(b"text,gist\nx,y\n", mtime=0)[:-4], r"a.csv.gz' .*line 3: .*end"),
+        ("a.csv", b"text,gist\nx,y\nz,\xff\n", "a.csv' .*line 3: 'utf-8"),
+        ("a.csv", b'text,gist\nx,y\n"z"w,y\n', "a.csv' .*line 3: .*expected"),
     ],
 )
 def test_bad_files_are_told_in_one_sentence(tmp_path, name, data, told):
@@ -154,6 +168,29 @@ def test_bad_files_are_told_in_one_sentence(tmp_path, name, data, told):
     with pytest.raises(InputError, match=told) as caught:
         read_rows(path, ["text", "gist"])
     assert "\n" not in str(caught.value)
+
+
+def test_damage_of_aligned_texts_is_told_with_its_file_and_line(tmp_path):
+    (tmp_path / "train.en").write_bytes(b"one\n\xfftwo\n")
+    (tmp_path / "train.ro").write_bytes(b"unu\ndoi\n")
+    with pytest.raises(InputError, match=r"train.en' .*line 2: .*utf-8"):
+        read_rows(tmp_path / "train.*", ["en", "ro"])
+
+
+def test_columns_of_parquet_that_python_has_no_values_for_are_passed_over_or_told(tmp_path):
+    far = pyarrow.array([2**62], pyarrow.timestamp("us"))  # a year that Python does not have
+    table = pyarrow.table({"text": ["x"], "gist": pyarrow.array(["y"]).dictionary_encode(), "when": far})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert read_rows(tmp_path / "a.parquet", ["text", "gist"]) == [{"text": "x", "gist": "y"}]
+    with pytest.raises(InputError, match=r"a.parquet, column when: 'timestamp.*' .* text"):
+        read_rows(tmp_path / "a.parquet", ["text", "when"])
+    with pytest.raises(InputError, match=r"a.parquet, column: 'who' .* text, gist, when"):
+        read_rows(tmp_path / "a.parquet", ["text", "who"])
+
+
+def test_a_field_of_csv_may_be_as_long_as_one_of_json(tmp_path):
+    (tmp_path / "a.csv").write_text(f"text,gist\n{10**5 * 'long '},y\n")
+    assert len(read_rows(tmp_path / "a.csv", ["text", "gist"])[0]["text"]) == 5 * 10**5 - 1
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -5,17 +5,24 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow
 import pyarrow.parquet
+import pyarrow.types
 
 from dqlib.errors import InputError
 from dqlib.study.paths import project_root
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
+
+#: What reading a file, and unpacking it, ends with where it is damaged.
+_DAMAGE = (OSError, EOFError, zlib.error)
+
+csv.field_size_limit(2**31 - 1)  # long documents are cut where they are tokenized, as those of other kinds are
 
 
 def read_rows(path: str | Path, columns: list[str]) -> list[dict[str, str]]:
@@ -57,20 +64,15 @@ def _file_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
     if kind not in KINDS:
         raise InputError("file", str(path), f"one of {', '.join(KINDS)}, or one of them followed by .gz")
     reader = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(kind, _json_rows)
-    rows = []
-    try:
-        with _opened(path) as handle:
-            for number, row in reader(handle, path):
-                rows.append({column: _text(row, column, number, path) for column in columns})
-    except (OSError, EOFError, pyarrow.ArrowException, UnicodeDecodeError, csv.Error) as error:
-        raise InputError("file", str(path), f"a readable {kind} file ({' '.join(str(error).split())})") from None
-    return rows
+    return [
+        {column: _text(row, column, number, path) for column in columns} for number, row in reader(path, kind, columns)
+    ]
 
 
 def _aligned_rows(pattern: Path, columns: list[str]) -> list[dict[str, str]]:
     """Rows whose columns are text files with one text a line; lines that are blank in all of them are no rows."""
     paths = _by_column(pattern, columns)
-    texts = {column: _lines(path) for column, path in paths.items()}
+    texts = {column: [line for _, line in _lines(path, "text")] for column, path in paths.items()}
     fewest = min(columns, key=lambda column: len(texts[column]))
     count = len(texts[fewest])
     for column, lines in texts.items():
@@ -90,13 +92,19 @@ def _by_column(pattern: Path, columns: list[str]) -> dict[str, Path]:
     return {column: pattern.with_name(pattern.name.replace("*", column)) for column in columns}
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path, kind: str) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers; they end with line feeds alone, or rare characters would misalign texts."""
     _check_exists(path)
+    number = 0
     try:
         with _opened(path) as handle:
-            return [line.decode("utf-8") for line in handle]  # by line feeds alone, or rare characters would misalign
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError("file", str(path), f"readable text ({' '.join(str(error).split())})") from None
+            while line := handle.readline():
+                number += 1
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, kind, error, number) from None
+    except _DAMAGE as error:
+        raise _unreadable(path, kind, error, number + 1) from None
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -108,30 +116,59 @@ def _check_exists(path: Path) -> None:
         raise InputError("file", str(path), "a file that exists")
 
 
-def _json_rows(handle: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(handle, start=1):
+def _unreadable(path: Path, kind: str, error: Exception, number: int | None = None) -> InputError:
+    where = "" if number is None else f"line {number}: "
+    return InputError("file", str(path), f"a readable {kind} file ({where}{' '.join(str(error).split())})")
+
+
+def _json_rows(path: Path, kind: str, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in _lines(path, kind):
         if not line.strip():
             continue
+        row, allowed = None, "a JSON object"
         try:
             row = json.loads(line)
         except ValueError:
-            row = None
+            pass
+        except RecursionError:
+            allowed = "a JSON object of fewer levels"
         if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}", line[:60].decode(errors="replace"), "a JSON object")
+            raise InputError(f"{path}, line {number}", line[:60], allowed)
         yield number, row
 
 
-def _csv_rows(handle: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(handle))
-    reader = csv.DictReader(lines, strict=True)
-    for row in reader:
-        if None in row:
-            raise InputError(f"{path}, line {reader.line_num}", row[None][0], "absent: the line has too many fields")
-        yield reader.line_num, row
+def _csv_rows(path: Path, kind: str, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader((line for _, line in _lines(path, kind)), strict=True)
+    try:
+        for row in reader:
+            if None in row:
+                allowed = "absent: the line has too many fields"
+                raise InputError(f"{path}, line {reader.line_num}", row[None][0], allowed)
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise _unreadable(path, kind, error, reader.reader.line_num) from None
 
 
-def _parquet_rows(handle: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    yield from enumerate(pyarrow.parquet.read_table(pyarrow.BufferReader(handle.read())).to_pylist(), start=1)
+def _parquet_rows(path: Path, kind: str, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    number = None
+    try:
+        with _opened(path) as handle:
+            file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(handle.read()))
+        names, table = file.schema_arrow.names, file.read(columns=columns)
+        for column in columns:
+            if names.count(column) != 1:
+                raise InputError(f"{path}, column", column, f"one of {', '.join(names)}")
+            if not _holds_text(table.schema.field(column).type):  # other values may have no counterpart in Python
+                raise InputError(f"{path}, column {column}", str(table.schema.field(column).type), "text")
+        for number, values in enumerate(zip(*(table[column] for column in columns), strict=True), start=1):
+            yield number, {column: value.as_py() for column, value in zip(columns, values, strict=True)}
+    except (*_DAMAGE, pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise _unreadable(path, kind, error, number) from None
+
+
+def _holds_text(kind: pyarrow.DataType) -> bool:
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    return kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), pyarrow.null())
 
 
 def _text(row: dict[str, Any], column: str, number: int, path: Path) -> str:
@@ -140,4 +177,8 @@ def _text(row: dict[str, Any], column: str, number: int, path: Path) -> str:
     value = row[column]
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{path}, line {number}, column {column}", value, "text that is not empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}, line {number}, column {column}", value, "text without lone surrogates") from None
     return value.strip()
