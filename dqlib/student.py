@@ -173,9 +173,10 @@ class _Quantizing:
             module = submodule(self.model, path)
             if module is None:
                 continue
-            if shared is None or shared[0] is not module.weight:
+            tied = shared is not None and shared[0] is module.weight
+            if not tied:
                 shared = module.weight, self._quantizer(module, self.c.e_bits, granularity)
-            quantize_embedding(module, shared[1])
+            quantize_embedding(module, shared[1], tied)
         if self.method.position_bits < FULL_PRECISION:
             for path in self.names.positions:
                 module = submodule(self.model, path)
@@ -187,11 +188,10 @@ class _Quantizing:
     def _head(self, head: nn.Linear | None, table: tuple[nn.Parameter, WeightFakeQuantizer] | None) -> None:
         if head is None or not self.method.quantize_head:
             return
-        quantizer = None
+        quantizer, tied = None, table is not None and head.weight is table[0]
         if table is not None:  # the quantizer of the table that the head is tied to, or one of its own
-            tied = head.weight is table[0]
             quantizer = table[1] if tied else self._quantizer(head, self.c.e_bits, self.method.weights.embedding)
-        quantize_linear(head, quantizer, self.activation)
+        quantize_linear(head, quantizer, self.activation, tied=tied)
 
     def _attention(self, module: nn.Module | None) -> None:
         if module is None:
@@ -280,6 +280,17 @@ def set_blend(model: nn.Module, blend: float) -> None:
     """How much of the quantized weight the forward pass sees, from 0 (full precision) to 1."""
     for module in quantized_modules(model).values():
         module.weight_quantizer.blend = blend
+
+
+def forget(model: nn.Module) -> None:
+    """Let a student quantize all its weights anew at its next forward pass.
+
+    To be called after weights were written through ``.data``, as moving averages and optimizers that are not
+    PyTorch's do: such a change leaves no trace, and the student would go on with what it made of the old weights.
+    """
+    for module in model.modules():
+        if isinstance(module, WeightFakeQuantizer):
+            module.forget()
 
 
 def set_attention_maps(model: PreTrainedModel, kind: str) -> None:
