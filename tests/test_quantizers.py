@@ -730,11 +730,26 @@ def test_scales_of_half_precision_weights_are_finite_and_near_those_of_single(bi
     assert torch.equal(fake_quantize_weight(weight, bits, granularity), found.dequantize())
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("per_tensor", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_activations_of_half_precision_stay_on_the_grid_and_keep_their_maximum(dtype, per_tensor, requires_grad):
+    x = randn(200, 64).to(dtype).requires_grad_(requires_grad)
+    largest = x.detach().float().abs().amax(dim=None if per_tensor else -1, keepdim=True)
+    found = fake_quantize_activation(x, 8, per_tensor=per_tensor)
+    assert found.dtype == dtype
+    codes = found.detach().float() / (largest / 127)
+    assert codes.abs().max() < 127.5
+    assert torch.equal(codes.round(), torch.round(x.detach().float() / (largest / 127)))
+    assert torch.equal(found.float().abs().amax(dim=None if per_tensor else -1, keepdim=True), largest)
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("per_tensor", [False, True])
-def test_probabilities_of_half_precision_that_are_small_do_not_vanish(per_tensor, in_place):
-    x = torch.softmax(randn(2, 4000), -1).half()
-    expected = fake_quantize_activation(x.float(), 8, unsigned=True, per_tensor=per_tensor).half()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_probabilities_of_half_precision_that_are_small_do_not_vanish(dtype, per_tensor, in_place):
+    x = torch.softmax(randn(2, 4000), -1).to(dtype)
+    expected = fake_quantize_activation(x.float(), 8, unsigned=True, per_tensor=per_tensor).to(dtype)
     found = fake_quantize_activation(x, 8, unsigned=True, per_tensor=per_tensor, in_place=in_place)
     assert torch.equal(found, expected)
     assert (found > 0).float().mean() > 0.5
