@@ -44,10 +44,12 @@ _WITH_WEIGHT = (nn.Linear, nn.Embedding, Conv1D)
 
 
 def layer_map(student_layers: int, teacher_layers: int, single_layer: str = "first") -> list[int]:
-    """Teacher layer of each student layer, maximally spaced; the first and the last are always kept.
+    """Teacher layer of each student layer: evenly spaced from the first to the last, each rounded to the nearest.
 
-    DQ-BART (arXiv:2203.11239), section 2.2. A single layer is the teacher's first, the one which reads
-    embeddings, or, as DQ-BART's code has it, the ``last``.
+    DQ-BART (arXiv:2203.11239), section 2.2, in all presets. Of 6 layers, three are 0 2 5, four 0 2 3 5 and five
+    0 1 3 4 5, as DQ-BART's code lists them. In general so: halfway between two layers, students of at most half of the
+    teacher's layers take the lower one and deeper students the upper one. A single layer is the teacher's first, the
+    one which reads embeddings, or, as that code has it, the ``last``.
 
     Raises:
         InputError: the student has no layer, or more than the teacher.
@@ -56,7 +58,8 @@ def layer_map(student_layers: int, teacher_layers: int, single_layer: str = "fir
         raise InputError("student_layers", student_layers, f"between 1 and {teacher_layers}, the teacher's layers")
     if student_layers == 1:
         return [teacher_layers - 1 if single_layer == "last" else 0]
-    return [i * (teacher_layers - 1) // (student_layers - 1) for i in range(student_layers)]
+    steps, down = student_layers - 1, 2 * student_layers <= teacher_layers
+    return [(2 * i * (teacher_layers - 1) + steps - down) // (2 * steps) for i in range(student_layers)]
 
 
 def supervision_map(student_layers: int, teacher_layers: int) -> list[int]:

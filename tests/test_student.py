@@ -26,6 +26,7 @@ from dqlib.student import (
     set_attention_maps,
     set_blend,
     supervision_map,
+    supervision_maps,
 )
 from tests.conftest import TINY
 from tests.test_architectures import data_of, make_teacher, student_of
@@ -33,10 +34,23 @@ from tests.test_architectures import data_of, make_teacher, student_of
 
 @pytest.mark.parametrize(
     ("student", "teacher", "expected"),
-    [(6, 6, [0, 1, 2, 3, 4, 5]), (3, 6, [0, 2, 5]), (3, 12, [0, 5, 11]), (2, 24, [0, 23]), (1, 6, [0]), (1, 1, [0])],
-)
+    [(6, 6, [0, 1, 2, 3, 4, 5]), (3, 6, [0, 2, 5]), (3, 12, [0, 5, 11]), (2, 24, [0, 23]), (1, 6, [0]), (1, 1, [0]),
+     (6, 12, [0, 2, 4, 7, 9, 11])],
+)  # fmt: skip
 def test_layers_are_maximally_spaced(student, teacher, expected):
     assert layer_map(student, teacher) == expected
+
+
+@pytest.mark.parametrize("layers", [[5], [0, 5], [0, 2, 5], [0, 2, 3, 5], [0, 1, 3, 4, 5], [0, 1, 2, 3, 4, 5]])
+def test_layers_of_the_faithful_preset_are_those_of_its_code_copied_and_supervised(layers):
+    config = BartConfig(**TINY, encoder_layers=6, decoder_layers=6)
+    teacher, count = BartForConditionalGeneration(config), len(layers)
+    configuration = Configuration.parse(f"8-8-8 {count}-{count}")
+    student = make_student(teacher, configuration, "dq-bart-faithful")
+    for side in ("encoder", "decoder"):
+        ours, theirs = getattr(student.model, side).layers, getattr(teacher.model, side).layers
+        assert [torch.equal(ours[i].fc1.weight, theirs[j].fc1.weight) for i, j in enumerate(layers)] == [True] * count
+        assert list(getattr(supervision_maps(configuration, teacher), side)) == layers
 
 
 @pytest.mark.parametrize("teacher", [1, 2, 6, 12])
@@ -58,11 +72,12 @@ def test_a_side_without_layers_has_no_supervision():
 
 
 @pytest.mark.parametrize("teacher", range(2, 30))
-def test_first_and_last_layer_are_always_kept(teacher):
+def test_first_and_last_layer_are_kept_and_each_is_the_nearest_to_even_spacing(teacher):
     for student in range(2, teacher + 1):
         chosen = layer_map(student, teacher)
         assert (chosen[0], chosen[-1]) == (0, teacher - 1)
         assert len(set(chosen)) == student
+        assert all(2 * abs(layer * (student - 1) - i * (teacher - 1)) <= student - 1 for i, layer in enumerate(chosen))
     assert supervision_map(1, teacher) == [teacher - 1]
 
 
