@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,9 @@ from dqlib.quantizers import Quantized, block_of_rows, fake_quantize_weight, ini
 #: Optimizer steps taken in this process. A weight's version counter tells of most changes, but fused
 #: optimizers write to weights without touching it.
 _optimizer_steps = 0
+
+#: What a quantizer remembers of a weight, while it remembers nothing.
+_NOTHING = dict.fromkeys(("_of", "_with", "_key", "_value", "_inside", "_slope", "_factor"))
 
 #: What stands for a trained factor of zero: no sum of single precision tells the two apart.
 _NEARLY_ZERO = 2.0**-63
@@ -32,13 +36,14 @@ register_optimizer_step_post_hook(_count_optimizer_step)
 class WeightFakeQuantizer(nn.Module):
     """Fake-quantizes a weight, once for each value that the weight takes.
 
-    The result is kept until the weight changes (an optimizer step, a loaded checkpoint), so a step with
-    several forward passes, or a whole generation, quantizes once. Modules that share a weight (token
-    embedding and output head) share one of these.
+    The result is kept until the weight changes (an optimizer step, a loaded checkpoint, another tensor in its
+    place), so a step with several forward passes, or a whole generation, quantizes once. Modules that share a weight
+    (token embedding and output head) share one of these.
 
-    Two kinds of change leave no trace in a weight's version counter and are not noticed: what is written through
-    ``weight.data``, and what is written to a weight that was made in ``torch.inference_mode()``. Call :meth:`forget`
-    after them.
+    What is written through ``weight.data``, as some optimizers and moving averages do, leaves no trace in a weight's
+    version counter and is not noticed: call :meth:`forget`, or ``dqlib.forget(model)`` for all of a model, after it.
+    A weight that was made in ``torch.inference_mode()`` counts no versions and is quantized at each call; so is one
+    in a graph of ``torch.compile`` or ``torch.export``, which holds no state.
 
     Args:
         weight: the weight to be quantized; trained scales start from its values.
@@ -80,11 +85,10 @@ class WeightFakeQuantizer(nn.Module):
 
     def forget(self) -> None:
         """Forget what is remembered of the weight, so that the next call quantizes anew."""
-        self._key: tuple[Any, ...] | None = None
-        self._value: Tensor | None = None
-        self._inside: Tensor | None = None  # where the weight gets a gradient; None for everywhere
-        self._slope: Tensor | None = None  # d value / d learned
-        self._factor: Tensor | None = None  # or what the value is to be divided by for that
+        self.__dict__.update(_NOTHING)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | _NOTHING  # which belongs to one weight: a copy or a pickle starts without
 
     def extra_repr(self) -> str:
         """How weights become codes, for ``print(student)``."""
@@ -108,27 +112,51 @@ class WeightFakeQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The fake-quantized weight, differentiable in ``weight`` (straight-through) and ``learned``."""
-        key = (_optimizer_steps, weight.data_ptr(), version_of(weight), weight.device, weight.dtype)
-        key += (self.blend, self.half_scales)
-        if self.learned is not None:
-            key += (self.learned.data_ptr(), version_of(self.learned))
-        if key != self._key:
+        if torch.compiler.is_compiling():
+            with torch.no_grad():
+                value, *backward = self._made(weight.contiguous())  # graphs write into no other layout
+            return _FakeQuantize.apply(weight, self.learned, value, *backward) if torch.is_grad_enabled() else value
+        learned, base = self.learned, weight._base
+        source = weight if base is None else base  # a transposed weight is another object at each call
+        key = self._key_of(weight, learned)
+        if key is None or key != self._key or self._of() is not source or self._with() is not learned:
+            self._key = None
             # What is made in inference mode cannot be saved for a backward pass, which may be the next one.
             with torch.inference_mode(False), torch.no_grad():
                 self._remember(weight)
-            self._key = key
+            self._of, self._key = weakref.ref(source), key
+            self._with = (lambda: None) if learned is None else weakref.ref(learned)
             self.quantizations += 1
         assert self._value is not None
         if not torch.is_grad_enabled():
             return self._value
-        return _FakeQuantize.apply(weight, self.learned, self._value, self._inside, self._slope, self._factor)
+        return _FakeQuantize.apply(weight, learned, self._value, self._inside, self._slope, self._factor)
+
+    def _key_of(self, weight: Tensor, learned: Tensor | None) -> tuple[Any, ...] | None:
+        """What changes with the weight, the trained scale and how they are used; None of tensors without versions."""
+        if weight.is_inference() or (learned is not None and learned.is_inference()):
+            return None
+        key = (_optimizer_steps, weight.data_ptr(), weight._version, weight.shape, weight.stride(), weight.device)
+        key += (weight.dtype, self.blend, self.half_scales)
+        return key if learned is None else (*key, learned.data_ptr(), learned._version)
 
     def _remember(self, weight: Tensor) -> None:
+        self._value, self._inside, self._slope, self._factor = self._made(weight)
+
+    def _made(self, weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """The fake-quantized weight and what its gradients need.
+
+        Returns:
+            The value; where the weight gets a gradient, None for everywhere; d value / d learned, or None where that
+            is the value, over what is last (None for 1). All in the shape of the weight but the last, in that of
+            the scales.
+        """
         q = self.quantization
-        clip, clipped, self._inside, self._slope, self._factor = q.clip, weight, None, None, None
+        clip, clipped, inside, slope, factor = q.clip, weight, None, None, None
         if clip is not None:
             inside, clipped = weight.abs() < clip, weight.clamp(-clip, clip)
-            self._inside = None if inside.all() else inside
+            if not torch.compiler.is_compiling() and inside.all():  # a graph cannot ask
+                inside = None
         learned, quantized = self.learned, None
         if learned is not None:
             # A factor of zero would hide its own slope; asking whether there is one would wait for a GPU.
@@ -140,30 +168,31 @@ class WeightFakeQuantizer(nn.Module):
         else:
             quantized = self._quantized(weight, learned)
             value = quantized.dequantize()
-        self._value = value.to(weight.dtype)
-        if self._value.stride() != weight.stride():
+        value = value.to(weight.dtype)
+        if value.stride() != weight.stride():
             # GPT-2's weight comes transposed. Products add up in the order of the memory, so the layout is
             # the weight's own, as it is where the weight was read from a packed file.
-            self._value = torch.empty_like(weight).copy_(self._value)
+            value = torch.empty_like(weight).copy_(value)
         if learned is not None and not self._is_linear:
-            self._remember_slope(clipped, quantized, learned)
+            slope, inside = self._slope_of(clipped, quantized, inside)
         elif learned is not None and self.blend < 1:
-            self._slope = self._value / _spread(learned, weight)
+            slope = value / _spread(learned, weight)
         elif learned is not None:
-            self._factor = learned
+            factor = learned
         if self.blend < 1:
-            self._value = torch.lerp(weight, self._value, self.blend)
-            if self._slope is not None:
-                self._slope = self._slope * self.blend
-            if self._inside is not None:  # outside, the part that is full precision still passes the gradient
-                self._inside = torch.lerp(torch.ones_like(weight), self._inside.to(weight.dtype), self.blend)
+            value = torch.lerp(weight, value, self.blend)
+            if slope is not None:
+                slope = slope * self.blend
+            if inside is not None:  # outside, the part that is full precision still passes the gradient
+                inside = torch.lerp(torch.ones_like(weight), inside.to(weight.dtype), self.blend)
+        return value, inside, slope, factor
 
     @property
     def _is_linear(self) -> bool:
         """Whether the value is linear in what is trained: factor * (q * s), or gamma * mean|w| * sign(w)."""
         return not self.scheme.learned or self.bits == 1
 
-    def _remember_slope(self, weight: Tensor, quantized: Quantized, learned: Tensor) -> None:
+    def _slope_of(self, weight: Tensor, quantized: Quantized, clipped: Tensor | None) -> tuple[Tensor, Tensor]:
         # LSQ (arXiv:1902.08153, eq. 3): d value / d step is q - w / s inside the grid, q outside.
         grouped = weight.reshape(*self.learned.shape, -1)  # (rows, groups, k); GPT-2's weight comes transposed
         step = _spread(quantized.scale, weight)
@@ -177,19 +206,7 @@ class WeightFakeQuantizer(nn.Module):
         else:  # the step is gamma * mean|w| / levels
             unit = grouped.abs().mean(dim=-1, keepdim=True) / (2 ** (self.bits - 1) - 1)
             slope = slope * _spread(unit.squeeze(-1), weight)
-        self._slope = slope
-        self._inside = inside if self._inside is None else inside & self._inside
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> WeightFakeQuantizer:
-        copy = type(self).__new__(type(self))  # the cache belongs to one weight; a copy starts without
-        memo[id(self)] = copy
-        nn.Module.__init__(copy)
-        copy.quantization, copy.bits = self.quantization, self.bits
-        copy.granularity, copy.scheme = self.granularity, self.scheme
-        copy.learned = None if self.learned is None else nn.Parameter(self.learned.detach().clone())
-        copy.blend, copy.half_scales, copy.quantizations = self.blend, self.half_scales, 0
-        copy.forget()
-        return copy
+        return slope, inside if clipped is None else inside & clipped
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -213,11 +230,6 @@ class _FakeQuantize(torch.autograd.Function):
         if ctx.shape is not None:
             to_learned = _grouped_dot(grad, ctx.slope, ctx.shape, ctx.factor)
         return grad if ctx.inside is None else grad * ctx.inside, to_learned, None, None, None, None
-
-
-def version_of(x: Tensor) -> int:
-    """How often a tensor was changed in place; 0 for one that does not count it."""
-    return 0 if x.is_inference() else x._version
 
 
 def _spread(scale: Tensor, weight: Tensor) -> Tensor:

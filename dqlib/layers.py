@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dqlib.config import FULL_PRECISION, ActivationQuantization
-from dqlib.fake_quantize import WeightFakeQuantizer, version_of
+from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.quantizers import Quantized, fake_quantize_activation
 
 #: Rounded inputs that are kept while the inputs live. A decoder layer has six others between two uses of the
@@ -51,7 +51,10 @@ class ActivationFakeQuantizer:
         """``x`` rounded, or what one of the last calls gave for this very tensor."""
         if self.bits >= FULL_PRECISION:
             return x
-        version, with_gradient = version_of(x), torch.is_grad_enabled()
+        # A compiled graph holds no state, and a tensor made in inference mode does not tell when it changes.
+        if torch.compiler.is_compiling() or x.is_inference():
+            return self(x)
+        version, with_gradient = x._version, torch.is_grad_enabled()
         for source, of_version, of_gradient, rounded in self._recent:
             if source() is x and of_version == version and of_gradient == with_gradient:
                 return rounded
@@ -132,7 +135,7 @@ def _linear(layer: QuantLinear | QuantConv1D, x: Tensor, weight: Tensor) -> Tens
         return output
     # (batch, tokens, heads, head_dim)
     by_head = output[..., layer.output_skip :].unflatten(-1, (layer.output_heads, -1))
-    if not output.requires_grad:
+    if not output.requires_grad and not torch.compiler.is_compiling():
         layer.activation(by_head, in_place=True)
         return output
     rounded = layer.activation(by_head).flatten(-2)
@@ -165,6 +168,7 @@ def quantize_linear(
     activation: ActivationFakeQuantizer,
     output_heads: int | None = None,
     output_skip: int = 0,
+    tied: bool = False,
 ) -> None:
     """Turn a linear layer into a quantized one, in place.
 
@@ -174,13 +178,21 @@ def quantize_linear(
         activation: rounds its input.
         output_heads: heads of the keys or values that it makes, which are rounded; None if it makes none.
         output_skip: leading outputs that are not among them (a query made by the same projection).
+        tied: whether the quantizer is that of another layer, which has the same weight.
     """
     layer.__class__ = QuantConv1D if isinstance(layer, Conv1D) else QuantLinear
-    layer.weight_quantizer, layer.activation = quantizer, activation
-    layer.output_heads, layer.output_skip = output_heads, output_skip
+    _give(layer, quantizer, tied)
+    layer.activation, layer.output_heads, layer.output_skip = activation, output_heads, output_skip
 
 
-def quantize_embedding(layer: nn.Embedding, quantizer: WeightFakeQuantizer) -> None:
-    """Turn an embedding of any subclass into a quantized one, in place."""
+def quantize_embedding(layer: nn.Embedding, quantizer: WeightFakeQuantizer, tied: bool = False) -> None:
+    """Turn an embedding of any subclass into a quantized one, in place; ``tied`` as in :func:`quantize_linear`."""
     layer.__class__ = _quantized_embedding(type(layer))
-    layer.weight_quantizer = quantizer
+    _give(layer, quantizer, tied)
+
+
+def _give(layer: nn.Module, quantizer: WeightFakeQuantizer | None, tied: bool) -> None:
+    if tied:  # a submodule of one layer only: torch.func.functional_call does not put back what has two places
+        vars(layer)["weight_quantizer"] = quantizer
+    else:
+        layer.weight_quantizer = quantizer

@@ -306,7 +306,9 @@ def _signs(w: Tensor) -> Tensor:
 
 
 def _round_to_grid(x: Tensor, levels: int, per_tensor: bool, out: Tensor | None = None) -> Tensor:
-    if x.dtype == torch.float16:  # whose smallest normal number is larger than many a scale of probabilities
+    # The smallest normal number of fp16 is larger than many a scale of probabilities, and 127 steps of a scale in bf16
+    # end elsewhere than at the maximum.
+    if x.dtype in (torch.float16, torch.bfloat16):
         rounded = _round_to_grid(x.float(), levels, per_tensor).to(x.dtype)
         return rounded if out is None else out.copy_(rounded)
     # Largest and smallest apart: no copy of |x|, and five times faster on a CPU than the norm of order infinity.

@@ -44,10 +44,12 @@ _WITH_WEIGHT = (nn.Linear, nn.Embedding, Conv1D)
 
 
 def layer_map(student_layers: int, teacher_layers: int, single_layer: str = "first") -> list[int]:
-    """Teacher layer of each student layer, maximally spaced; the first and the last are always kept.
+    """Teacher layer of each student layer: evenly spaced from the first to the last, each rounded to the nearest.
 
-    DQ-BART (arXiv:2203.11239), section 2.2. A single layer is the teacher's first, the one which reads
-    embeddings, or, as DQ-BART's code has it, the ``last``.
+    DQ-BART (arXiv:2203.11239), section 2.2, in all presets. Of 6 layers, three are 0 2 5, four 0 2 3 5 and five
+    0 1 3 4 5, as DQ-BART's code lists them. In general so: halfway between two layers, students of at most half of the
+    teacher's layers take the lower one and deeper students the upper one. A single layer is the teacher's first, the
+    one which reads embeddings, or, as that code has it, the ``last``.
 
     Raises:
         InputError: the student has no layer, or more than the teacher.
@@ -56,7 +58,8 @@ def layer_map(student_layers: int, teacher_layers: int, single_layer: str = "fir
         raise InputError("student_layers", student_layers, f"between 1 and {teacher_layers}, the teacher's layers")
     if student_layers == 1:
         return [teacher_layers - 1 if single_layer == "last" else 0]
-    return [i * (teacher_layers - 1) // (student_layers - 1) for i in range(student_layers)]
+    steps, down = student_layers - 1, 2 * student_layers <= teacher_layers
+    return [(2 * i * (teacher_layers - 1) + steps - down) // (2 * steps) for i in range(student_layers)]
 
 
 def supervision_map(student_layers: int, teacher_layers: int) -> list[int]:
@@ -173,9 +176,10 @@ class _Quantizing:
             module = submodule(self.model, path)
             if module is None:
                 continue
-            if shared is None or shared[0] is not module.weight:
+            tied = shared is not None and shared[0] is module.weight
+            if not tied:
                 shared = module.weight, self._quantizer(module, self.c.e_bits, granularity)
-            quantize_embedding(module, shared[1])
+            quantize_embedding(module, shared[1], tied)
         if self.method.position_bits < FULL_PRECISION:
             for path in self.names.positions:
                 module = submodule(self.model, path)
@@ -187,11 +191,10 @@ class _Quantizing:
     def _head(self, head: nn.Linear | None, table: tuple[nn.Parameter, WeightFakeQuantizer] | None) -> None:
         if head is None or not self.method.quantize_head:
             return
-        quantizer = None
+        quantizer, tied = None, table is not None and head.weight is table[0]
         if table is not None:  # the quantizer of the table that the head is tied to, or one of its own
-            tied = head.weight is table[0]
             quantizer = table[1] if tied else self._quantizer(head, self.c.e_bits, self.method.weights.embedding)
-        quantize_linear(head, quantizer, self.activation)
+        quantize_linear(head, quantizer, self.activation, tied=tied)
 
     def _attention(self, module: nn.Module | None) -> None:
         if module is None:
@@ -280,6 +283,17 @@ def set_blend(model: nn.Module, blend: float) -> None:
     """How much of the quantized weight the forward pass sees, from 0 (full precision) to 1."""
     for module in quantized_modules(model).values():
         module.weight_quantizer.blend = blend
+
+
+def forget(model: nn.Module) -> None:
+    """Let a student quantize all its weights anew at its next forward pass.
+
+    To be called after weights were written through ``.data``, as moving averages and optimizers that are not
+    PyTorch's do: such a change leaves no trace, and the student would go on with what it made of the old weights.
+    """
+    for module in model.modules():
+        if isinstance(module, WeightFakeQuantizer):
+            module.forget()
 
 
 def set_attention_maps(model: PreTrainedModel, kind: str) -> None:

@@ -1,4 +1,5 @@
 import copy
+import weakref
 
 import pytest
 import torch
@@ -596,6 +597,47 @@ def test_a_weight_is_quantized_once_until_it_changes():
     assert quantizer.quantizations == 2
 
 
+@pytest.mark.parametrize("scheme", ["ternary", "dynamic"])
+def test_a_new_weight_in_the_place_of_an_old_one_is_quantized_by_itself(scheme):
+    # An allocator hands the same address to the next tensor, whose version is the same, too.
+    quantizer = WeightFakeQuantizer(randn(64, 64), 2, "per_row", method(scheme, 2))
+    places = set()
+    for seed in range(20):
+        weight = randn(64, 64, seed=seed)
+        places.add(weight.data_ptr())
+        if quantizer.learned is not None:
+            del quantizer.learned
+            quantizer.learned = torch.nn.Parameter(torch.full((64, 1), 1 + seed / 10))
+        assert torch.equal(quantizer(weight), quantizer.quantize(weight).dequantize())
+        del weight
+    assert quantizer.quantizations == 20
+    assert len(places) < 20  # it did happen here
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_a_view_is_known_by_the_weight_that_it_shows(mode):
+    # GPT-2's transposed weight is a new object at each call, and has the address of the weight itself.
+    weight = torch.nn.Parameter(randn(8, 8))
+    quantizer = WeightFakeQuantizer(weight, 2)
+    with mode():
+        for _ in range(3):
+            assert torch.equal(quantizer(weight.T), quantize(weight.T, 2).dequantize())
+        assert quantizer.quantizations == 1
+        for other in (weight, weight[:4], weight[4:], weight[4:].T):
+            assert torch.equal(quantizer(other), quantize(other, 2).dequantize())
+    with torch.no_grad():
+        weight.mul_(-1)
+    assert torch.equal(quantizer(weight.T), quantize(weight.T, 2).dequantize())
+
+
+def test_a_quantizer_does_not_keep_its_weight_alive():
+    weight = randn(4, 8)
+    quantizer, alive = WeightFakeQuantizer(weight, 2), weakref.ref(weight)
+    quantizer(weight)
+    del weight
+    assert alive() is None
+
+
 @pytest.mark.parametrize(("scheme", "bits"), [("ternary", 2), ("lsq", 4), ("dynamic", 2)])
 def test_what_is_remembered_in_inference_mode_serves_a_training_step(scheme, bits):
     weight = torch.nn.Parameter(randn(4, 8))
@@ -611,13 +653,39 @@ def test_what_is_remembered_in_inference_mode_serves_a_training_step(scheme, bit
         assert torch.isfinite(quantizer.learned.grad).all()
 
 
-def test_a_weight_that_is_made_in_inference_mode_is_quantized():
+def test_a_weight_that_is_made_in_inference_mode_is_quantized_as_it_is_now():
+    # Such a tensor counts no versions, so a change would not be noticed.
     with torch.inference_mode():
         weight = torch.nn.Parameter(randn(4, 8))
         quantizer = WeightFakeQuantizer(weight, 2, "per_row", method("dynamic", 2))
-        assert torch.equal(quantizer(weight), quantizer.quantize(weight).dequantize())
+        for changed in (weight, quantizer.learned):
+            assert torch.equal(quantizer(weight), quantizer.quantize(weight).dequantize())
+            changed.mul_(-1)
+            assert torch.equal(quantizer(weight), quantizer.quantize(weight).dequantize())
     with torch.no_grad():
         assert torch.equal(quantizer(weight), quantizer.quantize(weight).dequantize())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bits", "options", "blend"),
+    [("binary", 1, {"factor": True}, 0.5), ("ternary", 2, {"clip": 1.0}, 1.0), ("symmetric", 4, {"clip": 1.0}, 0.5),
+     ("asymmetric", 8, {}, 1.0), ("lsq", 4, {"clip": 1.0}, 1.0), ("dynamic", 2, {"full_range": True}, 0.5)],
+)  # fmt: skip
+@pytest.mark.parametrize("half_scales", [False, True])
+def test_a_quantizer_compiles_into_one_graph_that_learns_the_same(scheme, bits, options, blend, half_scales):
+    torch._dynamo.reset()
+    weight = randn(12, 8).requires_grad_()
+    quantizer = WeightFakeQuantizer(weight.T, bits, "per_group_4", method(scheme, bits, **options))
+    quantizer.blend, quantizer.half_scales = blend, half_scales
+    compiled = torch.compile(lambda w: quantizer(w.T), backend="eager", fullgraph=True)
+    learns = [p for p in (weight, quantizer.learned) if p is not None]
+    values = [function(weight) for function in (lambda w: quantizer(w.T), compiled)]
+    gradients = [torch.autograd.grad((value * randn(8, 12, seed=1)).sum(), learns) for value in values]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
+    assert quantizer.quantizations == 1  # a graph holds no state
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(weight), values[0])
 
 
 def test_a_change_that_leaves_no_trace_is_seen_after_forgetting():
@@ -662,11 +730,26 @@ def test_scales_of_half_precision_weights_are_finite_and_near_those_of_single(bi
     assert torch.equal(fake_quantize_weight(weight, bits, granularity), found.dequantize())
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("per_tensor", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_activations_of_half_precision_stay_on_the_grid_and_keep_their_maximum(dtype, per_tensor, requires_grad):
+    x = randn(200, 64).to(dtype).requires_grad_(requires_grad)
+    largest = x.detach().float().abs().amax(dim=None if per_tensor else -1, keepdim=True)
+    found = fake_quantize_activation(x, 8, per_tensor=per_tensor)
+    assert found.dtype == dtype
+    codes = found.detach().float() / (largest / 127)
+    assert codes.abs().max() < 127.5
+    assert torch.equal(codes.round(), torch.round(x.detach().float() / (largest / 127)))
+    assert torch.equal(found.float().abs().amax(dim=None if per_tensor else -1, keepdim=True), largest)
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("per_tensor", [False, True])
-def test_probabilities_of_half_precision_that_are_small_do_not_vanish(per_tensor, in_place):
-    x = torch.softmax(randn(2, 4000), -1).half()
-    expected = fake_quantize_activation(x.float(), 8, unsigned=True, per_tensor=per_tensor).half()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_probabilities_of_half_precision_that_are_small_do_not_vanish(dtype, per_tensor, in_place):
+    x = torch.softmax(randn(2, 4000), -1).to(dtype)
+    expected = fake_quantize_activation(x.float(), 8, unsigned=True, per_tensor=per_tensor).to(dtype)
     found = fake_quantize_activation(x, 8, unsigned=True, per_tensor=per_tensor, in_place=in_place)
     assert torch.equal(found, expected)
     assert (found > 0).float().mean() > 0.5
@@ -812,6 +895,15 @@ def test_a_shared_input_is_rounded_anew_when_the_grad_mode_changed():
         assert torch.equal(quantizer.shared(y), fake_quantize_activation(y))
 
 
+def test_a_tensor_that_counts_no_versions_is_rounded_as_it_is_now():
+    quantizer = ActivationFakeQuantizer(8)
+    with torch.inference_mode():
+        x = randn(2, 8)
+        for other in (x, -x, randn(2, 8, seed=1)):
+            x.copy_(other)
+            assert torch.equal(quantizer.shared(x), fake_quantize_activation(x))
+
+
 def test_a_new_tensor_in_the_place_of_an_old_one_is_rounded_by_itself():
     # An allocator hands the same address, and Python the same id, to the next activation.
     quantizer = Counting(8)
@@ -856,7 +948,6 @@ def test_a_shared_input_at_full_precision_is_itself():
 
 def test_the_memo_does_not_keep_the_input_alive():
     import gc
-    import weakref
 
     quantizer, x = ActivationFakeQuantizer(8), randn(4, 8)
     quantizer.shared(x)

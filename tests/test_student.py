@@ -4,7 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BartConfig, BartForConditionalGeneration
 
+import dqlib
 from dqlib.config import ActivationQuantization, Configuration, WeightQuantization
 from dqlib.errors import InputError
 from dqlib.footprint import footprint, fp32_size_bytes, size_bytes
@@ -24,16 +26,31 @@ from dqlib.student import (
     set_attention_maps,
     set_blend,
     supervision_map,
+    supervision_maps,
 )
+from tests.conftest import TINY
 from tests.test_architectures import data_of, make_teacher, student_of
 
 
 @pytest.mark.parametrize(
     ("student", "teacher", "expected"),
-    [(6, 6, [0, 1, 2, 3, 4, 5]), (3, 6, [0, 2, 5]), (3, 12, [0, 5, 11]), (2, 24, [0, 23]), (1, 6, [0]), (1, 1, [0])],
-)
+    [(6, 6, [0, 1, 2, 3, 4, 5]), (3, 6, [0, 2, 5]), (3, 12, [0, 5, 11]), (2, 24, [0, 23]), (1, 6, [0]), (1, 1, [0]),
+     (6, 12, [0, 2, 4, 7, 9, 11])],
+)  # fmt: skip
 def test_layers_are_maximally_spaced(student, teacher, expected):
     assert layer_map(student, teacher) == expected
+
+
+@pytest.mark.parametrize("layers", [[5], [0, 5], [0, 2, 5], [0, 2, 3, 5], [0, 1, 3, 4, 5], [0, 1, 2, 3, 4, 5]])
+def test_layers_of_the_faithful_preset_are_those_of_its_code_copied_and_supervised(layers):
+    config = BartConfig(**TINY, encoder_layers=6, decoder_layers=6)
+    teacher, count = BartForConditionalGeneration(config), len(layers)
+    configuration = Configuration.parse(f"8-8-8 {count}-{count}")
+    student = make_student(teacher, configuration, "dq-bart-faithful")
+    for side in ("encoder", "decoder"):
+        ours, theirs = getattr(student.model, side).layers, getattr(teacher.model, side).layers
+        assert [torch.equal(ours[i].fc1.weight, theirs[j].fc1.weight) for i, j in enumerate(layers)] == [True] * count
+        assert list(getattr(supervision_maps(configuration, teacher), side)) == layers
 
 
 @pytest.mark.parametrize("teacher", [1, 2, 6, 12])
@@ -55,11 +72,12 @@ def test_a_side_without_layers_has_no_supervision():
 
 
 @pytest.mark.parametrize("teacher", range(2, 30))
-def test_first_and_last_layer_are_always_kept(teacher):
+def test_first_and_last_layer_are_kept_and_each_is_the_nearest_to_even_spacing(teacher):
     for student in range(2, teacher + 1):
         chosen = layer_map(student, teacher)
         assert (chosen[0], chosen[-1]) == (0, teacher - 1)
         assert len(set(chosen)) == student
+        assert all(2 * abs(layer * (student - 1) - i * (teacher - 1)) <= student - 1 for i, layer in enumerate(chosen))
     assert supervision_map(1, teacher) == [teacher - 1]
 
 
@@ -148,6 +166,57 @@ def test_weights_are_quantized_once_a_step_and_once_a_generation(teacher, batch,
         optimizer.zero_grad()
     student.eval().generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=8)
     assert {q.quantizations for q in quantizers} == {4}
+
+
+@pytest.mark.parametrize("method", ["dqlib-fixed-scales", "dq-bart-faithful", "quantgpt"])
+def test_weights_in_the_place_of_others_are_those_that_count(teacher, batch, method):
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1"), method).eval()
+
+    def weights(seed):
+        torch.manual_seed(seed)
+        return {name: p + 0.1 * torch.randn_like(p) for name, p in student.named_parameters()}
+
+    before = copy.deepcopy(student.state_dict())
+    with torch.no_grad():
+        found = [torch.func.functional_call(student, weights(seed), kwargs=batch.inputs()).logits for seed in range(4)]
+        assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())  # put back
+        for seed, logits in enumerate(found):  # the tensors of each round are gone with it, and their addresses free
+            twin = copy.deepcopy(student)
+            twin.load_state_dict(weights(seed), strict=False)
+            assert torch.equal(logits, twin(**batch.inputs()).logits)
+
+
+def test_weights_written_through_data_are_seen_after_forgetting(teacher, batch):
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1")).eval()
+    with torch.no_grad():
+        before = student(**batch.inputs()).logits
+        for parameter in student.parameters():
+            parameter.data.copy_(torch.lerp(parameter, torch.randn_like(parameter), 0.5))  # a moving average
+        dqlib.forget(student)
+        after = student(**batch.inputs()).logits
+        assert torch.equal(after, copy.deepcopy(student)(**batch.inputs()).logits)
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("method", ["dqlib", "dq-bart-faithful"])
+def test_a_student_compiles_into_one_graph_that_learns_the_same(batch, method):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    teacher = BartForConditionalGeneration(BartConfig(**TINY, encoder_layers=1, decoder_layers=1))
+    student = make_student(teacher, Configuration.parse("4-2-8 1-1"), method)
+    compiled = torch.compile(student, backend="eager", fullgraph=True)  # which refuses what would break a graph
+    inputs, gradients, logits = batch.inputs() | {"use_cache": False}, [], []
+    for model in (student, compiled):
+        logits.append(model(**inputs).logits)
+        logits[-1].square().mean().backward()
+        gradients.append([parameter.grad for parameter in student.parameters()])
+        student.zero_grad()
+    assert torch.equal(*logits)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        student.model.decoder.layers[0].fc1.weight.mul_(-1)
+    assert torch.equal(student(**inputs).logits, compiled(**inputs).logits)
 
 
 @pytest.mark.parametrize("config", ["8-8-8 4-3", "4-4-4 4-2", "3-7-8 1-2", "2-2-8 2-1", "1-1-8 1-1", "32-32-32 2-1"])
