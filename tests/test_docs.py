@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
 from dqlib.footprint import fp32_size_bytes
-from dqlib.packed import packed_size_bytes
+from dqlib.manifest import packed_size_bytes
 from dqlib.student import load_student
 from dqlib.study.paths import project_root
 
