@@ -53,7 +53,8 @@ from transformers.utils import logging
 from dqlib.config import Configuration
 from dqlib.engines.onnx_export import export_onnx
 from dqlib.footprint import fp32_size_bytes
-from dqlib.packed import packed_size_bytes, save_packed
+from dqlib.manifest import packed_size_bytes
+from dqlib.packed import save_packed
 from dqlib.student import make_student, round_for_storage
 
 ROOT = Path(__file__).parent.parent

@@ -30,7 +30,8 @@ from transformers.utils import logging
 from dqlib.account import account
 from dqlib.config import Configuration
 from dqlib.footprint import FP32_BYTES, fp32_size_bytes
-from dqlib.packed import load_packed, packed_size_bytes, save_packed
+from dqlib.manifest import packed_size_bytes
+from dqlib.packed import load_packed, save_packed
 from dqlib.packing import pack, unpack
 from dqlib.stored import PackedWeight
 from dqlib.student import quantize_model, round_for_storage

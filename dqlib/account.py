@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import PreTrainedModel
-
-from dqlib.architectures import ARCHITECTURES, model_class, read_config
+from dqlib.architectures import ARCHITECTURES
 from dqlib.errors import InputError
-from dqlib.footprint import FP16_BYTES, FP32_BYTES, Entry, footprint, fp32_size_bytes
-from dqlib.manifest import expected_tensors
-from dqlib.packed import packed_manifest, packed_size_bytes
+from dqlib.manifest import ITEM_BYTES, MANIFEST, expected_tensors, opened, packed_size_bytes
+
+if TYPE_CHECKING:  # the account of a folder is given without torch
+    from transformers import PreTrainedModel
+
+FP32_BYTES = 4
+FP16_BYTES = 2
 
 #: Parts of an account and what they hold, in order.
 PARTS = {
@@ -28,6 +29,39 @@ PARTS = {
     "overhead": "names, shapes and checksums: header of the weights file, and manifest",
 }
 _HEADS = {f"{path}.weight" for names in ARCHITECTURES.values() for path in names.heads_of_vocabulary}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Account of one parameter in one form.
+
+    Args:
+        names: of the parameter, more than one where it is tied.
+        kind: ``weights``, ``embedding``, ``positions`` or ``rest``.
+        numel: how many numbers.
+        bits: of a code, 16 where it is not quantized.
+        code_bytes: codes packed without gaps (ternary: five a byte), or fp16 numbers.
+        scale_bytes: scales (fp16) and zero points.
+        repeats: the quantized parameter whose original, needed in full precision by another use, this is.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+    numel: int
+    bits: int
+    code_bytes: int
+    scale_bytes: int
+    repeats: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The first of its names."""
+        return self.names[0]
+
+    @property
+    def size_bytes(self) -> int:
+        """Codes and scales."""
+        return self.code_bytes + self.scale_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +139,11 @@ def account(what: PreTrainedModel | str | Path, teacher_bytes: int | None = None
     """
     parts, overhead = dict.fromkeys(PARTS, Part()), 0
     if isinstance(what, str | Path):
-        entries = [_entry(said) for said in packed_manifest(what).parameters]
+        entries = [_entry(said) for said in opened(what, "packed").parameters]
         overhead = packed_size_bytes(what) - sum(entry.size_bytes for entry in entries)
     else:
+        from dqlib.footprint import footprint
+
         entries = footprint(what, with_zeros=True)
     for entry in entries:
         name, part = _part(entry)
@@ -125,13 +161,24 @@ def account(what: PreTrainedModel | str | Path, teacher_bytes: int | None = None
 
 
 def fp32_bytes_of(folder: str | Path) -> int:
-    """Bytes that the model of a Hugging Face folder has in full precision, by its configuration.
+    """Bytes that the model of a Hugging Face folder has in full precision.
+
+    A model that dqlib saved says how many numbers it has; of others the configuration is asked.
 
     Raises:
         InputError: the folder has no configuration of a known architecture.
     """
     if not (Path(folder) / "config.json").is_file():
         raise InputError("folder", str(folder), "a folder with a config.json")
+    if (Path(folder) / MANIFEST).is_file():
+        numbers = opened(folder, "model", "student").about.get("numbers")
+        if type(numbers) is int:
+            return FP32_BYTES * numbers
+    import torch
+
+    from dqlib.footprint import fp32_size_bytes
+    from dqlib.reading import model_class, read_config
+
     config = read_config(folder)
     with torch.device("meta"):
         return fp32_size_bytes(model_class(config, (config.architectures or [""])[0])(config))
@@ -139,7 +186,7 @@ def fp32_bytes_of(folder: str | Path) -> int:
 
 def _entry(said: Mapping[str, Any]) -> Entry:
     """The footprint's entry of what a manifest says of a parameter."""
-    sizes = [kind.itemsize * prod(shape) for kind, shape in expected_tensors(said).values()]
+    sizes = [ITEM_BYTES[kind] * prod(shape) for kind, shape in expected_tensors(said).values()]
     numel, bits = prod(said["shape"]), said.get("bits", 8 * FP16_BYTES)
     return Entry(tuple(said["names"]), said["kind"], numel, bits, sum(sizes[:1]), sum(sizes[1:]), said.get("repeats"))
 

@@ -5,22 +5,15 @@ Every entry needs a model that calls the transformers attention interface (``ALL
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import transformers
-from safetensors import SafetensorError
-from torch import nn
-from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers.models.auto import modeling_auto
+from typing import TYPE_CHECKING
 
 from dqlib.config import Configuration
 from dqlib.errors import InputError
+
+if TYPE_CHECKING:  # names alone are asked for without torch, too
+    from torch import nn
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,99 +146,6 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
             f"one of {known}; to add one, put an Architecture with its layer names into ARCHITECTURES "
             "in dqlib/architectures.py",
         ) from None
-
-
-def model_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
-    """The class of that name among those that transformers has for an architecture, and no other.
-
-    A name read from a file so never decides which code runs.
-
-    Raises:
-        InputError: the architecture is not in :data:`ARCHITECTURES`, or has no such class.
-    """
-    architecture_of(config)
-    mappings = [names for field, names in vars(modeling_auto).items() if re.fullmatch("MODEL.*_MAPPING_NAMES", field)]
-    known = {names[config.model_type] for names in mappings if isinstance(names.get(config.model_type), str)}
-    if not isinstance(name, str) or name not in known:
-        raise InputError("class", name, f"one of {', '.join(sorted(known))}")
-    return getattr(transformers, name)
-
-
-def config_of(said: Mapping[str, Any], where: str) -> PreTrainedConfig:
-    """The configuration that the content of a ``config.json`` describes.
-
-    Args:
-        said: that content.
-        where: it was read from, for the error.
-
-    Raises:
-        InputError: the architecture is not in :data:`ARCHITECTURES`, or a field has a value that it cannot have.
-    """
-    kind = said.get("model_type") if isinstance(said, Mapping) else None
-    if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        raise InputError(f"{where}, model_type", kind, f"one of {', '.join(sorted(ARCHITECTURES))}")
-    try:
-        return CONFIG_MAPPING[kind].from_dict(dict(said))
-    except Exception as error:  # of checks in transformers, which have no class in common
-        raise InputError(where, one_line(error), f"the configuration of a model of the kind {kind}") from None
-
-
-def read_config(folder: str | Path) -> PreTrainedConfig:
-    """The configuration of a Hugging Face folder. No code of the folder is run.
-
-    Raises:
-        InputError: it has none, or one that :func:`config_of` refuses.
-    """
-    path = Path(folder) / "config.json"
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(str(path), one_line(error), "a configuration as save_pretrained writes it") from None
-    config = config_of(said, str(path))
-    config.name_or_path = str(folder)
-    return config
-
-
-def read_model(folder: str | Path, name: str | None = None) -> PreTrainedModel:
-    """The model of a Hugging Face folder, of safetensors. No code of the folder is run.
-
-    Args:
-        folder: written by ``save_pretrained``.
-        name: of the model's class; None for the one that the configuration names.
-
-    Raises:
-        InputError: configuration or class are not those of a known architecture, or a file of weights is damaged.
-        OSError: there are no weights.
-    """
-    config = read_config(folder)
-    kind = model_class(config, (config.architectures or [""])[0] if name is None else name)
-    try:
-        return kind.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True)
-    except SafetensorError as error:
-        raise InputError("folder", str(folder), f"one with whole files of weights ({one_line(error)})") from None
-
-
-def read_tokenizer(folder: str | Path, named: str | Path | None = None) -> Tokenizer | None:
-    """The tokenizer of a folder; None if there is none. No code of the folder is run.
-
-    Args:
-        folder: with the tokenizer's files.
-        named: folder that an error names, where ``folder`` is a copy of it.
-
-    Raises:
-        InputError: a file of it is damaged.
-    """
-    if not any(Path(folder).glob("tokenizer*")):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # of libraries that have no class in common
-        raise InputError("folder", str(named or folder), f"one with a whole tokenizer ({one_line(error)})") from None
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, or its class where it says nothing, as one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def submodule(root: nn.Module, path: str) -> nn.Module | None:

@@ -28,12 +28,14 @@ class Command:
         example: how it is called, and what comes out.
         arguments: adds its arguments to a parser.
         run: does it, and gives the exit code.
+        light: whether it does without torch and transformers, which take seconds to import.
     """
 
     help: str
     example: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    light: bool = False
 
 
 def _pack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +49,9 @@ def _pack_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from dqlib.architectures import read_tokenizer
-    from dqlib.packed import packed_size_bytes, save_packed
+    from dqlib.manifest import packed_size_bytes
+    from dqlib.packed import save_packed
+    from dqlib.reading import read_tokenizer
     from dqlib.student import load_student, round_for_storage
 
     student, tokenizer = load_student(options.student), read_tokenizer(options.student)
@@ -70,9 +73,9 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _inspect(options: argparse.Namespace) -> int:
     from dqlib.account import account, fp32_bytes_of
-    from dqlib.packed import packed_manifest
+    from dqlib.manifest import opened
 
-    student = packed_manifest(options.folder).student
+    student = opened(options.folder, "packed").about
     teacher_bytes = None if options.teacher is None else fp32_bytes_of(options.teacher)
     print(f"{student.get('class')}, {student.get('config')}, preset {student.get('preset')}\n")
     print(account(options.folder, teacher_bytes))
@@ -80,13 +83,13 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="folder of a packed model")
+    parser.add_argument("folder", metavar="FOLDER", help="folder that dqlib wrote: a packed, exported or saved model")
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from dqlib.packed import verify_packed
+    from dqlib.manifest import verify
 
-    faults = verify_packed(options.folder)
+    faults = verify(options.folder)
     for fault in faults:
         print(fault, file=sys.stderr)
     if not faults:
@@ -242,12 +245,14 @@ COMMANDS = {
         "dqlib inspect packed --teacher runs/laptop/summarization/teacher",
         _inspect_arguments,
         _inspect,
+        light=True,
     ),
     "verify": Command(
-        "check all checksums of a packed model; exit code 1 if one is wrong",
+        "check all checksums of a packed, exported or saved model; exit code 1 if one is wrong",
         "dqlib verify packed",
         _verify_arguments,
         _verify,
+        light=True,
     ),
     "export": Command(
         "write a packed model, a student or a teacher for another engine",
@@ -289,15 +294,17 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand; what is wrong with its input is told in one sentence, with exit code 2."""
     options = parser().parse_args(arguments)
-    from transformers.utils import logging
+    command = COMMANDS[options.command]
+    if not command.light:
+        from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
     for stream in (sys.stdin, sys.stdout):  # texts are UTF-8, as in files, whatever the terminal's encoding is
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")
     try:
-        return COMMANDS[options.command].run(options)
+        return command.run(options)
     except BrokenPipeError:  # the reader of our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

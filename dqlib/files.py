@@ -88,6 +88,24 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
         _sync(target.parent)
 
 
+@contextmanager
+def added_to(folder: str | Path, last: str) -> Iterator[Path]:
+    """Write files aside and put them into a folder when the block has ended well; its other files stay.
+
+    Args:
+        folder: is made if it is not there.
+        last: name of the file that is put in place after the others, without which they count for nothing.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with room_in(folder), _aside(folder / last, Path.mkdir) as scratch:
+        yield scratch
+        found = [path.relative_to(scratch) for path in scratch.rglob("*") if not path.is_dir()]
+        for path in sorted(found, key=lambda path: path.name == last):
+            (folder / path).parent.mkdir(exist_ok=True)
+            (scratch / path).replace(folder / path)
+
+
 def write_text(target: str | Path, text: str) -> None:
     """Write a text file (UTF-8) aside and put it in place at once; raises as :func:`write_bytes`."""
     write_bytes(target, text.encode("utf-8"))

@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from dqlib.account import FP16_BYTES, FP32_BYTES, Entry
 from dqlib.packing import packed_size
 from dqlib.stored import Form, PackedWeight, Stored, forms, whole
 from dqlib.student import LEARNED
-
-FP32_BYTES = 4
-FP16_BYTES = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Account of one parameter in one form.
-
-    Args:
-        names: of the parameter, more than one where it is tied.
-        kind: ``weights``, ``embedding``, ``positions`` or ``rest``.
-        numel: how many numbers.
-        bits: of a code, 16 where it is not quantized.
-        code_bytes: codes packed without gaps (ternary: five a byte), or fp16 numbers.
-        scale_bytes: scales (fp16) and zero points.
-        repeats: the quantized parameter whose original, needed in full precision by another use, this is.
-    """
-
-    names: tuple[str, ...]
-    kind: str
-    numel: int
-    bits: int
-    code_bytes: int
-    scale_bytes: int
-    repeats: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The first of its names."""
-        return self.names[0]
-
-    @property
-    def size_bytes(self) -> int:
-        """Codes and scales."""
-        return self.code_bytes + self.scale_bytes
 
 
 def footprint(model: PreTrainedModel, with_zeros: bool = False) -> list[Entry]:

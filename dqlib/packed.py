@@ -1,6 +1,6 @@
 """Packed models on disk: a folder whose bytes are the size that is claimed, and which is a Hugging Face model again.
 
-The folder holds ``packed.safetensors``, ``packed.json`` (:mod:`dqlib.manifest`), the model's and the generation's
+The folder holds ``packed.safetensors``, ``dqlib.json`` (:mod:`dqlib.manifest`), the model's and the generation's
 configuration and, if one was given, the tokenizer. Nothing in it is a pickle or a program, only files that the
 manifest names are read, and every number read is checked. ``docs/packed-format.md`` describes the format.
 """
@@ -8,35 +8,39 @@ manifest names are read, and every number read is checked. ``docs/packed-format.
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.initialization import no_init_weights
 
-from dqlib.architectures import architecture_of, config_of, model_class, one_line, read_tokenizer
 from dqlib.config import FULL_PRECISION, Configuration
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
-from dqlib.manifest import MANIFEST, WEIGHTS, Manifest, checksum, expected_tensors, record, restored, sha256
+from dqlib.manifest import WEIGHTS, Manifest, check_replaceable, opened, read_file, read_tensors, seal
 from dqlib.presets import Preset
-from dqlib.stored import Stored, stored
-from dqlib.student import describe, quantize_model
-
-CONFIG, GENERATION = "config.json", "generation_config.json"
-
-#: Endings of files that may hold pickles, which no packed model has.
-PICKLES = frozenset({".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"})
+from dqlib.reading import (
+    CONFIG,
+    GENERATION,
+    check_generation,
+    config_of,
+    empty_model,
+    generation_of,
+    json_object,
+    model_class,
+    one_line,
+    read_tokenizer,
+)
+from dqlib.stored import Stored, record, restored, stored
+from dqlib.student import check_depths, describe, quantize_model
 
 Each = TypeVar("Each", bound="Named")
 
@@ -66,7 +70,8 @@ def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer
         if value.is_floating_point() and value.dtype != torch.float32:
             raise InputError(name, str(value.dtype), "fp32, which a packed model computes in: call model.float(), and "
                              "round_for_storage again before the evaluation")  # fmt: skip
-    _check_replaceable(folder)
+    check_generation(model)
+    check_replaceable(folder, "packed")
     parameters = list(stored(model))
     weights = safetensors.torch.save({name: t for each in parameters for name, t in each.tensors.items()})
     config = copy.deepcopy(model.config)
@@ -78,11 +83,8 @@ def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer
                 model.generation_config.save_pretrained(scratch)
             if tokenizer is not None:
                 tokenizer.save_pretrained(scratch)
-            files = {path.name: sha256(path.read_bytes()) for path in sorted(scratch.iterdir())}
             (scratch / WEIGHTS).write_bytes(weights)
-            records = tuple(map(record, parameters))
-            manifest = Manifest(describe(model), files, len(weights), sha256(weights), records)
-            (scratch / MANIFEST).write_text(manifest.text(), encoding="utf-8")
+            seal(scratch, "packed", describe(model), list(map(record, parameters)))
     except OSError as error:
         raise OSError(
             error.errno, f"not written, and what was there is as before ({error.strerror})", str(folder)
@@ -101,14 +103,18 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     Raises:
         InputError: the folder is no packed model, is damaged, or holds a pickle; the tensor or file is named.
     """
-    folder, manifest = _opened(folder)
-    parameters = _read_parameters(folder, manifest)
-    config = config_of(_read_json(folder, manifest, CONFIG), CONFIG)
-    configuration, method = Configuration.parse(manifest.student.get("config")), Preset.described(manifest.student)
-    model = _built(config, manifest.student.get("class"), parameters)
+    manifest = opened(folder, "packed")
+    tensors = read_tensors(folder, manifest)
+    parameters = [restored(said, tensors) for said in manifest.parameters]
+    largest = max((size for each in parameters for size in each.shape), default=1)
+    config = config_of(json_object(read_file(folder, manifest, CONFIG), CONFIG), CONFIG, largest)
+    configuration, method = Configuration.parse(manifest.about.get("config")), Preset.described(manifest.about)
+    model = _built(config, manifest.about.get("class"), parameters)
+    check_depths(configuration, model)
     assign(model, parameters, Stored.value)
     if GENERATION in manifest.files:
-        model.generation_config = _read_generation(folder, manifest)
+        said = json_object(read_file(folder, manifest, GENERATION), GENERATION)
+        model.generation_config = generation_of(said, config, GENERATION)
     # The weights are quantized already: what is left to do at run time is to round activations.
     activations_only = replace(configuration, w_bits=FULL_PRECISION, e_bits=FULL_PRECISION)
     quantize_model(model, activations_only, replace(method, position_bits=FULL_PRECISION))
@@ -122,137 +128,21 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     Raises:
         InputError: as :func:`load_packed`, or no tokenizer was packed.
     """
-    folder, manifest = _opened(folder)
-    names = [name for name in manifest.files if name not in (CONFIG, GENERATION)]
-    if not any(name.startswith("tokenizer") for name in names):
+    manifest = opened(folder, "packed")
+    if not has_tokenizer(manifest):
         raise InputError("folder", str(folder), "a packed model with a tokenizer: give save_packed one")
     with tempfile.TemporaryDirectory() as checked:  # nothing else can be read from there
-        for name in (CONFIG, *names):
-            (Path(checked) / name).write_bytes(_read(folder, manifest, name))
+        for name in manifest.files.keys() - {GENERATION, WEIGHTS}:
+            (Path(checked) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(checked) / name).write_bytes(read_file(folder, manifest, name))
         tokenizer = read_tokenizer(checked, folder)
     tokenizer.name_or_path = str(folder)
     return tokenizer
 
 
-def verify_packed(folder: str | Path) -> list[str]:
-    """Check every file of a packed model against the manifest, by SHA-256.
-
-    Returns:
-        One sentence for each fault, which names the tensor or file; empty where there is none.
-
-    Raises:
-        InputError: there is no such folder.
-    """
-    if not Path(folder).is_dir():
-        raise InputError("folder", str(folder), "a folder")
-    try:
-        folder, manifest = _opened(folder)
-    except InputError as error:
-        return [str(error)]
-    faults = []
-    for name in manifest.files:
-        try:
-            _read(folder, manifest, name)
-        except InputError as error:
-            faults.append(str(error))
-    try:
-        _read_parameters(folder, manifest)
-        found = sha256((folder / WEIGHTS).read_bytes())
-        if found != manifest.weights_sha256:
-            raise InputError(WEIGHTS, f"SHA-256 {found}", manifest.weights_sha256)
-    except InputError as error:
-        faults.append(str(error))
-    return faults
-
-
-def packed_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a packed model.
-
-    Raises:
-        InputError: the folder is no packed model, holds a pickle, or its manifest is damaged.
-    """
-    return _opened(folder)[1]
-
-
-def packed_size_bytes(folder: str | Path) -> int:
-    """Bytes of a packed model on disk: weights file and manifest.
-
-    Configuration and tokenizer, which the full-precision model has as well, are not counted.
-
-    Raises:
-        InputError: the folder is no packed model.
-    """
-    folder, _ = _opened(folder)
-    return sum((folder / name).stat().st_size for name in (MANIFEST, WEIGHTS))
-
-
-def _opened(folder: str | Path) -> tuple[Path, Manifest]:
-    folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        raise InputError("folder", str(folder), f"a folder written by save_packed, with a {MANIFEST}")
-    pickles = sorted(path.name for path in folder.rglob("*") if path.suffix.lower() in PICKLES)
-    if pickles:
-        raise InputError(
-            "folder", pickles[0], "a folder without files that may be pickles, since no packed model has any"
-        )
-    return folder, Manifest.parse((folder / MANIFEST).read_bytes())
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Refuse to replace a folder that holds anything but a packed model."""
-    if not folder.exists():
-        return
-    allowed = "new, empty, or a packed model and nothing else"
-    if not folder.is_dir():
-        raise InputError("folder", str(folder), allowed)
-    there = {path.name for path in folder.iterdir()}
-    if there and MANIFEST not in there:
-        raise InputError("folder", str(folder), allowed)
-    if there:
-        others = there - {MANIFEST, WEIGHTS, *Manifest.parse((folder / MANIFEST).read_bytes()).files}
-        if others:
-            raise InputError("folder", f"{folder}, with {min(others)}", allowed)
-
-
-def _read(folder: Path, manifest: Manifest, name: str) -> bytes:
-    """A file that the manifest names, if it is the one."""
-    if name not in manifest.files:
-        raise InputError(MANIFEST, f"without {name}", f"one that names {name}")
-    data = _bytes(folder / name)
-    found = sha256(data)
-    if found != manifest.files[name]:
-        raise InputError(name, f"SHA-256 {found}", f"{manifest.files[name]}, as the manifest has it: it was changed")
-    return data
-
-
-def _read_json(folder: Path, manifest: Manifest, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(_read(folder, manifest, name))
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(name, one_line(error), "JSON") from None
-    if not isinstance(content, dict):
-        raise InputError(name, type(content).__name__, "a JSON object")
-    return content
-
-
-def _bytes(path: Path) -> bytes:
-    """What a file holds, if it is one: a pipe could be read for ever."""
-    try:
-        if not path.is_file():
-            raise InputError(path.name, "no file" if path.exists() else "missing", "a file in the folder")
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(path.name, error.strerror or str(error), "a file in the folder") from None
-
-
-def _read_generation(folder: Path, manifest: Manifest) -> GenerationConfig:
-    content = _read_json(folder, manifest, GENERATION)
-    try:
-        return GenerationConfig.from_dict(content)
-    except Exception as error:  # of checks in transformers, which have no class in common
-        raise InputError(GENERATION, one_line(error), "the configuration of a generation") from None
+def has_tokenizer(manifest: Manifest) -> bool:
+    """Whether a packed model has a tokenizer."""
+    return any(name.startswith("tokenizer") for name in manifest.files)
 
 
 def _built(config: PreTrainedConfig, name: str | None, parameters: Sequence[Stored]) -> PreTrainedModel:
@@ -263,19 +153,14 @@ def _built(config: PreTrainedConfig, name: str | None, parameters: Sequence[Stor
             fit.
     """
     kind = model_class(config, name)
+    empty = empty_model(kind, config, len(parameters), CONFIG)
+    _check_fit(empty, parameters)
+    stored_buffers = empty.state_dict().keys()
+    if all(name in stored_buffers for name, _ in empty.named_buffers()):
+        return empty  # without numbers of its own, it gets all of them
     try:
-        layers = sum(architecture_of(config).depths(config))
-        if layers > len(parameters):
-            raise InputError(CONFIG, f"{layers} layers", f"of no more layers than the {len(parameters)} parameters")
         with no_init_weights():
-            with torch.device("meta"):
-                empty = kind(config)
-            _check_fit(empty, parameters)
-            stored_buffers = empty.state_dict().keys()
-            computed = any(name not in stored_buffers for name, _ in empty.named_buffers())
-            return kind(config) if computed else empty  # without numbers of its own, it gets all of them
-    except InputError:
-        raise
+            return kind(config)
     except Exception as error:  # whatever a model does with a field that it did not check
         raise InputError(CONFIG, one_line(error), f"one that a {name} can be built of") from None
 
@@ -299,40 +184,6 @@ def _check_fit(model: nn.Module, parameters: Sequence[Named]) -> None:
                 raise InputError(name, "zeros", "stored, as all but buffers are")
     if state:
         raise InputError(min(state), "missing", f"in the manifest, since {type(model).__name__} has it")
-
-
-def _read_parameters(folder: Path, manifest: Manifest) -> list[Stored]:
-    """Everything in the weights file, if each tensor is what the manifest says."""
-    data = _bytes(folder / WEIGHTS)
-    if len(data) != manifest.weights_bytes:
-        raise InputError(WEIGHTS, f"{len(data)} bytes", f"{manifest.weights_bytes} bytes long, as the manifest has it")
-    try:
-        tensors = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(WEIGHTS, f"damaged ({error})", "a whole safetensors file") from None
-    expected: set[str] = set()
-    for said in manifest.parameters:
-        for (name, form), crc32 in zip(expected_tensors(said).items(), said["crc32"], strict=True):
-            if name in expected:
-                raise InputError(name, "twice in the manifest", "there once")
-            expected.add(name)
-            _check_tensor(name, tensors.get(name), form, crc32)
-    extra = tensors.keys() - expected
-    if extra:
-        raise InputError(min(extra), f"in {WEIGHTS}", "named by the manifest, or not be there")
-    return [restored(said, tensors) for said in manifest.parameters]
-
-
-def _check_tensor(name: str, tensor: Tensor | None, form: tuple[torch.dtype, tuple[int, ...]], crc32: int) -> None:
-    if tensor is None:
-        raise InputError(name, "missing", f"in {WEIGHTS}, since the manifest names it")
-    found = tensor.dtype, tuple(tensor.shape)
-    if found != form:
-        raise InputError(
-            name, f"{found[0]} of shape {found[1]}", f"{form[0]} of shape {form[1]}, as the manifest has it"
-        )
-    if checksum(tensor) != crc32:
-        raise InputError(name, f"CRC-32 {checksum(tensor)}", f"{crc32}, as the manifest has it: the file is damaged")
 
 
 class Named(Protocol):

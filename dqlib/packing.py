@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dqlib.errors import InputError
+
+if TYPE_CHECKING:  # sizes are asked for without torch, which takes seconds to import
+    import torch
+    from torch import Tensor
 
 #: Codes of three values in a byte: 3^5 = 243 of its 256 values are used, 1.6 bits a code.
 TRITS = 5
@@ -64,6 +67,8 @@ def pack(codes: Tensor, bits: int, ternary: bool = False) -> Tensor:
     Raises:
         InputError: a code is not on the grid, or there are no codes of such bits.
     """
+    import torch
+
     parts = _parts(bits, ternary)
     flat = codes.detach().cpu().contiguous().view(-1).numpy()
     low, high = (-1, 1) if bits == 1 or ternary else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
@@ -98,6 +103,8 @@ def unpack(packed: Tensor, shape: Sequence[int], bits: int, ternary: bool = Fals
     Raises:
         InputError: there are too many or too few bytes, or one that no five codes make.
     """
+    import torch
+
     count, size = prod(shape), packed_size(prod(shape), bits, ternary)
     if packed.numel() != size:
         raise InputError("packed", f"{packed.numel()} bytes", f"{size} bytes for {count} codes of {bits} bits")
@@ -126,6 +133,8 @@ def large_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     NumPy asks the system for large pages, which torch does not, and most of the time of reading a model goes into
     getting its memory. The start is a multiple of 64 bytes, as torch has it, which vector instructions like.
     """
+    import torch
+
     size = prod(shape) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +15,13 @@ from transformers import PreTrainedModel
 from dqlib.architectures import architecture_of, submodule
 from dqlib.errors import InputError
 from dqlib.layers import QuantConv1D, QuantEmbedding, QuantLinear
+from dqlib.manifest import ZERO_POINTS, RawTensor, matrix
 from dqlib.packing import large_tensor, pack, packed_size, unpack
 from dqlib.quantizers import Quantized
 from dqlib.student import LEARNED, persistent_buffers
 
-#: Kinds of what is stored.
-KINDS = ("weights", "embedding", "positions", "rest")
-
-#: Types of a zero point, of which the smallest that holds all of a weight's is taken.
-ZERO_POINTS = (torch.int8, torch.int16, torch.int32)
+#: Types of tensors by the names that safetensors has for them.
+_TYPES = {"F16": torch.float16, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Stored:
 
     Args:
         names: it has in the model's state; tied ones are stored once, under the first.
-        kind: one of :data:`KINDS`.
+        kind: one of :data:`dqlib.manifest.KINDS`.
         shape: in the model.
         content: packed, or fp16; None for a buffer of zeros, of which nothing is stored.
         repeats: name of the packed weight whose full-precision original this is: a table that is looked up
@@ -132,9 +132,16 @@ class Stored:
         return {} if self.content is None else {self.name: self.content}
 
     def value(self) -> Tensor:
-        """The parameter in fp32."""
+        """The parameter in fp32.
+
+        Raises:
+            InputError: packed codes have a byte that no codes make.
+        """
         if isinstance(self.content, PackedWeight):
-            return self.content.value()
+            try:
+                return self.content.value()
+            except InputError as error:
+                raise InputError(f"{self.name}, {error.field}", error.value, error.allowed) from None
         return torch.zeros(self.shape) if self.content is None else self.content.float()
 
 
@@ -144,7 +151,7 @@ class Form:
 
     Args:
         names: of the parameter, in all modules that use it so.
-        kind: one of :data:`KINDS`.
+        kind: one of :data:`dqlib.manifest.KINDS`.
         parameter: or buffer.
         layer: one of the quantized layers that use it so; None where it is used as it is.
         repeats: see :class:`Stored`.
@@ -205,13 +212,60 @@ def stored(model: PreTrainedModel) -> Iterator[Stored]:
             raise InputError(f"{form.names[0]}, {error.field}", error.value, error.allowed) from None
 
 
+def record(each: Stored) -> dict[str, Any]:
+    """What a manifest says of a parameter: names, form, checksums."""
+    said: dict[str, Any] = {"names": list(each.names), "kind": each.kind, "shape": list(each.shape)}
+    content = each.content
+    if isinstance(content, PackedWeight):
+        said["encoding"] = "ternary" if content.ternary else "bits"
+        said |= {"bits": content.bits, "scheme": content.scheme, "granularity": content.granularity}
+        if content.transposed:
+            said["transposed"] = True
+        if content.zero_point is not None:
+            said["zero_point"] = str(content.zero_point.dtype).removeprefix("torch.")
+    else:
+        said["encoding"] = "zeros" if content is None else "fp16"
+    if each.repeats is not None:
+        said["repeats"] = each.repeats
+    said["crc32"] = [checksum(tensor) for tensor in each.tensors.values()]
+    return said
+
+
+def restored(said: Mapping[str, Any], raw: Mapping[str, RawTensor]) -> Stored:
+    """The parameter that a record describes, of tensors that are as it expects."""
+    names, shape = tuple(said["names"]), tuple(said["shape"])
+    if said["encoding"] == "zeros":
+        content = None
+    elif said["encoding"] == "fp16":
+        content = _tensor(raw[names[0]])
+    else:
+        zero_point = raw.get(f"{names[0]}.zero_point")
+        content = PackedWeight(
+            matrix(said), said["bits"], said["encoding"] == "ternary", said["scheme"], said["granularity"],
+            said.get("transposed", False), _tensor(raw[f"{names[0]}.codes"]), _tensor(raw[f"{names[0]}.scale"]),
+            None if zero_point is None else _tensor(zero_point),
+        )  # fmt: skip
+    return Stored(names, said["kind"], shape, content, said.get("repeats"))
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes, which tells of a damaged file which tensor it is."""
+    return zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+
+
+def _tensor(raw: RawTensor) -> Tensor:
+    if not raw.data:
+        return torch.empty(raw.shape, dtype=_TYPES[raw.kind])
+    return torch.frombuffer(raw.data, dtype=_TYPES[raw.kind]).view(raw.shape)
+
+
 def whole(zero_point: Tensor) -> Tensor:
-    """Zero points as integers of the smallest of :data:`ZERO_POINTS` that holds them all.
+    """Zero points as integers of the smallest of :data:`dqlib.manifest.ZERO_POINTS` that holds them all.
 
     Raises:
         InputError: one is not a whole number, or too large.
     """
-    for kind in ZERO_POINTS:
+    for kind in (getattr(torch, name) for name in ZERO_POINTS):
         integers = zero_point.clamp(-(2.0**31), 2.0**31 - 129).to(kind)  # 2^31 - 1 is no number of fp32
         if torch.equal(integers.to(zero_point.dtype), zero_point):
             return integers
@@ -231,7 +285,7 @@ def _content(form: Form) -> PackedWeight | Tensor | None:
     if not isinstance(form.parameter, nn.Parameter) and not parameter.any():
         return None
     half = parameter.half()
-    if not torch.equal(half.to(parameter.dtype), parameter):
+    if not torch.equal(half.to(parameter.dtype), parameter) or not torch.isfinite(half).all():
         raise InputError("value", _first_other(parameter, half), "a number of fp16: call round_for_storage before the "
                          "evaluation")  # fmt: skip
     return half

@@ -1,29 +1,29 @@
 """Students: fewer layers copied from a teacher, then quantized.
 
-A saved student is a standard Hugging Face folder (full-precision weights) with ``dqlib.json`` beside
-the weights, which says how to quantize them again, and ``dqlib.safetensors`` where scales were trained.
+A saved student is a folder in the Hugging Face layout: full-precision weights, with the scales that were trained, and
+``dqlib.json``, which says how to quantize them again. ``student.save_pretrained`` writes the same.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import tempfile
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.pytorch_utils import Conv1D
 
 from dqlib import attention
-from dqlib.architectures import Architecture, architecture_of, one_line, read_model, submodule
+from dqlib.architectures import Architecture, architecture_of, submodule
 from dqlib.config import FULL_PRECISION, Configuration, WeightQuantization
 from dqlib.errors import InputError
 from dqlib.fake_quantize import WeightFakeQuantizer
+from dqlib.files import added_to
 from dqlib.layers import (
     ActivationFakeQuantizer,
     QuantConv1D,
@@ -33,12 +33,17 @@ from dqlib.layers import (
     quantize_linear,
 )
 from dqlib.losses import LayerMaps
+from dqlib.manifest import MANIFEST, check_files, opened, seal
 from dqlib.presets import Preset, preset
-
-SIDECAR, SCALES = "dqlib.json", "dqlib.safetensors"
-
-#: How the names of trained scales end.
-LEARNED = "weight_quantizer.learned"
+from dqlib.reading import (
+    CONFIG,
+    ELSEWHERE,
+    LEARNED,
+    OF_A_STUDENT,
+    check_finite,
+    check_generation,
+    read_model,
+)
 
 _WITH_WEIGHT = (nn.Linear, nn.Embedding, Conv1D)
 
@@ -93,12 +98,13 @@ def make_student(
 
     Raises:
         InputError: the architecture is unknown, the teacher has too few layers, the preset is not defined for
-            architecture or bits, or a weight is not finite.
+            architecture or bits, a weight is not finite, or a setting of its generation is none that a file may have.
     """
     names, method = architecture_of(teacher.config), preset(method)
     names.check_fits(configuration, teacher.config)
     method.check_fits(configuration, teacher.config.model_type)
     _check_stacks(teacher)
+    check_generation(teacher)
     fewer = (configuration.encoder_layers, configuration.decoder_layers) != names.depths(teacher.config)
     if fewer and getattr(teacher.config, "scale_attn_by_inverse_layer_idx", False):
         raise InputError(
@@ -318,55 +324,117 @@ def describe(model: PreTrainedModel) -> dict[str, Any]:
     } | model.dqlib_preset.describe()
 
 
-def save_student(model: PreTrainedModel, folder: str | Path) -> None:
+def save_student(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
     """Save a student in the Hugging Face layout, with what :func:`load_student` reads beside it.
 
-    Other files of the folder stay. All of the student's are written before the first of an old one is replaced.
+    ``from_pretrained`` refuses the folder in a sentence, since the weights alone would give another function. Other
+    files of the folder stay. All of the student's are written before the first of an old one is replaced.
+
+    Args:
+        model: a student.
+        folder: to write into.
+        tokenizer: written beside it.
+
+    Raises:
+        InputError: the model is no student, or was loaded from a packed model, which holds codes only.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = model.state_dict()
-    learned = {name: value for name, value in state.items() if name.endswith(LEARNED)}
-    rounded = getattr(model, "dqlib_rounded", False)
-    rounded = rounded or any(m.weight_quantizer.half_scales for m in quantized_modules(model).values())
-    sidecar = describe(model) | {"half_scales": rounded}
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as name:
-        scratch = Path(name)
-        model.save_pretrained(scratch, state_dict={name: value for name, value in state.items() if name not in learned})
-        if learned:
-            save_file({name: value.clone().contiguous() for name, value in learned.items()}, scratch / SCALES)
-        (scratch / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
-        for path in sorted(scratch.iterdir(), key=lambda path: path.name == SIDECAR):  # without it, no student is there
-            path.replace(folder / path.name)
-    if not learned:
-        (folder / SCALES).unlink(missing_ok=True)
+    if not hasattr(model, "dqlib_configuration") or hasattr(model, "dqlib_packed"):
+        raise InputError("model", type(model).__name__, "a student, of make_student or load_student")
+    _save(model, folder, None, tokenizer)
 
 
 def load_student(folder: str | Path) -> PreTrainedModel:
-    """Load what :func:`save_student` saved, in evaluation mode.
+    """Load what :func:`save_student`, or ``save_pretrained`` of a student, saved, in evaluation mode.
 
     Raises:
-        InputError: the folder has no sidecar, so it is not a student; a file is damaged, or a trained scale missing.
+        InputError: the folder is not a student's, a file of it was changed, a tensor is missing or left over, or a
+            number is not finite.
     """
-    folder = Path(folder)
-    if not (folder / SIDECAR).is_file():
-        raise InputError("folder", str(folder), f"a folder written by save_student, with a {SIDECAR}")
-    try:
-        sidecar = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
-        learned = load_file(folder / SCALES) if (folder / SCALES).is_file() else {}
-    except (ValueError, RecursionError, SafetensorError) as error:
-        raise InputError("folder", str(folder), f"as save_student wrote it ({one_line(error)})") from None
-    if not isinstance(sidecar, dict) or not isinstance(sidecar.get("class"), str):
-        raise InputError(str(folder / SIDECAR), "without class", "as save_student wrote it")
-    configuration, method = Configuration.parse(sidecar.get("config")), Preset.described(sidecar)
-    model = quantize_model(read_model(folder, sidecar["class"]), configuration, method)
+    manifest = opened(folder, "student")
+    check_files(folder, manifest)
+    about = manifest.about
+    configuration, method = Configuration.parse(about.get("config")), Preset.described(about)
+    learned: dict[str, Tensor] = {}
+    model = read_model(folder, about.get("class") or "", scales=learned)
+    check_depths(configuration, model)
+    quantize_model(model, configuration, method)
+    check_finite(learned)
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name.endswith(LEARNED):
+            names.setdefault(parameter, []).append(name)
     with torch.no_grad():
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            if name.endswith(LEARNED):
-                found = "missing" if name not in learned else tuple(learned[name].shape)
-                if found != tuple(parameter.shape):
-                    raise InputError(name, found, f"in {folder / SCALES}, of the shape {tuple(parameter.shape)}")
-                parameter.copy_(learned[name])
-    if sidecar.get("half_scales"):
+        for parameter, tied in names.items():
+            value = next((learned.pop(name) for name in tied if name in learned), None)
+            if value is None or value.shape != parameter.shape:
+                found = "missing" if value is None else tuple(value.shape)
+                raise InputError(tied[0], found, f"in {folder}, of the shape {tuple(parameter.shape)}")
+            parameter.copy_(value)
+    if learned:
+        raise InputError(
+            min(learned), f"in {folder}", f"a trained scale of the preset '{method.name}', or not be there"
+        )
+    if about.get("half_scales"):
         round_for_storage(model)  # what the folder leaves out, such as positions that are computed, is rounded too
     return model.eval()
+
+
+def check_depths(configuration: Configuration, model: PreTrainedModel) -> None:
+    """Check that a model has the layers that its configuration as a student tells of.
+
+    Raises:
+        InputError: it has not.
+    """
+    depths = architecture_of(model.config).depths(model.config)
+    if depths != (configuration.encoder_layers, configuration.decoder_layers):
+        raise InputError("config", str(configuration), f"one of {depths[0]}-{depths[1]} layers, as {CONFIG} has it")
+
+
+#: What transformers does to save a model, which for a student is a part of it.
+_save_pretrained = PreTrainedModel.save_pretrained
+
+
+@wraps(_save_pretrained)
+def _save_as_what_it_is(
+    self: PreTrainedModel,
+    save_directory: str | Path,
+    is_main_process: bool = True,
+    state_dict: dict[str, Tensor] | None = None,
+    **options: Any,
+) -> None:
+    """Save a student as :func:`save_student` does, and any other model as ever.
+
+    Raises:
+        InputError: a student is to be sent to the hub in the same call, which would be without its manifest.
+    """
+    if not hasattr(self, "dqlib_configuration") or hasattr(self, "dqlib_packed"):
+        _save_pretrained(self, save_directory, is_main_process, state_dict, **options)
+        return
+    if options.pop("push_to_hub", False):
+        raise InputError("push_to_hub", True, "left out, and student.push_to_hub be called")
+    if is_main_process:
+        _save(self, save_directory, state_dict, None, **options)
+
+
+# ``Trainer`` and ``push_to_hub`` save by this name. The class of a student is that of its teacher, and as an attribute
+# of the student itself the method would keep it alive, or let it go while it is being saved.
+PreTrainedModel.save_pretrained = _save_as_what_it_is
+
+
+def _save(
+    model: PreTrainedModel,
+    folder: str | Path,
+    state: dict[str, Tensor] | None,
+    tokenizer: Tokenizer | None,
+    **options: Any,
+) -> None:
+    rounded = getattr(model, "dqlib_rounded", False)
+    rounded = rounded or any(m.weight_quantizer.half_scales for m in quantized_modules(model).values())
+    numbers = sum(value.numel() for name, value in model.named_parameters() if not name.endswith(LEARNED))
+    with added_to(folder, MANIFEST) as scratch:
+        _save_pretrained(model, scratch, state_dict=state, **options)
+        config = json.loads((scratch / CONFIG).read_text(encoding="utf-8")) | {ELSEWHERE: OF_A_STUDENT}
+        (scratch / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+        seal(scratch, "student", describe(model) | {"half_scales": rounded, "numbers": numbers})

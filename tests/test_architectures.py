@@ -549,7 +549,7 @@ def test_a_saved_student_loads_as_the_same_function(name, method, tmp_path):
     ours, theirs = learned_of(loaded), learned_of(student)
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[path], theirs[path]) for path in ours)
-    assert bool(ours) == (method in ("quantgpt", "dqlib")) == (tmp_path / "dqlib.safetensors").is_file()
+    assert bool(ours) == (method in ("quantgpt", "dqlib"))
     if CASES[name].generates:
         assert torch.equal(greedy(loaded, name), greedy(student, name))
 

@@ -4,19 +4,26 @@ import io
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from dqlib.account import fp32_bytes_of
 from dqlib.cli import COMMANDS, main, parser
+from dqlib.engines import ENGINES, load_engine
+from dqlib.errors import InputError
 from dqlib.footprint import fp32_size_bytes
-from dqlib.manifest import WEIGHTS
-from dqlib.packed import load_packed, load_tokenizer, packed_size_bytes
+from dqlib.manifest import MANIFEST, WEIGHTS, opened, packed_size_bytes
+from dqlib.packed import load_packed, load_tokenizer
+from dqlib.reading import save_model
 from dqlib.student import load_student, round_for_storage, save_student
 from dqlib.study.paths import project_root
 from dqlib.study.tokenizer import train_tokenizer
+from tests.folders import reconfigure, reseal
 from tests.test_architectures import CASES, make_teacher, student_of
 
 TEXTS = ["return the sum", "", "of all numbers that there are", "the"]
@@ -36,8 +43,7 @@ def students(tmp_path_factory):
             if name == "bart":
                 save_student(student, root / "raw")
             round_for_storage(student)
-            save_student(student, root / name)
-            tokenizer.save_pretrained(root / name)
+            save_student(student, root / name, tokenizer)
     return root
 
 
@@ -200,7 +206,7 @@ def test_the_encoder_of_an_export_is_chosen_and_is_onnxruntime_s(packed, tmp_pat
     pytest.importorskip("onnx")
     assert "--encoder: 'int4'" in refused(capsys, *call, "onnxruntime", "--encoder", "int4")
     assert main([*map(str, call), "onnxruntime", "--encoder", "packed"]) == 0
-    assert json.loads((tmp_path / "out" / "engine.json").read_text())["encoder"] == "packed"
+    assert opened(tmp_path / "out", "onnxruntime").about["encoder"] == "packed"
 
 
 def test_texts_longer_than_the_model_reads_are_cut(packed, tmp_path, capsys):
@@ -227,34 +233,97 @@ def test_what_is_wrong_is_told_in_one_sentence(students, packed, tmp_path, capsy
 
 def test_a_damaged_student_is_told_in_one_sentence(students, tmp_path, capsys):
     for damage, told in (
-        (lambda folder: _cut(folder / "model.safetensors"), "whole files of weights"),
-        (lambda folder: _cut(folder / "dqlib.safetensors"), "as save_student wrote it"),
-        (lambda folder: (folder / "dqlib.safetensors").unlink(), "weight_quantizer.learned: 'missing'"),
-        (lambda folder: _without(folder / "config.json", "model_type"), "config.json, model_type: None"),
-        (lambda folder: _without(folder / "dqlib.json", "class"), "dqlib.json: 'without class'"),
-        (lambda folder: _without(folder / "dqlib.json", "config"), "config: None"),
-        (lambda folder: (folder / "dqlib.json").write_text("[1]"), "dqlib.json: 'without class'"),
-        (lambda folder: _cut(folder / "tokenizer.json"), "a whole tokenizer"),
-        (lambda folder: (folder / "dqlib.json").write_text("[" * 10**5), "as save_student wrote it"),
+        (lambda folder: _cut(folder / "model.safetensors"), "bytes long, as the manifest has it"),
+        (lambda folder: _flip(folder / "model.safetensors"), "model.safetensors: 'SHA-256"),
+        (lambda folder: _flip(folder / "config.json"), "config.json: 'SHA-256"),
+        (lambda folder: _without(folder, "config.json", "model_type"), "config.json, model_type: None"),
+        (lambda folder: reseal(folder, about={}), "config: None"),
+        (lambda folder: reseal(folder, about={"config": "2-2-8 2-1"}), "preset: "),
+        (lambda folder: (folder / "dqlib.json").write_text("[1]"), "dqlib.json: 'another format'"),
+        (lambda folder: (folder / "dqlib.json").write_text("[" * 10**5), "dqlib.json: "),
+        (lambda folder: (folder / "dqlib.json").unlink(), "folder: "),
+        (lambda folder: _cut(folder / "tokenizer.json"), "tokenizer.json: "),
     ):
         shutil.rmtree(tmp_path / "student", ignore_errors=True)
         shutil.copytree(students / "bart", tmp_path / "student")
         damage(tmp_path / "student")
         assert told in refused(capsys, "pack", tmp_path / "student", tmp_path / "out")
-    for name in ("dqlib.json", "dqlib.safetensors"):
-        (tmp_path / "student" / name).unlink()
-    _cut(tmp_path / "student" / "model.safetensors")
-    assert "whole files" in refused(capsys, "generate", tmp_path / "student", "--input", __file__)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_student_without_its_manifest_is_not_taken_for_a_teacher(students, tmp_path, capsys):
+    shutil.copytree(students / "bart", tmp_path / "student")
+    (tmp_path / "student" / "dqlib.json").unlink()
+    texts = ("--input", __file__)
+    assert "a student is read with its dqlib.json" in refused(capsys, "generate", tmp_path / "student", *texts)
+    assert "written by save_student" in refused(capsys, "pack", tmp_path / "student", tmp_path / "out")
+    reconfigure(tmp_path / "student", transformers_weights=None)
+    assert "weight_quantizer.learned: 'in the weights'" in refused(capsys, "generate", tmp_path / "student", *texts)
+
+
+@pytest.mark.parametrize("kind", ["packed", "student", "teacher", "ctranslate2", "onnxruntime"])
+def test_every_folder_that_is_written_is_verified_and_no_flipped_bit_escapes(kind, students, packed, tmp_path, capsys):
+    folder = tmp_path / kind
+    if kind in ENGINES:
+        pytest.importorskip(kind)
+        assert main(["export", str(packed / "bart"), str(folder), "--engine", kind]) == 0
+    elif kind == "teacher":
+        save_model(make_teacher("bart"), folder)
+    else:
+        shutil.copytree((packed if kind == "packed" else students) / "bart", folder)
+    assert main(["verify", str(folder)]) == 0
+    random = np.random.default_rng(0)
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        whole = path.read_bytes()
+        for place in (0, len(whole) - 1, int(random.integers(len(whole)))):
+            _flip(path, place, 1 << int(random.integers(8)))
+            capsys.readouterr()
+            assert main(["verify", str(folder)]) == 1
+            assert capsys.readouterr().err.count("\n") == 1
+            with pytest.raises(InputError):
+                load_engine(folder)
+            path.write_bytes(whole)
+        path.unlink()
+        assert main(["verify", str(folder)]) == 1
+        if kind != "teacher" or path.name != MANIFEST:  # which a teacher from elsewhere has not
+            with pytest.raises(InputError):
+                load_engine(folder)
+        path.write_bytes(whole)
+    assert main(["verify", str(folder)]) == 0
+    assert load_engine(folder).generate_ids([[5, 2]], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_what_a_folder_is_is_told_without_torch(command, packed, students):
+    call = [command, str(packed / "bart")] + ["--teacher", str(students / "bart")] * (command == "inspect")
+    script = f"""
+import sys
+from dqlib.cli import main
+ended = main({call!r})
+heavy = {{"torch", "transformers", "tokenizers", "pandas"}} & set(sys.modules)
+assert not heavy, heavy
+sys.exit(ended)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout
 
 
 def _cut(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def _without(path, field):
-    content = json.loads(path.read_text())
+def _flip(path, place=-100, bits=4):
+    data = bytearray(path.read_bytes())
+    data[place] ^= bits
+    path.write_bytes(data)
+
+
+def _without(folder, name, field):
+    content = json.loads((folder / name).read_text())
     del content[field]
-    path.write_text(json.dumps(content))
+    (folder / name).write_text(json.dumps(content))
+    reseal(folder, [name])
 
 
 def test_texts_are_utf_8_whatever_the_terminal_has(packed, monkeypatch):

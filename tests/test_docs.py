@@ -9,10 +9,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
-from dqlib.architectures import read_tokenizer
 from dqlib.config import Configuration
 from dqlib.footprint import fp32_size_bytes
-from dqlib.packed import packed_size_bytes
+from dqlib.manifest import packed_size_bytes
+from dqlib.reading import read_tokenizer
 from dqlib.student import load_student, make_student, round_for_storage, save_student
 from dqlib.study.paths import project_root
 

@@ -16,6 +16,7 @@ from dqlib.engines.agreement import agreement
 from dqlib.engines.base import Decoding
 from dqlib.engines.torch_engine import TorchEngine, load_model
 from dqlib.errors import InputError
+from dqlib.manifest import MANIFEST, Manifest, opened
 from dqlib.packed import load_packed, save_packed
 from dqlib.plain import plain_model
 from dqlib.presets import preset
@@ -150,7 +151,7 @@ def test_weights_with_several_scales_a_row_are_rounded_anew_and_told(tmp_path):
     assert 0 < other.error < 0.01
     assert "were rounded anew" in str(report)
     assert "the student's to 8 bits with one scale a tensor" in str(report)
-    assert json.loads((tmp_path / "out" / "engine.json").read_text())["notes"] == list(report.notes)
+    assert opened(tmp_path / "out", "ctranslate2").about["notes"] == list(report.notes)
 
 
 def test_a_head_in_full_precision_is_told(tmp_path):
@@ -389,7 +390,7 @@ def test_what_is_wrong_is_told_in_one_sentence(tokenizer, tmp_path):
         export_model(teacher, tmp_path / "out", "ctranslate2", quantization="int4")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(InputError, match=r"^folder: .* new, empty, or an exported model"):
+    with pytest.raises(InputError, match=r"^folder: .* new, empty, or a folder written by export"):
         export_model(teacher, tmp_path / "mine", "ctranslate2")
     _, engine = exported(teacher, tmp_path / "out")
     with pytest.raises(InputError, match=r"^folder: 'without a tokenizer'"):
@@ -404,7 +405,7 @@ def test_what_is_wrong_is_told_in_one_sentence(tokenizer, tmp_path):
         load_engine(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"^folder: .* a packed model, a student, or a Hugging Face model"):
         load_engine(tmp_path / "mine")
-    (tmp_path / "out" / "engine.json").write_text("{}")
+    (tmp_path / "out" / MANIFEST).unlink()
     with pytest.raises(InputError, match=r"^folder: .* written by export_ctranslate2"):
         load_engine(tmp_path / "out")
 
@@ -416,19 +417,17 @@ def test_nothing_but_an_exported_model_is_replaced(engine, tokenizer, tmp_path):
     teacher, mine = make_teacher("bart"), tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")
-    for text in ("{}", "[1]", "not JSON", '{"engine": "steam"}', json.dumps({"engine": engine, "files": 3})):
-        (mine / "engine.json").write_text(text)  # of some other program, or not the only one
-        with pytest.raises(InputError, match=r"^folder: .* an exported model"):
+    for text in ("{}", "[1]", "not JSON"):
+        (mine / MANIFEST).write_text(text)  # of some other program
+        with pytest.raises(InputError, match=r"^dqlib\.json: "):
             export_model(teacher, mine, engine)
-    (mine / "engine.json").write_text(json.dumps({"engine": engine}))
-    with pytest.raises(InputError, match=r"^folder: .*mine, with thesis\.tex"):
-        export_model(teacher, mine, engine)
+    for kind in ("model", engine):  # not to be replaced, and not the only one
+        (mine / MANIFEST).write_text(Manifest(kind, {}, {}).text())
+        with pytest.raises(InputError, match=r"^folder: .*mine, with thesis\.tex.* export_onnx and nothing else"):
+            export_model(teacher, mine, engine)
     export_model(teacher, tmp_path / "out", engine, tokenizer)
-    said = json.loads((tmp_path / "out" / "engine.json").read_text())
     there = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert set(said["files"]) == there
-    (tmp_path / "out" / "engine.json").write_text(json.dumps({"engine": engine}))  # as of an earlier version
-    export_model(teacher, tmp_path / "out", engine, tokenizer)
+    assert opened(tmp_path / "out", engine).files.keys() == there - {MANIFEST}
     export_model(teacher, tmp_path / "out", engine)
     (tmp_path / "out" / "inner").mkdir()
     (tmp_path / "out" / "inner" / "notes.txt").write_text("mine")

@@ -1,6 +1,5 @@
 """The engine onnxruntime computes with the student's weights and searches as transformers does."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +9,12 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from dqlib.config import Configuration, WeightQuantization
 from dqlib.errors import InputError
+from dqlib.manifest import opened
 from dqlib.packed import load_packed, save_packed
 from dqlib.presets import preset
 from dqlib.student import make_student, round_for_storage
 from dqlib.study.tokenizer import train_tokenizer
+from tests.folders import reseal
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -111,11 +112,11 @@ ASYMMETRIC = replace(preset("dqlib"), name="asymmetric", weights=WeightQuantizat
 def test_an_encoder_of_int8_is_for_one_scale_a_row_and_others_are_packed(teacher, tmp_path, bits, method):
     student = make_student(teacher, Configuration.parse(f"{bits} 3-2"), method).eval()
     export_onnx(student, tmp_path / "onnx")
-    assert json.loads((tmp_path / "onnx" / "engine.json").read_text())["encoder"] == "packed"
+    assert opened(tmp_path / "onnx", "onnxruntime").about["encoder"] == "packed"
     with pytest.raises(InputError, match=r"^encoder: 'int8' .* packed, since model\.encoder\.layers\.0"):
         export_onnx(student, tmp_path / "onnx", encoder="int8")
     export_onnx(student_of(teacher, "2-2-8"), tmp_path / "onnx")
-    assert json.loads((tmp_path / "onnx" / "engine.json").read_text())["encoder"] == "int8"
+    assert opened(tmp_path / "onnx", "onnxruntime").about["encoder"] == "int8"
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -248,8 +249,7 @@ def test_errors_are_clear(teacher, tmp_path):
     with pytest.raises(InputError, match="without a tokenizer"):
         engine.generate(["text"])
 
-    description = tmp_path / "onnx" / "engine.json"
-    description.write_text(json.dumps(json.loads(description.read_text()) | {"format": 99}))
+    reseal(tmp_path / "onnx", about=dict(opened(tmp_path / "onnx", "onnxruntime").about) | {"format": 99})
     with pytest.raises(InputError, match="format"):
         OnnxEngine(tmp_path / "onnx")
     student.generation_config.no_repeat_ngram_size = 3

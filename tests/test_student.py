@@ -3,19 +3,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import BartConfig, BartForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGeneration, Trainer, TrainingArguments
 
 import dqlib
 from dqlib.config import ActivationQuantization, Configuration, WeightQuantization
 from dqlib.errors import InputError
 from dqlib.footprint import footprint, fp32_size_bytes, size_bytes
 from dqlib.layers import QuantEmbedding
+from dqlib.manifest import verify
+from dqlib.packed import load_packed, save_packed
 from dqlib.presets import preset
 from dqlib.quantizers import quantize
 from dqlib.student import (
     LEARNED,
-    SCALES,
     layer_map,
     load_student,
     make_student,
@@ -29,6 +29,7 @@ from dqlib.student import (
     supervision_maps,
 )
 from tests.conftest import TINY
+from tests.folders import reweigh
 from tests.test_architectures import data_of, make_teacher, student_of
 
 
@@ -282,11 +283,15 @@ def test_a_rounded_student_without_quantized_weights_loads_as_the_same_function(
 
 def test_a_trained_scale_that_is_missing_or_of_another_shape_is_named(teacher, tmp_path):
     save_student(make_student(teacher, Configuration.parse("2-2-8 2-1")), tmp_path)
-    scales = load_file(tmp_path / SCALES)
-    name = min(scales)
-    for other in ({}, {name: scales[name][:1]}):
-        save_file({key: value for key, value in scales.items() if key != name} | other, tmp_path / SCALES)
-        with pytest.raises(InputError, match=rf"^{name}: .* in .*dqlib\.safetensors"):
+    name = "model.decoder.layers.0.fc1.weight_quantizer.learned"
+    for change, told in (
+        (lambda tensors: tensors.update({name: tensors[name][:1]}), r"\(1, 1\).* shape \(48, 1\)"),
+        (lambda tensors: tensors.update({name: torch.full((48, 1), torch.nan)}), "nan or inf"),
+        (lambda tensors: tensors.pop(name), "'missing'"),
+        (lambda tensors: tensors.update({f"model.{LEARNED}": torch.ones(1)}), "'missing'"),
+    ):
+        reweigh(tmp_path, change)
+        with pytest.raises(InputError, match=rf"^{name}: .*{told}"):
             load_student(tmp_path)
 
 
@@ -302,13 +307,13 @@ def test_a_student_takes_the_place_of_another_and_leaves_other_files(teacher, ba
     def fails(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("dqlib.student.save_file", fails)
+    monkeypatch.setattr("dqlib.student.seal", fails)
     with pytest.raises(OSError, match="disk full"):
         save_student(third, tmp_path)
     monkeypatch.undo()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     save_student(second, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == before.keys() - {SCALES}
+    assert {path.name for path in tmp_path.iterdir()} == before.keys()
     with torch.no_grad():
         assert torch.equal(load_student(tmp_path)(**batch.inputs()).logits, second(**batch.inputs()).logits)
 
@@ -322,14 +327,45 @@ def test_a_number_too_large_for_fp16_is_named(teacher):
         round_for_storage(student)
 
 
-def test_a_saved_student_loads_without_this_library_in_full_precision(teacher, tmp_path):
-    student = make_student(teacher, Configuration.parse("2-2-8 2-1"), "quantgpt")
-    save_student(student, tmp_path)
-    plain, report = type(teacher).from_pretrained(tmp_path, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]  # trained scales lie in a file of their own
-    for name, value in plain.state_dict().items():
-        assert torch.equal(value, student.state_dict()[name])
+@pytest.mark.parametrize("method", ["dqlib", "quantgpt", "dq-bart-faithful"])
+def test_what_is_saved_by_either_name_is_the_student(teacher, batch, tmp_path, method):
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1"), method).eval()
+    round_for_storage(student)
+    save_student(student, tmp_path / "ours")
+    student.save_pretrained(tmp_path / "theirs")
+    copy.deepcopy(student).save_pretrained(tmp_path / "copied", max_shard_size="40KB")
+    assert len(list((tmp_path / "copied").glob("model-*.safetensors"))) > 1
+    for name in ("ours", "theirs", "copied"):
+        assert verify(tmp_path / name) == []
+        with torch.no_grad():
+            assert torch.equal(load_student(tmp_path / name)(**batch.inputs()).logits, student(**batch.inputs()).logits)
+        for kind in (type(teacher), AutoModelForSeq2SeqLM):  # full precision would be another function
+            with pytest.raises(ValueError, match=r"the weights of a student, which dqlib\.student\.load_student reads"):
+                kind.from_pretrained(tmp_path / name)
+
+
+def test_a_checkpoint_of_trainer_is_a_student_and_is_taken_up_again(tmp_path):
+    teacher, data = make_teacher("bart"), data_of("bart")
+    rows = [{key: value[i] for key, value in data.inputs.items()} | {"labels": data.labels[i]} for i in range(2)]
+    options = TrainingArguments(str(tmp_path), max_steps=2, save_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1"))
+    Trainer(student, options, train_dataset=rows).train()
+    loaded = load_student(tmp_path / "checkpoint-2")
+    with torch.no_grad():
+        logits = student.eval()(**data.inputs).logits
+        assert torch.equal(loaded(**data.inputs).logits, logits)
+    again = make_student(teacher, Configuration.parse("2-2-8 2-1"))
+    Trainer(again, options, train_dataset=rows).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    with torch.no_grad():
+        assert torch.equal(again.eval()(**data.inputs).logits, logits)
+
+
+def test_a_loaded_packed_model_is_not_saved_as_a_student(teacher, tmp_path):
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1"))
+    round_for_storage(student)
+    save_packed(student, tmp_path / "packed")
+    with pytest.raises(InputError, match=r"^model: .* make_student or load_student"):
+        save_student(load_packed(tmp_path / "packed"), tmp_path / "student")
 
 
 def test_a_method_of_one_s_own_is_saved_with_the_student(teacher, batch, tmp_path):

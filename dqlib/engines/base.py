@@ -8,15 +8,12 @@ has another rule, its export says so.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dqlib.engines import ENGINES
 from dqlib.errors import InputError
 from dqlib.languages import language_id
 
@@ -35,16 +32,6 @@ _OF_TRANSFORMERS = {
     "encoder_no_repeat_ngram_size": (None, 0),
     "encoder_repetition_penalty": (None, 1.0),
     "exponential_decay_length_penalty": (None,),
-}
-
-#: The file of an exported model that tells its engine, its decoding and which files are its own.
-DESCRIPTION = "engine.json"
-
-#: Files of models that were exported before their description named them, and the folder of the tokenizer.
-_UNNAMED = {
-    *("added_tokens.json", "candidates.onnx", "config.json", "decoder.onnx", "encoder.onnx", "generation_config.json"),
-    *("merges.txt", "model.bin", "shared_vocabulary.json", "special_tokens_map.json", "tokenizer", "tokenizer.json"),
-    *("tokenizer_config.json", "vocab.json", "weights.bin"),
 }
 
 
@@ -308,40 +295,3 @@ class Engine(ABC):
         """Ids up to the first one that ends a text."""
         ends = self.decoding.ends
         return list(islice(ids, next((i for i, token in enumerate(ids) if token in ends), len(ids))))
-
-
-def write_description(folder: Path, said: dict[str, Any]) -> None:
-    """Write the description of an exported model, the last file of its folder, with the names of all of them."""
-    text = json.dumps(said | {"files": sorted({*_files_in(folder), DESCRIPTION})}, indent=1) + "\n"
-    (folder / DESCRIPTION).write_text(text, encoding="utf-8")
-
-
-def check_replaceable(folder: Path) -> None:
-    """Refuse to replace a folder that holds anything but a model that was exported, for whatever engine.
-
-    Raises:
-        InputError: the folder holds something else; a file is named.
-    """
-    allowed = "new, empty, or an exported model and nothing else, which is replaced"
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise InputError("folder", str(folder), allowed)
-    if not any(folder.iterdir()):
-        return
-    try:
-        said = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        exported, own = said["engine"] in ENGINES[1:], said.get("files")
-        others = _files_in(folder) - {DESCRIPTION, *(own or ())}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        exported, own, others = False, None, set()
-    if not own:
-        others = {name for name in others if name.partition("/")[0] not in _UNNAMED}
-    if others or not exported:
-        raise InputError("folder", f"{folder}, with {min(others)}" if others else str(folder), allowed)
-
-
-def _files_in(folder: Path) -> set[str]:
-    """Names of all files within a folder and its folders; a link is one, whatever it leads to."""
-    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return {path.relative_to(folder).as_posix() for path in found}

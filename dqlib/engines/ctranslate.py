@@ -14,7 +14,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import ctranslate2
 import numpy as np
@@ -24,12 +23,14 @@ from ctranslate2.specs import model_spec
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from dqlib.architectures import read_tokenizer
 from dqlib.config import FULL_PRECISION
-from dqlib.engines.base import DESCRIPTION, Decoding, Engine, check_replaceable, write_description
+from dqlib.engines import ENGINES
+from dqlib.engines.base import Decoding, Engine
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
+from dqlib.manifest import check_files, check_replaceable, opened, read_file, seal
 from dqlib.plain import plain_model
+from dqlib.reading import read_tokenizer
 
 #: Types of weights that a model can be exported with.
 QUANTIZATIONS = ("int8", "float32")
@@ -129,7 +130,7 @@ def export_ctranslate2(
         quantization = "float32" if full else "int8"
     if quantization not in QUANTIZATIONS:
         raise InputError("quantization", quantization, f"one of {', '.join(QUANTIZATIONS)}")
-    check_replaceable(folder)
+    check_replaceable(folder, *ENGINES[1:])
     decoding = Decoding.exported(model, CTranslate2Engine.name)
     weights: tuple[Exported, ...] = ()
     spec = _spec(plain_model(model), tokenizer, decoding)
@@ -140,7 +141,6 @@ def export_ctranslate2(
         spec.optimize(quantization)
     notes = _notes(model, quantization, decoding)
     description = {
-        "engine": CTranslate2Engine.name,
         "class": type(model).__name__,
         "config": None if configuration is None else str(configuration),
         "quantization": quantization,
@@ -152,7 +152,7 @@ def export_ctranslate2(
         spec.save(str(scratch))
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch / TOKENIZER)
-        write_description(scratch, description)
+        seal(scratch, CTranslate2Engine.name, description)
     return Report(str(folder), (folder / _MODEL).stat().st_size, quantization, weights, notes)
 
 
@@ -165,18 +165,17 @@ class CTranslate2Engine(Engine):
         device: ``cpu``, or ``cuda`` where there is one.
 
     Raises:
-        InputError: the folder is none of these.
+        InputError: the folder is none of these, or a file of it was changed.
     """
 
     name = "ctranslate2"
 
     def __init__(self, folder: str | Path, threads: int | None = None, device: str = "cpu") -> None:
         folder = Path(folder)
-        said = _read(folder / DESCRIPTION)
-        if not isinstance(said, dict) or said.get("engine") != self.name or not isinstance(said.get("decoding"), dict):
-            raise InputError("folder", str(folder), f"written by export_ctranslate2, with its {DESCRIPTION}")
-        super().__init__(read_tokenizer(folder / TOKENIZER), Decoding.parse(said["decoding"]))
-        self.vocabulary: list[str] = _read(folder / _VOCABULARY)
+        manifest = opened(folder, self.name)
+        check_files(folder, manifest)
+        super().__init__(read_tokenizer(folder / TOKENIZER), Decoding.parse(manifest.about.get("decoding")))
+        self.vocabulary: list[str] = json.loads(read_file(folder, manifest, _VOCABULARY))
         self.ids, self.vocabulary_size = {token: i for i, token in enumerate(self.vocabulary)}, len(self.vocabulary)
         try:
             self.translator = ctranslate2.Translator(
@@ -338,10 +337,3 @@ def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding) -> tup
             "logits, where PyTorch changes log-probabilities."
         )
     return tuple(notes)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError("folder", str(path.parent), f"written by dqlib export ({path.name}: {error})") from None

@@ -3,7 +3,7 @@
 The folder holds ``encoder.onnx``, which reads a source and gives the keys and values that all layers of the decoder
 attend to; ``decoder.onnx``, which takes one step and keeps its keys and values in memory that the caller lends it;
 ``candidates.onnx``, which finds the best tokens for a beam search; ``weights.bin``, the numbers of all three;
-``engine.json``; configuration and tokenizer.
+``dqlib.json`` (:mod:`dqlib.manifest`); configuration and tokenizer.
 
 A low-bit weight is a ``MatMulNBits`` of ONNX Runtime (``com.microsoft``): unsigned codes around a zero point of
 ``2^(bits-1)``, one scale for each block of a row. A student's row has one scale, which is repeated, so ternary codes
@@ -35,10 +35,12 @@ from onnx import TensorProto
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from dqlib.engines.base import Decoding, check_replaceable, write_description
+from dqlib.engines import ENGINES
+from dqlib.engines.base import Decoding
 from dqlib.engines.onnx_graph import Graph, Numbers
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
+from dqlib.manifest import check_replaceable, seal
 from dqlib.quantizers import Quantized
 from dqlib.stored import PackedWeight, forms
 
@@ -102,7 +104,7 @@ def export_onnx(
     if features // heads % _HEAD_FEATURES:
         allowed = f"one that gives each head a multiple of {_HEAD_FEATURES} of the {features} features (d_model)"
         raise InputError("decoder_attention_heads", heads, f"{allowed}, for the engine onnxruntime")
-    check_replaceable(folder)
+    check_replaceable(folder, *ENGINES[1:])
     configuration = getattr(model, "dqlib_configuration", None)
     rounded = configuration is not None and configuration.a_bits <= 8 and not exact
     values = values_of(model)
@@ -110,7 +112,6 @@ def export_onnx(
         encoder = "int8" if _int8_serves(values) else "packed"
     description = {
         "format": FORMAT,
-        "engine": "onnxruntime",
         "class": type(model).__name__,
         "config": None if configuration is None else str(configuration),
         "bits": bits,
@@ -134,7 +135,7 @@ def export_onnx(
         plain.save_pretrained(scratch)
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
-        write_description(scratch, description)
+        seal(scratch, "onnxruntime", description)
 
 
 def decoding(model: PreTrainedModel) -> dict[str, Any]:

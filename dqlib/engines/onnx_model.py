@@ -8,7 +8,6 @@ scores, the same end. Neither torch nor transformers is needed but for the token
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
-from dqlib.engines.base import DESCRIPTION, Decoding, Engine
+from dqlib.engines.base import Decoding, Engine
 from dqlib.errors import InputError
+from dqlib.manifest import check_files, opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -48,8 +48,13 @@ class OnnxEngine(Engine):
 
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         self.folder = Path(folder)
-        said = _read(self.folder)
-        self._said, self.decoding, self.vocabulary_size = said, Decoding.parse(said["decoding"]), said["vocabulary"]
+        manifest = opened(folder, self.name)
+        check_files(folder, manifest)
+        said = manifest.about
+        if said.get("format") != FORMAT:
+            raise InputError(f"{folder}, format", said.get("format"), f"{FORMAT}, which this dqlib reads")
+        self._said, self.decoding = said, Decoding.parse(said.get("decoding"))
+        self.vocabulary_size = said["vocabulary"]
         self.early_stopping = self.decoding.early_stopping
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
@@ -273,13 +278,3 @@ def _bind(bind: Any, **arrays: np.ndarray) -> None:
     """Bind arrays, which stay where they are, by name."""
     for name, array in arrays.items():
         bind(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        said = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError("folder", str(folder), f"written by export_onnx ({DESCRIPTION}: {error})") from None
-    if not isinstance(said, dict) or said.get("engine") != "onnxruntime" or said.get("format") != FORMAT:
-        raise InputError("folder", str(folder), f"written by export_onnx, with an {DESCRIPTION} of format {FORMAT}")
-    return said

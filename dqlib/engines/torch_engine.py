@@ -8,13 +8,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from dqlib.architectures import read_model, read_tokenizer
 from dqlib.engines.base import Decoding, Engine
 from dqlib.errors import InputError
 from dqlib.generation import OneSourceCache
-from dqlib.manifest import MANIFEST
-from dqlib.packed import CONFIG, GENERATION, load_packed, load_tokenizer, packed_manifest
-from dqlib.student import SIDECAR, load_student
+from dqlib.manifest import kind_of, opened
+from dqlib.packed import has_tokenizer, load_packed, load_tokenizer
+from dqlib.reading import CONFIG, read_model, read_tokenizer
+from dqlib.student import load_student
 
 
 class TorchEngine(Engine):
@@ -75,15 +75,13 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, Tokenizer | None]:
     Raises:
         InputError: the folder is none of these, or is damaged.
     """
-    folder = Path(folder)
-    if (folder / MANIFEST).is_file():
-        model = load_packed(folder)
-        more = any(name not in (CONFIG, GENERATION) for name in packed_manifest(folder).files)
-        return model, load_tokenizer(folder) if more else None
-    if (folder / SIDECAR).is_file():
+    folder, kind = Path(folder), kind_of(folder)
+    if kind == "packed":
+        return load_packed(folder), load_tokenizer(folder) if has_tokenizer(opened(folder, kind)) else None
+    if kind == "student":
         model = load_student(folder)
     elif (folder / CONFIG).is_file() and any(folder.glob("*.safetensors")):
-        model = read_model(folder).eval()
+        model = read_model(folder)
     else:
         raise InputError("folder", str(folder), "a packed model, a student, or a Hugging Face model with safetensors")
     return model, read_tokenizer(folder)

@@ -10,11 +10,11 @@ import numpy as np
 import pandas
 from matplotlib import pyplot
 from matplotlib.figure import Figure
-from transformers import AutoModelForSeq2SeqLM
 
 from dqlib.config import Configuration
 from dqlib.footprint import size_bytes
 from dqlib.presets import PRESETS, preset
+from dqlib.reading import read_model
 from dqlib.student import make_student
 from dqlib.study import settings as S
 from dqlib.study.claims import percent
@@ -76,7 +76,7 @@ def bench_table(study: Study) -> pandas.DataFrame:
 
 def _sizes(study: Study, pairs: list[tuple[str, Configuration]]) -> dict[tuple[str, Configuration], int]:
     """Bytes of each student; they depend on shapes alone, so an untrained one is counted."""
-    teacher = AutoModelForSeq2SeqLM.from_pretrained(study.folders.teacher)
+    teacher = read_model(study.folders.teacher)
     return {pair: size_bytes(make_student(teacher, pair[1], pair[0])) for pair in pairs}
 
 

@@ -18,8 +18,8 @@ from dqlib.engines import engine_of, export_model, load_engine
 from dqlib.engines.agreement import agreement
 from dqlib.engines.base import Engine
 from dqlib.engines.torch_engine import load_model
-from dqlib.manifest import MANIFEST
-from dqlib.packed import packed_size_bytes, save_packed
+from dqlib.manifest import kind_of, packed_size_bytes
+from dqlib.packed import save_packed
 from dqlib.study.figures import COLOURS, STYLE, TEACHER_COLOUR
 from dqlib.study.show import texts_table
 
@@ -53,7 +53,7 @@ def export_each(packed: Path, engines: Sequence[str]) -> dict[str, Path]:
 
 def weight_bytes(folder: Path) -> int:
     """Bytes of a model's weights on disk; of a packed one with its manifest, of any without the tokenizer."""
-    if (folder / MANIFEST).is_file():
+    if kind_of(folder) == "packed":
         return packed_size_bytes(folder)
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.suffix not in _NO_WEIGHTS)
 

@@ -29,6 +29,18 @@ def located(name: str, revision: str | None = None) -> tuple[str, str | None]:
     return (str(folder), None) if folder.is_dir() else (name, revision)
 
 
+def snapshot(name: str, revision: str | None = None) -> str:
+    """The folder of a model, of its configuration and weights, fetched from the hub where it is named there."""
+    place, revision = located(name, revision)
+    if place != name:
+        return place
+    wanted = ["config.json", "generation_config.json", "model*.safetensors*"]
+    folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted)
+    if not any(Path(folder).glob("model*.safetensors")):
+        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=["pytorch_model*.bin*"])
+    return folder
+
+
 @contextmanager
 def fetching(field: str, name: str) -> Iterator[None]:
     """Load something from the hub or a folder; without a network only the cache is looked into, which takes no time.

@@ -21,7 +21,7 @@ from pathlib import Path
 import tokenizers
 import torch
 from accelerate import Accelerator
-from transformers import AutoModelForSeq2SeqLM, MBartConfig, MBartForConditionalGeneration, PreTrainedModel
+from transformers import MBartConfig, MBartForConditionalGeneration, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from dqlib.architectures import architecture_of
@@ -30,6 +30,7 @@ from dqlib.errors import InputError
 from dqlib.footprint import fp32_size_bytes, size_bytes
 from dqlib.languages import language_id
 from dqlib.presets import preset
+from dqlib.reading import read_model, save_model
 from dqlib.student import make_student, round_for_storage, save_student, set_attention_maps, supervision_maps
 from dqlib.study import settings as S
 from dqlib.study.batches import SHORTEST, encode, infill, steps, windows
@@ -37,7 +38,7 @@ from dqlib.study.checkpoints import Checkpoints, identity, weights_hash
 from dqlib.study.command import ended
 from dqlib.study.corpus import LoadedCorpus, load_corpus
 from dqlib.study.examples import Example, StoredExamples, stored
-from dqlib.study.hub import fetching, located
+from dqlib.study.hub import fetching, snapshot
 from dqlib.study.locks import BusyError, only_maker
 from dqlib.study.paths import LOG, ROW, Folders, atomic_folder
 from dqlib.study.results import Row, read_row, write_row
@@ -116,7 +117,7 @@ def pretrain(settings: S.Settings, task: str, config: str | None = None, method:
         checkpoints = _checkpoints(folders, folders.pretrained, training, model, spec, corpus, accelerator)
         train(model, TaskObjective(), batches, held_out, training, accelerator, log, name, checkpoints=checkpoints)
         if accelerator.is_main_process:
-            model.save_pretrained(folder)
+            save_model(model, folder)
 
 
 def finetune(settings: S.Settings, task: str, config: str | None = None, method: str | None = None) -> None:
@@ -133,8 +134,7 @@ def finetune(settings: S.Settings, task: str, config: str | None = None, method:
             model, objective, spec, spec.finetune, corpus, accelerator, folder, folders.teacher, name, checkpoints
         )
         if accelerator.is_main_process:
-            model.save_pretrained(folder)
-            corpus.tokenizer.save_pretrained(folder)
+            save_model(model, folder, corpus.tokenizer)
         layers = f"{spec.model.encoder_layers}-{spec.model.decoder_layers}"
         configuration = Configuration.parse(f"32-32-32 {layers}")
         scores = score(model, spec.evaluate, spec, corpus, accelerator, folder, f"{task}: testing the teacher")
@@ -159,8 +159,7 @@ def distill(settings: S.Settings, task: str, config: str | None = None, method: 
             distillation, configuration, spec, corpus, folders.teacher, accelerator, folder, target, task
         )
         if accelerator.is_main_process:
-            save_student(student, folder)
-            corpus.tokenizer.save_pretrained(folder)
+            save_student(student, folder, corpus.tokenizer)
         score_student(student, distillation, spec.evaluate, spec, corpus, folders.teacher, accelerator, folder, task)
 
 
@@ -177,7 +176,7 @@ def distilled(
 ) -> PreTrainedModel:
     """A student trained by a preset; its log is left in ``folder``, which is to become ``target``."""
     method = preset(distillation.preset)
-    teacher = AutoModelForSeq2SeqLM.from_pretrained(teacher_folder).to(accelerator.device)
+    teacher = read_model(teacher_folder).to(accelerator.device)
     depths = architecture_of(teacher.config).depths(teacher.config)
     recipe = method.recipe_for(configuration, (configuration.encoder_layers, configuration.decoder_layers) != depths)
     training, loss = distillation.training(recipe), method.loss
@@ -288,10 +287,7 @@ def _check_made(settings: S.Settings, job: str, task: str, params: str) -> None:
 def _starting_model(settings: S.Settings, task: str, corpus: LoadedCorpus) -> PreTrainedModel:
     """The pre-trained model, or one with random weights; by itself it writes the first language, if there are any."""
     spec, pretrained = settings.task(task), settings.pretrained_folder(task)
-    if pretrained is None:
-        model = new_model(spec.model, len(corpus.tokenizer))
-    else:
-        model = AutoModelForSeq2SeqLM.from_pretrained(pretrained)
+    model = new_model(spec.model, len(corpus.tokenizer)) if pretrained is None else read_model(pretrained)
     if len(corpus.tokenizer) > model.config.vocab_size:
         allowed = f"one of at most {model.config.vocab_size} tokens, which the model '{spec.model.pretrained}' knows"
         raise InputError("corpus.tokenizer", spec.corpus.tokenizer, allowed)
@@ -309,12 +305,11 @@ def _copy_pretrained(spec: S.Model, folders: Folders, accelerator: Accelerator) 
         InputError: it cannot be reached, or is not of the shape that the parameters say.
     """
     with fetching("model.pretrained", spec.pretrained):
-        source, revision = located(spec.pretrained, spec.revision)
-        model = AutoModelForSeq2SeqLM.from_pretrained(source, revision=revision, dtype=torch.float32)
+        model = read_model(snapshot(spec.pretrained, spec.revision), "seq2seq", dtype=torch.float32, bins=True)
     _check_shape(model, spec)
     with made(accelerator, folders, folders.pretrained) as folder:
         if accelerator.is_main_process:
-            model.save_pretrained(folder)
+            save_model(model, folder)
             Log(folder / LOG).add({"step": 0})
 
 
@@ -402,7 +397,7 @@ def _train_on_pairs(
         kept = rescue_folder(target)
         if accelerator.is_main_process:
             with atomic_folder(kept) as aside:
-                save_student(model, aside) if hasattr(model, "dqlib_preset") else model.save_pretrained(aside)
+                save_student(model, aside) if hasattr(model, "dqlib_preset") else save_model(model, aside)
         raise TrainingError(f"{error} The weights of the best validation are kept in {kept}.") from None
 
 

@@ -194,7 +194,7 @@ def answer(
     """
     if not text.strip():
         raise InputError("text", text, "text that is not empty")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     encoded = tokenizer(text, return_tensors="pt", truncation=True, return_token_type_ids=False)
     start = {} if language is None else {"decoder_start_token_id": language_id(tokenizer, language)}
     with torch.no_grad():

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from dqlib.config import Configuration
 from dqlib.footprint import footprint
 from dqlib.presets import QUANTIZATION_ONLY
+from dqlib.reading import read_model
 from dqlib.student import load_student
 from dqlib.study import positions, translation_metrics, tutorial
 from dqlib.study.evaluate import interval, resampled_sums
@@ -77,7 +78,7 @@ class Trained:
     def model(self) -> PreTrainedModel:
         """The model itself, in evaluation mode."""
         if self.configuration is None:
-            return AutoModelForSeq2SeqLM.from_pretrained(self.folder).eval()
+            return read_model(self.folder)
         return load_student(self.folder)
 
 

@@ -28,7 +28,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
         InputError: its special tokens have other ids than models here are trained with, or a text does not end
             with ``</s>`` or with that and a language's token.
     """
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     for name, wanted in (("bos", BOS_ID), ("pad", PAD_ID), ("eos", EOS_ID), ("unk", UNKNOWN_ID)):
         found = getattr(tokenizer, f"{name}_token_id")
         if found != wanted:

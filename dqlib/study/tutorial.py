@@ -19,7 +19,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dqlib.config import Configuration, Granularity, Scheme, WeightQuantization
 from dqlib.fake_quantize import WeightFakeQuantizer
@@ -28,6 +28,7 @@ from dqlib.losses import IGNORED_LABEL, cross_entropy, logits_kl
 from dqlib.packing import TRITS
 from dqlib.presets import Preset, preset
 from dqlib.quantizers import Quantized, fake_quantize_activation, initial_learned, quantize
+from dqlib.reading import read_model
 from dqlib.stored import whole
 from dqlib.student import make_student, supervision_maps
 from dqlib.study import settings as S
@@ -66,7 +67,7 @@ class Material:
 def material(study: Study) -> Material:
     """The study's teacher (trained if there is none yet), its training pairs and some held-out ones."""
     quiet()
-    teacher = AutoModelForSeq2SeqLM.from_pretrained(study.teacher()).eval()
+    teacher = read_model(study.teacher())
     corpus, spec = load_corpus(study.folders.corpus), study.task.corpus
     pairs = encode(corpus.splits["train"], corpus.tokenizer, spec)
     held_out = encode(corpus.splits["validation"][:HELD_OUT], corpus.tokenizer, spec)

@@ -9,7 +9,7 @@ from pathlib import Path
 #: Modules whose code decides what a trained model is and how it scores.
 DECIDING = (
     *(f"{name}.py" for name in ("architectures", "attention", "config", "fake_quantize", "layers", "losses")),
-    *(f"{name}.py" for name in ("generation", "languages", "quantizers", "student")),
+    *(f"{name}.py" for name in ("generation", "languages", "quantizers", "reading", "student")),
     *(f"study/{name}.py" for name in ("batches", "evaluate", "examples", "jobs", "scoring", "tokenizer", "train")),
     "study/translation_metrics.py",
 )
@@ -17,7 +17,7 @@ DECIDING = (
 #: Modules that those import and that decide nothing that a stamp does not hold itself: parameters and presets are
 #: stamped by their values, a corpus by its own stamp; sizes, paths and progress change no weight and no text.
 NOT_DECIDING = (
-    *(f"{name}.py" for name in ("errors", "files", "footprint", "presets")),
+    *(f"{name}.py" for name in ("errors", "files", "footprint", "manifest", "presets")),
     *(f"study/{name}.py" for name in ("checkpoints", "command", "corpus", "hub", "locks", "paths", "progress")),
     *(f"study/{name}.py" for name in ("results", "rows", "settings", "versions")),
 )
