@@ -124,7 +124,13 @@ class QuantConv1D(Conv1D):
 
 def _rounded(layer: QuantLinear | QuantConv1D) -> str:
     outputs = "" if layer.output_heads is None else ", outputs a head at a time"
-    return f"inputs={layer.activation!r}{outputs}"
+    return f"inputs={layer.activation}{outputs}{_tied(layer)}"
+
+
+def _tied(layer: nn.Module) -> str:
+    """The quantizer that a layer shares with the one that lists it as a submodule."""
+    quantizer = vars(layer).get("weight_quantizer")
+    return "" if quantizer is None else f", tied {quantizer}"
 
 
 def _linear(layer: QuantLinear | QuantConv1D, x: Tensor, weight: Tensor) -> Tensor:
@@ -149,6 +155,10 @@ class QuantEmbedding(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         return nn.functional.embedding(ids, self.weight_quantizer(self.weight), self.padding_idx)
+
+    def extra_repr(self) -> str:
+        """What ``nn.Embedding`` tells, and how a tied table is quantized."""
+        return f"{super().extra_repr()}{_tied(self)}"
 
     def quantized(self) -> Quantized:
         """Codes and scales of the table, (rows, features)."""

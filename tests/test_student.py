@@ -425,7 +425,7 @@ def test_a_printed_student_tells_bits_and_scheme_of_every_quantizer(name):
     student = student_of(make_teacher(name), name, "2-4-8", "dqlib")
     assert "WeightFakeQuantizer(4 bits, symmetric, per_row, trained factor)" in str(student)
     for layer in (module for module in student.modules() if getattr(module, "weight_quantizer", None) is not None):
-        assert f"(weight_quantizer): WeightFakeQuantizer({layer.weight_quantizer.bits} bits, " in str(layer)
+        assert f"WeightFakeQuantizer({layer.weight_quantizer.bits} bits, " in str(layer)
         rounded = "inputs=ActivationFakeQuantizer(8 bits, per_token)" in str(layer)
         assert rounded != isinstance(layer, torch.nn.Embedding)
     told = str(student_of(make_teacher("bart"), "bart", "2-2-32", "dq-bart-faithful"))
