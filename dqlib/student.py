@@ -97,13 +97,14 @@ def make_student(
         A model of the teacher's class, in training mode.
 
     Raises:
-        InputError: the architecture is unknown, the teacher has too few layers, the preset is not defined for
-            architecture or bits, a weight is not finite, or a setting of its generation is none that a file may have.
+        InputError: the architecture is unknown, the teacher has too few layers or is quantized, the preset is not
+            defined for architecture or bits, a weight is not finite, or a setting of its generation is none that a file
+            may have.
     """
     names, method = architecture_of(teacher.config), preset(method)
     names.check_fits(configuration, teacher.config)
     method.check_fits(configuration, teacher.config.model_type)
-    _check_stacks(teacher)
+    _check_model(teacher)
     check_generation(teacher)
     fewer = (configuration.encoder_layers, configuration.decoder_layers) != names.depths(teacher.config)
     if fewer and getattr(teacher.config, "scale_attn_by_inverse_layer_idx", False):
@@ -136,18 +137,24 @@ def quantize_model(
     """
     names, method = architecture_of(model.config), preset(method)
     method.check_fits(configuration, model.config.model_type)
-    _check_stacks(model)
+    _check_model(model)
     _Quantizing(model, names, configuration, method).run()
     model.set_attn_implementation(attention.NAME)
     model.dqlib_configuration, model.dqlib_preset = configuration, method
     return model
 
 
-def _check_stacks(model: PreTrainedModel) -> None:
-    """Refuse a bare model, whose layers have other paths than those of the model with a head."""
+def _check_model(model: PreTrainedModel) -> None:
+    """Refuse a bare model, whose layers have other paths than those of the model with a head, and a quantized one."""
     for side, stack in architecture_of(model.config).stacks.items():
         if submodule(model, stack.layers) is None:
             raise InputError("model", type(model).__name__, f"a model with a head, with its {side} at {stack.layers}")
+    if any(isinstance(module, QuantLinear | QuantConv1D | QuantEmbedding) for module in model.modules()):
+        raise InputError(
+            "model",
+            f"{type(model).__name__} quantized as {getattr(model, 'dqlib_configuration', 'a student')}",
+            "in full precision, such as a student's folder gives with transformers' from_pretrained",
+        )
 
 
 class _Quantizing:

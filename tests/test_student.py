@@ -20,6 +20,7 @@ from dqlib.student import (
     load_student,
     make_student,
     plain_parameters,
+    quantize_model,
     quantized_modules,
     round_for_storage,
     save_student,
@@ -91,6 +92,20 @@ def test_more_layers_than_the_teacher_are_refused(teacher):
 def test_a_stack_that_the_teacher_has_keeps_a_layer(teacher, text, side):
     with pytest.raises(InputError, match=rf"{side}_layers: 0 .* at least 1 for this architecture"):
         make_student(teacher, Configuration.parse(text))
+
+
+@pytest.mark.parametrize("config", ["2-2-8 2-1", "32-32-32 4-3"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_model_that_is_quantized_already_is_refused(teacher, tmp_path, config, packed):
+    # Its layers would keep their bits, and those that had none would get the new ones.
+    student = make_student(teacher, Configuration.parse(config))
+    if packed:
+        round_for_storage(student)
+        save_packed(student, tmp_path / "packed")
+        student = load_packed(tmp_path / "packed")
+    for again in (make_student, quantize_model):
+        with pytest.raises(InputError, match=rf"^model: '.* quantized as {config}' .* in full precision"):
+            again(student, Configuration.parse("8-8-8 1-1"))
 
 
 def test_an_unknown_architecture_is_told_how_to_be_added():
