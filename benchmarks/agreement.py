@@ -30,7 +30,7 @@ from dqlib.engines.ctranslate import CTranslate2Engine
 from dqlib.engines.onnx_model import OnnxEngine
 from dqlib.engines.torch_engine import TorchEngine, load_model
 from dqlib.errors import InputError
-from dqlib.study.command import ended
+from dqlib.study.process.exit_codes import ended
 
 ROOT = Path(__file__).parent.parent
 TASK = ROOT / "runs" / "laptop" / "summarization"

@@ -52,9 +52,9 @@ from transformers.utils import logging
 
 from dqlib.config import Configuration
 from dqlib.engines.onnx_export import export_onnx
-from dqlib.footprint import fp32_size_bytes
-from dqlib.manifest import packed_size_bytes
-from dqlib.packed import save_packed
+from dqlib.storage.footprint import fp32_size_bytes
+from dqlib.storage.manifest import packed_size_bytes
+from dqlib.storage.packed import save_packed
 from dqlib.student import make_student, round_for_storage
 
 ROOT = Path(__file__).parent.parent
@@ -350,7 +350,7 @@ def draw(rows: list[Row], folder: Path) -> None:
     import matplotlib
     from matplotlib import pyplot
 
-    from dqlib.study.figures import COLOURS, STYLE, save
+    from dqlib.study.report.figures import COLOURS, STYLE, save
 
     sizes = [row for row in rows if row.name == "size" and row.ratio]
     speeds = [row for row in rows if row.metric == "latency, 1 text, 4 beams" and row.baseline.endswith("s fp32")]

@@ -27,13 +27,13 @@ from tables import write_rows
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
 from transformers.utils import logging
 
-from dqlib.account import account
 from dqlib.config import Configuration
-from dqlib.footprint import FP32_BYTES, fp32_size_bytes
-from dqlib.manifest import packed_size_bytes
-from dqlib.packed import load_packed, save_packed
-from dqlib.packing import pack, unpack
-from dqlib.stored import PackedWeight
+from dqlib.storage.account import account
+from dqlib.storage.footprint import FP32_BYTES, fp32_size_bytes
+from dqlib.storage.manifest import packed_size_bytes
+from dqlib.storage.packed import load_packed, save_packed
+from dqlib.storage.packing import pack, unpack
+from dqlib.storage.stored import PackedWeight
 from dqlib.student import quantize_model, round_for_storage
 
 CONFIGS = ("8-8-8 6-6", "2-2-8 6-6", "2-2-8 6-3", "2-2-8 1-1", "1-1-8 3-1")

@@ -28,11 +28,11 @@ from dqlib.config import Configuration
 from dqlib.losses import LayerMaps
 from dqlib.presets import preset
 from dqlib.student import make_student, supervision_map
-from dqlib.study import train as training_loop
-from dqlib.study.batches import Example, steps
-from dqlib.study.jobs import new_model
-from dqlib.study.settings import Training, available_cores, load_settings
-from dqlib.study.train import DistillationObjective, TaskObjective, make_accelerator, train
+from dqlib.study.params.settings import Training, available_cores, load_settings
+from dqlib.study.pipeline.jobs import new_model
+from dqlib.study.training import loop as training_loop
+from dqlib.study.training.batches import Example, steps
+from dqlib.study.training.loop import DistillationObjective, TaskObjective, make_accelerator, train
 
 KINDS = ("fine-tuning", "distillation")
 WAYS = ("processes", "compiled", "bf16")

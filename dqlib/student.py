@@ -33,9 +33,9 @@ from dqlib.layers import (
     quantize_linear,
 )
 from dqlib.losses import LayerMaps
-from dqlib.manifest import MANIFEST, check_files, opened, seal
 from dqlib.presets import Preset, preset
-from dqlib.reading import (
+from dqlib.storage.manifest import MANIFEST, check_files, opened, seal
+from dqlib.storage.reading import (
     CONFIG,
     ELSEWHERE,
     LEARNED,

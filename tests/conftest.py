@@ -15,7 +15,7 @@ import torch
 import yaml
 from transformers import BartConfig, BartForConditionalGeneration, MBartConfig, MBartForConditionalGeneration
 
-from dqlib.study.batches import Batch, Example, collate
+from dqlib.study.training.batches import Batch, Example, collate
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: more threads each would only be in each other's way
     torch.set_num_threads(1)
@@ -86,7 +86,7 @@ def batch() -> Batch:
 
 def write_small_study(folder: Path) -> None:
     """Make a folder a project of its own: the tutorial study with a shrunken corpus and trainings of a few steps."""
-    from dqlib.study.paths import project_root
+    from dqlib.study.params.paths import project_root
 
     root = project_root()
     (folder / "dvc.yaml").touch()
@@ -103,7 +103,7 @@ def write_small_study(folder: Path) -> None:
 @pytest.fixture
 def study_in_a_copy(tmp_path, monkeypatch):
     """The tutorial study in a folder of its own, with a shrunken corpus and trainings of a few steps."""
-    from dqlib.study.pipeline import Study
+    from dqlib.study.pipeline.study import Study
 
     write_small_study(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -112,7 +112,7 @@ def study_in_a_copy(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def _made_study(tmp_path_factory):
-    from dqlib.study.pipeline import Study
+    from dqlib.study.pipeline.study import Study
 
     folder = tmp_path_factory.mktemp("study")
     write_small_study(folder)

@@ -28,9 +28,9 @@ from dqlib.engines import ENGINES
 from dqlib.engines.base import Decoding, Engine
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
-from dqlib.manifest import check_files, check_replaceable, opened, read_file, seal
-from dqlib.plain import plain_model
-from dqlib.reading import read_tokenizer
+from dqlib.storage.manifest import check_files, check_replaceable, opened, read_file, seal
+from dqlib.storage.plain import plain_model
+from dqlib.storage.reading import read_tokenizer
 
 #: Types of weights that a model can be exported with.
 QUANTIZATIONS = ("int8", "float32")

@@ -3,7 +3,7 @@
 The folder holds ``encoder.onnx``, which reads a source and gives the keys and values that all layers of the decoder
 attend to; ``decoder.onnx``, which takes one step and keeps its keys and values in memory that the caller lends it;
 ``candidates.onnx``, which finds the best tokens for a beam search; ``weights.bin``, the numbers of all three;
-``dqlib.json`` (:mod:`dqlib.manifest`); configuration and tokenizer.
+``dqlib.json`` (:mod:`dqlib.storage.manifest`); configuration and tokenizer.
 
 A low-bit weight is a ``MatMulNBits`` of ONNX Runtime (``com.microsoft``): unsigned codes around a zero point of
 ``2^(bits-1)``, one scale for each block of a row. A student's row has one scale, which is repeated, so ternary codes
@@ -40,9 +40,9 @@ from dqlib.engines.base import Decoding
 from dqlib.engines.onnx_graph import Graph, Numbers
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
-from dqlib.manifest import check_replaceable, seal
 from dqlib.quantizers import Quantized
-from dqlib.stored import PackedWeight, forms
+from dqlib.storage.manifest import check_replaceable, seal
+from dqlib.storage.stored import PackedWeight, forms
 
 ENCODER, DECODER, CANDIDATES = "encoder.onnx", "decoder.onnx", "candidates.onnx"
 WEIGHTS = "weights.bin"

@@ -18,7 +18,7 @@ import onnxruntime
 
 from dqlib.engines.base import Decoding, Engine
 from dqlib.errors import InputError
-from dqlib.manifest import check_files, opened
+from dqlib.storage.manifest import check_files, opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from dqlib.engines.base import Decoding, Engine
 from dqlib.errors import InputError
 from dqlib.generation import OneSourceCache
-from dqlib.manifest import kind_of, opened
-from dqlib.packed import has_tokenizer, load_packed, load_tokenizer
-from dqlib.reading import CONFIG, read_model, read_tokenizer
+from dqlib.storage.manifest import kind_of, opened
+from dqlib.storage.packed import has_tokenizer, load_packed, load_tokenizer
+from dqlib.storage.reading import CONFIG, read_model, read_tokenizer
 from dqlib.student import load_student
 
 
@@ -69,7 +69,7 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, Tokenizer | None]:
     """The model of a folder and its tokenizer, if there is one.
 
     Args:
-        folder: written by :func:`dqlib.packed.save_packed`, by :func:`dqlib.student.save_student`, or by
+        folder: written by :func:`dqlib.storage.packed.save_packed`, by :func:`dqlib.student.save_student`, or by
             ``save_pretrained``, of one of the known architectures.
 
     Raises:

@@ -1,0 +1,317 @@
+"""The command ``dqlib``: pack a student, look into the packed model, check it, export it, let it write.
+
+Commands import what they need when they run, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from dqlib.engines import ENGINES
+from dqlib.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand.
+
+    Args:
+        help: one line.
+        example: how it is called, and what comes out.
+        arguments: adds its arguments to a parser.
+        run: does it, and gives the exit code.
+        light: whether it does without torch and transformers, which take seconds to import.
+    """
+
+    help: str
+    example: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    light: bool = False
+
+
+def _pack_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("student", metavar="STUDENT_FOLDER", help="folder of a trained student, with its tokenizer")
+    parser.add_argument("out", metavar="OUT", help="folder to write: new, empty, or a packed model, which is replaced")
+    parser.add_argument(
+        "--round",
+        action="store_true",
+        help="round a student to fp16 that was not rounded before its evaluation; its score may then differ a little",
+    )
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from dqlib.storage.manifest import packed_size_bytes
+    from dqlib.storage.packed import save_packed
+    from dqlib.storage.reading import read_tokenizer
+    from dqlib.student import load_student, round_for_storage
+
+    student, tokenizer = load_student(options.student), read_tokenizer(options.student)
+    if options.round:
+        round_for_storage(student)
+    save_packed(student, options.out, tokenizer)
+    print(f"{options.out}: {packed_size_bytes(options.out):,} bytes")
+    return 0
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="folder of a packed model")
+    parser.add_argument(
+        "--teacher",
+        metavar="FOLDER",
+        help="tell ratios against this model in fp32 (default: the packed model's own shape)",
+    )
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from dqlib.storage.account import account, fp32_bytes_of
+    from dqlib.storage.manifest import opened
+
+    student = opened(options.folder, "packed").about
+    teacher_bytes = None if options.teacher is None else fp32_bytes_of(options.teacher)
+    print(f"{student.get('class')}, {student.get('config')}, preset {student.get('preset')}\n")
+    print(account(options.folder, teacher_bytes))
+    return 0
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="folder that dqlib wrote: a packed, exported or saved model")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from dqlib.storage.manifest import verify
+
+    faults = verify(options.folder)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if not faults:
+        print(f"{options.folder}: sound")
+    return 1 if faults else 0
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="folder of a packed model, of a student, or of a teacher")
+    parser.add_argument("out", metavar="OUT", help="folder to write: new, empty, or an exported model, to be replaced")
+    parser.add_argument("--engine", choices=ENGINES[1:], required=True, help="program that is to run it")
+    parser.add_argument(
+        "--quantization",
+        help="of ctranslate2: int8 or float32 (default: int8 for what has quantized weights, float32 for a teacher)",
+    )
+    parser.add_argument(
+        "--bits", type=_at_least_one, help="of onnxruntime: bits of a weight (default: as few as hold the student's)"
+    )
+    parser.add_argument(
+        "--encoder",
+        help="of onnxruntime: int8 for speed, packed for the least memory (default: int8 where the weights allow it)",
+    )
+
+
+def _export(options: argparse.Namespace) -> int:
+    from dqlib.engines import export_model
+    from dqlib.engines.torch_engine import load_model
+
+    own = {"quantization": "ctranslate2", "bits": "onnxruntime", "encoder": "onnxruntime"}
+    chosen = {name: getattr(options, name) for name in own if getattr(options, name) is not None}
+    for name, value in chosen.items():
+        if own[name] != options.engine:
+            raise InputError(f"--{name}", value, f"left out with --engine {options.engine}: it is one of {own[name]}")
+    model, tokenizer = load_model(options.model)
+    with _options_named():
+        told = export_model(model, options.out, options.engine, tokenizer, **chosen)
+    print(options.out if told is None else told)
+    return 0
+
+
+def _texts_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", metavar="FILE", default="-", help="file with one text a line; - for standard input")
+    parser.add_argument("--beams", type=_at_least_one, default=4, help="beams of the search (default: %(default)s)")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=_at_least_one,
+        help="tokens written at most (default: 64, or what the model has positions for)",
+    )
+    parser.add_argument("--batch-size", type=_at_least_one, default=8, help="texts at a time (default: %(default)s)")
+    parser.add_argument("--language", help="to write in, for a model of several (default: where the model starts)")
+    parser.add_argument("--threads", type=_at_least_one, help="of the engine (default: its own choice)")
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="folder of a packed or exported model, with a tokenizer")
+    parser.add_argument("--engine", choices=ENGINES, help="that runs it (default: the one it was made for)")
+    _texts_arguments(parser)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from dqlib.engines import load_engine
+
+    with _texts(options.input) as texts, _options_named():
+        engine = load_engine(options.folder, options.engine, options.threads)
+        engine.new_tokens(options.max_new_tokens)  # refuses what no batch could have
+        while batch := list(islice(texts, options.batch_size)):
+            outputs = engine.generate(
+                batch, num_beams=options.beams, max_new_tokens=options.max_new_tokens, languages=options.language,
+                batch_size=options.batch_size,
+            )  # fmt: skip
+            for text, output in zip(batch, outputs, strict=True):
+                print(json.dumps({"input": text, "output": output}, ensure_ascii=False), flush=True)
+    return 0
+
+
+def _agree_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reference", metavar="REFERENCE", help="folder of a model, whose tokenizer is used for both")
+    parser.add_argument("folder", metavar="FOLDER", help="folder of the model that is compared with it")
+    _texts_arguments(parser)
+    parser.add_argument(
+        "--early-stopping",
+        action="store_true",
+        help="let both end a beam search at as many finished texts as beams, the one rule that all engines have",
+    )
+
+
+def _agree(options: argparse.Namespace) -> int:
+    from dqlib.engines import load_engine
+    from dqlib.engines.agreement import agreement
+
+    with _texts(options.input) as lines, _options_named():
+        texts = list(lines)
+        engines = [load_engine(folder, threads=options.threads) for folder in (options.reference, options.folder)]
+        first = engines[0]
+        if first.tokenizer is None:
+            raise InputError("folder", options.reference, "a model with a tokenizer")
+        ids, new_tokens = first.encode(texts, options.max_new_tokens), first.new_tokens(options.max_new_tokens)
+        starts = first.starts(options.language, len(texts))
+        written = []
+        for engine in engines:
+            engine.early_stopping = options.early_stopping or engine.early_stopping
+            batches = (slice(i, i + options.batch_size) for i in range(0, len(ids), options.batch_size))
+            written.append([
+                row for part in batches
+                for row in engine.generate_ids(ids[part], num_beams=options.beams, max_new_tokens=new_tokens,
+                                               starts=None if starts is None else starts[part])
+            ])  # fmt: skip
+    print(agreement(*written))
+    return 0
+
+
+@contextmanager
+def _texts(source: str) -> Iterator[Iterator[str]]:
+    """The lines of a file, or of standard input."""
+    if source == "-":
+        yield (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    with Path(source).open(encoding="utf-8") as lines:
+        yield (line.rstrip("\r\n") for line in lines)
+
+
+@contextmanager
+def _options_named() -> Iterator[None]:
+    """Name a field that is an option here as the option."""
+    try:
+        yield
+    except InputError as error:
+        if error.field in ("language", "max_new_tokens", "encoder"):
+            raise InputError(f"--{error.field.replace('_', '-')}", error.value, error.allowed) from None
+        raise
+
+
+def _at_least_one(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be a whole number of at least 1")
+    return value
+
+
+#: All subcommands, by name.
+COMMANDS = {
+    "pack": Command(
+        "write a trained student as a packed model",
+        "dqlib pack runs/laptop/summarization/students/2-2-8_2-2 packed",
+        _pack_arguments,
+        _pack,
+    ),
+    "inspect": Command(
+        "show where the bytes of a packed model are",
+        "dqlib inspect packed --teacher runs/laptop/summarization/teacher",
+        _inspect_arguments,
+        _inspect,
+        light=True,
+    ),
+    "verify": Command(
+        "check all checksums of a packed, exported or saved model; exit code 1 if one is wrong",
+        "dqlib verify packed",
+        _verify_arguments,
+        _verify,
+        light=True,
+    ),
+    "export": Command(
+        "write a packed model, a student or a teacher for another engine",
+        "dqlib export packed fast --engine ctranslate2",
+        _export_arguments,
+        _export,
+    ),
+    "agree": Command(
+        "tell on how many tokens two models, or two engines, agree",
+        "echo 'Return the sum of a list of numbers.' | dqlib agree packed fast --beams 1",
+        _agree_arguments,
+        _agree,
+    ),
+    "generate": Command(
+        "read one text a line, write JSON Lines",
+        "echo 'Return the sum of a list of numbers.' | dqlib generate packed --beams 4 --max-new-tokens 32",
+        _generate_arguments,
+        _generate,
+    ),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
+    whole = argparse.ArgumentParser(prog="dqlib", description="Small sequence-to-sequence models, packed.")
+    subcommands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        part = subcommands.add_parser(
+            name,
+            help=command.help,
+            description=f"{command.help[0].upper()}{command.help[1:]}.",
+            epilog=f"example:\n  {command.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.arguments(part)
+    return whole
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a subcommand; what is wrong with its input is told in one sentence, with exit code 2."""
+    options = parser().parse_args(arguments)
+    command = COMMANDS[options.command]
+    if not command.light:
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    for stream in (sys.stdin, sys.stdout):  # texts are UTF-8, as in files, whatever the terminal's encoding is
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8")
+    try:
+        return command.run(options)
+    except BrokenPipeError:  # the reader of our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (InputError, OSError, UnicodeError, json.JSONDecodeError) as error:
+        print(f"dqlib {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+"""``python -m dqlib.cli``."""
+
+import sys
+
+from dqlib.cli import main
+
+sys.exit(main())

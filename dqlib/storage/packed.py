@@ -1,0 +1,238 @@
+"""Packed models on disk: a folder whose bytes are the size that is claimed, and which is a Hugging Face model again.
+
+The folder holds ``packed.safetensors``, ``dqlib.json`` (:mod:`dqlib.storage.manifest`), the model's and the generation's
+configuration and, if one was given, the tokenizer. Nothing in it is a pickle or a program, only files that the
+manifest names are read, and every number read is checked. ``docs/packed-format.md`` describes the format.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.initialization import no_init_weights
+
+from dqlib.config import FULL_PRECISION, Configuration
+from dqlib.errors import InputError
+from dqlib.files import atomic_folder
+from dqlib.presets import Preset
+from dqlib.storage.manifest import WEIGHTS, Manifest, check_replaceable, opened, read_file, read_tensors, seal
+from dqlib.storage.reading import (
+    CONFIG,
+    GENERATION,
+    check_generation,
+    config_of,
+    empty_model,
+    generation_of,
+    json_object,
+    model_class,
+    one_line,
+    read_tokenizer,
+)
+from dqlib.storage.stored import Stored, record, restored, stored
+from dqlib.student import check_depths, describe, quantize_model
+
+Each = TypeVar("Each", bound="Named")
+
+
+def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write a student as a packed model: written aside, put in place at once.
+
+    What is written is what the student computes with, so its numbers must have been rounded before its last
+    evaluation: call :func:`dqlib.student.round_for_storage` there. It is not done here, where nobody would see that the
+    model scored is another than the one stored.
+
+    Args:
+        model: a student, or what :func:`load_packed` gave, which gives the same bytes again.
+        folder: new, empty, or a packed model, which is replaced.
+        tokenizer: written beside the weights.
+
+    Raises:
+        InputError: the model is no student, its numbers are not rounded or not in fp32, or the folder holds something
+            else.
+        OSError: the folder cannot be written; what was there is as before.
+    """
+    folder = Path(folder)
+    if not hasattr(model, "dqlib_configuration"):
+        raise InputError("model", type(model).__name__, "a student, of make_student, load_student or load_packed")
+    model_class(model.config, type(model).__name__)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise InputError(name, str(value.dtype), "fp32, which a packed model computes in: call model.float(), and "
+                             "round_for_storage again before the evaluation")  # fmt: skip
+    check_generation(model)
+    check_replaceable(folder, "packed")
+    parameters = list(stored(model))
+    weights = safetensors.torch.save({name: t for each in parameters for name, t in each.tensors.items()})
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    try:
+        with atomic_folder(folder) as scratch:
+            config.save_pretrained(scratch)
+            if getattr(model, "generation_config", None) is not None:
+                model.generation_config.save_pretrained(scratch)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(scratch)
+            (scratch / WEIGHTS).write_bytes(weights)
+            seal(scratch, "packed", describe(model), list(map(record, parameters)))
+    except OSError as error:
+        raise OSError(
+            error.errno, f"not written, and what was there is as before ({error.strerror})", str(folder)
+        ) from error
+
+
+def load_packed(folder: str | Path) -> PreTrainedModel:
+    """Read a packed model.
+
+    Weights are fp32 numbers, those that the codes stand for; activations are rounded as the student's are. So the
+    logits are the student's, bit for bit on a CPU. ``model.dqlib_packed`` keeps the packed codes (:class:`Stored`).
+
+    Returns:
+        A model of the Hugging Face class that was packed, in evaluation mode.
+
+    Raises:
+        InputError: the folder is no packed model, is damaged, or holds a pickle; the tensor or file is named.
+    """
+    manifest = opened(folder, "packed")
+    tensors = read_tensors(folder, manifest)
+    parameters = [restored(said, tensors) for said in manifest.parameters]
+    largest = max((size for each in parameters for size in each.shape), default=1)
+    config = config_of(json_object(read_file(folder, manifest, CONFIG), CONFIG), CONFIG, largest)
+    configuration, method = Configuration.parse(manifest.about.get("config")), Preset.described(manifest.about)
+    model = _built(config, manifest.about.get("class"), parameters)
+    check_depths(configuration, model)
+    assign(model, parameters, Stored.value)
+    if GENERATION in manifest.files:
+        said = json_object(read_file(folder, manifest, GENERATION), GENERATION)
+        model.generation_config = generation_of(said, config, GENERATION)
+    # The weights are quantized already: what is left to do at run time is to round activations.
+    activations_only = replace(configuration, w_bits=FULL_PRECISION, e_bits=FULL_PRECISION)
+    quantize_model(model, activations_only, replace(method, position_bits=FULL_PRECISION))
+    model.dqlib_configuration, model.dqlib_preset, model.dqlib_packed = configuration, method, parameters
+    return model.eval()
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a packed model, of files that the manifest names, checked.
+
+    Raises:
+        InputError: as :func:`load_packed`, or no tokenizer was packed.
+    """
+    manifest = opened(folder, "packed")
+    if not has_tokenizer(manifest):
+        raise InputError("folder", str(folder), "a packed model with a tokenizer: give save_packed one")
+    with tempfile.TemporaryDirectory() as checked:  # nothing else can be read from there
+        for name in manifest.files.keys() - {GENERATION, WEIGHTS}:
+            (Path(checked) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(checked) / name).write_bytes(read_file(folder, manifest, name))
+        tokenizer = read_tokenizer(checked, folder)
+    tokenizer.name_or_path = str(folder)
+    return tokenizer
+
+
+def has_tokenizer(manifest: Manifest) -> bool:
+    """Whether a packed model has a tokenizer."""
+    return any(name.startswith("tokenizer") for name in manifest.files)
+
+
+def _built(config: PreTrainedConfig, name: str | None, parameters: Sequence[Stored]) -> PreTrainedModel:
+    """A model without numbers, if these parameters fit it, which is found out before it takes any memory.
+
+    Raises:
+        InputError: the class is unknown, the configuration none that a model can be built of, or a parameter does not
+            fit.
+    """
+    kind = model_class(config, name)
+    empty = empty_model(kind, config, len(parameters), CONFIG)
+    _check_fit(empty, parameters)
+    stored_buffers = empty.state_dict().keys()
+    if all(name in stored_buffers for name, _ in empty.named_buffers()):
+        return empty  # without numbers of its own, it gets all of them
+    try:
+        with no_init_weights():
+            return kind(config)
+    except Exception as error:  # whatever a model does with a field that it did not check
+        raise InputError(CONFIG, one_line(error), f"one that a {name} can be built of") from None
+
+
+def _check_fit(model: nn.Module, parameters: Sequence[Named]) -> None:
+    """Check that parameters are those of a model's state, by names and shapes.
+
+    Raises:
+        InputError: as :func:`assign`; or one that the model has numbers of is said to be all zeros.
+    """
+    state = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    numbers = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for each in parameters:
+        for name in each.names:
+            if name not in state:
+                raise InputError(name, "in the manifest", f"once a parameter of {type(model).__name__}")
+            shape = state.pop(name)
+            if shape != each.shape:
+                raise InputError(name, each.shape, f"of the shape {shape}, as {CONFIG} has it")
+            if name in numbers and isinstance(each, Stored) and each.content is None:
+                raise InputError(name, "zeros", "stored, as all but buffers are")
+    if state:
+        raise InputError(min(state), "missing", f"in the manifest, since {type(model).__name__} has it")
+
+
+class Named(Protocol):
+    """Something that a model has, under one name or several tied ones."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its names in the model's state."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape in the model."""
+
+
+def assign(model: nn.Module, parameters: Sequence[Each], value_of: Callable[[Each], Tensor]) -> None:
+    """Give a model all its numbers; tied parameters become one.
+
+    Args:
+        model: to be given them, in place.
+        parameters: everything in the model's state, by its names.
+        value_of: makes the numbers of one, in its shape.
+
+    Raises:
+        InputError: a name is missing, is none of the model's, or has another shape there.
+    """
+    _check_fit(model, parameters)
+    largest_first = sorted(parameters, key=lambda each: -torch.Size(each.shape).numel())
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for each, value in zip(largest_first, pool.map(value_of, largest_first), strict=True):
+            _put(model, each.names, value)
+    _keep_apart(model)
+
+
+def _put(model: nn.Module, names: Sequence[str], value: Tensor) -> None:
+    parameter = None
+    for name in names:
+        path, _, field = name.rpartition(".")
+        module = model.get_submodule(path)
+        if field in module._parameters:
+            if parameter is None:
+                parameter = nn.Parameter(value, requires_grad=module._parameters[field].requires_grad)
+            module._parameters[field] = parameter
+        else:
+            module._buffers[field] = value
+
+
+def _keep_apart(model: PreTrainedModel) -> None:
+    """Let transformers know which weights that it ties by default are not tied here, as it does itself on loading."""
+    tied: Mapping[str, str] = model.all_tied_weights_keys
+    for name, other in list(tied.items()):
+        if model.get_parameter(name) is not model.get_parameter(other):
+            del model.all_tied_weights_keys[name]

@@ -1,0 +1,394 @@
+"""Reading and writing of models in the Hugging Face layout: the one way in, for teachers and students alike.
+
+A file decides nothing but numbers and known settings: no class, kernel, repository or code is taken from it. What a
+configuration claims is held against the tensors that are there before anything is allocated, and a model is all of its
+file's tensors and no others, or an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.initialization import no_init_weights
+from transformers.models.auto import modeling_auto
+
+from dqlib.architectures import ARCHITECTURES, architecture_of
+from dqlib.errors import InputError
+from dqlib.files import added_to
+from dqlib.generation import SETTINGS, checked_settings
+from dqlib.storage.manifest import MANIFEST, check_files, opened, seal
+
+CONFIG, GENERATION, SAFETENSORS = "config.json", "generation_config.json", "model.safetensors"
+
+#: Field of a student's configuration, in which transformers looks for the name of a file of weights: this is none, so
+#: it tells its user so, instead of making a model in full precision of a student's weights.
+ELSEWHERE = "transformers_weights"
+OF_A_STUDENT = "these are the weights of a student, which dqlib.student.load_student reads"
+
+#: How the names of trained scales end, which stand beside the weights of a student.
+LEARNED = "weight_quantizer.learned"
+
+#: Fields of a configuration that are dropped: they say how to load, where from, and in which form to answer.
+_DROPPED = frozenset({"_name_or_path", "output_attentions", "output_hidden_states", "return_dict", ELSEWHERE})
+
+#: Fields that a configuration may have besides those that its class saves.
+_OLDER = frozenset({"torch_dtype", "num_labels", *SETTINGS})
+
+_DTYPES = (None, "float32", "float16", "bfloat16", "float64")
+
+
+def model_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
+    """The class of that name among those that transformers has for an architecture, and no other.
+
+    A name read from a file so never decides which code runs.
+
+    Raises:
+        InputError: the architecture is not in :data:`ARCHITECTURES`, or has no such class.
+    """
+    architecture_of(config)
+    mappings = [names for field, names in vars(modeling_auto).items() if re.fullmatch("MODEL.*_MAPPING_NAMES", field)]
+    known = {names[config.model_type] for names in mappings if isinstance(names.get(config.model_type), str)}
+    if not isinstance(name, str) or name not in known:
+        raise InputError("class", name, f"one of {', '.join(sorted(known))}")
+    return getattr(transformers, name)
+
+
+def config_of(said: Mapping[str, Any], where: str, largest: int) -> PreTrainedConfig:
+    """The configuration that the content of a ``config.json`` describes, of the fields that its class has.
+
+    Args:
+        said: that content.
+        where: it was read from, for the error.
+        largest: dimension of a tensor of the model; no class has more labels.
+
+    Raises:
+        InputError: the architecture is not in :data:`ARCHITECTURES`, a field has a value that it cannot have, or the
+            weights are said to be quantized in some other way.
+    """
+    kind = said.get("model_type") if isinstance(said, Mapping) else None
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise InputError(f"{where}, model_type", kind, f"one of {', '.join(sorted(ARCHITECTURES))}")
+    if said.get("quantization_config") is not None:
+        raise InputError(f"{where}, quantization_config", said["quantization_config"], "left out: a model is read in "
+                         "full precision, or as dqlib packed it")  # fmt: skip
+    for field in ("dtype", "torch_dtype"):
+        if said.get(field) not in _DTYPES:
+            raise InputError(f"{where}, {field}", said[field], f"one of {', '.join(_DTYPES[1:])}")
+    classes = said.get("architectures")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(each, str) for each in classes)):
+        raise InputError(f"{where}, architectures", classes, "a list of names")
+    labels = said.get("num_labels")
+    if labels is not None and (type(labels) is not int or not 0 < labels <= largest):
+        raise InputError(f"{where}, num_labels", labels, f"from 1 to {largest}, the largest dimension of a weight")
+    try:
+        config = CONFIG_MAPPING[kind].from_dict({name: said[name] for name in said if name in _known(kind)})
+        vocabulary = _vocabulary(config)
+    except Exception as error:  # of checks in transformers, which have no class in common
+        raise InputError(where, one_line(error), f"the configuration of a model of the kind {kind}") from None
+    checked_settings({name: said[name] for name in said if name in SETTINGS}, vocabulary, where)
+    return config
+
+
+def _vocabulary(config: PreTrainedConfig) -> int:
+    """Ids that a model has, on the side that has more."""
+    return max(config.vocab_size, getattr(config, "decoder_vocab_size", None) or 0)
+
+
+@cache
+def _known(kind: str) -> frozenset[str]:
+    """Fields of an architecture's ``config.json`` that are read."""
+    of_class = CONFIG_MAPPING[kind]
+    names = {*of_class().to_dict(), *(field.name for field in fields(of_class)), *of_class.attribute_map}
+    return frozenset(names | _OLDER) - _DROPPED
+
+
+def read_config(folder: str | Path) -> PreTrainedConfig:
+    """The configuration of a Hugging Face folder. No code of the folder is run.
+
+    Raises:
+        InputError: it has none, or one that :func:`config_of` refuses, or a file of weights is damaged.
+    """
+    return _config(Path(folder), _weights(Path(folder)))
+
+
+def read_model(
+    folder: str | Path,
+    name: str | None = None,
+    *,
+    scales: dict[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    bins: bool = False,
+) -> PreTrainedModel:
+    """The model of a Hugging Face folder, of safetensors, in evaluation mode. No code of the folder is run.
+
+    Args:
+        folder: written by ``save_pretrained`` or :func:`save_model`.
+        name: of the model's class; ``seq2seq`` for the one that writes texts from texts; None for the one that the
+            configuration names.
+        scales: is given the trained scales that stand beside the weights of a student; None for a folder that is to be
+            no student's.
+        dtype: of the model; None for that of the file.
+        bins: read ``pytorch_model.bin`` where there is nothing else, as torch does without running what is in it.
+
+    Raises:
+        InputError: configuration or class are not those of a known architecture, there are no weights, a tensor is
+            missing, of another shape or not of the model, a number is not finite, or a file was changed since dqlib
+            wrote it.
+    """
+    folder = Path(folder)
+    if scales is None:
+        _check_no_student(folder)
+    weights = _weights(folder, bins)
+    if not weights:
+        raise InputError("folder", str(folder), f"one with weights, in {SAFETENSORS}")
+    config = _config(folder, weights)
+    if scales is not None:
+        scales |= {each: weights.pop(each) for each in list(weights) if each.endswith(LEARNED)}
+    if name == "seq2seq":
+        name = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    kind = model_class(config, (config.architectures or [""])[0] if name is None else name)
+    _check_sizes(kind, config, weights, str(folder / CONFIG))
+    options: dict[str, Any] = {"state_dict": dict(weights), "dtype": "auto" if dtype is None else dtype}
+    if kind.can_generate():
+        options["generation_config"] = _generation(folder, config)
+    try:
+        model, report = kind.from_pretrained(None, config=config, output_loading_info=True, **options)
+    except (ValueError, RuntimeError) as error:  # shapes that differ, say
+        allowed = f"one whose weights are those of a {kind.__name__} ({one_line(error)})"
+        raise InputError("folder", str(folder), allowed) from None
+    _check_complete(model, report, weights, exact=scales is not None)
+    model.name_or_path = model.config.name_or_path = str(folder)
+    return model.eval()
+
+
+def save_model(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+    """Save a model in full precision in the Hugging Face layout, with the SHA-256 of its files; others stay."""
+    with added_to(folder, MANIFEST) as scratch:
+        model.save_pretrained(scratch)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+        seal(scratch, "model", {"class": type(model).__name__, "numbers": sum(p.numel() for p in model.parameters())})
+
+
+def read_tokenizer(folder: str | Path, named: str | Path | None = None) -> Tokenizer | None:
+    """The tokenizer of a folder; None if there is none. No code of the folder is run.
+
+    Args:
+        folder: with the tokenizer's files.
+        named: folder that an error names, where ``folder`` is a copy of it.
+
+    Raises:
+        InputError: a file of it is damaged.
+    """
+    if not any(Path(folder).glob("tokenizer*")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # of libraries that have no class in common
+        raise InputError("folder", str(named or folder), f"one with a whole tokenizer ({one_line(error)})") from None
+
+
+def generation_of(said: Mapping[str, Any], config: PreTrainedConfig, where: str) -> GenerationConfig:
+    """The configuration of a generation that the content of a ``generation_config.json`` describes.
+
+    Raises:
+        InputError: a setting is not known or out of range.
+    """
+    settings = checked_settings(said, _vocabulary(config), where)
+    try:
+        return GenerationConfig(**settings)
+    except Exception as error:  # of checks in transformers, which have no class in common
+        raise InputError(where, one_line(error), "the configuration of a generation") from None
+
+
+def check_generation(model: PreTrainedModel) -> None:
+    """Check that how a model generates is said by settings that can be read again.
+
+    Raises:
+        InputError: it is not.
+    """
+    if getattr(model, "generation_config", None) is not None:
+        checked_settings(model.generation_config.to_dict(), _vocabulary(model.config), "generation_config")
+
+
+def json_object(data: bytes, where: str) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(where, one_line(error), "JSON") from None
+    if not isinstance(content, dict):
+        raise InputError(where, type(content).__name__, "a JSON object")
+    return content
+
+
+def empty_model(kind: type[PreTrainedModel], config: PreTrainedConfig, tensors: int, where: str) -> PreTrainedModel:
+    """A model without numbers, which takes no memory.
+
+    Args:
+        kind, config: of the model.
+        tensors: that there are for it; no more layers than these are made.
+        where: the configuration was read from, for the error.
+
+    Raises:
+        InputError: the configuration is none that a model can be built of.
+    """
+    try:
+        layers = sum(architecture_of(config).depths(config))
+        if layers > tensors:
+            raise InputError(where, f"{layers} layers", f"of no more layers than the {tensors} tensors of the weights")
+        with no_init_weights(), torch.device("meta"):
+            return kind(config)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a model does with a field that it did not check
+        raise InputError(where, one_line(error), f"one that a {kind.__name__} can be built of") from None
+
+
+def check_finite(named: Mapping[str, Tensor]) -> None:
+    """Refuse numbers that are none.
+
+    Raises:
+        InputError: one is not finite; the tensor is named.
+    """
+    for name, value in named.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(name, "nan or inf", "finite numbers")
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, or its class where it says nothing, as one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _config(folder: Path, weights: Mapping[str, Tensor]) -> PreTrainedConfig:
+    largest = max((size for value in weights.values() for size in value.shape), default=2**16)
+    config = config_of(_object(folder / CONFIG), str(folder / CONFIG), largest)
+    config.name_or_path = str(folder)
+    return config
+
+
+def _generation(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
+    """How a model generates; that of old ones stands among the fields of their configuration."""
+    path = folder / GENERATION
+    if path.is_file():
+        return generation_of(_object(path), config, str(path))
+    said = _object(folder / CONFIG)
+    return generation_of({name: said[name] for name in said if name in SETTINGS}, config, str(folder / CONFIG))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(str(path), "no file", "one as save_pretrained writes it")
+    return json_object(path.read_bytes(), str(path))
+
+
+def _weights(folder: Path, bins: bool = False) -> dict[str, Tensor]:
+    """All tensors of a folder's weights, by name; their numbers are not read yet.
+
+    Raises:
+        InputError: a file is damaged, or said to lie elsewhere.
+    """
+    for whole in (SAFETENSORS, "pytorch_model.bin")[: 1 + bins]:
+        index = folder / f"{whole}.index.json"
+        if (folder / whole).is_file():
+            names = {whole}
+        elif index.is_file():
+            places = _object(index).get("weight_map")
+            names = set(map(str, places.values())) if isinstance(places, dict) else set()
+        else:
+            continue
+        weights: dict[str, Tensor] = {}
+        for name in sorted(names):
+            if Path(name).name != name:
+                raise InputError(str(index), name, "the plain name of a file in the folder")
+            try:
+                if whole == SAFETENSORS:
+                    weights |= safetensors.torch.load_file(folder / name)
+                else:
+                    weights |= torch.load(folder / name, map_location="cpu", weights_only=True)
+            except Exception as error:  # of libraries that have no class in common
+                allowed = f"one with whole files of weights ({name}: {one_line(error)})"
+                raise InputError("folder", str(folder), allowed) from None
+        return weights
+    return {}
+
+
+def _check_no_student(folder: Path) -> None:
+    """Refuse the weights of a student, which alone are another model, and a folder that was changed since.
+
+    Raises:
+        InputError: the folder is a student's, with or without its manifest, or was changed since dqlib wrote it.
+    """
+    if (folder / MANIFEST).is_file():
+        check_files(folder, opened(folder, "model"))
+    elsewhere = _object(folder / CONFIG).get(ELSEWHERE)
+    if elsewhere is not None:
+        allowed = f"left out, and the weights be in {SAFETENSORS}; a student is read with its {MANIFEST}"
+        raise InputError(f"{folder / CONFIG}, {ELSEWHERE}", elsewhere, allowed)
+
+
+def _check_sizes(
+    kind: type[PreTrainedModel], config: PreTrainedConfig, weights: Mapping[str, Tensor], where: str
+) -> None:
+    """Hold a configuration against the tensors that there are, before a model of it takes any memory.
+
+    Raises:
+        InputError: a tensor has another shape, or the model has far more numbers than the weights.
+    """
+    empty = empty_model(kind, config, len(weights), where)
+    for name, value in empty.state_dict().items():
+        if name in weights and weights[name].shape != value.shape:
+            allowed = f"of the shape {tuple(value.shape)}, as {where} has it"
+            raise InputError(name, tuple(weights[name].shape), allowed)
+    # Older names differ in how they begin, and what is tied or computed need not be there: so no name that is missing
+    # is an error yet, but twice the numbers that there are would be.
+    own = (value for name, value in empty.named_parameters() if name not in empty.all_tied_weights_keys)
+    numbers, there = (sum(value.numel() for value in values) for values in (own, weights.values()))
+    if numbers > 2 * there:
+        raise InputError(where, f"a model of {numbers:,} numbers", f"one of the {there:,} numbers of the weights")
+
+
+def _check_complete(
+    model: PreTrainedModel, report: Mapping[str, Any], weights: Mapping[str, Tensor], exact: bool
+) -> None:
+    """Check that a model was made of all tensors of its file and of no others, and of numbers.
+
+    Args:
+        model: that was read.
+        report: of transformers, on names that were missing or left over.
+        weights: of the folder, by name.
+        exact: whether this dqlib wrote them; else what the class declares to be computed, or to be left over from older
+            versions, may be missing or be there.
+
+    Raises:
+        InputError: a tensor is missing or left over, or a number is not finite; the tensor is named.
+    """
+    missing, extra = set(report["missing_keys"]), set(report["unexpected_keys"])
+    state = model.state_dict(keep_vars=True)
+    if exact:
+        there = {id(value) for name, value in state.items() if name in weights}
+        computed = model._keys_to_ignore_on_save or ()
+        missing |= {name for name, value in state.items() if id(value) not in there and name not in computed}
+        extra = weights.keys() - state.keys()
+    if missing:
+        raise InputError(min(missing), "missing", f"in the weights, since {type(model).__name__} has it")
+    if extra:
+        raise InputError(min(extra), "in the weights", f"a tensor of {type(model).__name__}, or not be there")
+    check_finite(dict({id(value): (name, value) for name, value in state.items()}.values()))  # tied ones once

@@ -1,0 +1,184 @@
+"""Pairs from files: JSON Lines, CSV, Parquet or aligned text, gzipped or not, columns named by the parameters."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow
+import pyarrow.parquet
+import pyarrow.types
+
+from dqlib.errors import InputError
+from dqlib.study.params.paths import project_root
+
+KINDS = (".jsonl", ".json", ".csv", ".parquet")
+
+#: What reading a file, and unpacking it, ends with where it is damaged.
+_DAMAGE = (OSError, EOFError, zlib.error)
+
+csv.field_size_limit(2**31 - 1)  # long documents are cut where they are tokenized, as those of other kinds are
+
+
+def read_rows(path: str | Path, columns: list[str]) -> list[dict[str, str]]:
+    """Rows of a data file, with the wanted columns as stripped text.
+
+    Args:
+        path: a ``.jsonl``, ``.csv`` or ``.parquet`` file, or one of them with ``.gz`` added; relative
+            paths start at the project's folder. A ``*`` in it stands for the name of a column: then each column is
+            a text file of its own, and line by line they belong together.
+        columns: names of the columns to keep.
+
+    Raises:
+        InputError: the file is missing, unreadable, empty or of another kind; a column is missing; a
+            line is bad (its number is told); text files do not have the same lines.
+    """
+    path = project_root() / path
+    rows = _aligned_rows(path, columns) if "*" in path.name else _file_rows(path, columns)
+    if not rows:
+        raise InputError("file", str(path), "a file with at least one row")
+    return rows
+
+
+def files_of(path: str | Path, columns: list[str]) -> list[Path]:
+    """The files that :func:`read_rows` reads for these arguments.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    path = project_root() / path
+    files = list(_by_column(path, columns).values()) if "*" in path.name else [path]
+    for each in files:
+        _check_exists(each)
+    return files
+
+
+def _file_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
+    _check_exists(path)
+    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if kind not in KINDS:
+        raise InputError("file", str(path), f"one of {', '.join(KINDS)}, or one of them followed by .gz")
+    reader = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(kind, _json_rows)
+    return [
+        {column: _text(row, column, number, path) for column in columns} for number, row in reader(path, kind, columns)
+    ]
+
+
+def _aligned_rows(pattern: Path, columns: list[str]) -> list[dict[str, str]]:
+    """Rows whose columns are text files with one text a line; lines that are blank in all of them are no rows."""
+    paths = _by_column(pattern, columns)
+    texts = {column: [line for _, line in _lines(path, "text")] for column, path in paths.items()}
+    fewest = min(columns, key=lambda column: len(texts[column]))
+    count = len(texts[fewest])
+    for column, lines in texts.items():
+        if len(lines) > count:
+            allowed = f"absent, or matched by a line of {paths[fewest]}, which has {count} lines"
+            raise InputError(f"{paths[column]}, line {count + 1}", lines[count].strip()[:60], allowed)
+    rows = []
+    for number in range(count):
+        row = {column: lines[number] for column, lines in texts.items()}
+        if any(map(str.strip, row.values())):
+            rows.append({column: _text(row, column, number + 1, path) for column, path in paths.items()})
+    return rows
+
+
+def _by_column(pattern: Path, columns: list[str]) -> dict[str, Path]:
+    """Text file of each column."""
+    return {column: pattern.with_name(pattern.name.replace("*", column)) for column in columns}
+
+
+def _lines(path: Path, kind: str) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers; they end with line feeds alone, or rare characters would misalign texts."""
+    _check_exists(path)
+    number = 0
+    try:
+        with _opened(path) as handle:
+            while line := handle.readline():
+                number += 1
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, kind, error, number) from None
+    except _DAMAGE as error:
+        raise _unreadable(path, kind, error, number + 1) from None
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise InputError("file", str(path), "a file that exists")
+
+
+def _unreadable(path: Path, kind: str, error: Exception, number: int | None = None) -> InputError:
+    where = "" if number is None else f"line {number}: "
+    return InputError("file", str(path), f"a readable {kind} file ({where}{' '.join(str(error).split())})")
+
+
+def _json_rows(path: Path, kind: str, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in _lines(path, kind):
+        if not line.strip():
+            continue
+        row, allowed = None, "a JSON object"
+        try:
+            row = json.loads(line)
+        except ValueError:
+            pass
+        except RecursionError:
+            allowed = "a JSON object of fewer levels"
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}", line[:60], allowed)
+        yield number, row
+
+
+def _csv_rows(path: Path, kind: str, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader((line for _, line in _lines(path, kind)), strict=True)
+    try:
+        for row in reader:
+            if None in row:
+                allowed = "absent: the line has too many fields"
+                raise InputError(f"{path}, line {reader.line_num}", row[None][0], allowed)
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise _unreadable(path, kind, error, reader.reader.line_num) from None
+
+
+def _parquet_rows(path: Path, kind: str, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    number = None
+    try:
+        with _opened(path) as handle:
+            file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(handle.read()))
+        names, table = file.schema_arrow.names, file.read(columns=columns)
+        for column in columns:
+            if names.count(column) != 1:
+                raise InputError(f"{path}, column", column, f"one of {', '.join(names)}")
+            if not _holds_text(table.schema.field(column).type):  # other values may have no counterpart in Python
+                raise InputError(f"{path}, column {column}", str(table.schema.field(column).type), "text")
+        for number, values in enumerate(zip(*(table[column] for column in columns), strict=True), start=1):
+            yield number, {column: value.as_py() for column, value in zip(columns, values, strict=True)}
+    except (*_DAMAGE, pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise _unreadable(path, kind, error, number) from None
+
+
+def _holds_text(kind: pyarrow.DataType) -> bool:
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    return kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), pyarrow.null())
+
+
+def _text(row: dict[str, Any], column: str, number: int, path: Path) -> str:
+    if column not in row:
+        raise InputError(f"{path}, line {number}, column", column, f"one of {', '.join(map(str, row))}")
+    value = row[column]
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{path}, line {number}, column {column}", value, "text that is not empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}, line {number}, column {column}", value, "text without lone surrogates") from None
+    return value.strip()

@@ -1,0 +1,193 @@
+"""The hub: what is named there or lies in a folder, and failing at once where the hub cannot be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+from huggingface_hub.utils import get_session
+
+from dqlib.errors import InputError
+from dqlib.files import DiskFullError, room_in
+from dqlib.study.params import settings as S
+from dqlib.study.params.paths import project_root
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+#: Seconds that the hub has for a first answer.
+PATIENCE = 5.0
+
+
+def located(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Where a data set or model is: a folder, from the project's if it is relative, or else a name and its revision."""
+    folder = project_root() / Path(name).expanduser()
+    return (str(folder), None) if folder.is_dir() else (name, revision)
+
+
+def snapshot(name: str, revision: str | None = None) -> str:
+    """The folder of a model, of its configuration and weights, fetched from the hub where it is named there."""
+    place, revision = located(name, revision)
+    if place != name:
+        return place
+    wanted = ["config.json", "generation_config.json", "model*.safetensors*"]
+    folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted)
+    if not any(Path(folder).glob("model*.safetensors")):
+        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=["pytorch_model*.bin*"])
+    return folder
+
+
+@contextmanager
+def fetching(field: str, name: str) -> Iterator[None]:
+    """Load something from the hub or a folder; without a network only the cache is looked into, which takes no time.
+
+    Args:
+        field: parameter that names it.
+        name: of what is loaded.
+
+    Raises:
+        DiskFullError: there is no room for it in the cache.
+        InputError: it is not there, cannot be reached, or cannot be read.
+    """
+    import datasets  # slow to import, and needed by corpora of the hub only
+
+    on_hub = located(name)[0] == name
+    offline = on_hub and not _reachable()
+    try:
+        with room_in(Path(huggingface_hub.constants.HF_HOME)), _only_the_cache(offline):
+            yield
+    except (DiskFullError, InputError):
+        raise
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if offline:
+            where = huggingface_hub.constants.ENDPOINT
+            allowed = (
+                f"in the cache (HF_HOME), or the folder of a snapshot in place of the name, since {where} cannot be "
+                f"reached ({reason})"
+            )
+        else:
+            allowed = f"a name on the hub or the folder of a snapshot, with what is asked of it ({reason})"
+        raise InputError(field, name, allowed) from None
+
+
+def hub_rows(corpus: S.Corpus, split: str) -> Iterator[tuple[str, str, str | None]]:
+    """Document, summary and language of the rows of a split, none of them kept; empty texts where a row has none.
+
+    Args:
+        corpus: its data set, columns and support documents.
+        split: name of the split, or a part of it as ``datasets`` writes it: ``train[1%:]``.
+
+    Raises:
+        InputError: the data set cannot be reached, or a column is missing.
+    """
+    data = _loaded(corpus.dataset, corpus.dataset_config, split, corpus.revision, "corpus.dataset")
+    paths = [corpus.document, corpus.summary, *([corpus.language] if corpus.language else [])]
+    passages = None
+    if corpus.support is not None:
+        paths.append(corpus.support.id)
+        passages = _Passages(corpus.support)
+    data = _with_columns(data, paths)
+    for row in data:
+        document, summary = (next(_texts(row, path), "") for path in (corpus.document, corpus.summary))
+        if passages is not None and document:
+            document = passages.added_to(document, row[corpus.support.id])
+        yield document, summary, row[corpus.language] if corpus.language else None
+
+
+class _Passages:
+    """Support documents by the id of their question; in memory is where each of them is."""
+
+    def __init__(self, support: S.Support) -> None:
+        self._support = support
+        self._splits = list(_loaded(support.dataset, None, None, support.revision, "corpus.support.dataset").values())
+        self._splits = [_with_columns(data, [support.id, support.text]) for data in self._splits]
+        self._places: dict[str, tuple[int, int]] = {}
+        for number, data in enumerate(self._splits):
+            for place, row in enumerate(data.select_columns([support.id])):
+                self._places.setdefault(row[support.id], (number, place))
+
+    def added_to(self, question: str, name: str) -> str:
+        """The question with its passages, or an empty text where it has none."""
+        if name not in self._places:
+            return ""
+        number, place = self._places[name]
+        texts = list(_texts(self._splits[number][place], self._support.text))
+        return f"question: {question} context: {' '.join(f'<P> {text}' for text in texts)}" if texts else ""
+
+
+def _loaded(name: str, config: str | None, split: str | None, revision: str | None, field: str) -> Dataset:
+    import datasets  # slow to import, and needed by corpora of the hub only
+
+    path, revision = located(name, revision)
+    with fetching(field, name):
+        return datasets.load_dataset(path, config, split=split, revision=revision)
+
+
+def _with_columns(data: Dataset, paths: list[str]) -> Dataset:
+    """The data set with the columns that the paths are in, and no others, which are not even read."""
+    known = list(_leaves(data.features))
+    for path in paths:
+        if path not in known:
+            raise InputError("corpus.column", path, f"one of {', '.join(known)}")
+    return data.select_columns(list(dict.fromkeys(path.partition(".")[0] for path in paths)))
+
+
+def _leaves(feature: Any, path: str = "") -> Iterator[str]:
+    """Paths of all texts and numbers below a feature; a list adds nothing to the path of what it holds."""
+    if hasattr(feature, "languages"):
+        yield from (f"{path}.{language}" for language in feature.languages)
+    elif isinstance(feature, dict):
+        for name, inner in feature.items():
+            yield from _leaves(inner, f"{path}.{name}" if path else name)
+    elif hasattr(feature, "feature"):
+        yield from _leaves(feature.feature, path)
+    else:
+        yield path
+
+
+def _texts(value: Any, path: str) -> Iterator[str]:
+    """Texts at a path that are not blank, without the blanks around them; of lists, those of all elements."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _texts(each, path)
+    elif isinstance(value, dict):
+        name, _, rest = path.partition(".")
+        yield from _texts(value.get(name), rest)
+    elif isinstance(value, str) and value.strip():
+        yield value.strip()
+
+
+@cache
+def _reachable() -> bool:
+    """Whether the hub answers, asked once; proxies of the environment are used, as in all else."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PATIENCE)
+    except Exception:  # the session's library has errors of its own for names, routes, certificates and time
+        return False
+    return True
+
+
+@contextmanager
+def _only_the_cache(wanted: bool) -> Iterator[None]:
+    """What ``HF_HUB_OFFLINE=1`` does, which is read when the libraries are imported."""
+    if not wanted:
+        yield
+        return
+    import datasets
+
+    places = huggingface_hub.constants, datasets.config
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value

@@ -1,0 +1,103 @@
+"""The embedded question-answering corpus: what the arguments of documented functions mean.
+
+Docstrings describe arguments in a few conventions (Google, NumPy, reStructuredText); ``docstring_parser`` reads them
+all. Each description becomes the answer to a question, as long-form question answering has it:
+
+* document: the question, and as its support the function's summary, the argument as the signature has it, and the
+  names of the others,
+* summary: the description, 12 to 80 words.
+
+As in :mod:`dqlib.study.corpora.pydoc`, files are parsed and never imported, and the module decides the split.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import docstring_parser
+
+from dqlib.study.corpora.pydoc import Documented, Pair, build_pairs, documented, name_in_words
+
+#: Shortest and longest answer, in words.
+ANSWER_WORDS = (12, 80)
+
+#: What a file has to contain to describe an argument in some convention.
+DESCRIBES = re.compile(rb"(Arg|Argument|Param|Parameter|Attribute)s?:?\s*\n|[:@](param|arg|key|keyword)")
+
+
+def build_answers(packages: list[str], processes: int = 1) -> list[Pair]:
+    """Questions with answers of all packages, in a fixed order, each answer once (the first wins).
+
+    Args:
+        packages: importable package names, and ``"stdlib"``.
+        processes: how many processes parse; the result does not depend on it.
+
+    Raises:
+        InputError: a package is not installed.
+    """
+    return build_pairs(packages, processes, module_answers)
+
+
+def module_answers(module: str, path: Path) -> list[Pair]:
+    """Questions with answers of one file; none where the file cannot be read or parsed."""
+    try:
+        if not DESCRIBES.search(path.read_bytes()):
+            return []  # most of the time goes into parsing, and most files describe no argument
+    except OSError:
+        return []
+    return [
+        pair for name, node, docstring in documented(module, path) for pair in _answers(module, name, node, docstring)
+    ]
+
+
+def question(argument: str, name: str) -> str:
+    """The question about an argument of a function or class."""
+    return f"What does the argument {argument} of {name.rpartition('.')[2]} mean?"
+
+
+def _answers(module: str, name: str, node: Documented, docstring: str) -> list[Pair]:
+    signature = _signature(node)
+    if signature is None:
+        return []
+    try:
+        parsed = docstring_parser.parse(inspect.cleandoc(docstring))
+    except Exception:  # odd docstrings make the parser fail in many ways, and one of them is worth nothing here
+        return []
+    known = _arguments(signature)
+    answers = {each.arg_name.lstrip("*\\"): " ".join((each.description or "").split()) for each in parsed.params}
+    shortest, longest = ANSWER_WORDS
+    answers = {a: answer for a, answer in answers.items() if a in known and shortest <= len(answer.split()) <= longest}
+    if not answers:
+        return []
+    name = name.removesuffix(".__init__")
+    summary = " ".join((parsed.short_description or "").split())
+    told, names = f"{name}: {name_in_words(name)}. {summary}", ", ".join(known)
+    return [
+        Pair(module, f"{name}({argument})", f"{question(argument, name)} {told} {known[argument]} ({names})", answer)
+        for argument, answer in answers.items()
+        if answer not in told  # a docstring of an unknown convention is all summary
+    ]
+
+
+def _signature(node: Documented) -> ast.arguments | None:
+    """Arguments of a function, or of a class's ``__init__``; None where there are none to ask for."""
+    if isinstance(node, ast.ClassDef):
+        methods = (each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__")
+        node = next(methods, node)
+    return node.args if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else None
+
+
+def _arguments(signature: ast.arguments) -> dict[str, str]:
+    """Every argument as it is written, with its type and its default, in order; without ``self``."""
+    named = [*signature.posonlyargs, *signature.args]
+    defaults = [None] * (len(named) - len(signature.defaults)) + signature.defaults
+    pairs = [*zip(named, defaults, strict=True), *zip(signature.kwonlyargs, signature.kw_defaults, strict=True)]
+    pairs += [(each, None) for each in (signature.vararg, signature.kwarg) if each is not None]
+    written = {}
+    for argument, default in pairs:
+        text = ast.unparse(argument)
+        written[argument.arg] = text if default is None else f"{text} = {ast.unparse(default)}"
+    return {name: text for name, text in written.items() if name not in ("self", "cls")}

@@ -1,0 +1,149 @@
+"""Where in an output quality is lost: errors that a model makes early change all that it writes later.
+
+The reference's words that a prediction finds are those on a longest common subsequence, as in ROUGE-L, so their
+share is the recall of ROUGE-L; here it is kept by place. It needs predictions alone, no model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+from dqlib.study.evaluation.records import paired_p_value, read_predictions
+
+#: Parts of a reference, and groups of references by length, that are told apart.
+PARTS, GROUPS = 5, 4
+
+_WORD = re.compile(r"\w+")
+
+
+def words(text: str) -> list[str]:
+    """Words of a text, in lower case, without the marks (nearly every text ends with the same one)."""
+    return _WORD.findall(text.lower())
+
+
+def found(reference: Sequence[str], prediction: Sequence[str]) -> np.ndarray:
+    """Which words of the reference lie on a longest common subsequence with the prediction.
+
+    Of several subsequences of the same length, the one that ends latest in the prediction is taken.
+
+    Returns:
+        (words of the reference,), bool.
+    """
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*reference, *prediction]))}
+    ours = np.array([vocabulary[word] for word in prediction], dtype=int)
+    table = np.zeros((len(reference) + 1, len(ours) + 1), dtype=np.int32)  # lengths of prefixes
+    for i, word in enumerate(reference, start=1):
+        longer = np.where(ours == vocabulary[word], table[i - 1, :-1] + 1, table[i - 1, 1:])
+        table[i, 1:] = np.maximum.accumulate(longer)
+    on_it = np.zeros(len(reference), dtype=bool)
+    i, j = len(reference), len(ours)
+    while i and j:
+        if table[i, j] == table[i - 1, j]:
+            i -= 1
+        elif table[i, j] == table[i, j - 1]:
+            j -= 1
+        else:
+            i, j = i - 1, j - 1
+            on_it[i] = True
+    return on_it
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one model's predictions find of the references.
+
+    Attributes:
+        parts: (documents, :data:`PARTS`), words found in each part of the reference.
+        sizes: (documents, :data:`PARTS`), words that there are.
+    """
+
+    parts: np.ndarray
+    sizes: np.ndarray
+
+    @property
+    def halves(self) -> np.ndarray:
+        """(documents, 2): share found before and after the middle part; not a number where a side is empty."""
+        sides = [(slice(0, PARTS // 2)), slice(PARTS - PARTS // 2, PARTS)]
+        with np.errstate(invalid="ignore"):
+            return np.stack([self.parts[:, s].sum(1) / self.sizes[:, s].sum(1) for s in sides], axis=1)
+
+
+def read_found(folder: Path, language: str | None = None) -> Found:
+    """Find the words of all test documents of a trained model, or of those in one language."""
+    lines = read_predictions(folder, language)
+    parts, sizes = np.zeros((2, len(lines), PARTS))
+    for i, line in enumerate(lines):
+        reference = words(line["reference"])
+        places = np.arange(len(reference)) * PARTS // max(len(reference), 1)
+        on_it = found(reference, words(line["prediction"]))
+        sizes[i] = np.bincount(places, minlength=PARTS)
+        parts[i] = np.bincount(places[on_it], minlength=PARTS)
+    return Found(parts, sizes)
+
+
+def by_position(ours: Found, teacher: Found) -> pandas.DataFrame:
+    """Share of the words found in each part of the reference, and the teacher's; columns ``part``, ``found``,
+    ``found_by_teacher`` in percent, ``words``."""
+    sizes = ours.sizes.sum(axis=0)
+    return pandas.DataFrame(
+        {
+            "part": np.arange(1, PARTS + 1),
+            "found": 100 * ours.parts.sum(axis=0) / sizes,
+            "found_by_teacher": 100 * teacher.parts.sum(axis=0) / sizes,
+            "words": sizes.astype(int),
+        }
+    )
+
+
+def by_length(ours: Found, teacher: Found) -> pandas.DataFrame:
+    """The same by the length of the reference, in :data:`GROUPS` groups of like size; ``longest`` in words."""
+    lengths = ours.sizes.sum(axis=1)
+    order = np.argsort(lengths, kind="stable")
+    rows = []
+    for number, group in enumerate(np.array_split(order, GROUPS), start=1):
+        if not group.size:  # fewer documents than groups
+            continue
+        total = lengths[group].sum()
+        rows.append(
+            {
+                "group": number,
+                "longest": int(lengths[group].max()),
+                "found": 100 * ours.parts[group].sum() / total,
+                "found_by_teacher": 100 * teacher.parts[group].sum() / total,
+                "words": int(total),
+            }
+        )
+    return pandas.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Accumulation:
+    """How much more of the teacher's words a student loses late in the reference than early, in percentage points.
+
+    Attributes:
+        early, late: share that the teacher finds less the student's, before and after the middle.
+        p_value: of the difference, by the paired bootstrap over documents.
+    """
+
+    early: float
+    late: float
+    p_value: float
+
+    @property
+    def more(self) -> float:
+        """``late`` less ``early``: positive where errors accumulate."""
+        return self.late - self.early
+
+
+def accumulation(ours: Found, teacher: Found) -> Accumulation:
+    """Compare what is lost early and late; documents too short to have both are left out."""
+    lost = 100 * (teacher.halves - ours.halves)
+    lost = lost[~np.isnan(lost).any(axis=1)]
+    early, late = lost.mean(axis=0)
+    return Accumulation(float(early), float(late), paired_p_value(lost[:, 1], lost[:, 0]))

@@ -1,0 +1,200 @@
+"""Rows of ``metrics.csv``: one a trained model, free of anything that changes from run to run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+from dqlib.config import Configuration
+from dqlib.study.params import settings as S
+from dqlib.study.params.paths import DETAILS, PREDICTIONS, ROW, write_text
+
+
+@dataclass(frozen=True)
+class Detail:
+    """One metric of one test set in one language, with its 95% interval.
+
+    Scores are percent, ``words`` and ``reference_words`` words a text, ``length_ratio`` the words of all predictions
+    over those of all references. ``language`` is None where there are no languages; ``signature`` says how the metric
+    was computed.
+    """
+
+    test_set: str
+    language: str | None
+    metric: str
+    value: float
+    low: float
+    high: float
+    signature: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of the test documents, in percent, and the interval of the headline metric.
+
+    A translation's are those of its first language and of the test set ``test``; ``details`` has all.
+    """
+
+    n_test: int
+    means: dict[str, float]
+    headline: str
+    low: float
+    high: float
+    details: tuple[Detail, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trained model; None where a column does not apply."""
+
+    task: str
+    corpus: str
+    role: str
+    config: str
+    method: str
+    w_bits: int
+    e_bits: int
+    a_bits: int
+    encoder_layers: int
+    decoder_layers: int
+    seed: int
+    train_steps: int
+    n_test: int
+    rouge1: float | None
+    rouge2: float | None
+    rougeL: float | None  # noqa: N815 (the metric's own name)
+    rougeLsum: float | None  # noqa: N815
+    bleu: float | None
+    chrf: float | None
+    headline: str
+    score: float
+    score_low: float
+    score_high: float
+    retention: float | None
+    size_bytes: int
+    teacher_size_bytes: int
+    compression: float
+
+    @classmethod
+    def of(
+        cls,
+        task: str,
+        corpus: str,
+        role: str,
+        configuration: Configuration,
+        method: str,
+        training: S.Training | S.Distillation,
+        scores: Scores,
+        size_bytes: int,
+        teacher: Row | None,
+    ) -> Row:
+        """A row from what was measured; the teacher's own row has no ``teacher``."""
+        means = {name: round(scores.means[name], 4) if name in scores.means else None for name in METRICS}
+        score = means[scores.headline]
+        teacher_size = size_bytes if teacher is None else teacher.size_bytes
+        return cls(
+            task=task,
+            corpus=corpus,
+            role=role,
+            config=str(configuration),
+            method=method,
+            **asdict(configuration),
+            seed=training.seed,
+            train_steps=training.steps,
+            n_test=scores.n_test,
+            **means,
+            headline=scores.headline,
+            score=score,
+            score_low=round(scores.low, 4),
+            score_high=round(scores.high, 4),
+            retention=1.0 if teacher is None else (round(score / teacher.score, 4) if teacher.score >= ZERO else None),
+            size_bytes=size_bytes,
+            teacher_size_bytes=teacher_size,
+            compression=round(teacher_size / size_bytes, 2),
+        )
+
+
+#: A score in percent that tables show as 0.00. A teacher below it leaves nothing that a part could be kept of.
+ZERO = 0.005
+METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def write_row(row: Row, folder: Path) -> None:
+    """Keep the row beside the model it tells of."""
+    write_text(folder / ROW, json.dumps(asdict(row), indent=2) + "\n")
+
+
+def read_row(folder: Path) -> Row:
+    """Read what :func:`write_row` wrote."""
+    return Row(**json.loads((folder / ROW).read_text()))
+
+
+def write_details(details: Sequence[Detail], folder: Path) -> None:
+    """Keep everything beyond the row beside it, numbers rounded as the row's are."""
+    records = [
+        {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(detail).items()}
+        for detail in details
+    ]
+    write_text(folder / DETAILS, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_details(folder: Path) -> list[Detail]:
+    """Read what :func:`write_details` wrote."""
+    return [Detail(**record) for record in json.loads((folder / DETAILS).read_text(encoding="utf-8"))]
+
+
+def read_predictions(folder: Path, language: str | None = None) -> list[dict]:
+    """What a trained model wrote for its test documents; a second test set is left out.
+
+    Args:
+        folder: of the model.
+        language: the one that is read; None for all.
+    """
+    lines = [json.loads(line) for line in (folder / PREDICTIONS).read_bytes().splitlines()]
+    lines = [line for line in lines if line.get("test_set", "test") == "test"]
+    return [line for line in lines if language in (None, line.get("language"))]
+
+
+def metrics_table(rows: list[Row]) -> pandas.DataFrame:
+    """Rows as a table with the columns of ``metrics.csv``: the teacher first, then the students as given."""
+    return pandas.DataFrame([asdict(row) for row in rows], columns=COLUMNS)
+
+
+def paired_p_value(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p-value of a difference of means by the paired bootstrap over documents (Koehn 2004).
+
+    Args:
+        ours, theirs: (documents,), scores of the same documents.
+        resamples: how many times documents are drawn with replacement.
+        seed: of the draws.
+    """
+    difference = ours - theirs
+    generator = np.random.default_rng(seed)
+    means = np.array(
+        [difference[generator.integers(0, len(difference), len(difference))].mean() for _ in range(resamples)]
+    )
+    return two_sided(means)
+
+
+def two_sided(differences: np.ndarray) -> float:
+    """Two-sided p-value of a difference, of what it is on documents drawn again with replacement.
+
+    Twice the smaller share of resamples in which the difference is on either side of zero, ties on both; at least one
+    over the resamples, at most 1.
+
+    Args:
+        differences: (resamples,).
+    """
+    side = min((differences <= 0).mean(), (differences >= 0).mean())
+    return float(min(1.0, max(2 * side, 1 / len(differences))))
+
+
+def write_metrics(table: pandas.DataFrame, path: Path) -> None:
+    """Write ``metrics.csv``, the same bytes for the same table."""
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))

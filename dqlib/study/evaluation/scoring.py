@@ -1,0 +1,165 @@
+"""The test of a trained model: it writes its answers to every test set, and they are scored as the task asks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from dqlib.errors import InputError
+from dqlib.study.corpora.corpus import LoadedCorpus, Row
+from dqlib.study.evaluation import bleu as translation_metrics
+from dqlib.study.evaluation.generation import (
+    ROUGE,
+    bootstrap_interval,
+    generate,
+    interval,
+    resampled_sums,
+    rouge,
+    words,
+)
+from dqlib.study.evaluation.records import Detail, Scores, write_details
+from dqlib.study.params import settings as S
+from dqlib.study.params.paths import PREDICTIONS, write_text
+from dqlib.study.training.batches import encode
+
+Line = dict[str, str | float | bool]
+
+
+def score(
+    model: PreTrainedModel,
+    evaluation: S.Evaluation,
+    spec: S.Task,
+    corpus: LoadedCorpus,
+    accelerator: Accelerator,
+    folder: Path,
+    name: str,
+) -> Scores | None:
+    """Predict the test sets, leave predictions and details in the folder, and give the scores.
+
+    Returns:
+        The scores on the main process, None on the others.
+
+    Raises:
+        InputError: the test has no pair in the language that is judged.
+    """
+    rows = [row | {"test_set": key} for key, each in corpus.test_sets(evaluation.documents).items() for row in each]
+    language = spec.corpus.languages[0] if spec.corpus.languages else None
+    if language and ("test", language) not in {_key(row) for row in rows}:
+        raise InputError("corpus.languages", language, "a language of the first pairs of the test split")
+    examples = encode(rows, corpus.tokenizer, spec.corpus)
+    tokens = spec.corpus.target_tokens
+    predictions = generate(model, examples, corpus.tokenizer, evaluation, tokens, accelerator, name)
+    if not accelerator.is_main_process:
+        return None
+    scored = translation_scores if language else text_scores
+    scores, lines = scored(rows, predictions, evaluation.bootstrap, *([language] if language else []))
+    write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_details(scores.details, folder)
+    return scores
+
+
+def text_scores(rows: Sequence[Row], predictions: Sequence[str], resamples: int) -> tuple[Scores, list[Line]]:
+    """ROUGE and lengths of summaries or answers; ROUGE-L, the headline, for each document.
+
+    Args:
+        rows: with ``document``, ``summary`` and ``test_set``; the scores are those of the test set ``test``.
+        predictions: one a row.
+        resamples: of the bootstrap.
+    """
+    by_document = rouge([row["summary"] for row in rows], predictions)
+    details: list[Detail] = []
+    for test_set, places in _places(rows, lambda row: row["test_set"]).items():
+        signature = f"rouge-score {version('rouge-score')}|stemmer:porter|f-measure"
+        for kind in ROUGE:
+            values = by_document[kind][places]
+            low, high = bootstrap_interval(values, resamples)
+            details.append(Detail(test_set, None, kind, float(values.mean()), low, high, signature))
+        details += _lengths(test_set, None, [rows[i] for i in places], [predictions[i] for i in places], resamples)
+    lines = [
+        _line(row, prediction) | {"rougeL": round(value, 2)}
+        for row, prediction, value in zip(rows, predictions, by_document["rougeL"].tolist(), strict=True)
+    ]
+    if len({row["test_set"] for row in rows}) > 1:
+        lines = [line | {"test_set": row["test_set"]} for line, row in zip(lines, rows, strict=True)]
+    return _scores(details, rows, "rougeL", ROUGE, None), lines
+
+
+def translation_scores(
+    rows: Sequence[Row], predictions: Sequence[str], resamples: int, language: str
+) -> tuple[Scores, list[Line]]:
+    """BLEU (the headline), chrF, exact matches and lengths by test set and language; chrF and match of each sentence.
+
+    Args:
+        rows: with ``document``, ``summary``, ``language`` and ``test_set``.
+        predictions: one a row.
+        resamples: of the bootstrap.
+        language: the one that is judged; the scores are its own on the test set ``test``.
+    """
+    references = [row["summary"] for row in rows]
+    sentences = translation_metrics.sentence_chrf(references, predictions)
+    matches = translation_metrics.exact(references, predictions)
+    details: list[Detail] = []
+    for (test_set, code), places in _places(rows, _key).items():
+        ours, theirs = [predictions[i] for i in places], [references[i] for i in places]
+        for metric in ("bleu", "chrf"):
+            found = getattr(translation_metrics, metric)(theirs, ours, resamples)
+            details.append(Detail(test_set, code, metric, found.value, found.low, found.high, found.signature))
+        low, high = bootstrap_interval(matches[places], resamples)
+        details.append(Detail(test_set, code, "exact", float(matches[places].mean()), low, high, "whole text"))
+        details += _lengths(test_set, code, [rows[i] for i in places], ours, resamples)
+    lines = [
+        _line(row, prediction)
+        | {"language": row["language"], "test_set": row["test_set"], "chrf": round(value, 2), "exact": match > 0}
+        for row, prediction, value, match in zip(rows, predictions, sentences.tolist(), matches.tolist(), strict=True)
+    ]
+    return _scores(details, rows, "bleu", ("bleu", "chrf"), language), lines
+
+
+def _scores(
+    details: list[Detail], rows: Sequence[Row], headline: str, metrics: Sequence[str], language: str | None
+) -> Scores:
+    judged = {each.metric: each for each in details if (each.test_set, each.language) == ("test", language)}
+    count = sum(_key(row) == ("test", language) for row in rows)
+    means = {metric: judged[metric].value for metric in metrics}
+    return Scores(count, means, headline, judged[headline].low, judged[headline].high, tuple(details))
+
+
+def _lengths(
+    test_set: str, language: str | None, rows: Sequence[Row], predictions: Sequence[str], resamples: int
+) -> list[Detail]:
+    """Mean words of predictions and of references, and their ratio."""
+    both = np.stack([words(predictions), words([row["summary"] for row in rows])], axis=1)  # (documents, 2)
+    sums, resampled = both.sum(axis=0), resampled_sums(both, resamples)
+    ratio = sums[0] / sums[1]
+    found = [
+        ("words", sums[0] / len(both), interval(resampled[:, 0] / len(both))),
+        ("reference_words", sums[1] / len(both), interval(resampled[:, 1] / len(both))),
+        ("length_ratio", ratio, interval(resampled[:, 0] / resampled[:, 1])),
+    ]
+    return [
+        Detail(test_set, language, metric, float(value), low, high, "words between spaces")
+        for metric, value, (low, high) in found
+    ]
+
+
+def _line(row: Row, prediction: str) -> Line:
+    return {"document": row["document"], "reference": row["summary"], "prediction": prediction}
+
+
+def _key(row: Row) -> tuple[str, str | None]:
+    return row["test_set"], row.get("language")
+
+
+def _places(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[int]]:
+    """Indices of the rows of each key, in the order in which keys come."""
+    places: dict[Any, list[int]] = {}
+    for i, row in enumerate(rows):
+        places.setdefault(key(row), []).append(i)
+    return places

@@ -1,0 +1,165 @@
+"""What the notebook on deployment shows: where a file's bytes are, and the same documents answered by each engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+import matplotlib
+import pandas
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+
+from dqlib.engines import engine_of, export_model, load_engine
+from dqlib.engines.agreement import agreement
+from dqlib.engines.base import Engine
+from dqlib.engines.torch_engine import load_model
+from dqlib.storage.account import Account
+from dqlib.storage.manifest import kind_of, packed_size_bytes
+from dqlib.storage.packed import save_packed
+from dqlib.study.notebooks.show import texts_table
+from dqlib.study.report.figures import COLOURS, STYLE, TEACHER_COLOUR
+
+#: Endings of what is no weight: configurations, vocabularies, tokenizers.
+_NO_WEIGHTS = frozenset({".json", ".model", ".txt", ".jinja", ".csv", ".jsonl"})
+
+
+def pack(student: Path, folder: Path) -> Path:
+    """A packed model of a trained student's folder, with its tokenizer."""
+    model, tokenizer = load_model(student)
+    save_packed(model, folder, tokenizer)
+    return folder
+
+
+def export_each(packed: Path, engines: Sequence[str]) -> dict[str, Path]:
+    """The folder of each engine: the packed model itself for ``torch``, exports beside it; sizes and notes are printed.
+
+    Raises:
+        InputError: an engine is unknown or not installed.
+    """
+    folders = {}
+    for name in engines:
+        folders[name] = packed
+        if name != "torch":
+            folders[name] = packed.with_name(f"{packed.name}-{name}")
+            model, tokenizer = load_model(packed)
+            told = export_model(model, folders[name], name, tokenizer)
+            print(f"{folders[name]}: {weight_bytes(folders[name]):,} bytes" if told is None else told, end="\n\n")
+    return folders
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of a model's weights on disk; of a packed one with its manifest, of any without the tokenizer."""
+    if kind_of(folder) == "packed":
+        return packed_size_bytes(folder)
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.suffix not in _NO_WEIGHTS)
+
+
+def bytes_by_part(account: Account) -> Figure:
+    """The account as a picture: bytes of each part on disk, as the paper counts, and in full precision."""
+    rows = {name: part for name, part in {**account.parts, "all": account.total}.items() if any(
+        (part.size_bytes, part.paper_bytes, part.fp32_bytes))}  # fmt: skip
+    columns = {
+        "fp32": ([part.fp32_bytes for part in rows.values()], "o", TEACHER_COLOUR),
+        "paper's count": ([part.paper_bytes for part in rows.values()], "^", COLOURS[1]),
+        "on disk": ([part.size_bytes for part in rows.values()], "s", COLOURS[0]),
+    }
+    places = range(len(rows))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.4, 0.36 * len(rows) + 1.2), layout="constrained")
+        for label, (values, marker, colour) in columns.items():
+            shown = [(value / 1000, place) for value, place in zip(values, places, strict=True) if value]
+            fill = "none" if label == "fp32" else colour
+            axes.plot(*zip(*shown, strict=True), marker, color=colour, markerfacecolor=fill, label=label)
+        for place, part in zip(places, rows.values(), strict=True):
+            share = 100 * part.size_bytes / account.total.size_bytes
+            axes.annotate(f"{share:.1f}%" if part.size_bytes else "-", (1.01, place), va="center", fontsize=8,
+                          xycoords=("axes fraction", "data"), annotation_clip=False)  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_yticks(places, rows)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel("kB (logarithmic); right: share of the bytes on disk")
+        figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    pyplot.close(figure)  # for a notebook to display once, not again at the end of the cell
+    return figure
+
+
+def load_each(folders: Mapping[str, Path], threads: int | None = None) -> dict[str, Engine]:
+    """The engine of each folder, by its name."""
+    for name, folder in folders.items():
+        assert engine_of(folder) == name, f"{folder} is {engine_of(folder)}'s"
+    return {name: load_engine(folder, threads=threads) for name, folder in folders.items()}
+
+
+def answers(engines: Mapping[str, Engine], texts: Sequence[str], beams: int = 1, max_new_tokens: int = 40) -> Styler:
+    """What each engine writes for the same texts, by the search that :func:`measured` has: a row a text and engine."""
+    written = {}
+    for name, engine in engines.items():
+        engine.early_stopping = True
+        written[name] = engine.generate(texts, num_beams=beams, max_new_tokens=max_new_tokens)
+    rows = [
+        {"document": text[:60] + " ..." * (len(text) > 60) if name == next(iter(engines)) else "", "engine": name,
+         "answer": written[name][i].strip()}
+        for i, text in enumerate(texts) for name in engines
+    ]  # fmt: skip
+    return texts_table(rows)
+
+
+def measured(
+    engines: Mapping[str, Engine],
+    folders: Mapping[str, Path],
+    texts: Sequence[str],
+    beams: int = 1,
+    max_new_tokens: int = 40,
+    repeats: int = 3,
+) -> pandas.DataFrame:
+    """Size, time and agreement of engines on the same texts, one at a time.
+
+    Engines take turns, so that what else the machine does falls on all of them; the time is the median of the turns.
+    Beam search ends at as many finished texts as beams in all of them (``early_stopping``), the rule that all have.
+
+    Args:
+        engines: by name; the first is what the others are compared with.
+        folders: of the engines.
+        texts: to read.
+        beams: of the search.
+        max_new_tokens: tokens written at most.
+        repeats: turns of each engine, after one that is not counted.
+
+    Returns:
+        A row an engine: size (MB), time a text (ms), tokens and choices that agree with the first (%).
+    """
+    ids = next(iter(engines.values())).encode(texts)
+    written: dict[str, list[list[int]]] = {}
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for turn in range(repeats + 1):
+        for name, engine in engines.items():
+            engine.early_stopping = True
+            took, written[name] = _timed(
+                lambda engine=engine: [
+                    engine.generate_ids([row], num_beams=beams, max_new_tokens=max_new_tokens)[0] for row in ids
+                ]
+            )
+            times[name] += [took] if turn else []
+    first = next(iter(written.values()))
+    rows = []
+    for name in engines:
+        same = agreement(first, written[name])
+        row = {
+            "engine": name,
+            "size (MB)": weight_bytes(folders[name]) / 1e6,
+            "time a text (ms)": 1000 * median(times[name]) / max(len(ids), 1),
+            "tokens that agree (%)": 100 * same.part,
+            "choices that agree (%)": 100 * same.part_of_choices,
+        }
+        rows.append(row)
+    return pandas.DataFrame(rows).set_index("engine").round(2)
+
+
+def _timed(call: Callable[[], list[list[int]]]) -> tuple[float, list[list[int]]]:
+    began = time.perf_counter()
+    result = call()
+    return time.perf_counter() - began, result

@@ -1,0 +1,243 @@
+"""What the notebooks show: small tables and pictures of one model or corpus."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas
+import torch
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from dqlib.errors import InputError
+from dqlib.languages import language_id
+from dqlib.quantizers import quantize
+from dqlib.storage.footprint import footprint, fp32_size_bytes
+from dqlib.study.corpora.corpus import LoadedCorpus
+from dqlib.study.evaluation.records import metrics_table, read_details, read_row
+from dqlib.study.params import settings as S
+from dqlib.study.params.paths import LOG, PREDICTIONS, ROW
+from dqlib.study.report.figures import COLOURS, DASHES, STYLE, quantity_of
+from dqlib.study.report.pages import short_table
+
+KINDS = ("weights", "embedding", "positions", "rest")
+
+
+def lengths(corpus: LoadedCorpus, spec: S.Corpus) -> Figure:
+    """Histograms of document and summary lengths in tokens, with the length that the model reads.
+
+    A bar has texts that are read whole or texts that are cut, not both; the last one has all that are longer, too.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, panels = pyplot.subplots(1, 2, figsize=(6.4, 2.6), layout="constrained")
+        for axes, column, most in zip(
+            panels, ("document", "summary"), (spec.source_tokens, spec.target_tokens), strict=True
+        ):
+            texts = [row[column] for row in corpus.splits["validation"]]
+            counts = [len(ids) for ids in corpus.tokenizer(texts, verbose=False)["input_ids"]]
+            width = -(-most // 10)
+            edges = np.arange((most + 1) % width - width, 4 * most + 2 * width, width)
+            axes.hist(np.minimum(counts, edges[-1] - 1), bins=edges, color=COLOURS[0], alpha=0.7)
+            axes.axvline(most + 1, color="#CC0000", linewidth=1.2)
+            axes.set_xlabel(f"tokens of a {column} (red: {most})")
+            axes.set_ylabel("pairs")
+            axes.yaxis.get_major_locator().set_params(integer=True)
+    return _shown(figure)
+
+
+def curves(folder: Path, columns: list[str]) -> Figure:
+    """Those columns of a training log that it has, over the steps: a panel a quantity, named with its unit."""
+    log = pandas.read_csv(folder / LOG)
+    method = read_row(folder).method if (folder / ROW).is_file() else ""
+    panel_of = {name: quantity_of(name, method) for name in columns if name in log}
+    quantities = list(dict.fromkeys(panel_of.values()))
+    with matplotlib.rc_context(STYLE):
+        size = 6.4, 2.2 * len(quantities) + 0.6
+        figure, panels = pyplot.subplots(
+            len(quantities), 1, figsize=size, sharex=True, squeeze=False, layout="constrained"
+        )
+        for i, (name, quantity) in enumerate(panel_of.items()):
+            axes, points = panels[quantities.index(quantity), 0], log.dropna(subset=[name])
+            marker = "o" if len(points) < 10 else None
+            axes.plot(points.step, points[name], DASHES[i], color=COLOURS[i], marker=marker, label=_readable(name))
+            axes.set_ylabel(quantity.replace(" (", "\n("), fontsize=9)
+            axes.legend(fontsize=8)
+        panels[-1, 0].set_xlabel("training step")
+    return _shown(figure)
+
+
+def loss_terms(folder: Path) -> Figure:
+    """Every loss term of a distillation, relative to its first value."""
+    log = pandas.read_csv(folder / LOG)
+    terms = [column for column in log if column not in ("step", "learning_rate", "loss", "validation_loss")]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")
+        for i, term in enumerate(terms):
+            style = DASHES[i % len(DASHES)]
+            axes.plot(log.step, log[term] / log[term].iloc[0], linestyle=style, color=COLOURS[i], label=_readable(term))
+        axes.set_xlabel("training step")
+        axes.set_ylabel("term, relative to its first value")
+        axes.set_ylim(bottom=0)
+        figure.legend(fontsize=8, ncols=4, loc="outside upper center")
+    return _shown(figure)
+
+
+def quantized_weights(weight: Tensor, bits: tuple[int, ...] = (4, 2, 1)) -> Figure:
+    """Histogram of a matrix, and of what is left of it at each precision (one scale for the tensor)."""
+    w = weight.detach().flatten()
+    reach = float(w.abs().quantile(0.999))
+    with matplotlib.rc_context(STYLE):
+        figure, panels = pyplot.subplots(1, len(bits), figsize=(6.4, 2.6), sharey=True, layout="constrained")
+        for i, (axes, b) in enumerate(zip(panels, bits, strict=True)):
+            left = quantize(weight.detach(), b, "per_tensor").dequantize().flatten()
+            error = float((left - w).square().mean() / w.square().mean())
+            shown = {"bins": 81, "range": (-reach, reach)}
+            axes.hist(w.numpy(), color="#999999", **shown)
+            axes.hist(left.numpy(), color=COLOURS[i], alpha=0.75, **shown)
+            axes.set_yscale("log")
+            axes.set_xlabel("weight")
+            axes.set_title(f"{b} bit{'s' * (b > 1)}: {100 * error:.1f}% error", fontsize=9)
+        panels[0].set_ylabel("count (logarithmic)")
+    return _shown(figure)
+
+
+def account(student: nn.Module, teacher: nn.Module) -> pandas.DataFrame:
+    """Bytes of a student by kind of parameter, beside those of its teacher in full precision."""
+    total: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for entry in footprint(student):
+        total[entry.kind][0] += entry.numel
+        total[entry.kind][1] += entry.size_bytes
+    rows = [{"part": kind, "numbers": total[kind][0], "bytes": total[kind][1]} for kind in KINDS]
+    rows.append({"part": "student", "numbers": sum(r["numbers"] for r in rows), "bytes": sum(r["bytes"] for r in rows)})
+    fp32 = fp32_size_bytes(teacher)
+    rows.append({"part": "teacher, fp32", "numbers": fp32 // 4, "bytes": fp32})
+    table = pandas.DataFrame(rows).set_index("part")
+    table["bits a number"] = (8 * table.bytes / table.numbers.clip(lower=1)).round(2)
+    return table
+
+
+def scores(*folders: Path) -> pandas.DataFrame:
+    """Scores and sizes of trained models."""
+    return short_table(metrics_table([read_row(folder) for folder in folders]))
+
+
+def predictions(folders: dict[str, Path], count: int = 5) -> None:
+    """Print test documents, spread over the test split, with their reference and what each model wrote."""
+    read = {
+        name: [json.loads(line) for line in (folder / PREDICTIONS).read_bytes().splitlines()]
+        for name, folder in folders.items()
+    }
+    first = next(iter(read.values()))
+    for i in range(0, len(first), max(1, len(first) // count))[:count]:
+        document = first[i]["document"]
+        print("document: ", document[:300] + (" ..." if len(document) > 300 else ""))
+        print("reference:", first[i]["reference"], f"({first[i]['language']})" if "language" in first[i] else "")
+        for name, lines in read.items():
+            print(f"{name + ':':<10}", lines[i]["prediction"])
+        print()
+
+
+def details(folders: dict[str, Path], metrics: Sequence[str]) -> pandas.DataFrame:
+    """Metrics with their 95% intervals: a row a test set, language and model, a column a metric.
+
+    Args:
+        folders: of trained models, by the name to show.
+        metrics: which of ``details.json``.
+    """
+    rows = [
+        {
+            "test set": each.test_set,
+            "language": each.language or "",
+            "model": name,
+            "metric": each.metric,
+            "text": f"{each.value:.2f} ({each.low:.2f} to {each.high:.2f})",
+        }
+        for name, folder in folders.items()
+        for each in read_details(folder)
+        if each.metric in metrics
+    ]
+    table = pandas.DataFrame(rows).pivot_table(
+        "text", ["test set", "language", "model"], "metric", aggfunc="first", sort=False
+    )
+    return table[[metric for metric in metrics if metric in table]].rename_axis(columns=None)
+
+
+def answer(
+    model: PreTrainedModel,
+    folder: Path,
+    text: str,
+    beams: int = 4,
+    max_new_tokens: int = 40,
+    language: str | None = None,
+) -> str:
+    """What a model writes for one text.
+
+    Args:
+        model: the model.
+        folder: of its tokenizer.
+        text: to read; what is longer than the model reads is cut.
+        beams: of the search.
+        max_new_tokens: most tokens to write.
+        language: to write in, for a translation; the first one, when None.
+
+    Raises:
+        InputError: the text is empty, or the language has no token.
+    """
+    if not text.strip():
+        raise InputError("text", text, "text that is not empty")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    encoded = tokenizer(text, return_tensors="pt", truncation=True, return_token_type_ids=False)
+    start = {} if language is None else {"decoder_start_token_id": language_id(tokenizer, language)}
+    with torch.no_grad():
+        output = model.generate(**encoded, **start, num_beams=beams, max_new_tokens=max_new_tokens, do_sample=False)
+    return tokenizer.decode(output[0], skip_special_tokens=True).strip()
+
+
+def side_by_side(
+    models: dict[str, tuple[PreTrainedModel, Path]], text: str, max_new_tokens: int = 40, language: str | None = None
+) -> Styler:
+    """What each model writes for one text, with its size and the time that it took.
+
+    Args:
+        models: model and folder, by the name to show.
+        text: to read.
+        max_new_tokens: most tokens to write.
+        language: to write in, for a translation; the first one, when None.
+
+    Raises:
+        InputError: the text is empty, or the language has no token.
+    """
+    rows = []
+    for name, (model, folder) in models.items():
+        answer(model, folder, text, max_new_tokens=1, language=language)  # the first call of all is slower
+        began = time.perf_counter()
+        written = answer(model, folder, text, max_new_tokens=max_new_tokens, language=language)
+        took = time.perf_counter() - began
+        size = read_row(folder).size_bytes / 1e6
+        rows.append({"": name, "answer": written, "size (MB)": f"{size:.2f}", "time (ms)": f"{1000 * took:.0f}"})
+    return texts_table(rows)
+
+
+def texts_table(rows: Sequence[Mapping[str, str]] | pandas.DataFrame) -> Styler:
+    """A table of texts as a page shows it: whole, on the left, and ``<`` as itself, not as the beginning of a tag."""
+    table = pandas.DataFrame(rows).style.hide(axis="index").format(escape="html")
+    return table.set_properties(**{"text-align": "left"})
+
+
+def _readable(column: str) -> str:
+    return column.replace("_", " ")
+
+
+def _shown(figure: Figure) -> Figure:
+    """The figure for a notebook to display once, not again at the end of the cell."""
+    pyplot.close(figure)
+    return figure

@@ -1,0 +1,66 @@
+"""All paths of the study in one place, and how it writes to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dqlib.files import atomic_folder, write_bytes, write_text
+
+__all__ = ["LOG", "PREDICTIONS", "ROW", "Folders", "atomic_folder", "project_root", "write_bytes", "write_text"]
+
+#: Names of the files that every trained model's folder holds.
+LOG, PREDICTIONS, ROW, DETAILS = "log.csv", "predictions.jsonl", "row.json", "details.json"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a task keeps what it makes."""
+
+    root: Path
+
+    @property
+    def corpus(self) -> Path:
+        """Splits and tokenizer."""
+        return self.root / "corpus"
+
+    @property
+    def pretrained(self) -> Path:
+        """Model after text infilling."""
+        return self.root / "pretrained"
+
+    @property
+    def teacher(self) -> Path:
+        """Fine-tuned model."""
+        return self.root / "teacher"
+
+    @property
+    def students(self) -> Path:
+        """All students."""
+        return self.root / "students"
+
+    def student(self, slug: str, method: str | None = None) -> Path:
+        """Student of a configuration, named by its slug, and by its method where that is not the task's own."""
+        return self.students / (slug if method is None else f"{slug}_{method}")
+
+    def checkpoints(self, target: Path) -> Path:
+        """Checkpoints of the training that makes one of the others; DVC, which empties those, leaves this alone."""
+        return self.root / "checkpoints" / "-".join(target.relative_to(self.root).parts)
+
+    @property
+    def methods(self) -> Path:
+        """Runs of the bench."""
+        return self.root / "methods"
+
+    def method(self, name: str, slug: str, seed: int, steps: int | None = None) -> Path:
+        """One run of the bench: a preset at a configuration from a seed, for all runs' steps or its own."""
+        return self.methods / name / slug / (f"seed{seed}" if steps is None else f"seed{seed}-steps{steps}")
+
+
+def project_root() -> Path:
+    """The folder that holds ``dvc.yaml``: looking upwards from here, then the one that this package is installed from.
+
+    The current folder if neither is there.
+    """
+    here, clone = Path.cwd(), Path(__file__).parents[3]
+    return next((folder for folder in (here, *here.parents, clone) if (folder / "dvc.yaml").is_file()), here)

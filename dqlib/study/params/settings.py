@@ -1,0 +1,236 @@
+"""The parameters of a study: read from YAML, checked at once, before any work.
+
+A parameter file is a profile: it sets sizes and sources, never code. Every key is a field of a
+dataclass here or in :mod:`dqlib.study.params.blocks`, an unknown key is an error, and a wrong value is told with its full
+name.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dqlib.config import Configuration
+from dqlib.errors import InputError
+from dqlib.presets import QUANTIZATION_ONLY, preset
+from dqlib.study.params.blocks import (
+    TASKS,
+    Corpus,
+    Distillation,
+    Evaluation,
+    Finetuning,
+    Methods,
+    Model,
+    Pretraining,
+    Training,
+)
+from dqlib.study.params.paths import Folders, project_root
+from dqlib.study.params.schema import a_name, bounded, build, read
+
+__all__ = [
+    "TASKS", "Compute", "Corpus", "Distillation", "Evaluation", "Finetuning", "Methods", "Model", "Pretraining",
+    "Settings", "Task", "Training", "available_cores", "load_settings", "profile_path",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """One experiment: its corpus, its teacher and the configurations of its students.
+
+    ``controls`` are configurations that are trained once more by quantization alone, without a teacher.
+    ``pretrain: null`` leaves text infilling out: the teacher starts from the model that ``model.pretrained`` names, or
+    from random weights.
+    """
+
+    corpus: Corpus
+    model: Model
+    pretrain: Pretraining | None
+    finetune: Finetuning
+    distill: Distillation
+    evaluate: Evaluation
+    configs: list[str]
+    controls: list[str] = field(default_factory=list)
+    methods: Methods | None = None
+
+    def __post_init__(self) -> None:
+        if not self.configs:
+            raise InputError("configs", self.configs, "a list with at least one configuration")
+        for configuration, method in self.students():
+            self._check(configuration)
+            preset(method).check_fits(configuration, self.architecture)
+        for _, configuration, *_ in [*self.methods.cells(), *self.methods.longer()] if self.methods else []:
+            self._check(configuration)
+        for name in ("configs", "controls"):
+            slugs = [Configuration.parse(text).slug for text in getattr(self, name)]
+            if len(set(slugs)) < len(slugs):
+                raise InputError(name, getattr(self, name), "a list without repetitions")
+        if self.pretrain is not None and self.model.base_task:
+            raise InputError("pretrain", "a block", f"null: the model is that of '{self.model.base_task}'")
+        window = self.pretrain.window + 1 if self.pretrain else 0
+        longest = max(self.corpus.source_tokens, self.corpus.target_tokens, window)
+        if self.model.max_positions < longest:
+            raise InputError("model.max_positions", self.model.max_positions, f"at least {longest}, the longest input")
+
+    def students(self) -> list[tuple[Configuration, str]]:
+        """Every student, as configuration and preset: ``configs``, then ``controls``."""
+        lists = (self.configs, self.distill.preset), (self.controls, QUANTIZATION_ONLY.name)
+        return [(Configuration.parse(text), method) for texts, method in lists for text in texts]
+
+    @property
+    def headline(self) -> Configuration:
+        """The student that the task's notebook shows: at two bits with layers left out, or else the first."""
+        students = [Configuration.parse(text) for text in self.configs]
+        small = [c for c in students if c.w_bits == 2 and c.decoder_layers < self.model.decoder_layers]
+        return (small or students)[0]
+
+    @property
+    def architecture(self) -> str:
+        """Of the teacher: mBART's, unless it comes from elsewhere."""
+        return "mbart" if self.model.pretrained is None or self.model.base_task else self.model.architecture
+
+    def _check(self, configuration: Configuration) -> None:
+        configuration.check_fits(self.model.encoder_layers, self.model.decoder_layers)
+        for side in ("encoder_layers", "decoder_layers"):
+            if not getattr(configuration, side):
+                raise InputError(f"config '{configuration}', {side}", 0, "at least 1")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Processes of a stage (each micro-batch of a step goes to one of them)."""
+
+    processes: int = 2
+
+    def __post_init__(self) -> None:
+        bounded(self, processes=(1, 4096))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a profile sets; a profile has one task or more. Its ``note`` opens the page of its results."""
+
+    profile: str
+    results: str
+    compute: Compute
+    note: str = ""
+    summarization: Task | None = None
+    eli5: Task | None = None
+    translation: Task | None = None
+
+    def __post_init__(self) -> None:
+        a_name("profile", self.profile)
+        a_name("results", self.results, folders=True)
+        if not self.tasks:
+            raise InputError("params", self.profile, f"a file with at least one of {', '.join(TASKS)}")
+        for name in self.tasks:
+            self._check_languages(name)
+            self._check_micro_batches(name)
+            if getattr(self, name).model.base_task:
+                self._check_base(name)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that this profile has."""
+        return tuple(name for name in TASKS if getattr(self, name) is not None)
+
+    @property
+    def runs(self) -> Path:
+        """Folder of everything this profile makes but the results."""
+        return project_root() / "runs" / self.profile
+
+    def folders(self, task: str) -> Folders:
+        """Where a task keeps what it makes under this profile."""
+        self.task(task)
+        return Folders(self.runs / task)
+
+    def task(self, name: str) -> Task:
+        """The experiment of that name.
+
+        Raises:
+            InputError: this profile has none.
+        """
+        if name not in self.tasks:
+            raise InputError("task", name, f"one of {', '.join(self.tasks)}, which the profile '{self.profile}' has")
+        return getattr(self, name)
+
+    def pretrained_folder(self, task: str) -> Path | None:
+        """The model that a task's teacher starts from; None where it starts from random weights."""
+        spec = self.task(task)
+        if spec.model.base_task:
+            return self.folders(spec.model.base_task).pretrained
+        return None if spec.pretrain is None and spec.model.pretrained is None else self.folders(task).pretrained
+
+    def _check_languages(self, name: str) -> None:
+        languages = getattr(self, name).corpus.languages
+        if bool(languages) != (name == "translation"):
+            allowed = "given: each target starts with the token of its language" if not languages else "left out"
+            raise InputError(f"{name}.corpus.languages", languages, allowed)
+
+    def _check_micro_batches(self, name: str) -> None:
+        for part in ("pretrain", "finetune", "distill"):
+            training = getattr(getattr(self, name), part)
+            if training is not None and training.micro_batches % self.compute.processes:
+                raise InputError(
+                    f"{name}.{part}.micro_batches",
+                    training.micro_batches,
+                    f"a multiple of compute.processes, {self.compute.processes}",
+                )
+
+    def _check_base(self, name: str) -> None:
+        """A model that another task has pre-trained brings its shape and its tokenizer."""
+        task: Task = getattr(self, name)
+        base: Task | None = getattr(self, task.model.base_task)
+        others = [other for other in self.tasks if other != name and getattr(self, other).model.pretrained is None]
+        if task.model.base_task not in others or base is None or base.pretrain is None:
+            allowed = "a folder, a name on the hub, or another task of this file that is pre-trained here"
+            raise InputError(f"{name}.model.pretrained", task.model.pretrained, allowed)
+        for size in ("d_model", "encoder_layers", "decoder_layers", "heads", "ffn_dim", "max_positions"):
+            if getattr(task.model, size) != getattr(base.model, size):
+                allowed = f"{getattr(base.model, size)}, as in {task.model.base_task}.model"
+                raise InputError(f"{name}.model.{size}", getattr(task.model, size), allowed)
+        if task.corpus.tokenizer is not None:
+            allowed = f"left out: the tokenizer is that of {task.model.base_task}"
+            raise InputError(f"{name}.corpus.tokenizer", task.corpus.tokenizer, allowed)
+        if task.corpus.vocab_size != base.corpus.vocab_size:
+            allowed = (
+                f"{base.corpus.vocab_size}, as in {task.model.base_task}.corpus, whose tokenizer is used, unless "
+                f"{name}.model.pretrained is null"
+            )
+            raise InputError(f"{name}.corpus.vocab_size", task.corpus.vocab_size, allowed)
+
+
+def load_settings(params: str | Path = "tutorial") -> Settings:
+    """Read and check a parameter file, given by path or by the name of a profile.
+
+    Raises:
+        InputError: no such file or profile, not YAML, or any value that is not allowed; a profile of another name.
+    """
+    named = not str(params).endswith((".yaml", ".yml"))
+    path = profile_path(str(params)) if named else project_root() / params
+    if not path.is_file():
+        raise InputError("params", str(params), "a YAML file or the name of a profile")
+    settings = build(Settings, read(path), "")
+    if named and settings.profile != params:
+        raise InputError("profile", settings.profile, f"{params}, as its file, since what it makes has that name")
+    return settings
+
+
+def profile_path(profile: str) -> Path:
+    """File of a profile.
+
+    Raises:
+        InputError: there is no such profile.
+    """
+    folder = project_root() / "profiles"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if profile not in known:
+        raise InputError(
+            "profile", profile, f"one of {', '.join(known)}" if known else f"a file in {folder}, which has none"
+        )
+    return folder / f"{profile}.yaml"
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

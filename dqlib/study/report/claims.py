@@ -1,0 +1,222 @@
+"""The papers' claims, each beside what this study measured. Every number is read from the tables in ``results/``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas
+
+from dqlib.study.report.figures import METRIC_NAMES
+
+#: A claim of "little loss" holds where at least this part of the teacher's score is left.
+LITTLE = 0.95
+#: A claim of "no loss" holds where at least this part is left.
+NOTHING = 0.99
+#: A difference is decided where its p-value is smaller.
+SIGNIFICANT = 0.05
+
+QUANTIZATION_ALONE = "quantization-only"
+
+#: What is told where the test documents do not decide.
+UNDECIDED = "not decided"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What claims are read from.
+
+    Attributes:
+        metrics: rows of ``metrics.csv``, all tasks.
+        comparisons: rows of ``comparisons.csv``: joint training against quantization alone.
+        retention: rows of ``retention.csv``: what is left of the teacher's score, with its interval.
+        accumulation: rows of ``accumulation.csv``.
+        likeness: rows of ``likeness.csv``.
+    """
+
+    metrics: pandas.DataFrame
+    comparisons: pandas.DataFrame
+    retention: pandas.DataFrame
+    accumulation: pandas.DataFrame
+    likeness: pandas.DataFrame
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks in the order of the table."""
+        return list(dict.fromkeys(self.metrics.task))
+
+    def shape(self, task: str, bits: str, shape: str) -> pandas.Series | None:
+        """The student of a task with these bits and the shape ``full``, ``half`` or ``one``; None if not run."""
+        rows = self.metrics[(self.metrics.task == task) & (self.metrics.method != QUANTIZATION_ALONE)]
+        teacher = rows[rows.role == "teacher"].iloc[0]
+        encoder, decoder = teacher.encoder_layers, teacher.decoder_layers
+        layers = {"full": (encoder, decoder), "half": (encoder, decoder // 2), "one": (1, 1)}[shape]
+        config = f"{bits} {layers[0]}-{layers[1]}"
+        match = rows[(rows.config == config) & (rows.role == "student")]
+        return None if match.empty else match.iloc[0]
+
+    def kept(self, task: str, bits: str, shape: str) -> Kept | None:
+        """What is left to such a student; None if not run."""
+        student = self.shape(task, bits, shape)
+        if student is None:
+            return None
+        rows = self.retention[(self.retention.task == task) & (self.retention.config == student.config)]
+        row = rows[rows.method == student.method].iloc[0]
+        return Kept(student.config, METRIC_NAMES[student.headline], row.retention, row.low, row.high)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The part of the teacher's score that a student keeps, and its 95% interval; NaN where the teacher scores zero."""
+
+    config: str
+    metric: str
+    part: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{percent(self.part)} ({100 * self.low:.1f} to {100 * self.high:.1f})" if self.decided else UNDECIDED
+
+    @property
+    def decided(self) -> bool:
+        """Whether the teacher's score leaves something that a part could be kept of."""
+        return not math.isnan(self.low)
+
+    def at_least(self, least: float) -> bool | None:
+        """Whether it is at least that much; None where the bar lies within the interval."""
+        return True if self.low >= least else False if self.high < least else None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line of the table of claims; ``agrees`` is None where the test documents do not decide."""
+
+    claim: str
+    task: str
+    measured: str
+    agrees: bool | None
+
+    def row(self) -> dict[str, str]:
+        """As text, for CSV and Markdown."""
+        return {
+            "claim": self.claim,
+            "task": self.task,
+            "measured": self.measured,
+            "verdict": {True: "agrees", False: "does not agree", None: UNDECIDED}[self.agrees],
+        }
+
+
+def claims_table(tables: Tables) -> pandas.DataFrame:
+    """Every claim that the tables have the rows for; columns ``claim``, ``task``, ``measured``, ``verdict``."""
+    parts = (_joint, _headline, _limit, _translation, _accumulation, _likeness)
+    return pandas.DataFrame(
+        [verdict.row() for part in parts for verdict in part(tables)], columns=["claim", "task", "measured", "verdict"]
+    )
+
+
+def _joint(tables: Tables) -> Iterable[Verdict]:
+    claim = "(a) Distilling and quantizing together beats quantization alone"
+    for row in tables.comparisons.itertuples():
+        scores = f"{row.score:.2f} against {row.baseline_score:.2f} {METRIC_NAMES[row.headline]}"
+        better = _significant(row.score - row.baseline_score, row.p_value)
+        yield Verdict(claim, row.task, f"{row.config}: {scores}, p = {_p(row.p_value)}", better)
+
+
+def _headline(tables: Tables) -> Iterable[Verdict]:
+    wanted = {
+        "eli5": ("(b) At the shape of 16.5x, long-form answers lose nothing", NOTHING),
+        "summarization": ("(b) At the shape of 16.5x, summarization loses little", LITTLE),
+    }
+    for task, (claim, least) in wanted.items():
+        kept = tables.kept(task, "2-2-8", "half") if task in tables.tasks else None
+        if kept is not None:
+            yield Verdict(claim, task, _against(kept, least), kept.at_least(least))
+
+
+def _limit(tables: Tables) -> Iterable[Verdict]:
+    kept = _of_tasks(tables, "one")
+    if len(kept) > 1:
+        decided = [each for each in kept.values() if each.decided]
+        apart = bool(decided) and max(each.low for each in decided) > min(each.high for each in decided)
+        yield Verdict(
+            "(c) At the shape of 27.7x, the loss differs by task", "all",
+            f"2-2-8 1-1 keeps: {_told(kept)}; the bar: intervals of the best and the worst apart", apart or None,
+        )  # fmt: skip
+
+
+def _translation(tables: Tables) -> Iterable[Verdict]:
+    if "translation" not in tables.tasks:
+        return
+    whole = tables.kept("translation", "8-8-8", "full")
+    if whole is not None:
+        claim = "(d) Translation keeps its quality at 8 bits"
+        yield Verdict(claim, "translation", _against(whole, NOTHING), whole.at_least(NOTHING))
+    kept = _of_tasks(tables, "full")
+    if "translation" in kept and len(kept) > 1:
+        ours, others = kept["translation"], [each for task, each in kept.items() if task != "translation"]
+        more = all(ours.high < each.low for each in others)
+        less = any(ours.low > each.high for each in others)
+        yield Verdict(
+            "(d) Translation loses more than the others at 2 bits", "translation",
+            f"2-2-8 at full depth keeps: {_told(kept)}", True if more else False if less else None,
+        )  # fmt: skip
+
+
+def _of_tasks(tables: Tables, shape: str) -> dict[str, Kept]:
+    found = {task: tables.kept(task, "2-2-8", shape) for task in tables.tasks}
+    return {task: kept for task, kept in found.items() if kept is not None}
+
+
+def _accumulation(tables: Tables) -> Iterable[Verdict]:
+    claim = "(e) Errors accumulate along the output"
+    for task in tables.tasks:
+        student = tables.shape(task, "2-2-8", "full")
+        rows = tables.accumulation[tables.accumulation.task == task]
+        match = rows[rows.config == student.config] if student is not None else rows.iloc[:0]
+        for row in match[match.method == getattr(student, "method", None)].itertuples():
+            measured = (
+                f"{row.config}: {row.early:.1f} points of recall lost in the first part of the reference, "
+                f"{row.late:.1f} in the last, p = {_p(row.p_value)}"
+            )
+            yield Verdict(claim, task, measured, _significant(row.late - row.early, row.p_value))
+
+
+def _likeness(tables: Tables) -> Iterable[Verdict]:
+    claim = "(f) Few bits make representations of tokens alike"
+    for task in tables.tasks:
+        student = tables.shape(task, "2-2-8", "full")
+        if student is None:
+            continue
+        rows = tables.likeness[(tables.likeness.task == task) & (tables.likeness.config == student.config)]
+        for row in rows[rows.method == student.method].itertuples():
+            measured = (
+                f"{row.config}: mean cosine of different tokens {row.decoder:.3f} against {row.teacher:.3f} "
+                f"in the teacher ({row.more_alike:+.3f}, 95% interval {row.low:+.3f} to {row.high:+.3f})"
+            )
+            yield Verdict(claim, task, measured, True if row.low > 0 else False if row.high < 0 else None)
+
+
+def _significant(difference: float, p_value: float) -> bool | None:
+    """Whether a difference is above zero; None where that is not decided."""
+    return bool(difference > 0) if p_value < SIGNIFICANT else None
+
+
+def percent(part: float) -> str:
+    """A part of the teacher's score, or that there is none."""
+    return UNDECIDED if pandas.isna(part) else f"{100 * part:.1f}%"
+
+
+def _against(kept: Kept, least: float) -> str:
+    if not kept.decided:
+        return f"{kept.config}: the teacher's {kept.metric} is too near to zero for a part of it"
+    return f"{kept.config} keeps {kept} of the teacher's {kept.metric}; the bar is {100 * least:.0f}%"
+
+
+def _told(kept: dict[str, Kept]) -> str:
+    return ", ".join(f"{task} {each}" for task, each in kept.items())
+
+
+def _p(value: float) -> str:
+    return "under 0.001" if value < 0.001 else f"{value:.3f}"

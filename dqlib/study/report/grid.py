@@ -1,0 +1,218 @@
+"""Figures of the whole grid: all tasks side by side, colour for bits, marker for layers, in every figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dqlib.study.report.claims import QUANTIZATION_ALONE, UNDECIDED
+from dqlib.study.report.figures import COLOURS, METRIC_NAMES, STYLE, TEACHER_COLOUR, colour_of
+
+#: Marker, line and name of each shape.
+SHAPES = {
+    "full": ("o", "-", "all layers"),
+    "half": ("s", "--", "half the decoder"),
+    "one": ("^", ":", "one and one"),
+    "other": ("D", "-.", "other layers"),
+}
+#: As wide as a page shows at 600 pixels without shrinking text below what can be read.
+WIDTH = 7.5
+
+
+def shape_of(row: Any, teacher: Any) -> str:
+    """Which of :data:`SHAPES` a student has, from the layers in its row and in its teacher's."""
+    layers, full = (row.encoder_layers, row.decoder_layers), (teacher.encoder_layers, teacher.decoder_layers)
+    named = {full: "full", (full[0], full[1] // 2): "half", (1, 1): "one"}
+    return named.get(layers, "other")
+
+
+def bits_of(row: pandas.Series) -> str:
+    """``W-E-A`` of a row."""
+    return row.config.partition(" ")[0]
+
+
+def _joint(metrics: pandas.DataFrame) -> pandas.DataFrame:
+    """Students that were trained against their teacher."""
+    return metrics[(metrics.role == "student") & (metrics.method != QUANTIZATION_ALONE)]
+
+
+def _bits_in(students: pandas.DataFrame) -> list[str]:
+    """``W-E-A`` of all students, most bits first."""
+    return sorted({bits_of(row) for _, row in students.iterrows()}, key=lambda bits: [-int(n) for n in bits.split("-")])
+
+
+def tradeoffs(metrics: pandas.DataFrame) -> Figure:
+    """Quality against size, a panel a task: each student with its 95% interval, and the teacher's line."""
+
+    def draw(axes: Axes, rows: pandas.DataFrame) -> None:
+        teacher = rows[rows.role == "teacher"].iloc[0]
+        axes.axhline(teacher.score, color=TEACHER_COLOUR, linestyle="--", linewidth=1.1)
+        axes.axhspan(teacher.score_low, teacher.score_high, color=TEACHER_COLOUR, alpha=0.12, linewidth=0)
+        for _, row in rows[rows.role == "student"].iterrows():
+            colour = colour_of(bits_of(row))
+            axes.errorbar(
+                row.compression, row.score, yerr=[[row.score - row.score_low], [row.score_high - row.score]],
+                fmt=SHAPES[shape_of(row, teacher)][0], color=colour, capsize=2, markersize=6, linewidth=1,
+                markerfacecolor="white" if row.method == QUANTIZATION_ALONE else colour,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}x"))
+        axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        axes.set_xticks([x for x in (1, 2, 5, 10, 20, 50) if x <= 1.3 * rows.compression.max()])
+        axes.set_xlabel("times smaller")
+        axes.set_ylabel(f"{METRIC_NAMES.get(teacher.headline, teacher.headline)} (%)")
+
+    figure = _panels(metrics, draw, height=3.5)
+    _legend(figure, metrics)
+    return figure
+
+
+def heat_map(metrics: pandas.DataFrame) -> Figure:
+    """Part of the teacher's score that is left, over bits (rows) and layers (columns), a panel a task."""
+    bits = _bits_in(_joint(metrics))
+
+    def draw(axes: Axes, rows: pandas.DataFrame) -> None:
+        students = _joint(rows)
+        layers = sorted(set(zip(students.encoder_layers, students.decoder_layers, strict=True)), reverse=True)
+        grid, told = np.full((len(bits), len(layers)), np.nan), {}
+        for _, row in students.iterrows():
+            place = bits.index(bits_of(row)), layers.index((row.encoder_layers, row.decoder_layers))
+            grid[place], told[place] = 100 * row.retention, UNDECIDED
+        axes.imshow(grid, cmap="cividis", vmin=60, vmax=100, aspect="auto")
+        for (i, j), value in np.ndenumerate(grid):
+            known = not np.isnan(value)
+            text = f"{value:.1f}" if known else told.get((i, j), "not run")
+            axes.text(
+                j, i, text, ha="center", va="center", fontsize=9 if known else 7,
+                color="white" if known and value < 82 else ("black" if known else TEACHER_COLOUR),
+            )  # fmt: skip
+        axes.set_xticks(range(len(layers)), [f"{encoder}-{decoder}" for encoder, decoder in layers])
+        axes.set_yticks(range(len(bits)), bits if axes.get_subplotspec().is_first_col() else [])
+        axes.set_xlabel("layers")
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+
+    figure = _panels(metrics, draw, height=2.9)
+    figure.suptitle("Part of the teacher's score that is left (%)", fontsize=10)
+    return figure
+
+
+def accumulation(positions: pandas.DataFrame, lengths: pandas.DataFrame, metrics: pandas.DataFrame) -> Figure:
+    """Recall of the reference's words along the reference (above) and by its length (below), a column a task.
+
+    Each group of lengths has a place of its own, though two may end at the same number of words.
+    Students of 32 and 4 bits, whose lines are those of 8 bits, are left out.
+
+    Args:
+        positions: columns ``task``, ``config``, ``method``, ``part``, ``found``, ``found_by_teacher``.
+        lengths: the same with ``longest`` in place of ``part``.
+        metrics: rows of ``metrics.csv``, for the shapes.
+    """
+    tasks = list(dict.fromkeys(metrics.task))
+    with matplotlib.rc_context(STYLE | {"font.size": 9}):
+        figure, grid = pyplot.subplots(2, len(tasks), figsize=(WIDTH, 5), layout="constrained", squeeze=False)
+        students = _joint(metrics)
+        students = students[~students.config.str.match("32-32-32|4-4-8")]
+        for task, axes in zip(tasks, grid[0], strict=True):
+            axes.set_title(task, fontsize=10)
+        for table, label, panels in (
+            (positions, "fifth of the reference", grid[0]),
+            (lengths, "words of the reference", grid[1]),
+        ):
+            for task, axes in zip(tasks, panels, strict=True):
+                teacher = metrics[(metrics.task == task) & (metrics.role == "teacher")].iloc[0]
+                keys = [table[name] for name in ("task", "config", "method")]
+                drawn = {key: of for key, of in table.groupby(keys, sort=False) if key[0] == task}
+                for _, row in students[students.task == task].iterrows():
+                    of = drawn.get((task, row.config, row.method), table[:0])
+                    marker, line, _ = SHAPES[shape_of(row, teacher)]
+                    axes.plot(
+                        range(1, len(of) + 1), of.found, line, marker=marker, markersize=4,
+                        color=colour_of(bits_of(row)), linewidth=1.2,
+                    )  # fmt: skip
+                first = next(iter(drawn.values()))
+                places = range(1, len(first) + 1)
+                axes.plot(places, first.found_by_teacher, color=TEACHER_COLOUR, linestyle="--", linewidth=1.8)
+                axes.set_xticks(places, first.part if table is positions else _spans(list(first.longest)))
+                axes.set_xlabel(label)
+            panels[0].set_ylabel("words found (%)")
+    _legend(figure, pandas.concat([metrics[metrics.role == "teacher"], students]))
+    pyplot.close(figure)
+    return figure
+
+
+def _spans(longest: list[int]) -> list[str]:
+    """Lengths in each group: of ``[3, 4, 4, 13]`` up to 3, 3 to 4, 4 alone, and 4 to 13."""
+    return [f"≤{longest[0]}", *(f"{a}" if a == b else f"{a}-{b}" for a, b in pairwise(longest))]
+
+
+def sizes(accounts: pandas.DataFrame) -> Figure:
+    """Bytes of every quantized configuration by kind of parameter, a panel a task.
+
+    Args:
+        accounts: columns ``task``, ``config``, ``part``, ``bytes``.
+    """
+    parts = list(dict.fromkeys(accounts.part))
+    quantized = accounts[~accounts.config.str.startswith("32-")]
+
+    def draw(axes: Axes, rows: pandas.DataFrame) -> None:
+        wide = rows.pivot_table(index="config", columns="part", values="bytes", sort=False) / 1e6
+        left = np.zeros(len(wide))
+        for i, part in enumerate(parts):
+            width = wide[part].to_numpy()
+            hatch = ("", "//", "..", "xx", "--")[i % 5]
+            axes.barh(wide.index, width, left=left, color=COLOURS[i], label=part, hatch=hatch, edgecolor="white")
+            left = left + width
+        axes.invert_yaxis()
+        axes.set_xlabel("size (MB)")
+        axes.tick_params(axis="y", labelsize=7)
+        axes.grid(axis="y", visible=False)
+
+    figure = _panels(quantized, draw, height=3.2)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(parts), fontsize=8)
+    return figure
+
+
+def _panels(table: pandas.DataFrame, draw: Callable[[Axes, pandas.DataFrame], None], height: float) -> Figure:
+    """One row of panels, a task each."""
+    tasks = list(dict.fromkeys(table.task))
+    with matplotlib.rc_context(STYLE | {"font.size": 9}):
+        width = WIDTH if len(tasks) > 1 else 4.5
+        figure, panels = pyplot.subplots(1, len(tasks), figsize=(width, height), layout="constrained", squeeze=False)
+        for task, axes in zip(tasks, panels[0], strict=True):
+            draw(axes, table[table.task == task])
+            axes.set_title(task, fontsize=10)
+    pyplot.close(figure)
+    return figure
+
+
+def _legend(figure: Figure, metrics: pandas.DataFrame) -> None:
+    """Below the panels: what colours, markers and hollow markers stand for."""
+    students = metrics[metrics.role == "student"]
+    teachers = {row.task: row for _, row in metrics[metrics.role == "teacher"].iterrows()}
+    shapes = {shape_of(row, teachers[row.task]) for _, row in students.iterrows()}
+    handles = [Line2D([], [], color=TEACHER_COLOUR, linestyle="--", label="teacher, fp32")]
+    handles += [
+        Line2D([], [], color=colour_of(bits), marker="s", linestyle="", markersize=7, label=bits)
+        for bits in _bits_in(students)
+    ]
+    handles += [
+        Line2D([], [], color="black", marker=marker, linestyle="", label=name)
+        for shape, (marker, _, name) in SHAPES.items()
+        if shape in shapes
+    ]
+    if (students.method == QUANTIZATION_ALONE).any():
+        label = "hollow: quantization alone"
+        handles.append(Line2D([], [], color="black", marker="o", markerfacecolor="white", linestyle="", label=label))
+    with matplotlib.rc_context(STYLE):
+        figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8)

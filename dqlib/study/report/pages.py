@@ -1,0 +1,314 @@
+"""What a reader opens: tables as CSV, figures, and ``results/README.md`` that tells them in order."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas
+
+from dqlib.errors import InputError
+from dqlib.presets import preset
+from dqlib.study.corpora.corpus import load_info
+from dqlib.study.params.paths import project_root, write_text
+from dqlib.study.params.settings import load_settings
+from dqlib.study.pipeline.study import Study
+from dqlib.study.process.exit_codes import ended
+from dqlib.study.report import figures, tables
+from dqlib.study.report import grid as grid_figures
+from dqlib.study.report.claims import QUANTIZATION_ALONE, SIGNIFICANT, Tables, claims_table, percent
+from dqlib.study.report.figures import METRIC_NAMES
+
+METRICS, METRICS_JSON, TRAINING, FIGURES = "metrics.csv", "metrics.json", "training.csv", "figures"
+
+TITLES = {
+    "summarization": "Summarization",
+    "eli5": "Long-form question answering",
+    "translation": "Translation",
+}
+
+
+@dataclass(frozen=True)
+class Collected:
+    """All tables of a study, in the order in which they are collected."""
+
+    metrics: pandas.DataFrame
+    training: pandas.DataFrame
+    details: pandas.DataFrame
+    comparisons: pandas.DataFrame
+    retention: pandas.DataFrame
+    positions: pandas.DataFrame
+    lengths: pandas.DataFrame
+    accumulation: pandas.DataFrame
+    likeness: pandas.DataFrame
+    sizes: pandas.DataFrame
+
+    def claims(self) -> pandas.DataFrame:
+        """The papers' claims, each with what was measured."""
+        return claims_table(Tables(self.metrics, self.comparisons, self.retention, self.accumulation, self.likeness))
+
+    def files(self) -> dict[str, pandas.DataFrame]:
+        """Every table by the name of its file."""
+        named = {f"{name}.csv": getattr(self, name) for name in self.__dataclass_fields__}
+        return named | {"claims.csv": self.claims()}
+
+
+def studies_of(params: str) -> list[Study]:
+    """Every task of a parameter file."""
+    return [Study(params, task) for task in load_settings(params).tasks]
+
+
+def collect(studies: Sequence[Study]) -> Collected:
+    """Read all tables from the folders of the trained models; models that are missing are made."""
+    return Collected(*(getattr(tables, f"collect_{name}")(studies) for name in Collected.__dataclass_fields__))
+
+
+def draw(collected: Collected) -> dict[str, figures.Figure]:
+    """Every figure of the results by its name, the trade-off first."""
+    drawn = {
+        "tradeoff": grid_figures.tradeoffs(collected.metrics),
+        "retention": grid_figures.heat_map(collected.metrics),
+        "accumulation": grid_figures.accumulation(collected.positions, collected.lengths, collected.metrics),
+        "sizes": grid_figures.sizes(collected.sizes),
+    }
+    students = collected.training[~collected.training.model.isin(["pre-training", "teacher"])]
+    joint = students[students.method != QUANTIZATION_ALONE]
+    for task, curves in joint.groupby("task_name", sort=False):
+        drawn[f"training_{task}"] = figures.training_curves(curves)
+    return drawn
+
+
+def short_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
+    """The columns that fit on a screen, with readable numbers; metrics that no row has are left out."""
+    named = {
+        column: name for column, name in METRIC_NAMES.items() if column in metrics and metrics[column].notna().any()
+    }
+    named.pop("rougeLsum", None)
+    scores = {
+        name: metrics[column].map(lambda value: "" if pandas.isna(value) else f"{value:.2f}")
+        for column, name in named.items()
+    }
+    return pandas.DataFrame(
+        {
+            "model": [_named(row) for row in metrics.itertuples()],
+            "config": metrics.config,
+            **scores,
+            "95% interval": [
+                f"{low:.2f} to {high:.2f}" for low, high in zip(metrics.score_low, metrics.score_high, strict=True)
+            ],
+            "of teacher": metrics.retention.map(percent),
+            "size (MB)": (metrics.size_bytes / 1e6).map("{:.2f}".format),
+            "smaller": metrics.compression.map("{:.1f}x".format),
+        }
+    )
+
+
+def overview_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
+    """One row a kind of model, a column a task: the headline score and, in brackets, the part of the teacher's."""
+    teachers = {row.task: row for row in metrics[metrics.role == "teacher"].itertuples()}
+    cells: dict[str, dict[str, str]] = {}
+    smaller: dict[str, list[float]] = {}
+    for row in metrics.itertuples():
+        teacher = teachers[row.task]
+        name = _named(row)
+        if row.role == "student":
+            shape = grid_figures.SHAPES[grid_figures.shape_of(row, teacher)][2]
+            name = f"`{row.config.split()[0]}`, {shape}" + ("" if name == "student" else f", {name}")
+        column = f"{row.task}, {METRIC_NAMES.get(row.headline, row.headline)}"
+        kept = "" if row.role == "teacher" else f" ({percent(row.retention)})"
+        cells.setdefault(name, {})[column] = f"{row.score:.2f}{kept}"
+        smaller.setdefault(name, []).append(row.compression)
+    table = pandas.DataFrame.from_dict(cells, orient="index").rename_axis("model").reset_index().fillna("")
+    spans = [(min(smaller[name]), max(smaller[name])) for name in table.model]
+    texts = [f"{low:.1f}x" if high - low < 0.05 else f"{low:.1f}x to {high:.1f}x" for low, high in spans]
+    table.insert(1, "smaller", texts)
+    return table
+
+
+def _named(row: tuple) -> str:
+    if row.role == "teacher":
+        return "teacher"
+    if row.method == QUANTIZATION_ALONE:
+        return "quantization alone"
+    return "distillation alone" if row.w_bits == row.a_bits == 32 else "student"
+
+
+def markdown_table(table: pandas.DataFrame) -> str:
+    """A table as Markdown."""
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
+
+
+def write_results(studies: Sequence[Study], collected: Collected | None = None) -> Path:
+    """Write everything under the profile's ``results`` folder, and return that folder."""
+    collected = collected or collect(studies)
+    folder = project_root() / studies[0].settings.results
+    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    for name, table in collected.files().items():
+        write_text(folder / name, table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+    write_text(folder / METRICS_JSON, _metrics_json(collected.metrics))
+    for name, figure in draw(collected).items():
+        figures.save(figure, folder / FIGURES, name)
+    write_text(folder / "README.md", _readme(studies, collected))
+    return folder
+
+
+def _metrics_json(metrics: pandas.DataFrame) -> str:
+    """The main numbers as nested JSON, which `dvc metrics diff` compares."""
+    tree: dict[str, dict[str, dict[str, float]]] = {}
+    for row in metrics.itertuples():
+        model = f"{row.config} {row.method}"
+        numbers = {"score": row.score, "retention": row.retention, "compression": row.compression}
+        numbers = {name: number for name, number in numbers.items() if not pandas.isna(number)}
+        tree.setdefault(row.task, {})[model] = numbers
+    return json.dumps(tree, indent=2) + "\n"
+
+
+def _readme(studies: Sequence[Study], collected: Collected) -> str:
+    parts = [_opening(studies[0]), _claims(collected)]
+    parts += [_task(study, collected) for study in studies]
+    parts += [_ACROSS, *(_corpus(study) for study in studies), _CLOSING]
+    return "\n".join(parts)
+
+
+def _opening(study: Study) -> str:
+    note = f"{study.settings.note.strip()}\n\n" if study.settings.note.strip() else ""
+    return f"""# Results
+
+{note}Generated by the notebook `compare` (profile `{study.settings.profile}`); do not edit. Every number is read from a
+table in this folder, or from the corpora; the main table is [`{METRICS}`]({METRICS}), one row a trained model.
+
+![Quality against size]({FIGURES}/tradeoff.svg)
+
+A configuration `W-E-A e-d` gives the bits of weights, embeddings and activations, then encoder and decoder
+layers. The line is the teacher, its band and the bars are 95% bootstrap intervals over the test documents.
+*Smaller* is the teacher's size in full precision over the student's.
+"""
+
+
+def _claims(collected: Collected) -> str:
+    return f"""## The papers' claims, and what was measured here
+
+{markdown_table(collected.claims())}
+*Agrees* and *does not agree* are what the test documents decide: a difference with p < {SIGNIFICANT}, or a 95% interval
+on one side of the bar; all else is *not decided*. p-values and intervals are those of the paired bootstrap over test
+documents, of the headline score; a translation's are of its first language. The shapes of 16.5x and 27.7x are named by
+the papers' count of BART: all encoder layers with half the decoder's, and one of each.
+
+The teachers here are small models trained from scratch in minutes, so a claim that does not hold here may hold for
+large ones, and the other way round. Tables: [`comparisons.csv`](comparisons.csv) (a),
+[`retention.csv`](retention.csv) (b to d), [`accumulation.csv`](accumulation.csv) (e),
+[`likeness.csv`](likeness.csv) (f).
+"""
+
+
+def _task(study: Study, collected: Collected) -> str:
+    metrics = collected.metrics[collected.metrics.task == study.name]
+    teacher = metrics.iloc[0]
+    headline = METRIC_NAMES.get(teacher.headline, teacher.headline)
+    details = _details(collected.details, study)
+    return f"""## {TITLES[study.name]} on `{teacher.corpus}`
+
+{markdown_table(short_table(metrics))}
+{teacher.n_test} test documents, {study.task.evaluate.beams} beams. The interval, and "of teacher", are of {headline}.
+
+{details}![Training curves]({FIGURES}/training_{study.name}.svg)
+"""
+
+
+#: Of the further measures, those that the page shows; all are in ``details.csv``.
+SHOWN = {"words": "words", "reference_words": "words of the reference", "length_ratio": "ratio of lengths",
+         "bleu": "BLEU", "exact": "exact (%)"}  # fmt: skip
+
+
+def _details(details: pandas.DataFrame, study: Study) -> str:
+    """What was measured of each model beyond the headline: lengths of texts; other languages and a second test set."""
+    every = details[details.task == study.name] if len(details) else details
+    rows = every[every.metric.isin(SHOWN)] if len(every) else every
+    if rows.empty:
+        return ""
+    spoken = rows.language.fillna("").astype(bool)
+    rows = rows[spoken == rows.metric.isin(["bleu", "exact"])]  # of translations, not how long they are
+    columns = [
+        " ".join(filter(None, (SHOWN[metric], language, "" if test_set == "test" else "unseen")))
+        for metric, language, test_set in zip(rows.metric, rows.language.fillna(""), rows.test_set, strict=True)
+    ]
+    rows = rows.assign(measure=columns, model=rows.config + rows.method.map(lambda name: f" ({name})"))
+    wide = rows.pivot_table(index="model", columns="measure", values="value", sort=False)
+    table = wide.map(lambda value: "" if pandas.isna(value) else f"{value:.2f}").reset_index()
+    second = study.task.corpus.test_unseen
+    about = f"the file `{second}`" if second else "sentences with names that no training pair has"
+    unseen = f"*Unseen* is a second test set: {about}.\n\n" if (rows.test_set != "test").any() else ""
+    signatures = every[every.metric.isin(METRIC_NAMES)].drop_duplicates("signature")
+    told = "".join(f"- {METRIC_NAMES[row.metric]}: `{row.signature}`\n" for row in signatures.itertuples())
+    return f"{markdown_table(table)}\n{unseen}Signatures of the metrics:\n\n{told}\n"
+
+
+_ACROSS = f"""## Over all tasks
+
+What is left of the teacher's score, over bits and layers:
+
+![Retention]({FIGURES}/retention.svg)
+
+Where in an output quality is lost. Words of the reference that a model's text finds (on a longest common
+subsequence, as in ROUGE-L), along the reference and by its length ([`positions.csv`](positions.csv),
+[`lengths.csv`](lengths.csv)):
+
+![Error accumulation]({FIGURES}/accumulation.svg)
+
+Where the bytes are ([`sizes.csv`](sizes.csv)):
+
+![Size by module]({FIGURES}/sizes.svg)
+"""
+
+
+def _corpus(study: Study) -> str:
+    info = load_info(study.folders.corpus)
+    sizes, truncated = info["sizes"], info["truncated"]["test"]
+    counts = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
+    return f"""## Corpus `{info["name"]}`
+
+| | |
+| --- | --- |
+| pairs | {counts} |
+| SHA-256 of the splits | `{info["sha256"]}` |
+| test sources cut to {study.task.corpus.source_tokens} tokens | {truncated["documents"]:,} of {sizes["test"]:,} |
+| test references longer than {study.task.corpus.target_tokens} tokens | {truncated["summaries"]:,} |
+| test sources that share half of their 8-word runs with train | {100 * info["overlap"]:.1f}% |
+| test references that do | {100 * info["summary_overlap"]:.1f}% |
+"""
+
+
+_CLOSING = f"""A corpus of another SHA-256 (another version of Python, say) gives other numbers.
+
+The size counts each code at its bits, scales, biases and LayerNorms at 16, positions at
+{preset("dqlib").position_bits}, and the tied embedding and output head once, quantized: what is counted is what
+computes the logits. A student that is not quantized counts at 16 bits a number and the teacher at 32, so half of what
+*distillation alone* saves is that. Headers and the manifest of a packed file come on top. Training curves come from
+[`{TRAINING}`]({TRAINING}), further measures from [`details.csv`](details.csv).
+"""
+
+
+def print_summary(params: str = "params.yaml") -> None:
+    """Print the short tables of finished results and where to read on.
+
+    Raises:
+        InputError: there are no results yet.
+    """
+    settings = load_settings(params)
+    folder = project_root() / settings.results
+    if not (folder / METRICS).is_file():
+        raise InputError("results", settings.results, f"a folder with {METRICS}, which `dvc repro compare` writes")
+    metrics = pandas.read_csv(folder / METRICS)
+    for task in settings.tasks:
+        print(f"{TITLES[task]}\n{short_table(metrics[metrics.task == task]).to_string(index=False)}\n")
+    shown = folder.relative_to(project_root())
+    print(f"Read on in {shown}/README.md; figures are in {shown}/{FIGURES}/, executed notebooks in")
+    print(f"{(settings.runs / 'notebooks').relative_to(project_root())}/.")
+
+
+if __name__ == "__main__":
+    sys.exit(ended(print_summary))

@@ -1,0 +1,134 @@
+"""The tables of the main README, filled from ``results/``: ``python -m dqlib.study.report.readme``.
+
+A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; the text around it is written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas
+
+from dqlib.study.params.paths import project_root, write_text
+from dqlib.study.pipeline.benchmark import bench_of
+from dqlib.study.pipeline.study import Study
+from dqlib.study.report.claims import Tables
+from dqlib.study.report.figures import METRIC_NAMES
+from dqlib.study.report.grid import SHAPES
+from dqlib.study.report.methods import FOLDER, LONGER, VALIDATION, bench_summary, summary_for_reading
+from dqlib.study.report.pages import markdown_table, overview_table
+
+#: What was aimed at: task, bits, shape, and the least retention.
+AIMS = (
+    ("summarization", "8-8-8", "full", 0.99),
+    ("summarization", "4-4-8", "full", 0.99),
+    ("summarization", "2-2-8", "full", 0.96),
+    ("summarization", "2-2-8", "half", 0.95),
+    ("summarization", "1-1-8", "full", 0.90),
+    ("translation", "8-8-8", "full", 0.99),
+    ("translation", "2-2-8", "full", 0.95),
+)
+#: And the least score of a teacher.
+TEACHER_AIMS = (("summarization", 25.0), ("translation", 90.0))
+
+
+def aims_table(
+    metrics: pandas.DataFrame, longer: pandas.DataFrame | None = None, retention: pandas.DataFrame | None = None
+) -> pandas.DataFrame:
+    """Each aim with what was measured, and by a student that was trained for longer where there is one.
+
+    Args:
+        metrics: of the default study.
+        retention: the intervals of what is left, in the columns of ``retention.csv``.
+        longer: longer runs of summarization's students in the same columns.
+
+    Returns:
+        Columns ``aim``, ``measured``, ``trained longer``, ``reached``.
+    """
+    empty = pandas.DataFrame()
+    tables = Tables(metrics, empty, empty if retention is None else retention, empty, empty)
+    rows = []
+    for task, least in TEACHER_AIMS:
+        teacher = metrics[(metrics.task == task) & (metrics.role == "teacher")].iloc[0]
+        aim = f"{task}: teacher, {METRIC_NAMES[teacher.headline]} of at least {least:g}"
+        rows.append((aim, f"{teacher.score:.2f}", "", "yes" if teacher.score >= least else "no"))
+    for task, bits, shape, least in AIMS:
+        student = tables.shape(task, bits, shape)
+        aim = f"{task}: `{bits}`, {SHAPES[shape][2]}, at least {100 * least:.0f}% of the teacher"
+        more, reached = "", "yes" if student.retention >= least else "no"
+        if longer is not None:
+            runs = longer[
+                (longer.task == task) & (longer.config == student.config) & (longer.train_steps > student.train_steps)
+            ]
+            more = ", ".join(f"{100 * run.retention:.1f}% ({run.train_steps:,} steps)" for run in runs.itertuples())
+            if reached == "no" and (runs.retention >= least).any():
+                reached = "trained longer"
+        measured = f"{100 * student.retention:.1f}%" if retention is None else str(tables.kept(task, bits, shape))
+        rows.append((aim, measured, more, reached))
+    table = pandas.DataFrame(rows, columns=["aim", "measured", "trained longer", "reached"])
+    return table if table["trained longer"].any() else table.drop(columns="trained longer")
+
+
+#: Columns of :func:`engines_table`: heading, ``metric`` and format in ``benchmark.csv``.
+ENGINE_METRICS = (
+    ("1 text, greedy", "latency, 1 text, greedy", "{:,.0f} ms"),
+    ("4 texts, greedy", "latency, 4 texts, greedy", "{:,.0f} ms"),
+    ("16 texts, greedy", "latency, 16 texts, greedy", "{:,.0f} ms"),
+    ("1 text, 4 beams", "latency, 1 text, 4 beams", "{:,.0f} ms"),
+    ("8 texts, 4 beams", "throughput, 8 texts, 4 beams", "{:.1f} texts/s"),
+    ("memory", "memory", "{:,.0f} MB"),
+)
+
+
+def engines_table(benchmark: pandas.DataFrame, shape: str = "BART-base") -> pandas.DataFrame:
+    """How fast each engine is and what memory it takes: a row a model and engine.
+
+    Args:
+        benchmark: what ``benchmarks/inference.py`` wrote.
+        shape: that is told.
+    """
+    rows = benchmark[(benchmark["shape"] == shape) & benchmark.name.isin(["generation", "low-bit", "memory"])]
+    rows = rows.drop_duplicates(["config", "engine", "metric"])
+    table = []
+    for (config, engine), some in rows.groupby(["config", "engine"], sort=False):
+        values = some.set_index("metric").value
+        told = {name: form.format(values[metric]) if metric in values else "" for name, metric, form in ENGINE_METRICS}
+        table.append({"model": f"`{config}`", "engine": engine, **told})
+    return pandas.DataFrame(table)
+
+
+def blocks(project: Path) -> dict[str, str]:
+    """Every table of the README by its name, as Markdown: those of the default study in a project's folder."""
+    results, default = project / "results", project / "profiles" / "laptop.yaml"
+    bench = pandas.read_csv(results / "methods.csv").merge(pandas.read_csv(results / FOLDER / VALIDATION))
+    summary = bench_summary(bench[bench.method.isin(bench_of(Study(str(default))).presets)])
+    metrics = pandas.read_csv(results / "metrics.csv")
+    benchmark = pandas.read_csv(results / "benchmark.csv")
+    longer, retention = results / FOLDER / LONGER, pandas.read_csv(results / "retention.csv")
+    further = pandas.read_csv(longer) if longer.is_file() else None
+    return {
+        "overview": markdown_table(overview_table(metrics)),
+        "aims": markdown_table(aims_table(metrics, further, retention)),
+        "bench": markdown_table(summary_for_reading(summary)),
+        "engines": markdown_table(engines_table(benchmark)),
+    }
+
+
+def filled(text: str, tables: dict[str, str]) -> str:
+    """The text with every table between its marks replaced."""
+    for name, table in tables.items():
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, t=table: m[1] + t + m[2], text, count=1, flags=re.DOTALL
+        )
+    return text
+
+
+def main() -> None:
+    """Fill the README."""
+    path = project_root() / "README.md"
+    write_text(path, filled(path.read_text(encoding="utf-8"), blocks(project_root())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Batches: examples of like length together, the same order for the same seed, whoever trains."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from dqlib.languages import language_id
+from dqlib.losses import IGNORED_LABEL
+from dqlib.study.corpora.rows import Row
+from dqlib.study.corpora.tokenizer import EOS_ID, MASK_ID, PAD_ID, source_ids, target_ids
+from dqlib.study.params import settings as S
+from dqlib.study.training.examples import BATCH, Example, lengths
+
+#: Examples that are sorted by length together; large enough for little padding, small enough to mix.
+BUCKET = 2048
+
+#: Tokens that a window has at least; what is left of a text when it is cut may be shorter, and is not trained on.
+SHORTEST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Padded tensors of one forward pass."""
+
+    input_ids: Tensor  # (batch, source)
+    attention_mask: Tensor  # (batch, source)
+    decoder_input_ids: Tensor  # (batch, target)
+    labels: Tensor  # (batch, target), -100 where padded
+
+    def inputs(self) -> dict[str, Tensor]:
+        """What a model's forward takes (labels stay out: losses are computed outside the model)."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "decoder_input_ids": self.decoder_input_ids,
+        }
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(*(getattr(self, name).to(device) for name in self.__slots__))
+
+
+def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, corpus: S.Corpus) -> list[Example]:
+    """Rows as token ids, cut to the corpus's lengths (what ends a text stays).
+
+    A row with a ``language`` starts from that language's token.
+
+    Raises:
+        InputError: a language has no token.
+    """
+    examples: list[Example] = []
+    codes: dict[str, int] = {}
+    for first in range(0, len(rows), BATCH):  # a tokenizer keeps a hundred bytes a token while it works
+        batch = list(rows[first : first + BATCH])
+        sources = source_ids(tokenizer, [row["document"] for row in batch], corpus.source_tokens)
+        targets = target_ids(tokenizer, [row["summary"] for row in batch], corpus.target_tokens)
+        for row, source, target in zip(batch, sources, targets, strict=True):
+            code = row.get("language")
+            if code is not None and code not in codes:
+                codes[code] = language_id(tokenizer, code)
+            examples.append(Example(source, target, EOS_ID if code is None else codes[code]))
+    return examples
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Pad examples to a batch; the decoder starts from ``</s>``, as BART's does, or from a language's token."""
+    input_ids = _pad([example.source for example in examples], PAD_ID)
+    labels = _pad([example.target for example in examples], IGNORED_LABEL)
+    decoder_input_ids = _pad([[example.start, *example.target[:-1]] for example in examples], PAD_ID)
+    return Batch(input_ids, (input_ids != PAD_ID).long(), decoder_input_ids, labels)
+
+
+def bucketed(examples: Sequence[Example], batch_tokens: int, order: random.Random | None = None) -> list[list[int]]:
+    """Indices of the examples in batches of about ``batch_tokens`` source and target tokens.
+
+    A batch is as large as its number of examples times the tokens of its longest example, source and target together.
+    Sources and targets are padded each to their own longest, so the padded tokens can be more than that.
+
+    Args:
+        examples: what to batch.
+        batch_tokens: largest size of a batch; one longer example makes a batch of its own.
+        order: shuffles the examples before they are put into buckets; None keeps them sorted by length.
+    """
+    sources, targets = lengths(examples)
+    indices = array("q", range(len(examples)))
+    if order is not None:
+        order.shuffle(indices)
+    bucket = BUCKET if order is not None else max(len(indices), 1)
+    batches: list[list[int]] = []
+    for start in range(0, len(indices), bucket):
+        chunk = sorted(indices[start : start + bucket], key=lambda i: (sources[i], targets[i]))
+        batch: list[int] = []
+        longest = 0
+        for i in chunk:
+            size = max(longest, sources[i] + targets[i])
+            if batch and size * (len(batch) + 1) > batch_tokens:
+                batches.append(batch)
+                batch, size = [], sources[i] + targets[i]
+            batch.append(i)
+            longest = size
+        if batch:
+            batches.append(batch)
+    return batches
+
+
+def steps(
+    examples: Sequence[Example],
+    training: S.Training,
+    noise: Callable[[Example, random.Random], Example] | None = None,
+) -> Iterator[list[list[Example]]]:
+    """Endless training steps, each of ``micro_batches`` batches of like length.
+
+    The order depends on the seed and the epoch alone, not on how many processes share a step.
+
+    Args:
+        examples: the training examples.
+        training: batch size, micro-batches a step and seed.
+        noise: changes each example anew in every epoch (text infilling).
+    """
+    epoch = 0
+    while True:
+        order = random.Random(f"{training.seed} {epoch}")
+        batches = bucketed(examples, training.batch_tokens // training.micro_batches, order)
+        group = min(training.micro_batches, len(batches))
+        groups = [batches[i : i + group] for i in range(0, len(batches) - group + 1, group)]
+        order.shuffle(groups)
+        for step in groups:
+            picked = [[examples[i] for i in batch] for batch in step]
+            if noise is not None:
+                picked = [[noise(example, order) for example in batch] for batch in picked]
+            yield picked
+        epoch += 1
+
+
+def windows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, length: int) -> list[Example]:
+    """Texts for pre-training: summary and document in one, cut into windows of at most ``length`` tokens."""
+    texts = [f"{row['document']} {row['summary']}" for row in rows]
+    cut = []
+    for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+        cut += [ids[start : start + length] for start in range(0, len(ids), length)]
+    shortest = min(SHORTEST, length)
+    return [Example([*window, EOS_ID], [*window, EOS_ID]) for window in cut if len(window) >= shortest]
+
+
+def infill(example: Example, order: random.Random, pretraining: S.Pretraining, mask: int = MASK_ID) -> Example:
+    """Text infilling (BART, arXiv:1910.13461, section 2.2): each masked span becomes one ``<mask>``.
+
+    Span lengths are geometric with mean ``mean_span`` (BART draws them from a Poisson distribution), until
+    ``mask_ratio`` of the tokens is covered. The target is the whole text. ``mask`` is the id of ``<mask>``.
+    """
+    tokens = example.source[:-1]
+    masked = [False] * len(tokens)
+    wanted = pretraining.mask_ratio * len(tokens)
+    covered = 0
+    while covered < wanted:
+        length = min(1 + int(order.expovariate(1 / max(pretraining.mean_span - 0.5, 0.5))), len(tokens))
+        start = order.randrange(len(tokens) - length + 1)
+        for i in range(start, start + length):
+            covered += not masked[i]
+            masked[i] = True
+    source = [
+        mask if masked[i] else token for i, token in enumerate(tokens) if not (masked[i] and i > 0 and masked[i - 1])
+    ]
+    return Example([*source, EOS_ID], example.target, example.start)
+
+
+def _pad(rows: list[list[int]], value: int) -> Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [value] * (longest - len(row)) for row in rows])

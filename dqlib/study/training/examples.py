@@ -1,0 +1,141 @@
+"""Examples: token ids of sources and targets, in memory or in Arrow files that are mapped into it.
+
+A corpus is tokenized once. Its examples are written in parts, each aside and put in place at once, so that a run that
+was stopped goes on with the first part that is missing. What training holds in memory is where each example begins.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+from pyarrow import ipc
+
+from dqlib.files import atomic_file
+from dqlib.study.corpora.rows import Row
+from dqlib.study.corpora.tokenizer import EOS_ID
+
+#: Rows of one file, and of one record batch in it: as many are tokenized at a time.
+PART, BATCH = 10_000, 500
+
+_SCHEMA = pyarrow.schema(
+    [
+        ("source", pyarrow.list_(pyarrow.int32())),
+        ("target", pyarrow.list_(pyarrow.int32())),
+        ("start", pyarrow.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids of a source and a target, and the token that the decoder starts from.
+
+    The target ends with ``</s>``; so does the source, where the tokenizer does not add the source's language.
+    """
+
+    source: list[int]
+    target: list[int]
+    start: int = EOS_ID
+
+
+class StoredExamples(Sequence[Example]):
+    """Examples in Arrow files, mapped into memory; one is read when it is asked for.
+
+    Attributes:
+        lengths: of all sources and of all targets, in tokens.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Open files that :func:`stored` wrote.
+
+        Raises:
+            pyarrow.ArrowException, OSError: a file is damaged or missing.
+        """
+        self.lengths = (array("i"), array("i"))
+        self._firsts: list[int] = []  # number of the first example of each record batch
+        self._columns: list[tuple[np.ndarray, ...]] = []
+        for path in paths:
+            with ipc.open_file(pyarrow.memory_map(str(path))) as reader:
+                for number in range(reader.num_record_batches):
+                    self._add(reader.get_batch(number))
+
+    def _add(self, batch: pyarrow.RecordBatch) -> None:
+        self._firsts.append(len(self))
+        columns = []
+        for name, lengths in zip(("source", "target"), self.lengths, strict=True):
+            offsets = batch[name].offsets.to_numpy()
+            lengths.frombytes(np.diff(offsets).astype(np.int32).tobytes())
+            columns += [offsets, batch[name].values.to_numpy()]
+        self._columns.append((*columns, batch["start"].to_numpy()))
+
+    def __len__(self) -> int:
+        return len(self.lengths[0])
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index += len(self) if index < 0 else 0
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self._firsts, index) - 1
+        place = index - self._firsts[number]
+        source_at, sources, target_at, targets, starts = self._columns[number]
+        return Example(
+            sources[source_at[place] : source_at[place + 1]].tolist(),
+            targets[target_at[place] : target_at[place + 1]].tolist(),
+            int(starts[place]),
+        )
+
+
+def lengths(examples: Sequence[Example]) -> tuple[Sequence[int], Sequence[int]]:
+    """Tokens of every source and of every target."""
+    if isinstance(examples, StoredExamples):
+        return examples.lengths
+    return array("i", (len(e.source) for e in examples)), array("i", (len(e.target) for e in examples))
+
+
+def stored(folder: Path, rows: Sequence[Row], make: Callable[[Sequence[Row]], list[Example]]) -> StoredExamples:
+    """The examples of rows, made where the folder does not have them yet.
+
+    Args:
+        folder: of these examples alone: its name has to change with all that decides them.
+        rows: what they are made of.
+        make: examples of some rows, one after the other; it is given :data:`BATCH` of them.
+
+    Raises:
+        DiskFullError: there is no room; parts that were written stay.
+    """
+    paths = []
+    for number, first in enumerate(range(0, len(rows), PART)):
+        path = folder / f"{number:05d}.arrow"
+        if not _is_whole(path):
+            _write(path, rows[first : first + PART], make)
+        paths.append(path)
+    return StoredExamples(paths)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        StoredExamples([path])
+    except (OSError, pyarrow.ArrowException):
+        return False
+    return True
+
+
+def _write(path: Path, rows: Sequence[Row], make: Callable[[Sequence[Row]], list[Example]]) -> None:
+    with (
+        atomic_file(path) as scratch,
+        pyarrow.OSFile(str(scratch), "wb") as file,
+        ipc.new_file(file, _SCHEMA) as writer,
+    ):
+        for first in range(0, len(rows), BATCH):
+            examples = make(rows[first : first + BATCH])
+            columns = [[getattr(e, field.name) for e in examples] for field in _SCHEMA]
+            arrays = [pyarrow.array(c, field.type) for c, field in zip(columns, _SCHEMA, strict=True)]
+            writer.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=_SCHEMA))

@@ -1,0 +1,636 @@
+"""Every architecture, by the same promises: a student of it is made, learns, evaluates, saves and is counted."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AttentionInterface,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MarianConfig,
+    MarianMTModel,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from dqlib import attention
+from dqlib.architectures import ARCHITECTURES, architecture_of, submodule
+from dqlib.config import Configuration, LossWeights
+from dqlib.errors import InputError
+from dqlib.layers import QuantConv1D, QuantEmbedding, QuantLinear
+from dqlib.losses import LayerMaps, MemoryBank, distillation_terms
+from dqlib.presets import PRESETS, preset
+from dqlib.quantizers import fake_quantize_activation
+from dqlib.storage.footprint import footprint, fp32_size_bytes, size_bytes
+from dqlib.student import (
+    load_student,
+    make_student,
+    quantized_modules,
+    save_student,
+    set_attention_maps,
+    supervision_map,
+)
+
+VOCABULARY = 60
+PAD, EOS = 1, 2
+
+_SEQUENCE_TO_SEQUENCE = {
+    "vocab_size": VOCABULARY,
+    "d_model": 16,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "max_position_embeddings": 24,
+    "init_std": 0.2,
+    "dropout": 0.0,
+    "bos_token_id": 0,
+    "pad_token_id": PAD,
+    "eos_token_id": EOS,
+    "decoder_start_token_id": EOS,
+    "forced_eos_token_id": None,
+    "scale_embedding": True,
+}
+_T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 16,
+    "d_kv": 6,  # the heads together are narrower than the model
+    "d_ff": 24,
+    "num_heads": 2,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+    "dropout_rate": 0.0,
+    "initializer_factor": 1.0,
+    "pad_token_id": PAD,
+    "eos_token_id": EOS,
+    "decoder_start_token_id": PAD,
+}
+_BERT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 24,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.2,
+    "pad_token_id": PAD,
+    "num_labels": 3,
+}
+_GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 16,
+    "n_layer": 3,
+    "n_head": 2,
+    "n_positions": 24,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "pad_token_id": PAD,
+    "eos_token_id": EOS,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny teacher, and how to make a student of it that has fewer layers."""
+
+    model: type[PreTrainedModel]
+    config: object
+    layers: str  # of the student
+    depths: str  # of the teacher
+
+    @property
+    def generates(self) -> bool:
+        return self.model.can_generate() and "Bert" not in self.model.__name__
+
+    @property
+    def encodes_and_decodes(self) -> bool:
+        return "0" not in self.layers
+
+
+CASES = {
+    "bart": Case(BartForConditionalGeneration, BartConfig(**_SEQUENCE_TO_SEQUENCE), "2-1", "3-2"),
+    "mbart": Case(MBartForConditionalGeneration, MBartConfig(**_SEQUENCE_TO_SEQUENCE), "2-1", "3-2"),
+    "marian": Case(MarianMTModel, MarianConfig(**_SEQUENCE_TO_SEQUENCE), "2-1", "3-2"),
+    "marian-unshared": Case(
+        MarianMTModel,
+        MarianConfig(**_SEQUENCE_TO_SEQUENCE, share_encoder_decoder_embeddings=False, decoder_vocab_size=VOCABULARY),
+        "2-1",
+        "3-2",
+    ),
+    "t5": Case(T5ForConditionalGeneration, T5Config(**_T5), "2-1", "3-2"),
+    "t5-untied": Case(
+        T5ForConditionalGeneration,
+        T5Config(**_T5, tie_word_embeddings=False, feed_forward_proj="gated-gelu"),  # as Flan-T5
+        "2-1",
+        "3-2",
+    ),
+    "bert": Case(BertForMaskedLM, BertConfig(**_BERT), "2-0", "3-0"),
+    "bert-classifier": Case(BertForSequenceClassification, BertConfig(**_BERT), "2-0", "3-0"),
+    "gpt2": Case(GPT2LMHeadModel, GPT2Config(**_GPT2), "0-2", "0-3"),
+}
+METHODS = ("dqlib", "dq-bart", "xtc", "quantgpt")
+GENERATING = [name for name, case in CASES.items() if case.generates]
+VARIANTS = ("t5-untied", "marian-unshared")  # which a single method is enough for
+TIED = [name for name in CASES if name not in ("bert-classifier", *VARIANTS)]
+EVERY = pytest.mark.parametrize("name", CASES)
+EVERY_BY_EVERY_METHOD = pytest.mark.parametrize(
+    ("name", "method"),
+    [(name, method) for name in CASES for method in METHODS if name not in VARIANTS]
+    + [(name, "quantgpt") for name in VARIANTS],
+)
+
+
+def make_teacher(name: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    case = CASES[name]
+    teacher = case.model(case.config).eval()
+    if name == "t5-untied":  # transformers ties every new T5, and leaves apart what a checkpoint has apart
+        teacher.lm_head.weight = nn.Parameter(torch.randn(VOCABULARY, 16) / 4)
+        teacher.all_tied_weights_keys.pop("lm_head.weight")
+    with torch.no_grad():  # biases and norms that are not zero and one, as a trained model has them
+        for parameter in teacher.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    teacher.set_attn_implementation("eager")
+    return teacher
+
+
+def student_of(teacher: PreTrainedModel, name: str, bits: str = "2-2-8", method: str = "dqlib") -> PreTrainedModel:
+    return make_student(teacher, Configuration.parse(f"{bits} {CASES[name].layers}"), method)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a model's forward takes, and the labels aligned with its logits."""
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    source_mask: torch.Tensor
+
+
+def data_of(name: str) -> Data:
+    generator = torch.Generator().manual_seed(1)
+    case = CASES[name]
+    ids = torch.randint(3, VOCABULARY, (3, 8), generator=generator)
+    mask = torch.ones(3, 8, dtype=torch.long)
+    for row, length in enumerate((8, 5, 3)):
+        ids[row, length:], mask[row, length:] = PAD, 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if case.encodes_and_decodes:
+        labels = torch.randint(3, VOCABULARY, (3, 5), generator=generator)
+        labels[1, 3:] = -100
+        start = case.config.decoder_start_token_id
+        shifted = torch.cat([torch.full((3, 1), start), labels[:, :-1]], dim=1)
+        inputs["decoder_input_ids"] = shifted.masked_fill(shifted == -100, PAD)
+    elif case.model is GPT2LMHeadModel:  # the label of a logit is the next token
+        labels = torch.cat([ids[:, 1:], torch.full((3, 1), PAD)], dim=1)
+        labels = labels.masked_fill(labels == PAD, -100)
+    elif case.model is BertForMaskedLM:
+        labels = torch.full_like(ids, -100)
+        labels[:, 1] = torch.randint(3, VOCABULARY, (3,), generator=generator)
+    else:
+        labels = torch.tensor([0, 2, 1])
+    return Data(inputs, labels, mask.bool())
+
+
+def maps_of(teacher: PreTrainedModel, student: PreTrainedModel) -> LayerMaps:
+    names = architecture_of(teacher.config)
+    ours, theirs = names.depths(student.config), names.depths(teacher.config)
+    return LayerMaps(*(supervision_map(*pair) for pair in zip(ours, theirs, strict=True)))
+
+
+WANTED = {"output_attentions": True, "output_hidden_states": True}
+
+
+def step_loss(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    data: Data,
+    weights: LossWeights,
+    bank: MemoryBank | None = None,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    with torch.no_grad():
+        theirs = teacher(**data.inputs, **WANTED)
+    ours = student(**data.inputs, **WANTED)
+    terms = distillation_terms(
+        ours, theirs, data.labels, data.source_mask, maps_of(teacher, student), weights, bank=bank
+    )
+    return terms, torch.stack([weights.of(term) * value for term, value in terms.items()]).sum()
+
+
+def expected_terms(name: str, weights: LossWeights) -> set[str]:
+    sides = {"2-1": ("encoder", "decoder"), "2-0": ("encoder",), "0-2": ("decoder",)}[CASES[name].layers]
+    terms = {family for family in ("task", "logits", "contrastive") if getattr(weights, family)}
+    terms |= {f"{side}_hidden" for side in sides if weights.hidden}
+    terms |= {f"{side}_attention" for side in sides if weights.attention}
+    return terms | ({"cross_attention"} if weights.attention and len(sides) == 2 else set())
+
+
+# --- making
+
+
+@EVERY_BY_EVERY_METHOD
+def test_a_student_has_fewer_layers_and_every_one_of_them_is_quantized(name, method):
+    teacher = make_teacher(name)
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    student = student_of(teacher, name, method=method)
+    names = architecture_of(student.config)
+    depths = tuple(map(int, CASES[name].layers.split("-")))
+    assert names.depths(student.config) == depths
+    assert student.training
+    layers = {side: list(student.get_submodule(stack.layers)) for side, stack in names.stacks.items()}
+    assert {side: len(found) for side, found in layers.items()} == {
+        side: depth for side, depth in zip(("encoder", "decoder"), depths, strict=True) if depth
+    }
+    for layer in [layer for found in layers.values() for layer in found]:
+        linear = [m for m in layer.modules() if isinstance(m, nn.Linear) or type(m).__name__.endswith("Conv1D")]
+        assert len(linear) >= 4
+        assert all(isinstance(m, QuantLinear | QuantConv1D) and m.weight_quantizer.bits == 2 for m in linear)
+        attentions = [submodule(layer, path) for path in names.attentions]
+        assert all(m.activation.bits == 8 for m in attentions if m is not None)
+        assert attentions[0] is not None
+    tables = [submodule(student, path) for path in names.token_embeddings]
+    assert any(table is not None for table in tables)
+    for table in [table for table in tables if table is not None]:
+        assert isinstance(table, QuantEmbedding)
+        assert table.weight_quantizer.bits == 2
+    for path in names.positions:  # Marian's sinusoids are not learned, T5's table is tiny
+        module = submodule(student, path)
+        assert module.weight_quantizer.bits == preset(method).position_bits
+    assert type(teacher) is type(student)
+    assert not quantized_modules(teacher)
+    assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
+
+
+def test_only_what_an_architecture_names_is_quantized():
+    classifier = student_of(make_teacher("bert-classifier"), "bert-classifier")
+    assert type(classifier.classifier) is nn.Linear
+    assert isinstance(classifier.bert.pooler.dense, QuantLinear)
+    masked = student_of(make_teacher("bert"), "bert")
+    assert isinstance(masked.cls.predictions.transform.dense, QuantLinear)
+    t5 = student_of(make_teacher("t5"), "t5")
+    relative = t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+    assert type(relative) is nn.Embedding
+    marian = student_of(make_teacher("marian"), "marian")
+    assert not isinstance(marian.model.encoder.embed_positions, QuantEmbedding)
+    assert not marian.model.encoder.embed_positions.weight.requires_grad
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_embedding_and_head_are_one_quantized_table(name):
+    # A head beside the table would be a second, hidden copy: counted once, computed twice.
+    teacher = make_teacher(name)
+    student = student_of(teacher, name, bits="2-3-8")
+    names = architecture_of(student.config)
+    head = submodule(student, names.heads_of_vocabulary[0])
+    tables = [student.get_submodule(path) for path in names.token_embeddings]
+    assert isinstance(head, QuantLinear)
+    assert all(table.weight is head.weight for table in tables)
+    assert all(table.weight_quantizer is head.weight_quantizer for table in tables)
+    data = data_of(name)
+    student(**data.inputs)
+    assert head.weight_quantizer.quantizations == 1
+
+
+def test_tables_of_their_own_have_quantizers_of_their_own():
+    student = student_of(make_teacher("t5-untied"), "t5-untied", bits="2-3-8")
+    assert student.lm_head.weight is not student.shared.weight
+    assert student.lm_head.weight_quantizer is not student.shared.weight_quantizer
+    assert student.lm_head.weight_quantizer.bits == 3
+    student = student_of(make_teacher("marian-unshared"), "marian-unshared", bits="2-3-8")
+    encoder, decoder = student.model.encoder.embed_tokens, student.model.decoder.embed_tokens
+    assert encoder.weight is not decoder.weight
+    assert encoder.weight_quantizer is not decoder.weight_quantizer
+    assert student.lm_head.weight is decoder.weight
+    assert student.lm_head.weight_quantizer is decoder.weight_quantizer
+
+
+@EVERY
+def test_a_full_precision_full_depth_student_is_the_teacher(name):
+    teacher, data = make_teacher(name), data_of(name)
+    student = make_student(teacher, Configuration.parse(f"32-32-32 {CASES[name].depths}")).eval()
+    with torch.no_grad():
+        ours, theirs = student(**data.inputs, **WANTED), teacher(**data.inputs, **WANTED)
+    torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-6, rtol=1e-6)
+    fields = [f for f in theirs if f.endswith(("attentions", "hidden_states"))]
+    assert fields
+    for field in fields:
+        for a, b in zip(getattr(ours, field), getattr(theirs, field), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+@EVERY
+def test_eight_bits_are_close_to_full_precision(name):
+    # Something rounded twice, or on a wrong scale, is far off.
+    teacher, data = make_teacher(name), data_of(name)
+    student = make_student(teacher, Configuration.parse(f"8-8-8 {CASES[name].depths}")).eval()
+    with torch.no_grad():
+        ours, theirs = student(**data.inputs).logits, teacher(**data.inputs).logits
+    assert 0 < (ours - theirs).norm() / theirs.norm() < 0.1
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "bert-classifier"])
+def test_padding_does_not_change_a_result(name):
+    student = student_of(make_teacher(name), name, bits="8-8-32").eval()
+    data = data_of(name)
+    inputs = data.inputs
+    alone = {key: value[1:2, :5] for key, value in inputs.items() if key != "decoder_input_ids"}
+    if "decoder_input_ids" in inputs:
+        alone["decoder_input_ids"] = inputs["decoder_input_ids"][1:2, :3]
+    with torch.no_grad():
+        expected = student(**alone).logits[0]
+        found = student(**inputs).logits[1, : len(expected)]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def seen():
+    """Queries, keys and values of every attention that is computed meanwhile."""
+    calls = []
+
+    def spy(module, query, key, value, *arguments, **options):
+        calls.append((query.detach(), key.detach(), value.detach()))
+        return attention.quantized_attention(module, query, key, value, *arguments, **options)
+
+    AttentionInterface.register(attention.NAME, spy)
+    yield calls
+    attention.register()
+
+
+@EVERY
+def test_keys_and_values_come_rounded_a_token_and_head_and_queries_do_not(name, seen):
+    # GPT-2 makes all three by one projection: a wrong cut rounds queries twice, or heads together.
+    student = student_of(make_teacher(name), name, bits="8-8-4").eval()
+    with torch.no_grad():
+        student(**data_of(name).inputs)
+    assert len(seen) == {"2-1": 4, "2-0": 2, "0-2": 2}[CASES[name].layers]
+    for query, key, value in seen:
+        for rounded in (key, value):
+            torch.testing.assert_close(fake_quantize_activation(rounded, 4), rounded, atol=1e-5, rtol=1e-5)
+        assert (fake_quantize_activation(query, 4) - query).abs().max() > 0.01 * query.abs().max()
+
+
+# --- learning
+
+
+@EVERY_BY_EVERY_METHOD
+def test_a_training_step_gives_every_quantized_weight_a_gradient(name, method):
+    teacher, data = make_teacher(name), data_of(name)
+    student = student_of(teacher, name, method=method)
+    weights = replace(preset(method).loss, task=1.0)
+    terms, loss = step_loss(student, teacher, data, weights)
+    assert set(terms) == expected_terms(name, weights)
+    assert all(torch.isfinite(value) and value >= 0 for value in terms.values())
+    loss.backward()
+    assert quantized_modules(student)
+    for path, module in quantized_modules(student).items():
+        assert torch.isfinite(module.weight.grad).all(), path
+        assert (module.weight.grad != 0).any(), path
+        learned = module.weight_quantizer.learned
+        if learned is not None:
+            assert torch.isfinite(learned.grad).all(), path
+            assert (learned.grad != 0).any(), path
+    trained = any(m.weight_quantizer.learned is not None for m in quantized_modules(student).values())
+    assert trained == (method in ("quantgpt", "dqlib"))
+    without = [path for path, p in student.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
+@EVERY_BY_EVERY_METHOD
+def test_a_few_steps_lower_the_loss(name, method):
+    teacher, data = make_teacher(name), data_of(name)
+    student = student_of(teacher, name, method=method)
+    weights = replace(preset(method).loss, task=1.0)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.01, weight_decay=0.0)
+    losses, scales = [], learned_of(student)
+    for _ in range(10):
+        _, loss = step_loss(student, teacher, data, weights)
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert min(losses[-3:]) < 0.9 * losses[0]
+    moved = learned_of(student)
+    assert all(not torch.equal(before, moved[path]) for path, before in scales.items())
+
+
+def learned_of(student: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {
+        path: module.weight_quantizer.learned.detach().clone()
+        for path, module in quantized_modules(student).items()
+        if module.weight_quantizer.learned is not None
+    }
+
+
+@pytest.mark.parametrize("name", ["bart", "t5", "gpt2"])
+def test_anchors_are_smoothed_by_a_bank_in_every_decoder(name):
+    teacher, data = make_teacher(name), data_of(name)
+    student, bank = student_of(teacher, name, method="quantgpt"), MemoryBank(VOCABULARY, 0.5)
+    weights = preset("quantgpt").loss
+    first, _ = step_loss(student, teacher, data, weights, bank)
+    plain, _ = step_loss(student, teacher, data, weights)
+    second, loss = step_loss(student, teacher, data, weights, bank)
+    torch.testing.assert_close(second["contrastive"], first["contrastive"], rtol=0.2, atol=0.0)
+    assert torch.isfinite(plain["contrastive"])
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
+
+
+@EVERY
+def test_scores_of_every_attention_are_compared(name):
+    teacher, data = make_teacher(name), data_of(name)
+    student = student_of(teacher, name)
+    teacher.set_attn_implementation("dqlib")  # which gives out scores, and computes a teacher in full precision
+    for model in (student, teacher):
+        set_attention_maps(model, "scores")
+    weights = LossWeights(attention_maps="scores")
+    terms, loss = step_loss(student, teacher, data, weights)
+    assert set(terms) == expected_terms(name, weights)
+    assert all(torch.isfinite(value) and value > 0 for value in terms.values())
+    assert all(value < 1e4 for value in terms.values())  # the mask's -1e38 is not among the scores
+    loss.backward()
+    gradients = [p.grad for p in student.parameters() if p.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+# --- evaluating
+
+
+def greedy(student: PreTrainedModel, name: str, **options) -> torch.Tensor:
+    data = data_of(name)
+    inputs = {key: data.inputs[key] for key in ("input_ids", "attention_mask")}
+    if CASES[name].model is GPT2LMHeadModel:  # a decoder goes on from the left
+        inputs = {key: value.flip(1) for key, value in inputs.items()}
+    # Random weights under a tied head repeat one token for ever; with repeats forbidden, the order tells all logits.
+    greedily = {"max_new_tokens": 8, "min_new_tokens": 8, "no_repeat_ngram_size": 1, "num_beams": 1, "do_sample": False}
+    return student.generate(**inputs, **greedily, **options)
+
+
+@EVERY_BY_EVERY_METHOD
+def test_evaluation_gives_the_same_twice(name, method):
+    student = student_of(make_teacher(name), name, method=method).eval()
+    if CASES[name].generates:
+        first = greedy(student, name)
+        assert first.size(1) >= 8
+        assert torch.equal(first, greedy(student, name))
+        assert torch.equal(student.generate(**two_beams(name)), student.generate(**two_beams(name)))
+    with torch.no_grad():
+        inputs = data_of(name).inputs
+        logits = student(**inputs).logits
+        assert torch.isfinite(logits).all()
+        assert torch.equal(logits, student(**inputs).logits)
+
+
+def two_beams(name: str) -> dict:
+    return {"input_ids": data_of(name).inputs["input_ids"][:1], "num_beams": 2, "max_new_tokens": 4}
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if preset(m).activations.granularity == "per_token"])
+@pytest.mark.parametrize("name", GENERATING)
+def test_cached_generation_gives_what_the_whole_forward_gives(name, method):
+    # A key that is rounded again at every step, or with its neighbours, differs from what was trained.
+    student = student_of(make_teacher(name), name, method=method).eval()
+    assert torch.equal(greedy(student, name), greedy(student, name, use_cache=False))
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_a_cached_step_has_the_logits_of_the_whole_forward(name):
+    # Tokens alone may agree where the numbers do not.
+    student = student_of(make_teacher(name), name).eval()
+    options = {"output_logits": True, "return_dict_in_generate": True}
+    cached, whole = greedy(student, name, **options), greedy(student, name, use_cache=False, **options)
+    for ours, theirs in zip(cached.logits, whole.logits, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0.01 * float(theirs.abs().max()), rtol=0)
+
+
+# --- saving and counting
+
+
+@pytest.mark.parametrize("method", ["dqlib", "quantgpt"])
+@EVERY
+def test_a_saved_student_loads_as_the_same_function(name, method, tmp_path):
+    teacher, data = make_teacher(name), data_of(name)
+    student = student_of(teacher, name, method=method)
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
+    for _ in range(2):  # trained scales that differ from where they start
+        step_loss(student, teacher, data, replace(preset(method).loss, task=1.0))[1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    student.eval()
+    save_student(student, tmp_path)
+    loaded = load_student(tmp_path)
+    assert type(loaded) is type(student)
+    with torch.no_grad():
+        assert torch.equal(loaded(**data.inputs).logits, student(**data.inputs).logits)
+    ours, theirs = learned_of(loaded), learned_of(student)
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[path], theirs[path]) for path in ours)
+    assert bool(ours) == (method in ("quantgpt", "dqlib"))
+    if CASES[name].generates:
+        assert torch.equal(greedy(loaded, name), greedy(student, name))
+
+
+@EVERY_BY_EVERY_METHOD
+def test_a_copied_student_is_the_same_function_and_shares_nothing(name, method):
+    student, data = student_of(make_teacher(name), name, method=method).eval(), data_of(name)
+    with torch.no_grad():
+        before = student(**data.inputs).logits
+        twin = copy.deepcopy(student)
+        assert torch.equal(twin(**data.inputs).logits, before)
+        for parameter in twin.parameters():
+            parameter.mul_(1.5)
+        assert not torch.equal(twin(**data.inputs).logits, before)
+        assert torch.equal(student(**data.inputs).logits, before)
+
+
+@EVERY_BY_EVERY_METHOD
+def test_the_footprint_counts_every_parameter_once(name, method):
+    teacher = make_teacher(name)
+    student = student_of(teacher, name, method=method)
+    entries = footprint(student)
+    assert len({entry.name for entry in entries}) == len(entries)
+    weights = {p for n, p in student.named_parameters() if not n.endswith("weight_quantizer.learned")}
+    assert sum(entry.numel for entry in entries) == sum(p.numel() for p in weights)
+    of_two_bits = sum(entry.numel for entry in entries if entry.bits == 2)
+    quantized = {m.weight for m in quantized_modules(student).values() if m.weight_quantizer.bits == 2}
+    assert of_two_bits == sum(w.numel() for w in quantized)
+    tables = [entry for entry in entries if entry.kind == "embedding" and entry.numel == VOCABULARY * 16]
+    assert len(tables) == (2 if name == "marian-unshared" else 1)
+    assert size_bytes(student) == sum(entry.size_bytes for entry in entries)
+    assert 4 * size_bytes(student) < fp32_size_bytes(teacher)
+
+
+# --- refusing
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "method", "message"),
+    [
+        (
+            "t5",
+            "2-2-8 2-1",
+            "dq-bart-faithful",
+            r"^preset: 'dq-bart-faithful' .* the architecture 't5'; .* bart, mbart",
+        ),
+        ("gpt2", "2-2-8 0-2", "dq-bart-faithful", r"^preset: 'dq-bart-faithful' .* the architecture 'gpt2'"),
+        ("bart", "1-2-8 2-1", "dq-bart", r"^w_bits of '1-2-8 2-1': 1 .* with the preset 'dq-bart'"),
+        ("bart", "2-1-8 2-1", "dq-bart", r"^e_bits of '2-1-8 2-1': 1 .* with the preset 'dq-bart'"),
+        ("gpt2", "2-2-8 1-2", "dqlib", r"^config '2-2-8 1-2', encoder_layers: 1 .* at most 0"),
+        ("gpt2", "2-2-8 0-4", "dqlib", r"^config '2-2-8 0-4', decoder_layers: 4 .* at most 3"),
+        ("bert", "2-2-8 2-1", "dqlib", r"^config '2-2-8 2-1', decoder_layers: 1 .* at most 0"),
+        ("t5", "2-2-8 2-0", "dqlib", r"^config '2-2-8 2-0', decoder_layers: 0 .* at least 1"),
+        ("t5", "2-2-8 0-2", "dqlib", r"^config '2-2-8 0-2', encoder_layers: 0 .* at least 1"),
+        ("bart", "2-2-8 2-1", "distilbart", r"^preset: 'distilbart' .* one of .*dqlib"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_sentence(name, config, method, message):
+    with pytest.raises(InputError, match=message) as caught:
+        make_student(make_teacher(name), Configuration.parse(config), method)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_every_preset_serves_bart_and_those_that_it_names(method):
+    teacher, data = make_teacher("bart"), data_of("bart")
+    student = student_of(teacher, "bart", method=method)
+    terms, loss = step_loss(student, teacher, data, preset(method).loss)
+    loss.backward()
+    assert all(torch.isfinite(value) for value in terms.values())
+    assert torch.isfinite(student.eval()(**data.inputs).logits).all()
+
+
+def test_an_unknown_architecture_is_told_how_to_be_added():
+    tiny = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 20, "max_position_embeddings": 8}
+    tiny |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    teacher = PegasusForConditionalGeneration(PegasusConfig(**tiny))
+    with pytest.raises(
+        InputError, match=r"model_type: 'pegasus' .* ARCHITECTURES in dqlib/architectures\.py"
+    ) as caught:
+        make_student(teacher, Configuration.parse("2-2-8 1-1"))
+    for known in ARCHITECTURES:
+        assert known in str(caught.value)
+    assert set(ARCHITECTURES) == {case.config.model_type for case in CASES.values()}  # each is tested here

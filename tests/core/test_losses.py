@@ -1,0 +1,488 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+
+from dqlib.config import Configuration, LossWeights
+from dqlib.errors import InputError
+from dqlib.losses import (
+    LayerMaps,
+    MemoryBank,
+    attention_mse,
+    cross_entropy,
+    distillation_terms,
+    hidden_mse,
+    logits_kl,
+    logits_mse,
+    reference_terms,
+    token_contrastive,
+)
+from dqlib.student import make_student, set_attention_maps, supervision_map
+from dqlib.study.training.batches import Example, collate
+
+LAYERED = {"encoder_attention", "decoder_attention", "cross_attention", "encoder_hidden", "decoder_hidden"}
+
+
+def test_cross_entropy_is_that_of_the_tokens_that_count():
+    logits, labels = torch.randn(2, 3, 7), torch.tensor([[1, 2, -100], [3, -100, -100]])
+    by_hand = -torch.log_softmax(logits, -1)[[0, 0, 1], [0, 1, 0], [1, 2, 3]].mean()
+    torch.testing.assert_close(cross_entropy(logits, labels), by_hand)
+
+
+def test_divergence_is_zero_for_equals_and_follows_the_formula():
+    s, t = torch.randn(2, 3, 7), torch.randn(2, 3, 7)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert logits_kl(t, t, mask).item() == pytest.approx(0, abs=1e-6)
+    p, q = torch.softmax(t / 2, -1), torch.softmax(s / 2, -1)
+    by_hand = 4 * (p * (p / q).log()).sum(-1)[mask].mean()
+    torch.testing.assert_close(logits_kl(s, t, mask, temperature=2.0), by_hand)
+    torch.testing.assert_close(logits_mse(s, t, mask), (s - t)[mask].square().mean())
+
+
+def test_what_is_masked_does_not_count():
+    mask = torch.tensor([[True, True, False]])
+    for loss, shape, where in ((hidden_mse, (1, 3, 5), (0, 2)), (attention_mse, (1, 2, 3, 4), (0, slice(None), 2))):
+        s, t = torch.randn(shape), torch.randn(shape)
+        before = loss(s, t, mask)
+        s[where] = 1e6
+        assert torch.equal(loss(s, t, mask), before)
+
+
+def test_a_step_split_in_micro_batches_gives_the_same_losses(teacher, batch):
+    # The reference averages within each batch, so its gradient depends on how a step is split.
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1")).eval()
+    teacher.set_attn_implementation("eager")
+    maps = LayerMaps(supervision_map(2, 4), supervision_map(1, 3))
+    wanted = {"output_attentions": True, "output_hidden_states": True}
+
+    def terms(part, denominators):
+        inputs = part.inputs()
+        outputs = student(**inputs, **wanted), teacher(**inputs, **wanted)
+        return distillation_terms(*outputs, part.labels, part.attention_mask.bool(), maps, LossWeights(), denominators)
+
+    examples = [
+        Example(
+            batch.input_ids[i][batch.attention_mask[i].bool()].tolist(), batch.labels[i][batch.labels[i] >= 0].tolist()
+        )
+        for i in range(3)
+    ]
+    tokens = (float(batch.attention_mask.sum()), float((batch.labels >= 0).sum()))
+    whole = terms(batch, (None, None))
+    parts = [terms(collate(examples[:1]), tokens), terms(collate(examples[1:]), tokens)]
+    assert set(whole) == {"task", "logits"} | LAYERED
+    for name, value in whole.items():
+        torch.testing.assert_close(value, parts[0][name] + parts[1][name], rtol=2e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["tokens", "reference"])
+def test_maps_that_a_teacher_does_not_give_are_asked_for_in_a_sentence(teacher, batch, reduction):
+    weights, maps = LossWeights(reduction=reduction, logits_loss="mse"), LayerMaps([1, 3], [0, 2])
+    assert teacher.config._attn_implementation == "sdpa"
+    student = make_student(teacher, Configuration.parse("2-2-8 2-2"))
+    wanted = {"output_attentions": True, "output_hidden_states": True}
+    ours, theirs = (model(**batch.inputs(), **wanted) for model in (student, teacher))
+    rest = batch.labels, batch.attention_mask.bool(), maps
+    with pytest.raises(InputError, match=r"^encoder_attentions of the teacher: \(\) .* attn_implementation='eager'"):
+        distillation_terms(ours, theirs, *rest, weights)
+    distillation_terms(ours, theirs, *rest, replace(weights, attention=0))
+    with pytest.raises(InputError, match=r"^encoder_hidden_states of the student: None .* output_hidden_states=True"):
+        distillation_terms(student(**batch.inputs()), theirs, *rest, replace(weights, attention=0))
+
+
+def test_families_of_weight_zero_are_not_computed(teacher, batch):
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1"))
+    outputs = student(**batch.inputs()), teacher(**batch.inputs())
+    weights = LossWeights(attention=0, hidden=0, task=0)
+    mask = batch.attention_mask.bool()
+    assert set(distillation_terms(*outputs, batch.labels, mask, LayerMaps([0, 3], [2]), weights)) == {"logits"}
+
+
+@pytest.mark.parametrize("name", sorted({"task", "logits", "contrastive", "encoder_last_hidden"} | LAYERED))
+def test_every_term_has_a_weight(name):
+    weights = LossWeights(task=2, logits=3, attention=5, hidden=7, contrastive=11)
+    family = name.rpartition("_")[2]
+    assert weights.of(name) == {"task": 2, "logits": 3, "attention": 5, "hidden": 7, "contrastive": 11}[family]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"task": -1.0},
+        {"contrastive": -0.1},
+        {"hidden": float("nan")},
+        {"logits_loss": "l1"},
+        {"attention_maps": "values"},
+        {"reduction": "sum"},
+        {"temperature": 0.0},
+        {"contrastive_temperature": -1.0},
+        {"momentum": 1.0},
+        {"momentum": -0.1},
+        {"logits_loss": "kl", "reduction": "reference"},
+        {"attention_maps": "scores", "reduction": "reference", "logits_loss": "mse"},
+        {"contrastive": 0.1, "reduction": "reference", "logits_loss": "mse"},
+    ],
+)
+def test_bad_weights_are_named(bad):
+    with pytest.raises(InputError, match=rf"^{next(iter(bad))}: .* must be "):
+        LossWeights(**bad)
+
+
+# --- scores of attention
+
+
+def test_scores_are_averaged_over_the_keys_that_a_query_sees():
+    # Summed like probabilities, a long document would weigh more than a short one.
+    s, t = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    keys = torch.tensor([[1, 2, 3, 4], [5, 5, 5, 5]])
+    mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    total = 0.0
+    for b, q in mask.nonzero().tolist():
+        for head in range(3):
+            total += (s[b, head, q] - t[b, head, q]).square().sum() / keys[b, q] / 3
+    torch.testing.assert_close(attention_mse(s, t, mask, keys=keys), total / 4)
+    torch.testing.assert_close(attention_mse(s, t, mask, 10.0, keys), total / 10)
+    by_source = torch.tensor([[4], [5]])  # as cross-attention has them: the same for all queries
+    spread = by_source.expand(2, 4)
+    assert torch.equal(attention_mse(s, t, mask, keys=by_source), attention_mse(s, t, mask, keys=spread))
+
+
+def test_a_query_that_sees_no_key_divides_by_none():
+    s = torch.zeros(1, 2, 3, 4)
+    loss = attention_mse(s, s, torch.ones(1, 3, dtype=torch.bool), keys=torch.zeros(1, 1, dtype=torch.long))
+    assert loss == 0
+
+
+# --- contrast of tokens
+
+
+def slow_contrastive(student, teacher, mask, temperature):
+    total = torch.zeros((), dtype=student.dtype)
+    cosine = torch.nn.functional.cosine_similarity
+    for b in range(len(student)):
+        counting = mask[b].nonzero().flatten().tolist()
+        for i in counting:
+            similarities = [cosine(student[b, i], teacher[b, j], dim=0) / temperature for j in counting]
+            positive = similarities[counting.index(i)].exp()
+            total = total - (positive / torch.stack(similarities).exp().sum()).log()
+    return total
+
+
+def test_contrast_of_tokens_follows_the_formula():
+    s, t = torch.randn(3, 5, 7, dtype=torch.float64), torch.randn(3, 5, 7, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 1]]).bool()
+    for temperature in (0.1, 1.0):
+        expected = slow_contrastive(s, t, mask, temperature)
+        torch.testing.assert_close(token_contrastive(s, t, mask, temperature=temperature), expected / mask.sum())
+        torch.testing.assert_close(token_contrastive(s, t, mask, 3.0, temperature), expected / 3)
+
+
+def test_contrast_is_small_for_equals_and_largest_for_exchanged_tokens():
+    t = torch.eye(4).unsqueeze(0)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    assert token_contrastive(5 * t, t, mask) < 1e-3  # lengths do not matter
+    assert token_contrastive(t.flip(1), t, mask) > 5
+
+
+def test_contrast_sees_no_padding_neither_as_anchor_nor_as_negative():
+    s, t = torch.randn(2, 4, 6).requires_grad_(), torch.randn(2, 4, 6)
+    mask = torch.tensor([[True, True, True, False], [False, False, False, False]])  # one sequence is padding alone
+    loss = token_contrastive(s, t, mask)
+    loss.backward()
+    assert torch.isfinite(s.grad).all()
+    assert (s.grad[~mask] == 0).all()
+    assert (s.grad[mask] != 0).any()
+    with torch.no_grad():
+        changed_s, changed_t = s.clone(), t.clone()
+        changed_s[~mask], changed_t[~mask] = 1e4, -1e4
+        assert torch.equal(token_contrastive(changed_s, changed_t, mask), loss)
+
+
+def test_contrast_of_zero_states_is_finite():
+    s = torch.zeros(1, 3, 4, requires_grad=True)
+    loss = token_contrastive(s, torch.randn(1, 3, 4), torch.ones(1, 3, dtype=torch.bool))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(s.grad).all()
+
+
+# --- memory bank
+
+
+def test_a_first_meeting_leaves_states_as_they_are():
+    states = torch.randn(2, 3, 4)
+    keys, mask = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.ones(2, 3, dtype=torch.bool)
+    assert torch.equal(MemoryBank(10, 0.5).smooth(states, keys, mask), states)
+
+
+def test_a_second_meeting_mixes_by_momentum_and_scales_the_gradient():
+    bank, mask = MemoryBank(10, 0.25), torch.ones(1, 3, dtype=torch.bool)
+    first, second, third = (torch.randn(1, 3, 4).requires_grad_() for _ in range(3))
+    bank.smooth(first, torch.tensor([[1, 2, 3]]), mask)
+    mixed = bank.smooth(second, torch.tensor([[2, 7, 1]]), mask)
+    expected = second.clone()
+    expected[0, 0] = 0.25 * first[0, 1] + 0.75 * second[0, 0]
+    expected[0, 2] = 0.25 * first[0, 0] + 0.75 * second[0, 2]
+    torch.testing.assert_close(mixed, expected)
+    mixed.sum().backward()
+    assert first.grad is None  # the past has no graph, or memory would grow with every step
+    torch.testing.assert_close(second.grad[0, :, 0], torch.tensor([0.75, 1.0, 0.75]))
+    again = bank.smooth(third, torch.tensor([[2, 3, 8]]), mask)
+    torch.testing.assert_close(again[0, 0], 0.25 * expected[0, 0] + 0.75 * third[0, 0])  # of what was mixed
+    torch.testing.assert_close(again[0, 1], 0.25 * first[0, 2] + 0.75 * third[0, 1])
+    assert torch.equal(again[0, 2], third[0, 2])
+
+
+def test_an_entry_that_is_met_several_times_in_a_batch_takes_in_the_mean():
+    bank, mask = MemoryBank(10, 0.5), torch.ones(2, 2, dtype=torch.bool)
+    states = torch.randn(2, 2, 4)
+    bank.smooth(states, torch.tensor([[3, 3], [4, 3]]), mask)
+    mean = (states[0, 0] + states[0, 1] + states[1, 1]) / 3
+    zeros = torch.zeros(1, 1, 4)
+    torch.testing.assert_close(bank.smooth(zeros, torch.tensor([[3]]), mask[:1, :1])[0, 0], mean / 2)
+
+
+def test_padding_is_not_remembered():
+    # Padded labels are -100; as an index, or cut to 0, they would be tokens like others.
+    bank = MemoryBank(5, 0.5)
+    keys, mask = torch.tensor([[2, -100, -100]]), torch.tensor([[True, False, False]])
+    for _ in range(2):
+        bank.smooth(torch.randn(1, 3, 4), keys, mask)
+    states = torch.randn(1, 4, 4)
+    mixed = bank.smooth(states, torch.tensor([[0, 1, 3, 4]]), torch.ones(1, 4, dtype=torch.bool))
+    assert torch.equal(mixed, states)
+
+
+# --- terms of whole models
+
+CHOICES = {
+    "plain": LossWeights(),
+    "mse": LossWeights(logits_loss="mse"),
+    "warm": LossWeights(temperature=2.0),
+    "scores": LossWeights(attention_maps="scores"),
+    "contrast": LossWeights(contrastive=0.1),
+}
+
+
+def outputs(student, teacher, batch):
+    wanted = {"output_attentions": True, "output_hidden_states": True}
+    with torch.no_grad():
+        return student(**batch.inputs(), **wanted), teacher(**batch.inputs(), **wanted)
+
+
+@pytest.fixture
+def pair(teacher):
+    """A student and its teacher, both giving maps, in double precision and without rounding to grids."""
+    teacher.set_attn_implementation("dqlib")
+    student = make_student(teacher, Configuration.parse("32-32-32 2-1")).eval()
+    return student.double(), teacher.double()
+
+
+MAPS = LayerMaps(supervision_map(2, 4), supervision_map(1, 3))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_more_padding_changes_no_term(pair, batch, choice):
+    # The reference takes means over all positions, so its losses shrink as a batch is padded.
+    weights = CHOICES[choice]
+    for model in pair:
+        set_attention_maps(model, weights.attention_maps)
+
+    def terms(batch):
+        bank = MemoryBank(96, 0.5) if weights.contrastive else None
+        mask = batch.attention_mask.bool()
+        for _ in range(2):  # the bank knows every token the second time
+            found = distillation_terms(*outputs(*pair, batch), batch.labels, mask, MAPS, weights, bank=bank)
+        return found
+
+    def wider(tensor, value, by):
+        return torch.nn.functional.pad(tensor, (0, by), value=value)
+
+    padded = replace(
+        batch,
+        input_ids=wider(batch.input_ids, 1, 5),
+        attention_mask=wider(batch.attention_mask, 0, 5),
+        decoder_input_ids=wider(batch.decoder_input_ids, 1, 3),
+        labels=wider(batch.labels, -100, 3),
+    )
+    before, after = terms(batch), terms(padded)
+    assert set(before) == {"task", "logits"} | LAYERED | ({"contrastive"} if weights.contrastive else set())
+    for name, value in before.items():
+        assert value > 0
+        torch.testing.assert_close(after[name], value, msg=lambda message, name=name: f"{name}: {message}")
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_terms_of_examples_alone_add_up_to_those_of_the_batch(pair, batch, choice):
+    weights = CHOICES[choice]
+    for model in pair:
+        set_attention_maps(model, weights.attention_maps)
+    tokens = (float(batch.attention_mask.sum()), float((batch.labels >= 0).sum()))
+
+    def terms(part, denominators=(None, None)):
+        mask = part.attention_mask.bool()
+        return distillation_terms(*outputs(*pair, part), part.labels, mask, MAPS, weights, denominators)
+
+    alone = [
+        collate([Example(ids[mask.bool()].tolist(), labels[labels >= 0].tolist())])
+        for ids, mask, labels in zip(batch.input_ids, batch.attention_mask, batch.labels, strict=True)
+    ]
+    parts = [terms(part, tokens) for part in alone]
+    for name, value in terms(batch).items():
+        torch.testing.assert_close(sum(part[name] for part in parts), value)
+
+
+def test_scores_are_compared_before_the_softmax(pair, batch):
+    for model in pair:
+        set_attention_maps(model, "scores")
+    weights = LossWeights(task=0, logits=0, hidden=0, attention_maps="scores")
+    ours, theirs = outputs(*pair, batch)
+    mask = batch.attention_mask.bool()
+    found = distillation_terms(ours, theirs, batch.labels, mask, MAPS, weights)
+    assert set(found) == {"encoder_attention", "decoder_attention", "cross_attention"}
+    lengths, targets = batch.attention_mask.sum(1).tolist(), (batch.labels >= 0).sum(1).tolist()
+    totals = dict.fromkeys(found, 0.0)
+    for b, (source, target) in enumerate(zip(lengths, targets, strict=True)):
+        for q in range(source):
+            for i, j in ((0, 0), (1, 3)):
+                difference = (ours.encoder_attentions[i] - theirs.encoder_attentions[j])[b, :, q, :source]
+                totals["encoder_attention"] += difference.square().mean() / 2
+        for q in range(target):
+            difference = (ours.decoder_attentions[0] - theirs.decoder_attentions[2])[b, :, q, : q + 1]
+            totals["decoder_attention"] += difference.square().mean()
+            difference = (ours.cross_attentions[0] - theirs.cross_attentions[2])[b, :, q, :source]
+            totals["cross_attention"] += difference.square().mean()
+    for name, total in totals.items():
+        count = sum(lengths) if name == "encoder_attention" else sum(targets)
+        torch.testing.assert_close(found[name], total / count)
+
+
+def test_hidden_terms_compare_each_layer_with_its_teacher_and_leave_out_embeddings(pair, batch):
+    ours, theirs = outputs(*pair, batch)
+    mask, targets = batch.attention_mask.bool(), batch.labels >= 0
+    found = distillation_terms(ours, theirs, batch.labels, mask, MAPS, LossWeights())
+    encoder = [
+        (ours.encoder_hidden_states[i + 1] - theirs.encoder_hidden_states[j + 1])[mask].square().mean()
+        for i, j in ((0, 0), (1, 3))
+    ]
+    torch.testing.assert_close(found["encoder_hidden"], sum(encoder) / 2)
+    decoder = (ours.decoder_hidden_states[1] - theirs.decoder_hidden_states[3])[targets].square().mean()
+    torch.testing.assert_close(found["decoder_hidden"], decoder)
+
+
+def test_contrast_is_of_the_last_layer_and_its_anchors_are_smoothed(pair, batch):
+    ours, theirs = outputs(*pair, batch)
+    weights = LossWeights(task=0, logits=0, attention=0, hidden=0, contrastive=1, contrastive_temperature=0.5)
+    mask, targets = batch.attention_mask.bool(), batch.labels >= 0
+    anchors, others = ours.decoder_hidden_states[-1], theirs.decoder_hidden_states[-1]
+    found = distillation_terms(ours, theirs, batch.labels, mask, MAPS, weights)
+    assert set(found) == {"contrastive"}
+    torch.testing.assert_close(found["contrastive"], token_contrastive(anchors, others, targets, temperature=0.5))
+    bank, twin = MemoryBank(96, 0.5), MemoryBank(96, 0.5)
+    for states in (torch.randn_like(anchors), anchors):
+        output = Seq2SeqLMOutput(
+            encoder_hidden_states=ours.encoder_hidden_states,
+            decoder_hidden_states=(*ours.decoder_hidden_states[:-1], states),
+        )
+        found = distillation_terms(output, theirs, batch.labels, mask, MAPS, weights, bank=bank)
+        smooth = twin.smooth(states, batch.labels, targets)
+        torch.testing.assert_close(found["contrastive"], token_contrastive(smooth, others, targets, temperature=0.5))
+    assert not torch.equal(smooth, anchors)
+
+
+def test_a_model_of_one_stack_names_its_terms_by_the_side_that_has_layers():
+    mask = torch.ones(2, 3, dtype=torch.bool)
+
+    def output():
+        hidden, maps = torch.randn(2, 3, 4), torch.softmax(torch.randn(2, 2, 3, 3), -1)
+        output = BaseModelOutput(hidden_states=(hidden, hidden + 1), attentions=(maps,))
+        output.logits = torch.randn(2, 3, 7)
+        return output
+
+    ours, theirs, labels = output(), output(), torch.ones(2, 3, dtype=torch.long)
+    for side, maps in (("encoder", LayerMaps([0], [])), ("decoder", LayerMaps([], [0]))):
+        names = set(distillation_terms(ours, theirs, labels, mask, maps, LossWeights()))
+        assert names == {"task", "logits", f"{side}_attention", f"{side}_hidden"}
+
+
+def test_a_classifier_s_decoder_counts_the_tokens_of_the_source():
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+
+    def output():
+        hidden, maps = torch.randn(2, 3, 4), torch.softmax(torch.randn(2, 2, 3, 3), -1)
+        output = BaseModelOutput(hidden_states=(hidden, hidden + 1), attentions=(maps,))
+        output.logits = torch.randn(2, 7)
+        return output
+
+    ours, theirs, labels = output(), output(), torch.tensor([3, 5])  # one a text, none a token
+    weights, maps = LossWeights(contrastive=1.0), LayerMaps([], [0])
+    denominators, bank = (8.0, 4.0), MemoryBank(7, 0.5)
+    found = distillation_terms(ours, theirs, labels, mask, maps, weights, denominators, bank)
+    assert set(found) == {"task", "logits", "decoder_attention", "decoder_hidden", "contrastive"}
+    torch.testing.assert_close(found["task"], cross_entropy(ours.logits, labels, 4.0))
+    torch.testing.assert_close(found["logits"], logits_kl(ours.logits, theirs.logits, labels > 0, 4.0))
+    pair = ours.hidden_states[1], theirs.hidden_states[1]
+    torch.testing.assert_close(found["decoder_hidden"], hidden_mse(*pair, mask, 8.0))
+    torch.testing.assert_close(found["contrastive"], token_contrastive(*pair, mask, 8.0))
+    expected = attention_mse(ours.attentions[0], theirs.attentions[0], mask, 8.0)
+    torch.testing.assert_close(found["decoder_attention"], expected)
+
+
+# --- the reference's own reduction
+
+
+def reference_pair():
+    def output(layers):
+        def maps(queries, keys):
+            return tuple(torch.rand(2, 2, queries, keys) for _ in range(layers))
+
+        encoder = tuple(torch.randn(2, 3, 4) for _ in range(layers + 1))
+        return Seq2SeqLMOutput(
+            logits=torch.randn(2, 2, 5),
+            encoder_attentions=maps(3, 3),
+            decoder_attentions=maps(2, 2),
+            cross_attentions=maps(2, 3),
+            encoder_hidden_states=encoder,
+            decoder_hidden_states=tuple(torch.randn(2, 2, 4) for _ in range(layers + 1)),
+            encoder_last_hidden_state=encoder[-1],
+        )
+
+    return output(2), output(3)
+
+
+def mean_square(ours, theirs):
+    return sum((a - b) ** 2 for a, b in zip(ours.flatten().tolist(), theirs.flatten().tolist(), strict=True)) / (
+        ours.numel()
+    )
+
+
+def test_the_reference_counts_padding_embeddings_and_sums_over_layers():
+    ours, theirs = reference_pair()
+    labels = torch.tensor([[1, 2], [3, -100]])  # the padded target counts in all terms but the task's
+    maps, weights = LayerMaps([0, 2], [0, 2]), LossWeights(reduction="reference", logits_loss="mse")
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    found = distillation_terms(ours, theirs, labels, mask, maps, weights)
+    expected = {"logits": mean_square(ours.logits, theirs.logits)}
+    for term, field in (
+        ("encoder_attention", "encoder_attentions"),
+        ("decoder_attention", "decoder_attentions"),
+        ("cross_attention", "cross_attentions"),
+    ):
+        a, b = getattr(ours, field), getattr(theirs, field)
+        expected[term] = mean_square(a[0], b[0]) + mean_square(a[1], b[2])
+    for side in ("encoder", "decoder"):
+        a, b = getattr(ours, f"{side}_hidden_states"), getattr(theirs, f"{side}_hidden_states")
+        expected[f"{side}_hidden"] = mean_square(a[0], b[0]) + mean_square(a[1], b[1]) + mean_square(a[2], b[3])
+    expected["encoder_last_hidden"] = 2 * mean_square(ours.encoder_hidden_states[2], theirs.encoder_hidden_states[3])
+    log = torch.log_softmax(ours.logits, -1)
+    expected["task"] = -float(log[0, 0, 1] + log[0, 1, 2] + log[1, 0, 3]) / 3
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert found[name].item() == pytest.approx(value, rel=1e-5), name
+
+
+def test_the_reference_leaves_out_families_of_weight_zero():
+    ours, theirs = reference_pair()
+    weights = LossWeights(reduction="reference", logits_loss="mse", attention=0, hidden=0)
+    maps = LayerMaps([0, 2], [0, 2])
+    assert set(reference_terms(ours, theirs, torch.tensor([[1, 2], [3, 4]]), maps, weights)) == {"task", "logits"}

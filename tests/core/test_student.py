@@ -1,0 +1,502 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGeneration, Trainer, TrainingArguments
+
+import dqlib
+from dqlib.config import ActivationQuantization, Configuration, WeightQuantization
+from dqlib.errors import InputError
+from dqlib.layers import QuantEmbedding
+from dqlib.presets import preset
+from dqlib.quantizers import quantize
+from dqlib.storage.footprint import footprint, fp32_size_bytes, size_bytes
+from dqlib.storage.manifest import verify
+from dqlib.storage.packed import load_packed, save_packed
+from dqlib.student import (
+    LEARNED,
+    layer_map,
+    load_student,
+    make_student,
+    plain_parameters,
+    quantize_model,
+    quantized_modules,
+    round_for_storage,
+    save_student,
+    set_attention_maps,
+    set_blend,
+    supervision_map,
+    supervision_maps,
+)
+from tests.conftest import TINY
+from tests.core.test_architectures import data_of, make_teacher, student_of
+from tests.helpers.folders import reweigh
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [(6, 6, [0, 1, 2, 3, 4, 5]), (3, 6, [0, 2, 5]), (3, 12, [0, 5, 11]), (2, 24, [0, 23]), (1, 6, [0]), (1, 1, [0]),
+     (6, 12, [0, 2, 4, 7, 9, 11])],
+)  # fmt: skip
+def test_layers_are_maximally_spaced(student, teacher, expected):
+    assert layer_map(student, teacher) == expected
+
+
+@pytest.mark.parametrize("layers", [[5], [0, 5], [0, 2, 5], [0, 2, 3, 5], [0, 1, 3, 4, 5], [0, 1, 2, 3, 4, 5]])
+def test_layers_of_the_faithful_preset_are_those_of_its_code_copied_and_supervised(layers):
+    config = BartConfig(**TINY, encoder_layers=6, decoder_layers=6)
+    teacher, count = BartForConditionalGeneration(config), len(layers)
+    configuration = Configuration.parse(f"8-8-8 {count}-{count}")
+    student = make_student(teacher, configuration, "dq-bart-faithful")
+    for side in ("encoder", "decoder"):
+        ours, theirs = getattr(student.model, side).layers, getattr(teacher.model, side).layers
+        assert [torch.equal(ours[i].fc1.weight, theirs[j].fc1.weight) for i, j in enumerate(layers)] == [True] * count
+        assert list(getattr(supervision_maps(configuration, teacher), side)) == layers
+
+
+@pytest.mark.parametrize("teacher", [1, 2, 6, 12])
+def test_a_single_layer_is_the_first_or_where_asked_the_last(teacher):
+    assert layer_map(1, teacher) == layer_map(1, teacher, "first") == [0]
+    assert layer_map(1, teacher, "last") == [teacher - 1]
+    if teacher > 1:
+        assert layer_map(2, teacher, "last") == layer_map(2, teacher)
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(0, 6), (7, 6), (-1, 6)])
+def test_a_map_of_no_layer_or_too_many_is_refused(student, teacher):
+    with pytest.raises(InputError, match=rf"student_layers: {student} .* between 1 and {teacher}"):
+        layer_map(student, teacher)
+
+
+def test_a_side_without_layers_has_no_supervision():
+    assert supervision_map(0, 6) == supervision_map(0, 0) == []
+
+
+@pytest.mark.parametrize("teacher", range(2, 30))
+def test_first_and_last_layer_are_kept_and_each_is_the_nearest_to_even_spacing(teacher):
+    for student in range(2, teacher + 1):
+        chosen = layer_map(student, teacher)
+        assert (chosen[0], chosen[-1]) == (0, teacher - 1)
+        assert len(set(chosen)) == student
+        assert all(2 * abs(layer * (student - 1) - i * (teacher - 1)) <= student - 1 for i, layer in enumerate(chosen))
+    assert supervision_map(1, teacher) == [teacher - 1]
+
+
+def test_more_layers_than_the_teacher_are_refused(teacher):
+    with pytest.raises(InputError, match=r"encoder_layers: 5 .* at most 4"):
+        make_student(teacher, Configuration.parse("2-2-8 5-3"))
+
+
+@pytest.mark.parametrize(("text", "side"), [("2-2-8 0-3", "encoder"), ("2-2-8 2-0", "decoder")])
+def test_a_stack_that_the_teacher_has_keeps_a_layer(teacher, text, side):
+    with pytest.raises(InputError, match=rf"{side}_layers: 0 .* at least 1 for this architecture"):
+        make_student(teacher, Configuration.parse(text))
+
+
+@pytest.mark.parametrize("config", ["2-2-8 2-1", "32-32-32 4-3"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_model_that_is_quantized_already_is_refused(teacher, tmp_path, config, packed):
+    # Its layers would keep their bits, and those that had none would get the new ones.
+    student = make_student(teacher, Configuration.parse(config))
+    if packed:
+        round_for_storage(student)
+        save_packed(student, tmp_path / "packed")
+        student = load_packed(tmp_path / "packed")
+    for again in (make_student, quantize_model):
+        with pytest.raises(InputError, match=rf"^model: '.* quantized as {config}' .* in full precision"):
+            again(student, Configuration.parse("8-8-8 1-1"))
+
+
+def test_an_unknown_architecture_is_told_how_to_be_added():
+    from transformers import PegasusConfig, PegasusForConditionalGeneration
+
+    tiny = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 20, "max_position_embeddings": 8}
+    tiny |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    with pytest.raises(InputError, match=r"model_type: 'pegasus' .* ARCHITECTURES"):
+        make_student(PegasusForConditionalGeneration(PegasusConfig(**tiny)), Configuration.parse("2-2-8 1-1"))
+
+
+def test_a_full_precision_full_depth_student_is_the_teacher(teacher, batch):
+    student = make_student(teacher, Configuration.parse("32-32-32 4-3")).eval()
+    teacher.set_attn_implementation("eager")
+    inputs = batch.inputs()
+    with torch.no_grad():
+        ours = student(**inputs, output_attentions=True, output_hidden_states=True)
+        theirs = teacher(**inputs, output_attentions=True, output_hidden_states=True)
+    assert torch.equal(ours.logits, theirs.logits)
+    assert torch.equal(ours.cross_attentions[1], theirs.cross_attentions[1])
+    assert torch.equal(ours.encoder_hidden_states[2], theirs.encoder_hidden_states[2])
+
+
+def test_layers_are_copied_by_the_map_and_the_teacher_is_left_alone(teacher):
+    before = copy.deepcopy(teacher.state_dict())
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1"))
+    assert torch.equal(student.model.encoder.layers[1].fc1.weight, teacher.model.encoder.layers[3].fc1.weight)
+    assert (len(student.model.encoder.layers), len(student.model.decoder.layers)) == (2, 1)
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert not quantized_modules(teacher)
+
+
+def test_embedding_and_head_are_one_quantized_table(teacher, batch):
+    # The reference's head uses the full-precision embedding, so what it counts is not what it computes.
+    student = make_student(teacher, Configuration.parse("2-2-32 4-3")).eval()
+    table = quantize(student.model.shared.weight, 2).dequantize()
+    with torch.no_grad():
+        output = student(**batch.inputs(), output_hidden_states=True)
+        logits = output.decoder_hidden_states[-1] @ table.T
+    torch.testing.assert_close(output.logits, logits + student.final_logits_bias)
+    assert student.lm_head.weight is student.model.shared.weight
+    assert student.lm_head.weight_quantizer is student.model.encoder.embed_tokens.weight_quantizer
+
+
+@pytest.mark.parametrize("config", ["8-8-8 4-3", "5-6-8 4-3", "2-2-8 2-1", "1-1-8 1-1"])
+def test_padding_does_not_change_a_result(teacher, batch, config):
+    student = make_student(teacher, Configuration.parse(config)).eval()
+    inputs = batch.inputs()
+    with torch.no_grad():
+        together = student(**inputs).logits[1, :2]
+        alone = student(
+            input_ids=inputs["input_ids"][1:2, :4],
+            attention_mask=inputs["attention_mask"][1:2, :4],
+            decoder_input_ids=inputs["decoder_input_ids"][1:2, :2],
+        ).logits[0]
+    # Sums in another order may move a value over a rounding edge, so not bit by bit.
+    torch.testing.assert_close(together, alone, atol=0.05 * float(alone.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [(torch.optim.SGD, {}), (torch.optim.AdamW, {}), (torch.optim.AdamW, {"fused": True})],
+    ids=["sgd", "adamw", "fused-adamw"],  # a fused optimizer does not raise a weight's version counter
+)
+def test_weights_are_quantized_once_a_step_and_once_a_generation(teacher, batch, optimizer, options):
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1"))
+    quantizers = {id(m.weight_quantizer): m.weight_quantizer for m in quantized_modules(student).values()}.values()
+    optimizer = optimizer(student.parameters(), lr=0.01, **options)
+    for step in range(3):
+        for _ in range(2):  # two micro-batches
+            student(**batch.inputs()).logits.sum().backward()
+        assert {q.quantizations for q in quantizers} == {step + 1}
+        optimizer.step()
+        optimizer.zero_grad()
+    student.eval().generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=8)
+    assert {q.quantizations for q in quantizers} == {4}
+
+
+@pytest.mark.parametrize("method", ["dqlib-fixed-scales", "dq-bart-faithful", "quantgpt"])
+def test_weights_in_the_place_of_others_are_those_that_count(teacher, batch, method):
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1"), method).eval()
+
+    def weights(seed):
+        torch.manual_seed(seed)
+        return {name: p + 0.1 * torch.randn_like(p) for name, p in student.named_parameters()}
+
+    before = copy.deepcopy(student.state_dict())
+    with torch.no_grad():
+        found = [torch.func.functional_call(student, weights(seed), kwargs=batch.inputs()).logits for seed in range(4)]
+        assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())  # put back
+        for seed, logits in enumerate(found):  # the tensors of each round are gone with it, and their addresses free
+            twin = copy.deepcopy(student)
+            twin.load_state_dict(weights(seed), strict=False)
+            assert torch.equal(logits, twin(**batch.inputs()).logits)
+
+
+def test_weights_written_through_data_are_seen_after_forgetting(teacher, batch):
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1")).eval()
+    with torch.no_grad():
+        before = student(**batch.inputs()).logits
+        for parameter in student.parameters():
+            parameter.data.copy_(torch.lerp(parameter, torch.randn_like(parameter), 0.5))  # a moving average
+        dqlib.forget(student)
+        after = student(**batch.inputs()).logits
+        assert torch.equal(after, copy.deepcopy(student)(**batch.inputs()).logits)
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("method", ["dqlib", "dq-bart-faithful"])
+def test_a_student_compiles_into_one_graph_that_learns_the_same(batch, method):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    teacher = BartForConditionalGeneration(BartConfig(**TINY, encoder_layers=1, decoder_layers=1))
+    student = make_student(teacher, Configuration.parse("4-2-8 1-1"), method)
+    compiled = torch.compile(student, backend="eager", fullgraph=True)  # which refuses what would break a graph
+    inputs, gradients, logits = batch.inputs() | {"use_cache": False}, [], []
+    for model in (student, compiled):
+        logits.append(model(**inputs).logits)
+        logits[-1].square().mean().backward()
+        gradients.append([parameter.grad for parameter in student.parameters()])
+        student.zero_grad()
+    assert torch.equal(*logits)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        student.model.decoder.layers[0].fc1.weight.mul_(-1)
+    assert torch.equal(student(**inputs).logits, compiled(**inputs).logits)
+
+
+@pytest.mark.parametrize("config", ["8-8-8 4-3", "4-4-4 4-2", "3-7-8 1-2", "2-2-8 2-1", "1-1-8 1-1", "32-32-32 2-1"])
+def test_every_parameter_learns(teacher, batch, config):
+    student = make_student(teacher, Configuration.parse(config))
+    student(**batch.inputs()).logits.square().sum().backward()
+    without = [name for name, p in student.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert without == []
+
+
+@pytest.mark.parametrize("config", ["4-4-8 2-2", "2-2-4 2-1", "2-2-8 2-1", "1-1-8 1-3"])
+def test_cached_generation_gives_what_the_whole_forward_gives(teacher, batch, config):
+    student = make_student(teacher, Configuration.parse(config)).eval()
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    greedy = {"max_new_tokens": 10, "num_beams": 1, "do_sample": False}
+    assert torch.equal(student.generate(**inputs, **greedy), student.generate(**inputs, **greedy, use_cache=False))
+
+
+@pytest.mark.parametrize("method", ["dqlib", "dq-bart", "dq-bart-faithful", "xtc", "quantgpt"])
+def test_a_saved_student_loads_as_the_same_function(teacher, batch, tmp_path, method):
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1"), method).eval()
+    save_student(student, tmp_path)
+    loaded = load_student(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch.inputs()).logits, student(**batch.inputs()).logits)
+    assert not loaded.training
+    for field in ("name", "weights", "activations", "quantize_head", "position_bits"):
+        assert getattr(loaded.dqlib_preset, field) == getattr(student.dqlib_preset, field)
+    assert str(loaded.dqlib_configuration) == "2-2-8 2-1"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")) == []
+
+
+@pytest.mark.parametrize("method", ["dqlib", "quantgpt", "dq-bart-faithful"])
+@pytest.mark.parametrize("config", ["8-8-8 2-2", "2-2-8 2-2"])
+def test_a_rounded_student_computes_with_fp16_numbers_and_loads_as_the_same_function(
+    teacher, batch, tmp_path, method, config
+):
+    student = make_student(teacher, Configuration.parse(config), method).eval()
+    with torch.no_grad():
+        before = student(**batch.inputs()).logits
+        round_for_storage(student)
+        logits = student(**batch.inputs()).logits
+    assert not torch.equal(before, logits)
+    torch.testing.assert_close(logits, before, rtol=0.2, atol=0.2)
+    for parameter in plain_parameters(student).values():
+        assert torch.equal(parameter, parameter.half().float())
+    for module in quantized_modules(student).values():
+        scale = module.quantized().scale
+        assert torch.equal(scale, scale.half().float())
+        assert torch.equal(module.quantized().dequantize(), module.weight_quantizer(module.weight))
+    save_student(student, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_student(tmp_path)(**batch.inputs()).logits, logits)
+
+
+def test_a_rounded_student_without_quantized_weights_loads_as_the_same_function(tmp_path):
+    student, data = student_of(make_teacher("marian"), "marian", "32-32-8").eval(), data_of("marian")
+    round_for_storage(student)  # its sinusoids too, which the folder leaves out
+    save_student(student, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_student(tmp_path)(**data.inputs).logits, student(**data.inputs).logits)
+
+
+def test_a_trained_scale_that_is_missing_or_of_another_shape_is_named(teacher, tmp_path):
+    save_student(make_student(teacher, Configuration.parse("2-2-8 2-1")), tmp_path)
+    name = "model.decoder.layers.0.fc1.weight_quantizer.learned"
+    for change, told in (
+        (lambda tensors: tensors.update({name: tensors[name][:1]}), r"\(1, 1\).* shape \(48, 1\)"),
+        (lambda tensors: tensors.update({name: torch.full((48, 1), torch.nan)}), "nan or inf"),
+        (lambda tensors: tensors.pop(name), "'missing'"),
+        (lambda tensors: tensors.update({f"model.{LEARNED}": torch.ones(1)}), "'missing'"),
+    ):
+        reweigh(tmp_path, change)
+        with pytest.raises(InputError, match=rf"^{name}: .*{told}"):
+            load_student(tmp_path)
+
+
+def test_a_student_takes_the_place_of_another_and_leaves_other_files(teacher, batch, tmp_path, monkeypatch):
+    first, second, third = (
+        make_student(teacher, Configuration.parse(config)).eval()
+        for config in ("2-2-8 2-1", "32-32-8 2-1", "2-2-8 1-1")
+    )
+    save_student(first, tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fails(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("dqlib.student.seal", fails)
+    with pytest.raises(OSError, match="disk full"):
+        save_student(third, tmp_path)
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    save_student(second, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == before.keys()
+    with torch.no_grad():
+        assert torch.equal(load_student(tmp_path)(**batch.inputs()).logits, second(**batch.inputs()).logits)
+
+
+def test_a_number_too_large_for_fp16_is_named(teacher):
+    student = make_student(teacher, Configuration.parse("2-2-8 2-2"))
+    name, parameter = next((n, p) for n, p in plain_parameters(student).items() if n.endswith("bias"))
+    with torch.no_grad():
+        parameter[0] = 1e5
+    with pytest.raises(InputError, match=name):
+        round_for_storage(student)
+
+
+@pytest.mark.parametrize("method", ["dqlib", "quantgpt", "dq-bart-faithful"])
+def test_what_is_saved_by_either_name_is_the_student(teacher, batch, tmp_path, method):
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1"), method).eval()
+    round_for_storage(student)
+    save_student(student, tmp_path / "ours")
+    student.save_pretrained(tmp_path / "theirs")
+    copy.deepcopy(student).save_pretrained(tmp_path / "copied", max_shard_size="40KB")
+    assert len(list((tmp_path / "copied").glob("model-*.safetensors"))) > 1
+    for name in ("ours", "theirs", "copied"):
+        assert verify(tmp_path / name) == []
+        with torch.no_grad():
+            assert torch.equal(load_student(tmp_path / name)(**batch.inputs()).logits, student(**batch.inputs()).logits)
+        for kind in (type(teacher), AutoModelForSeq2SeqLM):  # full precision would be another function
+            with pytest.raises(ValueError, match=r"the weights of a student, which dqlib\.student\.load_student reads"):
+                kind.from_pretrained(tmp_path / name)
+
+
+def test_a_checkpoint_of_trainer_is_a_student_and_is_taken_up_again(tmp_path):
+    teacher, data = make_teacher("bart"), data_of("bart")
+    rows = [{key: value[i] for key, value in data.inputs.items()} | {"labels": data.labels[i]} for i in range(2)]
+    options = TrainingArguments(str(tmp_path), max_steps=2, save_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1"))
+    Trainer(student, options, train_dataset=rows).train()
+    loaded = load_student(tmp_path / "checkpoint-2")
+    with torch.no_grad():
+        logits = student.eval()(**data.inputs).logits
+        assert torch.equal(loaded(**data.inputs).logits, logits)
+    again = make_student(teacher, Configuration.parse("2-2-8 2-1"))
+    Trainer(again, options, train_dataset=rows).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    with torch.no_grad():
+        assert torch.equal(again.eval()(**data.inputs).logits, logits)
+
+
+def test_a_loaded_packed_model_is_not_saved_as_a_student(teacher, tmp_path):
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1"))
+    round_for_storage(student)
+    save_packed(student, tmp_path / "packed")
+    with pytest.raises(InputError, match=r"^model: .* make_student or load_student"):
+        save_student(load_packed(tmp_path / "packed"), tmp_path / "student")
+
+
+def test_a_method_of_one_s_own_is_saved_with_the_student(teacher, batch, tmp_path):
+    # The name alone would not tell how to quantize again.
+    method = replace(
+        preset("dqlib"),
+        name="mine",
+        weights=WeightQuantization(uniform="lsq", linear="per_group_8", embedding="per_tensor", clip=1.0),
+        activations=ActivationQuantization(clip=3.0),
+        position_bits=4,
+    )
+    student = make_student(teacher, Configuration.parse("4-3-4 2-2"), method).eval()
+    with torch.no_grad():
+        for module in quantized_modules(student).values():
+            if module.weight_quantizer.learned is not None:
+                module.weight_quantizer.learned.mul_(0.9)  # as if trained
+    save_student(student, tmp_path)
+    loaded = load_student(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch.inputs()).logits, student(**batch.inputs()).logits)
+
+
+def test_a_folder_without_sidecar_is_refused(teacher, tmp_path):
+    teacher.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"dqlib\.json"):
+        load_student(tmp_path)
+
+
+def test_a_weight_that_is_not_finite_is_named_before_it_is_quantized(teacher):
+    with torch.no_grad():
+        teacher.model.decoder.layers[2].fc1.weight[3, 4] = float("nan")
+    with pytest.raises(InputError, match=r"model\.decoder\.layers\.\d\.fc1, weight: 'nan or inf' .* finite"):
+        make_student(teacher, Configuration.parse("2-2-8 4-3"))
+
+
+def test_a_group_that_does_not_fit_a_layer_names_the_layer(teacher):
+    method = replace(preset("dqlib"), weights=WeightQuantization(linear="per_group_32"))
+    with pytest.raises(InputError, match=r"fc2, granularity: 'per_group_32' .* a row of 48 weights"):
+        make_student(teacher, Configuration.parse("2-2-8 4-3"), method)
+
+
+def test_a_blend_of_zero_is_full_precision_and_of_one_the_student(teacher, batch):
+    student = make_student(teacher, Configuration.parse("2-2-32 4-3"), "dq-bart-faithful").eval()
+    teacher.set_attn_implementation("eager")
+    with torch.no_grad():
+        quantized = student(**batch.inputs()).logits
+        full = teacher(**batch.inputs()).logits
+        set_blend(student, 0.0)
+        torch.testing.assert_close(student(**batch.inputs()).logits, full)
+        set_blend(student, 1.0)
+        assert torch.equal(student(**batch.inputs()).logits, quantized)
+        assert not torch.allclose(full, quantized)
+
+
+@pytest.mark.parametrize("name", ["bart", "gpt2", "bert"])
+def test_a_printed_student_tells_bits_and_scheme_of_every_quantizer(name):
+    student = student_of(make_teacher(name), name, "2-4-8", "dqlib")
+    assert "WeightFakeQuantizer(4 bits, symmetric, per_row, trained factor)" in str(student)
+    for layer in (module for module in student.modules() if getattr(module, "weight_quantizer", None) is not None):
+        assert f"WeightFakeQuantizer({layer.weight_quantizer.bits} bits, " in str(layer)
+        rounded = "inputs=ActivationFakeQuantizer(8 bits, per_token)" in str(layer)
+        assert rounded != isinstance(layer, torch.nn.Embedding)
+    told = str(student_of(make_teacher("bart"), "bart", "2-2-32", "dq-bart-faithful"))
+    assert "WeightFakeQuantizer(2 bits, ternary, per_tensor, clip=2.5)" in told
+    assert "inputs=ActivationFakeQuantizer(32 bits)" in told
+
+
+def test_the_head_stays_in_full_precision_where_the_method_says_so(teacher, batch):
+    student = make_student(teacher, Configuration.parse("2-2-8 4-3"), "dq-bart-faithful").eval()
+    with torch.no_grad():
+        output = student(**batch.inputs(), output_hidden_states=True)
+        expected = output.decoder_hidden_states[-1] @ student.model.shared.weight.T + student.final_logits_bias
+    torch.testing.assert_close(output.logits, expected)
+    assert not isinstance(student.model.encoder.embed_positions, QuantEmbedding)
+    assert isinstance(student.model.encoder.embed_tokens, QuantEmbedding)
+
+
+@pytest.mark.parametrize("method", ["dqlib", "dq-bart"])
+def test_maps_of_every_attention_turn_into_scores(teacher, batch, method):
+    teacher.set_attn_implementation("dqlib")
+    student = make_student(teacher, Configuration.parse("32-32-32 4-3"), method).eval()
+    wanted = {"output_attentions": True}
+    with torch.no_grad():
+        probabilities = student(**batch.inputs(), **wanted)
+        for model in (student, teacher):
+            set_attention_maps(model, "scores")
+        ours, theirs = student(**batch.inputs(), **wanted), teacher(**batch.inputs(), **wanted)
+    for field in ("encoder_attentions", "decoder_attentions", "cross_attentions"):
+        for p, s, t in zip(getattr(probabilities, field), getattr(ours, field), getattr(theirs, field), strict=True):
+            assert torch.equal(s, t)
+            assert torch.isfinite(s).all()
+            assert (s < 0).any()  # no probabilities
+            torch.testing.assert_close(torch.softmax(s.masked_fill(p == 0, -torch.inf), -1), p)
+
+
+def test_the_footprint_counts_every_number_once(teacher):
+    student = make_student(teacher, Configuration.parse("2-2-8 4-3"))
+    entries = footprint(student)
+    stored = [p for name, p in student.named_parameters() if not name.endswith(LEARNED)]  # factors are in the scales
+    assert sum(entry.numel for entry in entries) == sum(p.numel() for p in stored)
+    by_kind = {entry.kind for entry in entries}
+    assert by_kind == {"weights", "embedding", "positions", "rest"}
+    embedding = next(entry for entry in entries if entry.kind == "embedding")
+    assert embedding.code_bytes == -(-96 * 32 // 5)  # five ternary codes a byte
+    assert embedding.scale_bytes == 96 * 2  # a half-precision scale a row
+    assert size_bytes(student) == sum(entry.size_bytes for entry in entries)
+    assert fp32_size_bytes(teacher) == 4 * sum(p.numel() for p in teacher.parameters())
+
+
+def test_an_embedding_that_the_head_needs_in_full_precision_is_counted_so_too(teacher):
+    # What DQ-BART's paper counts is not what its code computes with.
+    ours, theirs = (
+        make_student(teacher, Configuration.parse("2-2-8 4-3"), name) for name in ("dqlib", "dq-bart-faithful")
+    )
+    head = {m: [e for e in footprint(m) if e.name == "lm_head.weight"] for m in (ours, theirs)}
+    assert head[ours] == []
+    assert [(e.bits, e.size_bytes, e.repeats) for e in head[theirs]] == [(16, 2 * 96 * 32, "model.shared.weight")]
+    assert all(any(e.name == "model.shared.weight" and e.bits == 2 for e in footprint(m)) for m in (ours, theirs))
+    assert size_bytes(theirs) > size_bytes(ours) + 96 * 32

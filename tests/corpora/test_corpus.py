@@ -1,0 +1,275 @@
+import gzip
+import hashlib
+import json
+import sys
+
+import pandas
+import pyarrow
+import pyarrow.parquet
+import pytest
+from transformers import AutoTokenizer
+
+from dqlib.errors import InputError
+from dqlib.study.corpora.corpus import SPLITS, build_corpus, load_corpus, split_of
+from dqlib.study.corpora.files import read_rows
+from dqlib.study.corpora.pydoc import build_pairs, module_pairs, name_in_words
+from dqlib.study.params import settings as S
+
+EMBEDDED = {"name": "pydoc", "source": "embedded", "vocab_size": 500, "source_tokens": 32, "target_tokens": 16}
+
+SOURCE = '''"""Read and write the files of a garden.
+
+A garden is a folder with one file for each plant, in the order of planting."""
+raise RuntimeError("importing this must not happen")
+
+class Garden:
+    """Hold all plants of a garden.
+
+    Plants are kept in the order of planting; a plant that is dug up leaves a gap behind."""
+
+    def waterAll(self):
+        """Water every plant in the garden.
+
+        Plants that were watered today are left out, since too much water does them no good."""
+
+    def short(self):
+        """Do one thing only."""
+
+    def wrapped(self):
+        """Say in two lines what
+        could be said in one.
+
+        A summary that runs over two lines does not follow the convention and is left out."""
+'''
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    folder = tmp_path / "gardens"
+    (folder / "tests").mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "files.py").write_text(SOURCE)
+    (folder / "copied.py").write_text(SOURCE)
+    (folder / "broken.py").write_text("def :\n")
+    (folder / "tests" / "test_files.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "gardens"
+
+
+def test_docstrings_become_pairs_without_importing(package):
+    pairs = build_pairs([package])
+    assert [pair.summary for pair in pairs] == [
+        "Read and write the files of a garden.",
+        "Hold all plants of a garden.",
+        "Water every plant in the garden.",
+    ]
+    assert pairs[2].name == "gardens.copied.Garden.waterAll"
+    assert pairs[2].document.startswith("gardens.copied.Garden.waterAll: garden water all. Plants that were")
+    assert "gardens.files" not in sys.modules
+    assert {pair.group for pair in pairs} == {"gardens.copied"}  # the other file only repeats
+
+
+def test_files_that_do_not_parse_are_passed_over(tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_bytes(b"\x00\xff def")
+    assert module_pairs("bad", bad) == []
+    assert module_pairs("none", tmp_path / "none.py") == []
+
+
+def test_names_in_words():
+    assert name_in_words("a.b.PeriodIndex._is_full") == "period index is full"
+    assert name_in_words("http.HTTPServer2.getURL") == "http server 2 get url"
+
+
+def test_an_unknown_package_is_named():
+    with pytest.raises(InputError, match="packages: 'no_such_package'"):
+        build_pairs(["no_such_package"])
+
+
+def test_a_corpus_built_twice_is_byte_identical_and_split_by_module(tmp_path):
+    spec = S.Corpus(**EMBEDDED, packages=["stdlib"], limit=600)
+    digests = []
+    for name in ("one", "two"):
+        build_corpus(spec, tmp_path / name)
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        digests.append({str(f.relative_to(tmp_path / name)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files})
+    assert digests[0] == digests[1]
+    corpus = load_corpus(tmp_path / "one")
+    groups = {split: {row["group"] for row in corpus.splits[split]} for split in SPLITS}
+    assert not groups["train"] & groups["test"]
+    assert not groups["train"] & groups["validation"]
+    assert all(split_of(row["group"]) == split for split in SPLITS for row in corpus.splits[split])
+    summaries = [row["summary"].lower() for split in SPLITS for row in corpus.splits[split]]
+    assert len(set(summaries)) == len(summaries) == 600
+    assert corpus.info["truncated"]["train"]["documents"] > 0
+
+
+def test_the_tokenizer_reads_back_what_it_wrote(tmp_path):
+    build_corpus(S.Corpus(**EMBEDDED, packages=["stdlib"], limit=300), tmp_path / "c")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "c" / "tokenizer")
+    text = "def f(x): return {'π': x}  # naïve"
+    ids = tokenizer(text)["input_ids"]
+    assert ids[-1] == tokenizer.eos_token_id == 2
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
+    assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == (1, 4)
+
+
+ROWS = [{"text": f"Document number {i}.", "gist": f"Number {i}"} for i in range(5)]
+
+
+def write(folder, kind):
+    path = folder / f"data.{kind}"
+    plain = kind.removesuffix(".gz")
+    frame = pandas.DataFrame(ROWS)
+    if plain == "parquet":
+        frame.to_parquet(path)
+        return path
+    text = frame.to_csv(index=False) if plain == "csv" else "".join(json.dumps(row) + "\n" for row in ROWS)
+    path.write_bytes(gzip.compress(text.encode()) if kind.endswith(".gz") else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv", "csv.gz", "parquet"])
+def test_files_of_every_kind_give_the_same_rows(tmp_path, kind):
+    assert read_rows(write(tmp_path, kind), ["text", "gist"]) == ROWS
+
+
+LINE = gzip.compress(b'{"text": "x", "gist": "y"}\n', mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("a.jsonl", b'{"text": "x", "gist": "y"}\n{"text": \n', "line 2"),
+        ("a.jsonl", b'{"text": "x", "gist": "y"}\n[1]\n', "line 2"),
+        ("a.jsonl", b'{"text": "x", "gist": ""}\n', "line 1, column gist"),
+        ("a.jsonl", b'{"text": "x"}\n', "one of text"),
+        ("a.jsonl", b"", "at least one row"),
+        ("a.csv", b"text,gist\nx,y\nx,y,z\n", "line 3"),
+        ("a.csv", b"text,gist\nx\n", "line 2, column gist"),
+        ("a.csv", b"text,gist\n\xff,y\n", "readable .csv"),
+        ("a.parquet", b"PAR1 not really", "readable .parquet"),
+        ("a.jsonl.gz", b"not gzip", "readable .jsonl"),
+        ("a.txt", b"x", r"one of \.jsonl"),
+        ("a.jsonl", b'{"text": "x", "gist": "y"}\n{"text": "\\ud800"}\n', "line 2, column text: '.ud800' .* lone"),
+        ("a.jsonl", b'{"text": "x", "gist": "y"}\n{"text": ' + 10**5 * b"[", "line 2: .* fewer levels"),
+        ("a.jsonl", b'{"text": "x", "gist": "y", "n": 1' + 5000 * b"0" + b"}", "line 1: .* a JSON object"),
+        ("a.jsonl", b'{"text": "x", "gist": "y"}\n{"text": "\xff", "gist": "y"}\n', "a.jsonl' .*line 2: 'utf-8"),
+        ("a.jsonl.gz", LINE + LINE[:10] + 20 * b"\x07", "a.jsonl.gz' .*line 2: Error -3 while decompressing"),
+        ("a.jsonl.gz", LINE[:-4], r"a.jsonl.gz' .*line 2: .*end"),
+        ("a.csv.gz", gzip.compress(b"text,gist\nx,y\n", mtime=0)[:-4], r"a.csv.gz' .*line 3: .*end"),
+        ("a.csv", b"text,gist\nx,y\nz,\xff\n", "a.csv' .*line 3: 'utf-8"),
+        ("a.csv", b'text,gist\nx,y\n"z"w,y\n', "a.csv' .*line 3: .*expected"),
+    ],
+)
+def test_bad_files_are_told_in_one_sentence(tmp_path, name, data, told):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=told) as caught:
+        read_rows(path, ["text", "gist"])
+    assert "\n" not in str(caught.value)
+
+
+def test_damage_of_aligned_texts_is_told_with_its_file_and_line(tmp_path):
+    (tmp_path / "train.en").write_bytes(b"one\n\xfftwo\n")
+    (tmp_path / "train.ro").write_bytes(b"unu\ndoi\n")
+    with pytest.raises(InputError, match=r"train.en' .*line 2: .*utf-8"):
+        read_rows(tmp_path / "train.*", ["en", "ro"])
+
+
+def test_columns_of_parquet_that_python_has_no_values_for_are_passed_over_or_told(tmp_path):
+    far = pyarrow.array([2**62], pyarrow.timestamp("us"))  # a year that Python does not have
+    table = pyarrow.table({"text": ["x"], "gist": pyarrow.array(["y"]).dictionary_encode(), "when": far})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert read_rows(tmp_path / "a.parquet", ["text", "gist"]) == [{"text": "x", "gist": "y"}]
+    with pytest.raises(InputError, match=r"a.parquet, column when: 'timestamp.*' .* text"):
+        read_rows(tmp_path / "a.parquet", ["text", "when"])
+    with pytest.raises(InputError, match=r"a.parquet, column: 'who' .* text, gist, when"):
+        read_rows(tmp_path / "a.parquet", ["text", "who"])
+
+
+def test_a_field_of_csv_may_be_as_long_as_one_of_json(tmp_path):
+    (tmp_path / "a.csv").write_text(f"text,gist\n{10**5 * 'long '},y\n")
+    assert len(read_rows(tmp_path / "a.csv", ["text", "gist"])[0]["text"]) == 5 * 10**5 - 1
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.jsonl"):
+        read_rows(tmp_path / "nowhere.jsonl", ["text"])
+
+
+def test_a_corpus_from_files_is_chosen_by_parameters_alone(tmp_path):
+    path = str(write(tmp_path, "jsonl.gz"))
+    spec = S.Corpus(
+        **{**EMBEDDED, "source": "files"}, train=path, validation=path, test=path, document="text", summary="gist"
+    )
+    build_corpus(spec, tmp_path / "corpus")
+    assert load_corpus(tmp_path / "corpus").splits["test"][0] == {"document": ROWS[0]["text"], "summary": "Number 0"}
+
+
+def test_a_failed_build_leaves_the_old_corpus(tmp_path):
+    path = str(write(tmp_path, "jsonl"))
+    spec = {**EMBEDDED, "source": "files", "train": path, "validation": path, "document": "text", "summary": "gist"}
+    build_corpus(S.Corpus(**spec, test=path), tmp_path / "corpus")
+    with pytest.raises(InputError):
+        build_corpus(S.Corpus(**spec, test=str(tmp_path / "gone.jsonl")), tmp_path / "corpus")
+    assert load_corpus(tmp_path / "corpus").info["sizes"]["train"] == 5
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def aligned(folder, **columns):
+    for name, text in columns.items():
+        (folder / f"train.{name}").write_text(text, encoding="utf-8")
+    return folder / "train.*"
+
+
+def test_two_text_files_are_pairs_line_by_line(tmp_path):
+    path = aligned(tmp_path, en="a cat\n\nline\u2028end\n", ro="o pisică\n\nfin\n")
+    assert read_rows(path, ["en", "ro"]) == [{"en": "a cat", "ro": "o pisică"}, {"en": "line\u2028end", "ro": "fin"}]
+    for name in ("en", "ro"):
+        (tmp_path / f"z.{name}.gz").write_bytes(gzip.compress((tmp_path / f"train.{name}").read_bytes()))
+    assert read_rows(tmp_path / "z.*.gz", ["en", "ro"]) == read_rows(path, ["en", "ro"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"en": "a\nb\nc\n", "ro": "x\ny\n"}, r"train\.en, line 3: 'c' .*train\.ro, which has 2 lines"),
+        ({"en": "a\n", "ro": "x\ny\n"}, r"train\.ro, line 2: 'y'"),
+        ({"en": "a\nb\n", "ro": "x\n \n"}, r"train\.ro, line 2, column ro: ' \\n' .* not empty"),
+        ({"en": "a\n"}, r"train\.ro.* a file that exists"),
+        ({"en": "\n", "ro": "\n"}, "at least one row"),
+    ],
+)
+def test_text_files_that_do_not_match_are_told_by_line(tmp_path, columns, told):
+    with pytest.raises(InputError, match=told):
+        read_rows(aligned(tmp_path, **columns), ["en", "ro"])
+
+
+def test_a_translation_from_files_has_a_language_in_every_row(tmp_path):
+    path = str(aligned(tmp_path, en="one\ntwo\n", ro="unu\ndoi\n", to="ro\nde\n"))
+    common = {**EMBEDDED, "source": "files", "train": path, "validation": path, "test": path, "test_unseen": path}
+    columns = {"document": "en", "summary": "ro"}
+    build_corpus(S.Corpus(**common, **columns, languages=["ro"]), tmp_path / "one")
+    build_corpus(S.Corpus(**common, **columns, languages=["ro", "de"], language="to"), tmp_path / "two")
+    one, two = (load_corpus(tmp_path / name) for name in ("one", "two"))
+    assert [row["language"] for row in one.splits["train"]] == ["ro", "ro"]
+    assert [row["language"] for row in two.splits["train"]] == ["ro", "de"]
+    assert set(one.test_sets(1)) == {"test", "test_unseen"}
+    assert one.test_sets(1)["test_unseen"] == [{"document": "one", "summary": "unu", "language": "ro"}]
+    with pytest.raises(InputError, match=r"'de' .* ro, the languages that have a token"):
+        build_corpus(S.Corpus(**common, **columns, languages=["ro"], language="to"), tmp_path / "three")
+    with pytest.raises(InputError, match="language: None"):
+        S.Corpus(**common, **columns, languages=["ro", "de"])
+
+
+def test_a_hub_translation_may_keep_its_pairs_in_one_column(tmp_path, monkeypatch):
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"translation": {"en": "one", "ro": "unu"}}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    spec = {**EMBEDDED, "source": "hub", "dataset": "wmt/wmt16", "languages": ["ro"]}
+    build_corpus(S.Corpus(**spec, document="translation.en", summary="translation.ro"), tmp_path / "c")
+    assert load_corpus(tmp_path / "c").splits["test"] == [{"document": "one", "summary": "unu", "language": "ro"}]
+    with pytest.raises(InputError, match=r"column: 'en' .* translation\.en"):
+        build_corpus(S.Corpus(**spec, document="en", summary="ro"), tmp_path / "d")

@@ -1,0 +1,145 @@
+"""Question answering and translation from corpus to student, on models that learn nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from dqlib.errors import InputError
+from dqlib.student import load_student
+from dqlib.study.corpora.corpus import SPLITS, load_info
+from dqlib.study.evaluation.records import read_details, read_row
+from dqlib.study.notebooks import show
+from dqlib.study.params.paths import DETAILS, PREDICTIONS
+from dqlib.study.pipeline.study import STAMP, Study
+
+MODEL = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "heads": 2, "ffn_dim": 16, "max_positions": 64}
+TRAINING = {"steps": 2, "learning_rate": 0.001, "batch_tokens": 400, "validations": 1}
+TASK = {
+    "pretrain": None,
+    "finetune": TRAINING,
+    "distill": TRAINING,
+    "evaluate": {"documents": 6, "validation_documents": 6, "bootstrap": 20, "beams": 2},
+    "configs": ["2-2-8_1-1"],
+}
+CORPUS = {"source": "embedded", "vocab_size": 500, "source_tokens": 32, "target_tokens": 12}
+TEXTS = CORPUS | {"packages": ["bs4", "datasets", "huggingface_hub"]}
+PARAMS = {
+    "profile": "tiny",
+    "results": "results",
+    "compute": {"processes": 1},
+    "summarization": TASK
+    | {"corpus": TEXTS | {"name": "pydoc"}, "model": MODEL, "pretrain": TRAINING | {"window": 16}},
+    "eli5": TASK | {"corpus": TEXTS | {"name": "pydoc-qa"}, "model": MODEL | {"pretrained": "summarization"}},
+    "translation": TASK
+    | {"corpus": CORPUS | {"name": "cldr", "languages": ["ro", "de"], "limit": 600}, "model": MODEL},
+}
+
+LONG = "What has more than eight tokens by far, whatever a tokenizer makes of it, number"
+
+
+def from_files(folder, **texts):
+    """A study of summarization whose corpus is read from files: ``data/SPLIT.document`` and ``data/SPLIT.summary``."""
+    (folder / "dvc.yaml").touch()
+    (folder / "data").mkdir()
+    for split in SPLITS:
+        for column in ("document", "summary"):
+            lines = [f"{texts.get(split, LONG)} {i}" for i in range(40)]
+            (folder / "data" / f"{split}.{column}").write_text("\n".join(lines))
+    corpus = CORPUS | {"name": "mine", "source": "files"} | {split: f"data/{split}.*" for split in SPLITS}
+    params = {key: PARAMS[key] for key in ("profile", "results", "compute")}
+    params["summarization"] = PARAMS["summarization"] | {"corpus": corpus}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    target = tmp_path_factory.mktemp("tasks")
+    (target / "dvc.yaml").touch()
+    (target / "tiny.yaml").write_text(yaml.safe_dump(PARAMS))
+    return target
+
+
+@pytest.fixture
+def study(folder, monkeypatch, request):
+    monkeypatch.chdir(folder)
+    return Study("tiny.yaml", request.param)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("study", ["translation"], indirect=True)
+def test_a_translation_is_tested_in_every_language_on_both_test_sets(study):
+    assert study.pretrained() is None
+    teacher, student = study.teacher(), study.student("2-2-8 1-1")
+    for made in (teacher, student):
+        row = read_row(made)
+        assert (row.headline, row.score, row.rougeL) == ("bleu", row.bleu, None)
+        assert row.n_test == sum((each["test_set"], each["language"]) == ("test", "ro") for each in lines(made))
+        assert len(lines(made)) == 12
+        assert {(d.test_set, d.language) for d in read_details(made)} == {
+            (test_set, language) for test_set in ("test", "test_unseen") for language in ("ro", "de")
+        }
+    first = AutoTokenizer.from_pretrained(teacher).convert_tokens_to_ids("<ro>")
+    for model in (AutoModelForSeq2SeqLM.from_pretrained(teacher), load_student(student)):
+        assert model.generation_config.decoder_start_token_id == first
+
+
+@pytest.mark.parametrize("study", ["translation"], indirect=True)
+def test_own_texts_are_answered_side_by_side(study):
+    teacher = study.teacher()
+    models = {"teacher": (AutoModelForSeq2SeqLM.from_pretrained(teacher), teacher)}
+    table = show.side_by_side(models, "Kenya and Peru", max_new_tokens=4, language="de").data
+    assert list(table.columns) == ["", "answer", "size (MB)", "time (ms)"]
+    assert table["size (MB)"].tolist() == [f"{read_row(teacher).size_bytes / 1e6:.2f}"]
+    with pytest.raises(InputError, match=r"language: 'es' .* <es>"):
+        show.side_by_side(models, "Kenya and Peru", language="es")
+    with pytest.raises(InputError, match="text: ' '"):
+        show.side_by_side(models, " ")
+    assert show.details({"teacher": teacher}, ["bleu", "exact"]).columns.tolist() == ["bleu", "exact"]
+
+
+@pytest.mark.parametrize("study", ["eli5"], indirect=True)
+def test_answers_start_from_the_model_and_tokenizer_of_summarization(study):
+    assert study.pretrained() == study.settings.folders("summarization").pretrained
+    teacher = study.teacher()
+    base = study.settings.folders("summarization").corpus / "tokenizer"
+    ours, theirs = (AutoTokenizer.from_pretrained(each).get_vocab() for each in (teacher, base))
+    assert ours == theirs
+    assert not study.folders.pretrained.exists()
+    assert (read_row(teacher).headline, read_row(teacher).n_test) == ("rougeL", 6)
+    assert {"words", "length_ratio"} <= {each["metric"] for each in json.loads((teacher / DETAILS).read_text())}
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_texts_that_are_too_short_to_pre_train_on_are_told(tmp_path, monkeypatch, split):
+    from_files(tmp_path, **{split: "a"})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"summarization\.corpus\.{split}, .*: 0 .* corpus 'mine' .* 8 tokens"):
+        Study("mine.yaml").pretrained()
+
+
+def test_a_corpus_is_built_again_when_a_file_has_other_contents(tmp_path, monkeypatch):
+    from_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    built = Study("mine.yaml").corpus()
+    before, stamp, when = load_info(built), (built / STAMP).read_text(), (built / "corpus.json").stat().st_mtime_ns
+    (tmp_path / "data" / "test.summary").touch()
+    assert (Study("mine.yaml").corpus() / "corpus.json").stat().st_mtime_ns == when
+    assert str(tmp_path) not in stamp  # a project may be moved
+    with (tmp_path / "data" / "test.summary").open("a") as file:
+        file.write(" and more")
+    assert load_info(Study("mine.yaml").corpus())["sha256"] != before["sha256"]
+    assert (built / STAMP).read_text() != stamp
+    (tmp_path / "data" / "train.document").unlink()
+    with pytest.raises(InputError, match=r"train\.document.* a file that exists"):
+        Study("mine.yaml").corpus()
+
+
+@pytest.mark.parametrize("study", ["translation"], indirect=True)
+def test_the_stamp_of_a_corpus_that_is_not_from_files_has_its_parameters_alone(study):
+    assert set(json.loads((study.corpus() / STAMP).read_text())) == {"corpus"}

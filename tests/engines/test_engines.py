@@ -1,0 +1,566 @@
+"""Every engine is the same model: its weights, its search, its limits, and one sentence for what it cannot do."""
+
+import json
+import struct
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import MBartConfig
+
+from dqlib.config import Configuration
+from dqlib.engines import ENGINES, engine_of, export_model, load_engine
+from dqlib.engines.agreement import agreement
+from dqlib.engines.base import Decoding
+from dqlib.engines.torch_engine import TorchEngine, load_model
+from dqlib.errors import InputError
+from dqlib.presets import preset
+from dqlib.quantizers import quantize
+from dqlib.storage.manifest import MANIFEST, Manifest, opened
+from dqlib.storage.packed import load_packed, save_packed
+from dqlib.storage.plain import plain_model
+from dqlib.student import make_student, quantized_modules, round_for_storage, save_student
+from dqlib.study.corpora.tokenizer import train_tokenizer
+from tests.core.test_architectures import CASES, EOS, PAD, VOCABULARY, data_of, make_teacher, student_of
+from tests.storage.test_packed import ASYMMETRIC, LSQ
+
+ctranslate = pytest.importorskip("dqlib.engines.ctranslate")
+
+SERVED = [name for name, case in CASES.items() if case.encodes_and_decodes]
+NEW_TOKENS = 8
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One with fewer tokens than the models have rows, as BART's padded tables have."""
+    return train_tokenizer(["return the sum of all numbers"] * 4, 60 + 240, 24, ["ro", "de"])
+
+
+def sources():
+    data = data_of("bart")
+    return [[*row[keep].tolist(), 2] for row, keep in zip(data.inputs["input_ids"], data.source_mask, strict=True)]
+
+
+def exported(model, folder, tokenizer=None, **options):
+    report = export_model(model, folder, "ctranslate2", tokenizer, **options)
+    return report, load_engine(folder, threads=1)
+
+
+def both(model, folder, early_stopping=True, ids=None, **options):
+    """What PyTorch and CTranslate2 write with the same fp32 weights."""
+    _, fast = exported(model, folder, quantization="float32")
+    written, options = [], {"num_beams": 1, "max_new_tokens": NEW_TOKENS} | options
+    for engine in (TorchEngine(model), fast):
+        engine.early_stopping = early_stopping
+        written.append(engine.generate_ids(ids or sources(), **options))
+    return written
+
+
+def weights_of(folder):
+    """Every int8 matrix of ``model.bin``, by name, as codes over scale: version 6 of its format."""
+    data, place, found = (folder / "model.bin").read_bytes(), 0, {}
+
+    def take(form):
+        nonlocal place
+        values = struct.unpack_from(form, data, place)
+        place += struct.calcsize(form)
+        return values[0] if len(values) == 1 else values
+
+    def text():
+        return take(f"{take('<H')}s").rstrip(b"\0").decode()
+
+    assert take("<I") == 6
+    text(), take("<I")
+    for _ in range(take("<I")):
+        name = text()
+        shape = [take("<I") for _ in range(take("<B"))]
+        kind, size = take("<B"), take("<I")
+        kinds = (np.float32, np.int8, np.int16, np.int32)
+        found[name] = np.frombuffer(data, kinds[kind], size // np.dtype(kinds[kind]).itemsize, place).reshape(shape)
+        place += size
+    return {
+        name: (value, found[f"{name}_scale"])
+        for name, value in found.items()
+        if value.dtype == np.int8 and f"{name}_scale" in found
+    }
+
+
+# --- the same weights
+
+
+@pytest.mark.parametrize("bits", ["2-2-8", "1-1-8", "3-5-8", "4-4-8", "8-8-8"])
+@pytest.mark.parametrize("method", ["dqlib", LSQ], ids=["a scale a row", "a scale a tensor"])
+def test_codes_survive_whatever_their_bits(method, bits, tmp_path):
+    if method is LSQ and bits == "1-1-8":
+        pytest.skip("no grid of one bit")
+    student = student_of(make_teacher("bart"), "bart", bits, method).eval()
+    with torch.no_grad():  # a trained scale, whose largest code in a row is any
+        for module in quantized_modules(student).values():
+            if module.weight_quantizer.learned is not None:
+                module.weight_quantizer.learned.mul_(0.9)
+    round_for_storage(student)
+    report, _ = exported(student, tmp_path / "out")
+    assert report.exact
+    assert "keep the codes" in str(report)
+    read, layer = weights_of(tmp_path / "out"), student.model.encoder.layers[0].self_attn
+    assert {each.name for each in report.weights} == set(read)
+    quantized = [module.quantized() for module in (layer.q_proj, layer.k_proj, layer.v_proj)]
+    codes, scale = read["encoder/layer_0/self_attention/linear_0/weight"]
+    assert np.array_equal(codes, torch.cat([each.codes for each in quantized]).numpy())
+    expected = torch.cat([each.dequantize() for each in quantized]).numpy()
+    assert np.allclose(codes / scale[:, None], expected, rtol=1e-6, atol=0)
+    codes, _ = read["decoder/embeddings/weight"]
+    table = student.model.shared.quantized()
+    assert np.array_equal(codes, (table.codes * (table.scale > 0)).numpy())  # a row of zeros has codes of zero
+
+
+def test_a_factor_that_training_made_negative_keeps_its_sign(tmp_path):
+    student = student_of(make_teacher("bart"), "bart").eval()
+    layer = student.model.encoder.layers[0].fc1
+    with torch.no_grad():
+        layer.weight_quantizer.learned[::2] *= -1
+        layer.weight_quantizer.learned[1] = 0
+    report, _ = exported(student, tmp_path / "out")
+    assert report.exact
+    codes, scale = weights_of(tmp_path / "out")["encoder/layer_0/ffn/linear_0/weight"]
+    assert np.allclose(codes / scale[:, None], layer.quantized().dequantize().detach().numpy(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_codes_that_the_engine_itself_finds_are_those_of_binary_and_ternary_weights(bits):
+    # rint(127 w / max|w|) a row; at 4 bits it finds others, which is why the trained ones are handed over.
+    weight = torch.randn(8, 32)
+    for b, same in ((bits, True), (4, False)):
+        quantized = quantize(weight, b)
+        value = quantized.dequantize()
+        found = torch.round(127 * value / value.abs().amax(dim=1, keepdim=True))
+        largest = quantized.codes.abs().amax(dim=1, keepdim=True)
+        assert torch.equal(found * largest, 127 * quantized.codes.float()) == same
+
+
+def test_weights_with_several_scales_a_row_are_rounded_anew_and_told(tmp_path):
+    student = student_of(make_teacher("bart"), "bart", "2-2-8", ASYMMETRIC).eval()
+    report, _ = exported(student, tmp_path / "out")
+    assert not report.exact
+    by_name = {each.name: each for each in report.weights}
+    assert by_name["decoder/embeddings/weight"].exact  # one scale a row, an integer zero point
+    other = by_name["encoder/layer_0/ffn/linear_0/weight"]
+    assert not other.exact
+    assert 0 < other.error < 0.01
+    assert "were rounded anew" in str(report)
+    assert "the student's to 8 bits with one scale a tensor" in str(report)
+    assert opened(tmp_path / "out", "ctranslate2").about["notes"] == list(report.notes)
+
+
+def test_a_head_in_full_precision_is_told(tmp_path):
+    student = student_of(make_teacher("bart"), "bart", "2-2-8", "dq-bart-faithful").eval()
+    report, _ = exported(student, tmp_path / "out")
+    assert not {each.name: each.exact for each in report.weights}["decoder/projection/weight"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_plain_model_is_the_student_without_rounding_of_activations(name):
+    student = student_of(make_teacher(name), name, "2-2-32").eval()
+    round_for_storage(student)
+    plain, data = plain_model(student), data_of(name)
+    assert not quantized_modules(plain)
+    assert type(plain) is type(student)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**data.inputs).logits, student(**data.inputs).logits, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("quantization", ctranslate.QUANTIZATIONS)
+def test_an_export_leaves_the_model_as_it_was(quantization, tmp_path):
+    teacher = make_teacher("bart")  # CTranslate2 quantizes in place
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    config = teacher.config.to_dict()
+    exported(teacher, tmp_path / "out", quantization=quantization)
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert teacher.config.to_dict() == config
+
+
+def test_a_student_and_its_packed_model_give_the_same_file(tokenizer, tmp_path):
+    student = student_of(make_teacher("mbart"), "mbart").eval()
+    round_for_storage(student)
+    save_student(student, tmp_path / "student")
+    save_packed(student, tmp_path / "packed", tokenizer)
+    for name in ("student", "packed"):
+        exported(load_model(tmp_path / name)[0], tmp_path / f"{name}-fast")
+    assert load_model(tmp_path / "student")[1] is None
+    assert load_model(tmp_path / "packed")[1] is not None
+    ours, theirs = ((tmp_path / f"{name}-fast" / "model.bin").read_bytes() for name in ("student", "packed"))
+    assert ours == theirs
+
+
+# --- the same search
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("name", SERVED)
+def test_the_same_numbers_write_the_same(name, beams, tmp_path):
+    ids = [*sources(), [EOS], [], [EOS, 5], [PAD, EOS]]  # a language may come last, and padding be a start
+    ours, theirs = both(make_teacher(name), tmp_path / "out", num_beams=beams, ids=ids)
+    assert ours == theirs
+    assert any(ours) or name == "marian-unshared"  # whose greedy texts are empty
+    assert all(len(row) <= NEW_TOKENS for row in ours)
+
+
+@pytest.mark.parametrize("forced", [{}, {"bos": 7}, {"eos": EOS}, {"bos": 7, "eos": EOS}, {"eos": 9}], ids=str)
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("name", ["bart", "mbart"])
+def test_all_engines_agree_on_an_empty_source_and_a_single_new_token(name, beams, forced, tmp_path):
+    pytest.importorskip("onnx")
+    teacher = make_teacher(name)
+    teacher.final_logits_bias.normal_().mul_(2)  # so that no choice hangs on how an engine rounds activations
+    student = student_of(teacher, name, "2-2-8").eval()
+    for field in ("bos", "eos"):
+        setattr(student.generation_config, f"forced_{field}_token_id", forced.get(field))
+    engines = [TorchEngine(student)]
+    for engine, options in (("ctranslate2", {}), *(("onnxruntime", {"encoder": each}) for each in ("int8", "packed"))):
+        export_model(student, tmp_path / "out", engine, **options)
+        engines.append(load_engine(tmp_path / "out", threads=1))
+    ids = [[], [5, 6, 7, EOS], [EOS], [0, EOS], [9, 10, EOS]]
+    for new_tokens in (1, 2, 4):
+        for engine in engines:
+            engine.early_stopping = True
+            options = {"num_beams": beams, "max_new_tokens": new_tokens}
+            together = engine.generate_ids(ids, **options)
+            assert together == [engine.generate_ids([row], **options)[0] for row in ids]
+            assert together[0] == together[2]  # nothing but its end
+            if engine is engines[0]:
+                expected = together
+            assert together == expected, engine.name
+        if new_tokens == 1 and "eos" in forced:
+            assert expected == [[] if forced["eos"] == EOS else [9]] * len(ids)
+        elif "bos" in forced:
+            assert all(row[0] == 7 for row in expected)
+
+
+@pytest.mark.parametrize("name", ["bart", "mbart", "marian", "t5"])
+def test_an_8_bit_student_scores_tokens_as_the_student_does(name, tmp_path):
+    student, data = student_of(make_teacher(name), name).eval(), data_of(name)
+    _, engine = exported(student, tmp_path / "out")
+    ids, start = sources(), CASES[name].config.decoder_start_token_id
+    target = data.labels[0].tolist()
+    scores = engine.translator.score_batch(engine._tokens(ids), engine._tokens([[start, *target]] * len(ids)))
+    for source, scored in zip(ids, scores, strict=True):
+        with torch.no_grad():
+            inputs = {"input_ids": torch.tensor([source]), "decoder_input_ids": torch.tensor([[start, *target]])}
+            logits = student(**inputs, attention_mask=torch.ones(1, len(source))).logits[0].log_softmax(-1)
+        expected = logits[range(len(target)), target].numpy()
+        assert np.abs(np.array(scored.log_probs[: len(target)]) - expected).max() < 0.35
+
+
+@pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"length_penalty": 2.0},
+        {"length_penalty": 0.5, "min_length": 4},
+        {"no_repeat_ngram_size": 2},
+        {"forced_bos_token_id": 7},
+        {"bad_words_ids": [[9], [11], [13]]},
+        {"min_length": 56},  # more than are asked for
+        {"min_length": 56, "min_new_tokens": 3},
+    ],
+    ids=str,
+)
+def test_what_a_model_says_of_decoding_holds_in_every_engine(said, tmp_path):
+    teacher = make_teacher("bart")
+    for field, value in said.items():
+        setattr(teacher.generation_config, field, value)
+    for beams in (1, 3):  # of which a note tells where CTranslate2 has another rule; on these texts nothing comes of it
+        ours, theirs = both(teacher, tmp_path / "out", num_beams=beams)
+        assert ours == theirs
+    if "forced_bos_token_id" in said:
+        assert all(row[0] == 7 for row in theirs)
+
+
+def test_what_an_engine_does_by_another_rule_is_told(tmp_path):
+    teacher = make_teacher("bart")
+    teacher.generation_config.repetition_penalty = 1.7
+    report, _ = exported(teacher, tmp_path / "out")
+    assert [note.split()[0] for note in report.notes] == ["Beam", "The"]
+    teacher.generation_config.repetition_penalty = None
+    teacher.generation_config.early_stopping = True
+    assert exported(teacher, tmp_path / "out")[0].notes == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size forbid"),
+        ({"min_length": 4, "bad_words_ids": [[9]]}, "min_length and bad_words_ids forbid"),
+        ({"forced_bos_token_id": 7}, "which is forced"),
+        ({"forced_eos_token_id": 2}, "the forced end"),
+    ],
+    ids=str,
+)
+def test_where_beams_are_others_than_those_of_pytorch_a_note_says_so(said, word, tmp_path):
+    teacher = make_teacher("bart")
+    teacher.generation_config.early_stopping = True
+    assert exported(teacher, tmp_path / "out")[0].notes == ()
+    for field, value in said.items():
+        setattr(teacher.generation_config, field, value)
+    notes = exported(teacher, tmp_path / "out")[0].notes
+    assert any(note.startswith("In beam search") and word in note for note in notes)
+
+
+def test_what_no_engine_can_read_or_write_is_refused_by_all(tmp_path):
+    pytest.importorskip("onnx")
+    teacher = make_teacher("bart")
+    engines = [TorchEngine(teacher)]
+    for engine in ENGINES[1:]:
+        export_model(teacher, tmp_path / engine, engine)
+        engines.append(load_engine(tmp_path / engine, threads=1))
+    for engine in engines:
+        for field, ids, options in (
+            ("max_new_tokens", [[5]], {"max_new_tokens": 0}),
+            ("max_new_tokens", [[5]], {"max_new_tokens": 24}),
+            ("num_beams", [[5]], {"max_new_tokens": 4, "num_beams": 0}),
+            ("starts", [[5]], {"max_new_tokens": 4, "starts": [2, 2]}),
+            ("starts", [[5]], {"max_new_tokens": 4, "starts": [-1]}),
+            ("input_ids", [[5], [VOCABULARY]], {"max_new_tokens": 4}),
+            ("input_ids", [[5], [-1]], {"max_new_tokens": 4}),
+            ("input_ids", [[5], [5] * 25], {"max_new_tokens": 4}),
+        ):
+            with pytest.raises(InputError, match=f"^{field}: "):
+                engine.generate_ids(ids, **options)
+        engine.decoding = replace(engine.decoding, ends=())
+        with pytest.raises(InputError, match=r"^input_ids: \[\] is not allowed; .* without encoder or end"):
+            engine.generate_ids([[5], []], max_new_tokens=4)
+
+
+def test_a_forced_end_cuts_a_text_of_full_length(tmp_path):
+    teacher = make_teacher("bart")
+    teacher.generation_config.forced_eos_token_id = 2
+    ours, theirs = both(teacher, tmp_path / "out")
+    assert ours == theirs
+    assert max(map(len, ours)) == NEW_TOKENS - 1
+    assert both(teacher, tmp_path / "out", max_new_tokens=1) == [[[]] * 3] * 2
+
+
+def test_a_text_starts_from_its_language(tokenizer, tmp_path):
+    size = len(tokenizer)
+    config = type(CASES["mbart"].config).from_dict(CASES["mbart"].config.to_dict() | {"vocab_size": size + 3})
+    torch.manual_seed(0)
+    teacher = CASES["mbart"].model(config).eval()
+    ours, theirs = both(teacher, tmp_path / "out", starts=[size - 1, size - 2, 2], num_beams=3)
+    assert ours == theirs
+    _, engine = exported(teacher, tmp_path / "out", tokenizer)
+    reference = TorchEngine(teacher, tokenizer)
+    texts = ["the sum", "return all numbers", ""]
+    assert reference.starts(["de", "ro", "de"], 3) == [
+        tokenizer.convert_tokens_to_ids(f"<{x}>") for x in ("de", "ro", "de")
+    ]
+    for languages in ("ro", ["ro", "de", "ro"]):
+        options = {"languages": languages, "num_beams": 1, "max_new_tokens": 6, "batch_size": 2}
+        assert engine.generate(texts, **options) == reference.generate(texts, **options)
+    assert engine.generate(texts, languages="ro", num_beams=1) != engine.generate(texts, languages="de", num_beams=1)
+    with pytest.raises(InputError, match=r"^language: 'fr' is not allowed; .*<fr>"):
+        engine.generate(texts, languages="fr")
+    with pytest.raises(InputError, match=r"^languages: '2 of them'"):
+        engine.generate(texts, languages=["ro", "de"])
+
+
+def test_a_text_does_not_depend_on_its_neighbours(tmp_path):
+    student = student_of(make_teacher("bart"), "bart").eval()
+    _, engine = exported(student, tmp_path / "out")
+    together = engine.generate_ids(sources(), num_beams=2, max_new_tokens=6)
+    assert together == [engine.generate_ids([ids], num_beams=2, max_new_tokens=6)[0] for ids in sources()]
+
+
+# --- limits and refusals
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "bert-classifier"])
+def test_an_architecture_that_is_not_served_is_told_so(name, tmp_path):
+    with pytest.raises(InputError, match=r"^model_type: '(gpt2|bert)' .* one of bart, marian, mbart, t5"):
+        export_model(make_teacher(name), tmp_path / "out", "ctranslate2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_wrong_is_told_in_one_sentence(tokenizer, tmp_path):
+    teacher = make_teacher("bart")
+    with pytest.raises(InputError, match=r"^engine: 'tensorrt' .* ctranslate2, onnxruntime"):
+        export_model(teacher, tmp_path / "out", "tensorrt")
+    with pytest.raises(InputError, match=r"^quantization: 'int4' .* int8, float32"):
+        export_model(teacher, tmp_path / "out", "ctranslate2", quantization="int4")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(InputError, match=r"^folder: .* new, empty, or a folder written by export"):
+        export_model(teacher, tmp_path / "mine", "ctranslate2")
+    _, engine = exported(teacher, tmp_path / "out")
+    with pytest.raises(InputError, match=r"^folder: 'without a tokenizer'"):
+        engine.generate(["a"])
+    _, engine = exported(teacher, tmp_path / "out", tokenizer)  # replaces the one before
+    for field, value in (("num_beams", 0), ("batch_size", 0), ("max_new_tokens", 0), ("max_new_tokens", 24)):
+        with pytest.raises(InputError, match=f"^{field}: {value} is not allowed"):
+            engine.generate(["a"], **{field: value})
+    with pytest.raises(InputError, match=r"^engine: 'torch' .* ctranslate2, which"):
+        load_engine(tmp_path / "out", "torch")
+    with pytest.raises(InputError, match=r"^folder: "):
+        load_engine(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"^folder: .* a packed model, a student, or a Hugging Face model"):
+        load_engine(tmp_path / "mine")
+    (tmp_path / "out" / MANIFEST).unlink()
+    with pytest.raises(InputError, match=r"^folder: .* written by export_ctranslate2"):
+        load_engine(tmp_path / "out")
+
+
+@pytest.mark.parametrize("engine", ["ctranslate2", "onnxruntime"])
+def test_nothing_but_an_exported_model_is_replaced(engine, tokenizer, tmp_path):
+    if engine == "onnxruntime":
+        pytest.importorskip("onnx")
+    teacher, mine = make_teacher("bart"), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    for text in ("{}", "[1]", "not JSON"):
+        (mine / MANIFEST).write_text(text)  # of some other program
+        with pytest.raises(InputError, match=r"^dqlib\.json: "):
+            export_model(teacher, mine, engine)
+    for kind in ("model", engine):  # not to be replaced, and not the only one
+        (mine / MANIFEST).write_text(Manifest(kind, {}, {}).text())
+        with pytest.raises(InputError, match=r"^folder: .*mine, with thesis\.tex.* export_onnx and nothing else"):
+            export_model(teacher, mine, engine)
+    export_model(teacher, tmp_path / "out", engine, tokenizer)
+    there = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert opened(tmp_path / "out", engine).files.keys() == there - {MANIFEST}
+    export_model(teacher, tmp_path / "out", engine)
+    (tmp_path / "out" / "inner").mkdir()
+    (tmp_path / "out" / "inner" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"^folder: .*out, with inner/notes\.txt"):
+        export_model(teacher, tmp_path / "out", engine)
+    assert (mine / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "out" / "inner" / "notes.txt").is_file()
+
+
+def test_an_engine_that_is_not_installed_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    monkeypatch.delitem(sys.modules, "dqlib.engines.ctranslate")
+    with pytest.raises(InputError, match=r'^engine: \'ctranslate2\' .* pip install "dqlib\[engines\]"') as caught:
+        export_model(make_teacher("bart"), tmp_path / "out", "ctranslate2")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failure_leaves_the_old_model_whole(tmp_path, monkeypatch):
+    teacher = make_teacher("bart")
+    exported(teacher, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("ctranslate2.specs.model_spec.ModelSpec.save", fails)
+    with pytest.raises(OSError, match="disk full"):
+        exported(teacher, tmp_path / "out", quantization="int8")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_tells_its_engine(tmp_path):
+    student = student_of(make_teacher("bart"), "bart").eval()
+    round_for_storage(student)
+    save_packed(student, tmp_path / "packed")
+    exported(student, tmp_path / "fast")
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "decoder.onnx").touch()
+    assert [engine_of(tmp_path / name) for name in ("packed", "fast", "onnx")] == list(ENGINES)
+    assert isinstance(load_engine(tmp_path / "packed", "torch"), TorchEngine)
+    ids = TorchEngine(load_packed(tmp_path / "packed")).generate_ids(sources(), num_beams=2, max_new_tokens=6)
+    assert load_engine(tmp_path / "packed").generate_ids(sources(), num_beams=2, max_new_tokens=6) == ids
+
+
+def test_a_decoding_reads_back_from_json():
+    decoding = Decoding(2, (2, 5), 1, 24, forced_start=7, early_stopping="never", suppressed=((3,), (4, 5)))
+    assert Decoding.parse(json.loads(json.dumps(decoding.as_json()))) == decoding
+    with pytest.raises(InputError, match=r"^decoding: "):
+        Decoding.parse({"ends": [2], "suppressed": []})
+    with pytest.raises(InputError, match=r"^model: 'BertForMaskedLM'"):
+        Decoding.of(make_teacher("bert"))
+
+
+def test_a_decoder_alone_writes_on_after_its_text():
+    student = make_student(make_teacher("gpt2"), Configuration.parse("2-2-8 0-2")).eval()
+    engine = TorchEngine(student)
+    ids = [[5, 6, 7], [8]]
+    assert engine.continues
+    written = engine.generate_ids(ids, num_beams=1, max_new_tokens=5)
+    alone = student.generate(torch.tensor(ids[1:]), max_new_tokens=5, do_sample=False, num_beams=1)
+    assert written[1] == engine.until_end(alone[0, 1:].tolist())
+    assert engine.new_tokens() == 11
+    assert replace(engine.decoding, positions=None).positions is None
+    assert engine.generate_ids([], max_new_tokens=5) == []
+    with pytest.raises(InputError, match=r"^input_ids: \[\] .* without encoder or end"):
+        engine.generate_ids([[5], []], max_new_tokens=5)
+
+
+def test_a_decoder_starts_from_the_beginning_of_a_text_where_nothing_else_is_said():
+    config = MBartConfig.from_dict(CASES["mbart"].config.to_dict() | {"decoder_start_token_id": None})
+    torch.manual_seed(0)
+    teacher = CASES["mbart"].model(config).eval()
+    assert teacher.generation_config.decoder_start_token_id is None
+    engine = TorchEngine(teacher)
+    assert (engine.decoding.start, engine.continues) == (0, False)
+    alone = teacher.generate(torch.tensor(sources()[:1]), max_new_tokens=5, do_sample=False, num_beams=1)
+    assert engine.generate_ids(sources(), num_beams=1, max_new_tokens=5)[0] == engine.until_end(alone[0, 1:].tolist())
+    teacher.config.bos_token_id = teacher.generation_config.bos_token_id = None
+    with pytest.raises(InputError, match=r"^decoder_start_token_id: None .* bos_token_id"):
+        TorchEngine(teacher)
+
+
+def test_a_language_is_a_token_of_its_own_and_no_piece_of_a_word(tokenizer):
+    engine = TorchEngine(make_teacher("bart"), tokenizer)
+    assert "the" in {token.strip("Ġ") for token in tokenizer.get_vocab()}
+    for piece in ("r", "e", "Ġ", ".*"):
+        with pytest.raises(InputError, match=r"^language: "):
+            engine.starts(piece, 1)
+    codes = train_tokenizer(["return the sum of all numbers"] * 4, 300, 24)
+    codes.add_special_tokens({"additional_special_tokens": ["ro_RO", "de_DE"]})
+    engine = TorchEngine(make_teacher("bart"), codes)
+    assert engine.starts(["ro", "ro_RO"], 2) == [codes.convert_tokens_to_ids("ro_RO")] * 2
+
+
+@pytest.mark.parametrize("engine", ["ctranslate2", "onnxruntime"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("suppress_tokens", [9]),
+        ("begin_suppress_tokens", [9, 11]),
+        ("encoder_no_repeat_ngram_size", 2),
+        ("sequence_bias", [[[9], -4.0]]),
+    ],
+)
+def test_what_only_transformers_does_is_refused(engine, field, value, tmp_path):
+    if engine == "onnxruntime":
+        pytest.importorskip("onnx")
+    teacher = make_teacher("bart")
+    setattr(teacher.generation_config, field, value)
+    with pytest.raises(InputError, match=rf"^{field}: .* left out for the engine {engine}"):
+        export_model(teacher, tmp_path / "out", engine)
+    assert not list(tmp_path.iterdir())
+
+
+# --- agreement
+
+
+def test_agreement_counts_positions_choices_and_texts():
+    found = agreement([[1, 2, 3], [4, 5, 6], [], [7]], [[1, 2, 3], [4, 9, 6, 8], [], []])
+    assert (found.tokens, found.same_tokens) == (3 + 4 + 0 + 1, 3 + 2)
+    assert (found.choices, found.same_choices) == (4 + 2 + 1 + 1, 4 + 1 + 1 + 0)
+    assert (found.texts, found.same_texts) == (4, 2)
+    assert "62.50% of 8 tokens" in str(found)
+    assert agreement([], []).part == agreement([], []).part_of_choices == 1
+    with pytest.raises(ValueError, match="zip"):
+        agreement([[1]], [])
+
+
+def test_the_tokenizer_may_have_fewer_tokens_than_the_model_rows(tokenizer):
+    assert len(tokenizer) > VOCABULARY  # and more, too: what has no row is left out
+    vocabulary = ctranslate._Vocabulary(VOCABULARY, tokenizer, Decoding(2, (2,), 1)).get_vocab()
+    assert sorted(vocabulary.values()) == list(range(VOCABULARY))
+    vocabulary = ctranslate._Vocabulary(len(tokenizer) + 2, tokenizer, Decoding(2, (2,), 1)).get_vocab()
+    assert vocabulary[f"<id {len(tokenizer) + 1}>"] == len(tokenizer) + 1
+    assert preset("dqlib").position_bits == 8

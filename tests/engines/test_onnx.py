@@ -1,0 +1,257 @@
+"""The engine onnxruntime computes with the student's weights and searches as transformers does."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+
+from dqlib.config import Configuration, WeightQuantization
+from dqlib.errors import InputError
+from dqlib.presets import preset
+from dqlib.storage.manifest import opened
+from dqlib.storage.packed import load_packed, save_packed
+from dqlib.student import make_student, round_for_storage
+from dqlib.study.corpora.tokenizer import train_tokenizer
+from tests.helpers.folders import reseal
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+
+from dqlib.engines.onnx_export import Codes, export_onnx  # noqa: E402
+from dqlib.engines.onnx_model import OnnxEngine  # noqa: E402
+from dqlib.quantizers import quantize  # noqa: E402
+
+SOURCES = [[10, 11, 12, 13, 14, 15, 2], [30, 31, 2], [40, 41, 42, 43, 44, 2], [50, 51, 52, 53, 2]]
+
+
+def student_of(teacher, bits):
+    return make_student(teacher, Configuration.parse(f"{bits} 3-2")).eval()
+
+
+def padded(sources):
+    ids = torch.full((len(sources), max(map(len, sources))), 1)
+    for i, row in enumerate(sources):
+        ids[i, : len(row)] = torch.tensor(row)
+    return {"input_ids": ids, "attention_mask": ids.ne(1).long()}
+
+
+def generated(model, sources, **options):
+    """What transformers generates, without start, end and padding."""
+    rows = model.generate(**padded(sources), **options)[:, 1:].tolist()
+    return [row[: row.index(2)] if 2 in row else row for row in rows]
+
+
+def step_logits(engine, sources, tokens):
+    steps = engine._read_source(sources, 1, len(tokens))
+    return np.stack([steps.logits(np.array([token] * len(sources))).copy() for token in tokens], axis=1)
+
+
+def torch_logits(model, sources, tokens):
+    with torch.no_grad():
+        decoder_ids = torch.tensor([tokens] * len(sources))
+        return model(**padded(sources), decoder_input_ids=decoder_ids).logits.numpy()
+
+
+@pytest.fixture
+def exported(tmp_path):
+    def export(model, **options):
+        export_onnx(model, tmp_path / "onnx", **options)
+        return OnnxEngine(tmp_path / "onnx", threads=1)
+
+    return export
+
+
+# --- the same weights
+
+
+@pytest.mark.parametrize("bits", ["1-1-32", "2-2-32", "3-4-32", "8-8-32", "32-32-32"])
+def test_weights_survive_exactly(teacher, exported, bits):
+    with torch.no_grad():
+        teacher.final_logits_bias.normal_()
+    student = student_of(teacher, bits)
+    tokens = [2, 20, 21, 22, 23]
+    ours = step_logits(exported(student), SOURCES, tokens)
+    assert np.abs(ours - torch_logits(student, SOURCES, tokens)).max() < 1e-4
+
+
+def test_codes_of_more_bits_stand_for_the_same_weights(teacher, exported):
+    student = student_of(teacher, "2-2-32")
+    ours = step_logits(exported(student, bits=4), SOURCES, [2, 20])
+    assert np.abs(ours - torch_logits(student, SOURCES, [2, 20])).max() < 1e-4
+
+
+def test_a_packed_model_is_exported_as_its_student(teacher, exported, tmp_path):
+    student = student_of(teacher, "2-2-32")
+    round_for_storage(student)
+    save_packed(student, tmp_path / "packed")
+    ours = step_logits(exported(load_packed(tmp_path / "packed")), SOURCES, [2, 20])
+    assert np.abs(ours - torch_logits(student, SOURCES, [2, 20])).max() < 1e-4
+
+
+@pytest.mark.parametrize("encoder", ["int8", "packed"])
+@pytest.mark.parametrize("bits", ["2-2-8", "8-8-8"])
+def test_rounded_activations_stay_near_the_student(teacher, exported, bits, encoder):
+    student = student_of(teacher, bits)
+    tokens = [2, 20, 21]
+    theirs = torch_logits(student, SOURCES, tokens)
+    ours = step_logits(exported(student, encoder=encoder), SOURCES, tokens)
+    assert np.abs(ours - theirs).mean() < 0.05 * theirs.std()
+
+
+PER_GROUP = replace(preset("dqlib"), name="groups", weights=WeightQuantization(linear="per_group_16"))
+ASYMMETRIC = replace(preset("dqlib"), name="asymmetric", weights=WeightQuantization(ternary="asymmetric"))
+
+
+@pytest.mark.parametrize(
+    ("bits", "method"),
+    [("32-8-8", "dqlib"), ("2-2-8", PER_GROUP), ("2-2-8", ASYMMETRIC)],
+    ids=["32-8-8", "groups", "asymmetric"],
+)
+def test_an_encoder_of_int8_is_for_one_scale_a_row_and_others_are_packed(teacher, tmp_path, bits, method):
+    student = make_student(teacher, Configuration.parse(f"{bits} 3-2"), method).eval()
+    export_onnx(student, tmp_path / "onnx")
+    assert opened(tmp_path / "onnx", "onnxruntime").about["encoder"] == "packed"
+    with pytest.raises(InputError, match=r"^encoder: 'int8' .* packed, since model\.encoder\.layers\.0"):
+        export_onnx(student, tmp_path / "onnx", encoder="int8")
+    export_onnx(student_of(teacher, "2-2-8"), tmp_path / "onnx")
+    assert opened(tmp_path / "onnx", "onnxruntime").about["encoder"] == "int8"
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_packed_codes_are_those_of_the_quantizer(bits):
+    quantized = quantize(torch.randn(5, 40), bits)
+    codes = Codes.of(quantized)
+    packed, places = codes.packed(16), 8 // codes.bits
+    unpacked = np.stack([(packed >> (codes.bits * i)) & (2**codes.bits - 1) for i in range(places)], axis=-1)
+    unpacked = unpacked.reshape(5, -1)[:, :40].astype(np.int16) - 2 ** (codes.bits - 1)
+    assert (unpacked == quantized.codes.numpy()).all()
+    assert codes.scales(16).shape == (5, 3)
+
+
+# --- the same searches
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_searches_are_those_of_transformers(teacher, exported, beams):
+    student = student_of(teacher, "2-2-32")
+    engine = exported(student)
+    sources = [*SOURCES, [2]]  # one has nothing but its end
+    for new_tokens in (1, 6, 15):
+        options = {"num_beams": beams, "max_new_tokens": new_tokens}
+        assert engine.generate_ids(sources, **options) == generated(student, sources, **options)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_forced_tokens_lengths_and_penalties_are_kept(teacher, exported, beams):
+    student = student_of(teacher, "2-2-32")
+    said = student.generation_config
+    said.forced_bos_token_id, said.forced_eos_token_id, said.min_length, said.length_penalty = 33, 2, 6, 2.0
+    theirs = generated(student, SOURCES, num_beams=beams, max_new_tokens=9)
+    ours = exported(student).generate_ids(SOURCES, num_beams=beams, max_new_tokens=9)
+    assert ours == theirs
+    assert all(row[0] == 33 and 5 <= len(row) <= 8 for row in ours)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_an_early_end_is_where_transformers_ends(teacher, exported, beams):
+    with torch.no_grad():
+        teacher.final_logits_bias[0, 2] = 7.0  # the end is likely
+    student = student_of(teacher, "2-2-32")
+    engine = exported(student)
+    theirs = generated(student, SOURCES, num_beams=beams, max_new_tokens=12)
+    assert engine.generate_ids(SOURCES, num_beams=beams, max_new_tokens=12) == theirs
+    assert min(map(len, theirs)) < 12
+
+
+@pytest.mark.parametrize("encoder", ["int8", "packed"])
+def test_padding_and_neighbours_change_nothing(teacher, exported, encoder):
+    engine = exported(student_of(teacher, "2-2-8"), encoder=encoder)
+    together = engine.generate_ids(SOURCES, num_beams=4, max_new_tokens=8)
+    assert together == [engine.generate_ids([row], num_beams=4, max_new_tokens=8)[0] for row in SOURCES]
+
+
+def test_each_text_starts_from_its_own_token(teacher, exported):
+    student = student_of(teacher, "2-2-32")
+    options = {"num_beams": 2, "max_new_tokens": 6}
+    ours = exported(student).generate_ids(SOURCES[:2], starts=[5, 6], **options)
+    assert ours == generated(student, SOURCES[:2], decoder_start_token_id=[[5], [6]], **options)
+
+
+# --- folder and texts
+
+
+def test_texts_in_texts_out(teacher, tmp_path):
+    tokenizer = train_tokenizer(["return the sum of all numbers"] * 4, 60 + 240, 24)
+    teacher.resize_token_embeddings(len(tokenizer))
+    student = student_of(teacher, "2-2-8")
+    export_onnx(student, tmp_path / "onnx", tokenizer)
+    engine = OnnxEngine(tmp_path / "onnx", threads=1)
+    texts = ["return the sum", "all numbers", "the sum of all numbers " * 30]
+    one_by_one = [engine.generate([text], max_new_tokens=5)[0] for text in texts]
+    assert engine.generate(texts, max_new_tokens=5, batch_size=2) == one_by_one
+    assert engine.generate([]) == []
+    with pytest.raises(InputError, match="language"):
+        engine.generate(texts, languages="xx")
+    export_onnx(student, tmp_path / "onnx", tokenizer)  # replaces
+    assert not [path for path in tmp_path.iterdir() if path.name != "onnx"]
+
+
+@pytest.mark.parametrize(("features", "heads"), [(16, 4), (20, 2), (24, 2), (15, 3)])
+def test_a_size_of_heads_that_no_kernel_has_is_refused_at_export(teacher, tmp_path, features, heads):
+    config = teacher.config.to_dict() | {"d_model": features, "decoder_attention_heads": heads}
+    config["encoder_attention_heads"] = 1
+    student = student_of(type(teacher)(type(teacher.config).from_dict(config)), "2-2-8")
+    with pytest.raises(InputError, match=rf"^decoder_attention_heads: {heads} .* a multiple of 8 of the {features} "):
+        export_onnx(student, tmp_path / "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("features", "heads", "others", "inner"), [(24, 3, 8, 5), (40, 5, 1, 33), (8, 1, 4, 1)])
+def test_any_other_width_runs(teacher, exported, features, heads, others, inner):
+    config = teacher.config.to_dict() | {"d_model": features, "decoder_attention_heads": heads}
+    config |= {"encoder_attention_heads": others, "encoder_ffn_dim": inner, "decoder_ffn_dim": inner, "vocab_size": 61}
+    student = student_of(type(teacher)(type(teacher.config).from_dict(config)), "2-2-32")
+    ours = step_logits(exported(student), SOURCES, [2, 20])
+    assert np.abs(ours - torch_logits(student, SOURCES, [2, 20])).max() < 1e-4
+
+
+def test_errors_are_clear(teacher, tmp_path):
+    student = student_of(teacher, "4-4-8")
+    with pytest.raises(InputError, match="bits: 3 is not allowed"):
+        export_onnx(student, tmp_path / "onnx", bits=3)
+    with pytest.raises(InputError, match="at least 4 for codes of 4 bits"):
+        export_onnx(student, tmp_path / "onnx", bits=2)
+    assert not (tmp_path / "onnx").exists()
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    with pytest.raises(InputError, match="bart and mbart, which the engine onnxruntime serves"):
+        export_onnx(t5, tmp_path / "onnx")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    with pytest.raises(InputError, match="which is replaced"):
+        export_onnx(student, tmp_path / "other")
+    with pytest.raises(InputError, match="written by export_onnx"):
+        OnnxEngine(tmp_path / "other")
+
+    export_onnx(student, tmp_path / "onnx")
+    engine = OnnxEngine(tmp_path / "onnx", threads=1)
+    for options, name in (
+        ({"num_beams": 0, "max_new_tokens": 4}, "num_beams"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 40}, "max_new_tokens"),
+        ({"max_new_tokens": 4, "starts": [1]}, "starts"),
+    ):
+        with pytest.raises(InputError, match=name):
+            engine.generate_ids(SOURCES, **options)
+    with pytest.raises(InputError, match="input_ids"):
+        engine.generate_ids([[96]], max_new_tokens=4)
+    with pytest.raises(InputError, match="without a tokenizer"):
+        engine.generate(["text"])
+
+    reseal(tmp_path / "onnx", about=dict(opened(tmp_path / "onnx", "onnxruntime").about) | {"format": 99})
+    with pytest.raises(InputError, match="format"):
+        OnnxEngine(tmp_path / "onnx")
+    student.generation_config.no_repeat_ngram_size = 3
+    with pytest.raises(InputError, match="no_repeat_ngram_size"):
+        export_onnx(student, tmp_path / "onnx")

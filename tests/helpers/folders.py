@@ -1,0 +1,36 @@
+"""Folders that somebody changed and sealed again, as one does who means harm."""
+
+import hashlib
+import json
+
+import safetensors.torch
+
+from dqlib.storage.manifest import MANIFEST
+
+
+def reseal(folder, changed=(), **fields):
+    """Change the manifest: fields of it, and the checksums of files that were changed."""
+    said = json.loads((folder / MANIFEST).read_text())
+    for name in changed:
+        data = (folder / name).read_bytes()
+        said["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    said |= fields
+    del said["sha256"]
+    sealed = hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(said | {"sha256": sealed}))
+
+
+def reconfigure(folder, name="config.json", **fields):
+    """Write other fields in a file of the folder, and its checksum if the folder has a manifest."""
+    (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | fields))
+    if (folder / MANIFEST).is_file():
+        reseal(folder, [name])
+
+
+def reweigh(folder, change, name="model.safetensors"):
+    """Change the tensors of a file of weights, given by name, and its checksum if the folder has a manifest."""
+    tensors = safetensors.torch.load((folder / name).read_bytes())
+    change(tensors)
+    (folder / name).write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    if (folder / MANIFEST).is_file():
+        reseal(folder, [name])

@@ -1,0 +1,137 @@
+"""The committed notebooks: without outputs, with parameters, readable; and what they show."""
+
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pandas
+import pytest
+
+from dqlib.study.evaluation.records import COLUMNS, Row, write_row
+from dqlib.study.notebooks import deploy, show
+from dqlib.study.params.paths import LOG, project_root
+from tests.conftest import committed
+
+NOTEBOOKS = sorted((committed() / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, 4)
+
+
+def test_the_notebooks_are_there():
+    assert {path.stem for path in NOTEBOOKS} >= {
+        "teacher", "summarization", "eli5", "translation", "compare", "methods", "quantization", "deploy"
+    }  # fmt: skip
+
+
+def test_sources_carry_no_outputs(notebook):
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+
+
+def test_no_cell_needs_a_test_set_that_some_corpora_lack(notebook):
+    assert not any('["test_unseen"]' in cell.source for cell in notebook.cells if cell.cell_type == "code")
+
+
+def test_one_cell_holds_the_parameters(notebook):
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert 'params = "tutorial"' in tagged[0].source
+
+
+def test_cells_are_short_and_define_no_functions(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert len(cell.source.splitlines()) <= 12
+            assert "def " not in cell.source
+
+
+def test_there_is_more_prose_than_code(notebook):
+    kinds = [cell.cell_type for cell in notebook.cells]
+    assert kinds[0] == "markdown"
+    assert kinds.count("markdown") >= 0.7 * kinds.count("code")
+
+
+@pytest.mark.parametrize(
+    ("method", "columns", "panels"),
+    [
+        ("fine-tuning", ["task", "validation_loss"], ["loss\n(nats a token)"]),
+        ("dqlib", ["loss", "validation_loss"], ["weighted sum of all terms", "loss\n(nats a token)"]),
+        (
+            "dqlib",
+            ["task", "logits", "validation_loss"],
+            ["loss\n(nats a token)", "divergence from the teacher\n(nats a token)"],
+        ),
+        ("dq-bart", ["logits"], ["squared difference from the teacher's logits"]),
+        ("mine", ["logits"], ["logits"]),
+    ],
+)
+def test_nats_stand_where_nats_are_drawn(tmp_path, method, columns, panels):
+    write_row(Row(**dict.fromkeys(COLUMNS) | {"method": method}), tmp_path)
+    log = {"step": [1, 2], "loss": [9.0, 8.0], "task": [5.0, 4.0], "logits": [0.4, 0.3], "validation_loss": [None, 4.0]}
+    pandas.DataFrame(log).to_csv(tmp_path / LOG, index=False)
+    figure = show.curves(tmp_path, columns)
+    assert [axes.get_ylabel() for axes in figure.axes] == panels
+    drawn = {line.get_label() for axes in figure.axes for line in axes.lines}
+    assert drawn == {name.replace("_", " ") for name in columns}
+    assert [axes.get_xlabel() for axes in figure.axes] == [*[""] * (len(panels) - 1), "training step"]
+
+
+def test_every_text_is_in_the_figure_of_lengths_and_none_of_its_bars_is_both_read_and_cut():
+    counts = [1, 23, 24, 25, 26, 30, 95, 96, 97, 500]
+    rows = [{"document": str(count), "summary": str(count)} for count in counts]
+    corpus = SimpleNamespace(
+        splits={"validation": rows},
+        tokenizer=lambda texts, **_: {"input_ids": [[0] * int(text) for text in texts]},
+    )
+    figure = show.lengths(corpus, SimpleNamespace(source_tokens=64, target_tokens=24))
+    for axes, most in zip(figure.axes, (64, 24), strict=True):
+        bars = [(bar.get_x(), bar.get_x() + bar.get_width(), bar.get_height()) for bar in axes.patches]
+        assert sum(height for *_, height in bars) == len(counts)
+        assert sum(height for low, _, height in bars if low <= most) == sum(count <= most for count in counts)
+        assert len({round(high - low, 6) for low, high, _ in bars}) == 1
+        assert np.allclose([low % 1 for low, *_ in bars], 0)
+
+
+def test_a_table_of_texts_shows_what_looks_like_a_tag():
+    page = show.texts_table([{"answer": "ctext = <printable> & more"}]).to_html()
+    assert "ctext = &lt;printable&gt; &amp; more" in page
+
+
+def test_an_engine_that_tells_nothing_of_its_export_is_told_by_its_size(tmp_path, monkeypatch, capsys):
+    def export(model, folder, engine, tokenizer):
+        folder.mkdir()
+        (folder / "model.bin").write_bytes(b"1234")
+
+    monkeypatch.setattr(deploy, "load_model", lambda folder: (None, None))
+    monkeypatch.setattr(deploy, "export_model", export)
+    folders = deploy.export_each(tmp_path / "packed", ["torch", "onnxruntime"])
+    assert capsys.readouterr().out.strip() == f"{folders['onnxruntime']}: 4 bytes"
+
+
+def test_texts_and_table_of_the_engines_come_from_one_search():
+    class Fake:
+        early_stopping = False
+
+        def encode(self, texts):
+            return [[1, 2] for _ in texts]
+
+        def generate(self, texts, **search):
+            searches.append((self.early_stopping, search))
+            return ["a"] * len(texts)
+
+        def generate_ids(self, rows, **search):
+            searches.append((self.early_stopping, search))
+            return [[3]] * len(rows)
+
+    searches: list[tuple] = []
+    deploy.answers({"torch": Fake()}, ["text"])
+    deploy.measured({"torch": Fake()}, {"torch": project_root() / "profiles"}, ["text"], repeats=1)
+    assert all(search == searches[0] for search in searches)
+    notebook = nbformat.read(project_root() / "notebooks" / "deploy.ipynb", 4)
+    calls = [cell.source for cell in notebook.cells if "running, " in cell.source]
+    assert [call.partition("(")[0] for call in calls] == ["deploy.answers", "deploy.measured"]
+    assert all(call.endswith(", beams)") for call in calls)

@@ -1,0 +1,200 @@
+import copy
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+import dqlib
+from dqlib.errors import InputError
+from dqlib.study.evaluation.positions import GROUPS
+from dqlib.study.params import profiles as profile_module
+from dqlib.study.params.blocks import FEWEST_DOCUMENTS
+from dqlib.study.params.paths import project_root
+from dqlib.study.params.profiles import choose_profile
+from dqlib.study.params.settings import load_settings, profile_path
+from tests.conftest import committed
+
+PROFILES = ("smoke", "laptop", "real", "paper", "paper-cnn", "tutorial")
+
+
+@pytest.fixture
+def smoke():
+    return yaml.safe_load((project_root() / "profiles" / "smoke.yaml").read_text())
+
+
+def load(data, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return load_settings(str(path))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_is_valid_and_named_after_its_file(profile):
+    assert load_settings(profile).profile == profile
+
+
+def test_the_committed_parameters_are_the_laptop_profile():
+    root = committed()
+    assert (root / "params.yaml").read_bytes() == (root / "profiles" / "laptop.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("summarization.configs", ["2-2 6-3"], "summarization.config: '2-2 6-3'"),
+        ("summarization.configs", ["0-2-8 2-1"], "w_bits: 0"),
+        ("summarization.configs", ["2-2-8 9-1"], "encoder_layers: 9"),
+        ("summarization.configs", [], "summarization.configs"),
+        ("summarization.configs", ["2-2-8 2-1", "2-2-8_2-1"], "without repetitions"),
+        ("summarization.corpus.source", "web", "summarization.corpus.source: 'web' .* embedded, files, hub"),
+        ("summarization.corpus.sauce", 1, "summarization.corpus.sauce"),
+        ("summarization.corpus.vocab_size", "many", "summarization.corpus.vocab_size: 'many' .* whole number"),
+        ("summarization.model.heads", 5, "summarization.model.heads: 5 .* divisor"),
+        ("summarization.model.max_positions", 16, "max_positions: 16"),
+        ("summarization.distill.steps", 0, "summarization.distill.steps: 0"),
+        ("summarization.distill.steps", 1.5, "summarization.distill.steps: 1.5"),
+        ("summarization.distill.steps", True, "summarization.distill.steps: True"),
+        ("summarization.distill.learning_rate", float("nan"), "learning_rate: nan"),
+        ("summarization.distill.preset", "dq-bert", "summarization.distill.preset: 'dq-bert' .* dq-bart"),
+        ("summarization.distill.schedule", "linear", "summarization.distill.schedule"),
+        ("summarization.methods.presets", ["dqlib", "sota"], "preset: 'sota' .* dqlib"),
+        ("summarization.methods.configs", ["2-2-8 2-9"], "decoder_layers: 9"),
+        ("summarization.methods.ablation_seeds", [7], "ablation_seeds"),
+        ("summarization.methods.longest_configs", ["8-8-8_1-1"], "longest_configs"),
+        ("compute.processes", 3, "micro_batches: 2 .* multiple of compute.processes, 3"),
+        ("compute.processes", 0, "compute.processes: 0"),
+        ("summarisation", {}, "summarisation"),
+        ("summarization.corpus.languages", ["ro"], "summarization.corpus.languages"),
+        ("translation.corpus.languages", [], "translation.corpus.languages: .* given"),
+        ("translation.corpus.limit", None, "translation.corpus.limit"),
+        ("translation.corpus.name", "wmt", "translation.corpus.name: 'wmt' .* pydoc, pydoc-qa, cldr"),
+        ("translation.model.pretrained", "eli5", "translation.model.pretrained: 'eli5' .* pre-trained here"),
+        ("eli5.model.pretrained", "eli5", "eli5.model.pretrained"),
+        ("eli5.model.d_model", 32, "eli5.model.d_model: 32 .* 64, as in summarization.model"),
+        ("eli5.corpus.vocab_size", 900, "eli5.corpus.vocab_size: 900 .* 1500, .* unless eli5.model.pretrained is null"),
+        ("eli5.corpus.tokenizer", "mine", "eli5.corpus.tokenizer: 'mine'"),
+        ("eli5.pretrain", {"steps": 1, "learning_rate": 0.1, "batch_tokens": 9}, "eli5.pretrain: .* null"),
+        ("eli5.finetune.micro_batches", 0, "eli5.finetune.micro_batches: 0"),
+        ("eli5.evaluate.documents", GROUPS - 1, "eli5.evaluate.documents: 3 .* at least 4: .* by their length"),
+        ("eli5.evaluate.validation_documents", 0, "eli5.evaluate.validation_documents: 0"),
+        ("summarization.distill", None, "summarization.distill: None .* a block"),
+    ],
+)
+def test_a_bad_parameter_is_named_with_its_value_and_what_is_allowed(smoke, tmp_path, path, value, told):
+    data = copy.deepcopy(smoke)
+    *parents, last = path.split(".")
+    block = data
+    for parent in parents:
+        block = block[parent]
+    block[last] = value
+    with pytest.raises(InputError, match=told) as caught:
+        load(data, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_fewest_documents_give_each_group_of_lengths_one(smoke, tmp_path):
+    assert FEWEST_DOCUMENTS == GROUPS
+    smoke["eli5"]["evaluate"]["documents"] = GROUPS
+    assert load(smoke, tmp_path).eli5.evaluate.documents == GROUPS
+
+
+def test_a_missing_key_is_named(smoke, tmp_path):
+    del smoke["summarization"]["finetune"]["steps"]
+    with pytest.raises(InputError, match=r"summarization\.finetune\.steps"):
+        load(smoke, tmp_path)
+
+
+@pytest.mark.parametrize("profile", ["paper", "paper-cnn"])
+def test_a_profile_without_all_tasks_or_of_the_hub_is_not_for_the_pipeline(tmp_path, monkeypatch, profile):
+    monkeypatch.setattr(profile_module, "project_root", lambda: tmp_path)
+    with pytest.raises(InputError, match=rf"profile: '{profile}' .* dqlib.study.pipeline.students --params {profile}`"):
+        choose_profile(profile)
+    assert not (tmp_path / "params.yaml").exists()
+
+
+def test_unknown_profiles_tasks_and_files_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"profile: 'desktop' .* laptop, .*paper, paper-cnn, .*real, .*smoke"):
+        load_settings("desktop")
+    with pytest.raises(InputError, match=r"task: 'poetry' .* summarization"):
+        load_settings("smoke").task("poetry")
+    with pytest.raises(InputError, match="params"):
+        load_settings(str(tmp_path / "none.yaml"))
+    (tmp_path / "bad.yaml").write_text("a: [1,\n")
+    with pytest.raises(InputError, match="valid YAML"):
+        load_settings(str(tmp_path / "bad.yaml"))
+
+
+def test_a_profile_has_the_tasks_that_it_names(smoke, tmp_path):
+    settings = load(smoke, tmp_path)
+    assert settings.tasks == ("summarization", "eli5", "translation")
+    assert settings.pretrained_folder("eli5") == settings.folders("summarization").pretrained
+    assert settings.pretrained_folder("translation") is None
+    only = load({key: value for key, value in smoke.items() if key not in ("summarization", "eli5")}, tmp_path)
+    assert only.tasks == ("translation",)
+    with pytest.raises(InputError, match=r"task: 'eli5' .* translation, which the profile 'smoke' has"):
+        only.task("eli5")
+    with pytest.raises(InputError, match="at least one of summarization, eli5, translation"):
+        load({key: smoke[key] for key in ("profile", "results", "compute")}, tmp_path)
+    del smoke["summarization"]
+    with pytest.raises(InputError, match=r"eli5\.model\.pretrained: 'summarization'"):
+        load(smoke, tmp_path)
+
+
+def test_choosing_a_profile_says_how_to_go_back_and_never_loses_edits(tmp_path, monkeypatch, capsys):
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "profiles").mkdir()
+    for name in PROFILES:
+        (tmp_path / "profiles" / f"{name}.yaml").write_bytes(
+            (project_root() / "profiles" / f"{name}.yaml").read_bytes()
+        )
+    monkeypatch.chdir(tmp_path)
+    params = tmp_path / "params.yaml"
+    assert profile_module.main(["laptop"]) == 0
+    assert "`git checkout params.yaml dvc.lock` goes back" in capsys.readouterr().out
+    assert not choose_profile("laptop")
+    params.write_text(params.read_text() + "# mine\n")
+    edited = params.read_text()
+    assert not choose_profile("laptop")
+    with pytest.raises(InputError, match="unedited"):
+        choose_profile("smoke")
+    assert params.read_text() == edited
+    params.write_bytes((tmp_path / "profiles" / "laptop.yaml").read_bytes())
+    assert choose_profile("smoke")
+    assert profile_module.main(["cloud"]) == 2
+
+
+def test_from_any_folder_a_profile_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_settings("laptop").runs == Path(dqlib.__file__).resolve().parents[1] / "runs" / "laptop"
+    (tmp_path / "dvc.yaml").touch()  # another project
+    with pytest.raises(InputError, match=r"profile: 'laptop' .* a file in .*profiles, which has none"):
+        load_settings("laptop")
+
+
+def test_the_tests_hold_what_is_committed_and_not_what_a_user_made(tmp_path):
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).write_text("theirs")
+    assert committed(tmp_path) == tmp_path  # no repository
+    committed.cache_clear()
+    subprocess.run(["git", "init", "-q"], check=True, cwd=tmp_path)
+    subprocess.run(["git", "add", "-A"], check=True, cwd=tmp_path)
+    (tmp_path / "params.yaml").write_text("mine")
+    (tmp_path / "profiles.yaml").touch()
+    assert {path.name: path.read_text() for path in committed(tmp_path).iterdir()} == dict.fromkeys(
+        ("dvc.yaml", "params.yaml"), "theirs"
+    )
+
+
+@pytest.mark.parametrize("profile", ["laptop", "smoke", "real"])
+def test_a_profile_of_the_pipeline_has_every_parameter_that_the_pipeline_reads(profile):
+    pipeline = yaml.safe_load((project_root() / "dvc.yaml").read_text())["stages"]
+    parameters = yaml.safe_load(profile_path(profile).read_text())
+    for name, stage in pipeline.items():
+        tasks = stage.get("matrix", {}).get("task", [""])
+        keys = [] if name.startswith("methods") else stage.get("params", [])
+        for key in [key.replace("${item.task}", task) for key in keys for task in tasks]:
+            found = parameters
+            for part in key.split("."):
+                assert part in found, f"{name}: {key}"
+                found = found[part]

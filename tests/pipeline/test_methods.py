@@ -1,0 +1,130 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dqlib.config import Configuration
+from dqlib.errors import InputError
+from dqlib.study.evaluation.records import COLUMNS, Row, paired_p_value, read_row, write_row
+from dqlib.study.params.paths import PREDICTIONS, Folders, write_text
+from dqlib.study.params.settings import Methods, load_settings
+from dqlib.study.pipeline.benchmark import bench_of, run_methods
+from dqlib.study.pipeline.study import Study
+from dqlib.study.report import methods as bench
+
+
+def laptop_bench() -> Methods:
+    bench_settings = load_settings("laptop").summarization.methods
+    assert bench_settings is not None
+    return bench_settings
+
+
+def test_the_bench_has_every_method_at_every_configuration_that_it_has_a_grid_for():
+    cells = laptop_bench().cells()
+    assert len(cells) == len(set(cells))
+    for seed in laptop_bench().seeds:
+        assert ("dqlib", Configuration.parse("1-1-8 2-4"), seed) in cells
+        assert ("xtc", Configuration.parse("1-1-8 2-4"), seed) in cells
+        assert ("dq-bart-faithful", Configuration.parse("2-2-8 2-2"), seed) in cells
+    assert not [name for name, c, _ in cells if c.w_bits == 1 and name.startswith("dq-bart")]
+
+
+def test_the_tutorial_shows_every_method_that_its_notebook_tells_of_and_what_parts_are_worth():
+    tutorial = load_settings("tutorial").summarization.methods
+    assert tutorial.presets == laptop_bench().presets
+    assert {name for name, *_ in tutorial.cells()} >= {*tutorial.presets, *tutorial.ablations}
+    assert tutorial.ablations
+    assert set(tutorial.ablation_configs) <= set(tutorial.configs)  # the whole method is there to compare with
+
+
+def test_a_bench_that_is_stopped_early_has_whole_seeds_before_ablations():
+    wanted = laptop_bench()
+    names = [name for name, _, _ in wanted.cells()]
+    first = min(names.index(name) for name in wanted.ablations)
+    assert not set(names[first:]) & set(wanted.presets)
+
+
+def test_the_longest_runs_may_be_fewer_than_the_longer_ones():
+    given = laptop_bench()
+    fields = {name: getattr(given, name) for name in given.__dataclass_fields__}
+    fields |= {"longer_steps": [900, 300, 600], "longer_configs": ["4-4-8 2-4", "2-2-8 2-4"]}
+    all_of_them = [(n, text) for n in (300, 600, 900) for text in fields["longer_configs"]]
+    for longest, runs in (([], all_of_them), (["2-2-8 2-4"], [*all_of_them[:4], all_of_them[5]])):
+        found = Methods(**(fields | {"longest_configs": longest})).longer()
+        assert [(steps, str(configuration)) for _, configuration, _, steps in found] == runs
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"presets": ["dq-bert"]}, "preset: 'dq-bert' .* dq-bart"),
+        ({"seeds": [1, 1]}, "without repetitions"),
+        ({"configs": []}, "configs"),
+    ],
+)
+def test_a_bad_bench_is_named(change, told):
+    given = laptop_bench()
+    fields = {name: getattr(given, name) for name in given.__dataclass_fields__}
+    with pytest.raises(InputError, match=told):
+        Methods(**(fields | change))
+
+
+def test_a_profile_without_a_bench_says_so(monkeypatch):
+    study = Study("tutorial")
+    monkeypatch.setattr(type(study.task), "methods", None)
+    object.__setattr__(study.task, "methods", None)
+    with pytest.raises(InputError, match=r"summarization\.methods"):
+        bench_of(study)
+
+
+def test_the_p_value_is_small_for_a_clear_difference_and_large_for_noise():
+    generator = np.random.default_rng(0)
+    theirs = generator.normal(20, 10, 400)
+    assert paired_p_value(theirs + generator.normal(2, 3, 400), theirs) < 0.01
+    assert paired_p_value(theirs + generator.normal(0, 3, 400), theirs) > 0.05
+    assert paired_p_value(theirs, theirs) == 1.0
+    better, worse = theirs + generator.normal(1, 6, 400), theirs
+    assert paired_p_value(better, worse, 500) == paired_p_value(worse, better, 500)  # two-sided
+
+
+@pytest.mark.parametrize(("headline", "metric"), [("rougeL", "rougeL"), ("bleu", "chrf")])
+def test_scores_by_document_are_read_line_by_line_and_those_of_translations_are_chrf(tmp_path, headline, metric):
+    folders, configuration = Folders(tmp_path), Configuration.parse("2-2-8 2-1")
+    for seed, first in ((1, 10.0), (2, 20.0)):
+        lines = [{"prediction": "one\u2028line", metric: first}, {"prediction": "two", metric: 50.0}]
+        lines.append({"prediction": "three", metric: 99.0, "test_set": "test_unseen"})
+        folder = folders.method("dqlib", configuration.slug, seed)
+        write_row(Row(**dict.fromkeys(COLUMNS) | {"headline": headline}), folder)
+        write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    scores = bench._by_document(SimpleNamespace(folders=folders), "dqlib", configuration, [1, 2])
+    assert scores.tolist() == [15.0, 50.0]
+
+
+def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):
+    study = study_in_a_copy
+    run_methods(study)
+    cells = bench_of(study).cells()
+    folders = [study.folders.method(name, c.slug, seed) for name, c, seed in cells]
+    times = [(folder / "row.json").stat().st_mtime_ns for folder in folders]
+    run_methods(study)  # nothing is missing
+    assert times == [(folder / "row.json").stat().st_mtime_ns for folder in folders]
+    (folders[0] / "made_from.json").write_text("{}")  # of other parameters: made again, to the same bytes
+    row = (folders[0] / "row.json").read_bytes()
+    run_methods(study)
+    assert (folders[0] / "row.json").read_bytes() == row
+    assert times[1:] == [(folder / "row.json").stat().st_mtime_ns for folder in folders[1:]]
+
+    table = bench.bench_table(study)
+    assert tuple(table.columns) == (*COLUMNS, "baseline", "p_value")
+    assert len(table) == len(cells)
+    assert [read_row(folder).score for folder in folders] == table.score.tolist()
+    ours = table[table.method == "dqlib"].iloc[0]
+    assert ours.baseline == "dq-bart-faithful"
+    assert 0 < ours.p_value <= 1
+    assert table[table.method == "dq-bart-faithful"].p_value.isna().all()
+    changed = bench.ablation_table(table, bench_of(study))
+    assert changed.changed.tolist() == ["fixed-scales"]
+    faithful = table[table.method == "dq-bart-faithful"].iloc[0]
+    assert faithful.size_bytes > 1.5 * ours.size_bytes  # its head needs the embedding in full precision
+    bench.write_bench(study)

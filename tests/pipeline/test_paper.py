@@ -1,0 +1,375 @@
+"""The paper's data sets and models as the hub has them, but tiny: schemas, file names, classes of model and tokenizer.
+
+Nothing here reaches the hub: the profiles' names are replaced by folders with the layout of a snapshot.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import pytest
+import yaml
+from datasets import Dataset, Features, List, Translation, Value
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    MBartTokenizer,
+)
+from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
+
+from dqlib.errors import InputError
+from dqlib.student import load_student
+from dqlib.study.corpora import hub
+from dqlib.study.corpora.corpus import build_corpus, load_corpus
+from dqlib.study.corpora.tokenizer import load_tokenizer, set_source_language, train_tokenizer
+from dqlib.study.evaluation.records import read_row
+from dqlib.study.params import settings as S
+from dqlib.study.params.paths import PREDICTIONS, project_root
+from dqlib.study.pipeline.study import Study
+from dqlib.study.training.batches import collate, encode
+
+TEXT = "the of and plants water green river old stone house wind over under light keeps grows near small"
+SIZES = {"train": 24, "validation": 6, "test": 6}
+
+TINY = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "heads": 2, "ffn_dim": 16, "max_positions": 64}
+CORPUS = {"source_tokens": 32, "target_tokens": 12}
+LOOP = {"steps": 2, "batch_tokens": 400, "micro_batches": 2, "validations": 1}
+EVALUATION = {"documents": 4, "validation_documents": 4, "bootstrap": 20}
+
+
+def sentence(order, words=12):
+    return " ".join(order.choices(TEXT.split(), k=words)).capitalize() + "."
+
+
+def snapshot(folder, config, rows, features, files=None, subfolder=None):
+    """A data set as the hub has it since loading scripts are gone: Parquet by split, named in the README's head."""
+    subfolder = subfolder or config
+    named = []
+    for split, each in rows.items():
+        parts = (files or {}).get(split, 1)
+        for part in range(parts):
+            path = folder / subfolder / f"{split}-{part:05d}-of-{parts:05d}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Dataset.from_list(each[part::parts], features=features).to_parquet(path)
+        named.append({"split": split, "path": f"{subfolder}/{split}-*"})
+    head = yaml.safe_dump({"configs": [{"config_name": config, "data_files": named}]})
+    (folder / "README.md").write_text(f"---\n{head}---\n# A data set\n")
+
+
+def in_splits(make):
+    return {split: [make(f"{split}{i}") for i in range(size)] for split, size in SIZES.items()}
+
+
+def xsum(folder, order):
+    features = Features({name: Value("string") for name in ("document", "summary", "id")})
+    snapshot(
+        folder, "default", in_splits(lambda i: {"document": sentence(order, 30), "summary": sentence(order), "id": i}),
+        features, subfolder="data",
+    )  # fmt: skip
+
+
+def cnn_dailymail(folder, order):
+    features = Features({name: Value("string") for name in ("article", "highlights", "id")})
+    make = lambda i: {"article": sentence(order, 40), "highlights": f"{sentence(order)}\n{sentence(order)}", "id": i}  # noqa: E731
+    snapshot(folder, "3.0.0", in_splits(make), features, {"train": 3})
+
+
+def kilt_tasks(folder, order):
+    text, number = Value("string"), Value("int32")
+    evidence = {"start_paragraph_id": number, "end_paragraph_id": number, "title": text, "section": text,
+                "wikipedia_id": text, "meta": {"evidence_span": List(text)}}  # fmt: skip
+    provenance = {"bleu_score": Value("float32"), "start_character": number, "start_paragraph_id": number,
+                  "end_character": number, "end_paragraph_id": number,
+                  "meta": {"fever_page_id": text, "fever_sentence_id": number, "annotation_id": text,
+                           "yes_no_answer": text, "evidence_span": List(text)},
+                  "section": text, "title": text, "wikipedia_id": text}  # fmt: skip
+    meta = {"left_context": text, "mention": text, "right_context": text, "partial_evidence": List(evidence),
+            "obj_surface": List(text), "sub_surface": List(text), "subj_aliases": List(text),
+            "template_questions": List(text)}  # fmt: skip
+    output = List({"answer": text, "meta": {"score": number}, "provenance": List(provenance)})
+    features = Features({"id": text, "input": text, "meta": meta, "output": output})
+    nothing = {"left_context": "", "mention": "", "right_context": "", "partial_evidence": [], "obj_surface": [],
+               "sub_surface": [], "subj_aliases": [], "template_questions": []}  # fmt: skip
+
+    def make(name):
+        answers = [] if name.startswith("test") else [sentence(order), sentence(order)]
+        outputs = [{"answer": answer, "meta": {"score": 3}, "provenance": []} for answer in answers]
+        where = {"bleu_score": 0.5, "start_character": 0, "start_paragraph_id": 1, "end_character": 9,
+                 "end_paragraph_id": 1, "section": "", "title": "River", "wikipedia_id": "1",
+                 "meta": {"fever_page_id": "", "fever_sentence_id": -1, "annotation_id": "-1", "yes_no_answer": "",
+                          "evidence_span": []}}  # fmt: skip
+        outputs.append({"answer": "", "meta": {"score": 0}, "provenance": [where]})
+        return {"id": name, "input": f"why {sentence(order, 5)}", "meta": nothing, "output": outputs}
+
+    rows = in_splits(make)
+    snapshot(folder, "eli5", rows | {"train": rows["train"] + [make(f"more{i}") for i in range(176)]}, features,
+             {"train": 2})  # fmt: skip
+    return [row for each in rows.values() for row in each]
+
+
+def support_docs(folder, order, questions):
+    folder.mkdir()
+    for split in ("train", "validation"):
+        lines = [
+            {"id": row["id"], "input": row["input"], "output": [
+                {"answer": sentence(order), "provenance": None},
+                {"answer": None, "provenance": [{"wikipedia_id": "1", "text": sentence(order)} for _ in range(2)]},
+            ]}
+            for row in questions if row["id"].startswith(split)
+        ]  # fmt: skip
+        (folder / f"{split}.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def wmt16(folder, order):
+    make = lambda _: {"translation": {"ro": sentence(order), "en": sentence(order)}}  # noqa: E731
+    snapshot(folder, "ro-en", in_splits(make), Features({"translation": Translation(["ro", "en"])}))
+
+
+def bart(folder, order):
+    """BART's files as in ``facebook/bart-base``: its tokenizer is a vocabulary and its merges."""
+    tokenizer = ByteLevelBPETokenizer()
+    texts = [sentence(order) for _ in range(200)]
+    tokenizer.train_from_iterator(
+        texts, vocab_size=400, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"], show_progress=False
+    )
+    folder.mkdir()
+    tokenizer.save_model(str(folder))
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    vocabulary["<mask>"], last = len(vocabulary) - 1, next(t for t, i in vocabulary.items() if i == len(vocabulary) - 1)
+    vocabulary[last] = 4  # in BART <mask> is the last token
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    config = BartConfig(vocab_size=len(vocabulary), **shape(), forced_bos_token_id=0, decoder_start_token_id=2)
+    BartForConditionalGeneration(config).save_pretrained(folder)
+
+
+def mbart(folder, order):
+    """mBART's files as in ``facebook/mbart-large-cc25``: tokenizer.json, and no word on the tokenizer's class but the
+    model's."""
+    pieces = Tokenizer(models.Unigram())
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=120, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False)
+    pieces.train_from_iterator([sentence(order) for _ in range(200)], trainer)
+    learned = json.loads(pieces.to_str())["model"]["vocab"][1:]
+    vocabulary = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")] + [tuple(each) for each in learned]
+    vocabulary += [(token, 0.0) for token in (*FAIRSEQ_LANGUAGE_CODES, "<mask>")]
+    MBartTokenizer(vocab=vocabulary).save_pretrained(folder)
+    (folder / "tokenizer_config.json").unlink()
+    config = MBartConfig(vocab_size=len(vocabulary), **shape(), scale_embedding=True)
+    MBartForConditionalGeneration(config).save_pretrained(folder)
+    assert {"tokenizer.json", "config.json"} <= {path.name for path in folder.iterdir()}
+
+
+def shape():
+    return {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+            "max_position_embeddings": 64}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory):
+    """The profiles ``paper`` and ``paper-cnn`` with folders in place of names, and smaller sizes."""
+    folder = tmp_path_factory.mktemp("paper")
+    order = random.Random(0)
+    xsum(folder / "xsum", order)
+    cnn_dailymail(folder / "cnn_dailymail", order)
+    questions = kilt_tasks(folder / "kilt_tasks", order)
+    support_docs(folder / "lfqa_support_docs", order, questions)
+    wmt16(folder / "wmt16", order)
+    bart(folder / "bart-base", order)
+    mbart(folder / "mbart-large-cc25", order)
+    (folder / "dvc.yaml").touch()
+    for profile in ("paper", "paper-cnn"):
+        params = yaml.safe_load((project_root() / "profiles" / f"{profile}.yaml").read_text())
+        for task in (value for value in params.values() if isinstance(value, dict) and "corpus" in value):
+            smaller(task)
+        (folder / f"{profile}.yaml").write_text(yaml.safe_dump(params))
+    return folder
+
+
+def smaller(task):
+    corpus, model = task["corpus"], task["model"]
+    for block, key in ((corpus, "dataset"), (corpus, "tokenizer"), (model, "pretrained"), (corpus.get("support", {}),
+                                                                                         "dataset")):  # fmt: skip
+        if block:
+            block[key] = block[key].partition("/")[2]
+    corpus |= CORPUS | {"vocab_size": 400}
+    model |= TINY
+    task["finetune"] |= LOOP
+    task["distill"] |= LOOP
+    task["evaluate"] |= EVALUATION
+    task["configs"] = ["2-2-8_2-1"]
+
+
+@pytest.fixture
+def there(snapshots, tmp_path, monkeypatch):
+    monkeypatch.chdir(snapshots)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(hub, "_reachable", lambda: pytest.fail("the hub was asked for"))
+    return snapshots
+
+
+@pytest.mark.parametrize(
+    ("profile", "task"),
+    [("paper", "summarization"), ("paper", "eli5"), ("paper", "translation"), ("paper-cnn", "summarization")],
+)
+def test_every_experiment_runs_from_snapshots_to_test_scores(there, profile, task):
+    study = Study(f"{profile}.yaml", task)
+    teacher, student = study.teacher(), study.student("2-2-8 2-1")
+    for made in (teacher, student):
+        row = read_row(made)
+        assert row.n_test == 4
+        assert row.headline == ("bleu" if task == "translation" else "rougeL")
+        assert len((made / PREDICTIONS).read_text(encoding="utf-8").splitlines()) == 4
+    model, corpus = load_student(student), load_corpus(study.folders.corpus)
+    rows = corpus.splits["train"]
+    if task == "translation":
+        assert model.generation_config.decoder_start_token_id == corpus.tokenizer.convert_tokens_to_ids("ro_RO")
+        assert corpus.tokenizer.src_lang == "en_XX"
+    if task == "eli5":
+        assert corpus.info["sizes"] == {"train": 22, "validation": 2, "test": 6}  # those with a support document
+        assert rows[0]["document"].startswith("question: why ")
+        assert rows[0]["document"].count("<P> ") == 2
+    if profile == "paper-cnn":
+        assert len(rows) == 24
+    assert model.config.model_type == ("mbart" if task == "translation" else "bart")
+
+
+def test_mbart_reads_its_language_last_and_writes_from_the_target_s(there):
+    tokenizer = load_tokenizer("mbart-large-cc25")
+    set_source_language(tokenizer, "en")
+    tokenizer.save_pretrained(there / "saved")
+    en, ro = (tokenizer.convert_tokens_to_ids(code) for code in ("en_XX", "ro_RO"))
+    corpus = S.Corpus("wmt", "hub", 400, 8, 8, dataset="d", languages=["ro"], source_language="en")
+    rows = [{"document": f"the {'stone ' * n}", "summary": f"old {'wind ' * n}", "language": "ro"} for n in (1, 40)]
+    for each in (tokenizer, load_tokenizer(there / "saved")):
+        short, long = encode(rows, each, corpus)
+        assert short.source[-2:] == long.source[-2:] == [2, en]
+        assert short.target[-1] == long.target[-1] == 2
+        assert (len(long.source), len(long.target)) == (8, 8)
+        assert not {en, ro, 0} & set(short.target + long.target)
+        batch = collate([short, long])
+        assert batch.decoder_input_ids[:, 0].tolist() == [ro, ro]
+        assert batch.labels[1].tolist()[-1] == 2
+    with pytest.raises(InputError, match="source_language: None"):
+        set_source_language(tokenizer, None)
+    with pytest.raises(InputError, match="language: 'pl'"):
+        encode([rows[0] | {"language": "pl"}], tokenizer, corpus)
+
+
+def test_bart_s_texts_stand_between_its_tokens_and_mask_is_its_last(there):
+    tokenizer = load_tokenizer("bart-base")
+    assert type(tokenizer) is type(AutoTokenizer.from_pretrained("bart-base"))
+    assert tokenizer.mask_token_id == len(tokenizer) - 1
+    corpus = S.Corpus("xsum", "hub", 400, 8, 8, dataset="d")
+    (example,) = encode([{"document": "the stone " * 20, "summary": "old wind"}], tokenizer, corpus)
+    assert (example.source[0], example.source[-1], len(example.source)) == (0, 2, 8)
+    assert (example.target[0], example.target[-1], example.start) == (0, 2, 2)
+
+
+def test_a_tokenizer_with_other_ids_is_refused_in_one_sentence(tmp_path):
+    train_tokenizer(["one two three"], 300, 16).save_pretrained(tmp_path)
+    (config := tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(json.loads(config.read_text()) | {"pad_token": "<s>"})
+    )
+    with pytest.raises(InputError, match=r"pad_token_id: 0 is not allowed; it must be 1, as in BART") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_another_shape_is_refused(there):
+    params = yaml.safe_load(Path("paper.yaml").read_text())
+    params["profile"] = "wrong"
+    params["summarization"]["model"]["ffn_dim"] = 32
+    Path("wrong.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(InputError, match=r"model\.ffn_dim: 32 is not allowed; it must be 16"):
+        Study("wrong.yaml", "summarization").pretrained()
+
+
+@pytest.mark.parametrize("block", ["corpus.dataset", "corpus.tokenizer", "model.pretrained"])
+def test_without_a_network_a_profile_fails_at_once_and_says_what_to_do(there, tmp_path, monkeypatch, block):
+    monkeypatch.undo()
+    monkeypatch.chdir(there)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    hub._reachable.cache_clear()
+    params = yaml.safe_load(Path("paper.yaml").read_text())
+    part, key = block.split(".")
+    params["profile"] = f"offline-{key}"
+    params["summarization"][part][key] = "nobody/nothing"
+    Path("offline.yaml").write_text(yaml.safe_dump(params))
+    began = time.monotonic()
+    try:
+        with pytest.raises(InputError, match=rf"^{block}: 'nobody/nothing' .* snapshot .* cannot be reached") as caught:
+            Study("offline.yaml", "summarization").pretrained()
+    finally:
+        hub._reachable.cache_clear()
+    assert time.monotonic() - began < 20
+    assert "\n" not in str(caught.value)
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_columns_are_paths_and_wrong_ones_are_told(there, tmp_path):
+    study = Study("paper.yaml", "eli5")
+    spec = {f: getattr(study.task.corpus, f) for f in study.task.corpus.__dataclass_fields__}
+    with pytest.raises(InputError, match=r"corpus\.column: 'output\.reply' .* input, .*output\.answer"):
+        build_corpus(S.Corpus(**spec | {"summary": "output.reply"}), tmp_path / "c")
+    with pytest.raises(InputError, match=r"corpus\.dataset: 'kilt_tasks' .* folder of a snapshot"):
+        build_corpus(S.Corpus(**spec | {"dataset_config": "eli6"}), tmp_path / "c")
+
+
+MEASURED = """
+import json, resource, sys
+from pathlib import Path
+from dqlib.study.pipeline.jobs import run_job
+from dqlib.study.params.settings import load_settings
+run_job(load_settings("long.yaml"), "finetune", "summarization")
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+"""
+
+
+def test_training_needs_no_more_memory_for_ten_times_the_documents(tmp_path):
+    order = random.Random(0)
+    peaks = []
+    for count in (3_000, 30_000):
+        folder = tmp_path / str(count)
+        corpus = folder / "runs" / "long" / "summarization" / "corpus"
+        corpus.mkdir(parents=True)
+        (folder / "dvc.yaml").touch()
+        texts = [sentence(order, 100) for _ in range(300)]
+        for split, rows in {"train": count, "validation": 100, "test": 20}.items():
+            with (corpus / f"{split}.jsonl").open("w") as file:
+                for i in range(rows):
+                    file.write(
+                        json.dumps({"document": f"{i} {texts[i % 300]}", "summary": f"{texts[i % 7][:50]}"}) + "\n"
+                    )
+        train_tokenizer(texts, 400, 200).save_pretrained(corpus / "tokenizer")
+        (corpus / "corpus.json").write_text(json.dumps({"name": "long", "sha256": str(count)}))
+        task = {
+            "corpus": {"name": "long", "source": "hub", "dataset": "none", "vocab_size": 400, "source_tokens": 160,
+                       "target_tokens": 32},
+            "model": TINY | {"max_positions": 160}, "pretrain": None, "configs": ["2-2-8_2-1"],
+            "finetune": {**LOOP, "learning_rate": 0.001, "steps": 3, "batch_tokens": 4000},
+            "distill": {**LOOP, "learning_rate": 0.001}, "evaluate": EVALUATION,
+        }  # fmt: skip
+        params = {"profile": "long", "results": "r", "compute": {"processes": 1}, "summarization": task}
+        (folder / "long.yaml").write_text(yaml.safe_dump(params))
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED], check=True, capture_output=True, text=True, cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+                              "PYTHONPATH": str(Path(__file__).parents[2])},
+        )  # fmt: skip
+        peaks.append(int(done.stdout.splitlines()[-1]))
+        assert len(list((folder / "runs/long/summarization/tokens").glob("train-*/*.arrow"))) == -(-count // 10_000)
+        shutil.rmtree(folder)
+    assert peaks[1] <= 1.1 * peaks[0], peaks

@@ -1,0 +1,164 @@
+"""The pipeline as a user runs it: `dvc repro` from a clone, at the smoke profile with trainings of a few steps."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pandas
+import pytest
+import yaml
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from dqlib.student import load_student
+from dqlib.study.evaluation.records import COLUMNS
+from dqlib.study.params.paths import project_root
+
+#: What a stage reads of the project.
+TRACKED = ("dqlib", "notebooks", "profiles", ".dvc", ".dvcignore", "dvc.yaml", "requirements.lock", ".gitignore")
+
+
+def call(clone: Path, *command: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(clone), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=clone, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def git(clone: Path, *command: str) -> str:
+    return call(clone, "git", "-c", "user.name=test", "-c", "user.email=test@example.org", *command)
+
+
+def cloned(target: Path) -> Path:
+    """A repository with the project as it is here, at the smoke profile."""
+    for name in TRACKED:
+        source = project_root() / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
+        else:
+            shutil.copy(source, target / name)
+    shutil.copy(target / "profiles" / "smoke.yaml", target / "params.yaml")
+    git(target, "init", "-q")
+    return target
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the project after the default study; what the project itself has made of it is not made again."""
+    target = cloned(tmp_path_factory.mktemp("clone"))
+    shutil.copy(project_root() / "dvc.lock", target)
+    call(
+        target, "dvc", "remote", "add", "-q", "--local", "--default", "project", str(project_root() / ".dvc" / "cache")
+    )
+    with suppress(AssertionError):  # the project has none
+        call(target, "dvc", "pull", "-q")
+    call(target, "dvc", "repro", "-q", "compare")
+    git(target, "add", "-A")
+    git(target, "commit", "-qm", "first")
+    return target
+
+
+def test_every_model_of_every_task_has_a_row_with_the_documented_columns(clone):
+    metrics = pandas.read_csv(clone / "runs" / "smoke" / "results" / "metrics.csv")
+    assert tuple(metrics.columns) == COLUMNS
+    assert metrics.task.drop_duplicates().tolist() == ["summarization", "eli5", "translation"]
+    first = metrics[metrics.task == "summarization"]
+    assert first.role.tolist() == ["teacher", "student", "student", "student"]
+    assert first.config.tolist() == ["32-32-32 2-2", "8-8-8 2-2", "2-2-8 2-1", "2-2-8 2-1"]
+    assert first.method.tolist() == ["fine-tuning", "dqlib", "dqlib", "quantization-only"]
+    assert first.compression.is_monotonic_increasing
+    assert first.bleu.isna().all()
+    assert metrics[metrics.task == "translation"].bleu.notna().all()
+    assert (metrics.score_low <= metrics.score).all()
+    assert (metrics.score <= metrics.score_high).all()
+
+
+def test_figures_report_and_executed_notebooks_are_there(clone):
+    results = clone / "runs" / "smoke" / "results"
+    training = [f"training_{task}" for task in ("summarization", "eli5", "translation")]
+    for name in ("tradeoff", "retention", "accumulation", "sizes", *training):
+        assert (results / "figures" / f"{name}.svg").read_text().count("<svg") == 1
+        assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"figures/{name}.svg" in (results / "README.md").read_text()
+    claims = pandas.read_csv(results / "claims.csv")
+    assert {claim[:3] for claim in claims.claim} == {"(a)", "(b)", "(d)"}  # for the others the grid is too small
+    notebooks = clone / "runs" / "smoke" / "notebooks"
+    tasks = ["summarization", "eli5", "translation"]
+    wanted = {*(f"teacher-{task}" for task in tasks), *tasks, "compare"}
+    assert {path.stem for path in notebooks.glob("*.ipynb")} == wanted
+    assert all("<html" in (notebooks / f"{name}.html").read_text() for name in wanted)
+
+
+def drawn(page: Path) -> list[str]:
+    """Pictures of a page of DVC's, which needs nothing from elsewhere."""
+    html = page.read_text()
+    assert "http" not in html
+    assert "<script" not in html
+    found = re.findall('<img src="(.*?)"', html)
+    assert all((page.parent / name).read_text().count("<svg") == 1 for name in found)
+    return [name.rpartition("/")[2].removesuffix(".svg") for name in found]
+
+
+def test_plots_are_drawn_without_a_network(clone, tmp_path):
+    call(clone, "dvc", "plots", "show", "--out", str(tmp_path))
+    names = ("tradeoff", "training_eli5", "training_summarization", "training_translation")
+    assert drawn(tmp_path / "index.html") == [f"workspace_runs_smoke_results_figures_{name}" for name in names]
+
+
+def test_teacher_and_student_are_standard_checkpoints(clone):
+    folder = clone / "runs" / "smoke" / "summarization"
+    teacher = AutoModelForSeq2SeqLM.from_pretrained(folder / "teacher")
+    student = load_student(folder / "students" / "2-2-8_2-1")
+    assert AutoTokenizer.from_pretrained(folder / "students" / "2-2-8_2-1").mask_token == "<mask>"
+    assert (teacher.config.decoder_layers, student.config.decoder_layers) == (2, 1)
+    assert (folder / "teacher" / "model.safetensors").is_file()
+
+
+def test_a_second_run_runs_nothing(clone):
+    said = call(clone, "dvc", "repro", "compare")
+    assert "Running stage" not in said
+    assert "up to date" in said
+
+
+def test_one_changed_configuration_trains_that_student_alone(clone):
+    params = yaml.safe_load((clone / "params.yaml").read_text())
+    metrics = clone / "runs" / "smoke" / "results" / "metrics.csv"
+    before = metrics.read_text().splitlines()
+    params["summarization"]["configs"][1] = "1-1-8_1-1"
+    (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    would = json.loads(call(clone, "dvc", "status", "--json", "--with-deps", "compare"))
+    assert set(would) == {"students@summarization", "experiment@summarization"}  # and compare, which reads them
+    students = clone / "runs" / "smoke" / "summarization" / "students"
+    times = {path: path.stat().st_mtime_ns for path in students.glob("*/row.json")}
+    call(clone, "dvc", "repro", "-q", "compare")
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())  # no other was trained again
+    after = metrics.read_text().splitlines()
+    assert [*after[:3], *after[4:]] == [*before[:3], *before[4:]]
+    assert after[3].split(",")[3] == "1-1-8 1-1"
+    difference = json.loads(call(clone, "dvc", "metrics", "diff", "--json"))
+    assert "1-1-8 1-1 dqlib" in json.dumps(difference)
+
+
+def test_the_same_commit_gives_the_same_bytes(clone):
+    results = clone / "runs" / "smoke" / "results"
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    shutil.rmtree(clone / "runs" / "smoke" / "summarization" / "students" / "8-8-8_2-2")
+    call(clone, "dvc", "repro", "-q", "--force", "--single-item", "students@summarization", "compare")
+    after = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    assert before == after
+
+
+def test_the_bench_is_a_group_of_its_own(clone):
+    results = clone / "runs" / "smoke" / "results"
+    assert not (results / "methods.csv").exists()  # the default study did not run it
+    call(clone, "dvc", "repro", "-q", "methods")
+    table = pandas.read_csv(results / "methods.csv")
+    assert tuple(table.columns) == (*COLUMNS, "baseline", "p_value")
+    assert table.method.tolist() == ["dq-bart-faithful", "dqlib"]
+    assert (results / "methods" / "methods.svg").read_text().count("<svg") == 1
+    assert "dq-bart-faithful" in (results / "methods" / "README.md").read_text()
+    assert "up to date" in call(clone, "dvc", "repro", "methods")

@@ -1,0 +1,114 @@
+import os
+import time
+
+import pandas
+import pytest
+import torch
+import yaml
+
+from dqlib.study.evaluation.records import read_row
+from dqlib.study.params.paths import project_root
+from dqlib.study.pipeline.students import main, run_students
+from dqlib.study.pipeline.study import Study
+from dqlib.study.process import workers as pool
+from dqlib.study.process.launch import JobError
+from dqlib.study.process.workers import Work, run_all
+from dqlib.study.report import tables
+
+
+def write_environment(path):
+    path.write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
+
+
+def fail(message):
+    raise ValueError(message)
+
+
+def test_work_is_done_in_other_processes_of_one_thread(tmp_path):
+    run_all("test", [Work(str(i), write_environment, (tmp_path / str(i),)) for i in range(3)])
+    told = [(tmp_path / str(i)).read_text().split() for i in range(3)]
+    assert str(os.getpid()) not in {process for process, _ in told}
+    assert {threads for _, threads in told} == {"1"}
+
+
+def write_device(path):
+    path.write_text(f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.environ['OMP_NUM_THREADS']}")
+    time.sleep(0.5)  # so that no worker makes all
+
+
+def test_each_accelerator_has_one_work_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(pool, "available_cores", lambda: 8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (pool.devices(), pool.at_a_time()) == (["0", "1"], 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    run_all("test", [Work(str(i), write_device, (tmp_path / str(i),)) for i in range(3)])
+    assert {(tmp_path / str(i)).read_text() for i in range(3)} <= {"3 4", "5 4"}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert (pool.devices(), pool.at_a_time()) == ([], 8)
+
+
+def test_a_failure_is_named_and_what_was_made_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "available_cores", lambda: 1)
+    works = [Work("first", write_environment, (tmp_path / "a",)), Work("second", fail, ("no memory",))]
+    with pytest.raises(JobError, match="test, second: no memory"):
+        run_all("test", works)
+    assert (tmp_path / "a").is_file()
+
+
+def changed(path, **distill):
+    params = yaml.safe_load(path.read_text())
+    params["summarization"]["distill"] |= distill
+    path.write_text(yaml.safe_dump(params))
+
+
+def test_all_students_are_made_once_and_anew_when_their_training_changes(study_in_a_copy):
+    params = project_root() / "small.yaml"
+    task = yaml.safe_load(params.read_text())
+    task["summarization"]["distill"]["steps"] = 2
+    task["summarization"]["configs"] = ["8-8-8_2-2", "2-2-8_2-1"]
+    task["summarization"]["controls"] = ["2-2-8_2-1"]
+    params.write_text(yaml.safe_dump(task))
+    study = Study("small.yaml")
+    folder = run_students(study)
+    names = ["2-2-8_2-1", "2-2-8_2-1_quantization-only", "8-8-8_2-2"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    rows = {name: read_row(folder / name) for name in names}
+    assert rows["2-2-8_2-1"].method == "dqlib"
+    assert rows["2-2-8_2-1_quantization-only"].method == "quantization-only"
+    assert "logits" not in pandas.read_csv(folder / "2-2-8_2-1_quantization-only" / "log.csv")
+
+    times = {name: (folder / name / "row.json").stat().st_mtime_ns for name in names}
+    assert main(["--params", "small.yaml"]) == 0
+    assert times == {name: (folder / name / "row.json").stat().st_mtime_ns for name in names}
+
+    models = tables.trained(study)
+    assert [model.row.role for model in models] == ["teacher", "student", "student", "student"]
+    compared = tables.collect_comparisons([study])
+    assert compared.config.tolist() == ["2-2-8 2-1"]
+    assert compared.baseline.tolist() == ["quantization-only"]
+    kept = tables.collect_retention([study])
+    assert list(zip(kept.config, kept.method, strict=True)) == [(m.row.config, m.row.method) for m in models[1:]]
+    assert kept.retention.equals(pandas.Series([m.row.retention for m in models[1:]], dtype=float))
+    assert not (
+        kept.low > kept.high
+    ).any()  # nor is there an interval where so short a training leaves a teacher of zero
+    for model in models:
+        assert model.resampled.shape == (tables.RESAMPLES,)
+        assert model.resampled.mean() == pytest.approx(model.row.score, abs=0.1)
+    sizes = tables.collect_sizes([study])
+    for (config, method), parts in sizes.groupby(["config", "method"]):
+        (row,) = [row for row in rows.values() if (row.config, row.method) == (config, method)]
+        assert parts.bytes.sum() == row.size_bytes
+
+    changed(params, steps=3)
+    assert not any(Study("small.yaml").has_student(*student) for student in study.task.students())
+    changed(params, steps=2)
+    assert all(Study("small.yaml").has_student(*student) for student in study.task.students())
+
+
+def test_an_error_of_the_user_is_a_sentence(study_in_a_copy, capsys):
+    assert main(["--params", "small.yaml", "--task", "poetry"]) == 2
+    assert capsys.readouterr().err.startswith("error: task: 'poetry'")

@@ -1,0 +1,129 @@
+"""The benchmark runs and its numbers are numbers; how large they are is not tested."""
+
+import csv
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import MBartConfig, MBartForConditionalGeneration
+
+from dqlib.config import Configuration
+from dqlib.student import make_student, round_for_storage, save_student
+from dqlib.study.corpora.tokenizer import train_tokenizer
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """What imports a benchmark by its name."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module
+
+
+def test_ratios_are_finite_and_positive_and_are_written(load, tmp_path):
+    benchmark = load("fake_quantization")
+    rows = list(benchmark.measure(benchmark.SHAPES["tiny"], rounds=1))
+    assert {(row.what, row.variant) for row in rows} == {
+        (what, variant)
+        for what in benchmark.WHAT.values()
+        for variant in benchmark.VARIANTS
+        if variant != benchmark.BASELINE
+    }
+    for row in rows:
+        numbers = (row.ratio_min, row.ratio, row.ratio_max, row.seconds, row.seconds_baseline)
+        assert all(math.isfinite(number) and number > 0 for number in numbers)
+        assert row.ratio_min <= row.ratio <= row.ratio_max
+    benchmark.write_rows(rows, tmp_path / "rows.csv")
+    with (tmp_path / "rows.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert len(written) == len(rows)
+    assert float(written[0]["ratio"]) == pytest.approx(rows[0].ratio, rel=1e-3)
+
+
+def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
+    pytest.importorskip("onnxruntime")
+    script = FOLDER / "inference.py"
+    command = [sys.executable, str(script), "--shapes", "tiny", "--quick", "--threads", "1"]
+    command += ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    assert "--again" not in done.stdout
+    with (tmp_path / "results" / "benchmark.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert ",".join(rows[0]) == "name,shape,config,engine,metric,value,unit,baseline,ratio,device"
+    assert {row["name"] for row in rows} == {"size", "load", "generation", "low-bit", "memory", "training"}
+    assert all(float(row["value"]) > 0 for row in rows)
+    assert all(bool(row["baseline"]) == bool(row["ratio"]) for row in rows)
+    assert (tmp_path / "results" / "figures" / "benchmark.svg").is_file()
+
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "tiny").glob("*.json")}
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    told = f"goes on from what is in {tmp_path / 'work'}; with --again all is measured anew"
+    assert done.stdout.splitlines()[0] == told
+    assert kept.items() >= {p: p.stat().st_mtime_ns for p in kept if p.name != "vocabulary.json"}.items()
+
+
+@pytest.fixture
+def agreement(load):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("ctranslate2")
+    return load("agreement")
+
+
+def test_the_agreement_of_engines_is_written(agreement, tmp_path):
+    tokenizer = train_tokenizer(["return the sum of all numbers"] * 4, 300, 24)
+    torch.manual_seed(0)
+    config = MBartConfig(**TINY | {"vocab_size": len(tokenizer)}, encoder_layers=1, decoder_layers=1)
+    student = make_student(MBartForConditionalGeneration(config), Configuration.parse("2-2-8 1-1"))
+    round_for_storage(student)
+    save_student(student, tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    documents = tmp_path / "test.jsonl"
+    documents.write_text("".join(json.dumps({"document": f"the sum of {i}"}) + "\n" for i in range(5)))
+    table = tmp_path / "results" / "agreement.csv"
+    assert agreement.main([str(tmp_path / "student"), str(documents), "--limit", "3", "--csv", str(table)]) == 0
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["engine", "tokens", "choices", "n"]
+    assert [row["engine"] for row in rows] == ["ctranslate2", "onnxruntime", "PyTorch after a change of 1e-06"]
+    assert all(row["n"] == "3" and 0 <= float(row["tokens"]) <= 1 >= float(row["choices"]) >= 0 for row in rows)
+
+
+def test_an_agreement_without_a_study_is_told_in_a_sentence(agreement, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(agreement, "STUDENT", tmp_path / "2-2-8_2-4")
+    assert agreement.main(["--csv", str(tmp_path / "agreement.csv")]) == 2
+    assert agreement.main([str(tmp_path), str(tmp_path / "test.jsonl"), "--csv", str(tmp_path / "agreement.csv")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[2].partition(":")[0].strip() for line in said] == ["STUDENT", "DOCUMENTS"]
+    assert all("`make repro`" in line for line in said)
+    assert not (tmp_path / "agreement.csv").exists()
+
+
+def test_the_gpu_script_runs_on_a_cpu_and_keeps_the_rows_of_others(tmp_path):
+    header = "name,shape,config,engine,metric,value,unit,baseline,ratio,device"
+    table = tmp_path / "benchmark.csv"
+    other = "size,BART-base,2-2-8 6-3,dqlib,bytes,1,bytes,teacher,2,a CPU"
+    table.write_text(f"{header}\n{other}\n")
+    command = [sys.executable, str(FOLDER / "gpu.py"), "--device", "cpu", "--shape", "tiny", "--rounds", "1"]
+    command += ["--results", str(tmp_path), "--no-tests"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, env=environment)
+    assert table.read_text().splitlines()[:2] == [header, other]
+    with table.open() as file:
+        rows = list(csv.DictReader(file))[1:]
+    assert {row["engine"] for row in rows} == {
+        "plain distillation fp32", "reference's way fp32", "dqlib fp32", "plain distillation bf16", "dqlib bf16"
+    }  # fmt: skip
+    assert all(row["name"] == "gpu-training" and float(row["value"]) > 0 and "CPU" in row["device"] for row in rows)
+    assert all(bool(row["baseline"]) == bool(row["ratio"]) for row in rows)
+    ours = {row["baseline"] for row in rows if row["engine"] == "dqlib bf16"}
+    assert ours == {"plain distillation bf16", "reference's way fp32"}

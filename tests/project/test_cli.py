@@ -1,0 +1,340 @@
+"""The command line: every subcommand, its help, and one sentence for what is wrong."""
+
+import io
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dqlib.cli import COMMANDS, main, parser
+from dqlib.engines import ENGINES, load_engine
+from dqlib.errors import InputError
+from dqlib.storage.account import fp32_bytes_of
+from dqlib.storage.footprint import fp32_size_bytes
+from dqlib.storage.manifest import MANIFEST, WEIGHTS, opened, packed_size_bytes
+from dqlib.storage.packed import load_packed, load_tokenizer
+from dqlib.storage.reading import save_model
+from dqlib.student import load_student, round_for_storage, save_student
+from dqlib.study.corpora.tokenizer import train_tokenizer
+from dqlib.study.params.paths import project_root
+from tests.core.test_architectures import CASES, make_teacher, student_of
+from tests.helpers.folders import reconfigure, reseal
+
+TEXTS = ["return the sum", "", "of all numbers that there are", "the"]
+NAMES = ("bart", "gpt2", "bert")
+
+
+@pytest.fixture(scope="module")
+def students(tmp_path_factory):
+    """Folders of rounded students with their tokenizer; ``raw`` is one that was not rounded, and has none."""
+    tokenizer = train_tokenizer(TEXTS, 300, 24)
+    root = tmp_path_factory.mktemp("students")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NAMES:
+            config = type(CASES[name].config).from_dict(CASES[name].config.to_dict() | {"vocab_size": len(tokenizer)})
+            patch.setitem(CASES, name, replace(CASES[name], config=config))
+            student = student_of(make_teacher(name), name)
+            if name == "bart":
+                save_student(student, root / "raw")
+            round_for_storage(student)
+            save_student(student, root / name, tokenizer)
+    return root
+
+
+@pytest.fixture(scope="module")
+def packed(students, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed")
+    for name in NAMES:
+        assert main(["pack", str(students / name), str(folder / name)]) == 0
+    return folder
+
+
+def refused(capsys, *arguments):
+    """The one sentence on standard error of a call that fails with exit code 2."""
+    capsys.readouterr()
+    assert main([str(each) for each in arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"dqlib {arguments[0]}: ")
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+def generated(capsys, *arguments):
+    capsys.readouterr()
+    assert main(["generate", *map(str, arguments)]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_each_command_has_an_example_that_can_be_called(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    said = capsys.readouterr().out
+    assert COMMANDS[name].example in said
+    words = shlex.split(COMMANDS[name].example.rpartition("| ")[2])
+    assert words[0] == "dqlib"
+    assert parser().parse_args(words[1:]).command == name
+    assert f"dqlib {name} " in (project_root() / "README.md").read_text()
+
+
+@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["pack", "a"], ["generate", "a", "--beams", "0"]])
+def test_a_call_that_is_not_understood_ends_with_2(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "usage: dqlib" in capsys.readouterr().err
+
+
+def test_pack_writes_the_student_and_its_tokenizer(students, packed, tmp_path, capsys):
+    assert main(["pack", str(students / "bart"), str(tmp_path / "out")]) == 0
+    assert f"{packed_size_bytes(tmp_path / 'out'):,} bytes" in capsys.readouterr().out
+    ids = torch.tensor([[5, 6, 7, 2]])
+    with torch.no_grad():
+        ours, theirs = (
+            model(input_ids=ids, decoder_input_ids=ids).logits
+            for model in (load_packed(tmp_path / "out"), load_student(students / "bart"))
+        )
+    assert torch.equal(ours, theirs)
+    assert load_tokenizer(tmp_path / "out")(TEXTS[0]).input_ids[-1] == 2
+
+
+def test_pack_rounds_only_when_asked(students, tmp_path, capsys):
+    assert "round_for_storage" in refused(capsys, "pack", students / "raw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert main(["pack", str(students / "raw"), str(tmp_path / "out"), "--round"]) == 0
+    assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+def test_inspect_shows_the_account(students, packed, capsys):
+    assert main(["inspect", str(packed / "bart"), "--teacher", str(students / "raw")]) == 0
+    said = capsys.readouterr().out
+    assert "BartForConditionalGeneration, 2-2-8 2-1, preset dqlib" in said
+    for part in ("weights", "embeddings", "positions", "scales", "rest", "overhead", "paper's count", "a head in fp16"):
+        assert part in said
+    assert f"{packed_size_bytes(packed / 'bart'):,}" in said
+    fp32_bytes = fp32_size_bytes(load_student(students / "raw"))
+    assert fp32_bytes_of(students / "raw") == fp32_bytes
+    assert f"{fp32_bytes:,}" in said
+
+
+def test_verify_tells_a_damaged_folder_by_its_exit_code(students, tmp_path, capsys):
+    main(["pack", str(students / "bart"), str(tmp_path / "out")])
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    data = bytearray((tmp_path / "out" / WEIGHTS).read_bytes())
+    data[-1] ^= 4
+    (tmp_path / "out" / WEIGHTS).write_bytes(data)
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "out")]) == 1
+    assert ".codes: 'CRC-32" in capsys.readouterr().err
+    assert ".codes: 'CRC-32" in refused(capsys, "generate", tmp_path / "out", "--input", __file__)
+
+
+@pytest.mark.parametrize("name", ["bart", "gpt2"])
+def test_generate_answers_every_line_in_order(name, packed, tmp_path, capsys, monkeypatch):
+    (tmp_path / "texts").write_text("".join(f"{text}\n" for text in TEXTS))
+    options = ("--beams", 2, "--max-new-tokens", 4)
+    answers = generated(capsys, packed / name, "--input", tmp_path / "texts", *options)
+    assert [answer["input"] for answer in answers] == TEXTS
+    assert all(isinstance(answer["output"], str) for answer in answers)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(TEXTS)))
+    assert generated(capsys, packed / name, *options, "--batch-size", 3) == answers
+    model, tokenizer = load_packed(packed / name), load_tokenizer(packed / name)
+    inputs = tokenizer(TEXTS[2], return_tensors="pt")
+    ids = model.generate(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, num_beams=2,
+                         max_new_tokens=4, do_sample=False)  # fmt: skip
+    new = ids[0, inputs.input_ids.size(1) :] if name == "gpt2" else ids[0]
+    assert answers[2]["output"] == tokenizer.decode(new, skip_special_tokens=True)
+
+
+@pytest.fixture(scope="module")
+def fast(students, tmp_path_factory):
+    """The student of BART for CTranslate2."""
+    pytest.importorskip("ctranslate2")
+    folder = tmp_path_factory.mktemp("exported") / "bart"
+    assert main(["export", str(students / "bart"), str(folder), "--engine", "ctranslate2"]) == 0
+    return folder
+
+
+def test_an_exported_model_generates_and_agrees(students, packed, fast, tmp_path, capsys):
+    (tmp_path / "texts").write_text("".join(f"{text}\n" for text in TEXTS))
+    options = ("--input", tmp_path / "texts", "--beams", 2, "--max-new-tokens", 4)
+    answers = generated(capsys, fast, *options)
+    assert [answer["input"] for answer in answers] == TEXTS
+    assert generated(capsys, fast, *options, "--batch-size", 3, "--engine", "ctranslate2", "--threads", 1) == answers
+    assert main(["agree", str(packed / "bart"), str(students / "bart"), *map(str, options)]) == 0
+    assert "100.00% of" in capsys.readouterr().out
+    assert main(["agree", str(packed / "bart"), str(fast), *map(str, options), "--early-stopping"]) == 0
+    assert "of 4 texts are the same" in capsys.readouterr().out
+
+
+def test_export_says_what_became_of_the_weights(students, packed, fast, tmp_path, capsys):
+    assert main(["export", str(packed / "bart"), str(tmp_path / "out"), "--engine", "ctranslate2"]) == 0
+    said = capsys.readouterr().out
+    assert "keep the codes that they were trained with" in said
+    assert f"{(tmp_path / 'out' / 'model.bin').stat().st_size:,} bytes, int8" in said
+    assert (tmp_path / "out" / "model.bin").read_bytes() == (fast / "model.bin").read_bytes()
+    call = ["export", str(packed / "bart"), str(tmp_path / "out"), "--engine", "ctranslate2"]
+    assert main([*call, "--quantization", "float32"]) == 0
+    assert "bytes, float32" in capsys.readouterr().out
+
+
+def test_what_is_wrong_with_an_export_is_told_in_one_sentence(students, packed, fast, tmp_path, capsys):
+    to = (tmp_path / "out", "--engine", "ctranslate2")
+    texts = ("--input", __file__)
+    assert "model_type: 'gpt2'" in refused(capsys, "export", packed / "gpt2", *to)
+    assert "quantization: 'int3'" in refused(capsys, "export", packed / "bart", *to, "--quantization", "int3")
+    assert "--bits: 2" in refused(capsys, "export", packed / "bart", *to, "--bits", 2)
+    assert "folder: " in refused(capsys, "export", tmp_path, *to)
+    assert "new, empty" in refused(capsys, "export", packed / "bart", students, "--engine", "ctranslate2")
+    assert "engine: 'torch'" in refused(capsys, "generate", fast, *texts, "--engine", "torch")
+    assert "--language: 'fr'" in refused(capsys, "generate", fast, *texts, "--language", "fr")
+    assert "--max-new-tokens: 24" in refused(capsys, "generate", fast, *texts, "--max-new-tokens", 24)
+    assert "folder: " in refused(capsys, "agree", packed / "bart", tmp_path / "nowhere", *texts)
+
+
+def test_the_encoder_of_an_export_is_chosen_and_is_onnxruntime_s(packed, tmp_path, capsys):
+    call = ("export", packed / "bart", tmp_path / "out", "--engine")
+    said = refused(capsys, *call, "ctranslate2", "--encoder", "packed")
+    assert "--encoder: 'packed'" in said
+    assert "left out with --engine ctranslate2: it is one of onnxruntime" in said
+    pytest.importorskip("onnx")
+    assert "--encoder: 'int4'" in refused(capsys, *call, "onnxruntime", "--encoder", "int4")
+    assert main([*map(str, call), "onnxruntime", "--encoder", "packed"]) == 0
+    assert opened(tmp_path / "out", "onnxruntime").about["encoder"] == "packed"
+
+
+def test_texts_longer_than_the_model_reads_are_cut(packed, tmp_path, capsys):
+    (tmp_path / "texts").write_text("numbers " * 60)
+    for name in ("bart", "gpt2"):
+        assert len(generated(capsys, packed / name, "--input", tmp_path / "texts", "--beams", 1)) == 1
+
+
+def test_what_is_wrong_is_told_in_one_sentence(students, packed, tmp_path, capsys):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    texts = ("--input", __file__)
+    assert "folder: " in refused(capsys, "pack", tmp_path, tmp_path / "out")
+    assert "folder: " in refused(capsys, "pack", students / "bart", students)  # would replace the students
+    assert "folder: " in refused(capsys, "inspect", tmp_path)
+    assert "folder: " in refused(capsys, "inspect", packed / "bart", "--teacher", tmp_path)
+    assert "folder: " in refused(capsys, "verify", tmp_path / "nowhere")
+    assert "nowhere" in refused(capsys, "generate", packed / "bart", "--input", tmp_path / "nowhere")
+    assert "utf-8" in refused(capsys, "generate", packed / "bart", "--input", tmp_path / "binary")
+    assert "BertForMaskedLM" in refused(capsys, "generate", packed / "bert", *texts)
+    assert "--max-new-tokens: 24" in refused(capsys, "generate", packed / "bart", *texts, "--max-new-tokens", 24)
+    main(["pack", str(students / "raw"), str(tmp_path / "mute"), "--round"])
+    assert "tokenizer" in refused(capsys, "generate", tmp_path / "mute", *texts)
+
+
+def test_a_damaged_student_is_told_in_one_sentence(students, tmp_path, capsys):
+    for damage, told in (
+        (lambda folder: _cut(folder / "model.safetensors"), "bytes long, as the manifest has it"),
+        (lambda folder: _flip(folder / "model.safetensors"), "model.safetensors: 'SHA-256"),
+        (lambda folder: _flip(folder / "config.json"), "config.json: 'SHA-256"),
+        (lambda folder: _without(folder, "config.json", "model_type"), "config.json, model_type: None"),
+        (lambda folder: reseal(folder, about={}), "config: None"),
+        (lambda folder: reseal(folder, about={"config": "2-2-8 2-1"}), "preset: "),
+        (lambda folder: (folder / "dqlib.json").write_text("[1]"), "dqlib.json: 'another format'"),
+        (lambda folder: (folder / "dqlib.json").write_text("[" * 10**5), "dqlib.json: "),
+        (lambda folder: (folder / "dqlib.json").unlink(), "folder: "),
+        (lambda folder: _cut(folder / "tokenizer.json"), "tokenizer.json: "),
+    ):
+        shutil.rmtree(tmp_path / "student", ignore_errors=True)
+        shutil.copytree(students / "bart", tmp_path / "student")
+        damage(tmp_path / "student")
+        assert told in refused(capsys, "pack", tmp_path / "student", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_student_without_its_manifest_is_not_taken_for_a_teacher(students, tmp_path, capsys):
+    shutil.copytree(students / "bart", tmp_path / "student")
+    (tmp_path / "student" / "dqlib.json").unlink()
+    texts = ("--input", __file__)
+    assert "a student is read with its dqlib.json" in refused(capsys, "generate", tmp_path / "student", *texts)
+    assert "written by save_student" in refused(capsys, "pack", tmp_path / "student", tmp_path / "out")
+    reconfigure(tmp_path / "student", transformers_weights=None)
+    assert "weight_quantizer.learned: 'in the weights'" in refused(capsys, "generate", tmp_path / "student", *texts)
+
+
+@pytest.mark.parametrize("kind", ["packed", "student", "teacher", "ctranslate2", "onnxruntime"])
+def test_every_folder_that_is_written_is_verified_and_no_flipped_bit_escapes(kind, students, packed, tmp_path, capsys):
+    folder = tmp_path / kind
+    if kind in ENGINES:
+        pytest.importorskip(kind)
+        assert main(["export", str(packed / "bart"), str(folder), "--engine", kind]) == 0
+    elif kind == "teacher":
+        save_model(make_teacher("bart"), folder)
+    else:
+        shutil.copytree((packed if kind == "packed" else students) / "bart", folder)
+    assert main(["verify", str(folder)]) == 0
+    random = np.random.default_rng(0)
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        whole = path.read_bytes()
+        for place in (0, len(whole) - 1, int(random.integers(len(whole)))):
+            _flip(path, place, 1 << int(random.integers(8)))
+            capsys.readouterr()
+            assert main(["verify", str(folder)]) == 1
+            assert capsys.readouterr().err.count("\n") == 1
+            with pytest.raises(InputError):
+                load_engine(folder)
+            path.write_bytes(whole)
+        path.unlink()
+        assert main(["verify", str(folder)]) == 1
+        if kind != "teacher" or path.name != MANIFEST:  # which a teacher from elsewhere has not
+            with pytest.raises(InputError):
+                load_engine(folder)
+        path.write_bytes(whole)
+    assert main(["verify", str(folder)]) == 0
+    assert load_engine(folder).generate_ids([[5, 2]], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_what_a_folder_is_is_told_without_torch(command, packed, students):
+    call = [command, str(packed / "bart")] + ["--teacher", str(students / "bart")] * (command == "inspect")
+    script = f"""
+import sys
+from dqlib.cli import main
+ended = main({call!r})
+heavy = {{"torch", "transformers", "tokenizers", "pandas"}} & set(sys.modules)
+assert not heavy, heavy
+sys.exit(ended)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip(path, place=-100, bits=4):
+    data = bytearray(path.read_bytes())
+    data[place] ^= bits
+    path.write_bytes(data)
+
+
+def _without(folder, name, field):
+    content = json.loads((folder / name).read_text())
+    del content[field]
+    (folder / name).write_text(json.dumps(content))
+    reseal(folder, [name])
+
+
+def test_texts_are_utf_8_whatever_the_terminal_has(packed, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("ș日\n".encode()), encoding="ascii"))
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert main(["generate", str(packed / "bart"), "--beams", "1", "--max-new-tokens", "2"]) == 0
+    assert json.loads(written.getvalue().decode("utf-8"))["input"] == "ș日"
+
+
+def test_the_current_folder_is_not_replaced(students, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "folder: '.'" in refused(capsys, "pack", students / "bart", ".")
+    assert not list(tmp_path.iterdir())

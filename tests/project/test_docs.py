@@ -1,0 +1,76 @@
+"""What the documentation tells to type runs as it is printed."""
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
+
+from dqlib.config import Configuration
+from dqlib.storage.footprint import fp32_size_bytes
+from dqlib.storage.manifest import packed_size_bytes
+from dqlib.storage.reading import read_tokenizer
+from dqlib.student import load_student, make_student, round_for_storage, save_student
+from dqlib.study.params.paths import project_root
+from tests.conftest import TINY
+
+WORDS = ["return", "the", "sum", "of", "a", "list", "numbers", "text", "file", "name"]
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+
+
+def save_checkpoint(folder):
+    """A random BART of six and six layers with a tokenizer of words, which knows no longest text."""
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate((*SPECIAL, *WORDS))}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token"), SPECIAL, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(folder)
+    torch.manual_seed(0)
+    model = BartForConditionalGeneration(BartConfig(**TINY, encoder_layers=6, decoder_layers=6))
+    model.save_pretrained(folder)
+    return model
+
+
+def test_the_readme_packs_a_student_and_lets_it_write(tmp_path, monkeypatch, capsys):
+    section = (project_root() / "README.md").read_text().partition("### A small file")[2].partition("\n#")[0]
+    (code, *_) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    folder = Path(re.search(r'folder = "(.*?)"', code)[1])
+    student = make_student(save_checkpoint(folder), Configuration.parse("2-2-8 6-3"))
+    round_for_storage(student)
+    save_student(student, folder)
+    exec(code)
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_a_checkpoint_becomes_a_small_file_by_the_code_of_the_page(tmp_path, monkeypatch):
+    teacher = save_checkpoint(tmp_path / "checkpoint")
+    page = (project_root() / "docs" / "your-model.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
+    long = "the " * 2 * TINY["max_position_embeddings"]
+    pairs = [(["sum a list", "name of the text file", long], ["return the sum", "file name", long])]
+    losses: list[float] = []
+    names = {
+        "CHECKPOINT": "checkpoint", "CONFIGURATION": "2-2-8 6-3", "LEARNING_RATE": 1e-3, "STEPS": 12, "LENGTH": 100,
+        "TRAINING": itertools.cycle(pairs), "VALIDATION": pairs, "losses": losses,
+    }  # fmt: skip
+    exec(code.replace("    loss.backward()\n", "    losses.append(float(loss.detach()))\n    loss.backward()\n"), names)
+    assert losses[-1] < 0.8 * losses[0]
+    rates = [group["initial_lr"] for group in names["optimizer"].param_groups]
+    assert rates == [pytest.approx(1.5 * 2 * 1e-3)] * 2  # 2 bits, fewer layers
+    assert names["validation_loss"]() == pytest.approx(names["best_loss"], rel=0.01)  # but for fp16
+    names["student"].eval()
+    assert read_tokenizer("student").get_vocab() == names["tokenizer"].get_vocab()
+    ids = torch.tensor([[0, 4, 5, 6, 2]])
+    with torch.no_grad():
+        ours, stored, trained = (
+            model(input_ids=ids, decoder_input_ids=ids).logits
+            for model in (names["student"], names["model"], load_student("student"))
+        )
+    assert torch.equal(ours, stored)
+    assert torch.equal(ours, trained)
+    assert packed_size_bytes("small") < fp32_size_bytes(teacher) / 4

@@ -1,0 +1,143 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas
+import pytest
+
+from dqlib.study.evaluation.records import ZERO
+from dqlib.study.report import grid as grid_figures
+from dqlib.study.report import pages as report
+from dqlib.study.report import tables
+from dqlib.study.report.claims import Tables, claims_table
+from tests.helpers import grid
+
+
+def verdicts(metrics=None, **changed):
+    metrics = grid.metrics() if metrics is None else metrics
+    tables = {
+        "comparisons": grid.comparisons(metrics),
+        "retention": grid.retention(metrics),
+        "accumulation": grid.accumulation(metrics),
+        "likeness": grid.likeness(metrics),
+    } | changed
+    table = claims_table(Tables(metrics, **tables))
+    return {(row.claim[1], row.task, row.claim): row.verdict for row in table.itertuples()}
+
+
+def of(found, letter, task):
+    return [verdict for (which, of_task, _), verdict in found.items() if (which, of_task) == (letter, task)]
+
+
+def test_every_claim_has_a_line_a_task():
+    found = verdicts()
+    for letter in "aef":
+        assert all(of(found, letter, task) == ["agrees"] for task in grid.DEPTHS)
+    assert len(of(found, "b", "eli5")) == len(of(found, "b", "summarization")) == len(of(found, "c", "all")) == 1
+    assert len(of(found, "d", "translation")) == 2
+
+
+@pytest.mark.parametrize(
+    ("p_value", "difference", "verdict"),
+    [(0.001, 5.0, "agrees"), (0.2, 5.0, "not decided"), (0.001, -5.0, "does not agree"), (0.2, -5.0, "not decided")],
+)
+def test_joint_training_must_be_better_and_significantly_so(p_value, difference, verdict):
+    metrics = grid.metrics()
+    found = verdicts(metrics, comparisons=grid.comparisons(metrics, p_value, difference))
+    assert of(found, "a", "eli5") == [verdict]
+
+
+def test_no_loss_asks_for_more_than_little_loss():
+    kept = {("2-2-8", "half"): 0.96}
+    found = verdicts(grid.metrics(eli5=kept, summarization=kept))
+    assert of(found, "b", "summarization") == ["agrees"]
+    assert of(found, "b", "eli5") == ["does not agree"]
+    metrics = grid.metrics(eli5=kept, summarization=kept)
+    found = verdicts(metrics, retention=grid.retention(metrics, width=0.04))
+    assert of(found, "b", "summarization") == of(found, "b", "eli5") == ["not decided"]
+
+
+def test_the_limit_differs_by_task_only_if_one_keeps_clearly_more_than_another():
+    assert of(verdicts(), "c", "all") == ["not decided"]
+    assert of(verdicts(grid.metrics(eli5={("2-2-8", "one"): 0.9})), "c", "all") == ["agrees"]
+
+
+def test_translation_must_lose_most_at_two_bits():
+    keep, lose = "(d) Translation keeps its quality at 8 bits", "(d) Translation loses more than the others at 2 bits"
+    found = verdicts(grid.metrics(translation={("2-2-8", "full"): 0.9, ("8-8-8", "full"): 0.98}))
+    assert found["d", "translation", lose] == "agrees"
+    assert found["d", "translation", keep] == "does not agree"
+    found = verdicts(grid.metrics(translation={("2-2-8", "full"): 0.99}))
+    assert found["d", "translation", lose] == "does not agree"
+    found = verdicts(grid.metrics(translation={("2-2-8", "full"): 0.955}))  # less, and within the intervals
+    assert found["d", "translation", lose] == "not decided"
+
+
+@pytest.mark.parametrize(("wrong", "verdict"), [({"early": 4.0}, "does not agree"), ({"p_value": 0.3}, "not decided")])
+def test_errors_accumulate_only_where_the_end_loses_more(wrong, verdict):
+    metrics = grid.metrics()
+    assert of(verdicts(metrics, accumulation=grid.accumulation(metrics, **wrong)), "e", "eli5") == [verdict]
+
+
+def test_tokens_are_alike_only_where_the_interval_is_above_zero():
+    metrics = grid.metrics()
+    found = verdicts(metrics, likeness=grid.likeness(metrics, low=-0.01))
+    assert of(found, "f", "summarization") == ["not decided"]
+    found = verdicts(metrics, likeness=grid.likeness(metrics, low=-0.02, high=-0.01))
+    assert of(found, "f", "summarization") == ["does not agree"]
+
+
+def test_a_study_of_one_task_has_the_claims_that_it_can_answer():
+    metrics = grid.metrics()
+    found = verdicts(metrics[metrics.task == "summarization"])
+    assert {letter for letter, *_ in found} >= {"b", "e", "f"}
+    assert not of(found, "c", "all")
+    assert not of(found, "d", "translation")
+
+
+def test_numbers_in_the_table_are_those_of_the_metrics():
+    metrics = grid.metrics(summarization={("2-2-8", "half"): 0.9321})
+    others = grid.comparisons(metrics), grid.retention(metrics), grid.accumulation(metrics), grid.likeness(metrics)
+    table = claims_table(Tables(metrics, *others))
+    line = table[(table.task == "summarization") & table.claim.str.startswith("(b)")].iloc[0]
+    assert "93.2% (92.8 to 93.6)" in line.measured
+    assert "2-2-8 2-2" in line.measured
+
+
+@pytest.mark.parametrize("best", [0.0, ZERO / 2, 2.0])  # the last one's interval reaches down to zero
+def test_beside_a_teacher_that_scores_zero_nothing_is_decided_and_all_else_goes_on(monkeypatch, best):
+    metrics = grid.metrics()
+    rows, students = metrics.task == "summarization", metrics.role == "student"
+    metrics.loc[rows, ["score", "score_low", "score_high"]] = 12.6
+    metrics.loc[rows & ~students, ["score", "score_low"]] = best, 0.0
+    metrics.loc[rows & students, "retention"] = np.nan if best < ZERO else 6.3
+
+    def trained(key, retention, score):
+        row = SimpleNamespace(retention=None if pandas.isna(retention) else retention)
+        resampled = np.linspace(-1 if score == best else score, score, 99).clip(0)
+        return SimpleNamespace(key=key, row=row, resampled=resampled)
+
+    pairs = [
+        (trained({}, 1.0, best if row.task == "summarization" else row.score / row.retention),
+         trained({"task": row.task, "config": row.config, "method": row.method}, row.retention, row.score))
+        for row in metrics[students].itertuples()
+    ]  # fmt: skip
+    monkeypatch.setattr(tables, "_pairs", lambda _: pairs)
+    retention = tables.collect_retention([])
+    found = verdicts(metrics, retention=retention)
+    assert of(found, "b", "summarization") == ["not decided"]
+    assert of(found, "b", "eli5") == ["does not agree"]
+    others = grid.comparisons(metrics), retention, grid.accumulation(metrics), grid.likeness(metrics)
+    table = claims_table(Tables(metrics, *others))
+    told = " ".join(table.measured[table.claim.str.match(r"\([bcd]\)")])
+    assert "summarization not decided" in told
+    assert "too near to zero" in told
+    assert "nan" not in told
+    if best < ZERO:
+        pages = report.markdown_table(report.short_table(metrics)) + report.markdown_table(
+            report.overview_table(metrics)
+        )
+        assert "12.60 (not decided)" in pages
+        assert "nan" not in pages
+        json.loads(report._metrics_json(metrics), parse_constant=pytest.fail)
+        assert "not decided" in {text.get_text() for text in grid_figures.heat_map(metrics).axes[0].texts}

@@ -1,0 +1,101 @@
+"""The committed results agree with each other and with the README, whatever a user has made since."""
+
+import pandas
+import pytest
+
+from dqlib.study.evaluation.records import COLUMNS
+from dqlib.study.params.settings import load_settings
+from dqlib.study.pipeline.benchmark import bench_of
+from dqlib.study.pipeline.study import Study
+from dqlib.study.report.claims import Tables, claims_table
+from dqlib.study.report.methods import BENCH_COLUMNS
+from dqlib.study.report.pages import markdown_table, short_table
+from dqlib.study.report.readme import blocks, filled
+from tests.conftest import committed
+
+ROOT = committed()
+LAPTOP = str(ROOT / "profiles" / "laptop.yaml")
+
+
+@pytest.fixture(params=[("results", "laptop"), ("results/real", "real")], ids=["default", "real"])
+def study(request):
+    """A folder of results and the parameters that they were made with."""
+    folder, profile = request.param
+    return ROOT / folder, ROOT / "profiles" / f"{profile}.yaml"
+
+
+@pytest.fixture
+def metrics(study):
+    return pandas.read_csv(study[0] / "metrics.csv")
+
+
+def test_the_columns_are_the_documented_ones_and_tell_of_no_run(metrics):
+    assert tuple(metrics.columns) == COLUMNS
+    assert not any(word in column for column in COLUMNS for word in ("time", "date", "path", "second"))
+
+
+def test_numbers_follow_from_each_other(metrics):
+    teachers = metrics[metrics.role == "teacher"].set_index("task")
+    assert set(teachers.index) == set(metrics.task)
+    assert (metrics.retention - metrics.score / metrics.task.map(teachers.score)).abs().max() < 1e-4
+    assert (metrics.compression - metrics.teacher_size_bytes / metrics.size_bytes).abs().max() < 0.006
+    for row in metrics.to_dict("records"):
+        assert row["score"] == row[row["headline"]]
+
+
+def test_the_page_shows_the_tables(study, metrics):
+    page = (study[0] / "README.md").read_text()
+    for _, rows in metrics.groupby("task", sort=False):
+        assert markdown_table(short_table(rows)) in page
+    assert markdown_table(pandas.read_csv(study[0] / "claims.csv")) in page
+
+
+def test_the_readme_shows_the_tables():
+    text = (ROOT / "README.md").read_text()
+    tables = blocks(ROOT)
+    assert filled(text, tables) == text
+    assert all(table in text for table in tables.values())
+
+
+def test_the_results_come_from_the_committed_parameters(study, metrics):
+    settings = load_settings(study[1])
+    for name in settings.tasks:
+        task = settings.task(name)
+        students = metrics[(metrics.role == "student") & (metrics.task == name)]
+        rows = list(zip(students.config, students.method, strict=True))
+        assert rows == [(str(configuration), method) for configuration, method in task.students()]
+        assert set(students.train_steps) == {task.distill.steps}
+
+
+def test_the_claims_are_those_of_the_tables(study, metrics):
+    names = ("comparisons", "retention", "accumulation", "likeness")
+    tables = {name: pandas.read_csv(study[0] / f"{name}.csv") for name in names}
+    claims = claims_table(Tables(metrics, **tables))
+    assert claims.equals(pandas.read_csv(study[0] / "claims.csv"))
+
+
+@pytest.fixture
+def bench_rows():
+    return pandas.read_csv(ROOT / "results" / "methods.csv")
+
+
+def test_the_bench_has_a_row_a_run_of_the_committed_parameters(bench_rows):
+    cells = bench_of(Study(LAPTOP)).cells()
+    rows = set(zip(bench_rows.method, bench_rows.config, bench_rows.seed, strict=True))
+    assert tuple(bench_rows.columns) == BENCH_COLUMNS
+    assert len(rows) == len(bench_rows)
+    assert rows == {(name, str(configuration), seed) for name, configuration, seed in cells}
+    assert bench_rows.train_steps.nunique() == 1
+    assert bench_rows.n_test.nunique() == 1
+
+
+def test_the_bench_compares_with_the_reference_and_at_one_bit_with_xtc(bench_rows):
+    ours = bench_rows[bench_rows.method == "dqlib"]
+    expected = ours.w_bits.map(lambda bits: "xtc" if bits == 1 else "dq-bart-faithful")
+    assert (ours.baseline == expected).all()
+    assert ours.p_value.between(0, 1).all()
+
+
+def test_the_page_of_the_bench_shows_its_table(bench_rows):
+    page = (ROOT / "results" / "methods" / "README.md").read_text()
+    assert blocks(ROOT)["bench"] in page

@@ -1,0 +1,629 @@
+"""A packed model is the student that was evaluated, in the bytes that are claimed, or a clear error."""
+
+import errno
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from transformers import BartConfig, BartForConditionalGeneration, pipeline
+
+from dqlib.config import ActivationQuantization, Configuration, WeightQuantization
+from dqlib.errors import InputError
+from dqlib.layers import QuantLinear
+from dqlib.presets import preset
+from dqlib.quantizers import quantize
+from dqlib.storage import packed as packed_module
+from dqlib.storage.account import account
+from dqlib.storage.footprint import footprint, size_bytes
+from dqlib.storage.manifest import MANIFEST, WEIGHTS, File, Manifest, opened, packed_size_bytes, verify
+from dqlib.storage.packed import load_packed, load_tokenizer, save_packed
+from dqlib.storage.stored import PackedWeight, checksum, record, stored
+from dqlib.student import load_student, quantize_model, quantized_modules, round_for_storage, save_student, set_blend
+from dqlib.study.corpora.tokenizer import train_tokenizer
+from dqlib.study.params.paths import project_root
+from tests.core.test_architectures import CASES, data_of, make_teacher, student_of
+from tests.helpers.folders import reconfigure, reseal
+
+#: Methods that have every kind of grid, granularity, zero point and trained scale between them.
+ASYMMETRIC = replace(
+    preset("dqlib"),
+    name="asymmetric",
+    weights=WeightQuantization(ternary="asymmetric", uniform="asymmetric", linear="per_group_4", clip=0.5, factor=True),
+    activations=ActivationQuantization(granularity="per_tensor", unsigned=False, clip=2.5),
+    position_bits=5,
+)
+LSQ = replace(
+    preset("dqlib"), name="lsq", weights=WeightQuantization(ternary="lsq", uniform="lsq", linear="per_tensor")
+)
+STUDENTS = [
+    *((name, "dqlib", "2-2-8") for name in CASES),
+    *((name, "quantgpt", ("1-1-8", "2-1-4", "3-5-8", "8-8-8", "6-7-8")[i % 5]) for i, name in enumerate(CASES)),
+    *((name, ASYMMETRIC, bits) for name, bits in (("bart", "2-2-8"), ("gpt2", "8-4-8"), ("t5", "4-2-8"))),
+    *((name, LSQ, bits) for name, bits in (("mbart", "2-7-32"), ("gpt2", "3-3-8"))),
+    *((name, "dq-bart-faithful", "2-2-8") for name in ("bart", "mbart")),
+    ("mbart", "dq-bart-faithful", "32-8-8"),
+    ("marian", "xtc", "1-2-8"),
+    ("bert", "dq-bart", "2-3-8"),
+    ("gpt2", "dq-bart", "2-2-8"),
+]
+EVERY = pytest.mark.parametrize(
+    ("name", "method", "bits"),
+    STUDENTS,
+    ids=[f"{name} {getattr(method, 'name', method)} {bits}" for name, method, bits in STUDENTS],
+)
+
+
+def trained(name="bart", method="dqlib", bits="2-2-8"):
+    """A student whose trained scales and buffers are what training leaves, rounded as before an evaluation."""
+    student = student_of(make_teacher(name), name, bits, method).eval()
+    with torch.no_grad():
+        for module in quantized_modules(student).values():
+            if module.weight_quantizer.learned is not None:
+                module.weight_quantizer.learned.mul_(0.9)
+        for buffer in student.buffers():
+            if buffer.is_floating_point() and name != "mbart":  # whose are zeros, as in most models
+                buffer.normal_()
+    round_for_storage(student)
+    return student
+
+
+def logits(model, name):
+    with torch.no_grad():
+        return model(**data_of(name).inputs).logits
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def bart():
+    return trained()
+
+
+@pytest.fixture
+def folder(bart, tmp_path):
+    save_packed(bart, tmp_path / "packed")
+    return tmp_path / "packed"
+
+
+@pytest.fixture
+def tokenizer():
+    return train_tokenizer(["return the sum of all numbers"] * 4, 60 + 240, 24)
+
+
+# --- the same model
+
+
+@EVERY
+def test_a_packed_model_is_the_student_bit_for_bit_in_the_bytes_that_are_counted(name, method, bits, tmp_path):
+    student = trained(name, method, bits)
+    save_packed(student, tmp_path / "once")
+    loaded = load_packed(tmp_path / "once")
+    assert type(loaded) is type(student)
+    assert not loaded.training
+    assert torch.equal(logits(loaded, name), logits(student, name))
+    if CASES[name].generates:
+        inputs = {key: data_of(name).inputs[key] for key in ("input_ids", "attention_mask")}
+        ours, theirs = (model.generate(**inputs, num_beams=2, max_new_tokens=6) for model in (loaded, student))
+        assert torch.equal(ours, theirs)
+
+    save_packed(loaded, tmp_path / "twice")
+    assert files_of(tmp_path / "once") == files_of(tmp_path / "twice")
+
+    tensors = safetensors.torch.load_file(tmp_path / "once" / WEIGHTS)
+    assert size_bytes(student) == size_bytes(loaded) == sum(tensor.nbytes for tensor in tensors.values())
+    assert footprint(student) == footprint(loaded)
+    on_disk = sum((tmp_path / "once" / file).stat().st_size for file in (WEIGHTS, MANIFEST))
+    assert packed_size_bytes(tmp_path / "once") == account(tmp_path / "once").total.size_bytes == on_disk
+    assert account(tmp_path / "once").tensor_bytes == account(student).total.size_bytes == size_bytes(student)
+    assert verify(tmp_path / "once") == []
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("bart", "t5")])
+def test_save_pretrained_gives_a_model_of_the_same_weights(name, tmp_path):
+    save_packed(trained(name), tmp_path / "packed")
+    loaded = load_packed(tmp_path / "packed")
+    loaded.save_pretrained(tmp_path / "plain")
+    plain, made_anew = type(loaded).from_pretrained(tmp_path / "plain").state_dict(), loaded._keys_to_ignore_on_save
+    assert plain.keys() == loaded.state_dict().keys()
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(plain[key], value) or key in made_anew  # Marian's sinusoids
+
+
+@pytest.mark.parametrize("name", ["bart", "mbart"])
+def test_a_head_in_full_precision_stays_apart_from_the_quantized_table(name, tmp_path):
+    save_packed(trained(name, "dq-bart-faithful"), tmp_path / "packed")
+    loaded = load_packed(tmp_path / "packed")
+    assert type(loaded.lm_head) is torch.nn.Linear  # its inputs are not rounded either
+    assert loaded.lm_head.weight is not loaded.model.shared.weight
+    assert len(loaded.model.shared.weight[5].unique()) == 3
+    assert len(loaded.lm_head.weight[5].unique()) > 3
+    loaded.save_pretrained(tmp_path / "plain")
+    plain = type(loaded).from_pretrained(tmp_path / "plain")
+    assert torch.equal(plain.lm_head.weight, loaded.lm_head.weight)
+    assert torch.equal(plain.model.decoder.embed_tokens.weight, loaded.model.shared.weight)
+
+
+def test_tied_tables_are_one_again(folder):
+    loaded = load_packed(folder)
+    tables = (loaded.model.shared, loaded.model.encoder.embed_tokens, loaded.model.decoder.embed_tokens, loaded.lm_head)
+    assert len({id(table.weight) for table in tables}) == 1
+    assert isinstance(loaded.lm_head, QuantLinear)
+    names = safetensors.torch.load_file(folder / WEIGHTS).keys()
+    assert not [name for name in names if "embed_tokens" in name or "lm_head" in name]
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("bart", "feature-extraction"),
+        ("gpt2", "text-generation"),
+        ("bert", "fill-mask"),
+        ("bert-classifier", "text-classification"),
+    ],
+)
+def test_the_pipelines_that_the_readme_names_take_a_packed_model(name, task, tokenizer, tmp_path):
+    assert f"`{task}`" in (project_root() / "README.md").read_text()
+    case = CASES[name]
+    config = type(case.config).from_dict(case.config.to_dict() | {"vocab_size": len(tokenizer)})
+    student = quantize_model(case.model(config), Configuration.parse("2-2-8 " + case.depths)).eval()
+    round_for_storage(student)
+    save_packed(student, tmp_path / "packed", tokenizer)
+    inputs = load_packed(tmp_path / "packed"), load_tokenizer(tmp_path / "packed")
+    options = {"max_new_tokens": 3} if task == "text-generation" else {}
+    text = "the sum" + tokenizer.mask_token * (task == "fill-mask")
+    assert pipeline(task, model=inputs[0], tokenizer=inputs[1], **options)(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("bart", "dq-bart-faithful"),
+        ("marian", "quantgpt"),
+        ("gpt2", "dqlib"),
+    ],
+)
+def test_a_saved_student_packs_as_the_one_that_was_saved(name, method, tmp_path):
+    student = trained(name, method)
+    save_packed(student, tmp_path / "once")
+    save_student(student, tmp_path / "student")
+    save_packed(load_student(tmp_path / "student"), tmp_path / "again")
+    assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / "once" / WEIGHTS).read_bytes()
+    assert opened(tmp_path / "again", "packed").parameters == opened(tmp_path / "once", "packed").parameters
+
+
+def test_the_tokenizer_comes_back(bart, tokenizer, tmp_path):
+    save_packed(bart, tmp_path / "packed", tokenizer)
+    text = "the sum of all"
+    assert load_tokenizer(tmp_path / "packed")(text).input_ids == tokenizer(text).input_ids
+    assert verify(tmp_path / "packed") == []
+
+
+def test_zero_points_take_the_smallest_type_that_holds_them():
+    torch.manual_seed(0)
+    for shift, kind in ((-0.5, torch.int8), (10.0, torch.int16), (1e4, torch.int32)):
+        quantized = quantize(torch.rand(6, 10) + shift, 8, "per_row", "asymmetric")
+        quantized = replace(quantized, scale=quantized.scale.half().float())
+        packed = PackedWeight.of(quantized, "asymmetric", "per_row")
+        assert packed.zero_point.dtype == kind
+        assert torch.equal(packed.value(), quantized.dequantize())
+
+
+def test_the_reader_in_the_description_reads_what_is_written(tmp_path):
+    text = (project_root() / "docs" / "packed-format.md").read_text()
+    described: dict = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], described)
+    for name, method, bits in [*STUDENTS[::3], ("gpt2", ASYMMETRIC, "8-4-8"), ("bart", "dq-bart-faithful", "2-2-8")]:
+        save_packed(trained(name, method, bits), tmp_path / "packed")
+        state = load_packed(tmp_path / "packed").state_dict()
+        read = described["read"](tmp_path / "packed")
+        assert read.keys() == state.keys()
+        assert all(np.array_equal(read[key], value.numpy()) for key, value in state.items())
+
+
+# --- its size
+
+
+def test_a_model_of_real_shape_is_as_small_as_claimed(tmp_path):
+    sides = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072}
+    config = BartConfig(d_model=768, vocab_size=50265, max_position_embeddings=1024, **sides)
+    with packed_module.no_init_weights():
+        model = BartForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.1, 0.1)
+    model.tie_weights()
+    quantize_model(model, Configuration.parse("2-2-8 1-1"))
+    round_for_storage(model)
+    save_packed(model, tmp_path)
+    told = account(tmp_path, teacher_bytes=557_882_724)  # BART-base in fp32
+    assert told.teacher_bytes / packed_size_bytes(tmp_path) >= 43
+    assert round(told.teacher_bytes / told.total.paper_bytes, 1) == 27.4  # the paper prints 27.7
+    assert told.parts["overhead"].size_bytes < 0.005 * told.total.size_bytes
+    assert told.with_full_head(2) - told.total.size_bytes == 2 * 50265 * 768
+    assert told.parts["full head"].size_bytes == 0
+
+
+def test_a_full_head_costs_what_the_account_says():
+    ours, theirs = (account(trained("bart", method)) for method in ("dqlib", "dq-bart-faithful"))
+    positions = ours.parts["positions"]  # which the faithful one leaves in full precision
+    more = theirs.total.size_bytes - theirs.parts["rest"].size_bytes - theirs.parts["scales"].size_bytes
+    less = ours.with_full_head(2) - ours.parts["rest"].size_bytes - ours.parts["scales"].size_bytes
+    assert more == less - positions.size_bytes
+    assert theirs.head_numbers == 0
+    assert ours.total.numbers == theirs.total.numbers
+    assert "full head" in str(theirs)
+
+
+# --- what is refused when saving
+
+
+def test_a_student_that_was_not_rounded_is_refused_by_name(tmp_path):
+    student = student_of(make_teacher("bart"), "bart").eval()
+    with pytest.raises(InputError, match=r"^model\.\S+, (value|scale): .* round_for_storage"):
+        save_packed(student, tmp_path / "packed")
+    round_for_storage(student)
+    with torch.no_grad():
+        student.model.encoder.layers[0].fc1.bias[2] = 0.1
+    with pytest.raises(InputError, match=r"^model\.encoder\.layers\.0\.fc1\.bias, value: 0\.1\d* .* round_for_storage"):
+        save_packed(student, tmp_path / "packed")
+    round_for_storage(student)
+    set_blend(student, 0.5)
+    with pytest.raises(InputError, match=r"blend: 0\.5"):
+        save_packed(student, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+
+
+def test_a_scale_that_fp16_does_not_hold_is_refused_by_name(tmp_path):
+    student = trained()
+    with torch.no_grad():
+        student.model.encoder.layers[1].fc1.weight.mul_(1e9)
+    with pytest.raises(InputError, match=r"^model\.encoder\.layers\.1\.fc1\.weight, scale: inf"):
+        save_packed(student, tmp_path / "packed")
+
+
+def test_a_loaded_model_that_was_changed_is_not_packed_as_it_was(folder, tmp_path):
+    loaded = load_packed(folder)
+    with torch.no_grad():
+        loaded.model.encoder.layers[0].fc1.weight[0, 0] += 1
+    with pytest.raises(InputError, match=r"^model\.encoder\.layers\.0\.fc1\.weight: 'changed'"):
+        save_packed(loaded, tmp_path / "again")
+
+
+def test_a_model_that_is_no_student_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"^model: 'BartForConditionalGeneration' .* a student"):
+        save_packed(make_teacher("bart"), tmp_path / "packed")
+
+
+def test_nothing_but_a_packed_model_is_replaced(bart, folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match=r"^folder: .*mine"):
+        save_packed(bart, tmp_path / "mine")
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"^folder: .*notes\.txt"):
+        save_packed(bart, folder)
+    (folder / "notes.txt").unlink()
+    save_packed(bart, folder)
+
+
+def test_a_full_disk_leaves_the_old_model_whole(bart, folder, monkeypatch):
+    before = files_of(folder)
+    write = Path.write_bytes
+
+    def until_full(path, data):
+        write(path, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", until_full)
+    with pytest.raises(OSError, match=r"as before \(No space left on device\).*packed"):
+        save_packed(bart, folder)
+    monkeypatch.undo()
+    assert files_of(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["packed"]
+
+
+# --- what is refused when loading
+
+
+def rewrite(folder, change, weights=None):
+    """Change the records of the manifest, and the weights file."""
+    parameters = json.loads((folder / MANIFEST).read_text())["parameters"]
+    if weights is not None:
+        (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights))
+    change(parameters)
+    reseal(folder, [] if weights is None else [WEIGHTS], parameters=parameters)
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, MANIFEST, "config.json", "generation_config.json"])
+def test_a_flipped_bit_anywhere_is_found_and_named(folder, file):
+    whole = (folder / file).read_bytes()
+    random = np.random.default_rng(0)
+    places = {0, 7, 8, len(whole) - 1, *random.integers(0, len(whole), 25).tolist()}
+    if file == WEIGHTS:
+        places |= set(range(8, 8 + int.from_bytes(whole[:8], "little"), 97))  # its header
+    for place in places:
+        data = bytearray(whole)
+        data[place] ^= 1 << int(random.integers(8))
+        (folder / file).write_bytes(data)
+        with pytest.raises(InputError) as caught:
+            load_packed(folder)
+        assert "\n" not in str(caught.value)
+        assert len(verify(folder)) >= 1
+    (folder / file).write_bytes(whole)
+    assert verify(folder) == []
+
+
+def test_a_damaged_tensor_is_named(folder):
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    data[-1] ^= 1  # safetensors sorts by type and name: the last byte is of packed codes
+    (folder / WEIGHTS).write_bytes(data)
+    with pytest.raises(InputError, match=r"^model\.\S+\.codes: 'CRC-32 \d+' .* the file is damaged"):
+        load_packed(folder)
+    assert re.match(r"model\.\S+\.codes: ", verify(folder)[0])
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, -1])
+def test_a_truncated_file_is_named(folder, length):
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[:length])
+    with pytest.raises(InputError, match=rf"^packed\.safetensors: '\d+ bytes' .* {len(data)} bytes long"):
+        load_packed(folder)
+    assert len(verify(folder)) == 1
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(InputError, match=r"^packed\.safetensors: "):
+        load_packed(folder)
+
+
+FC1 = "model.encoder.layers.0.fc1.weight"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("shape", [16, 24], rf"^{FC1}\.scale: .*\(24, 1\).* shape \(16, 1\)"),
+        ("shape", [24, 15], rf"^{FC1}\.codes: "),
+        ("shape", [24, -16], rf"^{FC1}, shape: "),
+        ("shape", [24, 16, 1], rf"^{FC1}, shape: "),
+        ("bits", 12, rf"^{FC1}, bits: 12"),
+        ("bits", 3, rf"^{FC1}, bits: 3 .* ternary"),
+        ("granularity", "per_column", rf"^{FC1}, granularity: 'per_column'"),
+        ("encoding", "zip", rf"^{FC1}, encoding: 'zip' .* ternary"),
+        ("encoding", "zeros", rf"^{FC1}, crc32: "),
+        ("kind", "spare", rf"^{FC1}, kind: 'spare'"),
+        ("zero_point", "complex64", rf"^{FC1}, zero_point: 'complex64'"),
+        ("transposed", True, rf"^{FC1}\.scale: "),
+        ("names", ["model.encoder.layers.9.fc1.weight"], r"^model\.encoder\.layers\.9\.fc1\.weight\.codes: 'missing'"),
+    ],
+)
+def test_a_manifest_that_tells_of_another_tensor_is_refused(folder, field, value, message):
+    def change(parameters):
+        next(each for each in parameters if each["names"] == [FC1])[field] = value
+
+    rewrite(folder, change)
+    with pytest.raises(InputError, match=message):
+        load_packed(folder)
+
+
+def test_parameters_that_the_model_has_not_or_lacks_are_named(folder, bart):
+    weights = safetensors.torch.load((folder / WEIGHTS).read_bytes())
+    spare = weights | {"spare": torch.zeros(3, dtype=torch.float16)}
+    rewrite(folder, lambda parameters: None, spare)
+    with pytest.raises(InputError, match=r"^spare: 'in packed\.safetensors'"):
+        load_packed(folder)
+    rewrite(folder, lambda parameters: parameters.append(
+        {"names": ["spare"], "kind": "rest", "shape": [3], "encoding": "fp16", "crc32": [checksum(spare["spare"])]}
+    ))  # fmt: skip
+    with pytest.raises(InputError, match=r"^spare: 'in the manifest' .* a parameter of BartForConditionalGeneration"):
+        load_packed(folder)
+
+    save_packed(bart, folder)
+    fewer = {name: tensor for name, tensor in weights.items() if name != f"{FC1}.scale"}
+    rewrite(folder, lambda parameters: None, fewer)
+    with pytest.raises(InputError, match=rf"^{re.escape(FC1)}\.scale: 'missing'"):
+        load_packed(folder)
+    fewer = {name: tensor for name, tensor in weights.items() if not name.startswith(FC1)}
+    rewrite(folder, lambda parameters: parameters.remove(next(e for e in parameters if e["names"] == [FC1])), fewer)
+    with pytest.raises(InputError, match=rf"^{re.escape(FC1)}: 'missing' .* BartForConditionalGeneration has it"):
+        load_packed(folder)
+
+
+def test_a_shape_that_the_configuration_has_not_is_named(folder):
+    config = (folder / "config.json").read_text().replace('"encoder_ffn_dim": 24', '"encoder_ffn_dim": 20')
+    (folder / "config.json").write_text(config)
+    with pytest.raises(InputError, match=r"^config\.json: 'SHA-256 .* it was changed"):
+        load_packed(folder)
+    reseal(folder, ["config.json"])
+    with pytest.raises(InputError, match=rf"^{re.escape(FC1)}: \(24, 16\) .* \(20, 16\)"):
+        load_packed(folder)
+
+
+@pytest.mark.parametrize("version", [0, 1, "2", None])
+def test_an_unknown_version_is_refused(folder, version):
+    content = json.loads((folder / MANIFEST).read_text()) | {"version": version}
+    (folder / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"^dqlib\.json, version: {version!r} .* 2, which this dqlib reads"):
+        load_packed(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": "gguf"}', "\udcff"])
+def test_what_is_no_manifest_is_refused(folder, text):
+    (folder / MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=r"^dqlib\.json: "):
+        load_packed(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "scaler.pt", "cache.PKL", "inner/data.pickle"])
+def test_a_folder_with_a_pickle_is_refused(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"cos\nsystem\n(S'touch here'\ntR.")
+    for read in (load_packed, load_tokenizer, packed_size_bytes):
+        with pytest.raises(InputError, match=rf"{Path(name).name}.* pickles"):
+            read(folder)
+    assert len(verify(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.json", "/etc/hostname", "a/../b", "a//b", "..", "", "a\\b", "c:b", MANIFEST]
+)
+def test_a_manifest_names_only_files_of_its_folder(folder, name):
+    reseal(folder, files={name: {}})
+    with pytest.raises(InputError, match=r"^dqlib\.json, files: .* plain name"):
+        load_packed(folder)
+
+
+def test_nothing_from_the_folder_runs_and_nothing_else_is_read(folder, bart, tokenizer):
+    trap = "raise SystemExit('ran')\n"
+    (folder / "modeling_bart.py").write_text(trap)
+    (folder / "generation_extra.json").write_text("not JSON")
+    (folder / "tokenizer.json").write_text("not JSON")  # not in the manifest: there is no tokenizer
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "modeling_bart.Config", "AutoModelForSeq2SeqLM": "modeling_bart.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    reseal(folder, ["config.json"])
+    assert torch.equal(logits(load_packed(folder), "bart"), logits(bart, "bart"))
+    with pytest.raises(InputError, match=r"a packed model with a tokenizer"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class": "Trainer"}, r"^class: 'Trainer' .* BartForConditionalGeneration"),
+        ({"class": "os.system"}, r"^class: 'os\.system'"),
+        ({"class": "T5Model"}, r"^class: 'T5Model'"),
+        ({"config": "2-2-8"}, r"^config: '2-2-8'"),
+        ({"activations": {"granularity": "per_mood"}}, r"^granularity: 'per_mood'"),
+        ({"activations": {"mood": 1}}, r"^preset: .*mood"),
+    ],
+)
+def test_a_model_is_built_of_what_is_known_only(folder, change, message):
+    reseal(folder, about=dict(opened(folder, "packed").about) | change)
+    with pytest.raises(InputError, match=message):
+        load_packed(folder)
+
+
+def test_a_folder_that_is_no_packed_model_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"^folder: .* written by save_packed"):
+        load_packed(tmp_path)
+    with pytest.raises(InputError, match=r"^folder: .* a folder"):
+        verify(tmp_path / "nowhere")
+
+
+def test_a_manifest_reads_as_it_was_written(bart):
+    manifest = Manifest("packed", {"class": "é"}, {"a": File(3, "c")}, tuple(map(record, stored(bart))))
+    assert Manifest.parse(manifest.text()) == manifest
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_student_that_computes_in_half_precision_is_refused(dtype, tmp_path):
+    student = trained()
+    student.to(dtype)
+    with pytest.raises(InputError, match=rf"^\S+: '{dtype}' .* model\.float\(\), and round_for_storage again"):
+        save_packed(student, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+    round_for_storage(student.float())
+    save_packed(student, tmp_path / "packed")
+    assert torch.equal(logits(load_packed(tmp_path / "packed"), "bart"), logits(student, "bart"))
+
+
+# --- folders that someone made to do harm, sealed as a packed model is
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vocab_size": 10**13}, r"^\S+: \(.*\) .* as config\.json has it"),
+        ({"vocab_size": 10**30}, r"^config\.json: "),
+        ({"d_model": 15}, r"^config\.json: "),
+        ({"d_model": "wide"}, r"^config\.json: "),
+        ({"activation_function": "steam"}, r"^config\.json: .*steam"),
+        ({"encoder_layers": 10**9}, r"^config\.json: '1000000001 layers'"),
+        ({"max_position_embeddings": 10**12}, r"^model\.\S+: \(.*\) .* as config\.json has it"),
+        ({"model_type": ["bart"]}, r"^config\.json, model_type: \['bart'\]"),
+        ({"model_type": "llama"}, r"^config\.json, model_type: 'llama'"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_no_model_fits_is_refused_before_it_takes_memory(folder, fields, message):
+    reconfigure(folder, **fields)
+    with pytest.raises(InputError, match=message) as caught:
+        load_packed(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "other"}, r"^dqlib\.json, kind: 'other'"),
+        ({"about": [1]}, r"^dqlib\.json, about: \[1\]"),
+        ({"files": ["config.json"]}, r"^dqlib\.json, files: \['config\.json'\]"),
+        ({"files": {"config.json": 3}}, r"^dqlib\.json, files, config\.json: 3"),
+        ({"files": {WEIGHTS: {"bytes": "all"}}}, r"^dqlib\.json, files, packed\.safetensors, bytes: 'all'"),
+        ({"files": {WEIGHTS: {"bytes": 1}}}, r"^dqlib\.json, files, packed\.safetensors, sha256: None"),
+        ({"parameters": ({"names": []},)}, r"^dqlib\.json, names: \[\]"),
+        ({"parameters": ({"names": "ab"},)}, r"^dqlib\.json, names: 'ab'"),
+        ({"parameters": ([1],)}, r"^dqlib\.json, names: \[1\]"),
+        ({"parameters": ({"names": ["a"], "bits": "two"},)}, r"^a, bits: 'two'"),
+        ({"parameters": ({"names": ["a"], "repeats": [1]},)}, r"^a, repeats: \[1\]"),
+        ({"parameters": ({"names": ["a"]},)}, r"^dqlib\.json: "),
+    ],
+    ids=str,
+)
+def test_a_manifest_whose_fields_are_of_other_types_is_refused(folder, fields, message):
+    reseal(folder, **fields)
+    for read in (load_packed, load_tokenizer, packed_size_bytes):
+        with pytest.raises(InputError, match=message):
+            read(folder)
+    assert len(verify(folder)) == 1
+
+
+def test_a_class_or_a_generation_that_is_none_is_refused(folder):
+    manifest = opened(folder, "packed")
+    for change, message in (({"class": ["a"]}, r"^class: \['a'\]"), ({"weights": [1]}, r"^preset: ")):
+        reseal(folder, about=dict(manifest.about) | change)
+        with pytest.raises(InputError, match=message):
+            load_packed(folder)
+    reseal(folder, about=manifest.about)
+    reconfigure(folder, "generation_config.json", watermarking_config=[1])
+    with pytest.raises(InputError, match=r"^generation_config\.json, watermarking_config: \[1\] .* left out"):
+        load_packed(folder)
+
+
+def test_numbers_that_are_not_stored_are_only_buffers_of_zeros(folder):
+    weights = safetensors.torch.load((folder / WEIGHTS).read_bytes())
+    fewer = {name: tensor for name, tensor in weights.items() if not name.startswith(FC1)}
+
+    def change(parameters):
+        next(each for each in parameters if each["names"] == [FC1]).update(encoding="zeros", crc32=[])
+
+    rewrite(folder, change, fewer)
+    with pytest.raises(InputError, match=rf"^{re.escape(FC1)}: 'zeros' .* stored"):
+        load_packed(folder)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "config.json"])
+def test_deep_nesting_is_refused(folder, name):
+    data = b"[" * 10**5 + b"]" * 10**5
+    (folder / name).write_bytes(data)
+    if name != MANIFEST:
+        reseal(folder, [name])
+    with pytest.raises(InputError, match=rf"^{re.escape(name)}: "):
+        load_packed(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes")
+@pytest.mark.parametrize("name", ["config.json", WEIGHTS])
+def test_what_is_no_file_is_not_read(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)  # to read it would take for ever
+    with pytest.raises(InputError, match=rf"^{re.escape(name)}: 'no file'"):
+        load_packed(folder)
+    assert len(verify(folder)) == 1

@@ -1,0 +1,129 @@
+"""Codes become bytes and codes again, whatever their number."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from dqlib.config import Scheme
+from dqlib.errors import InputError
+from dqlib.quantizers import initial_learned, quantize
+from dqlib.storage import packing
+from dqlib.storage.packing import pack, packed_size, unpack
+
+FORMS = [(bits, False) for bits in range(1, 9)] + [(2, True)]
+EVERY_FORM = pytest.mark.parametrize(("bits", "ternary"), FORMS)
+
+
+def grid(bits, ternary):
+    if ternary:
+        return [-1, 0, 1]
+    return [-1, 1] if bits == 1 else list(range(-(2 ** (bits - 1)), 2 ** (bits - 1)))
+
+
+def digits_by_the_book(data, count, base, places):
+    """The layout as docs/packed-format.md tells it, a digit at a time."""
+    size = -(-count // places)
+    return [int(data[i % size]) // base ** (i // size) % base for i in range(count)], data[size:]
+
+
+@EVERY_FORM
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_codes_of_any_shape_come_back(bits, ternary, data):
+    shape = data.draw(arrays.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=41))
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    codes = torch.from_numpy(np.random.default_rng(seed).choice(np.array(grid(bits, ternary), np.int8), shape))
+    packed = pack(codes, bits, ternary)
+    assert packed.dtype == torch.uint8
+    assert packed.shape == (packed_size(codes.numel(), bits, ternary),)
+    again = unpack(packed, shape, bits, ternary)
+    assert again.dtype == torch.int8
+    assert torch.equal(again, codes)
+    assert torch.equal(pack(again, bits, ternary), packed)
+
+
+@EVERY_FORM
+def test_every_pair_of_codes_comes_back_at_every_place(bits, ternary):
+    values = torch.tensor(grid(bits, ternary), dtype=torch.int8)
+    codes = torch.cartesian_prod(values, values).T.contiguous()
+    for count in range(max(1, codes.numel() - 9), codes.numel() + 1):
+        some = codes.flatten()[:count]
+        assert torch.equal(unpack(pack(some, bits, ternary), (count,), bits, ternary), some)
+
+
+@EVERY_FORM
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 24, 25, 26, 101])
+def test_bytes_are_laid_out_as_described(bits, ternary, count):
+    values = grid(bits, ternary)
+    codes = [values[i * 7 % len(values)] for i in range(count)]
+    data = pack(torch.tensor(codes, dtype=torch.int8), bits, ternary).numpy()
+    if ternary:
+        read, data = digits_by_the_book(data, count, 3, 5)
+        read = [digit - 1 for digit in read]
+    else:
+        read, shift = [0] * count, 0
+        for width in (8, 4, 2, 1):
+            if bits & width:
+                part, data = digits_by_the_book(data, count, 2**width, 8 // width)
+                read, shift = [a + (b << shift) for a, b in zip(read, part, strict=True)], shift + width
+        read = [2 * digit - 1 if bits == 1 else digit - 2 ** (bits - 1) for digit in read]
+    assert read == codes
+    assert len(data) == 0
+
+
+@EVERY_FORM
+@pytest.mark.parametrize("block", [1, 3, 16])
+def test_blocks_do_not_show(bits, ternary, block, monkeypatch):
+    codes = torch.from_numpy(np.random.default_rng(0).choice(np.array(grid(bits, ternary), np.int8), (13, 17)))
+    packed = pack(codes, bits, ternary)
+    monkeypatch.setattr(packing, "BLOCK", block)
+    assert torch.equal(pack(codes, bits, ternary), packed)
+    assert torch.equal(unpack(packed, codes.shape, bits, ternary), codes)
+
+
+def test_sizes_are_those_that_are_claimed():
+    n = 1000
+    assert [packed_size(n, bits) for bits in range(1, 9)] == [125, 250, 375, 500, 625, 750, 875, 1000]
+    assert packed_size(n, 2, ternary=True) == 200
+    assert packed_size(n + 1, 2, ternary=True) == 201
+    assert packed_size(0, 2, ternary=True) == packed_size(0, 3) == 0
+
+
+@pytest.mark.parametrize("scheme", list(Scheme))
+@pytest.mark.parametrize("full_range", [False, True])
+def test_what_a_quantizer_calls_ternary_is(scheme, full_range):
+    torch.manual_seed(0)
+    weight = torch.randn(40, 20)
+    for bits in scheme.bits:
+        learned = initial_learned(weight, bits, "per_row", scheme) if scheme.learned else None
+        quantized = quantize(weight, bits, "per_row", scheme, learned, full_range=full_range)
+        expected = {-1, 0, 1} if quantized.ternary else set(grid(bits, False))
+        assert set(quantized.codes.unique().tolist()) <= expected
+        assert quantized.ternary == (bits == 2 and len(quantized.codes.unique()) < 4)
+        packed = pack(quantized.codes, bits, quantized.ternary)
+        assert torch.equal(unpack(packed, weight.shape, bits, quantized.ternary), quantized.codes)
+
+
+@pytest.mark.parametrize(
+    ("codes", "bits", "ternary", "message"),
+    [
+        ([2], 2, False, r"^codes: '2 to 2' .* -2 to 1"),
+        ([-2, 1], 2, True, r"^codes: '-2 to 1' .* -1 to 1"),
+        ([0, 1], 1, False, r"^codes: '0 to 1' .* -1 or 1"),
+        ([1], 9, False, r"^bits: 9 .* from 1 to 8"),
+        ([1], 3, True, r"^bits: 3 .* 2 for ternary codes"),
+    ],
+)
+def test_codes_off_the_grid_are_refused(codes, bits, ternary, message):
+    with pytest.raises(InputError, match=message):
+        pack(torch.tensor(codes, dtype=torch.int8), bits, ternary)
+
+
+def test_bytes_that_no_codes_make_are_refused():
+    with pytest.raises(InputError, match=r"^packed: '3 bytes' .* 2 bytes for 10 codes of 2 bits"):
+        unpack(torch.zeros(3, dtype=torch.uint8), (10,), 2, ternary=True)
+    with pytest.raises(InputError, match=r"^packed: 'a byte of 243' .* below 243"):
+        unpack(torch.tensor([0, 243], dtype=torch.uint8), (10,), 2, ternary=True)

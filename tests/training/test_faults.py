@@ -1,0 +1,334 @@
+"""A stage that fails, is stopped, or finds the disk full: one sentence, and all that was there before stays."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from datasets.exceptions import DatasetGenerationError
+
+from dqlib.files import DiskFullError, atomic_folder, write_text
+from dqlib.study.corpora import hub
+from dqlib.study.params.paths import project_root
+from dqlib.study.params.settings import Corpus, available_cores, load_settings
+from dqlib.study.pipeline import benchmark as methods
+from dqlib.study.pipeline import jobs, students
+from dqlib.study.pipeline import study as pipeline
+from dqlib.study.process.exit_codes import ended
+from dqlib.study.report import pages as report
+from dqlib.study.training.examples import Example, stored
+from tests.conftest import write_small_study
+
+resource = pytest.importorskip("resource", reason="limits of file sizes are those of POSIX")
+
+ROOT = project_root()
+CONFIG = "2-2-8 2-1"
+PYTHON = {"language_info": {"name": "python"}}
+
+
+def environment():
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}
+
+
+def set_params(**of_task):
+    path = Path("small.yaml")
+    params = yaml.safe_load(path.read_text())
+    for block, values in of_task.items():
+        params["summarization"][block] = params["summarization"][block] | values if isinstance(values, dict) else values
+    path.write_text(yaml.safe_dump(params))
+
+
+def without_git(folder):
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc" / "config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def hidden(folder):
+    return [path for path in Path(folder).rglob(".*") if path.name.startswith(".")]
+
+
+# --- a notebook that fails
+
+
+def test_a_notebook_that_fails_fails_its_stage_and_is_kept_with_its_error(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "profiles").symlink_to(ROOT / "profiles")
+    without_git(tmp_path)
+    sources = ["print('begun')", "raise ValueError('no such column')", "open('results.csv', 'w').write('new')"]
+    cells = [nbformat.v4.new_code_cell('params = "tutorial"', metadata={"tags": ["parameters"]})]
+    notebook = nbformat.v4.new_notebook(cells=[*cells, *map(nbformat.v4.new_code_cell, sources)], metadata=PYTHON)
+    nbformat.write(notebook, tmp_path / "notebooks" / "broken.ipynb")
+    executed = "runs/tutorial/notebooks/broken"
+    stage = {
+        "cmd": "python -m dqlib.study.pipeline.notebook broken --params tutorial",
+        "deps": ["notebooks/broken.ipynb"],
+        "outs": [f"{executed}.ipynb", f"{executed}.html", {"results.csv": {"cache": False, "persist": True}}],
+    }
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"broken": stage}}))
+    (tmp_path / "results.csv").write_text("old")
+    done = subprocess.run(
+        ["dvc", "repro"], check=False, capture_output=True, text=True, cwd=tmp_path, env=environment()
+    )
+    assert done.returncode != 0
+    assert "error: broken: ValueError: no such column" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert f"with the whole traceback: {tmp_path / executed}.ipynb" in done.stderr
+    kept = nbformat.read(tmp_path / f"{executed}.ipynb", 4)
+    outputs = [output for cell in kept.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("begun" in output.get("text", "") for output in outputs)
+    assert any("no such column" in output.get("evalue", "") for output in outputs)
+    assert (tmp_path / "results.csv").read_text() == "old"
+    assert not (tmp_path / "dvc.lock").exists()  # a stage that failed counts as not run
+
+
+# --- what another command makes
+
+
+@pytest.mark.parametrize(
+    ("job", "part"), [("pretrain", "corpus"), ("finetune", "corpus"), ("distill", "corpus"), ("finetune", "pretrained"),
+                      ("distill", "teacher")]
+)  # fmt: skip
+def test_a_job_without_its_inputs_names_the_command_that_makes_them(tmp_path, monkeypatch, capsys, job, part):
+    write_small_study(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    folders = load_settings("small.yaml").folders("summarization")
+    if part != "corpus":
+        write_text(folders.corpus / "corpus.json", "{}")
+    assert jobs.main([job, "--params", "small.yaml", "--config", CONFIG]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {part}: ")
+    assert f"`python -m dqlib.study.pipeline.study {part} --params small.yaml --task summarization` makes it" in said
+    assert said.count("\n") == 1
+
+
+STAGES = yaml.safe_dump({"stages": {
+    "corpus": {"cmd": "true", "outs": ["runs/tutorial/summarization/corpus"]},
+    "students": {"matrix": {"task": ["summarization"]}, "cmd": "true", "outs": ["runs/tutorial/${item.task}/students"]},
+    "bench": {"cmd": "true", "outs": ["runs/tutorial/summarization/methods"]},
+}})  # fmt: skip
+
+
+@pytest.fixture
+def under_dvc(made_study, monkeypatch):
+    """The small study with stages, and what starts a command as a stage."""
+    without_git(made_study)
+    (made_study / "dvc.yaml").write_text(STAGES)
+    commands = {"pipeline": pipeline, "students": students, "methods": methods}
+
+    def run(stage, command, *arguments):
+        monkeypatch.setenv("DVC_STAGE", stage)
+        return commands[command].main([*arguments, "--params", "small.yaml"])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("stage", "command", "owner"),
+    [
+        ("students@summarization", ["pipeline", "teacher"], "corpus"),
+        ("../dvc.yaml:compare", ["students"], "students@summarization"),  # as DVC names it to who stands in a subfolder
+        ("bench", ["pipeline", "student", "--config", CONFIG], "students@summarization"),
+        ("compare", ["methods"], "bench"),
+    ],
+)
+def test_under_dvc_a_stage_makes_nothing_that_another_owns(under_dvc, capsys, stage, command, owner):
+    folder = Path("runs", "tutorial", "summarization")
+    if owner == "corpus":
+        (folder / "corpus" / pipeline.STAMP).unlink()
+    before = contents(folder)
+    assert under_dvc(stage, *command) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ")
+    assert "runs/tutorial/summarization/" in said
+    assert said.endswith(f"`dvc repro --force --single-item {owner}` makes it")
+    assert contents(folder) == before
+
+
+def test_under_dvc_a_stage_makes_what_it_owns(under_dvc):
+    Path("runs", "tutorial", "summarization", "corpus", pipeline.STAMP).unlink()
+    assert under_dvc("corpus", "pipeline", "corpus") == 0
+
+
+def test_a_summary_before_there_are_results_names_the_command_that_makes_them(tmp_path, monkeypatch, capsys):
+    write_small_study(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert ended(lambda: report.print_summary("small.yaml")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: results: ")
+    assert "`dvc repro compare`" in said
+    assert said.count("\n") == 1
+
+
+# --- Ctrl-C
+
+
+def interrupt(command, until, timeout=300.0):
+    """Run a command in a group of its own, and send the group SIGINT, as a terminal does, once ``until`` gives True."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
+    end = time.monotonic() + timeout
+    while not until():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=timeout)
+    return process.returncode, *said
+
+
+def test_after_ctrl_c_nothing_is_half_written_and_a_second_start_ends_with_the_same_weights(made_study):
+    set_params(distill={"steps": 60, "checkpoint_steps": 5}, configs=["2-2-8_2-1", "8-8-8_2-2"])
+    folder, task = made_study / "runs" / "tutorial" / "summarization", ["--params", "small.yaml"]
+    names = {"students-2-2-8_2-1", "students-8-8-8_2-2"} if available_cores() > 1 else {"students-2-2-8_2-1"}
+
+    def training():
+        return all(any((folder / "checkpoints" / name).glob("step*")) for name in names)
+
+    code, _, errors = interrupt([sys.executable, "-m", "dqlib.study.pipeline.students", *task], training)
+    assert code == 128 + signal.SIGINT
+    assert "Traceback" not in errors
+    lines = [line for line in errors.replace("\r", "\n").splitlines() if line.strip() and "it/s" not in line]
+    lines = [line for line in lines if "s/it" not in line and "?it" not in line]  # bars of progress
+    assert lines == ["stopped; the same command goes on from here"]
+    assert not list((folder / "students").glob("*"))
+    assert not hidden(folder / "students")
+
+    assert students.main(task) == 0  # no process of the first is left that holds a lock
+    after = contents(folder / "students")
+    for path in (folder / "students").iterdir():
+        (path / pipeline.STAMP).unlink()
+    assert students.main(task) == 0
+    assert contents(folder / "students") == after
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGINT"), reason="there is no Ctrl-C")
+def test_ctrl_c_stops_a_stage_with_its_notebook(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "profiles").symlink_to(ROOT / "profiles")
+    (tmp_path / "dvc.yaml").touch()
+    sources = ['params = "tutorial"', "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(600)"]
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=PYTHON), tmp_path / "notebooks" / "long.ipynb")
+    pid = tmp_path / "pid"
+    command = [sys.executable, "-m", "dqlib.study.pipeline.notebook", "long", "--params", "tutorial"]
+    before = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        code, _, errors = interrupt(command, lambda: pid.is_file() and pid.read_text())
+    finally:
+        os.chdir(before)
+    assert code == 128 + signal.SIGINT
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == "stopped; the same command goes on from here"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+# --- a full disk
+
+
+@contextmanager
+def no_room(size):
+    """Files of more than ``size`` bytes cannot be written: as on a full disk, in the middle of a write.
+
+    It ends within the test: a runner whose output goes to a file could not write that it passed.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_full_while_a_model_is_saved_names_the_folder_and_keeps_the_old_one(made_study, capsys):
+    folder = made_study / "runs" / "tutorial" / "summarization"
+    set_params(distill={"steps": 2})
+    student = ["student", "--params", "small.yaml", "--config", CONFIG]
+    assert pipeline.main(student) == 0
+    for part, target, change in (
+        (student, folder / "students" / "2-2-8_2-1", {"distill": {"steps": 3}}),
+        (["teacher", "--params", "small.yaml"], folder / "teacher", {"finetune": {"steps": 3}}),
+    ):
+        before = contents(target)
+        set_params(**change)
+        with no_room(100_000):  # less than the weights, more than all else
+            assert pipeline.main(part) == 2
+        (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+        assert said == (
+            f"error: {target}: File too large; what was there before is unchanged, so make room and start the same "
+            "command again."
+        )
+        assert contents(target) == before
+        assert not hidden(target.parent)
+    assert pipeline.main(student) == 0  # makes the teacher again, too
+
+
+def test_a_disk_full_in_a_worker_is_told_as_one_sentence(made_study, monkeypatch, capsys):
+    set_params(distill={"steps": 2}, configs=["2-2-8_2-1"])
+    with no_room(100_000):  # the worker has the limit of us
+        assert students.main(["--params", "small.yaml"]) == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "students/2-2-8_2-1: File too large; what was there before is unchanged" in said
+
+
+def test_a_disk_full_while_examples_are_tokenized_is_told_as_one_sentence(tmp_path):
+    def make(rows):
+        return [Example([7] * 50, [8] * 50) for _ in rows]
+
+    with pytest.raises(DiskFullError) as caught, no_room(10_000):
+        stored(tmp_path / "tokens", range(1000), make)
+    assert str(caught.value).startswith(f"{tmp_path / 'tokens'}: File too large; what was there before is unchanged")
+    assert list((tmp_path / "tokens").iterdir()) == []
+    assert len(stored(tmp_path / "tokens", range(1000), make)) == 1000
+
+
+def test_a_disk_full_while_a_data_set_is_fetched_is_told_as_one_sentence(monkeypatch):
+    def load_dataset(*_, **__):
+        raise DatasetGenerationError("while generating the dataset") from OSError(28, "No space left on device")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    corpus = Corpus("mine", "hub", 300, 8, 8, dataset=".")
+    with pytest.raises(DiskFullError, match="No space left on device; what was there"):
+        next(hub.hub_rows(corpus, "train"))
+
+
+def test_a_disk_full_while_results_are_written_keeps_the_old_file(tmp_path):
+    target = tmp_path / "results" / "metrics.csv"
+    write_text(target, "old")
+    with pytest.raises(DiskFullError) as caught, no_room(1000):
+        write_text(target, "new" * 1000)
+    assert str(caught.value).startswith(f"{target.parent}: File too large; ")
+    assert target.read_text() == "old"
+    assert [path.name for path in target.parent.iterdir()] == ["metrics.csv"]
+
+
+def test_no_space_is_known_by_number_and_by_what_safetensors_says(tmp_path):
+    for error in (
+        OSError(28, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ):
+        with pytest.raises(DiskFullError, match="teacher: No space left on device; what was there"), \
+                atomic_folder(tmp_path / "teacher"):  # fmt: skip
+            raise error
+    with pytest.raises(OSError, match="other"), atomic_folder(tmp_path / "teacher"):
+        raise OSError(5, "other")
+    with pytest.raises(DiskFullError, match="teacher: ") as caught, atomic_folder(tmp_path / "teacher") as scratch:
+        raise DiskFullError(scratch / "deeper")  # of a file in what is being written
+    assert list(tmp_path.iterdir()) == []
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

@@ -1,0 +1,234 @@
+"""A training that is killed goes on, and ends with the weights of one that was not."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dqlib.losses import MemoryBank
+from dqlib.study.corpora.corpus import LoadedCorpus
+from dqlib.study.params.paths import Folders
+from dqlib.study.params.settings import load_settings
+from dqlib.study.pipeline.jobs import _checkpoints
+from dqlib.study.process.locks import BusyError, only_maker
+from dqlib.study.training.checkpoints import KEPT, Checkpoints, random_states, restore_random_states
+from dqlib.study.training.loop import TrainingError, make_accelerator
+from tests.training.test_train import TaskObjective, copying, run, small  # noqa: F401 (a fixture)
+
+KILLS = 20
+
+SCRIPT = """
+import json, os, random, signal, sys, time
+from contextlib import redirect_stdout
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from transformers import MBartConfig, MBartForConditionalGeneration
+from tests.conftest import TINY
+from tests.training.test_train import copying
+from dqlib import files
+from dqlib.config import Configuration, LossWeights
+from dqlib.losses import LayerMaps
+from dqlib.presets import preset
+from dqlib.student import make_student
+from dqlib.study.params import settings as S
+from dqlib.study.training.batches import infill, steps
+from dqlib.study.training.checkpoints import Checkpoints, weights_hash
+from dqlib.study.training.loop import DistillationObjective, make_accelerator, train
+
+def work(folder):
+    torch.manual_seed(0)
+    teacher = MBartForConditionalGeneration(MBartConfig(**TINY, encoder_layers=2, decoder_layers=2))
+    teacher.config.dropout = 0.1
+    student = make_student(teacher, Configuration.parse("2-2-8 2-1"), "quantgpt")
+    for layer in student.modules():
+        if hasattr(layer, "dropout") and isinstance(layer.dropout, float):
+            layer.dropout = 0.1  # so that random states matter
+    training = S.Training(steps=24, learning_rate=1e-3, batch_tokens=200, validations=3, checkpoint_steps=3)
+    accelerator = make_accelerator(0)
+    objective = DistillationObjective(teacher, LayerMaps([0, 1], [1]), preset("quantgpt").loss)
+    noise = lambda example, order: infill(example, order, S.Pretraining(steps=1, learning_rate=1.0, batch_tokens=1))
+    batches = steps(copying(60, 0), training, noise)
+    kept = Checkpoints(folder / "checkpoints", "the same")
+    train(student, objective, batches, copying(11, 1), training, accelerator, folder / "log.csv", "t", 0.5, 0.4, kept)
+    (folder / "hash").write_text(weights_hash(student))
+
+def attempt(folder, kill_after=None, slow=False):
+    child = os.fork()
+    if not child:
+        if slow:  # most of the time goes into saving
+            sync = files._sync
+            files._sync = lambda path: (time.sleep(0.02), sync(path))
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            work(folder)
+        os._exit(0)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1] == 0
+
+out, kills = Path(sys.argv[1]), int(sys.argv[2])
+order = random.Random(1)
+(out / "unbroken").mkdir()
+began = time.monotonic()
+assert attempt(out / "unbroken")
+took = time.monotonic() - began
+results = []
+for number in range(kills):
+    folder = out / str(number)
+    folder.mkdir()
+    slow = bool(number % 2)
+    unfinished = not attempt(folder, order.uniform(0.1, 0.95) * took * (2 if slow else 1), slow)
+    left = sorted(path.name for path in (folder / "checkpoints").glob("step*")) if unfinished else []
+    assert unfinished is False or attempt(folder)
+    same = (folder / "hash").read_text() == (out / "unbroken" / "hash").read_text()
+    log = (folder / "log.csv").read_text() == (out / "unbroken" / "log.csv").read_text()
+    results.append({"killed": unfinished, "left": left, "same": same, "log": log})
+print(json.dumps(results))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked")
+def test_a_training_killed_at_any_moment_ends_with_the_same_bits(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), str(KILLS)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "."},
+    )
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert len(results) == KILLS
+    assert all(each["same"] and each["log"] for each in results), results
+    assert sum(each["killed"] for each in results) > KILLS // 2
+    assert any(each["left"] for each in results)  # some did go on, and did not begin anew
+
+
+def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_falls_back(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", "a")
+    for step in (3, 6, 9):
+        checkpoints.save(step, {"step": step, "weights": torch.full((4,), float(step))})
+    assert len(list((tmp_path / "c").glob("step*"))) == KEPT
+    assert checkpoints.latest()[0]["step"] == 9
+    state = tmp_path / "c" / "step000000009" / "state.pt"
+    data = bytearray(state.read_bytes())
+    data[len(data) // 2] ^= 1
+    state.write_bytes(data)
+    found, notes = checkpoints.latest()
+    assert found["step"] == 6
+    assert len(notes) == 1
+    assert "step000000009 cannot be read (its checksum is wrong); the one before it is taken." in notes[0]
+    state.write_bytes(data[:10])
+    assert checkpoints.latest()[0]["step"] == 6
+
+
+def test_checkpoints_of_another_training_are_not_taken_up(tmp_path):
+    Checkpoints(tmp_path / "c", "a").save(3, {"step": 3})
+    assert Checkpoints(tmp_path / "c", "b").latest() == (None, [])
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("change", ["source_tokens", "target_tokens", "validation_documents", "tokenizer"])
+def test_checkpoints_of_other_examples_are_of_another_training(tmp_path, change):
+    spec, model = load_settings("tutorial").summarization, torch.nn.Linear(2, 2)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    corpus = LoadedCorpus({}, None, {"sha256": "the same"}, tmp_path)
+
+    def identity(spec):
+        folders = Folders(tmp_path)
+        return _checkpoints(folders, folders.teacher, spec.finetune, model, spec, corpus, make_accelerator(0)).identity
+
+    before = identity(spec)
+    assert identity(spec) == before
+    if change == "tokenizer":
+        (tmp_path / "tokenizer" / "tokenizer.json").write_text("[]")
+    elif change == "validation_documents":
+        spec = replace(spec, evaluate=replace(spec.evaluate, validation_documents=7))
+    else:
+        spec = replace(spec, corpus=replace(spec.corpus, **{change: 9}))
+    assert identity(spec) != before
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "c", "a")
+    checkpoints.save(3, {"step": 3})
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dqlib.files._sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(6, {"step": 6})
+    monkeypatch.undo()
+    assert checkpoints.latest()[0]["step"] == 3
+    assert not [path for path in (tmp_path / "c").iterdir() if path.name.startswith(".")]
+
+
+def test_random_states_come_back():
+    import random
+
+    import numpy as np
+
+    states = random_states()
+    first = random.random(), float(np.random.rand()), torch.rand(3).tolist()
+    restore_random_states(states)
+    assert (random.random(), float(np.random.rand()), torch.rand(3).tolist()) == first
+
+
+def test_a_memory_bank_comes_back():
+    bank, other = MemoryBank(5, 0.5), MemoryBank(5, 0.5)
+    states, keys, mask = torch.rand(2, 3, 4), torch.tensor([[0, 1, 2], [2, 3, 4]]), torch.ones(2, 3, dtype=torch.bool)
+    assert bank.state_dict() == {}
+    bank.smooth(states, keys, mask)
+    other.load_state_dict(bank.state_dict())
+    assert torch.equal(bank.smooth(states + 1, keys, mask), other.smooth(states + 1, keys, mask))
+
+
+class Greedy(TaskObjective):
+    def terms(self, model, batch, denominators):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+
+def test_too_little_memory_says_what_to_change(small, tmp_path):  # noqa: F811
+    with pytest.raises(
+        TrainingError, match=r"micro-batch of 300 tokens at step 1; set micro_batches to 4.*or batch_tokens"
+    ):
+        run(small, Greedy(), tmp_path)
+
+
+def test_bf16_trains_and_leaves_a_model_of_full_precision(small, tmp_path):  # noqa: F811
+    types = set()
+    small.model.encoder.layers[0].fc1.register_forward_hook(lambda *call: types.add((small.training, call[-1].dtype)))
+    before, after = run(small, TaskObjective(), tmp_path, precision="bf16", steps=40)
+    assert after < before
+    assert (True, torch.bfloat16) in types
+    assert (True, torch.float32) not in types
+    run(small, TaskObjective(), tmp_path, steps=1)  # in the same process, and in full precision
+    assert (True, torch.float32) in types
+    assert small.forward.__func__ is type(small).forward
+    batch = copying(1, 0)[0]
+    assert (
+        small(input_ids=torch.tensor([batch.source]), decoder_input_ids=torch.tensor([[2]])).logits.dtype
+        == torch.float32
+    )
+
+
+def test_two_makers_of_the_same_thing_do_not_meet(tmp_path):
+    target, lock = tmp_path / "teacher", tmp_path / "locks" / "teacher.lock"
+    with (
+        only_maker(target, lock),
+        pytest.raises(BusyError, match=rf"teacher is being made by another run \(process {os.getpid()}\)"),
+        only_maker(target, lock),
+    ):
+        pass
+    with only_maker(target, lock):
+        pass

@@ -1,0 +1,181 @@
+import csv
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import MBartConfig, MBartForConditionalGeneration
+
+from dqlib.config import Configuration
+from dqlib.errors import InputError
+from dqlib.losses import LayerMaps, LossWeights
+from dqlib.student import make_student, quantized_modules
+from dqlib.study.params import settings as S
+from dqlib.study.training.batches import Example, steps
+from dqlib.study.training.loop import (
+    DistillationObjective,
+    TaskObjective,
+    TrainingError,
+    make_accelerator,
+    train,
+    validation_loss,
+)
+from tests.conftest import TINY
+
+
+def copying(count, seed):
+    """Examples whose target is the start of their source."""
+    order = random.Random(seed)
+    rows = [[order.randrange(5, 25) for _ in range(order.randrange(3, 9))] for _ in range(count)]
+    return [Example([*row, 2], [*row[:2], 2]) for row in rows]
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    config = MBartConfig(**{**TINY, "init_std": 0.1}, encoder_layers=2, decoder_layers=2)
+    return MBartForConditionalGeneration(config)
+
+
+def run(model, objective, folder: Path, **changes):
+    training = S.Training(
+        **{"steps": 60, "learning_rate": 3e-3, "batch_tokens": 600, "validations": 3, "seed": 1} | changes
+    )
+    data, held_out = copying(300, 0), copying(40, 1)
+    accelerator = make_accelerator(training.seed, training.precision)
+    before = validation_loss(model, held_out, training, accelerator)
+    model = train(model, objective, steps(data, training), held_out, training, accelerator, folder / "log.csv", "test")
+    return before, validation_loss(model, held_out, training, accelerator)
+
+
+def read(folder):
+    with (folder / "log.csv").open() as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_training_lowers_the_validation_loss_and_logs_every_term(small, tmp_path):
+    before, after = run(small, TaskObjective(), tmp_path)
+    assert after < 0.7 * before
+    log = read(tmp_path)
+    assert set(log[0]) == {"step", "learning_rate", "loss", "task", "validation_loss"}
+    assert int(log[-1]["step"]) == 60
+    assert sum(row["validation_loss"] != "" for row in log) == 3
+
+
+class TurningObjective(TaskObjective):
+    """Learns for 30 micro-batches, then unlearns."""
+
+    calls = 0
+
+    def terms(self, model, batch, denominators):
+        self.calls += 1
+        terms = super().terms(model, batch, denominators)
+        return terms if self.calls <= 30 else {"task": -terms["task"]}
+
+
+def test_the_weights_of_the_best_validation_are_kept(small, tmp_path):
+    _, after = run(small, TurningObjective(), tmp_path, steps=40, schedule="constant_with_warmup", validations=8)
+    logged = [float(row["validation_loss"]) for row in read(tmp_path) if row["validation_loss"]]
+    assert min(logged) < logged[-1]  # it did end worse than it once was
+    assert after == pytest.approx(min(logged), rel=1e-4)
+
+
+class BreakingObjective(TaskObjective):
+    """Gives a loss that is not a number from a certain micro-batch on."""
+
+    calls = 0
+
+    def terms(self, model, batch, denominators):
+        self.calls += 1
+        terms = super().terms(model, batch, denominators)
+        return terms if self.calls <= 30 else {"task": terms["task"] * float("nan")}
+
+
+def test_a_training_that_fails_gives_back_its_best_weights_and_names_the_term(small, tmp_path):
+    objective = BreakingObjective()
+    with pytest.raises(TrainingError, match="the loss term task is not a finite number") as caught:
+        run(small, objective, tmp_path, steps=40, validations=8)
+    assert caught.value.restored
+    assert all(torch.isfinite(parameter).all() for parameter in small.parameters())
+
+
+def test_a_weight_that_is_not_finite_is_named(small, tmp_path):
+    with torch.no_grad():
+        small.model.decoder.layers[0].fc1.weight[0, 0] = float("inf")
+    with pytest.raises(TrainingError, match=r"the weight model\.decoder\.layers\.0\.fc1\.weight"):
+        run(small, TaskObjective(), tmp_path, steps=4)
+
+
+def test_training_twice_gives_the_same_bits(tmp_path):
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = MBartForConditionalGeneration(
+            MBartConfig(**TINY | {"dropout": 0.1}, encoder_layers=1, decoder_layers=1)
+        )
+        run(model, TaskObjective(0.1), tmp_path, steps=8)
+        weights.append(model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_distilled_student_comes_closer_to_its_teacher(small, tmp_path):
+    run(small, TaskObjective(), tmp_path, steps=200)
+    student = make_student(small, Configuration.parse("2-2-8 2-1"))
+    objective = DistillationObjective(small, LayerMaps([0, 1], [1]), LossWeights())
+    before, after = run(student, objective, tmp_path, steps=200, learning_rate=1e-3)
+    assert after < before
+    log = read(tmp_path)
+    for term in ("task", "logits", "encoder_attention", "cross_attention", "encoder_hidden", "decoder_hidden"):
+        assert float(log[-1][term]) < float(log[0][term])
+
+
+def blends(model):
+    return {module.weight_quantizer.blend for module in quantized_modules(model).values()}
+
+
+class WatchedObjective(TaskObjective):
+    """Remembers how much of the quantized weights each micro-batch saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def terms(self, model, batch, denominators):
+        self.seen.append(blends(model))
+        return super().terms(model, batch, denominators)
+
+
+def test_a_progressive_training_is_validated_on_the_quantized_weights_that_it_keeps(small, tmp_path, monkeypatch):
+    student, objective, validated = make_student(small, Configuration.parse("2-2-8 2-1")), WatchedObjective(), []
+
+    def watched(model, *rest):
+        validated.append(blends(model))
+        return validation_loss(model, *rest)
+
+    monkeypatch.setattr("dqlib.study.training.loop.validation_loss", watched)
+    training = S.Training(steps=8, learning_rate=1e-3, batch_tokens=200, micro_batches=1, validations=4)
+    batches, accelerator = steps(copying(60, 0), training), make_accelerator(0)
+    log = tmp_path / "log.csv"
+    train(student, objective, batches, copying(9, 1), training, accelerator, log, "t", progressive=0.75)
+    assert validated == [{1.0}] * 4
+    assert [blend for (blend,) in objective.seen] == pytest.approx([min(1.0, step / 6) for step in range(1, 9)])
+
+
+def test_a_step_with_too_few_micro_batches_for_all_processes_is_refused(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    with pytest.raises(InputError, match=r"compute\.processes: 3 .* at most 2: .* 'test'"):
+        run(small, TaskObjective(), tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+
+
+class BrokenObjective(TaskObjective):
+    def terms(self, model, batch, denominators):
+        terms = super().terms(model, batch, denominators)
+        return terms | {"broken": terms["task"] * float("nan")}
+
+
+def test_a_loss_that_is_not_finite_stops_and_is_named(small, tmp_path):
+    with pytest.raises(TrainingError, match=r"loss term broken .* step 1"):
+        run(small, BrokenObjective(), tmp_path)
