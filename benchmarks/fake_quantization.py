@@ -33,9 +33,9 @@ from tables import write_rows
 from torch import Tensor
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.losses import distillation_terms
-from dqlib.presets import preset
+from dqlib.presets import get_preset
 from dqlib.student import make_student, supervision_maps
 
 #: Preset and bits of each variant; the first is what the others are compared with.
@@ -115,8 +115,8 @@ def make_students(teacher: PreTrainedModel, shapes: Shapes, names: Collection[st
     """A student of the teacher's depth, by variant."""
     layers = f"{shapes.layers}-{shapes.layers}"
     return {
-        name: make_student(teacher, Configuration.parse(f"{bits} {layers}"), method)
-        for name, (method, bits) in VARIANTS.items()
+        name: make_student(teacher, Config.parse(f"{bits} {layers}"), preset)
+        for name, (preset, bits) in VARIANTS.items()
         if name in names
     }
 
@@ -125,7 +125,7 @@ def training_step(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     shapes: Shapes,
-    method: str = "dqlib",
+    preset: str = "dqlib",
     precision: str = "fp32",
 ) -> Timed:
     """A step of distillation on the models' device, with the loss of a preset; matrix products in fp32 or bf16."""
@@ -133,8 +133,8 @@ def training_step(
     device = student.device
     source, target = (_tokens(shapes, length).to(device) for length in (shapes.source, shapes.target))
     mask = torch.ones_like(source)
-    weights = preset(method).loss
-    maps = supervision_maps(student.dqlib_configuration, teacher)
+    weights = get_preset(preset).loss
+    maps = supervision_maps(student.dqlib_config, teacher)
     teacher.eval().set_attn_implementation("eager")  # which returns the attention maps
 
     def run() -> None:

@@ -39,7 +39,7 @@ from fake_quantization import Shapes, make_teacher, training_step
 from tables import Row, put_rows
 from transformers import PreTrainedModel
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.student import make_student
 
@@ -103,11 +103,11 @@ def measure(shapes: Shapes, device: str, rounds: int) -> dict[tuple[str, str], d
     teacher = make_teacher(shapes)
     config = f"{shapes.layers}-{max(1, shapes.layers // 2)}"
     for way, precision in RUNS:
-        method, bits = WAYS[way]
-        student = make_student(teacher, Configuration.parse(f"{bits} {config}"), method).to(device)
+        preset, bits = WAYS[way]
+        student = make_student(teacher, Config.parse(f"{bits} {config}"), preset).to(device)
         if way == REFERENCE:
             quantize_at_every_use(student)
-        found[way, precision] = _timed(student, copy.deepcopy(teacher).to(device), shapes, method, precision, rounds)
+        found[way, precision] = _timed(student, copy.deepcopy(teacher).to(device), shapes, preset, precision, rounds)
         del student
         gc.collect()
         if device == "cuda":
@@ -161,11 +161,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _timed(
-    student: PreTrainedModel, teacher: PreTrainedModel, shapes: Shapes, method: str, precision: str, rounds: int
+    student: PreTrainedModel, teacher: PreTrainedModel, shapes: Shapes, preset: str, precision: str, rounds: int
 ) -> dict[str, float]:
     """Tokens a second by the median of the rounds, after two that do not count, and the peak of the allocator."""
     on_gpu = student.device.type == "cuda"
-    step = training_step(student, teacher, shapes, method, precision)
+    step = training_step(student, teacher, shapes, preset, precision)
     step.prepare()
     seconds = []
     for number in range(rounds + 2):

@@ -27,7 +27,7 @@ from tables import write_rows
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
 from transformers.utils import logging
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.storage.account import account
 from dqlib.storage.footprint import FP32_BYTES, fp32_size_bytes
 from dqlib.storage.manifest import packed_size_bytes
@@ -86,10 +86,10 @@ def read_fp32(folder: Path) -> PreTrainedModel:
 
 def measure(text: str, teacher_bytes: int, folder: Path, rounds: int, **shape: int) -> Row:
     """Make, pack and load one student."""
-    configuration = Configuration.parse(text)
-    model = make_model(configuration.encoder_layers, configuration.decoder_layers, **shape)
+    config = Config.parse(text)
+    model = make_model(config.encoder_layers, config.decoder_layers, **shape)
     model.save_pretrained(folder / "fp32")
-    quantize_model(model, configuration)
+    quantize_model(model, config)
     round_for_storage(model)
     save_packed(model, folder / "packed")
     del model

@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 from tables import Row, put_rows
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.losses import LayerMaps
-from dqlib.presets import preset
+from dqlib.presets import get_preset
 from dqlib.student import make_student, supervision_map
 from dqlib.study.params.settings import Training, available_cores, load_settings
 from dqlib.study.pipeline.jobs import new_model
@@ -61,9 +61,9 @@ def measure(kind: str, count: int, way: str) -> None:
         layers = (task.model.encoder_layers, task.model.decoder_layers)
         half = max(1, layers[1] // 2)
         maps = LayerMaps(supervision_map(layers[0], layers[0]), supervision_map(half, layers[1]))
-        method = preset(task.distill.preset)
-        objective = DistillationObjective(model, maps, method.loss)
-        model = make_student(model, Configuration.parse(f"2-2-8 {layers[0]}-{half}"), method)
+        preset = get_preset(task.distill.preset)
+        objective = DistillationObjective(model, maps, preset.loss)
+        model = make_student(model, Config.parse(f"2-2-8 {layers[0]}-{half}"), preset)
     training_loop.report = lambda *_: None
     spec = Training(
         steps=count, learning_rate=1e-4, batch_tokens=task.distill.batch_tokens, validations=1, precision=precision,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.errors import InputError
 
 if TYPE_CHECKING:  # names alone are asked for without torch, too
@@ -69,16 +69,16 @@ class Architecture:
         """Encoder and decoder layers of a model; 0 for the stack that it lacks."""
         return tuple(getattr(config, s.depth) if s is not None else 0 for s in (self.encoder, self.decoder))
 
-    def check_fits(self, configuration: Configuration, config: PreTrainedConfig) -> None:
+    def check_fits(self, config: Config, model_config: PreTrainedConfig) -> None:
         """Check that a configuration's depths are ones that a teacher of this architecture can give.
 
         Raises:
             InputError: deeper than the teacher, or layers on a side that it lacks, or none on one that it has.
         """
-        configuration.check_fits(*self.depths(config))
+        config.check_fits(*self.depths(model_config))
         for side in self.stacks:
-            if not getattr(configuration, f"{side}_layers"):
-                raise InputError(f"config '{configuration}', {side}_layers", 0, "at least 1 for this architecture")
+            if not getattr(config, f"{side}_layers"):
+                raise InputError(f"config '{config}', {side}_layers", 0, "at least 1 for this architecture")
 
 
 _SEQUENCE_TO_SEQUENCE = {

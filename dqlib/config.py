@@ -23,7 +23,7 @@ _FORM = "of the form 'W-E-A e-d', such as '2-2-8 6-3' (bits of weights, embeddin
 
 
 @dataclass(frozen=True, slots=True)
-class Configuration:
+class Config:
     """Shape and precision of a student.
 
     Args:
@@ -55,7 +55,7 @@ class Configuration:
             raise InputError("encoder_layers", 0, "at least 1 where decoder_layers is 0")
 
     @classmethod
-    def parse(cls, text: str) -> Configuration:
+    def parse(cls, text: str) -> Config:
         """Read ``2-2-8 6-3`` (or ``2-2-8_6-3``, as file names have it).
 
         Raises:

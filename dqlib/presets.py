@@ -13,7 +13,7 @@ from typing import Any
 from dqlib.config import (
     FULL_PRECISION,
     ActivationQuantization,
-    Configuration,
+    Config,
     LossWeights,
     WeightQuantization,
 )
@@ -87,9 +87,9 @@ class Preset:
         if not self.rate_of_fewer_layers > 0:
             raise InputError("rate_of_fewer_layers", self.rate_of_fewer_layers, "a positive number")
 
-    def recipe_for(self, configuration: Configuration, fewer_layers: bool = False) -> Recipe:
+    def recipe_for(self, config: Config, fewer_layers: bool = False) -> Recipe:
         """The recipe for a student of that many weight bits, with as many layers as its teacher or fewer."""
-        recipe = self.by_bits.get(configuration.w_bits, self.recipe)
+        recipe = self.by_bits.get(config.w_bits, self.recipe)
         if not fewer_layers:
             return recipe
         return replace(recipe, learning_rate=recipe.learning_rate * self.rate_of_fewer_layers)
@@ -122,16 +122,16 @@ class Preset:
         except (KeyError, TypeError) as error:
             raise InputError("preset", f"without or with {error}", "as Preset.describe told it") from error
 
-    def check_fits(self, configuration: Configuration, architecture: str) -> None:
+    def check_fits(self, config: Config, architecture: str) -> None:
         """Check that the method is defined for a configuration and an architecture.
 
         Raises:
             InputError: it is not.
         """
         for name in ("w_bits", "e_bits"):
-            if getattr(configuration, name) not in self.weight_bits:
+            if getattr(config, name) not in self.weight_bits:
                 allowed = ", ".join(map(str, self.weight_bits))
-                raise InputError(f"{name} of '{configuration}'", getattr(configuration, name),
+                raise InputError(f"{name} of '{config}'", getattr(config, name),
                                  f"one of {allowed} with the preset '{self.name}'")  # fmt: skip
         if self.architectures is not None and architecture not in self.architectures:
             raise InputError("preset", self.name, f"one that serves the architecture '{architecture}'; "
@@ -196,10 +196,10 @@ QUANTIZATION_ONLY = replace(DQLIB, name="quantization-only", loss=LossWeights(lo
 PRESETS: dict[str, Preset] = {p.name: p for p in (DQ_BART_FAITHFUL, DQ_BART, XTC, QUANTGPT, DQLIB)}
 
 
-def _recipes(method: Preset, **change: object) -> dict[str, object]:
+def _recipes(preset: Preset, **change: object) -> dict[str, object]:
     """The same change in every recipe of a preset, whatever the bits."""
-    by_bits = {bits: replace(recipe, **change) for bits, recipe in method.by_bits.items()}
-    return {"recipe": replace(method.recipe, **change), "by_bits": by_bits}
+    by_bits = {bits: replace(recipe, **change) for bits, recipe in preset.by_bits.items()}
+    return {"recipe": replace(preset.recipe, **change), "by_bits": by_bits}
 
 
 def _variants() -> dict[str, Preset]:
@@ -225,7 +225,7 @@ def _variants() -> dict[str, Preset]:
 VARIANTS: dict[str, Preset] = _variants() | {QUANTIZATION_ONLY.name: QUANTIZATION_ONLY}
 
 
-def preset(name: str | Preset) -> Preset:
+def get_preset(name: str | Preset) -> Preset:
     """The preset of that name, or itself.
 
     Raises:

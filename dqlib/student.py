@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dqlib import attention
 from dqlib.architectures import Architecture, architecture_of, submodule
-from dqlib.config import FULL_PRECISION, Configuration, WeightQuantization
+from dqlib.config import FULL_PRECISION, Config, WeightQuantization
 from dqlib.errors import InputError
 from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.files import added_to
@@ -33,7 +33,7 @@ from dqlib.layers import (
     quantize_linear,
 )
 from dqlib.losses import LayerMaps
-from dqlib.presets import Preset, preset
+from dqlib.presets import Preset, get_preset
 from dqlib.storage.manifest import MANIFEST, check_files, opened, seal
 from dqlib.storage.reading import (
     CONFIG,
@@ -75,23 +75,19 @@ def supervision_map(student_layers: int, teacher_layers: int) -> list[int]:
     return layer_map(student_layers, teacher_layers, "last") if student_layers else []
 
 
-def supervision_maps(configuration: Configuration, teacher: PreTrainedModel) -> LayerMaps:
+def supervision_maps(config: Config, teacher: PreTrainedModel) -> LayerMaps:
     """Teacher layer that supervises each layer of a student, in both stacks."""
     encoder, decoder = architecture_of(teacher.config).depths(teacher.config)
-    return LayerMaps(
-        supervision_map(configuration.encoder_layers, encoder), supervision_map(configuration.decoder_layers, decoder)
-    )
+    return LayerMaps(supervision_map(config.encoder_layers, encoder), supervision_map(config.decoder_layers, decoder))
 
 
-def make_student(
-    teacher: PreTrainedModel, configuration: Configuration, method: Preset | str = "dqlib"
-) -> PreTrainedModel:
+def make_student(teacher: PreTrainedModel, config: Config, preset: Preset | str = "dqlib") -> PreTrainedModel:
     """A student of the teacher: layers copied, weights and activations fake-quantized.
 
     Args:
         teacher: a model in full precision, of one of the known architectures; it is not changed.
-        configuration: bits and layers.
-        method: preset that says how bits become codes, and which layer a single one copies.
+        config: bits and layers.
+        preset: preset that says how bits become codes, and which layer a single one copies.
 
     Returns:
         A model of the teacher's class, in training mode.
@@ -101,21 +97,21 @@ def make_student(
             defined for architecture or bits, a weight is not finite, or a setting of its generation is none that a file
             may have.
     """
-    names, method = architecture_of(teacher.config), preset(method)
-    names.check_fits(configuration, teacher.config)
-    method.check_fits(configuration, teacher.config.model_type)
+    names, preset = architecture_of(teacher.config), get_preset(preset)
+    names.check_fits(config, teacher.config)
+    preset.check_fits(config, teacher.config.model_type)
     _check_model(teacher)
     check_generation(teacher)
-    fewer = (configuration.encoder_layers, configuration.decoder_layers) != names.depths(teacher.config)
+    fewer = (config.encoder_layers, config.decoder_layers) != names.depths(teacher.config)
     if fewer and getattr(teacher.config, "scale_attn_by_inverse_layer_idx", False):
         raise InputError(
             "scale_attn_by_inverse_layer_idx", True, "False where layers are left out, since it counts them by place"
         )
     student = copy.deepcopy(teacher)
     for side, stack in names.stacks.items():
-        depth = getattr(configuration, f"{side}_layers")
+        depth = getattr(config, f"{side}_layers")
         layers = student.get_submodule(stack.layers)
-        kept = [layers[i] for i in layer_map(depth, len(layers), method.single_layer)]
+        kept = [layers[i] for i in layer_map(depth, len(layers), preset.single_layer)]
         del layers[:]
         layers.extend(kept)
         for index, layer in enumerate(layers):
@@ -123,24 +119,22 @@ def make_student(
                 if getattr(module, "layer_idx", None) is not None:
                     module.layer_idx = index  # the key-value cache is addressed by it
         setattr(student.config, stack.depth, depth)
-    student.config.num_hidden_layers = configuration.encoder_layers or configuration.decoder_layers
-    return quantize_model(student, configuration, method).train()
+    student.config.num_hidden_layers = config.encoder_layers or config.decoder_layers
+    return quantize_model(student, config, preset).train()
 
 
-def quantize_model(
-    model: PreTrainedModel, configuration: Configuration, method: Preset | str = "dqlib"
-) -> PreTrainedModel:
+def quantize_model(model: PreTrainedModel, config: Config, preset: Preset | str = "dqlib") -> PreTrainedModel:
     """Fake-quantize a model in place and return it: linear layers, embeddings, head, attention.
 
     Raises:
         InputError: as :func:`make_student`.
     """
-    names, method = architecture_of(model.config), preset(method)
-    method.check_fits(configuration, model.config.model_type)
+    names, preset = architecture_of(model.config), get_preset(preset)
+    preset.check_fits(config, model.config.model_type)
     _check_model(model)
-    _Quantizing(model, names, configuration, method).run()
+    _Quantizing(model, names, config, preset).run()
     model.set_attn_implementation(attention.NAME)
-    model.dqlib_configuration, model.dqlib_preset = configuration, method
+    model.dqlib_config, model.dqlib_preset = config, preset
     return model
 
 
@@ -160,9 +154,9 @@ def _check_model(model: PreTrainedModel) -> None:
 class _Quantizing:
     """One pass over a model; keeps what its steps share."""
 
-    def __init__(self, model: PreTrainedModel, names: Architecture, c: Configuration, method: Preset) -> None:
-        self.model, self.names, self.c, self.method = model, names, c, method
-        self.activation = ActivationFakeQuantizer(c.a_bits, method.activations)
+    def __init__(self, model: PreTrainedModel, names: Architecture, c: Config, preset: Preset) -> None:
+        self.model, self.names, self.c, self.preset = model, names, c, preset
+        self.activation = ActivationFakeQuantizer(c.a_bits, preset.activations)
         self.paths = {id(module): path for path, module in model.named_modules()}
 
     def run(self) -> None:
@@ -184,7 +178,7 @@ class _Quantizing:
     def _embeddings(self) -> tuple[nn.Parameter, WeightFakeQuantizer] | None:
         if self.c.e_bits >= FULL_PRECISION:
             return None
-        granularity, shared = self.method.weights.embedding, None
+        granularity, shared = self.preset.weights.embedding, None
         for path in self.names.token_embeddings:
             module = submodule(self.model, path)
             if module is None:
@@ -193,20 +187,20 @@ class _Quantizing:
             if not tied:
                 shared = module.weight, self._quantizer(module, self.c.e_bits, granularity)
             quantize_embedding(module, shared[1], tied)
-        if self.method.position_bits < FULL_PRECISION:
+        if self.preset.position_bits < FULL_PRECISION:
             for path in self.names.positions:
                 module = submodule(self.model, path)
                 if isinstance(module, nn.Embedding):
                     plain = WeightQuantization()
-                    quantize_embedding(module, self._quantizer(module, self.method.position_bits, "per_row", plain))
+                    quantize_embedding(module, self._quantizer(module, self.preset.position_bits, "per_row", plain))
         return shared
 
     def _head(self, head: nn.Linear | None, table: tuple[nn.Parameter, WeightFakeQuantizer] | None) -> None:
-        if head is None or not self.method.quantize_head:
+        if head is None or not self.preset.quantize_head:
             return
         quantizer, tied = None, table is not None and head.weight is table[0]
         if table is not None:  # the quantizer of the table that the head is tied to, or one of its own
-            quantizer = table[1] if tied else self._quantizer(head, self.c.e_bits, self.method.weights.embedding)
+            quantizer = table[1] if tied else self._quantizer(head, self.c.e_bits, self.preset.weights.embedding)
         quantize_linear(head, quantizer, self.activation, tied=tied)
 
     def _attention(self, module: nn.Module | None) -> None:
@@ -230,14 +224,14 @@ class _Quantizing:
     def _weights(self, layer: nn.Linear | Conv1D) -> WeightFakeQuantizer | None:
         if self.c.w_bits >= FULL_PRECISION:
             return None
-        return self._quantizer(layer, self.c.w_bits, self.method.weights.linear)
+        return self._quantizer(layer, self.c.w_bits, self.preset.weights.linear)
 
     def _quantizer(
         self, module: nn.Module, bits: int, granularity: str, quantization: WeightQuantization | None = None
     ) -> WeightFakeQuantizer:
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight
         try:
-            return WeightFakeQuantizer(weight, bits, granularity, quantization or self.method.weights)
+            return WeightFakeQuantizer(weight, bits, granularity, quantization or self.preset.weights)
         except InputError as error:
             raise InputError(f"{self.paths[id(module)]}, {error.field}", error.value, error.allowed) from None
 
@@ -327,7 +321,7 @@ def describe(model: PreTrainedModel) -> dict[str, Any]:
     """What must be known of a student besides its numbers to build it again, as JSON has it."""
     return {
         "class": type(model).__name__,
-        "config": str(model.dqlib_configuration),
+        "config": str(model.dqlib_config),
     } | model.dqlib_preset.describe()
 
 
@@ -360,11 +354,11 @@ def load_student(folder: str | Path) -> PreTrainedModel:
     manifest = opened(folder, "student")
     check_files(folder, manifest)
     about = manifest.about
-    configuration, method = Configuration.parse(about.get("config")), Preset.described(about)
+    config, preset = Config.parse(about.get("config")), Preset.described(about)
     learned: dict[str, Tensor] = {}
     model = read_model(folder, about.get("class") or "", scales=learned)
-    check_depths(configuration, model)
-    quantize_model(model, configuration, method)
+    check_depths(config, model)
+    quantize_model(model, config, preset)
     check_finite(learned)
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -379,22 +373,22 @@ def load_student(folder: str | Path) -> PreTrainedModel:
             parameter.copy_(value)
     if learned:
         raise InputError(
-            min(learned), f"in {folder}", f"a trained scale of the preset '{method.name}', or not be there"
+            min(learned), f"in {folder}", f"a trained scale of the preset '{preset.name}', or not be there"
         )
     if about.get("half_scales"):
         round_for_storage(model)  # what the folder leaves out, such as positions that are computed, is rounded too
     return model.eval()
 
 
-def check_depths(configuration: Configuration, model: PreTrainedModel) -> None:
+def check_depths(config: Config, model: PreTrainedModel) -> None:
     """Check that a model has the layers that its configuration as a student tells of.
 
     Raises:
         InputError: it has not.
     """
     depths = architecture_of(model.config).depths(model.config)
-    if depths != (configuration.encoder_layers, configuration.decoder_layers):
-        raise InputError("config", str(configuration), f"one of {depths[0]}-{depths[1]} layers, as {CONFIG} has it")
+    if depths != (config.encoder_layers, config.decoder_layers):
+        raise InputError("config", str(config), f"one of {depths[0]}-{depths[1]} layers, as {CONFIG} has it")
 
 
 #: What transformers does to save a model, which for a student is a part of it.

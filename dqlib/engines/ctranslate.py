@@ -124,9 +124,9 @@ def export_ctranslate2(
     folder, kind = Path(folder), model.config.model_type
     if kind not in _CONVERTED:
         raise InputError("model_type", kind, f"one of {', '.join(sorted(_CONVERTED))} for the engine ctranslate2")
-    configuration = getattr(model, "dqlib_configuration", None)
+    config = getattr(model, "dqlib_configuration", None)
     if quantization is None:
-        full = configuration is None or min(configuration.w_bits, configuration.e_bits) >= FULL_PRECISION
+        full = config is None or min(config.w_bits, config.e_bits) >= FULL_PRECISION
         quantization = "float32" if full else "int8"
     if quantization not in QUANTIZATIONS:
         raise InputError("quantization", quantization, f"one of {', '.join(QUANTIZATIONS)}")
@@ -135,14 +135,14 @@ def export_ctranslate2(
     weights: tuple[Exported, ...] = ()
     spec = _spec(plain_model(model), tokenizer, decoding)
     if quantization == "int8":
-        codes = None if configuration is None else _spec(plain_model(model, codes=True), tokenizer, decoding)
+        codes = None if config is None else _spec(plain_model(model, codes=True), tokenizer, decoding)
         weights = _to_int8(spec, codes)
     else:
         spec.optimize(quantization)
     notes = _notes(model, quantization, decoding)
     description = {
         "class": type(model).__name__,
-        "config": None if configuration is None else str(configuration),
+        "config": None if config is None else str(config),
         "quantization": quantization,
         "decoding": decoding.as_json(),
         "weights": [asdict(each) for each in weights],
@@ -298,10 +298,10 @@ def _is_weight(name: str, spec: model_spec.ModelSpec) -> bool:
 
 def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding) -> tuple[str, ...]:
     """What the engine does not do as the model does, a sentence each."""
-    notes, configuration = [], getattr(model, "dqlib_configuration", None)
-    if configuration is not None:
+    notes, config = [], getattr(model, "dqlib_configuration", None)
+    if config is not None:
         a_bits, here = (
-            configuration.a_bits,
+            config.a_bits,
             "to 8 bits with one scale a token" if quantization == "int8" else "not at all",
         )
         kind = "tensor" if model.dqlib_preset.activations.granularity == "per_tensor" else "token"

@@ -90,47 +90,47 @@ def export_onnx(
     Raises:
         InputError: the model, its decoding or an argument is not served, or the folder holds something else.
     """
-    config, folder = model.config, Path(folder)
-    if config.model_type not in SERVED:
+    model_config, folder = model.config, Path(folder)
+    if model_config.model_type not in SERVED:
         served = " and ".join(sorted(SERVED))
-        raise InputError("model_type", config.model_type, f"{served}, which the engine onnxruntime serves")
+        raise InputError("model_type", model_config.model_type, f"{served}, which the engine onnxruntime serves")
     if bits is not None and bits not in KERNEL_BITS:
         raise InputError("bits", bits, "2, 4 or 8, or None for the fewest that do")
     if encoder not in (None, *ENCODERS):
         raise InputError("encoder", encoder, f"one of {', '.join(ENCODERS)}")
-    if config.activation_function not in _ACTIVATIONS:
-        raise InputError("activation_function", config.activation_function, f"one of {', '.join(_ACTIVATIONS)}")
-    heads, features = config.decoder_attention_heads, config.d_model
+    if model_config.activation_function not in _ACTIVATIONS:
+        raise InputError("activation_function", model_config.activation_function, f"one of {', '.join(_ACTIVATIONS)}")
+    heads, features = model_config.decoder_attention_heads, model_config.d_model
     if features // heads % _HEAD_FEATURES:
         allowed = f"one that gives each head a multiple of {_HEAD_FEATURES} of the {features} features (d_model)"
         raise InputError("decoder_attention_heads", heads, f"{allowed}, for the engine onnxruntime")
     check_replaceable(folder, *ENGINES[1:])
-    configuration = getattr(model, "dqlib_configuration", None)
-    rounded = configuration is not None and configuration.a_bits <= 8 and not exact
+    config = getattr(model, "dqlib_configuration", None)
+    rounded = config is not None and config.a_bits <= 8 and not exact
     values = values_of(model)
     if encoder is None:
         encoder = "int8" if _int8_serves(values) else "packed"
     description = {
         "format": FORMAT,
         "class": type(model).__name__,
-        "config": None if configuration is None else str(configuration),
+        "config": None if config is None else str(config),
         "bits": bits,
         "encoder": encoder if rounded else "packed",
-        "layers": config.decoder_layers,
+        "layers": model_config.decoder_layers,
         "heads": heads,
         "head_dim": features // heads,
-        "vocabulary": config.vocab_size,
+        "vocabulary": model_config.vocab_size,
         "decoding": decoding(model),
     }
     with atomic_folder(folder) as scratch:
         numbers = Numbers(scratch / WEIGHTS)
         weights = _Weights(values, bits)
-        making = _Making(config, weights, numbers, rounded, rounded and encoder == "int8")
+        making = _Making(model_config, weights, numbers, rounded, rounded and encoder == "int8")
         onnx.save(making.encoder(), scratch / ENCODER)
         onnx.save(making.decoder(), scratch / DECODER)
         onnx.save(making.candidates(), scratch / CANDIDATES)
         numbers.close()
-        plain = copy.deepcopy(config)
+        plain = copy.deepcopy(model_config)
         plain.architectures = [type(model).__name__]
         plain.save_pretrained(scratch)
         if tokenizer is not None:

@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.initialization import no_init_weights
 
-from dqlib.config import FULL_PRECISION, Configuration
+from dqlib.config import FULL_PRECISION, Config
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.presets import Preset
@@ -107,18 +107,18 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     tensors = read_tensors(folder, manifest)
     parameters = [restored(said, tensors) for said in manifest.parameters]
     largest = max((size for each in parameters for size in each.shape), default=1)
-    config = config_of(json_object(read_file(folder, manifest, CONFIG), CONFIG), CONFIG, largest)
-    configuration, method = Configuration.parse(manifest.about.get("config")), Preset.described(manifest.about)
-    model = _built(config, manifest.about.get("class"), parameters)
-    check_depths(configuration, model)
+    model_config = config_of(json_object(read_file(folder, manifest, CONFIG), CONFIG), CONFIG, largest)
+    config, preset = Config.parse(manifest.about.get("config")), Preset.described(manifest.about)
+    model = _built(model_config, manifest.about.get("class"), parameters)
+    check_depths(config, model)
     assign(model, parameters, Stored.value)
     if GENERATION in manifest.files:
         said = json_object(read_file(folder, manifest, GENERATION), GENERATION)
-        model.generation_config = generation_of(said, config, GENERATION)
+        model.generation_config = generation_of(said, model_config, GENERATION)
     # The weights are quantized already: what is left to do at run time is to round activations.
-    activations_only = replace(configuration, w_bits=FULL_PRECISION, e_bits=FULL_PRECISION)
-    quantize_model(model, activations_only, replace(method, position_bits=FULL_PRECISION))
-    model.dqlib_configuration, model.dqlib_preset, model.dqlib_packed = configuration, method, parameters
+    activations_only = replace(config, w_bits=FULL_PRECISION, e_bits=FULL_PRECISION)
+    quantize_model(model, activations_only, replace(preset, position_bits=FULL_PRECISION))
+    model.dqlib_config, model.dqlib_preset, model.dqlib_packed = config, preset, parameters
     return model.eval()
 
 

@@ -30,11 +30,11 @@ from transformers import (
 
 from dqlib import attention
 from dqlib.architectures import ARCHITECTURES, architecture_of, submodule
-from dqlib.config import Configuration, LossWeights
+from dqlib.config import Config, LossWeights
 from dqlib.errors import InputError
 from dqlib.layers import QuantConv1D, QuantEmbedding, QuantLinear
 from dqlib.losses import LayerMaps, MemoryBank, distillation_terms
-from dqlib.presets import PRESETS, preset
+from dqlib.presets import PRESETS, get_preset
 from dqlib.quantizers import fake_quantize_activation
 from dqlib.storage.footprint import footprint, fp32_size_bytes, size_bytes
 from dqlib.student import (
@@ -158,8 +158,8 @@ VARIANTS = ("t5-untied", "marian-unshared")  # which a single method is enough f
 TIED = [name for name in CASES if name not in ("bert-classifier", *VARIANTS)]
 EVERY = pytest.mark.parametrize("name", CASES)
 EVERY_BY_EVERY_METHOD = pytest.mark.parametrize(
-    ("name", "method"),
-    [(name, method) for name in CASES for method in METHODS if name not in VARIANTS]
+    ("name", "preset"),
+    [(name, preset) for name in CASES for preset in METHODS if name not in VARIANTS]
     + [(name, "quantgpt") for name in VARIANTS],
 )
 
@@ -179,8 +179,8 @@ def make_teacher(name: str) -> PreTrainedModel:
     return teacher
 
 
-def student_of(teacher: PreTrainedModel, name: str, bits: str = "2-2-8", method: str = "dqlib") -> PreTrainedModel:
-    return make_student(teacher, Configuration.parse(f"{bits} {CASES[name].layers}"), method)
+def student_of(teacher: PreTrainedModel, name: str, bits: str = "2-2-8", preset: str = "dqlib") -> PreTrainedModel:
+    return make_student(teacher, Config.parse(f"{bits} {CASES[name].layers}"), preset)
 
 
 @dataclass(frozen=True)
@@ -254,10 +254,10 @@ def expected_terms(name: str, weights: LossWeights) -> set[str]:
 
 
 @EVERY_BY_EVERY_METHOD
-def test_a_student_has_fewer_layers_and_every_one_of_them_is_quantized(name, method):
+def test_a_student_has_fewer_layers_and_every_one_of_them_is_quantized(name, preset):
     teacher = make_teacher(name)
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    student = student_of(teacher, name, method=method)
+    student = student_of(teacher, name, preset=preset)
     names = architecture_of(student.config)
     depths = tuple(map(int, CASES[name].layers.split("-")))
     assert names.depths(student.config) == depths
@@ -280,7 +280,7 @@ def test_a_student_has_fewer_layers_and_every_one_of_them_is_quantized(name, met
         assert table.weight_quantizer.bits == 2
     for path in names.positions:  # Marian's sinusoids are not learned, T5's table is tiny
         module = submodule(student, path)
-        assert module.weight_quantizer.bits == preset(method).position_bits
+        assert module.weight_quantizer.bits == get_preset(preset).position_bits
     assert type(teacher) is type(student)
     assert not quantized_modules(teacher)
     assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
@@ -332,7 +332,7 @@ def test_tables_of_their_own_have_quantizers_of_their_own():
 @EVERY
 def test_a_full_precision_full_depth_student_is_the_teacher(name):
     teacher, data = make_teacher(name), data_of(name)
-    student = make_student(teacher, Configuration.parse(f"32-32-32 {CASES[name].depths}")).eval()
+    student = make_student(teacher, Config.parse(f"32-32-32 {CASES[name].depths}")).eval()
     with torch.no_grad():
         ours, theirs = student(**data.inputs, **WANTED), teacher(**data.inputs, **WANTED)
     torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-6, rtol=1e-6)
@@ -347,7 +347,7 @@ def test_a_full_precision_full_depth_student_is_the_teacher(name):
 def test_eight_bits_are_close_to_full_precision(name):
     # Something rounded twice, or on a wrong scale, is far off.
     teacher, data = make_teacher(name), data_of(name)
-    student = make_student(teacher, Configuration.parse(f"8-8-8 {CASES[name].depths}")).eval()
+    student = make_student(teacher, Config.parse(f"8-8-8 {CASES[name].depths}")).eval()
     with torch.no_grad():
         ours, theirs = student(**data.inputs).logits, teacher(**data.inputs).logits
     assert 0 < (ours - theirs).norm() / theirs.norm() < 0.1
@@ -398,10 +398,10 @@ def test_keys_and_values_come_rounded_a_token_and_head_and_queries_do_not(name, 
 
 
 @EVERY_BY_EVERY_METHOD
-def test_a_training_step_gives_every_quantized_weight_a_gradient(name, method):
+def test_a_training_step_gives_every_quantized_weight_a_gradient(name, preset):
     teacher, data = make_teacher(name), data_of(name)
-    student = student_of(teacher, name, method=method)
-    weights = replace(preset(method).loss, task=1.0)
+    student = student_of(teacher, name, preset=preset)
+    weights = replace(get_preset(preset).loss, task=1.0)
     terms, loss = step_loss(student, teacher, data, weights)
     assert set(terms) == expected_terms(name, weights)
     assert all(torch.isfinite(value) and value >= 0 for value in terms.values())
@@ -415,16 +415,16 @@ def test_a_training_step_gives_every_quantized_weight_a_gradient(name, method):
             assert torch.isfinite(learned.grad).all(), path
             assert (learned.grad != 0).any(), path
     trained = any(m.weight_quantizer.learned is not None for m in quantized_modules(student).values())
-    assert trained == (method in ("quantgpt", "dqlib"))
+    assert trained == (preset in ("quantgpt", "dqlib"))
     without = [path for path, p in student.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
 
 
 @EVERY_BY_EVERY_METHOD
-def test_a_few_steps_lower_the_loss(name, method):
+def test_a_few_steps_lower_the_loss(name, preset):
     teacher, data = make_teacher(name), data_of(name)
-    student = student_of(teacher, name, method=method)
-    weights = replace(preset(method).loss, task=1.0)
+    student = student_of(teacher, name, preset=preset)
+    weights = replace(get_preset(preset).loss, task=1.0)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.01, weight_decay=0.0)
     losses, scales = [], learned_of(student)
     for _ in range(10):
@@ -449,8 +449,8 @@ def learned_of(student: PreTrainedModel) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["bart", "t5", "gpt2"])
 def test_anchors_are_smoothed_by_a_bank_in_every_decoder(name):
     teacher, data = make_teacher(name), data_of(name)
-    student, bank = student_of(teacher, name, method="quantgpt"), MemoryBank(VOCABULARY, 0.5)
-    weights = preset("quantgpt").loss
+    student, bank = student_of(teacher, name, preset="quantgpt"), MemoryBank(VOCABULARY, 0.5)
+    weights = get_preset("quantgpt").loss
     first, _ = step_loss(student, teacher, data, weights, bank)
     plain, _ = step_loss(student, teacher, data, weights)
     second, loss = step_loss(student, teacher, data, weights, bank)
@@ -491,8 +491,8 @@ def greedy(student: PreTrainedModel, name: str, **options) -> torch.Tensor:
 
 
 @EVERY_BY_EVERY_METHOD
-def test_evaluation_gives_the_same_twice(name, method):
-    student = student_of(make_teacher(name), name, method=method).eval()
+def test_evaluation_gives_the_same_twice(name, preset):
+    student = student_of(make_teacher(name), name, preset=preset).eval()
     if CASES[name].generates:
         first = greedy(student, name)
         assert first.size(1) >= 8
@@ -509,11 +509,11 @@ def two_beams(name: str) -> dict:
     return {"input_ids": data_of(name).inputs["input_ids"][:1], "num_beams": 2, "max_new_tokens": 4}
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if preset(m).activations.granularity == "per_token"])
+@pytest.mark.parametrize("preset", [m for m in METHODS if get_preset(m).activations.granularity == "per_token"])
 @pytest.mark.parametrize("name", GENERATING)
-def test_cached_generation_gives_what_the_whole_forward_gives(name, method):
+def test_cached_generation_gives_what_the_whole_forward_gives(name, preset):
     # A key that is rounded again at every step, or with its neighbours, differs from what was trained.
-    student = student_of(make_teacher(name), name, method=method).eval()
+    student = student_of(make_teacher(name), name, preset=preset).eval()
     assert torch.equal(greedy(student, name), greedy(student, name, use_cache=False))
 
 
@@ -530,14 +530,14 @@ def test_a_cached_step_has_the_logits_of_the_whole_forward(name):
 # --- saving and counting
 
 
-@pytest.mark.parametrize("method", ["dqlib", "quantgpt"])
+@pytest.mark.parametrize("preset", ["dqlib", "quantgpt"])
 @EVERY
-def test_a_saved_student_loads_as_the_same_function(name, method, tmp_path):
+def test_a_saved_student_loads_as_the_same_function(name, preset, tmp_path):
     teacher, data = make_teacher(name), data_of(name)
-    student = student_of(teacher, name, method=method)
+    student = student_of(teacher, name, preset=preset)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
     for _ in range(2):  # trained scales that differ from where they start
-        step_loss(student, teacher, data, replace(preset(method).loss, task=1.0))[1].backward()
+        step_loss(student, teacher, data, replace(get_preset(preset).loss, task=1.0))[1].backward()
         optimizer.step()
         optimizer.zero_grad()
     student.eval()
@@ -549,14 +549,14 @@ def test_a_saved_student_loads_as_the_same_function(name, method, tmp_path):
     ours, theirs = learned_of(loaded), learned_of(student)
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[path], theirs[path]) for path in ours)
-    assert bool(ours) == (method in ("quantgpt", "dqlib"))
+    assert bool(ours) == (preset in ("quantgpt", "dqlib"))
     if CASES[name].generates:
         assert torch.equal(greedy(loaded, name), greedy(student, name))
 
 
 @EVERY_BY_EVERY_METHOD
-def test_a_copied_student_is_the_same_function_and_shares_nothing(name, method):
-    student, data = student_of(make_teacher(name), name, method=method).eval(), data_of(name)
+def test_a_copied_student_is_the_same_function_and_shares_nothing(name, preset):
+    student, data = student_of(make_teacher(name), name, preset=preset).eval(), data_of(name)
     with torch.no_grad():
         before = student(**data.inputs).logits
         twin = copy.deepcopy(student)
@@ -568,9 +568,9 @@ def test_a_copied_student_is_the_same_function_and_shares_nothing(name, method):
 
 
 @EVERY_BY_EVERY_METHOD
-def test_the_footprint_counts_every_parameter_once(name, method):
+def test_the_footprint_counts_every_parameter_once(name, preset):
     teacher = make_teacher(name)
-    student = student_of(teacher, name, method=method)
+    student = student_of(teacher, name, preset=preset)
     entries = footprint(student)
     assert len({entry.name for entry in entries}) == len(entries)
     weights = {p for n, p in student.named_parameters() if not n.endswith("weight_quantizer.learned")}
@@ -588,7 +588,7 @@ def test_the_footprint_counts_every_parameter_once(name, method):
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "method", "message"),
+    ("name", "config", "preset", "message"),
     [
         (
             "t5",
@@ -607,17 +607,17 @@ def test_the_footprint_counts_every_parameter_once(name, method):
         ("bart", "2-2-8 2-1", "distilbart", r"^preset: 'distilbart' .* one of .*dqlib"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_sentence(name, config, method, message):
+def test_what_does_not_fit_is_refused_in_one_sentence(name, config, preset, message):
     with pytest.raises(InputError, match=message) as caught:
-        make_student(make_teacher(name), Configuration.parse(config), method)
+        make_student(make_teacher(name), Config.parse(config), preset)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("method", PRESETS)
-def test_every_preset_serves_bart_and_those_that_it_names(method):
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_serves_bart_and_those_that_it_names(preset):
     teacher, data = make_teacher("bart"), data_of("bart")
-    student = student_of(teacher, "bart", method=method)
-    terms, loss = step_loss(student, teacher, data, preset(method).loss)
+    student = student_of(teacher, "bart", preset=preset)
+    terms, loss = step_loss(student, teacher, data, get_preset(preset).loss)
     loss.backward()
     assert all(torch.isfinite(value) for value in terms.values())
     assert torch.isfinite(student.eval()(**data.inputs).logits).all()
@@ -630,7 +630,7 @@ def test_an_unknown_architecture_is_told_how_to_be_added():
     with pytest.raises(
         InputError, match=r"model_type: 'pegasus' .* ARCHITECTURES in dqlib/architectures\.py"
     ) as caught:
-        make_student(teacher, Configuration.parse("2-2-8 1-1"))
+        make_student(teacher, Config.parse("2-2-8 1-1"))
     for known in ARCHITECTURES:
         assert known in str(caught.value)
     assert set(ARCHITECTURES) == {case.config.model_type for case in CASES.values()}  # each is tested here

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from dqlib.attention import quantized_attention
-from dqlib.config import ActivationQuantization, Configuration
+from dqlib.config import ActivationQuantization, Config
 from dqlib.layers import ActivationFakeQuantizer
 from dqlib.quantizers import fake_quantize_activation
 from dqlib.student import make_student
@@ -11,7 +11,7 @@ from dqlib.student import make_student
 
 def test_the_padding_mask_reaches_quantized_attention(teacher, batch):
     # Registered without a mask function, an attention silently attends to padding.
-    student = make_student(teacher, Configuration.parse("32-32-8 4-3")).eval()
+    student = make_student(teacher, Config.parse("32-32-8 4-3")).eval()
     with torch.no_grad():
         output = student(**batch.inputs(), output_attentions=True)
     padded = ~batch.attention_mask.bool()[:, None, None, :]
@@ -23,7 +23,7 @@ def test_the_padding_mask_reaches_quantized_attention(teacher, batch):
 
 def test_eight_bits_are_close_to_full_precision(teacher, batch):
     teacher.set_attn_implementation("eager")
-    student = make_student(teacher, Configuration.parse("32-32-8 4-3")).eval()
+    student = make_student(teacher, Config.parse("32-32-8 4-3")).eval()
     with torch.no_grad():
         ours, theirs = student(**batch.inputs()).logits, teacher(**batch.inputs()).logits
     error = (ours - theirs).norm() / theirs.norm()
@@ -32,7 +32,7 @@ def test_eight_bits_are_close_to_full_precision(teacher, batch):
 
 @pytest.mark.parametrize("bits", [4, 8, 32])
 def test_attention_inputs_are_rounded_only_where_asked(teacher, bits):
-    student = make_student(teacher, Configuration.parse(f"2-2-{bits} 4-3"))
+    student = make_student(teacher, Config.parse(f"2-2-{bits} 4-3"))
     assert {layer.self_attn.activation.bits for layer in student.model.encoder.layers} == {bits}
     assert {layer.self_attn.activation.bits for layer in student.model.decoder.layers} == {bits}
     assert {layer.encoder_attn.activation.bits for layer in student.model.decoder.layers} == {bits}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
-from dqlib.config import Configuration, LossWeights
+from dqlib.config import Config, LossWeights
 from dqlib.errors import InputError
 from dqlib.losses import (
     LayerMaps,
@@ -51,7 +51,7 @@ def test_what_is_masked_does_not_count():
 
 def test_a_step_split_in_micro_batches_gives_the_same_losses(teacher, batch):
     # The reference averages within each batch, so its gradient depends on how a step is split.
-    student = make_student(teacher, Configuration.parse("2-2-8 2-1")).eval()
+    student = make_student(teacher, Config.parse("2-2-8 2-1")).eval()
     teacher.set_attn_implementation("eager")
     maps = LayerMaps(supervision_map(2, 4), supervision_map(1, 3))
     wanted = {"output_attentions": True, "output_hidden_states": True}
@@ -79,7 +79,7 @@ def test_a_step_split_in_micro_batches_gives_the_same_losses(teacher, batch):
 def test_maps_that_a_teacher_does_not_give_are_asked_for_in_a_sentence(teacher, batch, reduction):
     weights, maps = LossWeights(reduction=reduction, logits_loss="mse"), LayerMaps([1, 3], [0, 2])
     assert teacher.config._attn_implementation == "sdpa"
-    student = make_student(teacher, Configuration.parse("2-2-8 2-2"))
+    student = make_student(teacher, Config.parse("2-2-8 2-2"))
     wanted = {"output_attentions": True, "output_hidden_states": True}
     ours, theirs = (model(**batch.inputs(), **wanted) for model in (student, teacher))
     rest = batch.labels, batch.attention_mask.bool(), maps
@@ -91,7 +91,7 @@ def test_maps_that_a_teacher_does_not_give_are_asked_for_in_a_sentence(teacher, 
 
 
 def test_families_of_weight_zero_are_not_computed(teacher, batch):
-    student = make_student(teacher, Configuration.parse("2-2-8 2-1"))
+    student = make_student(teacher, Config.parse("2-2-8 2-1"))
     outputs = student(**batch.inputs()), teacher(**batch.inputs())
     weights = LossWeights(attention=0, hidden=0, task=0)
     mask = batch.attention_mask.bool()
@@ -274,7 +274,7 @@ def outputs(student, teacher, batch):
 def pair(teacher):
     """A student and its teacher, both giving maps, in double precision and without rounding to grids."""
     teacher.set_attn_implementation("dqlib")
-    student = make_student(teacher, Configuration.parse("32-32-32 2-1")).eval()
+    student = make_student(teacher, Config.parse("32-32-32 2-1")).eval()
     return student.double(), teacher.double()
 
 

@@ -5,9 +5,9 @@ from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 import pytest
 
 from dqlib.architectures import ARCHITECTURES
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.errors import InputError
-from dqlib.presets import PRESETS, VARIANTS, Preset, Recipe, preset
+from dqlib.presets import PRESETS, VARIANTS, Preset, Recipe, get_preset
 
 ALL = PRESETS | VARIANTS
 
@@ -20,8 +20,8 @@ def test_the_methods_are_there():
 @pytest.mark.parametrize("name", ALL)
 def test_a_preset_is_found_by_the_name_it_bears(name):
     assert ALL[name].name == name
-    assert preset(name) is ALL[name]
-    assert preset(ALL[name]) is ALL[name]
+    assert get_preset(name) is ALL[name]
+    assert get_preset(ALL[name]) is ALL[name]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -48,7 +48,7 @@ def test_a_preset_is_copied_with_the_student_that_bears_it(name):
 @pytest.mark.parametrize("name", ["dqbart", "", "DQLIB", None])
 def test_an_unknown_preset_is_refused_with_those_that_there_are(name):
     with pytest.raises(InputError, match=r"^preset: .* must be one of ") as caught:
-        preset(name)
+        get_preset(name)
     for known in ALL:
         assert known in str(caught.value)
 
@@ -79,47 +79,47 @@ def test_a_recipe_at_its_bounds_is_allowed(schedule):
 
 def test_some_bits_may_have_a_recipe_of_their_own():
     one = Recipe(warmup=0.5)
-    method = Preset("mine", by_bits={1: one})
-    assert method.recipe_for(Configuration.parse("1-2-8 2-1")) is one
-    assert method.recipe_for(Configuration.parse("2-1-8 2-1")) is method.recipe  # bits of weights decide
+    preset = Preset("mine", by_bits={1: one})
+    assert preset.recipe_for(Config.parse("1-2-8 2-1")) is one
+    assert preset.recipe_for(Config.parse("2-1-8 2-1")) is preset.recipe  # bits of weights decide
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_preset_has_a_recipe_for_all_its_bits(name):
-    method = ALL[name]
-    assert set(method.by_bits) <= set(method.weight_bits)
-    for bits in method.weight_bits:
-        assert isinstance(method.recipe_for(Configuration.parse(f"{bits}-8-8 2-1")), Recipe)
+    preset = ALL[name]
+    assert set(preset.by_bits) <= set(preset.weight_bits)
+    for bits in preset.weight_bits:
+        assert isinstance(preset.recipe_for(Config.parse(f"{bits}-8-8 2-1")), Recipe)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_preset_serves_known_architectures_and_says_which_it_does_not(name):
-    method, two = ALL[name], Configuration.parse("2-2-8 2-1")
-    served = ARCHITECTURES if method.architectures is None else method.architectures
+    preset, two = ALL[name], Config.parse("2-2-8 2-1")
+    served = ARCHITECTURES if preset.architectures is None else preset.architectures
     assert set(served) <= set(ARCHITECTURES)
     for architecture in ARCHITECTURES:
         if architecture in served:
-            method.check_fits(two, architecture)
+            preset.check_fits(two, architecture)
         else:
             with pytest.raises(InputError, match=rf"^preset: '{name}' .* serves the architecture '{architecture}'"):
-                method.check_fits(two, architecture)
+                preset.check_fits(two, architecture)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_bits_that_a_method_has_no_grid_for_are_refused_by_name(name):
-    method = ALL[name]
+    preset = ALL[name]
     for bits in (*range(1, 9), 32):
         for text, field in ((f"{bits}-32-8 2-1", "w_bits"), (f"32-{bits}-8 2-1", "e_bits")):
-            if bits in method.weight_bits:
-                method.check_fits(Configuration.parse(text), "bart")
+            if bits in preset.weight_bits:
+                preset.check_fits(Config.parse(text), "bart")
             else:
                 with pytest.raises(InputError, match=rf"^{field} of '{text}': {bits} .* with the preset '{name}'"):
-                    method.check_fits(Configuration.parse(text), "bart")
+                    preset.check_fits(Config.parse(text), "bart")
 
 
 def test_a_preset_is_varied_by_replacing_a_part():
-    varied = replace(preset("dqlib"), loss=replace(preset("dqlib").loss, hidden=0.0))
+    varied = replace(get_preset("dqlib"), loss=replace(get_preset("dqlib").loss, hidden=0.0))
     assert varied.loss.hidden == 0
-    assert varied.weights == preset("dqlib").weights
+    assert varied.weights == get_preset("dqlib").weights
     with pytest.raises(InputError, match=r"^hidden: "):
-        replace(preset("dqlib").loss, hidden=-1.0)
+        replace(get_preset("dqlib").loss, hidden=-1.0)

@@ -30,7 +30,7 @@ def quantized(weight, bits, granularity, scheme, **options):
     return quantize(weight, bits, granularity, scheme, learned_for(weight, bits, granularity, scheme), **options)
 
 
-def method(scheme, bits, **options):
+def preset(scheme, bits, **options):
     """What a quantizer of that many bits is told, to use that scheme."""
     return WeightQuantization(**{{1: "binary", 2: "ternary"}.get(bits, "uniform"): str(scheme)}, **options)
 
@@ -170,7 +170,7 @@ def test_zeros_stay_zeros_and_finite(scheme, bits, granularity):
     # The reference divides by zero here: its padding row becomes NaN.
     weight = randn(3, 8)
     weight[1] = 0
-    quantizer = WeightFakeQuantizer(weight, bits, "per_row", method(scheme, bits))
+    quantizer = WeightFakeQuantizer(weight, bits, "per_row", preset(scheme, bits))
     quantizer(weight.requires_grad_()).sum().backward()
     assert torch.isfinite(weight.grad).all()
     out = quantizer(weight)
@@ -264,7 +264,7 @@ def test_groups_learn_as_the_rows_of_the_reshaped_matrix(scheme, bits):
     results = []
     for granularity, shape in (("per_group_4", (6, 12)), ("per_row", (18, 4))):
         weight = randn(6, 12).view(shape).requires_grad_()
-        quantizer = WeightFakeQuantizer(weight, bits, granularity, method(scheme, bits))
+        quantizer = WeightFakeQuantizer(weight, bits, granularity, preset(scheme, bits))
         quantizer(weight).backward(upstream.view(shape))
         results.append((weight.grad.flatten(), quantizer.learned.grad.flatten()))
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-6)
@@ -273,7 +273,7 @@ def test_groups_learn_as_the_rows_of_the_reshaped_matrix(scheme, bits):
 @pytest.mark.parametrize(("scheme", "bits"), GRIDS)
 def test_a_group_that_does_not_divide_the_row_is_refused(scheme, bits):
     with pytest.raises(InputError, match=r"granularity: 'per_group_5' .* divides a row of 12 weights"):
-        WeightFakeQuantizer(randn(6, 12), bits, "per_group_5", method(scheme, bits))
+        WeightFakeQuantizer(randn(6, 12), bits, "per_group_5", preset(scheme, bits))
 
 
 @pytest.mark.parametrize("text", ["per_group", "per_group_0", "per_row_4", "per_column", "", None, 4])
@@ -390,7 +390,7 @@ def test_trained_scales_and_weights_have_the_gradient_of_the_paper(scheme, bits,
     upstream = randn(8, 12, seed=1)
     base = randn(12, 8).T if transposed else randn(8, 12)
     weight = base.clone(memory_format=torch.preserve_format).requires_grad_()
-    quantizer = WeightFakeQuantizer(weight, bits, granularity, method(scheme, bits))
+    quantizer = WeightFakeQuantizer(weight, bits, granularity, preset(scheme, bits))
     mean = weight.detach().abs().reshape(*quantizer.learned.shape, -1).mean(-1)
     with torch.no_grad():  # a clip of 1.2 mean|w|, so that some weights lie outside of the grid
         quantizer.learned.copy_(1.2 * mean / top(bits) if scheme == "lsq" else torch.full_like(mean, 1.2))
@@ -413,7 +413,7 @@ def test_trained_scales_and_weights_have_the_gradient_of_the_paper(scheme, bits,
 def test_the_gradient_of_a_trained_scale_is_the_slope_of_the_loss(scheme, bits):
     # With the codes held, the value is linear in the scale outside of the rounding: far out, q * step.
     weight = 100 * randn(4, 8).sign()
-    quantizer = WeightFakeQuantizer(weight, bits, "per_row", method(scheme, bits))
+    quantizer = WeightFakeQuantizer(weight, bits, "per_row", preset(scheme, bits))
     with torch.no_grad():
         quantizer.learned.fill_(0.5)
     quantizer(weight).sum().backward()
@@ -430,7 +430,7 @@ def test_the_gradient_of_a_trained_scale_is_the_slope_of_the_loss(scheme, bits):
 def test_a_step_that_is_driven_to_zero_stops_at_its_floor(scheme, bits, driven_to):
     # Below it every code is an extreme one, or the division gives NaN, and training does not come back.
     weight = randn(4, 8)
-    quantizer = WeightFakeQuantizer(weight, bits, "per_row", method(scheme, bits))
+    quantizer = WeightFakeQuantizer(weight, bits, "per_row", preset(scheme, bits))
     with torch.no_grad():
         quantizer.learned.fill_(driven_to)
     floor = weight.abs().mean(1, keepdim=True) * 1e-3
@@ -472,7 +472,7 @@ def test_gamma_starts_where_the_squared_error_is_least(bits, granularity):
 def test_other_scales_start_from_their_formula(scheme, bits):
     weight = randn(4, 8)
     assert (initial_learned(weight, bits, "per_row", scheme) == 1).all()
-    quantizer = WeightFakeQuantizer(weight, bits, "per_row", method(scheme, bits, factor=True))
+    quantizer = WeightFakeQuantizer(weight, bits, "per_row", preset(scheme, bits, factor=True))
     plain = quantize(weight, bits, "per_row", "binary" if scheme == "dynamic" else scheme)
     assert torch.equal(quantizer(weight), plain.dequantize())
 
@@ -481,7 +481,7 @@ def test_other_scales_start_from_their_formula(scheme, bits):
 @pytest.mark.parametrize(("scheme", "bits"), [("binary", 1), ("ternary", 2), ("symmetric", 4), ("asymmetric", 8)])
 def test_a_trained_factor_multiplies_the_scale_after_the_codes_are_found(scheme, bits, granularity):
     weight, upstream = randn(4, 8).requires_grad_(), randn(4, 8, seed=1)
-    quantizer = WeightFakeQuantizer(weight, bits, granularity, method(scheme, bits, factor=True))
+    quantizer = WeightFakeQuantizer(weight, bits, granularity, preset(scheme, bits, factor=True))
     assert quantizer.learned.shape == Granularity.parse(granularity).scale_shape(4, 8)
     with torch.no_grad():
         quantizer.learned.mul_(1.5)
@@ -500,7 +500,7 @@ def test_a_trained_factor_multiplies_the_scale_after_the_codes_are_found(scheme,
 @pytest.mark.parametrize(("scheme", "bits"), GRIDS)
 def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other(scheme, bits):
     weight, upstream = randn(4, 3).requires_grad_(), randn(4, 3, seed=1)
-    quantizer = WeightFakeQuantizer(weight, bits, "per_row", method(scheme, bits))
+    quantizer = WeightFakeQuantizer(weight, bits, "per_row", preset(scheme, bits))
     out = quantizer(weight)
     out.backward(upstream)
     q = quantizer.quantize(weight)
@@ -520,7 +520,7 @@ def test_weights_outside_of_the_clip_get_no_gradient(scheme, bits, options):
     weight = 2 * randn(4, 32)
     weight[0, :2] = torch.tensor([1.0, -1.0])  # on the limit itself: none either, as in DQ-BART's code
     weight.requires_grad_()
-    quantizer = WeightFakeQuantizer(weight, bits, "per_row", method(scheme, bits, clip=1.0, **options))
+    quantizer = WeightFakeQuantizer(weight, bits, "per_row", preset(scheme, bits, clip=1.0, **options))
     quantizer(weight).sum().backward()
     outside = weight.abs() >= 1.0
     assert 0 < outside.sum() < weight.numel()
@@ -536,7 +536,7 @@ def test_a_trained_scale_sees_clipped_weights(scheme, bits):
     clipped = weight.clamp(-1.0, 1.0)
     gradients = []
     for w, options in ((weight, {"clip": 1.0}), (clipped, {})):
-        quantizer = WeightFakeQuantizer(w, bits, "per_row", method(scheme, bits, **options))
+        quantizer = WeightFakeQuantizer(w, bits, "per_row", preset(scheme, bits, **options))
         with torch.no_grad():
             quantizer.learned.fill_(0.75)
         quantizer(w).backward(randn(4, 8, seed=1))
@@ -553,7 +553,7 @@ def test_a_blend_is_so_much_of_the_quantized_weight(scheme, bits, options):
 
     def at(blend):
         weight = randn(4, 8).requires_grad_()
-        quantizer = WeightFakeQuantizer(weight, bits, "per_row", method(scheme, bits, **options))
+        quantizer = WeightFakeQuantizer(weight, bits, "per_row", preset(scheme, bits, **options))
         quantizer.blend = blend
         out = quantizer(weight)
         out.backward(upstream)
@@ -571,7 +571,7 @@ def test_a_blend_is_so_much_of_the_quantized_weight(scheme, bits, options):
 
 def test_a_weight_is_quantized_anew_when_the_blend_or_its_scale_changes():
     weight = torch.nn.Parameter(randn(4, 4))
-    quantizer = WeightFakeQuantizer(weight, 2, "per_row", method("dynamic", 2))
+    quantizer = WeightFakeQuantizer(weight, 2, "per_row", preset("dynamic", 2))
     first = quantizer(weight)
     quantizer.blend = 0.5
     torch.testing.assert_close(quantizer(weight), (first + weight) / 2)
@@ -600,7 +600,7 @@ def test_a_weight_is_quantized_once_until_it_changes():
 @pytest.mark.parametrize("scheme", ["ternary", "dynamic"])
 def test_a_new_weight_in_the_place_of_an_old_one_is_quantized_by_itself(scheme):
     # An allocator hands the same address to the next tensor, whose version is the same, too.
-    quantizer = WeightFakeQuantizer(randn(64, 64), 2, "per_row", method(scheme, 2))
+    quantizer = WeightFakeQuantizer(randn(64, 64), 2, "per_row", preset(scheme, 2))
     places = set()
     for seed in range(20):
         weight = randn(64, 64, seed=seed)
@@ -641,7 +641,7 @@ def test_a_quantizer_does_not_keep_its_weight_alive():
 @pytest.mark.parametrize(("scheme", "bits"), [("ternary", 2), ("lsq", 4), ("dynamic", 2)])
 def test_what_is_remembered_in_inference_mode_serves_a_training_step(scheme, bits):
     weight = torch.nn.Parameter(randn(4, 8))
-    quantizer = WeightFakeQuantizer(weight, bits, "per_row", method(scheme, bits, clip=1.0))
+    quantizer = WeightFakeQuantizer(weight, bits, "per_row", preset(scheme, bits, clip=1.0))
     with torch.inference_mode():
         before = quantizer(weight).clone()
     value = quantizer(weight)
@@ -657,7 +657,7 @@ def test_a_weight_that_is_made_in_inference_mode_is_quantized_as_it_is_now():
     # Such a tensor counts no versions, so a change would not be noticed.
     with torch.inference_mode():
         weight = torch.nn.Parameter(randn(4, 8))
-        quantizer = WeightFakeQuantizer(weight, 2, "per_row", method("dynamic", 2))
+        quantizer = WeightFakeQuantizer(weight, 2, "per_row", preset("dynamic", 2))
         for changed in (weight, quantizer.learned):
             assert torch.equal(quantizer(weight), quantizer.quantize(weight).dequantize())
             changed.mul_(-1)
@@ -675,7 +675,7 @@ def test_a_weight_that_is_made_in_inference_mode_is_quantized_as_it_is_now():
 def test_a_quantizer_compiles_into_one_graph_that_learns_the_same(scheme, bits, options, blend, half_scales):
     torch._dynamo.reset()
     weight = randn(12, 8).requires_grad_()
-    quantizer = WeightFakeQuantizer(weight.T, bits, "per_group_4", method(scheme, bits, **options))
+    quantizer = WeightFakeQuantizer(weight.T, bits, "per_group_4", preset(scheme, bits, **options))
     quantizer.blend, quantizer.half_scales = blend, half_scales
     compiled = torch.compile(lambda w: quantizer(w.T), backend="eager", fullgraph=True)
     learns = [p for p in (weight, quantizer.learned) if p is not None]
@@ -704,7 +704,7 @@ def test_a_factor_of_zero_learns_on(scheme, bits, half_scales):
     weight, upstream = randn(3, 8).requires_grad_(), randn(3, 8, seed=1)
     gradients, values = [], []
     for factor in (0.0, 1.0):  # the value is linear in the factor, so the gradient is the same everywhere
-        quantizer = WeightFakeQuantizer(weight, bits, "per_row", method(scheme, bits, factor=True))
+        quantizer = WeightFakeQuantizer(weight, bits, "per_row", preset(scheme, bits, factor=True))
         quantizer.half_scales = half_scales
         with torch.no_grad():
             quantizer.learned.fill_(1.0)
@@ -759,7 +759,7 @@ def test_probabilities_of_half_precision_that_are_small_do_not_vanish(dtype, per
 def test_a_copy_of_a_quantizer_shares_nothing_with_it():
     # A copy that kept the cache would go on with the weight of the original.
     weight = torch.nn.Parameter(randn(4, 4))
-    quantizer = WeightFakeQuantizer(weight, 2, "per_row", method("dynamic", 2))
+    quantizer = WeightFakeQuantizer(weight, 2, "per_row", preset("dynamic", 2))
     before = quantizer(weight).detach().clone()
     twin = copy.deepcopy(quantizer)
     other = randn(4, 4, seed=5)

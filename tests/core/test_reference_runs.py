@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import BartConfig, BartForConditionalGeneration
 
 from dqlib import layers, quantizers
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.losses import LayerMaps, distillation_terms
 from dqlib.student import make_student, supervision_map
@@ -108,9 +108,9 @@ def test_the_teacher_is_the_one_of_the_vectors(reference_teacher):
 @pytest.mark.usefixtures("divisions_of_the_reference")
 def test_terms_total_and_gradients_are_those_of_the_reference(reference_teacher, last_bits, run):
     expected = RUNS["runs"][run]
-    configuration = Configuration.parse(run.replace(".", " "))
-    student = make_student(reference_teacher, configuration, "dq-bart-faithful")
-    maps = LayerMaps(supervision_map(configuration.encoder_layers, 6), supervision_map(configuration.decoder_layers, 6))
+    config = Config.parse(run.replace(".", " "))
+    student = make_student(reference_teacher, config, "dq-bart-faithful")
+    maps = LayerMaps(supervision_map(config.encoder_layers, 6), supervision_map(config.decoder_layers, 6))
     assert maps.encoder == list(expected["encoder_map"].values())
     assert maps.decoder == list(expected["decoder_map"].values())
     with torch.no_grad():

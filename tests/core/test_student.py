@@ -6,10 +6,10 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGeneration, Trainer, TrainingArguments
 
 import dqlib
-from dqlib.config import ActivationQuantization, Configuration, WeightQuantization
+from dqlib.config import ActivationQuantization, Config, WeightQuantization
 from dqlib.errors import InputError
 from dqlib.layers import QuantEmbedding
-from dqlib.presets import preset
+from dqlib.presets import get_preset
 from dqlib.quantizers import quantize
 from dqlib.storage.footprint import footprint, fp32_size_bytes, size_bytes
 from dqlib.storage.manifest import verify
@@ -47,12 +47,12 @@ def test_layers_are_maximally_spaced(student, teacher, expected):
 def test_layers_of_the_faithful_preset_are_those_of_its_code_copied_and_supervised(layers):
     config = BartConfig(**TINY, encoder_layers=6, decoder_layers=6)
     teacher, count = BartForConditionalGeneration(config), len(layers)
-    configuration = Configuration.parse(f"8-8-8 {count}-{count}")
-    student = make_student(teacher, configuration, "dq-bart-faithful")
+    config = Config.parse(f"8-8-8 {count}-{count}")
+    student = make_student(teacher, config, "dq-bart-faithful")
     for side in ("encoder", "decoder"):
         ours, theirs = getattr(student.model, side).layers, getattr(teacher.model, side).layers
         assert [torch.equal(ours[i].fc1.weight, theirs[j].fc1.weight) for i, j in enumerate(layers)] == [True] * count
-        assert list(getattr(supervision_maps(configuration, teacher), side)) == layers
+        assert list(getattr(supervision_maps(config, teacher), side)) == layers
 
 
 @pytest.mark.parametrize("teacher", [1, 2, 6, 12])
@@ -85,27 +85,27 @@ def test_first_and_last_layer_are_kept_and_each_is_the_nearest_to_even_spacing(t
 
 def test_more_layers_than_the_teacher_are_refused(teacher):
     with pytest.raises(InputError, match=r"encoder_layers: 5 .* at most 4"):
-        make_student(teacher, Configuration.parse("2-2-8 5-3"))
+        make_student(teacher, Config.parse("2-2-8 5-3"))
 
 
 @pytest.mark.parametrize(("text", "side"), [("2-2-8 0-3", "encoder"), ("2-2-8 2-0", "decoder")])
 def test_a_stack_that_the_teacher_has_keeps_a_layer(teacher, text, side):
     with pytest.raises(InputError, match=rf"{side}_layers: 0 .* at least 1 for this architecture"):
-        make_student(teacher, Configuration.parse(text))
+        make_student(teacher, Config.parse(text))
 
 
 @pytest.mark.parametrize("config", ["2-2-8 2-1", "32-32-32 4-3"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_model_that_is_quantized_already_is_refused(teacher, tmp_path, config, packed):
     # Its layers would keep their bits, and those that had none would get the new ones.
-    student = make_student(teacher, Configuration.parse(config))
+    student = make_student(teacher, Config.parse(config))
     if packed:
         round_for_storage(student)
         save_packed(student, tmp_path / "packed")
         student = load_packed(tmp_path / "packed")
     for again in (make_student, quantize_model):
         with pytest.raises(InputError, match=rf"^model: '.* quantized as {config}' .* in full precision"):
-            again(student, Configuration.parse("8-8-8 1-1"))
+            again(student, Config.parse("8-8-8 1-1"))
 
 
 def test_an_unknown_architecture_is_told_how_to_be_added():
@@ -114,11 +114,11 @@ def test_an_unknown_architecture_is_told_how_to_be_added():
     tiny = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 20, "max_position_embeddings": 8}
     tiny |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
     with pytest.raises(InputError, match=r"model_type: 'pegasus' .* ARCHITECTURES"):
-        make_student(PegasusForConditionalGeneration(PegasusConfig(**tiny)), Configuration.parse("2-2-8 1-1"))
+        make_student(PegasusForConditionalGeneration(PegasusConfig(**tiny)), Config.parse("2-2-8 1-1"))
 
 
 def test_a_full_precision_full_depth_student_is_the_teacher(teacher, batch):
-    student = make_student(teacher, Configuration.parse("32-32-32 4-3")).eval()
+    student = make_student(teacher, Config.parse("32-32-32 4-3")).eval()
     teacher.set_attn_implementation("eager")
     inputs = batch.inputs()
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_a_full_precision_full_depth_student_is_the_teacher(teacher, batch):
 
 def test_layers_are_copied_by_the_map_and_the_teacher_is_left_alone(teacher):
     before = copy.deepcopy(teacher.state_dict())
-    student = make_student(teacher, Configuration.parse("2-2-8 2-1"))
+    student = make_student(teacher, Config.parse("2-2-8 2-1"))
     assert torch.equal(student.model.encoder.layers[1].fc1.weight, teacher.model.encoder.layers[3].fc1.weight)
     assert (len(student.model.encoder.layers), len(student.model.decoder.layers)) == (2, 1)
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
@@ -140,7 +140,7 @@ def test_layers_are_copied_by_the_map_and_the_teacher_is_left_alone(teacher):
 
 def test_embedding_and_head_are_one_quantized_table(teacher, batch):
     # The reference's head uses the full-precision embedding, so what it counts is not what it computes.
-    student = make_student(teacher, Configuration.parse("2-2-32 4-3")).eval()
+    student = make_student(teacher, Config.parse("2-2-32 4-3")).eval()
     table = quantize(student.model.shared.weight, 2).dequantize()
     with torch.no_grad():
         output = student(**batch.inputs(), output_hidden_states=True)
@@ -152,7 +152,7 @@ def test_embedding_and_head_are_one_quantized_table(teacher, batch):
 
 @pytest.mark.parametrize("config", ["8-8-8 4-3", "5-6-8 4-3", "2-2-8 2-1", "1-1-8 1-1"])
 def test_padding_does_not_change_a_result(teacher, batch, config):
-    student = make_student(teacher, Configuration.parse(config)).eval()
+    student = make_student(teacher, Config.parse(config)).eval()
     inputs = batch.inputs()
     with torch.no_grad():
         together = student(**inputs).logits[1, :2]
@@ -171,7 +171,7 @@ def test_padding_does_not_change_a_result(teacher, batch, config):
     ids=["sgd", "adamw", "fused-adamw"],  # a fused optimizer does not raise a weight's version counter
 )
 def test_weights_are_quantized_once_a_step_and_once_a_generation(teacher, batch, optimizer, options):
-    student = make_student(teacher, Configuration.parse("2-2-8 2-1"))
+    student = make_student(teacher, Config.parse("2-2-8 2-1"))
     quantizers = {id(m.weight_quantizer): m.weight_quantizer for m in quantized_modules(student).values()}.values()
     optimizer = optimizer(student.parameters(), lr=0.01, **options)
     for step in range(3):
@@ -184,9 +184,9 @@ def test_weights_are_quantized_once_a_step_and_once_a_generation(teacher, batch,
     assert {q.quantizations for q in quantizers} == {4}
 
 
-@pytest.mark.parametrize("method", ["dqlib-fixed-scales", "dq-bart-faithful", "quantgpt"])
-def test_weights_in_the_place_of_others_are_those_that_count(teacher, batch, method):
-    student = make_student(teacher, Configuration.parse("2-2-8 2-1"), method).eval()
+@pytest.mark.parametrize("preset", ["dqlib-fixed-scales", "dq-bart-faithful", "quantgpt"])
+def test_weights_in_the_place_of_others_are_those_that_count(teacher, batch, preset):
+    student = make_student(teacher, Config.parse("2-2-8 2-1"), preset).eval()
 
     def weights(seed):
         torch.manual_seed(seed)
@@ -203,7 +203,7 @@ def test_weights_in_the_place_of_others_are_those_that_count(teacher, batch, met
 
 
 def test_weights_written_through_data_are_seen_after_forgetting(teacher, batch):
-    student = make_student(teacher, Configuration.parse("2-2-8 2-1")).eval()
+    student = make_student(teacher, Config.parse("2-2-8 2-1")).eval()
     with torch.no_grad():
         before = student(**batch.inputs()).logits
         for parameter in student.parameters():
@@ -214,12 +214,12 @@ def test_weights_written_through_data_are_seen_after_forgetting(teacher, batch):
     assert not torch.equal(before, after)
 
 
-@pytest.mark.parametrize("method", ["dqlib", "dq-bart-faithful"])
-def test_a_student_compiles_into_one_graph_that_learns_the_same(batch, method):
+@pytest.mark.parametrize("preset", ["dqlib", "dq-bart-faithful"])
+def test_a_student_compiles_into_one_graph_that_learns_the_same(batch, preset):
     torch._dynamo.reset()
     torch.manual_seed(0)
     teacher = BartForConditionalGeneration(BartConfig(**TINY, encoder_layers=1, decoder_layers=1))
-    student = make_student(teacher, Configuration.parse("4-2-8 1-1"), method)
+    student = make_student(teacher, Config.parse("4-2-8 1-1"), preset)
     compiled = torch.compile(student, backend="eager", fullgraph=True)  # which refuses what would break a graph
     inputs, gradients, logits = batch.inputs() | {"use_cache": False}, [], []
     for model in (student, compiled):
@@ -237,7 +237,7 @@ def test_a_student_compiles_into_one_graph_that_learns_the_same(batch, method):
 
 @pytest.mark.parametrize("config", ["8-8-8 4-3", "4-4-4 4-2", "3-7-8 1-2", "2-2-8 2-1", "1-1-8 1-1", "32-32-32 2-1"])
 def test_every_parameter_learns(teacher, batch, config):
-    student = make_student(teacher, Configuration.parse(config))
+    student = make_student(teacher, Config.parse(config))
     student(**batch.inputs()).logits.square().sum().backward()
     without = [name for name, p in student.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert without == []
@@ -245,15 +245,15 @@ def test_every_parameter_learns(teacher, batch, config):
 
 @pytest.mark.parametrize("config", ["4-4-8 2-2", "2-2-4 2-1", "2-2-8 2-1", "1-1-8 1-3"])
 def test_cached_generation_gives_what_the_whole_forward_gives(teacher, batch, config):
-    student = make_student(teacher, Configuration.parse(config)).eval()
+    student = make_student(teacher, Config.parse(config)).eval()
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     greedy = {"max_new_tokens": 10, "num_beams": 1, "do_sample": False}
     assert torch.equal(student.generate(**inputs, **greedy), student.generate(**inputs, **greedy, use_cache=False))
 
 
-@pytest.mark.parametrize("method", ["dqlib", "dq-bart", "dq-bart-faithful", "xtc", "quantgpt"])
-def test_a_saved_student_loads_as_the_same_function(teacher, batch, tmp_path, method):
-    student = make_student(teacher, Configuration.parse("2-2-8 2-1"), method).eval()
+@pytest.mark.parametrize("preset", ["dqlib", "dq-bart", "dq-bart-faithful", "xtc", "quantgpt"])
+def test_a_saved_student_loads_as_the_same_function(teacher, batch, tmp_path, preset):
+    student = make_student(teacher, Config.parse("2-2-8 2-1"), preset).eval()
     save_student(student, tmp_path)
     loaded = load_student(tmp_path)
     with torch.no_grad():
@@ -261,16 +261,16 @@ def test_a_saved_student_loads_as_the_same_function(teacher, batch, tmp_path, me
     assert not loaded.training
     for field in ("name", "weights", "activations", "quantize_head", "position_bits"):
         assert getattr(loaded.dqlib_preset, field) == getattr(student.dqlib_preset, field)
-    assert str(loaded.dqlib_configuration) == "2-2-8 2-1"
+    assert str(loaded.dqlib_config) == "2-2-8 2-1"
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")) == []
 
 
-@pytest.mark.parametrize("method", ["dqlib", "quantgpt", "dq-bart-faithful"])
+@pytest.mark.parametrize("preset", ["dqlib", "quantgpt", "dq-bart-faithful"])
 @pytest.mark.parametrize("config", ["8-8-8 2-2", "2-2-8 2-2"])
 def test_a_rounded_student_computes_with_fp16_numbers_and_loads_as_the_same_function(
-    teacher, batch, tmp_path, method, config
+    teacher, batch, tmp_path, preset, config
 ):
-    student = make_student(teacher, Configuration.parse(config), method).eval()
+    student = make_student(teacher, Config.parse(config), preset).eval()
     with torch.no_grad():
         before = student(**batch.inputs()).logits
         round_for_storage(student)
@@ -297,7 +297,7 @@ def test_a_rounded_student_without_quantized_weights_loads_as_the_same_function(
 
 
 def test_a_trained_scale_that_is_missing_or_of_another_shape_is_named(teacher, tmp_path):
-    save_student(make_student(teacher, Configuration.parse("2-2-8 2-1")), tmp_path)
+    save_student(make_student(teacher, Config.parse("2-2-8 2-1")), tmp_path)
     name = "model.decoder.layers.0.fc1.weight_quantizer.learned"
     for change, told in (
         (lambda tensors: tensors.update({name: tensors[name][:1]}), r"\(1, 1\).* shape \(48, 1\)"),
@@ -312,8 +312,7 @@ def test_a_trained_scale_that_is_missing_or_of_another_shape_is_named(teacher, t
 
 def test_a_student_takes_the_place_of_another_and_leaves_other_files(teacher, batch, tmp_path, monkeypatch):
     first, second, third = (
-        make_student(teacher, Configuration.parse(config)).eval()
-        for config in ("2-2-8 2-1", "32-32-8 2-1", "2-2-8 1-1")
+        make_student(teacher, Config.parse(config)).eval() for config in ("2-2-8 2-1", "32-32-8 2-1", "2-2-8 1-1")
     )
     save_student(first, tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
@@ -334,7 +333,7 @@ def test_a_student_takes_the_place_of_another_and_leaves_other_files(teacher, ba
 
 
 def test_a_number_too_large_for_fp16_is_named(teacher):
-    student = make_student(teacher, Configuration.parse("2-2-8 2-2"))
+    student = make_student(teacher, Config.parse("2-2-8 2-2"))
     name, parameter = next((n, p) for n, p in plain_parameters(student).items() if n.endswith("bias"))
     with torch.no_grad():
         parameter[0] = 1e5
@@ -342,9 +341,9 @@ def test_a_number_too_large_for_fp16_is_named(teacher):
         round_for_storage(student)
 
 
-@pytest.mark.parametrize("method", ["dqlib", "quantgpt", "dq-bart-faithful"])
-def test_what_is_saved_by_either_name_is_the_student(teacher, batch, tmp_path, method):
-    student = make_student(teacher, Configuration.parse("2-2-8 2-1"), method).eval()
+@pytest.mark.parametrize("preset", ["dqlib", "quantgpt", "dq-bart-faithful"])
+def test_what_is_saved_by_either_name_is_the_student(teacher, batch, tmp_path, preset):
+    student = make_student(teacher, Config.parse("2-2-8 2-1"), preset).eval()
     round_for_storage(student)
     save_student(student, tmp_path / "ours")
     student.save_pretrained(tmp_path / "theirs")
@@ -363,20 +362,20 @@ def test_a_checkpoint_of_trainer_is_a_student_and_is_taken_up_again(tmp_path):
     teacher, data = make_teacher("bart"), data_of("bart")
     rows = [{key: value[i] for key, value in data.inputs.items()} | {"labels": data.labels[i]} for i in range(2)]
     options = TrainingArguments(str(tmp_path), max_steps=2, save_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
-    student = make_student(teacher, Configuration.parse("2-2-8 2-1"))
+    student = make_student(teacher, Config.parse("2-2-8 2-1"))
     Trainer(student, options, train_dataset=rows).train()
     loaded = load_student(tmp_path / "checkpoint-2")
     with torch.no_grad():
         logits = student.eval()(**data.inputs).logits
         assert torch.equal(loaded(**data.inputs).logits, logits)
-    again = make_student(teacher, Configuration.parse("2-2-8 2-1"))
+    again = make_student(teacher, Config.parse("2-2-8 2-1"))
     Trainer(again, options, train_dataset=rows).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     with torch.no_grad():
         assert torch.equal(again.eval()(**data.inputs).logits, logits)
 
 
 def test_a_loaded_packed_model_is_not_saved_as_a_student(teacher, tmp_path):
-    student = make_student(teacher, Configuration.parse("2-2-8 2-1"))
+    student = make_student(teacher, Config.parse("2-2-8 2-1"))
     round_for_storage(student)
     save_packed(student, tmp_path / "packed")
     with pytest.raises(InputError, match=r"^model: .* make_student or load_student"):
@@ -385,14 +384,14 @@ def test_a_loaded_packed_model_is_not_saved_as_a_student(teacher, tmp_path):
 
 def test_a_method_of_one_s_own_is_saved_with_the_student(teacher, batch, tmp_path):
     # The name alone would not tell how to quantize again.
-    method = replace(
-        preset("dqlib"),
+    preset = replace(
+        get_preset("dqlib"),
         name="mine",
         weights=WeightQuantization(uniform="lsq", linear="per_group_8", embedding="per_tensor", clip=1.0),
         activations=ActivationQuantization(clip=3.0),
         position_bits=4,
     )
-    student = make_student(teacher, Configuration.parse("4-3-4 2-2"), method).eval()
+    student = make_student(teacher, Config.parse("4-3-4 2-2"), preset).eval()
     with torch.no_grad():
         for module in quantized_modules(student).values():
             if module.weight_quantizer.learned is not None:
@@ -413,17 +412,17 @@ def test_a_weight_that_is_not_finite_is_named_before_it_is_quantized(teacher):
     with torch.no_grad():
         teacher.model.decoder.layers[2].fc1.weight[3, 4] = float("nan")
     with pytest.raises(InputError, match=r"model\.decoder\.layers\.\d\.fc1, weight: 'nan or inf' .* finite"):
-        make_student(teacher, Configuration.parse("2-2-8 4-3"))
+        make_student(teacher, Config.parse("2-2-8 4-3"))
 
 
 def test_a_group_that_does_not_fit_a_layer_names_the_layer(teacher):
-    method = replace(preset("dqlib"), weights=WeightQuantization(linear="per_group_32"))
+    preset = replace(get_preset("dqlib"), weights=WeightQuantization(linear="per_group_32"))
     with pytest.raises(InputError, match=r"fc2, granularity: 'per_group_32' .* a row of 48 weights"):
-        make_student(teacher, Configuration.parse("2-2-8 4-3"), method)
+        make_student(teacher, Config.parse("2-2-8 4-3"), preset)
 
 
 def test_a_blend_of_zero_is_full_precision_and_of_one_the_student(teacher, batch):
-    student = make_student(teacher, Configuration.parse("2-2-32 4-3"), "dq-bart-faithful").eval()
+    student = make_student(teacher, Config.parse("2-2-32 4-3"), "dq-bart-faithful").eval()
     teacher.set_attn_implementation("eager")
     with torch.no_grad():
         quantized = student(**batch.inputs()).logits
@@ -449,7 +448,7 @@ def test_a_printed_student_tells_bits_and_scheme_of_every_quantizer(name):
 
 
 def test_the_head_stays_in_full_precision_where_the_method_says_so(teacher, batch):
-    student = make_student(teacher, Configuration.parse("2-2-8 4-3"), "dq-bart-faithful").eval()
+    student = make_student(teacher, Config.parse("2-2-8 4-3"), "dq-bart-faithful").eval()
     with torch.no_grad():
         output = student(**batch.inputs(), output_hidden_states=True)
         expected = output.decoder_hidden_states[-1] @ student.model.shared.weight.T + student.final_logits_bias
@@ -458,10 +457,10 @@ def test_the_head_stays_in_full_precision_where_the_method_says_so(teacher, batc
     assert isinstance(student.model.encoder.embed_tokens, QuantEmbedding)
 
 
-@pytest.mark.parametrize("method", ["dqlib", "dq-bart"])
-def test_maps_of_every_attention_turn_into_scores(teacher, batch, method):
+@pytest.mark.parametrize("preset", ["dqlib", "dq-bart"])
+def test_maps_of_every_attention_turn_into_scores(teacher, batch, preset):
     teacher.set_attn_implementation("dqlib")
-    student = make_student(teacher, Configuration.parse("32-32-32 4-3"), method).eval()
+    student = make_student(teacher, Config.parse("32-32-32 4-3"), preset).eval()
     wanted = {"output_attentions": True}
     with torch.no_grad():
         probabilities = student(**batch.inputs(), **wanted)
@@ -477,7 +476,7 @@ def test_maps_of_every_attention_turn_into_scores(teacher, batch, method):
 
 
 def test_the_footprint_counts_every_number_once(teacher):
-    student = make_student(teacher, Configuration.parse("2-2-8 4-3"))
+    student = make_student(teacher, Config.parse("2-2-8 4-3"))
     entries = footprint(student)
     stored = [p for name, p in student.named_parameters() if not name.endswith(LEARNED)]  # factors are in the scales
     assert sum(entry.numel for entry in entries) == sum(p.numel() for p in stored)
@@ -492,9 +491,7 @@ def test_the_footprint_counts_every_number_once(teacher):
 
 def test_an_embedding_that_the_head_needs_in_full_precision_is_counted_so_too(teacher):
     # What DQ-BART's paper counts is not what its code computes with.
-    ours, theirs = (
-        make_student(teacher, Configuration.parse("2-2-8 4-3"), name) for name in ("dqlib", "dq-bart-faithful")
-    )
+    ours, theirs = (make_student(teacher, Config.parse("2-2-8 4-3"), name) for name in ("dqlib", "dq-bart-faithful"))
     head = {m: [e for e in footprint(m) if e.name == "lm_head.weight"] for m in (ours, theirs)}
     assert head[ours] == []
     assert [(e.bits, e.size_bytes, e.repeats) for e in head[theirs]] == [(16, 2 * 96 * 32, "model.shared.weight")]

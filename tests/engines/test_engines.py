@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import MBartConfig
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.engines import ENGINES, engine_of, export_model, load_engine
 from dqlib.engines.agreement import agreement
 from dqlib.engines.base import Decoding
 from dqlib.engines.torch_engine import TorchEngine, load_model
 from dqlib.errors import InputError
-from dqlib.presets import preset
+from dqlib.presets import get_preset
 from dqlib.quantizers import quantize
 from dqlib.storage.manifest import MANIFEST, Manifest, opened
 from dqlib.storage.packed import load_packed, save_packed
@@ -91,11 +91,11 @@ def weights_of(folder):
 
 
 @pytest.mark.parametrize("bits", ["2-2-8", "1-1-8", "3-5-8", "4-4-8", "8-8-8"])
-@pytest.mark.parametrize("method", ["dqlib", LSQ], ids=["a scale a row", "a scale a tensor"])
-def test_codes_survive_whatever_their_bits(method, bits, tmp_path):
-    if method is LSQ and bits == "1-1-8":
+@pytest.mark.parametrize("preset", ["dqlib", LSQ], ids=["a scale a row", "a scale a tensor"])
+def test_codes_survive_whatever_their_bits(preset, bits, tmp_path):
+    if preset is LSQ and bits == "1-1-8":
         pytest.skip("no grid of one bit")
-    student = student_of(make_teacher("bart"), "bart", bits, method).eval()
+    student = student_of(make_teacher("bart"), "bart", bits, preset).eval()
     with torch.no_grad():  # a trained scale, whose largest code in a row is any
         for module in quantized_modules(student).values():
             if module.weight_quantizer.learned is not None:
@@ -483,7 +483,7 @@ def test_a_decoding_reads_back_from_json():
 
 
 def test_a_decoder_alone_writes_on_after_its_text():
-    student = make_student(make_teacher("gpt2"), Configuration.parse("2-2-8 0-2")).eval()
+    student = make_student(make_teacher("gpt2"), Config.parse("2-2-8 0-2")).eval()
     engine = TorchEngine(student)
     ids = [[5, 6, 7], [8]]
     assert engine.continues
@@ -563,4 +563,4 @@ def test_the_tokenizer_may_have_fewer_tokens_than_the_model_rows(tokenizer):
     assert sorted(vocabulary.values()) == list(range(VOCABULARY))
     vocabulary = ctranslate._Vocabulary(len(tokenizer) + 2, tokenizer, Decoding(2, (2,), 1)).get_vocab()
     assert vocabulary[f"<id {len(tokenizer) + 1}>"] == len(tokenizer) + 1
-    assert preset("dqlib").position_bits == 8
+    assert get_preset("dqlib").position_bits == 8

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from dqlib.config import Configuration, WeightQuantization
+from dqlib.config import Config, WeightQuantization
 from dqlib.errors import InputError
-from dqlib.presets import preset
+from dqlib.presets import get_preset
 from dqlib.storage.manifest import opened
 from dqlib.storage.packed import load_packed, save_packed
 from dqlib.student import make_student, round_for_storage
@@ -27,7 +27,7 @@ SOURCES = [[10, 11, 12, 13, 14, 15, 2], [30, 31, 2], [40, 41, 42, 43, 44, 2], [5
 
 
 def student_of(teacher, bits):
-    return make_student(teacher, Configuration.parse(f"{bits} 3-2")).eval()
+    return make_student(teacher, Config.parse(f"{bits} 3-2")).eval()
 
 
 def padded(sources):
@@ -100,17 +100,17 @@ def test_rounded_activations_stay_near_the_student(teacher, exported, bits, enco
     assert np.abs(ours - theirs).mean() < 0.05 * theirs.std()
 
 
-PER_GROUP = replace(preset("dqlib"), name="groups", weights=WeightQuantization(linear="per_group_16"))
-ASYMMETRIC = replace(preset("dqlib"), name="asymmetric", weights=WeightQuantization(ternary="asymmetric"))
+PER_GROUP = replace(get_preset("dqlib"), name="groups", weights=WeightQuantization(linear="per_group_16"))
+ASYMMETRIC = replace(get_preset("dqlib"), name="asymmetric", weights=WeightQuantization(ternary="asymmetric"))
 
 
 @pytest.mark.parametrize(
-    ("bits", "method"),
+    ("bits", "preset"),
     [("32-8-8", "dqlib"), ("2-2-8", PER_GROUP), ("2-2-8", ASYMMETRIC)],
     ids=["32-8-8", "groups", "asymmetric"],
 )
-def test_an_encoder_of_int8_is_for_one_scale_a_row_and_others_are_packed(teacher, tmp_path, bits, method):
-    student = make_student(teacher, Configuration.parse(f"{bits} 3-2"), method).eval()
+def test_an_encoder_of_int8_is_for_one_scale_a_row_and_others_are_packed(teacher, tmp_path, bits, preset):
+    student = make_student(teacher, Config.parse(f"{bits} 3-2"), preset).eval()
     export_onnx(student, tmp_path / "onnx")
     assert opened(tmp_path / "onnx", "onnxruntime").about["encoder"] == "packed"
     with pytest.raises(InputError, match=r"^encoder: 'int8' .* packed, since model\.encoder\.layers\.0"):

@@ -7,12 +7,12 @@ HEADLINES = {"summarization": ("rougeL", 26.0), "eli5": ("rougeL", 31.0), "trans
 KEPT = {("8-8-8", "full"): 1.0, ("2-2-8", "full"): 0.96, ("2-2-8", "half"): 0.95, ("2-2-8", "one"): 0.8}
 
 
-def row(task, config, role="student", method="dqlib", kept=1.0):
+def row(task, config, role="student", preset="dqlib", kept=1.0):
     headline, best = HEADLINES[task]
     encoder, decoder = map(int, config.split()[1].split("-"))
     score = best * kept
     return {
-        "task": task, "corpus": task, "role": role, "config": config, "method": method, "a_bits": 8,
+        "task": task, "corpus": task, "role": role, "config": config, "preset": preset, "a_bits": 8,
         "w_bits": int(config.split("-")[0]), "encoder_layers": encoder, "decoder_layers": decoder,
         "headline": headline, "score": score, "score_low": score - 0.7, "score_high": score + 0.7,
         "retention": kept, "compression": 1 / kept + 3, "n_test": 9, "size_bytes": 1e6, "train_steps": 500,
@@ -27,19 +27,19 @@ def metrics(**kept_by_task):
         rows.append(row(task, f"32-32-32 {layers['full']}", "teacher", "fine-tuning"))
         for (bits, shape), kept in (KEPT | kept_by_task.get(task, {})).items():
             rows.append(row(task, f"{bits} {layers[shape]}", kept=kept))
-        rows.append(row(task, f"2-2-8 {layers['full']}", method="quantization-only", kept=0.7))
+        rows.append(row(task, f"2-2-8 {layers['full']}", preset="quantization-only", kept=0.7))
     return pandas.DataFrame(rows)
 
 
 def retention(table, width=0.004):
     rows = table[table.role == "student"]
-    keys = rows[["task", "config", "method", "retention"]]
+    keys = rows[["task", "config", "preset", "retention"]]
     return keys.assign(low=rows.retention - width, high=rows.retention + width)
 
 
 def students(table):
-    rows = table[(table.role == "student") & (table.method == "dqlib")]
-    return rows[["task", "config", "method"]].to_dict("records")
+    rows = table[(table.role == "student") & (table.preset == "dqlib")]
+    return rows[["task", "config", "preset"]].to_dict("records")
 
 
 def positions(table, column="part", values=(1, 2, 3, 4, 5)):
@@ -55,15 +55,15 @@ def accumulation(table, early=1.0, late=3.0, p_value=0.01):
     return pandas.DataFrame([key | {"early": early, "late": late, "p_value": p_value} for key in students(table)])
 
 
-def likeness(table, more_alike=0.05, low=0.01, high=0.09):
+def similarity(table, more_alike=0.05, low=0.01, high=0.09):
     measured = {"decoder": 0.3, "teacher": 0.25, "more_alike": more_alike, "low": low, "high": high}
     return pandas.DataFrame([key | measured for key in students(table)])
 
 
 def comparisons(table, p_value=0.001, difference=5.0):
     rows = []
-    for line in table[table.method == "quantization-only"].itertuples():
-        keys = {"task": line.task, "config": line.config, "method": "dqlib", "headline": line.headline}
+    for line in table[table.preset == "quantization-only"].itertuples():
+        keys = {"task": line.task, "config": line.config, "preset": "dqlib", "headline": line.headline}
         scores = {"score": line.score + difference, "baseline": "quantization-only", "baseline_score": line.score}
         rows.append(keys | scores | {"p_value": p_value})
     return pandas.DataFrame(rows)

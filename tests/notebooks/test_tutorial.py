@@ -4,7 +4,7 @@ import pandas
 import pytest
 import torch
 
-from dqlib.config import Configuration, Scheme, WeightQuantization
+from dqlib.config import Config, Scheme, WeightQuantization
 from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.storage.footprint import footprint
 from dqlib.student import make_student, quantized_modules
@@ -30,7 +30,7 @@ def test_every_value_lies_on_the_grid_that_is_drawn(weight, scheme):
 
 
 def test_bits_a_weight_are_those_of_the_footprint(teacher):
-    student = make_student(teacher, Configuration.parse("2-4-8 1-1"))
+    student = make_student(teacher, Config.parse("2-4-8 1-1"))
     entries = {entry.name: entry for entry in footprint(student)}
     for name, module in quantized_modules(student).items():
         entry = entries.get(f"{name}.weight")
@@ -62,10 +62,10 @@ def test_a_learned_step_comes_near_the_least_error(weight, start):
 
 
 def test_the_teacher_is_like_itself_and_padding_changes_nothing(teacher, batch):
-    seen = tutorial.likeness(teacher, teacher, batch)
+    seen = tutorial.similarity(teacher, teacher, batch)
     assert seen.found.tolist() == [1, 1, 1]
     assert seen.divergence == pytest.approx(0, abs=1e-5)
-    alone = tutorial.likeness(teacher, teacher, collate([Example([30, 31, 32, 2], [33, 2])]))
+    alone = tutorial.similarity(teacher, teacher, collate([Example([30, 31, 32, 2], [33, 2])]))
     assert alone.similarity[0] == pytest.approx(seen.similarity[1], abs=1e-5)
     assert alone.encoder[0] == pytest.approx(seen.encoder[1], abs=1e-5)
 
@@ -77,7 +77,7 @@ def test_similarity_leaves_out_equal_tokens_and_padding():
 
 
 def test_words_follow_the_intervals(teacher, batch):
-    table = tutorial.likeness_table({"teacher": teacher}, teacher, batch, resamples=10)
+    table = tutorial.similarity_table({"teacher": teacher}, teacher, batch, resamples=10)
     assert tutorial.in_words(table) == ""
     table.loc["a student"] = table.loc["teacher"]
     table.loc["a student", ["more alike", "low", "high"]] = 0.2, 0.1, 0.3
@@ -90,10 +90,10 @@ def test_a_short_distillation_changes_the_student_only(teacher):
         teacher, None, pairs, pairs[:2], S.Distillation(steps=1, learning_rate=1e-2, batch_tokens=64)
     )
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    configuration = Configuration.parse("2-2-8 2-1")
-    student = tutorial.distilled(given, configuration, "quantgpt", steps=3, contrastive=0.5)
+    config = Config.parse("2-2-8 2-1")
+    student = tutorial.distilled(given, config, "quantgpt", steps=3, contrastive=0.5)
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
-    untrained = make_student(teacher, configuration, "quantgpt").state_dict()
+    untrained = make_student(teacher, config, "quantgpt").state_dict()
     assert any(not torch.equal(value, untrained[name]) for name, value in student.state_dict().items())
 
 
@@ -107,7 +107,7 @@ def test_hidden_state_finds_the_token_that_stands_out(teacher, batch):
 
 
 def test_every_figure_is_drawn_and_names_its_axes(weight, teacher, batch):
-    table = tutorial.likeness_table({"teacher": teacher}, teacher, batch, resamples=10)
+    table = tutorial.similarity_table({"teacher": teacher}, teacher, batch, resamples=10)
     for figure in (
         tutorial.grids(weight, [(8, "symmetric"), (1, "binary")]),
         tutorial.mosaic(weight, rows=8, columns=8),
@@ -117,7 +117,7 @@ def test_every_figure_is_drawn_and_names_its_axes(weight, teacher, batch):
         tutorial.straight_through(),
         tutorial.learned_steps(weight, 2, (1.0,)),
         tutorial.similarity_maps({"teacher": teacher}, batch),
-        tutorial.likeness_points(table),
+        tutorial.similarity_points(table),
     ):
         assert any(axes.get_xlabel() for axes in figure.axes)
         assert any(axes.get_ylabel() or len(axes.get_yticklabels()) for axes in figure.axes)

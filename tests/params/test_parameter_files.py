@@ -72,11 +72,11 @@ def told(path):
     for name in settings.tasks:
         task = settings.task(name)
         assert task.students()
-        assert task.headline in [configuration for configuration, _ in task.students()]
+        assert task.headline in [config for config, _ in task.students()]
         assert settings.folders(name).teacher
         settings.pretrained_folder(name)
         if task.methods is not None:
-            assert task.methods.cells()
+            assert task.methods.runs()
             task.methods.longer()
     return None
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.study.evaluation.records import COLUMNS, Row, paired_p_value, read_row, write_row
 from dqlib.study.params.paths import PREDICTIONS, Folders, write_text
@@ -21,26 +21,26 @@ def laptop_bench() -> Methods:
 
 
 def test_the_bench_has_every_method_at_every_configuration_that_it_has_a_grid_for():
-    cells = laptop_bench().cells()
-    assert len(cells) == len(set(cells))
+    runs = laptop_bench().runs()
+    assert len(runs) == len(set(runs))
     for seed in laptop_bench().seeds:
-        assert ("dqlib", Configuration.parse("1-1-8 2-4"), seed) in cells
-        assert ("xtc", Configuration.parse("1-1-8 2-4"), seed) in cells
-        assert ("dq-bart-faithful", Configuration.parse("2-2-8 2-2"), seed) in cells
-    assert not [name for name, c, _ in cells if c.w_bits == 1 and name.startswith("dq-bart")]
+        assert ("dqlib", Config.parse("1-1-8 2-4"), seed) in runs
+        assert ("xtc", Config.parse("1-1-8 2-4"), seed) in runs
+        assert ("dq-bart-faithful", Config.parse("2-2-8 2-2"), seed) in runs
+    assert not [name for name, c, _ in runs if c.w_bits == 1 and name.startswith("dq-bart")]
 
 
 def test_the_tutorial_shows_every_method_that_its_notebook_tells_of_and_what_parts_are_worth():
     tutorial = load_settings("tutorial").summarization.methods
     assert tutorial.presets == laptop_bench().presets
-    assert {name for name, *_ in tutorial.cells()} >= {*tutorial.presets, *tutorial.ablations}
+    assert {name for name, *_ in tutorial.runs()} >= {*tutorial.presets, *tutorial.ablations}
     assert tutorial.ablations
     assert set(tutorial.ablation_configs) <= set(tutorial.configs)  # the whole method is there to compare with
 
 
 def test_a_bench_that_is_stopped_early_has_whole_seeds_before_ablations():
     wanted = laptop_bench()
-    names = [name for name, _, _ in wanted.cells()]
+    names = [name for name, _, _ in wanted.runs()]
     first = min(names.index(name) for name in wanted.ablations)
     assert not set(names[first:]) & set(wanted.presets)
 
@@ -52,7 +52,7 @@ def test_the_longest_runs_may_be_fewer_than_the_longer_ones():
     all_of_them = [(n, text) for n in (300, 600, 900) for text in fields["longer_configs"]]
     for longest, runs in (([], all_of_them), (["2-2-8 2-4"], [*all_of_them[:4], all_of_them[5]])):
         found = Methods(**(fields | {"longest_configs": longest})).longer()
-        assert [(steps, str(configuration)) for _, configuration, _, steps in found] == runs
+        assert [(steps, str(config)) for _, config, _, steps in found] == runs
 
 
 @pytest.mark.parametrize(
@@ -90,26 +90,26 @@ def test_the_p_value_is_small_for_a_clear_difference_and_large_for_noise():
 
 @pytest.mark.parametrize(("headline", "metric"), [("rougeL", "rougeL"), ("bleu", "chrf")])
 def test_scores_by_document_are_read_line_by_line_and_those_of_translations_are_chrf(tmp_path, headline, metric):
-    folders, configuration = Folders(tmp_path), Configuration.parse("2-2-8 2-1")
+    folders, config = Folders(tmp_path), Config.parse("2-2-8 2-1")
     for seed, first in ((1, 10.0), (2, 20.0)):
         lines = [{"prediction": "one\u2028line", metric: first}, {"prediction": "two", metric: 50.0}]
         lines.append({"prediction": "three", metric: 99.0, "test_set": "test_unseen"})
-        folder = folders.method("dqlib", configuration.slug, seed)
+        folder = folders.preset("dqlib", config.slug, seed)
         write_row(Row(**dict.fromkeys(COLUMNS) | {"headline": headline}), folder)
         write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    scores = bench._by_document(SimpleNamespace(folders=folders), "dqlib", configuration, [1, 2])
+    scores = bench._by_document(SimpleNamespace(folders=folders), "dqlib", config, [1, 2])
     assert scores.tolist() == [15.0, 50.0]
 
 
 def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):
     study = study_in_a_copy
     run_methods(study)
-    cells = bench_of(study).cells()
-    folders = [study.folders.method(name, c.slug, seed) for name, c, seed in cells]
+    runs = bench_of(study).runs()
+    folders = [study.folders.preset(name, c.slug, seed) for name, c, seed in runs]
     times = [(folder / "row.json").stat().st_mtime_ns for folder in folders]
     run_methods(study)  # nothing is missing
     assert times == [(folder / "row.json").stat().st_mtime_ns for folder in folders]
-    (folders[0] / "made_from.json").write_text("{}")  # of other parameters: made again, to the same bytes
+    (folders[0] / "provenance.json").write_text("{}")  # of other parameters: made again, to the same bytes
     row = (folders[0] / "row.json").read_bytes()
     run_methods(study)
     assert (folders[0] / "row.json").read_bytes() == row
@@ -117,14 +117,14 @@ def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):
 
     table = bench.bench_table(study)
     assert tuple(table.columns) == (*COLUMNS, "baseline", "p_value")
-    assert len(table) == len(cells)
+    assert len(table) == len(runs)
     assert [read_row(folder).score for folder in folders] == table.score.tolist()
-    ours = table[table.method == "dqlib"].iloc[0]
+    ours = table[table.preset == "dqlib"].iloc[0]
     assert ours.baseline == "dq-bart-faithful"
     assert 0 < ours.p_value <= 1
-    assert table[table.method == "dq-bart-faithful"].p_value.isna().all()
+    assert table[table.preset == "dq-bart-faithful"].p_value.isna().all()
     changed = bench.ablation_table(table, bench_of(study))
     assert changed.changed.tolist() == ["fixed-scales"]
-    faithful = table[table.method == "dq-bart-faithful"].iloc[0]
+    faithful = table[table.preset == "dq-bart-faithful"].iloc[0]
     assert faithful.size_bytes > 1.5 * ours.size_bytes  # its head needs the embedding in full precision
     bench.write_bench(study)

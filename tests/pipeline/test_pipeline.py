@@ -69,7 +69,7 @@ def test_every_model_of_every_task_has_a_row_with_the_documented_columns(clone):
     first = metrics[metrics.task == "summarization"]
     assert first.role.tolist() == ["teacher", "student", "student", "student"]
     assert first.config.tolist() == ["32-32-32 2-2", "8-8-8 2-2", "2-2-8 2-1", "2-2-8 2-1"]
-    assert first.method.tolist() == ["fine-tuning", "dqlib", "dqlib", "quantization-only"]
+    assert first.preset.tolist() == ["fine-tuning", "dqlib", "dqlib", "quantization-only"]
     assert first.compression.is_monotonic_increasing
     assert first.bleu.isna().all()
     assert metrics[metrics.task == "translation"].bleu.notna().all()
@@ -158,7 +158,7 @@ def test_the_bench_is_a_group_of_its_own(clone):
     call(clone, "dvc", "repro", "-q", "methods")
     table = pandas.read_csv(results / "methods.csv")
     assert tuple(table.columns) == (*COLUMNS, "baseline", "p_value")
-    assert table.method.tolist() == ["dq-bart-faithful", "dqlib"]
+    assert table.preset.tolist() == ["dq-bart-faithful", "dqlib"]
     assert (results / "methods" / "methods.svg").read_text().count("<svg") == 1
     assert "dq-bart-faithful" in (results / "methods" / "README.md").read_text()
     assert "up to date" in call(clone, "dvc", "repro", "methods")

@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BartConfig, BartForConditionalGeneration
 
-from dqlib.config import Configuration
-from dqlib.presets import preset
+from dqlib.config import Config
+from dqlib.presets import get_preset
 from dqlib.storage.footprint import fp32_size_bytes, size_bytes
 from dqlib.student import make_student, supervision_maps
 from dqlib.study.params.paths import project_root
@@ -67,7 +67,7 @@ def test_every_profile_is_planned_and_nothing_is_made(name, no_network, monkeypa
         assert each.all_tokens == each.steps * each.tokens
         assert all(map(math.isfinite, (each.operations, each.hours)))
         assert min(each.operations, each.memory.total, each.parameters, each.checkpoint_bytes) > 0
-        bits = Configuration.parse(each.config).w_bits
+        bits = Config.parse(each.config).w_bits
         assert each.compression is None or bits == 32 or each.compression > 2
     assert {each.stage for each in told.trainings} <= {stage.name for stage in told.stages}
     assert str(told).count("\n") > len(told.trainings)
@@ -103,8 +103,8 @@ def test_sizes_and_parameters_are_those_of_models_that_are_there(tmp_path, monke
         if each.size_bytes is None:
             assert each.parameters == sum(parameter.numel() for parameter in teacher.parameters())
             continue
-        config, method = each.name.rsplit(" ", 1) if "bench" not in each.name else (each.config, each.name.split()[-1])
-        student = make_student(teacher, Configuration.parse(config), method)
+        config, preset = each.name.rsplit(" ", 1) if "bench" not in each.name else (each.config, each.name.split()[-1])
+        student = make_student(teacher, Config.parse(config), preset)
         assert each.size_bytes == size_bytes(student), each.name
         assert each.compression == fp32_size_bytes(teacher) / size_bytes(student)
         assert each.model_bytes == 4 * sum(parameter.numel() for parameter in student.parameters())
@@ -120,9 +120,9 @@ def test_sizes_and_parameters_are_those_of_models_that_are_there(tmp_path, monke
     planning.empty_teacher.cache_clear()
     planning._stored_size.cache_clear()
     assert planning.empty_teacher(m, 700, "bart").device.type == "meta"
-    for method in presets:
-        student = make_student(bart, Configuration.parse("2-2-8 3-1"), method)
-        assert planning.student_size(m, 700, "bart", "2-2-8 3-1", method)[0] == size_bytes(student), method
+    for preset in presets:
+        student = make_student(bart, Config.parse("2-2-8 3-1"), preset)
+        assert planning.student_size(m, 700, "bart", "2-2-8 3-1", preset)[0] == size_bytes(student), preset
 
 
 def texts(vocabulary, batch, source, target):
@@ -138,10 +138,10 @@ def step_of(settings, name):
     teacher = model = new_model(spec.model, spec.corpus.vocab_size)
     objective, loop = TaskObjective(0.1), spec.finetune
     if name != "teacher":
-        configuration, method = Configuration.parse(told.config), preset(name.split()[-1])
-        model, loop = make_student(teacher, configuration, method), spec.distill
-        if method.loss.of_teacher:
-            objective = DistillationObjective(teacher, supervision_maps(configuration, teacher), method.loss)
+        config, preset = Config.parse(told.config), get_preset(name.split()[-1])
+        model, loop = make_student(teacher, config, preset), spec.distill
+        if preset.loss.of_teacher:
+            objective = DistillationObjective(teacher, supervision_maps(config, teacher), preset.loss)
     lengths = spec.corpus.source_tokens, spec.corpus.target_tokens
     count = loop.batch_tokens // loop.micro_batches // sum(lengths)
     batch = texts(spec.corpus.vocab_size, count, *lengths)

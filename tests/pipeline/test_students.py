@@ -12,7 +12,7 @@ from dqlib.study.pipeline.students import main, run_students
 from dqlib.study.pipeline.study import Study
 from dqlib.study.process import workers as pool
 from dqlib.study.process.launch import JobError
-from dqlib.study.process.workers import Work, run_all
+from dqlib.study.process.workers import Job, run_all
 from dqlib.study.report import tables
 
 
@@ -25,7 +25,7 @@ def fail(message):
 
 
 def test_work_is_done_in_other_processes_of_one_thread(tmp_path):
-    run_all("test", [Work(str(i), write_environment, (tmp_path / str(i),)) for i in range(3)])
+    run_all("test", [Job(str(i), write_environment, (tmp_path / str(i),)) for i in range(3)])
     told = [(tmp_path / str(i)).read_text().split() for i in range(3)]
     assert str(os.getpid()) not in {process for process, _ in told}
     assert {threads for _, threads in told} == {"1"}
@@ -43,7 +43,7 @@ def test_each_accelerator_has_one_work_at_a_time(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert (pool.devices(), pool.at_a_time()) == (["0", "1"], 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    run_all("test", [Work(str(i), write_device, (tmp_path / str(i),)) for i in range(3)])
+    run_all("test", [Job(str(i), write_device, (tmp_path / str(i),)) for i in range(3)])
     assert {(tmp_path / str(i)).read_text() for i in range(3)} <= {"3 4", "5 4"}
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
@@ -52,9 +52,9 @@ def test_each_accelerator_has_one_work_at_a_time(tmp_path, monkeypatch):
 
 def test_a_failure_is_named_and_what_was_made_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "available_cores", lambda: 1)
-    works = [Work("first", write_environment, (tmp_path / "a",)), Work("second", fail, ("no memory",))]
+    jobs = [Job("first", write_environment, (tmp_path / "a",)), Job("second", fail, ("no memory",))]
     with pytest.raises(JobError, match="test, second: no memory"):
-        run_all("test", works)
+        run_all("test", jobs)
     assert (tmp_path / "a").is_file()
 
 
@@ -76,8 +76,8 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(study_i
     names = ["2-2-8_2-1", "2-2-8_2-1_quantization-only", "8-8-8_2-2"]
     assert sorted(path.name for path in folder.iterdir()) == names
     rows = {name: read_row(folder / name) for name in names}
-    assert rows["2-2-8_2-1"].method == "dqlib"
-    assert rows["2-2-8_2-1_quantization-only"].method == "quantization-only"
+    assert rows["2-2-8_2-1"].preset == "dqlib"
+    assert rows["2-2-8_2-1_quantization-only"].preset == "quantization-only"
     assert "logits" not in pandas.read_csv(folder / "2-2-8_2-1_quantization-only" / "log.csv")
 
     times = {name: (folder / name / "row.json").stat().st_mtime_ns for name in names}
@@ -90,7 +90,7 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(study_i
     assert compared.config.tolist() == ["2-2-8 2-1"]
     assert compared.baseline.tolist() == ["quantization-only"]
     kept = tables.collect_retention([study])
-    assert list(zip(kept.config, kept.method, strict=True)) == [(m.row.config, m.row.method) for m in models[1:]]
+    assert list(zip(kept.config, kept.preset, strict=True)) == [(m.row.config, m.row.preset) for m in models[1:]]
     assert kept.retention.equals(pandas.Series([m.row.retention for m in models[1:]], dtype=float))
     assert not (
         kept.low > kept.high
@@ -99,8 +99,8 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(study_i
         assert model.resampled.shape == (tables.RESAMPLES,)
         assert model.resampled.mean() == pytest.approx(model.row.score, abs=0.1)
     sizes = tables.collect_sizes([study])
-    for (config, method), parts in sizes.groupby(["config", "method"]):
-        (row,) = [row for row in rows.values() if (row.config, row.method) == (config, method)]
+    for (config, preset), parts in sizes.groupby(["config", "preset"]):
+        (row,) = [row for row in rows.values() if (row.config, row.preset) == (config, preset)]
         assert parts.bytes.sum() == row.size_bytes
 
     changed(params, steps=3)

@@ -42,7 +42,7 @@ def imported(path: Path) -> frozenset[str]:
     """Modules of this package that a file or a notebook imports, as paths in it."""
     text, found = path.read_text(), set()
     if path.suffix == ".ipynb":
-        text = "\n".join(cell.source for cell in nbformat.reads(text, 4).cells if cell.cell_type == "code")
+        text = "\n".join(run.source for run in nbformat.reads(text, 4).runs if run.cell_type == "code")
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "dqlib":
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]

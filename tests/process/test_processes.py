@@ -32,7 +32,7 @@ from dqlib.study.training.loop import DistillationObjective, make_accelerator, t
 out = Path(sys.argv[1])
 torch.manual_seed(0)
 teacher = MBartForConditionalGeneration(MBartConfig(**TINY, encoder_layers=2, decoder_layers=2))
-student = make_student(teacher, Configuration.parse("4-4-32 2-1"))
+student = make_student(teacher, Config.parse("4-4-32 2-1"))
 training = S.Training(steps=6, learning_rate=1e-3, batch_tokens=400, validations=2)
 accelerator = make_accelerator(0)
 objective = DistillationObjective(teacher, LayerMaps([0, 1], [1]), LossWeights())
@@ -118,7 +118,7 @@ def test_a_job_under_accelerate_launch_gives_what_one_process_gives(made_study):
         assert not [path for path in teacher.parent.iterdir() if path.name.startswith(".")]
     (log_one, predictions_one, row_one), (log_two, predictions_two, row_two) = found[1], found[2]
     assert log_one[0] == log_two[0]
-    numbers = [torch.tensor([[float(cell or 0) for cell in row] for row in log[1:]]) for log in (log_one, log_two)]
+    numbers = [torch.tensor([[float(run or 0) for run in row] for row in log[1:]]) for log in (log_one, log_two)]
     torch.testing.assert_close(*numbers, atol=1e-5, rtol=1e-5)
     assert len(predictions_two) == 5
     assert predictions_one == predictions_two

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import MBartConfig, MBartForConditionalGeneration
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.student import make_student, round_for_storage, save_student
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from tests.conftest import TINY
@@ -83,7 +83,7 @@ def test_the_agreement_of_engines_is_written(agreement, tmp_path):
     tokenizer = train_tokenizer(["return the sum of all numbers"] * 4, 300, 24)
     torch.manual_seed(0)
     config = MBartConfig(**TINY | {"vocab_size": len(tokenizer)}, encoder_layers=1, decoder_layers=1)
-    student = make_student(MBartForConditionalGeneration(config), Configuration.parse("2-2-8 1-1"))
+    student = make_student(MBartForConditionalGeneration(config), Config.parse("2-2-8 1-1"))
     round_for_storage(student)
     save_student(student, tmp_path / "student")
     tokenizer.save_pretrained(tmp_path / "student")

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.storage.footprint import fp32_size_bytes
 from dqlib.storage.manifest import packed_size_bytes
 from dqlib.storage.reading import read_tokenizer
@@ -39,7 +39,7 @@ def test_the_readme_packs_a_student_and_lets_it_write(tmp_path, monkeypatch, cap
     (code, *_) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     folder = Path(re.search(r'folder = "(.*?)"', code)[1])
-    student = make_student(save_checkpoint(folder), Configuration.parse("2-2-8 6-3"))
+    student = make_student(save_checkpoint(folder), Config.parse("2-2-8 6-3"))
     round_for_storage(student)
     save_student(student, folder)
     exec(code)

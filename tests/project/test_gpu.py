@@ -7,8 +7,8 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import MBartConfig, MBartForConditionalGeneration
 
-from dqlib.config import Configuration, Scheme
-from dqlib.presets import preset
+from dqlib.config import Config, Scheme
+from dqlib.presets import get_preset
 from dqlib.quantizers import fake_quantize_activation, initial_learned, quantize
 from dqlib.student import make_student, set_attention_maps, supervision_maps
 from dqlib.study.params import settings as S
@@ -33,10 +33,10 @@ def _products_in_full_precision():
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def pair(config="2-2-8 2-1", method="dqlib"):
+def pair(config="2-2-8 2-1", preset="dqlib"):
     torch.manual_seed(0)
     teacher = MBartForConditionalGeneration(MBartConfig(**TINY, encoder_layers=2, decoder_layers=2)).eval()
-    return teacher, make_student(teacher, Configuration.parse(config), method)
+    return teacher, make_student(teacher, Config.parse(config), preset)
 
 
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_row", "per_group_8"])
@@ -82,16 +82,16 @@ def test_attention_maps_are_those_of_the_cpu(kind):
                 torch.testing.assert_close(other.cpu(), one, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["dqlib", "quantgpt", "dq-bart-faithful"])
-def test_losses_and_gradients_of_a_step_are_those_of_the_cpu(method):
-    weights, examples = preset(method).loss, copying(8, 2)
+@pytest.mark.parametrize("preset", ["dqlib", "quantgpt", "dq-bart-faithful"])
+def test_losses_and_gradients_of_a_step_are_those_of_the_cpu(preset):
+    weights, examples = get_preset(preset).loss, copying(8, 2)
 
     def step(device):
         # in full precision: on a grid, a last bit that differs moves an activation to the next code
-        teacher, student = pair("32-32-32 2-1", method)
+        teacher, student = pair("32-32-32 2-1", preset)
         for model in (teacher, student):
             set_attention_maps(model.to(device), weights.attention_maps)
-        objective = DistillationObjective(teacher, supervision_maps(student.dqlib_configuration, teacher), weights)
+        objective = DistillationObjective(teacher, supervision_maps(student.dqlib_config, teacher), weights)
         terms = objective.terms(student, collate(examples).to(torch.device(device)), _tokens([examples]))
         sum(objective.weight(name) * value for name, value in terms.items()).backward()
         gradients = {name: p.grad.cpu() for name, p in student.named_parameters() if p.grad is not None}
@@ -119,8 +119,8 @@ def test_steps_of_the_training_loop_are_finite(precision, tmp_path):
     accelerator = make_accelerator(0, precision)
     assert accelerator.device.type == DEVICE
     training = S.Training(steps=4, learning_rate=1e-3, batch_tokens=200, validations=1, precision=precision)
-    maps = supervision_maps(student.dqlib_configuration, teacher)
-    objective = DistillationObjective(teacher.to(accelerator.device), maps, preset("dqlib").loss)
+    maps = supervision_maps(student.dqlib_config, teacher)
+    objective = DistillationObjective(teacher.to(accelerator.device), maps, get_preset("dqlib").loss)
     data, held_out = steps(copying(60, 0), training), copying(11, 1)
     train(student, objective, data, held_out, training, accelerator, tmp_path / "log.csv", "t")
     assert all(torch.isfinite(parameter).all() for parameter in student.parameters())

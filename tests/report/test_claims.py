@@ -19,7 +19,7 @@ def verdicts(metrics=None, **changed):
         "comparisons": grid.comparisons(metrics),
         "retention": grid.retention(metrics),
         "accumulation": grid.accumulation(metrics),
-        "likeness": grid.likeness(metrics),
+        "similarity": grid.similarity(metrics),
     } | changed
     table = claims_table(Tables(metrics, **tables))
     return {(row.claim[1], row.task, row.claim): row.verdict for row in table.itertuples()}
@@ -81,9 +81,9 @@ def test_errors_accumulate_only_where_the_end_loses_more(wrong, verdict):
 
 def test_tokens_are_alike_only_where_the_interval_is_above_zero():
     metrics = grid.metrics()
-    found = verdicts(metrics, likeness=grid.likeness(metrics, low=-0.01))
+    found = verdicts(metrics, similarity=grid.similarity(metrics, low=-0.01))
     assert of(found, "f", "summarization") == ["not decided"]
-    found = verdicts(metrics, likeness=grid.likeness(metrics, low=-0.02, high=-0.01))
+    found = verdicts(metrics, similarity=grid.similarity(metrics, low=-0.02, high=-0.01))
     assert of(found, "f", "summarization") == ["does not agree"]
 
 
@@ -97,7 +97,7 @@ def test_a_study_of_one_task_has_the_claims_that_it_can_answer():
 
 def test_numbers_in_the_table_are_those_of_the_metrics():
     metrics = grid.metrics(summarization={("2-2-8", "half"): 0.9321})
-    others = grid.comparisons(metrics), grid.retention(metrics), grid.accumulation(metrics), grid.likeness(metrics)
+    others = grid.comparisons(metrics), grid.retention(metrics), grid.accumulation(metrics), grid.similarity(metrics)
     table = claims_table(Tables(metrics, *others))
     line = table[(table.task == "summarization") & table.claim.str.startswith("(b)")].iloc[0]
     assert "93.2% (92.8 to 93.6)" in line.measured
@@ -119,7 +119,7 @@ def test_beside_a_teacher_that_scores_zero_nothing_is_decided_and_all_else_goes_
 
     pairs = [
         (trained({}, 1.0, best if row.task == "summarization" else row.score / row.retention),
-         trained({"task": row.task, "config": row.config, "method": row.method}, row.retention, row.score))
+         trained({"task": row.task, "config": row.config, "preset": row.preset}, row.retention, row.score))
         for row in metrics[students].itertuples()
     ]  # fmt: skip
     monkeypatch.setattr(tables, "_pairs", lambda _: pairs)
@@ -127,7 +127,7 @@ def test_beside_a_teacher_that_scores_zero_nothing_is_decided_and_all_else_goes_
     found = verdicts(metrics, retention=retention)
     assert of(found, "b", "summarization") == ["not decided"]
     assert of(found, "b", "eli5") == ["does not agree"]
-    others = grid.comparisons(metrics), retention, grid.accumulation(metrics), grid.likeness(metrics)
+    others = grid.comparisons(metrics), retention, grid.accumulation(metrics), grid.similarity(metrics)
     table = claims_table(Tables(metrics, *others))
     told = " ".join(table.measured[table.claim.str.match(r"\([bcd]\)")])
     assert "summarization not decided" in told

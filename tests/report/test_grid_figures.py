@@ -86,7 +86,7 @@ def test_methods_that_are_not_built_in_are_told_apart_in_the_figure_of_the_bench
     bench = load_settings("tutorial").summarization.methods
     names = ["dqlib", "mine", "yours"]
     object.__setattr__(bench, "presets", names)
-    rows = [grid.row("summarization", "2-2-8 2-2", method=name) for name in names]
+    rows = [grid.row("summarization", "2-2-8 2-2", preset=name) for name in names]
     (axes,) = methods_figure(pandas.DataFrame(rows), bench, "summarization").axes
     drawn = {line.get_label(): line.get_color() for line in axes.lines if line.get_label() in names}
     assert drawn == {name: figures.colour_of(name) for name in names}
@@ -95,15 +95,15 @@ def test_methods_that_are_not_built_in_are_told_apart_in_the_figure_of_the_bench
 
 def test_training_curves_show_every_row_of_the_log_and_name_what_they_measure():
     steps = range(1, 9)
-    log = {"logits": [4.8, 2.0, 1.0, *[0.4] * 5], "step": steps, "method": "dqlib", "model": "2-2-8 1-1"}
-    small = {"logits": [0.0003, *[0.01] * 7], "step": steps, "method": "dqlib", "model": "8-8-8 2-4"}
+    log = {"logits": [4.8, 2.0, 1.0, *[0.4] * 5], "step": steps, "preset": "dqlib", "model": "2-2-8 1-1"}
+    small = {"logits": [0.0003, *[0.01] * 7], "step": steps, "preset": "dqlib", "model": "8-8-8 2-4"}
     curves = pandas.concat([pandas.DataFrame(log), pandas.DataFrame(small)])
     (axes,) = figures.training_curves(curves).axes
     low, high = axes.get_ylim()
     assert low < 0.0003
     assert high > 4.8
     assert axes.get_ylabel() == "divergence from the teacher (nats a token)"
-    (axes,) = figures.training_curves(curves.assign(method="dq-bart")).axes
+    (axes,) = figures.training_curves(curves.assign(preset="dq-bart")).axes
     assert "nats" not in axes.get_ylabel()  # its logits are compared by squared difference
 
 

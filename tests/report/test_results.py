@@ -62,13 +62,13 @@ def test_the_results_come_from_the_committed_parameters(study, metrics):
     for name in settings.tasks:
         task = settings.task(name)
         students = metrics[(metrics.role == "student") & (metrics.task == name)]
-        rows = list(zip(students.config, students.method, strict=True))
-        assert rows == [(str(configuration), method) for configuration, method in task.students()]
+        rows = list(zip(students.config, students.preset, strict=True))
+        assert rows == [(str(config), preset) for config, preset in task.students()]
         assert set(students.train_steps) == {task.distill.steps}
 
 
 def test_the_claims_are_those_of_the_tables(study, metrics):
-    names = ("comparisons", "retention", "accumulation", "likeness")
+    names = ("comparisons", "retention", "accumulation", "similarity")
     tables = {name: pandas.read_csv(study[0] / f"{name}.csv") for name in names}
     claims = claims_table(Tables(metrics, **tables))
     assert claims.equals(pandas.read_csv(study[0] / "claims.csv"))
@@ -80,17 +80,17 @@ def bench_rows():
 
 
 def test_the_bench_has_a_row_a_run_of_the_committed_parameters(bench_rows):
-    cells = bench_of(Study(LAPTOP)).cells()
-    rows = set(zip(bench_rows.method, bench_rows.config, bench_rows.seed, strict=True))
+    runs = bench_of(Study(LAPTOP)).runs()
+    rows = set(zip(bench_rows.preset, bench_rows.config, bench_rows.seed, strict=True))
     assert tuple(bench_rows.columns) == BENCH_COLUMNS
     assert len(rows) == len(bench_rows)
-    assert rows == {(name, str(configuration), seed) for name, configuration, seed in cells}
+    assert rows == {(name, str(config), seed) for name, config, seed in runs}
     assert bench_rows.train_steps.nunique() == 1
     assert bench_rows.n_test.nunique() == 1
 
 
 def test_the_bench_compares_with_the_reference_and_at_one_bit_with_xtc(bench_rows):
-    ours = bench_rows[bench_rows.method == "dqlib"]
+    ours = bench_rows[bench_rows.preset == "dqlib"]
     expected = ours.w_bits.map(lambda bits: "xtc" if bits == 1 else "dq-bart-faithful")
     assert (ours.baseline == expected).all()
     assert ours.p_value.between(0, 1).all()

@@ -13,10 +13,10 @@ import safetensors.torch
 import torch
 from transformers import BartConfig, BartForConditionalGeneration, pipeline
 
-from dqlib.config import ActivationQuantization, Configuration, WeightQuantization
+from dqlib.config import ActivationQuantization, Config, WeightQuantization
 from dqlib.errors import InputError
 from dqlib.layers import QuantLinear
-from dqlib.presets import preset
+from dqlib.presets import get_preset
 from dqlib.quantizers import quantize
 from dqlib.storage import packed as packed_module
 from dqlib.storage.account import account
@@ -32,14 +32,14 @@ from tests.helpers.folders import reconfigure, reseal
 
 #: Methods that have every kind of grid, granularity, zero point and trained scale between them.
 ASYMMETRIC = replace(
-    preset("dqlib"),
+    get_preset("dqlib"),
     name="asymmetric",
     weights=WeightQuantization(ternary="asymmetric", uniform="asymmetric", linear="per_group_4", clip=0.5, factor=True),
     activations=ActivationQuantization(granularity="per_tensor", unsigned=False, clip=2.5),
     position_bits=5,
 )
 LSQ = replace(
-    preset("dqlib"), name="lsq", weights=WeightQuantization(ternary="lsq", uniform="lsq", linear="per_tensor")
+    get_preset("dqlib"), name="lsq", weights=WeightQuantization(ternary="lsq", uniform="lsq", linear="per_tensor")
 )
 STUDENTS = [
     *((name, "dqlib", "2-2-8") for name in CASES),
@@ -53,15 +53,15 @@ STUDENTS = [
     ("gpt2", "dq-bart", "2-2-8"),
 ]
 EVERY = pytest.mark.parametrize(
-    ("name", "method", "bits"),
+    ("name", "preset", "bits"),
     STUDENTS,
-    ids=[f"{name} {getattr(method, 'name', method)} {bits}" for name, method, bits in STUDENTS],
+    ids=[f"{name} {getattr(preset, 'name', preset)} {bits}" for name, preset, bits in STUDENTS],
 )
 
 
-def trained(name="bart", method="dqlib", bits="2-2-8"):
+def trained(name="bart", preset="dqlib", bits="2-2-8"):
     """A student whose trained scales and buffers are what training leaves, rounded as before an evaluation."""
-    student = student_of(make_teacher(name), name, bits, method).eval()
+    student = student_of(make_teacher(name), name, bits, preset).eval()
     with torch.no_grad():
         for module in quantized_modules(student).values():
             if module.weight_quantizer.learned is not None:
@@ -102,8 +102,8 @@ def tokenizer():
 
 
 @EVERY
-def test_a_packed_model_is_the_student_bit_for_bit_in_the_bytes_that_are_counted(name, method, bits, tmp_path):
-    student = trained(name, method, bits)
+def test_a_packed_model_is_the_student_bit_for_bit_in_the_bytes_that_are_counted(name, preset, bits, tmp_path):
+    student = trained(name, preset, bits)
     save_packed(student, tmp_path / "once")
     loaded = load_packed(tmp_path / "once")
     assert type(loaded) is type(student)
@@ -173,7 +173,7 @@ def test_the_pipelines_that_the_readme_names_take_a_packed_model(name, task, tok
     assert f"`{task}`" in (project_root() / "README.md").read_text()
     case = CASES[name]
     config = type(case.config).from_dict(case.config.to_dict() | {"vocab_size": len(tokenizer)})
-    student = quantize_model(case.model(config), Configuration.parse("2-2-8 " + case.depths)).eval()
+    student = quantize_model(case.model(config), Config.parse("2-2-8 " + case.depths)).eval()
     round_for_storage(student)
     save_packed(student, tmp_path / "packed", tokenizer)
     inputs = load_packed(tmp_path / "packed"), load_tokenizer(tmp_path / "packed")
@@ -183,15 +183,15 @@ def test_the_pipelines_that_the_readme_names_take_a_packed_model(name, task, tok
 
 
 @pytest.mark.parametrize(
-    ("name", "method"),
+    ("name", "preset"),
     [
         ("bart", "dq-bart-faithful"),
         ("marian", "quantgpt"),
         ("gpt2", "dqlib"),
     ],
 )
-def test_a_saved_student_packs_as_the_one_that_was_saved(name, method, tmp_path):
-    student = trained(name, method)
+def test_a_saved_student_packs_as_the_one_that_was_saved(name, preset, tmp_path):
+    student = trained(name, preset)
     save_packed(student, tmp_path / "once")
     save_student(student, tmp_path / "student")
     save_packed(load_student(tmp_path / "student"), tmp_path / "again")
@@ -220,8 +220,8 @@ def test_the_reader_in_the_description_reads_what_is_written(tmp_path):
     text = (project_root() / "docs" / "packed-format.md").read_text()
     described: dict = {}
     exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], described)
-    for name, method, bits in [*STUDENTS[::3], ("gpt2", ASYMMETRIC, "8-4-8"), ("bart", "dq-bart-faithful", "2-2-8")]:
-        save_packed(trained(name, method, bits), tmp_path / "packed")
+    for name, preset, bits in [*STUDENTS[::3], ("gpt2", ASYMMETRIC, "8-4-8"), ("bart", "dq-bart-faithful", "2-2-8")]:
+        save_packed(trained(name, preset, bits), tmp_path / "packed")
         state = load_packed(tmp_path / "packed").state_dict()
         read = described["read"](tmp_path / "packed")
         assert read.keys() == state.keys()
@@ -240,7 +240,7 @@ def test_a_model_of_real_shape_is_as_small_as_claimed(tmp_path):
         for parameter in model.parameters():
             parameter.uniform_(-0.1, 0.1)
     model.tie_weights()
-    quantize_model(model, Configuration.parse("2-2-8 1-1"))
+    quantize_model(model, Config.parse("2-2-8 1-1"))
     round_for_storage(model)
     save_packed(model, tmp_path)
     told = account(tmp_path, teacher_bytes=557_882_724)  # BART-base in fp32
@@ -252,7 +252,7 @@ def test_a_model_of_real_shape_is_as_small_as_claimed(tmp_path):
 
 
 def test_a_full_head_costs_what_the_account_says():
-    ours, theirs = (account(trained("bart", method)) for method in ("dqlib", "dq-bart-faithful"))
+    ours, theirs = (account(trained("bart", preset)) for preset in ("dqlib", "dq-bart-faithful"))
     positions = ours.parts["positions"]  # which the faithful one leaves in full precision
     more = theirs.total.size_bytes - theirs.parts["rest"].size_bytes - theirs.parts["scales"].size_bytes
     less = ours.with_full_head(2) - ours.parts["rest"].size_bytes - ours.parts["scales"].size_bytes

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BartForConditionalGeneration, GenerationConfig
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.engines.torch_engine import TorchEngine, load_model
 from dqlib.errors import InputError
 from dqlib.storage.manifest import MANIFEST
@@ -281,7 +281,7 @@ def test_a_student_whose_settings_could_not_be_read_again_is_not_made(tmp_path):
     teacher = make_teacher("bart")
     teacher.generation_config = GenerationConfig(stop_strings=["the"])
     with pytest.raises(InputError, match=r"^generation_config, stop_strings: "):
-        make_student(teacher, Configuration.parse("2-2-8 2-1"))
+        make_student(teacher, Config.parse("2-2-8 2-1"))
 
 
 def test_weights_in_several_files_are_read_from_their_folder_alone(folders):

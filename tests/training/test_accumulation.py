@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import MBartConfig, MBartForConditionalGeneration
 
-from dqlib.config import Configuration, LossWeights
-from dqlib.presets import preset
+from dqlib.config import Config, LossWeights
+from dqlib.presets import get_preset
 from dqlib.student import make_student, set_attention_maps, supervision_maps
 from dqlib.study.training.batches import Example, collate
 from dqlib.study.training.loop import DistillationObjective, TaskObjective, _tokens
@@ -21,7 +21,7 @@ TERMS = {
     "attention-scores": LossWeights(**NONE | {"attention": 1.0}, attention_maps="scores"),
     "hidden": LossWeights(**NONE | {"hidden": 1.0}),
     "contrastive": LossWeights(**NONE, contrastive=1.0, momentum=0.0),
-    "dqlib": preset("dqlib").loss,
+    "dqlib": get_preset("dqlib").loss,
 }
 CONFIGURATIONS = ["32-32-32 2-1", "2-2-8 2-1"]
 
@@ -29,7 +29,7 @@ CONFIGURATIONS = ["32-32-32 2-1", "2-2-8 2-1"]
 def models(config):
     torch.manual_seed(0)
     teacher = MBartForConditionalGeneration(MBartConfig(**TINY, encoder_layers=2, decoder_layers=2)).double()
-    student = make_student(teacher, Configuration.parse(config))
+    student = make_student(teacher, Config.parse(config))
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))  # else its first layers are the teacher's
@@ -41,7 +41,7 @@ def gradients(config, examples, parts, weights, steps=1, bank=None):
     teacher, student = models(config)
     for model in (teacher, student):
         set_attention_maps(model, weights.attention_maps)
-    maps = supervision_maps(Configuration.parse(config), teacher)
+    maps = supervision_maps(Config.parse(config), teacher)
     objective = DistillationObjective(teacher, maps, weights) if weights.of_teacher else TaskObjective()
     size = -(-len(examples) // parts)
     micro_batches = [examples[i : i + size] for i in range(0, len(examples), size)]
@@ -99,7 +99,7 @@ def test_a_memory_bank_sees_micro_batches_one_after_another():
 
 def test_the_reduction_of_the_published_code_grows_with_the_number_of_micro_batches():
     # It takes means over each micro-batch, and a step is their sum: use it with one micro-batch, as the bench does.
-    weights = preset("dq-bart-faithful").loss
+    weights = get_preset("dq-bart-faithful").loss
     examples = [Example([10 + i, 20 + i, 2], [30 + i, 40 + i, 2]) for i in range(8)]  # of one length: no padding
     loss, _ = gradients(CONFIGURATIONS[0], examples, 1, weights)
     split_loss, _ = gradients(CONFIGURATIONS[0], examples, 2, weights)

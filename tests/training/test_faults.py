@@ -67,8 +67,8 @@ def test_a_notebook_that_fails_fails_its_stage_and_is_kept_with_its_error(tmp_pa
     (tmp_path / "profiles").symlink_to(ROOT / "profiles")
     without_git(tmp_path)
     sources = ["print('begun')", "raise ValueError('no such column')", "open('results.csv', 'w').write('new')"]
-    cells = [nbformat.v4.new_code_cell('params = "tutorial"', metadata={"tags": ["parameters"]})]
-    notebook = nbformat.v4.new_notebook(cells=[*cells, *map(nbformat.v4.new_code_cell, sources)], metadata=PYTHON)
+    runs = [nbformat.v4.new_code_cell('params = "tutorial"', metadata={"tags": ["parameters"]})]
+    notebook = nbformat.v4.new_notebook(runs=[*runs, *map(nbformat.v4.new_code_cell, sources)], metadata=PYTHON)
     nbformat.write(notebook, tmp_path / "notebooks" / "broken.ipynb")
     executed = "runs/tutorial/notebooks/broken"
     stage = {
@@ -86,7 +86,7 @@ def test_a_notebook_that_fails_fails_its_stage_and_is_kept_with_its_error(tmp_pa
     assert "Traceback" not in done.stderr + done.stdout
     assert f"with the whole traceback: {tmp_path / executed}.ipynb" in done.stderr
     kept = nbformat.read(tmp_path / f"{executed}.ipynb", 4)
-    outputs = [output for cell in kept.cells if cell.cell_type == "code" for output in cell.outputs]
+    outputs = [output for run in kept.runs if run.cell_type == "code" for output in run.outputs]
     assert any("begun" in output.get("text", "") for output in outputs)
     assert any("no such column" in output.get("evalue", "") for output in outputs)
     assert (tmp_path / "results.csv").read_text() == "old"
@@ -221,9 +221,9 @@ def test_ctrl_c_stops_a_stage_with_its_notebook(tmp_path):
     (tmp_path / "profiles").symlink_to(ROOT / "profiles")
     (tmp_path / "dvc.yaml").touch()
     sources = ['params = "tutorial"', "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(600)"]
-    cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    cells[0].metadata["tags"] = ["parameters"]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=PYTHON), tmp_path / "notebooks" / "long.ipynb")
+    runs = [nbformat.v4.new_code_cell(source) for source in sources]
+    runs[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(runs=runs, metadata=PYTHON), tmp_path / "notebooks" / "long.ipynb")
     pid = tmp_path / "pid"
     command = [sys.executable, "-m", "dqlib.study.pipeline.notebook", "long", "--params", "tutorial"]
     before = os.getcwd()

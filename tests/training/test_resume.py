@@ -34,7 +34,7 @@ from tests.training.test_train import copying
 from dqlib import files
 from dqlib.config import Configuration, LossWeights
 from dqlib.losses import LayerMaps
-from dqlib.presets import preset
+from dqlib.presets import get_preset
 from dqlib.student import make_student
 from dqlib.study.params import settings as S
 from dqlib.study.training.batches import infill, steps
@@ -45,13 +45,13 @@ def work(folder):
     torch.manual_seed(0)
     teacher = MBartForConditionalGeneration(MBartConfig(**TINY, encoder_layers=2, decoder_layers=2))
     teacher.config.dropout = 0.1
-    student = make_student(teacher, Configuration.parse("2-2-8 2-1"), "quantgpt")
+    student = make_student(teacher, Config.parse("2-2-8 2-1"), "quantgpt")
     for layer in student.modules():
         if hasattr(layer, "dropout") and isinstance(layer.dropout, float):
             layer.dropout = 0.1  # so that random states matter
     training = S.Training(steps=24, learning_rate=1e-3, batch_tokens=200, validations=3, checkpoint_steps=3)
     accelerator = make_accelerator(0)
-    objective = DistillationObjective(teacher, LayerMaps([0, 1], [1]), preset("quantgpt").loss)
+    objective = DistillationObjective(teacher, LayerMaps([0, 1], [1]), get_preset("quantgpt").loss)
     noise = lambda example, order: infill(example, order, S.Pretraining(steps=1, learning_rate=1.0, batch_tokens=1))
     batches = steps(copying(60, 0), training, noise)
     kept = Checkpoints(folder / "checkpoints", "the same")

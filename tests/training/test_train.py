@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from transformers import MBartConfig, MBartForConditionalGeneration
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.losses import LayerMaps, LossWeights
 from dqlib.student import make_student, quantized_modules
@@ -121,7 +121,7 @@ def test_training_twice_gives_the_same_bits(tmp_path):
 
 def test_a_distilled_student_comes_closer_to_its_teacher(small, tmp_path):
     run(small, TaskObjective(), tmp_path, steps=200)
-    student = make_student(small, Configuration.parse("2-2-8 2-1"))
+    student = make_student(small, Config.parse("2-2-8 2-1"))
     objective = DistillationObjective(small, LayerMaps([0, 1], [1]), LossWeights())
     before, after = run(student, objective, tmp_path, steps=200, learning_rate=1e-3)
     assert after < before
@@ -147,7 +147,7 @@ class WatchedObjective(TaskObjective):
 
 
 def test_a_progressive_training_is_validated_on_the_quantized_weights_that_it_keeps(small, tmp_path, monkeypatch):
-    student, objective, validated = make_student(small, Configuration.parse("2-2-8 2-1")), WatchedObjective(), []
+    student, objective, validated = make_student(small, Config.parse("2-2-8 2-1")), WatchedObjective(), []
 
     def watched(model, *rest):
         validated.append(blends(model))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import DETAILS, PREDICTIONS, ROW, write_text
 
@@ -56,7 +56,7 @@ class Row:
     corpus: str
     role: str
     config: str
-    method: str
+    preset: str
     w_bits: int
     e_bits: int
     a_bits: int
@@ -86,8 +86,8 @@ class Row:
         task: str,
         corpus: str,
         role: str,
-        configuration: Configuration,
-        method: str,
+        config: Config,
+        preset: str,
         training: S.Training | S.Distillation,
         scores: Scores,
         size_bytes: int,
@@ -101,9 +101,9 @@ class Row:
             task=task,
             corpus=corpus,
             role=role,
-            config=str(configuration),
-            method=method,
-            **asdict(configuration),
+            config=str(config),
+            preset=preset,
+            **asdict(config),
             seed=training.seed,
             train_steps=training.steps,
             n_test=scores.n_test,

@@ -57,8 +57,8 @@ def lengths(corpus: LoadedCorpus, spec: S.Corpus) -> Figure:
 def curves(folder: Path, columns: list[str]) -> Figure:
     """Those columns of a training log that it has, over the steps: a panel a quantity, named with its unit."""
     log = pandas.read_csv(folder / LOG)
-    method = read_row(folder).method if (folder / ROW).is_file() else ""
-    panel_of = {name: quantity_of(name, method) for name in columns if name in log}
+    preset = read_row(folder).preset if (folder / ROW).is_file() else ""
+    panel_of = {name: quantity_of(name, preset) for name in columns if name in log}
     quantities = list(dict.fromkeys(panel_of.values()))
     with matplotlib.rc_context(STYLE):
         size = 6.4, 2.2 * len(quantities) + 0.6

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from dqlib.config import Configuration, Granularity, Scheme, WeightQuantization
+from dqlib.config import Config, Granularity, Scheme, WeightQuantization
 from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.losses import IGNORED_LABEL, cross_entropy, logits_kl
-from dqlib.presets import Preset, preset
+from dqlib.presets import Preset, get_preset
 from dqlib.quantizers import Quantized, fake_quantize_activation, initial_learned, quantize
 from dqlib.storage.footprint import FP16_BYTES
 from dqlib.storage.packing import TRITS
@@ -521,7 +521,7 @@ def activation_errors(hidden: HiddenState, bits: Sequence[int] = (8, 4)) -> pand
 
 
 @dataclass(frozen=True, slots=True)
-class Likeness:
+class Similarity:
     """What is measured of one model on held-out pairs; arrays have one value a text."""
 
     similarity: np.ndarray  # mean cosine of different tokens' last hidden states
@@ -533,7 +533,7 @@ class Likeness:
 
 
 @torch.no_grad()
-def likeness(model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch) -> Likeness:
+def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch) -> Similarity:
     """How alike a model's tokens are (QuantGPT, arXiv:2203.10705, section 2), and how far it is from the teacher.
 
     Hidden states are those after the last layer (and its LayerNorm), of the decoder under the reference. A pair
@@ -557,7 +557,7 @@ def likeness(model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch) -> 
     if getattr(embedding, "weight_quantizer", None) is not None:
         rows = embedding.weight_quantizer(rows)
     occurring = torch.cat([batch.input_ids[batch.attention_mask.bool()], batch.labels[mask]]).unique()
-    return Likeness(
+    return Similarity(
         similarity=_mean_cosine(ours.decoder_hidden_states[-1], batch.labels, mask),
         encoder=_mean_cosine(ours.encoder_hidden_states[-1], batch.input_ids, batch.attention_mask.bool()),
         table=float(_mean_cosine(rows[occurring][None], occurring[None], torch.ones(1, len(occurring)).bool())[0]),
@@ -575,7 +575,7 @@ def _mean_cosine(states: Tensor, ids: Tensor, mask: Tensor) -> np.ndarray:
     return ((cosine * pairs).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)).numpy()
 
 
-def likeness_table(
+def similarity_table(
     models: Mapping[str, PreTrainedModel], teacher: PreTrainedModel, batch: Batch, resamples: int = 1000
 ) -> pandas.DataFrame:
     """One row a model; ``more alike`` is its similarity less the teacher's, text by text, with a 95% interval.
@@ -586,10 +586,10 @@ def likeness_table(
         batch: held-out texts.
         resamples: of the bootstrap over texts (:func:`dqlib.study.evaluation.generation.bootstrap_interval`).
     """
-    base = likeness(teacher, teacher, batch)
+    base = similarity(teacher, teacher, batch)
     rows = []
     for name, model in models.items():
-        seen = base if model is teacher else likeness(model, teacher, batch)
+        seen = base if model is teacher else similarity(model, teacher, batch)
         more = seen.similarity - base.similarity
         low, high = bootstrap_interval(more, resamples)
         rows.append(
@@ -633,11 +633,11 @@ def similarity_maps(models: Mapping[str, PreTrainedModel], batch: Batch, text: i
     return _shown(figure)
 
 
-def likeness_points(table: pandas.DataFrame) -> Figure:
+def similarity_points(table: pandas.DataFrame) -> Figure:
     """How much more alike tokens are than the teacher's (95% interval over texts), beside the divergence.
 
     Args:
-        table: what :func:`likeness_table` gave.
+        table: what :func:`similarity_table` gave.
     """
     places = range(len(table))
     with matplotlib.rc_context(STYLE):
@@ -658,30 +658,30 @@ def likeness_points(table: pandas.DataFrame) -> Figure:
 
 
 def distilled(
-    given: Material, configuration: Configuration, method: Preset | str, steps: int, contrastive: float | None = None
+    given: Material, config: Config, preset: Preset | str, steps: int, contrastive: float | None = None
 ) -> PreTrainedModel:
     """A student after a short distillation by the study's own loop, with batches of half the study's size.
 
     Args:
         given: teacher, pairs, and the study's learning rate and batches.
-        configuration: bits and layers.
-        method: preset whose losses and recipe are used.
+        config: bits and layers.
+        preset: preset whose losses and recipe are used.
         steps: of training.
         contrastive: weight of the contrast of tokens, in place of the preset's.
 
     Returns:
         The student after the last step, in evaluation mode, on the CPU.
     """
-    method = preset(method)
-    weights = method.loss
+    preset = get_preset(preset)
+    weights = preset.loss
     weights = weights if contrastive is None else replace(weights, contrastive=contrastive)
-    recipe = method.recipe_for(configuration)
+    recipe = preset.recipe_for(config)
     smaller = {"steps": steps, "batch_tokens": given.distill.batch_tokens // 2, "micro_batches": 1, "validations": 1}
     training = replace(given.distill.training(recipe), **smaller)
     accelerator = make_accelerator(training.seed)
     teacher = given.teacher.to(accelerator.device)
-    student = make_student(teacher, configuration, method)
-    maps = supervision_maps(configuration, teacher)
+    student = make_student(teacher, config, preset)
+    maps = supervision_maps(config, teacher)
     objective, batches = DistillationObjective(teacher, maps, weights), take_steps(given.train, training)
     with shown_here(), tempfile.TemporaryDirectory() as scratch:
         train(
@@ -693,7 +693,7 @@ def distilled(
 
 
 def in_words(table: pandas.DataFrame) -> str:
-    """What the intervals of :func:`likeness_table` say, a sentence a model, so that prose need not guess."""
+    """What the intervals of :func:`similarity_table` say, a sentence a model, so that prose need not guess."""
     sentences = []
     for name, row in table.iterrows():
         if row.low == row.high == 0:

@@ -6,9 +6,9 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.errors import InputError
-from dqlib.presets import Recipe, preset
+from dqlib.presets import Recipe, get_preset
 from dqlib.study.params.schema import a_name, below_one, bounded, one_of
 
 #: Tasks that a parameter file may have, in the order in which they are shown.
@@ -254,7 +254,7 @@ class Distillation(Loop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        preset(self.preset)
+        get_preset(self.preset)
 
     def training(self, recipe: Recipe) -> Training:
         """The training that a preset's recipe makes of this."""
@@ -312,9 +312,9 @@ class Methods:
             if not getattr(self, name):
                 raise InputError(name, getattr(self, name), "a list that is not empty")
         for name in (*self.presets, *self.ablations, self.longer_preset, self.baseline, self.fallback):
-            preset(name)
+            get_preset(name)
         for text in (*self.configs, *self.ablation_configs, *self.longer_configs):
-            Configuration.parse(text)
+            Config.parse(text)
         for steps in self.longer_steps:
             if not self.distill.steps < steps <= MANY:
                 allowed = f"more than distill.steps, {self.distill.steps}, and at most {MANY}"
@@ -332,23 +332,23 @@ class Methods:
         if not set(self.ablation_seeds) <= set(self.seeds):
             raise InputError("ablation_seeds", self.ablation_seeds, f"some of the seeds {self.seeds}")
 
-    def cells(self) -> list[tuple[str, Configuration, int]]:
+    def runs(self) -> list[tuple[str, Config, int]]:
         """Every run, as preset, configuration and seed: presets before ablations, a seed of all before the next."""
         return [
-            (name, configuration, seed)
+            (name, config, seed)
             for names, texts, seeds in (
                 (self.presets, self.configs, self.seeds),
                 (self.ablations, self.ablation_configs, self.ablation_seeds or self.seeds),
             )
             for seed in seeds
-            for configuration in map(Configuration.parse, texts)
+            for config in map(Config.parse, texts)
             for name in names
-            if {configuration.w_bits, configuration.e_bits} <= set(preset(name).weight_bits)
+            if {config.w_bits, config.e_bits} <= set(get_preset(name).weight_bits)
         ]
 
-    def longer(self) -> list[tuple[str, Configuration, int, int]]:
+    def longer(self) -> list[tuple[str, Config, int, int]]:
         """Every longer run, as preset, configuration, seed and steps; those that end soonest first."""
         steps = sorted(self.longer_steps)
         runs = [(n, text) for n in steps[:-1] for text in self.longer_configs]
         runs += [(n, text) for n in steps[-1:] for text in self.longest_configs or self.longer_configs]
-        return [(self.longer_preset, Configuration.parse(text), self.seeds[0], n) for n, text in runs]
+        return [(self.longer_preset, Config.parse(text), self.seeds[0], n) for n, text in runs]

@@ -39,9 +39,9 @@ class Folders:
         """All students."""
         return self.root / "students"
 
-    def student(self, slug: str, method: str | None = None) -> Path:
+    def student(self, slug: str, preset: str | None = None) -> Path:
         """Student of a configuration, named by its slug, and by its method where that is not the task's own."""
-        return self.students / (slug if method is None else f"{slug}_{method}")
+        return self.students / (slug if preset is None else f"{slug}_{preset}")
 
     def checkpoints(self, target: Path) -> Path:
         """Checkpoints of the training that makes one of the others; DVC, which empties those, leaves this alone."""
@@ -52,7 +52,7 @@ class Folders:
         """Runs of the bench."""
         return self.root / "methods"
 
-    def method(self, name: str, slug: str, seed: int, steps: int | None = None) -> Path:
+    def preset(self, name: str, slug: str, seed: int, steps: int | None = None) -> Path:
         """One run of the bench: a preset at a configuration from a seed, for all runs' steps or its own."""
         return self.methods / name / slug / (f"seed{seed}" if steps is None else f"seed{seed}-steps{steps}")
 

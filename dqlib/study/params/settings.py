@@ -11,9 +11,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.errors import InputError
-from dqlib.presets import QUANTIZATION_ONLY, preset
+from dqlib.presets import QUANTIZATION_ONLY, get_preset
 from dqlib.study.params.blocks import (
     TASKS,
     Corpus,
@@ -56,13 +56,13 @@ class Task:
     def __post_init__(self) -> None:
         if not self.configs:
             raise InputError("configs", self.configs, "a list with at least one configuration")
-        for configuration, method in self.students():
-            self._check(configuration)
-            preset(method).check_fits(configuration, self.architecture)
-        for _, configuration, *_ in [*self.methods.cells(), *self.methods.longer()] if self.methods else []:
-            self._check(configuration)
+        for config, preset in self.students():
+            self._check(config)
+            get_preset(preset).check_fits(config, self.architecture)
+        for _, config, *_ in [*self.methods.runs(), *self.methods.longer()] if self.methods else []:
+            self._check(config)
         for name in ("configs", "controls"):
-            slugs = [Configuration.parse(text).slug for text in getattr(self, name)]
+            slugs = [Config.parse(text).slug for text in getattr(self, name)]
             if len(set(slugs)) < len(slugs):
                 raise InputError(name, getattr(self, name), "a list without repetitions")
         if self.pretrain is not None and self.model.base_task:
@@ -72,15 +72,15 @@ class Task:
         if self.model.max_positions < longest:
             raise InputError("model.max_positions", self.model.max_positions, f"at least {longest}, the longest input")
 
-    def students(self) -> list[tuple[Configuration, str]]:
+    def students(self) -> list[tuple[Config, str]]:
         """Every student, as configuration and preset: ``configs``, then ``controls``."""
         lists = (self.configs, self.distill.preset), (self.controls, QUANTIZATION_ONLY.name)
-        return [(Configuration.parse(text), method) for texts, method in lists for text in texts]
+        return [(Config.parse(text), preset) for texts, preset in lists for text in texts]
 
     @property
-    def headline(self) -> Configuration:
+    def headline(self) -> Config:
         """The student that the task's notebook shows: at two bits with layers left out, or else the first."""
-        students = [Configuration.parse(text) for text in self.configs]
+        students = [Config.parse(text) for text in self.configs]
         small = [c for c in students if c.w_bits == 2 and c.decoder_layers < self.model.decoder_layers]
         return (small or students)[0]
 
@@ -89,11 +89,11 @@ class Task:
         """Of the teacher: mBART's, unless it comes from elsewhere."""
         return "mbart" if self.model.pretrained is None or self.model.base_task else self.model.architecture
 
-    def _check(self, configuration: Configuration) -> None:
-        configuration.check_fits(self.model.encoder_layers, self.model.decoder_layers)
+    def _check(self, config: Config) -> None:
+        config.check_fits(self.model.encoder_layers, self.model.decoder_layers)
         for side in ("encoder_layers", "decoder_layers"):
-            if not getattr(configuration, side):
-                raise InputError(f"config '{configuration}', {side}", 0, "at least 1")
+            if not getattr(config, side):
+                raise InputError(f"config '{config}', {side}", 0, "at least 1")
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.errors import InputError
-from dqlib.presets import preset
+from dqlib.presets import get_preset
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import project_root, write_text
 from dqlib.study.pipeline.identity import code_hash
 from dqlib.study.pipeline.study import STAMP, Study, check_owner, stamp_text
 from dqlib.study.process.exit_codes import ended
-from dqlib.study.process.workers import Work, run_all
+from dqlib.study.process.workers import Job, run_all
 
 #: Preset, configuration, seed, and the steps where they are not those of all runs.
-Cell = tuple[str, Configuration, int] | tuple[str, Configuration, int, int]
+Run = tuple[str, Config, int] | tuple[str, Config, int, int]
 
 
 def bench_of(study: Study) -> S.Methods:
@@ -45,30 +45,30 @@ def run_methods(study: Study) -> Path:
     """
     bench = bench_of(study)
     study.teacher()
-    missing = [cell for cell in [*bench.cells(), *bench.longer()] if not _is_made(study, cell)]
-    for cell in missing[:1]:
-        check_owner(folder_of(study, cell))
-    run_all("bench", [Work(_told(cell), _run, (study.params, study.name, cell)) for cell in missing])
+    missing = [run for run in [*bench.runs(), *bench.longer()] if not _is_made(study, run)]
+    for run in missing[:1]:
+        check_owner(folder_of(study, run))
+    run_all("bench", [Job(_told(run), _run, (study.params, study.name, run)) for run in missing])
     return study.folders.methods
 
 
-def folder_of(study: Study, cell: Cell) -> Path:
+def folder_of(study: Study, run: Run) -> Path:
     """Folder of a run."""
-    name, configuration, *rest = cell
-    return study.folders.method(name, configuration.slug, *rest)
+    name, config, *rest = run
+    return study.folders.preset(name, config.slug, *rest)
 
 
-def _told(cell: Cell) -> str:
-    name, configuration, seed, *steps = cell
-    return f"{name} at {configuration}, seed {seed}" + "".join(f", {n} steps" for n in steps)
+def _told(run: Run) -> str:
+    name, config, seed, *steps = run
+    return f"{name} at {config}, seed {seed}" + "".join(f", {n} steps" for n in steps)
 
 
-def _distillation(bench: S.Methods, cell: Cell) -> S.Distillation:
-    name, _, seed, *steps = cell
+def _distillation(bench: S.Methods, run: Run) -> S.Distillation:
+    name, _, seed, *steps = run
     return replace(bench.distill, preset=name, seed=seed, steps=steps[0] if steps else bench.distill.steps)
 
 
-def _run(params: str, task: str, cell: Cell) -> None:
+def _run(params: str, task: str, run: Run) -> None:
     """One run, in a worker."""
     from dqlib.study.corpora.corpus import load_corpus
     from dqlib.study.pipeline.jobs import distilled, made, quiet, score_student
@@ -77,31 +77,31 @@ def _run(params: str, task: str, cell: Cell) -> None:
     quiet()
     study = Study(params, task)
     bench, folders = bench_of(study), study.folders
-    distillation, target = _distillation(bench, cell), folder_of(study, cell)
+    distillation, target = _distillation(bench, run), folder_of(study, run)
     accelerator = make_accelerator(distillation.seed, distillation.precision)
     corpus = load_corpus(folders.corpus)
     with made(accelerator, folders, target) as folder:
         common = study.task, corpus, folders.teacher, accelerator, folder
-        student = distilled(distillation, cell[1], *common, target, task)
+        student = distilled(distillation, run[1], *common, target, task)
         score_student(student, distillation, bench.evaluate, *common, task)
-        write_text(folder / STAMP, _made_from(study, cell))
+        write_text(folder / STAMP, _provenance(study, run))
 
 
-def _is_made(study: Study, cell: Cell) -> bool:
-    stamp = folder_of(study, cell) / STAMP
-    return stamp.is_file() and stamp.read_text() == _made_from(study, cell)
+def _is_made(study: Study, run: Run) -> bool:
+    stamp = folder_of(study, run) / STAMP
+    return stamp.is_file() and stamp.read_text() == _provenance(study, run)
 
 
-def _made_from(study: Study, cell: Cell) -> str:
-    name, configuration, seed, *_ = cell
+def _provenance(study: Study, run: Run) -> str:
+    name, config, seed, *_ = run
     bench = bench_of(study)
     return stamp_text(
         {
             "teacher": hashlib.sha256((study.folders.teacher / "model.safetensors").read_bytes()).hexdigest(),
-            "preset": repr(preset(name)),
-            "configuration": str(configuration),
+            "preset": repr(get_preset(name)),
+            "configuration": str(config),
             "seed": seed,
-            "distill": replace(_distillation(bench, cell), preset=bench.distill.preset, seed=bench.distill.seed),
+            "distill": replace(_distillation(bench, run), preset=bench.distill.preset, seed=bench.distill.seed),
             "evaluate": bench.evaluate,
             "code": code_hash(),
         }

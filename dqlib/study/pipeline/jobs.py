@@ -25,10 +25,10 @@ from transformers import MBartConfig, MBartForConditionalGeneration, PreTrainedM
 from transformers.utils import logging as transformers_logging
 
 from dqlib.architectures import architecture_of
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.languages import language_id
-from dqlib.presets import preset
+from dqlib.presets import get_preset
 from dqlib.storage.footprint import fp32_size_bytes, size_bytes
 from dqlib.storage.reading import read_model, save_model
 from dqlib.student import make_student, round_for_storage, save_student, set_attention_maps, supervision_maps
@@ -84,7 +84,7 @@ def new_model(model: S.Model, vocab_size: int) -> MBartForConditionalGeneration:
     )
 
 
-def pretrain(settings: S.Settings, task: str, config: str | None = None, method: str | None = None) -> None:
+def pretrain(settings: S.Settings, task: str, config: str | None = None, preset: str | None = None) -> None:
     """Text infilling on the training texts: teaches a new model to read its source.
 
     Raises:
@@ -120,7 +120,7 @@ def pretrain(settings: S.Settings, task: str, config: str | None = None, method:
             save_model(model, folder)
 
 
-def finetune(settings: S.Settings, task: str, config: str | None = None, method: str | None = None) -> None:
+def finetune(settings: S.Settings, task: str, config: str | None = None, preset: str | None = None) -> None:
     """Fine-tune the pre-trained model, or train a new one, into the teacher, and test it."""
     spec, folders = settings.task(task), settings.folders(task)
     accelerator = _accelerator(spec.finetune)
@@ -136,28 +136,26 @@ def finetune(settings: S.Settings, task: str, config: str | None = None, method:
         if accelerator.is_main_process:
             save_model(model, folder, corpus.tokenizer)
         layers = f"{spec.model.encoder_layers}-{spec.model.decoder_layers}"
-        configuration = Configuration.parse(f"32-32-32 {layers}")
+        config = Config.parse(f"32-32-32 {layers}")
         scores = score(model, spec.evaluate, spec, corpus, accelerator, folder, f"{task}: testing the teacher")
         if accelerator.is_main_process:
             row = Row.of(
-                task, corpus.info["name"], "teacher", configuration, "fine-tuning", spec.finetune, scores,
+                task, corpus.info["name"], "teacher", config, "fine-tuning", spec.finetune, scores,
                 size_bytes=fp32_size_bytes(model), teacher=None,
             )  # fmt: skip
             write_row(row, folder)
 
 
-def distill(settings: S.Settings, task: str, config: str | None = None, method: str | None = None) -> None:
+def distill(settings: S.Settings, task: str, config: str | None = None, preset: str | None = None) -> None:
     """Make one student: copy layers, quantize, train against the teacher, test."""
-    configuration = Configuration.parse(config)
+    config = Config.parse(config)
     spec, folders = settings.task(task), settings.folders(task)
-    distillation = spec.distill if method is None else replace(spec.distill, preset=method)
+    distillation = spec.distill if preset is None else replace(spec.distill, preset=preset)
     accelerator = _accelerator(distillation)
     corpus = load_corpus(folders.corpus)
-    target = folders.student(configuration.slug, None if distillation == spec.distill else method)
+    target = folders.student(config.slug, None if distillation == spec.distill else preset)
     with made(accelerator, folders, target) as folder:
-        student = distilled(
-            distillation, configuration, spec, corpus, folders.teacher, accelerator, folder, target, task
-        )
+        student = distilled(distillation, config, spec, corpus, folders.teacher, accelerator, folder, target, task)
         if accelerator.is_main_process:
             save_student(student, folder, corpus.tokenizer)
         score_student(student, distillation, spec.evaluate, spec, corpus, folders.teacher, accelerator, folder, task)
@@ -165,7 +163,7 @@ def distill(settings: S.Settings, task: str, config: str | None = None, method: 
 
 def distilled(
     distillation: S.Distillation,
-    configuration: Configuration,
+    config: Config,
     spec: S.Task,
     corpus: LoadedCorpus,
     teacher_folder: Path,
@@ -175,20 +173,20 @@ def distilled(
     task: str,
 ) -> PreTrainedModel:
     """A student trained by a preset; its log is left in ``folder``, which is to become ``target``."""
-    method = preset(distillation.preset)
+    preset = get_preset(distillation.preset)
     teacher = read_model(teacher_folder).to(accelerator.device)
     depths = architecture_of(teacher.config).depths(teacher.config)
-    recipe = method.recipe_for(configuration, (configuration.encoder_layers, configuration.decoder_layers) != depths)
-    training, loss = distillation.training(recipe), method.loss
-    student = make_student(teacher, configuration, method)
-    maps = supervision_maps(configuration, teacher)
+    recipe = preset.recipe_for(config, (config.encoder_layers, config.decoder_layers) != depths)
+    training, loss = distillation.training(recipe), preset.loss
+    student = make_student(teacher, config, preset)
+    maps = supervision_maps(config, teacher)
     for model in (teacher, student):
         set_attention_maps(model, loss.attention_maps)
     objective = DistillationObjective(teacher, maps, loss) if loss.of_teacher else TaskObjective()
-    name = f"{task}: {configuration} {method.name}"
+    name = f"{task}: {config} {preset.name}"
     checkpoints = _checkpoints(
         Folders(teacher_folder.parent), target, training, student, spec, corpus, accelerator,
-        teacher=weights_hash(teacher), method=method, configuration=configuration,
+        teacher=weights_hash(teacher), preset=preset, config=config,
     )  # fmt: skip
     _train_on_pairs(
         student, objective, spec, training, corpus, accelerator, folder, target, name, checkpoints,
@@ -210,12 +208,12 @@ def score_student(
     task: str,
 ) -> None:
     """Test a student, and leave predictions and the row of its scores in the folder."""
-    configuration = student.dqlib_configuration
-    name = f"{task}: testing {configuration} {distillation.preset}"
+    config = student.dqlib_config
+    name = f"{task}: testing {config} {distillation.preset}"
     scores = score(student, evaluation, spec, corpus, accelerator, folder, name)
     if accelerator.is_main_process:
         row = Row.of(
-            task, corpus.info["name"], "student", configuration, distillation.preset, distillation, scores,
+            task, corpus.info["name"], "student", config, distillation.preset, distillation, scores,
             size_bytes=size_bytes(student), teacher=read_row(teacher_folder),
         )  # fmt: skip
         write_row(row, folder)
@@ -230,7 +228,7 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def run_job(settings: S.Settings, job: str, task: str, config: str | None = None, method: str | None = None) -> None:
+def run_job(settings: S.Settings, job: str, task: str, config: str | None = None, preset: str | None = None) -> None:
     """Run one of :data:`JOBS` in this process.
 
     Raises:
@@ -239,7 +237,7 @@ def run_job(settings: S.Settings, job: str, task: str, config: str | None = None
         BusyError: another run is making the same.
     """
     quiet()
-    JOBS[job](settings, task, config, method)
+    JOBS[job](settings, task, config, preset)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.files import room_in
 from dqlib.study.params.paths import project_root, write_text
@@ -32,7 +32,7 @@ TASK_OF = {"deploy": "summarization"}
 
 def executed_path(settings: Settings, notebook: str, config: str | None = None, task: str | None = None) -> Path:
     """Where the executed copy of a notebook is kept."""
-    parts = [notebook, *([task] if task else []), *([Configuration.parse(config).slug] if config else [])]
+    parts = [notebook, *([task] if task else []), *([Config.parse(config).slug] if config else [])]
     return settings.runs / "notebooks" / f"{'-'.join(parts)}.ipynb"
 
 
@@ -57,7 +57,7 @@ def run_notebook(notebook: str, params: str, config: str | None = None, task: st
     shown = TASK_OF.get(notebook, notebook)
     if config is None and shown in settings.tasks:
         config = str(settings.task(shown).headline)
-    parameters = {"params": params} | ({"config": str(Configuration.parse(config))} if config else {})
+    parameters = {"params": params} | ({"config": str(Config.parse(config))} if config else {})
     parameters |= {"task": task} if task else {}
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not a user's of the same name
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"

@@ -41,9 +41,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
 
-from dqlib.config import FULL_PRECISION, Configuration
+from dqlib.config import FULL_PRECISION, Config
 from dqlib.errors import InputError
-from dqlib.presets import DQLIB, Preset, preset
+from dqlib.presets import DQLIB, Preset, get_preset
 from dqlib.storage.footprint import FP32_BYTES, fp32_size_bytes, size_bytes
 from dqlib.student import make_student
 from dqlib.study.params import settings as S
@@ -284,33 +284,31 @@ def _new_teacher(model: S.Model, vocabulary: int, architecture: str) -> PreTrain
     return BartForConditionalGeneration(config)
 
 
-def student_size(model: S.Model, vocabulary: int, architecture: str, config: str, method: str) -> tuple[int, int, int]:
+def student_size(model: S.Model, vocabulary: int, architecture: str, config: str, preset: str) -> tuple[int, int, int]:
     """Of a student: its bytes, its parameters, and those with trained scales, which its folder holds in fp32."""
     # how it is trained, and the bits of its activations, change no byte, so that many students are counted once
-    chosen = preset(method)
+    chosen = get_preset(preset)
     stored = replace(DQLIB, name="any", weights=chosen.weights, quantize_head=chosen.quantize_head,
                      position_bits=chosen.position_bits)  # fmt: skip
-    configuration = replace(Configuration.parse(config), a_bits=FULL_PRECISION)
-    return _stored_size(model, vocabulary, architecture, configuration, _Key(stored))
+    config = replace(Config.parse(config), a_bits=FULL_PRECISION)
+    return _stored_size(model, vocabulary, architecture, config, _Key(stored))
 
 
 @dataclass(frozen=True)
 class _Key:
     """A preset that compares by its text, since it holds what has no hash."""
 
-    method: Preset = field(compare=False)
+    preset: Preset = field(compare=False)
     text: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "text", repr(self.method))
+        object.__setattr__(self, "text", repr(self.preset))
 
 
 @cache
-def _stored_size(
-    model: S.Model, vocabulary: int, architecture: str, configuration: Configuration, key: _Key
-) -> tuple[int, int, int]:
+def _stored_size(model: S.Model, vocabulary: int, architecture: str, config: Config, key: _Key) -> tuple[int, int, int]:
     with _numbers_are_fine():
-        student = make_student(empty_teacher(model, vocabulary, architecture), configuration, key.method)
+        student = make_student(empty_teacher(model, vocabulary, architecture), config, key.preset)
         trained = sum(parameter.numel() for parameter in student.parameters())
         return size_bytes(student), fp32_size_bytes(student) // FP32_BYTES, trained
 
@@ -345,18 +343,16 @@ def _trainings(settings: Settings, task: str, tflops: float) -> Iterator[Trainin
         yield _training(stage, task, "pre-training", spec, spec.pretrain, (longest, longest), None, tflops)
     lengths = corpus.source_tokens, corpus.target_tokens
     yield _training(f"teacher-{task}", task, "teacher", spec, spec.finetune, lengths, None, tflops)
-    for configuration, method in spec.students():
-        student = configuration, method
-        yield _training(
-            f"students@{task}", task, f"{configuration} {method}", spec, spec.distill, lengths, student, tflops
-        )
+    for config, preset in spec.students():
+        student = config, preset
+        yield _training(f"students@{task}", task, f"{config} {preset}", spec, spec.distill, lengths, student, tflops)
     if spec.methods is not None:
         runs: dict[tuple[str, str, int], int] = {}
-        for name, configuration, _, *steps in [*spec.methods.cells(), *spec.methods.longer()]:
-            key = name, str(configuration), steps[0] if steps else spec.methods.distill.steps
+        for name, config, _, *steps in [*spec.methods.runs(), *spec.methods.longer()]:
+            key = name, str(config), steps[0] if steps else spec.methods.distill.steps
             runs[key] = runs.get(key, 0) + 1
         for (name, config, steps), count in runs.items():
-            student = Configuration.parse(config), name
+            student = Config.parse(config), name
             title = f"bench, {config} {name}"
             yield _training(
                 "methods-runs", task, title, spec, spec.methods.distill, lengths, student, tflops, steps, count
@@ -370,7 +366,7 @@ def _training(
     spec: S.Task,
     loop: S.Training | S.Distillation,
     lengths: tuple[int, int],
-    student: tuple[Configuration, str] | None,
+    student: tuple[Config, str] | None,
     tflops: float,
     steps: int | None = None,
     runs: int = 1,
@@ -383,10 +379,10 @@ def _training(
     if student is None:
         parameters = trained = of_teacher
     else:
-        configuration, method = student
-        depths = configuration.encoder_layers, configuration.decoder_layers
-        size, parameters, trained = student_size(*shape, str(configuration), method)
-        distilled = preset(method).loss.of_teacher
+        config, preset = student
+        depths = config.encoder_layers, config.decoder_layers
+        size, parameters, trained = student_size(*shape, str(config), preset)
+        distilled = get_preset(preset).loss.of_teacher
     batch = max(1, loop.batch_tokens // loop.micro_batches // sum(lengths))
     kind = "fine-tuning" if student is None else "distillation" if distilled else "quantization"
     kept = activation_numbers(model, *depths, vocabulary, batch, *lengths, kind)
@@ -407,7 +403,7 @@ def _training(
         stage=stage,
         task=task,
         name=name,
-        config=str(Configuration(32, 32, 32, *depths)) if student is None else str(student[0]),
+        config=str(Config(32, 32, 32, *depths)) if student is None else str(student[0]),
         runs=runs,
         steps=steps,
         tokens=loop.batch_tokens,
@@ -458,7 +454,7 @@ def _stages(settings: Settings, tasks: tuple[str, ...]) -> Iterator[Stage]:
     for task in tasks:
         bench = settings.task(task).methods
         if bench is not None:
-            makes = f"{len([*bench.cells(), *bench.longer()])} runs of the bench"
+            makes = f"{len([*bench.runs(), *bench.longer()])} runs of the bench"
             yield stage("methods-runs", f"methods --task {task}", makes)
             if whole:
                 yield stage("methods", "", "the table of all methods")

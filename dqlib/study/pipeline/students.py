@@ -15,7 +15,7 @@ from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline.study import Study
 from dqlib.study.process.exit_codes import ended
 from dqlib.study.process.launch import in_this_process
-from dqlib.study.process.workers import Work, run_all
+from dqlib.study.process.workers import Job, run_all
 
 
 def run_students(study: Study) -> Path:
@@ -26,21 +26,20 @@ def run_students(study: Study) -> Path:
     """
     study.teacher()
     missing = [student for student in study.task.students() if not study.has_student(*student)]
-    works = [
-        Work(f"{configuration} {method}", _make, (study.params, study.name, str(configuration), method))
-        for configuration, method in missing
+    jobs = [
+        Job(f"{config} {preset}", _make, (study.params, study.name, str(config), preset)) for config, preset in missing
     ]
     if in_this_process(study.settings):
-        run_all(f"{study.name}: students", works)
+        run_all(f"{study.name}: students", jobs)
     else:  # each takes all processes, so one after another
-        for work in works:
-            work.call(*work.arguments)
+        for job in jobs:
+            job.call(*job.arguments)
     return study.folders.students
 
 
-def _make(params: str, task: str, config: str, method: str) -> None:
+def _make(params: str, task: str, config: str, preset: str) -> None:
     """One student, in a worker."""
-    Study(params, task).student(config, method)
+    Study(params, task).student(config, preset)
 
 
 def main(arguments: list[str] | None = None) -> int:

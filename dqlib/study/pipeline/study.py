@@ -15,8 +15,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dqlib.config import Configuration
-from dqlib.presets import preset
+from dqlib.config import Config
+from dqlib.presets import get_preset
 from dqlib.study.corpora.corpus import build_corpus, load_info, source_digests
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import project_root, write_text
@@ -25,7 +25,7 @@ from dqlib.study.pipeline.identity import code_hash
 from dqlib.study.process.exit_codes import ended
 from dqlib.study.process.launch import JobError, launch
 
-STAMP = "made_from.json"
+STAMP = "provenance.json"
 
 
 class Study:
@@ -55,13 +55,13 @@ class Study:
         Raises:
             InputError: a file that it is read from is missing.
         """
-        spec, made_from, tokenizer = self.task.corpus, {"corpus": self.task.corpus}, None
+        spec, provenance, tokenizer = self.task.corpus, {"corpus": self.task.corpus}, None
         if files := source_digests(spec):  # no key for other sources: their stamps stay what they were
-            made_from["files"] = files
+            provenance["files"] = files
         if self.base:
-            made_from["base"] = _stamp(self.base.corpus())
+            provenance["base"] = _stamp(self.base.corpus())
             tokenizer = self.base.folders.corpus / "tokenizer"
-        return self._made(self.folders.corpus, made_from, lambda: build_corpus(spec, self.folders.corpus, tokenizer))
+        return self._made(self.folders.corpus, provenance, lambda: build_corpus(spec, self.folders.corpus, tokenizer))
 
     def pretrained(self) -> Path | None:
         """Folder of the pre-trained model, with what it needs; None where the teacher starts from random weights."""
@@ -70,60 +70,60 @@ class Study:
         if self.settings.pretrained_folder(self.name) is None:
             return None
         corpus = self.corpus()
-        made_from = {"corpus": _stamp(corpus), "model": self.task.model, "pretrain": self.task.pretrain}
-        return self._made(self.folders.pretrained, made_from, lambda: self._launch("pretrain"))
+        provenance = {"corpus": _stamp(corpus), "model": self.task.model, "pretrain": self.task.pretrain}
+        return self._made(self.folders.pretrained, provenance, lambda: self._launch("pretrain"))
 
     def teacher(self) -> Path:
         """Folder of the teacher, with what it needs."""
         pretrained = self.pretrained()
-        made_from = {"finetune": self.task.finetune, "evaluate": self.task.evaluate}
+        provenance = {"finetune": self.task.finetune, "evaluate": self.task.evaluate}
         if pretrained is not None:
-            made_from["pretrained"] = _stamp(pretrained)
+            provenance["pretrained"] = _stamp(pretrained)
         if pretrained != self.folders.pretrained:  # else they are among what that was made from
-            made_from |= {"corpus": _stamp(self.corpus()), "model": self.task.model}
-        return self._made(self.folders.teacher, made_from, lambda: self._launch("finetune"))
+            provenance |= {"corpus": _stamp(self.corpus()), "model": self.task.model}
+        return self._made(self.folders.teacher, provenance, lambda: self._launch("finetune"))
 
-    def student(self, config: str, method: str | None = None) -> Path:
+    def student(self, config: str, preset: str | None = None) -> Path:
         """Folder of a student, with what it needs.
 
         Args:
             config: of the student.
-            method: preset; the task's own, when None.
+            preset: preset; the task's own, when None.
 
         Raises:
             InputError: the configuration is malformed, or deeper than the teacher.
         """
-        configuration = Configuration.parse(config)
-        configuration.check_fits(self.task.model.encoder_layers, self.task.model.decoder_layers)
-        method = method or self.task.distill.preset
-        folder, made_from = self.student_folder(configuration, method), self._student_from(method)
-        return self._made(folder, made_from, lambda: self._launch("distill", str(configuration), method))
+        config = Config.parse(config)
+        config.check_fits(self.task.model.encoder_layers, self.task.model.decoder_layers)
+        preset = preset or self.task.distill.preset
+        folder, provenance = self.student_folder(config, preset), self._student_from(preset)
+        return self._made(folder, provenance, lambda: self._launch("distill", str(config), preset))
 
-    def student_folder(self, configuration: Configuration, method: str) -> Path:
+    def student_folder(self, config: Config, preset: str) -> Path:
         """Where a student is, or will be."""
-        return self.folders.student(configuration.slug, None if method == self.task.distill.preset else method)
+        return self.folders.student(config.slug, None if preset == self.task.distill.preset else preset)
 
-    def has_student(self, configuration: Configuration, method: str) -> bool:
+    def has_student(self, config: Config, preset: str) -> bool:
         """Whether a student is there as the parameters want it; its teacher is made if it is missing."""
-        return _is_made(self.student_folder(configuration, method), self._student_from(method))
+        return _is_made(self.student_folder(config, preset), self._student_from(preset))
 
-    def _student_from(self, method: str) -> dict:
+    def _student_from(self, preset: str) -> dict:
         return {
             "teacher": _stamp(self.teacher()),
-            "distill": dataclasses.replace(self.task.distill, preset=method),
-            "preset": repr(preset(method)),
+            "distill": dataclasses.replace(self.task.distill, preset=preset),
+            "preset": repr(get_preset(preset)),
             "evaluate": self.task.evaluate,
             "code": code_hash(),
         }
 
-    def _launch(self, job: str, config: str | None = None, method: str | None = None) -> None:
-        launch(self.settings, self.params, job, self.name, config, method)
+    def _launch(self, job: str, config: str | None = None, preset: str | None = None) -> None:
+        launch(self.settings, self.params, job, self.name, config, preset)
 
-    def _made(self, folder: Path, made_from: dict, make: Callable[[], None]) -> Path:
-        if not _is_made(folder, made_from):
+    def _made(self, folder: Path, provenance: dict, make: Callable[[], None]) -> Path:
+        if not _is_made(folder, provenance):
             check_owner(folder)
             make()
-            write_text(folder / STAMP, stamp_text(made_from))
+            write_text(folder / STAMP, stamp_text(provenance))
         return folder
 
 
@@ -146,9 +146,9 @@ def check_owner(folder: Path) -> None:
             raise JobError(f"{told}: `dvc repro --force --single-item {stage.name}` makes it")
 
 
-def stamp_text(made_from: dict) -> str:
+def stamp_text(provenance: dict) -> str:
     """What a folder was made from, as the text of its stamp."""
-    return json.dumps(made_from, default=_plain, sort_keys=True, indent=1)
+    return json.dumps(provenance, default=_plain, sort_keys=True, indent=1)
 
 
 def describe_corpus(folder: Path, corpus: S.Corpus) -> str:
@@ -179,9 +179,9 @@ def main(arguments: list[str] | None = None) -> int:
     return ended(run)
 
 
-def _is_made(folder: Path, made_from: dict) -> bool:
+def _is_made(folder: Path, provenance: dict) -> bool:
     stamp = folder / STAMP
-    return stamp.is_file() and stamp.read_text() == stamp_text(made_from)
+    return stamp.is_file() and stamp.read_text() == stamp_text(provenance)
 
 
 def _stamp(folder: Path) -> str:

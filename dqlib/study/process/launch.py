@@ -29,7 +29,7 @@ def in_this_process(settings: Settings) -> bool:
 
 
 def launch(
-    settings: Settings, params: str, job: str, task: str, config: str | None = None, method: str | None = None
+    settings: Settings, params: str, job: str, task: str, config: str | None = None, preset: str | None = None
 ) -> None:
     """Run one job of :mod:`dqlib.study.pipeline.jobs` on ``compute.processes`` processes and wait for it.
 
@@ -50,15 +50,15 @@ def launch(
 
         try:
             with shown_here():
-                return run_job(settings, job, task, config, method)
+                return run_job(settings, job, task, config, preset)
         except (BusyError, DiskFullError, TrainingError) as error:
             raise JobError(str(error)) from error
     here = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [*(launcher or here), "-m", "dqlib.study.pipeline.jobs", job, "--params", params, "--task", task]
     if config is not None:
         command += ["--config", config]
-    if method is not None:
-        command += ["--preset", method]
+    if preset is not None:
+        command += ["--preset", preset]
     threads = max(1, available_cores() // processes)
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),

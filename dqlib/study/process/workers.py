@@ -28,7 +28,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
-class Work:
+class Job:
     """A call that a worker makes, and what to name it in the progress bar and in an error."""
 
     name: str
@@ -51,15 +51,15 @@ def at_a_time() -> int:
     return len(devices()) or available_cores()
 
 
-def run_all(title: str, works: Sequence[Work]) -> None:
+def run_all(title: str, jobs: Sequence[Job]) -> None:
     """Make all calls, :func:`at_a_time`; what was made before an error stays.
 
     Raises:
         JobError: a call failed; those that had not begun are not made.
     """
-    if not works:
+    if not jobs:
         return
-    workers, spawn, found = min(at_a_time(), len(works)), multiprocessing.get_context("spawn"), devices()
+    workers, spawn, found = min(at_a_time(), len(jobs)), multiprocessing.get_context("spawn"), devices()
     free = spawn.SimpleQueue()
     for device in found:
         free.put(device)
@@ -74,13 +74,13 @@ def run_all(title: str, works: Sequence[Work]) -> None:
             _stopping(pool),
         ):
             with _uninterrupted():  # workers begin here, and would tell of Ctrl-C before they know what to do then
-                runs = {pool.submit(_quietly, work, Path(scratch)): work for work in works}
+                runs = {pool.submit(_quietly, job, Path(scratch)): job for job in jobs}
             for number, run in enumerate(as_completed(runs), start=1):
                 error = run.exception()
                 if error is not None:
                     pool.shutdown(cancel_futures=True)
                     raise JobError(f"{title}, {runs[run].name}: {error}") from error
-                report(title, number, len(works), runs[run].name)
+                report(title, number, len(jobs), runs[run].name)
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -138,7 +138,7 @@ def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _quietly(work: Work, scratch: Path) -> None:
+def _quietly(job: Job, scratch: Path) -> None:
     """One call, in a worker, which has no screen of its own."""
     global _working
     _working = True
@@ -148,7 +148,7 @@ def _quietly(work: Work, scratch: Path) -> None:
         torch.set_num_threads(int(os.environ[_THREADS[0]]))
         os.environ[RELAY] = str(scratch / f"{os.getpid()}.progress")
         with (scratch / f"{os.getpid()}.txt").open("a") as said, redirect_stdout(said):
-            work.call(*work.arguments)
+            job.call(*job.arguments)
     except KeyboardInterrupt:
         os._exit(128 + signal.SIGINT)  # what it had half written is gone by now
     finally:

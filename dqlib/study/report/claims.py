@@ -32,14 +32,14 @@ class Tables:
         comparisons: rows of ``comparisons.csv``: joint training against quantization alone.
         retention: rows of ``retention.csv``: what is left of the teacher's score, with its interval.
         accumulation: rows of ``accumulation.csv``.
-        likeness: rows of ``likeness.csv``.
+        similarity: rows of ``similarity.csv``.
     """
 
     metrics: pandas.DataFrame
     comparisons: pandas.DataFrame
     retention: pandas.DataFrame
     accumulation: pandas.DataFrame
-    likeness: pandas.DataFrame
+    similarity: pandas.DataFrame
 
     @property
     def tasks(self) -> list[str]:
@@ -48,7 +48,7 @@ class Tables:
 
     def shape(self, task: str, bits: str, shape: str) -> pandas.Series | None:
         """The student of a task with these bits and the shape ``full``, ``half`` or ``one``; None if not run."""
-        rows = self.metrics[(self.metrics.task == task) & (self.metrics.method != QUANTIZATION_ALONE)]
+        rows = self.metrics[(self.metrics.task == task) & (self.metrics.preset != QUANTIZATION_ALONE)]
         teacher = rows[rows.role == "teacher"].iloc[0]
         encoder, decoder = teacher.encoder_layers, teacher.decoder_layers
         layers = {"full": (encoder, decoder), "half": (encoder, decoder // 2), "one": (1, 1)}[shape]
@@ -62,7 +62,7 @@ class Tables:
         if student is None:
             return None
         rows = self.retention[(self.retention.task == task) & (self.retention.config == student.config)]
-        row = rows[rows.method == student.method].iloc[0]
+        row = rows[rows.preset == student.preset].iloc[0]
         return Kept(student.config, METRIC_NAMES[student.headline], row.retention, row.low, row.high)
 
 
@@ -110,7 +110,7 @@ class Verdict:
 
 def claims_table(tables: Tables) -> pandas.DataFrame:
     """Every claim that the tables have the rows for; columns ``claim``, ``task``, ``measured``, ``verdict``."""
-    parts = (_joint, _headline, _limit, _translation, _accumulation, _likeness)
+    parts = (_joint, _headline, _limit, _translation, _accumulation, _similarity)
     return pandas.DataFrame(
         [verdict.row() for part in parts for verdict in part(tables)], columns=["claim", "task", "measured", "verdict"]
     )
@@ -175,7 +175,7 @@ def _accumulation(tables: Tables) -> Iterable[Verdict]:
         student = tables.shape(task, "2-2-8", "full")
         rows = tables.accumulation[tables.accumulation.task == task]
         match = rows[rows.config == student.config] if student is not None else rows.iloc[:0]
-        for row in match[match.method == getattr(student, "method", None)].itertuples():
+        for row in match[match.preset == getattr(student, "preset", None)].itertuples():
             measured = (
                 f"{row.config}: {row.early:.1f} points of recall lost in the first part of the reference, "
                 f"{row.late:.1f} in the last, p = {_p(row.p_value)}"
@@ -183,14 +183,14 @@ def _accumulation(tables: Tables) -> Iterable[Verdict]:
             yield Verdict(claim, task, measured, _significant(row.late - row.early, row.p_value))
 
 
-def _likeness(tables: Tables) -> Iterable[Verdict]:
+def _similarity(tables: Tables) -> Iterable[Verdict]:
     claim = "(f) Few bits make representations of tokens alike"
     for task in tables.tasks:
         student = tables.shape(task, "2-2-8", "full")
         if student is None:
             continue
-        rows = tables.likeness[(tables.likeness.task == task) & (tables.likeness.config == student.config)]
-        for row in rows[rows.method == student.method].itertuples():
+        rows = tables.similarity[(tables.similarity.task == task) & (tables.similarity.config == student.config)]
+        for row in rows[rows.preset == student.preset].itertuples():
             measured = (
                 f"{row.config}: mean cosine of different tokens {row.decoder:.3f} against {row.teacher:.3f} "
                 f"in the teacher ({row.more_alike:+.3f}, 95% interval {row.low:+.3f} to {row.high:+.3f})"

@@ -108,15 +108,15 @@ def line_styles(configurations: list[str]) -> dict[str, dict[str, object]]:
     }
 
 
-def quantity_of(term: str, method: str = "") -> str:
+def quantity_of(term: str, preset: str = "") -> str:
     """What a column of a training log measures, with its unit, for an axis.
 
     Args:
         term: name of the column.
-        method: preset of the training, which decides how logits are compared.
+        preset: preset of the training, which decides how logits are compared.
     """
     known = PRESETS | VARIANTS
-    logits = known[method].loss.logits_loss if method in known else ""
+    logits = known[preset].loss.logits_loss if preset in known else ""
     if term in ("task", "validation_loss"):
         return "loss (nats a token)"
     if term == "logits" and logits == "kl":
@@ -132,7 +132,7 @@ def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:
     The axis is logarithmic: the terms of a student of 8 bits and of one of 1 bit are orders of magnitude apart.
 
     Args:
-        curves: columns ``model``, ``method``, ``step`` and the loss terms.
+        curves: columns ``model``, ``preset``, ``step`` and the loss terms.
         column: the term to draw.
     """
     drawn = curves.dropna(subset=[column])
@@ -142,7 +142,7 @@ def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:
         for model, group in drawn.groupby("model", sort=False):
             axes.plot(group.step, group[column], label=model, linewidth=1.4, **styles[model])
         axes.set_xlabel("training step")
-        axes.set_ylabel(quantity_of(column, drawn.method.iloc[0] if len(drawn) else ""), fontsize=9)
+        axes.set_ylabel(quantity_of(column, drawn.preset.iloc[0] if len(drawn) else ""), fontsize=9)
         plain_log_scale(axes)
         figure.legend(loc="outside upper center", fontsize=8, ncols=4)
     pyplot.close(figure)

@@ -42,7 +42,7 @@ def bits_of(row: pandas.Series) -> str:
 
 def _joint(metrics: pandas.DataFrame) -> pandas.DataFrame:
     """Students that were trained against their teacher."""
-    return metrics[(metrics.role == "student") & (metrics.method != QUANTIZATION_ALONE)]
+    return metrics[(metrics.role == "student") & (metrics.preset != QUANTIZATION_ALONE)]
 
 
 def _bits_in(students: pandas.DataFrame) -> list[str]:
@@ -62,7 +62,7 @@ def tradeoffs(metrics: pandas.DataFrame) -> Figure:
             axes.errorbar(
                 row.compression, row.score, yerr=[[row.score - row.score_low], [row.score_high - row.score]],
                 fmt=SHAPES[shape_of(row, teacher)][0], color=colour, capsize=2, markersize=6, linewidth=1,
-                markerfacecolor="white" if row.method == QUANTIZATION_ALONE else colour,
+                markerfacecolor="white" if row.preset == QUANTIZATION_ALONE else colour,
             )  # fmt: skip
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}x"))
@@ -113,7 +113,7 @@ def accumulation(positions: pandas.DataFrame, lengths: pandas.DataFrame, metrics
     Students of 32 and 4 bits, whose lines are those of 8 bits, are left out.
 
     Args:
-        positions: columns ``task``, ``config``, ``method``, ``part``, ``found``, ``found_by_teacher``.
+        positions: columns ``task``, ``config``, ``preset``, ``part``, ``found``, ``found_by_teacher``.
         lengths: the same with ``longest`` in place of ``part``.
         metrics: rows of ``metrics.csv``, for the shapes.
     """
@@ -130,10 +130,10 @@ def accumulation(positions: pandas.DataFrame, lengths: pandas.DataFrame, metrics
         ):
             for task, axes in zip(tasks, panels, strict=True):
                 teacher = metrics[(metrics.task == task) & (metrics.role == "teacher")].iloc[0]
-                keys = [table[name] for name in ("task", "config", "method")]
+                keys = [table[name] for name in ("task", "config", "preset")]
                 drawn = {key: of for key, of in table.groupby(keys, sort=False) if key[0] == task}
                 for _, row in students[students.task == task].iterrows():
-                    of = drawn.get((task, row.config, row.method), table[:0])
+                    of = drawn.get((task, row.config, row.preset), table[:0])
                     marker, line, _ = SHAPES[shape_of(row, teacher)]
                     axes.plot(
                         range(1, len(of) + 1), of.found, line, marker=marker, markersize=4,
@@ -211,7 +211,7 @@ def _legend(figure: Figure, metrics: pandas.DataFrame) -> None:
         for shape, (marker, _, name) in SHAPES.items()
         if shape in shapes
     ]
-    if (students.method == QUANTIZATION_ALONE).any():
+    if (students.preset == QUANTIZATION_ALONE).any():
         label = "hollow: quantization alone"
         handles.append(Line2D([], [], color="black", marker="o", markerfacecolor="white", linestyle="", label=label))
     with matplotlib.rc_context(STYLE):

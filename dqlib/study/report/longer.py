@@ -24,11 +24,11 @@ def longer_table(study: Study) -> pandas.DataFrame:
     """
     bench = bench_of(study)
     long = bench.longer()
-    short = dict.fromkeys(cell[:3] for cell in long)
-    cells = [cell for cell in short if cell in bench.cells()] + long
-    rows = [asdict(read_row(folder_of(study, cell))) for cell in cells]
+    short = dict.fromkeys(run[:3] for run in long)
+    runs = [run for run in short if run in bench.runs()] + long
+    rows = [asdict(read_row(folder_of(study, run))) for run in runs]
     table = pandas.DataFrame(rows, columns=list(COLUMNS))
-    order = {config: i for i, config in enumerate(dict.fromkeys(str(cell[1]) for cell in long))}
+    order = {config: i for i, config in enumerate(dict.fromkeys(str(run[1]) for run in long))}
     return table.sort_values(["config", "train_steps"], key=lambda c: c.map(order) if c.name == "config" else c)
 
 

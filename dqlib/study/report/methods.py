@@ -11,15 +11,15 @@ import pandas
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from dqlib.config import Configuration
-from dqlib.presets import PRESETS, preset
+from dqlib.config import Config
+from dqlib.presets import PRESETS, get_preset
 from dqlib.storage.footprint import size_bytes
 from dqlib.storage.reading import read_model
 from dqlib.student import make_student
 from dqlib.study.evaluation.records import COLUMNS, paired_p_value, read_row, write_metrics
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import LOG, project_root, write_text
-from dqlib.study.pipeline.benchmark import Cell, bench_of, run_methods
+from dqlib.study.pipeline.benchmark import Run, bench_of, run_methods
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.claims import percent
 from dqlib.study.report.figures import METRIC_NAMES, STYLE, TEACHER_COLOUR, colour_of, marker_of, save
@@ -37,13 +37,13 @@ def presets_table(names: list[str] | None = None) -> pandas.DataFrame:
     """Presets side by side: a row a field, a column a preset; fields that all share are left out."""
     columns = {}
     for name in names or list(PRESETS):
-        method = preset(name)
+        preset = get_preset(name)
         flat = {}
         for part in ("weights", "activations", "loss", "recipe"):
-            flat |= {f"{part}.{field}": value for field, value in asdict(getattr(method, part)).items()}
-        bits = {f"recipe at {n} bits": _changes(asdict(method.recipe), asdict(r)) for n, r in method.by_bits.items()}
+            flat |= {f"{part}.{field}": value for field, value in asdict(getattr(preset, part)).items()}
+        bits = {f"recipe at {n} bits": _changes(asdict(preset.recipe), asdict(r)) for n, r in preset.by_bits.items()}
         rest = {
-            field: getattr(method, field)
+            field: getattr(preset, field)
             for field in ("quantize_head", "position_bits", "single_layer", "rate_of_fewer_layers")
         }
         columns[name] = flat | bits | rest
@@ -59,40 +59,40 @@ def bench_table(study: Study) -> pandas.DataFrame:
     it. An ablation is compared with the whole method from the same seeds.
     """
     bench = bench_of(study)
-    seeds: dict[tuple[str, Configuration], list[int]] = {}
-    for name, configuration, seed in bench.cells():
-        seeds.setdefault((name, configuration), []).append(seed)
+    seeds: dict[tuple[str, Config], list[int]] = {}
+    for name, config, seed in bench.runs():
+        seeds.setdefault((name, config), []).append(seed)
     compared = {key: _compared(study, *key, seeds) for key in seeds}
     sizes = _sizes(study, list(seeds))
     rows = []
-    for name, configuration, seed in sorted(bench.cells(), key=lambda cell: _order(bench, cell)):
-        row = asdict(read_row(study.folders.method(name, configuration.slug, seed)))
-        baseline, p_value = compared[name, configuration]
-        size = sizes[name, configuration]
+    for name, config, seed in sorted(bench.runs(), key=lambda run: _order(bench, run)):
+        row = asdict(read_row(study.folders.preset(name, config.slug, seed)))
+        baseline, p_value = compared[name, config]
+        size = sizes[name, config]
         row |= {"size_bytes": size, "compression": round(row["teacher_size_bytes"] / size, 2)}
         rows.append(row | {"baseline": baseline, "p_value": p_value})
     return pandas.DataFrame(rows, columns=BENCH_COLUMNS).astype({"retention": float})  # none beside a teacher of zero
 
 
-def _sizes(study: Study, pairs: list[tuple[str, Configuration]]) -> dict[tuple[str, Configuration], int]:
+def _sizes(study: Study, pairs: list[tuple[str, Config]]) -> dict[tuple[str, Config], int]:
     """Bytes of each student; they depend on shapes alone, so an untrained one is counted."""
     teacher = read_model(study.folders.teacher)
     return {pair: size_bytes(make_student(teacher, pair[1], pair[0])) for pair in pairs}
 
 
 def _compared(
-    study: Study, name: str, configuration: Configuration, seeds: dict[tuple[str, Configuration], list[int]]
+    study: Study, name: str, config: Config, seeds: dict[tuple[str, Config], list[int]]
 ) -> tuple[str | None, float | None]:
     """What a preset is compared with at a configuration, and the p-value; None where there is nothing."""
     bench = bench_of(study)
     candidates = (WHOLE,) if name in bench.ablations else (bench.baseline, bench.fallback)
-    baseline = next((other for other in candidates if (other, configuration) in seeds), name)
+    baseline = next((other for other in candidates if (other, config) in seeds), name)
     if baseline == name:
         return None, None
-    theirs = seeds[name, configuration] if name in bench.ablations else seeds[baseline, configuration]
+    theirs = seeds[name, config] if name in bench.ablations else seeds[baseline, config]
     scores = (
-        _by_document(study, name, configuration, seeds[name, configuration]),
-        _by_document(study, baseline, configuration, theirs),
+        _by_document(study, name, config, seeds[name, config]),
+        _by_document(study, baseline, config, theirs),
     )
     return baseline, round(paired_p_value(*scores), 4)
 
@@ -101,13 +101,13 @@ def validation_table(study: Study) -> pandas.DataFrame:
     """The last validation loss of each run, in nats a token: what tells methods apart that test scores do not.
 
     Returns:
-        Columns ``method``, ``config``, ``seed``, ``validation_loss``.
+        Columns ``preset``, ``config``, ``seed``, ``validation_loss``.
     """
     rows = []
-    for name, configuration, seed in sorted(bench_of(study).cells(), key=lambda cell: _order(bench_of(study), cell)):
-        log = pandas.read_csv(study.folders.method(name, configuration.slug, seed) / LOG)
-        rows.append((name, str(configuration), seed, round(log.validation_loss.dropna().iloc[-1], 4)))
-    return pandas.DataFrame(rows, columns=["method", "config", "seed", "validation_loss"])
+    for name, config, seed in sorted(bench_of(study).runs(), key=lambda run: _order(bench_of(study), run)):
+        log = pandas.read_csv(study.folders.preset(name, config.slug, seed) / LOG)
+        rows.append((name, str(config), seed, round(log.validation_loss.dropna().iloc[-1], 4)))
+    return pandas.DataFrame(rows, columns=["preset", "config", "seed", "validation_loss"])
 
 
 def bench_summary(table: pandas.DataFrame) -> pandas.DataFrame:
@@ -117,10 +117,10 @@ def bench_summary(table: pandas.DataFrame) -> pandas.DataFrame:
         table: :func:`bench_table`, and the losses of :func:`validation_table` where they are merged into it.
 
     Returns:
-        Columns ``config``, ``method``, ``score``, ``score_std`` (over seeds), ``retention``, ``size_bytes``,
+        Columns ``config``, ``preset``, ``score``, ``score_std`` (over seeds), ``retention``, ``size_bytes``,
         ``compression``, ``baseline``, ``p_value``, ``seeds`` and, where it is given, ``validation_loss``.
     """
-    groups = table.groupby(["config", "method"], sort=False)
+    groups = table.groupby(["config", "preset"], sort=False)
     losses = {"validation_loss": ("validation_loss", "mean")} if "validation_loss" in table else {}
     return groups.agg(
         score=("score", "mean"),
@@ -135,17 +135,17 @@ def bench_summary(table: pandas.DataFrame) -> pandas.DataFrame:
     ).reset_index()
 
 
-def _by_document(study: Study, name: str, configuration: Configuration, seeds: list[int]) -> np.ndarray:
+def _by_document(study: Study, name: str, config: Config, seeds: list[int]) -> np.ndarray:
     """Score of each test document, mean over the seeds; see :meth:`dqlib.study.report.tables.Trained.scores`."""
-    folders = [study.folders.method(name, configuration.slug, seed) for seed in seeds]
+    folders = [study.folders.preset(name, config.slug, seed) for seed in seeds]
     return np.array([Trained(study, folder).scores() for folder in folders]).mean(axis=0)
 
 
-def _order(bench: S.Methods, cell: Cell) -> tuple[int, int, int]:
-    name, configuration, seed = cell
-    configs = [Configuration.parse(text) for text in (*bench.configs, *bench.ablation_configs)]
+def _order(bench: S.Methods, run: Run) -> tuple[int, int, int]:
+    name, config, seed = run
+    configs = [Config.parse(text) for text in (*bench.configs, *bench.ablation_configs)]
     names = [*bench.presets, *bench.ablations]
-    return configs.index(configuration), names.index(name), bench.seeds.index(seed)
+    return configs.index(config), names.index(name), bench.seeds.index(seed)
 
 
 def summary_for_reading(summary: pandas.DataFrame) -> pandas.DataFrame:
@@ -155,7 +155,7 @@ def summary_for_reading(summary: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.DataFrame(
         {
             "config": summary.config,
-            "method": summary.method,
+            "preset": summary.preset,
             "score": summary.score.map("{:.2f}".format) + spread,
             "of teacher": summary.retention.map(percent),
             "smaller": summary.compression.map("{:.1f}x".format),
@@ -174,14 +174,14 @@ def methods_figure(table: pandas.DataFrame, bench: S.Methods, task: str) -> Figu
         bench: its parameters, for the order.
         task: name of the task, for the title.
     """
-    configs = [str(Configuration.parse(text)) for text in bench.configs]
+    configs = [str(Config.parse(text)) for text in bench.configs]
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(7.2, 4.0), layout="constrained")
         axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2, label="teacher")
         for i, name in enumerate(bench.presets):
             look, places, means = {"marker": marker_of(name), "color": colour_of(name), "linestyle": ""}, [], []
             for place, config in enumerate(configs):
-                rows = table[(table.config == config) & (table.method == name)]
+                rows = table[(table.config == config) & (table.preset == name)]
                 x = place + 0.14 * (i - (len(bench.presets) - 1) / 2)
                 axes.plot([x] * len(rows), 100 * rows.retention, ms=4, alpha=0.6, **look)
                 if len(rows):
@@ -215,13 +215,13 @@ def ablation_table(table: pandas.DataFrame, bench: S.Methods, against: str = WHO
     """
     summary = bench_summary(table)
     same = table[table.seed.isin(bench.ablation_seeds or bench.seeds)]
-    whole = bench_summary(same[same.method == against]).set_index("config")
-    rows = summary[summary.method.isin(bench.ablations)]
+    whole = bench_summary(same[same.preset == against]).set_index("config")
+    rows = summary[summary.preset.isin(bench.ablations)]
     if rows.empty:
         return pandas.DataFrame(columns=["config", "changed", "score", "score_std", "difference"])
     columns = {
         "config": rows.config,
-        "changed": rows.method.map(lambda name: name.removeprefix(f"{against}-")),
+        "changed": rows.preset.map(lambda name: name.removeprefix(f"{against}-")),
         "score": rows.score.round(2),
         "score_std": rows.score_std.round(2),
         "difference": (rows.score - rows.config.map(whole.score)).round(2),
@@ -240,14 +240,14 @@ def ablation_figure(table: pandas.DataFrame, bench: S.Methods, against: str = WH
         bench: its parameters; the first of its ``ablation_configs`` is drawn.
         against: the whole method.
     """
-    config = str(Configuration.parse(bench.ablation_configs[0]))
+    config = str(Config.parse(bench.ablation_configs[0]))
     rows = table[(table.config == config) & table.seed.isin(bench.ablation_seeds or bench.seeds)]
-    whole = rows[rows.method == against].score.mean()
+    whole = rows[rows.preset == against].score.mean()
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(6.4, 0.6 + 0.42 * max(2, len(bench.ablations))), layout="constrained")
         axes.axvline(0, color=colour_of(against), linestyle="--", linewidth=1.2)
         for place, name in enumerate(bench.ablations):
-            changes = rows[rows.method == name].score - whole
+            changes = rows[rows.preset == name].score - whole
             axes.plot(changes, [place] * len(changes), "o", ms=4, alpha=0.6, color=TEACHER_COLOUR)
             axes.plot([changes.mean()], [place], "|", ms=14, mew=2.4, color=TEACHER_COLOUR)
         axes.set_yticks(range(len(bench.ablations)), [name.removeprefix(f"{against}-") for name in bench.ablations])
@@ -282,7 +282,7 @@ def write_bench(study: Study) -> Path:
 def _page(study: Study, table: pandas.DataFrame) -> str:
     bench, teacher = bench_of(study), read_row(study.folders.teacher)
     summary = summary_for_reading(bench_summary(table))
-    ours = summary[~summary.method.isin(bench.ablations)]
+    ours = summary[~summary.preset.isin(bench.ablations)]
     ablation = f"""
 ## What each part of ours is worth
 

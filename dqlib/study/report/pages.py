@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas
 
 from dqlib.errors import InputError
-from dqlib.presets import preset
+from dqlib.presets import get_preset
 from dqlib.study.corpora.corpus import load_info
 from dqlib.study.params.paths import project_root, write_text
 from dqlib.study.params.settings import load_settings
@@ -43,12 +43,12 @@ class Collected:
     positions: pandas.DataFrame
     lengths: pandas.DataFrame
     accumulation: pandas.DataFrame
-    likeness: pandas.DataFrame
+    similarity: pandas.DataFrame
     sizes: pandas.DataFrame
 
     def claims(self) -> pandas.DataFrame:
         """The papers' claims, each with what was measured."""
-        return claims_table(Tables(self.metrics, self.comparisons, self.retention, self.accumulation, self.likeness))
+        return claims_table(Tables(self.metrics, self.comparisons, self.retention, self.accumulation, self.similarity))
 
     def files(self) -> dict[str, pandas.DataFrame]:
         """Every table by the name of its file."""
@@ -75,7 +75,7 @@ def draw(collected: Collected) -> dict[str, figures.Figure]:
         "sizes": grid_figures.sizes(collected.sizes),
     }
     students = collected.training[~collected.training.model.isin(["pre-training", "teacher"])]
-    joint = students[students.method != QUANTIZATION_ALONE]
+    joint = students[students.preset != QUANTIZATION_ALONE]
     for task, curves in joint.groupby("task_name", sort=False):
         drawn[f"training_{task}"] = figures.training_curves(curves)
     return drawn
@@ -109,7 +109,7 @@ def short_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
 def overview_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
     """One row a kind of model, a column a task: the headline score and, in brackets, the part of the teacher's."""
     teachers = {row.task: row for row in metrics[metrics.role == "teacher"].itertuples()}
-    cells: dict[str, dict[str, str]] = {}
+    runs: dict[str, dict[str, str]] = {}
     smaller: dict[str, list[float]] = {}
     for row in metrics.itertuples():
         teacher = teachers[row.task]
@@ -119,9 +119,9 @@ def overview_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
             name = f"`{row.config.split()[0]}`, {shape}" + ("" if name == "student" else f", {name}")
         column = f"{row.task}, {METRIC_NAMES.get(row.headline, row.headline)}"
         kept = "" if row.role == "teacher" else f" ({percent(row.retention)})"
-        cells.setdefault(name, {})[column] = f"{row.score:.2f}{kept}"
+        runs.setdefault(name, {})[column] = f"{row.score:.2f}{kept}"
         smaller.setdefault(name, []).append(row.compression)
-    table = pandas.DataFrame.from_dict(cells, orient="index").rename_axis("model").reset_index().fillna("")
+    table = pandas.DataFrame.from_dict(runs, orient="index").rename_axis("model").reset_index().fillna("")
     spans = [(min(smaller[name]), max(smaller[name])) for name in table.model]
     texts = [f"{low:.1f}x" if high - low < 0.05 else f"{low:.1f}x to {high:.1f}x" for low, high in spans]
     table.insert(1, "smaller", texts)
@@ -131,7 +131,7 @@ def overview_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
 def _named(row: tuple) -> str:
     if row.role == "teacher":
         return "teacher"
-    if row.method == QUANTIZATION_ALONE:
+    if row.preset == QUANTIZATION_ALONE:
         return "quantization alone"
     return "distillation alone" if row.w_bits == row.a_bits == 32 else "student"
 
@@ -160,7 +160,7 @@ def _metrics_json(metrics: pandas.DataFrame) -> str:
     """The main numbers as nested JSON, which `dvc metrics diff` compares."""
     tree: dict[str, dict[str, dict[str, float]]] = {}
     for row in metrics.itertuples():
-        model = f"{row.config} {row.method}"
+        model = f"{row.config} {row.preset}"
         numbers = {"score": row.score, "retention": row.retention, "compression": row.compression}
         numbers = {name: number for name, number in numbers.items() if not pandas.isna(number)}
         tree.setdefault(row.task, {})[model] = numbers
@@ -201,7 +201,7 @@ the papers' count of BART: all encoder layers with half the decoder's, and one o
 The teachers here are small models trained from scratch in minutes, so a claim that does not hold here may hold for
 large ones, and the other way round. Tables: [`comparisons.csv`](comparisons.csv) (a),
 [`retention.csv`](retention.csv) (b to d), [`accumulation.csv`](accumulation.csv) (e),
-[`likeness.csv`](likeness.csv) (f).
+[`similarity.csv`](similarity.csv) (f).
 """
 
 
@@ -236,7 +236,7 @@ def _details(details: pandas.DataFrame, study: Study) -> str:
         " ".join(filter(None, (SHOWN[metric], language, "" if test_set == "test" else "unseen")))
         for metric, language, test_set in zip(rows.metric, rows.language.fillna(""), rows.test_set, strict=True)
     ]
-    rows = rows.assign(measure=columns, model=rows.config + rows.method.map(lambda name: f" ({name})"))
+    rows = rows.assign(measure=columns, model=rows.config + rows.preset.map(lambda name: f" ({name})"))
     wide = rows.pivot_table(index="model", columns="measure", values="value", sort=False)
     table = wide.map(lambda value: "" if pandas.isna(value) else f"{value:.2f}").reset_index()
     second = study.task.corpus.test_unseen
@@ -285,7 +285,7 @@ def _corpus(study: Study) -> str:
 _CLOSING = f"""A corpus of another SHA-256 (another version of Python, say) gives other numbers.
 
 The size counts each code at its bits, scales, biases and LayerNorms at 16, positions at
-{preset("dqlib").position_bits}, and the tied embedding and output head once, quantized: what is counted is what
+{get_preset("dqlib").position_bits}, and the tied embedding and output head once, quantized: what is counted is what
 computes the logits. A student that is not quantized counts at 16 bits a number and the teacher at 32, so half of what
 *distillation alone* saves is that. Headers and the manifest of a packed file come on top. Training curves come from
 [`{TRAINING}`]({TRAINING}), further measures from [`details.csv`](details.csv).

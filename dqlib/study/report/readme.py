@@ -102,7 +102,7 @@ def blocks(project: Path) -> dict[str, str]:
     """Every table of the README by its name, as Markdown: those of the default study in a project's folder."""
     results, default = project / "results", project / "profiles" / "laptop.yaml"
     bench = pandas.read_csv(results / "methods.csv").merge(pandas.read_csv(results / FOLDER / VALIDATION))
-    summary = bench_summary(bench[bench.method.isin(bench_of(Study(str(default))).presets)])
+    summary = bench_summary(bench[bench.preset.isin(bench_of(Study(str(default))).presets)])
     metrics = pandas.read_csv(results / "metrics.csv")
     benchmark = pandas.read_csv(results / "benchmark.csv")
     longer, retention = results / FOLDER / LONGER, pandas.read_csv(results / "retention.csv")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas
 from transformers import PreTrainedModel
 
-from dqlib.config import Configuration
+from dqlib.config import Config
 from dqlib.presets import QUANTIZATION_ONLY
 from dqlib.storage.footprint import footprint
 from dqlib.storage.reading import read_model
@@ -35,7 +35,7 @@ class Trained:
 
     study: Study
     folder: Path
-    configuration: Configuration | None = None
+    config: Config | None = None
 
     @cached_property
     def row(self) -> Row:
@@ -45,7 +45,7 @@ class Trained:
     @property
     def key(self) -> dict[str, str]:
         """What a line of another table names it by."""
-        return {"task": self.row.task, "config": self.row.config, "method": self.row.method}
+        return {"task": self.row.task, "config": self.row.config, "preset": self.row.preset}
 
     @property
     def language(self) -> str | None:
@@ -79,17 +79,14 @@ class Trained:
 
     def model(self) -> PreTrainedModel:
         """The model itself, in evaluation mode."""
-        if self.configuration is None:
+        if self.config is None:
             return read_model(self.folder)
         return load_student(self.folder)
 
 
 def trained(study: Study) -> list[Trained]:
     """The teacher, then the students in the order of the parameters; what is missing is made."""
-    students = [
-        Trained(study, study.student(str(configuration), method), configuration)
-        for configuration, method in study.task.students()
-    ]
+    students = [Trained(study, study.student(str(config), preset), config) for config, preset in study.task.students()]
     return [Trained(study, study.teacher()), *students]
 
 
@@ -99,18 +96,16 @@ def collect_metrics(studies: Sequence[Study]) -> pandas.DataFrame:
 
 
 def collect_training(studies: Sequence[Study]) -> pandas.DataFrame:
-    """The training logs of all models in one table, with columns ``task_name``, ``model`` and ``method``."""
+    """The training logs of all models in one table, with columns ``task_name``, ``model`` and ``preset``."""
     logs = []
     for study in studies:
         folder = study.settings.pretrained_folder(study.name)
         own = study.task.pretrain is not None and folder is not None
         named = [("pre-training", "", study.pretrained())] if own else []
-        named += [
-            ("teacher" if m.configuration is None else m.row.config, m.row.method, m.folder) for m in trained(study)
-        ]
+        named += [("teacher" if m.config is None else m.row.config, m.row.preset, m.folder) for m in trained(study)]
         logs += [
-            pandas.read_csv(folder / LOG).assign(task_name=study.name, model=model, method=method)
-            for model, method, folder in named
+            pandas.read_csv(folder / LOG).assign(task_name=study.name, model=model, preset=preset)
+            for model, preset, folder in named
         ]
     return pandas.concat(logs, ignore_index=True)
 
@@ -131,14 +126,14 @@ def collect_comparisons(studies: Sequence[Study]) -> pandas.DataFrame:
     """Joint training against quantization alone at the same configuration, paired over the test documents."""
     rows = []
     for study in studies:
-        models = {(m.row.config, m.row.method): m for m in trained(study)}
-        for (config, method), alone in models.items():
+        models = {(m.row.config, m.row.preset): m for m in trained(study)}
+        for (config, preset), alone in models.items():
             joint = models.get((config, study.task.distill.preset))
-            if method == QUANTIZATION_ONLY.name and joint is not None:
+            if preset == QUANTIZATION_ONLY.name and joint is not None:
                 row = joint.key | {"headline": joint.row.headline, "score": joint.row.score}
-                row |= {"baseline": method, "baseline_score": alone.row.score}
+                row |= {"baseline": preset, "baseline_score": alone.row.score}
                 rows.append(row | {"p_value": round(two_sided(joint.resampled - alone.resampled), 4)})
-    columns = ["task", "config", "method", "headline", "score", "baseline", "baseline_score", "p_value"]
+    columns = ["task", "config", "preset", "headline", "score", "baseline", "baseline_score", "p_value"]
     return pandas.DataFrame(rows, columns=columns)
 
 
@@ -175,14 +170,14 @@ def collect_accumulation(studies: Sequence[Study]) -> pandas.DataFrame:
     return pandas.DataFrame(rows).round(4)
 
 
-def collect_likeness(studies: Sequence[Study]) -> pandas.DataFrame:
-    """How alike tokens are in each student; see :func:`dqlib.study.notebooks.tutorial.likeness_table`."""
+def collect_similarity(studies: Sequence[Study]) -> pandas.DataFrame:
+    """How alike tokens are in each student; see :func:`dqlib.study.notebooks.tutorial.similarity_table`."""
     tables = []
     for study in studies:
         teacher, *students = trained(study)
         material = tutorial.material(study)
         models = {"teacher": material.teacher} | {str(i): m.model() for i, m in enumerate(students)}
-        table = tutorial.likeness_table(models, material.teacher, material.batch())
+        table = tutorial.similarity_table(models, material.teacher, material.batch())
         keys = pandas.DataFrame([m.key for m in (teacher, *students)])
         columns = {"more alike": "more_alike", "divergence (nats)": "divergence"}
         table = table.reset_index(drop=True).rename(columns=columns)
@@ -196,7 +191,7 @@ def collect_sizes(studies: Sequence[Study]) -> pandas.DataFrame:
     """Bytes of each student by kind of parameter; columns ``part`` and ``bytes``."""
     rows = []
     for _, student in _pairs(studies):
-        if student.row.method == QUANTIZATION_ONLY.name:
+        if student.row.preset == QUANTIZATION_ONLY.name:
             continue  # the same bytes as its joint twin
         entries = footprint(student.model())
         for part in ("weights", "embedding", "positions", "rest"):
@@ -219,5 +214,5 @@ def _beside_teacher(
         measure(student.found, teacher.found).assign(**student.key).round(4) for teacher, student in _pairs(studies)
     ]
     table = pandas.concat(tables, ignore_index=True)
-    keys = ["task", "config", "method"]
+    keys = ["task", "config", "preset"]
     return table[[*keys, *(column for column in table if column not in keys)]]
