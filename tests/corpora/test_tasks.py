@@ -10,7 +10,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from dqlib.errors import InputError
 from dqlib.student import load_student
 from dqlib.study.corpora.corpus import SPLITS, load_info
-from dqlib.study.evaluation.records import read_details, read_row
+from dqlib.study.evaluation.records import read_details, read_record
 from dqlib.study.notebooks import show
 from dqlib.study.params.paths import DETAILS, PREDICTIONS
 from dqlib.study.pipeline.study import STAMP, Study
@@ -77,7 +77,7 @@ def test_a_translation_is_tested_in_every_language_on_both_test_sets(study):
     assert study.pretrained() is None
     teacher, student = study.teacher(), study.student("2-2-8 1-1")
     for made in (teacher, student):
-        row = read_row(made)
+        row = read_record(made)
         assert (row.headline, row.score, row.rougeL) == ("bleu", row.bleu, None)
         assert row.n_test == sum((each["test_set"], each["language"]) == ("test", "ro") for each in lines(made))
         assert len(lines(made)) == 12
@@ -95,7 +95,7 @@ def test_own_texts_are_answered_side_by_side(study):
     models = {"teacher": (AutoModelForSeq2SeqLM.from_pretrained(teacher), teacher)}
     table = show.side_by_side(models, "Kenya and Peru", max_new_tokens=4, language="de").data
     assert list(table.columns) == ["", "answer", "size (MB)", "time (ms)"]
-    assert table["size (MB)"].tolist() == [f"{read_row(teacher).size_bytes / 1e6:.2f}"]
+    assert table["size (MB)"].tolist() == [f"{read_record(teacher).size_bytes / 1e6:.2f}"]
     with pytest.raises(InputError, match=r"language: 'es' .* <es>"):
         show.side_by_side(models, "Kenya and Peru", language="es")
     with pytest.raises(InputError, match="text: ' '"):
@@ -111,7 +111,7 @@ def test_answers_start_from_the_model_and_tokenizer_of_summarization(study):
     ours, theirs = (AutoTokenizer.from_pretrained(each).get_vocab() for each in (teacher, base))
     assert ours == theirs
     assert not study.folders.pretrained.exists()
-    assert (read_row(teacher).headline, read_row(teacher).n_test) == ("rougeL", 6)
+    assert (read_record(teacher).headline, read_record(teacher).n_test) == ("rougeL", 6)
     assert {"words", "length_ratio"} <= {each["metric"] for each in json.loads((teacher / DETAILS).read_text())}
 
 

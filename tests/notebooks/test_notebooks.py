@@ -7,7 +7,7 @@ import numpy as np
 import pandas
 import pytest
 
-from dqlib.study.evaluation.records import COLUMNS, Row, write_row
+from dqlib.study.evaluation.records import COLUMNS, Record, write_record
 from dqlib.study.notebooks import deploy, show
 from dqlib.study.params.paths import LOG, project_root
 from tests.conftest import committed
@@ -70,7 +70,7 @@ def test_there_is_more_prose_than_code(notebook):
     ],
 )
 def test_nats_stand_where_nats_are_drawn(tmp_path, preset, columns, panels):
-    write_row(Row(**dict.fromkeys(COLUMNS) | {"preset": preset}), tmp_path)
+    write_record(Record(**dict.fromkeys(COLUMNS) | {"preset": preset}), tmp_path)
     log = {"step": [1, 2], "loss": [9.0, 8.0], "task": [5.0, 4.0], "logits": [0.4, 0.3], "validation_loss": [None, 4.0]}
     pandas.DataFrame(log).to_csv(tmp_path / LOG, index=False)
     figure = show.curves(tmp_path, columns)

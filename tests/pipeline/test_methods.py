@@ -6,8 +6,9 @@ import pytest
 
 from dqlib.config import Config
 from dqlib.errors import InputError
-from dqlib.study.evaluation.records import COLUMNS, Row, paired_p_value, read_row, write_row
-from dqlib.study.params.paths import PREDICTIONS, Folders, write_text
+from dqlib.files import write_text
+from dqlib.study.evaluation.records import COLUMNS, Record, paired_p_value, read_record, write_record
+from dqlib.study.params.paths import PREDICTIONS, Folders
 from dqlib.study.params.settings import Methods, load_settings
 from dqlib.study.pipeline.benchmark import bench_of, run_methods
 from dqlib.study.pipeline.study import Study
@@ -95,7 +96,7 @@ def test_scores_by_document_are_read_line_by_line_and_those_of_translations_are_
         lines = [{"prediction": "one\u2028line", metric: first}, {"prediction": "two", metric: 50.0}]
         lines.append({"prediction": "three", metric: 99.0, "test_set": "test_unseen"})
         folder = folders.preset("dqlib", config.slug, seed)
-        write_row(Row(**dict.fromkeys(COLUMNS) | {"headline": headline}), folder)
+        write_record(Record(**dict.fromkeys(COLUMNS) | {"headline": headline}), folder)
         write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     scores = bench._by_document(SimpleNamespace(folders=folders), "dqlib", config, [1, 2])
     assert scores.tolist() == [15.0, 50.0]
@@ -106,19 +107,19 @@ def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):
     run_methods(study)
     runs = bench_of(study).runs()
     folders = [study.folders.preset(name, c.slug, seed) for name, c, seed in runs]
-    times = [(folder / "row.json").stat().st_mtime_ns for folder in folders]
+    times = [(folder / "record.json").stat().st_mtime_ns for folder in folders]
     run_methods(study)  # nothing is missing
-    assert times == [(folder / "row.json").stat().st_mtime_ns for folder in folders]
+    assert times == [(folder / "record.json").stat().st_mtime_ns for folder in folders]
     (folders[0] / "provenance.json").write_text("{}")  # of other parameters: made again, to the same bytes
-    row = (folders[0] / "row.json").read_bytes()
+    row = (folders[0] / "record.json").read_bytes()
     run_methods(study)
-    assert (folders[0] / "row.json").read_bytes() == row
-    assert times[1:] == [(folder / "row.json").stat().st_mtime_ns for folder in folders[1:]]
+    assert (folders[0] / "record.json").read_bytes() == row
+    assert times[1:] == [(folder / "record.json").stat().st_mtime_ns for folder in folders[1:]]
 
     table = bench.bench_table(study)
     assert tuple(table.columns) == (*COLUMNS, "baseline", "p_value")
     assert len(table) == len(runs)
-    assert [read_row(folder).score for folder in folders] == table.score.tolist()
+    assert [read_record(folder).score for folder in folders] == table.score.tolist()
     ours = table[table.preset == "dqlib"].iloc[0]
     assert ours.baseline == "dq-bart-faithful"
     assert 0 < ours.p_value <= 1

@@ -33,7 +33,7 @@ from dqlib.student import load_student
 from dqlib.study.corpora import hub
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
 from dqlib.study.corpora.tokenizer import load_tokenizer, set_source_language, train_tokenizer
-from dqlib.study.evaluation.records import read_row
+from dqlib.study.evaluation.records import read_record
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import PREDICTIONS, project_root
 from dqlib.study.pipeline.study import Study
@@ -227,7 +227,7 @@ def test_every_experiment_runs_from_snapshots_to_test_scores(there, profile, tas
     study = Study(f"{profile}.yaml", task)
     teacher, student = study.teacher(), study.student("2-2-8 2-1")
     for made in (teacher, student):
-        row = read_row(made)
+        row = read_record(made)
         assert row.n_test == 4
         assert row.headline == ("bleu" if task == "translation" else "rougeL")
         assert len((made / PREDICTIONS).read_text(encoding="utf-8").splitlines()) == 4

@@ -133,7 +133,7 @@ def test_one_changed_configuration_trains_that_student_alone(clone):
     would = json.loads(call(clone, "dvc", "status", "--json", "--with-deps", "compare"))
     assert set(would) == {"students@summarization", "experiment@summarization"}  # and compare, which reads them
     students = clone / "runs" / "smoke" / "summarization" / "students"
-    times = {path: path.stat().st_mtime_ns for path in students.glob("*/row.json")}
+    times = {path: path.stat().st_mtime_ns for path in students.glob("*/record.json")}
     call(clone, "dvc", "repro", "-q", "compare")
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())  # no other was trained again
     after = metrics.read_text().splitlines()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from dqlib.study.evaluation.records import read_row
+from dqlib.study.evaluation.records import read_record
 from dqlib.study.params.paths import project_root
 from dqlib.study.pipeline.students import main, run_students
 from dqlib.study.pipeline.study import Study
@@ -75,14 +75,14 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(study_i
     folder = run_students(study)
     names = ["2-2-8_2-1", "2-2-8_2-1_quantization-only", "8-8-8_2-2"]
     assert sorted(path.name for path in folder.iterdir()) == names
-    rows = {name: read_row(folder / name) for name in names}
+    rows = {name: read_record(folder / name) for name in names}
     assert rows["2-2-8_2-1"].preset == "dqlib"
     assert rows["2-2-8_2-1_quantization-only"].preset == "quantization-only"
     assert "logits" not in pandas.read_csv(folder / "2-2-8_2-1_quantization-only" / "log.csv")
 
-    times = {name: (folder / name / "row.json").stat().st_mtime_ns for name in names}
+    times = {name: (folder / name / "record.json").stat().st_mtime_ns for name in names}
     assert main(["--params", "small.yaml"]) == 0
-    assert times == {name: (folder / name / "row.json").stat().st_mtime_ns for name in names}
+    assert times == {name: (folder / name / "record.json").stat().st_mtime_ns for name in names}
 
     models = tables.trained(study)
     assert [model.row.role for model in models] == ["teacher", "student", "student", "student"]

@@ -114,7 +114,7 @@ def test_a_job_under_accelerate_launch_gives_what_one_process_gives(made_study):
         teacher = folder / "runs" / "tutorial" / "summarization" / "teacher"
         log = [line.split(",") for line in (teacher / "log.csv").read_text().splitlines()]
         predictions = [json.loads(line) for line in (teacher / "predictions.jsonl").read_text().splitlines()]
-        found[processes] = log, predictions, json.loads((teacher / "row.json").read_text())
+        found[processes] = log, predictions, json.loads((teacher / "record.json").read_text())
         assert not [path for path in teacher.parent.iterdir() if path.name.startswith(".")]
     (log_one, predictions_one, row_one), (log_two, predictions_two, row_two) = found[1], found[2]
     assert log_one[0] == log_two[0]
@@ -124,7 +124,7 @@ def test_a_job_under_accelerate_launch_gives_what_one_process_gives(made_study):
     assert predictions_one == predictions_two
     assert row_one == row_two
     written = [json.loads((made_study.with_name("of-2") / f"written-{rank}.json").read_text()) for rank in (0, 1)]
-    assert any(path.endswith("row.json") or ".row.json" in path for path in written[0])
+    assert any(path.endswith("record.json") or ".record.json" in path for path in written[0])
     assert written[1] == []
 
 

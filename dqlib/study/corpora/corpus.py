@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from dqlib.errors import InputError
+from dqlib.files import atomic_folder
 from dqlib.languages import language_id
 from dqlib.study.corpora.cldr import phrases
 from dqlib.study.corpora.files import files_of, read_rows
@@ -23,7 +24,6 @@ from dqlib.study.corpora.pydoc_qa import build_answers
 from dqlib.study.corpora.rows import Row, Rows
 from dqlib.study.corpora.tokenizer import load_tokenizer, set_source_language, train_tokenizer
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import atomic_folder
 
 SPLITS = ("train", "validation", "test")
 #: A second test set, which only some corpora have; that of CLDR has names that training has never seen.

@@ -11,8 +11,9 @@ import numpy as np
 import pandas
 
 from dqlib.config import Config
+from dqlib.files import write_text
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import DETAILS, PREDICTIONS, ROW, write_text
+from dqlib.study.params.paths import DETAILS, PREDICTIONS, RECORD
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Row:
+class Record:
     """One trained model; None where a column does not apply."""
 
     task: str
@@ -91,8 +92,8 @@ class Row:
         training: S.Training | S.Distillation,
         scores: Scores,
         size_bytes: int,
-        teacher: Row | None,
-    ) -> Row:
+        teacher: Record | None,
+    ) -> Record:
         """A row from what was measured; the teacher's own row has no ``teacher``."""
         means = {name: round(scores.means[name], 4) if name in scores.means else None for name in METRICS}
         score = means[scores.headline]
@@ -122,17 +123,17 @@ class Row:
 #: A score in percent that tables show as 0.00. A teacher below it leaves nothing that a part could be kept of.
 ZERO = 0.005
 METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
-COLUMNS = tuple(field.name for field in fields(Row))
+COLUMNS = tuple(field.name for field in fields(Record))
 
 
-def write_row(row: Row, folder: Path) -> None:
+def write_record(row: Record, folder: Path) -> None:
     """Keep the row beside the model it tells of."""
-    write_text(folder / ROW, json.dumps(asdict(row), indent=2) + "\n")
+    write_text(folder / RECORD, json.dumps(asdict(row), indent=2) + "\n")
 
 
-def read_row(folder: Path) -> Row:
-    """Read what :func:`write_row` wrote."""
-    return Row(**json.loads((folder / ROW).read_text()))
+def read_record(folder: Path) -> Record:
+    """Read what :func:`write_record` wrote."""
+    return Record(**json.loads((folder / RECORD).read_text()))
 
 
 def write_details(details: Sequence[Detail], folder: Path) -> None:
@@ -161,7 +162,7 @@ def read_predictions(folder: Path, language: str | None = None) -> list[dict]:
     return [line for line in lines if language in (None, line.get("language"))]
 
 
-def metrics_table(rows: list[Row]) -> pandas.DataFrame:
+def metrics_table(rows: list[Record]) -> pandas.DataFrame:
     """Rows as a table with the columns of ``metrics.csv``: the teacher first, then the students as given."""
     return pandas.DataFrame([asdict(row) for row in rows], columns=COLUMNS)
 

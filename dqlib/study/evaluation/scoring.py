@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from dqlib.errors import InputError
+from dqlib.files import write_text
 from dqlib.study.corpora.corpus import LoadedCorpus, Row
 from dqlib.study.evaluation import bleu as translation_metrics
 from dqlib.study.evaluation.generation import (
@@ -26,7 +27,7 @@ from dqlib.study.evaluation.generation import (
 )
 from dqlib.study.evaluation.records import Detail, Scores, write_details
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import PREDICTIONS, write_text
+from dqlib.study.params.paths import PREDICTIONS
 from dqlib.study.training.batches import encode
 
 Line = dict[str, str | float | bool]

@@ -23,9 +23,9 @@ from dqlib.languages import language_id
 from dqlib.quantizers import quantize
 from dqlib.storage.footprint import footprint, fp32_size_bytes
 from dqlib.study.corpora.corpus import LoadedCorpus
-from dqlib.study.evaluation.records import metrics_table, read_details, read_row
+from dqlib.study.evaluation.records import metrics_table, read_details, read_record
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import LOG, PREDICTIONS, ROW
+from dqlib.study.params.paths import LOG, PREDICTIONS, RECORD
 from dqlib.study.report.figures import COLOURS, DASHES, STYLE, quantity_of
 from dqlib.study.report.pages import short_table
 
@@ -57,7 +57,7 @@ def lengths(corpus: LoadedCorpus, spec: S.Corpus) -> Figure:
 def curves(folder: Path, columns: list[str]) -> Figure:
     """Those columns of a training log that it has, over the steps: a panel a quantity, named with its unit."""
     log = pandas.read_csv(folder / LOG)
-    preset = read_row(folder).preset if (folder / ROW).is_file() else ""
+    preset = read_record(folder).preset if (folder / RECORD).is_file() else ""
     panel_of = {name: quantity_of(name, preset) for name in columns if name in log}
     quantities = list(dict.fromkeys(panel_of.values()))
     with matplotlib.rc_context(STYLE):
@@ -127,7 +127,7 @@ def account(student: nn.Module, teacher: nn.Module) -> pandas.DataFrame:
 
 def scores(*folders: Path) -> pandas.DataFrame:
     """Scores and sizes of trained models."""
-    return short_table(metrics_table([read_row(folder) for folder in folders]))
+    return short_table(metrics_table([read_record(folder) for folder in folders]))
 
 
 def predictions(folders: dict[str, Path], count: int = 5) -> None:
@@ -222,7 +222,7 @@ def side_by_side(
         began = time.perf_counter()
         written = answer(model, folder, text, max_new_tokens=max_new_tokens, language=language)
         took = time.perf_counter() - began
-        size = read_row(folder).size_bytes / 1e6
+        size = read_record(folder).size_bytes / 1e6
         rows.append({"": name, "answer": written, "size (MB)": f"{size:.2f}", "time (ms)": f"{1000 * took:.0f}"})
     return texts_table(rows)
 

@@ -282,8 +282,22 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Run:
+    """One run of the benchmark; its steps are those of all runs where they are None."""
+
+    preset: str
+    config: Config
+    seed: int
+    steps: int | None = None
+
+    def __str__(self) -> str:
+        steps = "" if self.steps is None else f", {self.steps} steps"
+        return f"{self.preset} at {self.config}, seed {self.seed}{steps}"
+
+
+@dataclass(frozen=True)
 class Methods:
-    """The bench: presets against each other at equal bits and equal steps, one thread a run.
+    """The benchmark: presets against each other at equal bits and equal steps, one thread a run.
 
     Presets run at all ``configs`` that they have a grid for, ``ablations`` (presets again) at
     ``ablation_configs`` from ``ablation_seeds`` (all ``seeds``, when left out). A ``p_value`` compares with
@@ -332,10 +346,14 @@ class Methods:
         if not set(self.ablation_seeds) <= set(self.seeds):
             raise InputError("ablation_seeds", self.ablation_seeds, f"some of the seeds {self.seeds}")
 
-    def runs(self) -> list[tuple[str, Config, int]]:
-        """Every run, as preset, configuration and seed: presets before ablations, a seed of all before the next."""
+    def runs(self) -> list[Run]:
+        """Every run: presets before ablations, one seed of all before the next; then the longer ones, as they end."""
+        return [*self.runs_of_equal_steps(), *self.longer_runs()]
+
+    def runs_of_equal_steps(self) -> list[Run]:
+        """Presets and ablations at all of their configurations and seeds."""
         return [
-            (name, config, seed)
+            Run(name, config, seed)
             for names, texts, seeds in (
                 (self.presets, self.configs, self.seeds),
                 (self.ablations, self.ablation_configs, self.ablation_seeds or self.seeds),
@@ -346,9 +364,15 @@ class Methods:
             if {config.w_bits, config.e_bits} <= set(get_preset(name).weight_bits)
         ]
 
-    def longer(self) -> list[tuple[str, Config, int, int]]:
-        """Every longer run, as preset, configuration, seed and steps; those that end soonest first."""
+    def longer_runs(self) -> list[Run]:
+        """What more training is worth; those that end soonest first."""
         steps = sorted(self.longer_steps)
         runs = [(n, text) for n in steps[:-1] for text in self.longer_configs]
         runs += [(n, text) for n in steps[-1:] for text in self.longest_configs or self.longer_configs]
-        return [(self.longer_preset, Config.parse(text), self.seeds[0], n) for n, text in runs]
+        return [Run(self.longer_preset, Config.parse(text), self.seeds[0], n) for n, text in runs]
+
+    def distillation(self, run: Run) -> Distillation:
+        """The training of a run."""
+        return dataclasses.replace(
+            self.distill, preset=run.preset, seed=run.seed, steps=run.steps or self.distill.steps
+        )

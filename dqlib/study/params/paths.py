@@ -1,16 +1,15 @@
-"""All paths of the study in one place, and how it writes to them."""
+"""All paths of the study in one place."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from dqlib.files import atomic_folder, write_bytes, write_text
-
-__all__ = ["LOG", "PREDICTIONS", "ROW", "Folders", "atomic_folder", "project_root", "write_bytes", "write_text"]
-
 #: Names of the files that every trained model's folder holds.
-LOG, PREDICTIONS, ROW, DETAILS = "log.csv", "predictions.jsonl", "row.json", "details.json"
+LOG, PREDICTIONS, RECORD, DETAILS = "log.csv", "predictions.jsonl", "record.json", "details.json"
+
+#: What a folder was made from, in it.
+PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Folders:
         return self.root / "students"
 
     def student(self, slug: str, preset: str | None = None) -> Path:
-        """Student of a configuration, named by its slug, and by its method where that is not the task's own."""
+        """Student of a configuration, named by its slug, and by its preset where that is not the task's own."""
         return self.students / (slug if preset is None else f"{slug}_{preset}")
 
     def checkpoints(self, target: Path) -> Path:
@@ -49,12 +48,12 @@ class Folders:
 
     @property
     def methods(self) -> Path:
-        """Runs of the bench."""
+        """Runs of the benchmark."""
         return self.root / "methods"
 
-    def preset(self, name: str, slug: str, seed: int, steps: int | None = None) -> Path:
-        """One run of the bench: a preset at a configuration from a seed, for all runs' steps or its own."""
-        return self.methods / name / slug / (f"seed{seed}" if steps is None else f"seed{seed}-steps{steps}")
+    def run(self, preset: str, slug: str, seed: int, steps: int | None = None) -> Path:
+        """One run of the benchmark: a preset at a configuration from a seed, for all runs' steps or its own."""
+        return self.methods / preset / slug / (f"seed{seed}" if steps is None else f"seed{seed}-steps{steps}")
 
 
 def project_root() -> Path:

@@ -1,12 +1,10 @@
-"""Choosing a profile: ``python -m dqlib.study.params.profiles smoke`` makes it the ``params.yaml`` that DVC reads."""
+"""Choosing a profile: ``python -m dqlib.study profile smoke`` makes it the ``params.yaml`` that DVC reads."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-
 from dqlib.errors import InputError
-from dqlib.study.params.paths import project_root, write_text
+from dqlib.files import write_text
+from dqlib.study.params.paths import project_root
 from dqlib.study.params.settings import TASKS, load_settings, profile_path
 
 
@@ -25,7 +23,7 @@ def choose_profile(profile: str) -> bool:
     of_hub = any(settings.task(task).corpus.source == "hub" for task in settings.tasks)
     if of_hub or set(TASKS) - set(settings.tasks):  # the notebooks show pre-training
         by_hand = (
-            f"`python -m dqlib.study.pipeline.students --params {profile}` makes the models of the tasks that it has"
+            f"`python -m dqlib.study make students --params {profile}` makes the models of the tasks that it has"
         )
         allowed = f"one with all tasks of the pipeline ({', '.join(TASKS)}) and no corpus of the hub; {by_hand}"
         raise InputError("profile", profile, allowed)
@@ -45,22 +43,3 @@ def choose_profile(profile: str) -> bool:
             )
     write_text(target, wanted)
     return True
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m dqlib.study.params.profiles", description=__doc__)
-    parser.add_argument("profile")
-    options = parser.parse_args(arguments)
-    try:
-        written = choose_profile(options.profile)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    told = " written to params.yaml; `git checkout params.yaml dvc.lock` goes back to those of the commit"
-    print(f"profile {options.profile}{told if written else ''}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,13 +23,14 @@ from dqlib.study.params.blocks import (
     Methods,
     Model,
     Pretraining,
+    Run,
     Training,
 )
 from dqlib.study.params.paths import Folders, project_root
 from dqlib.study.params.schema import a_name, bounded, build, read
 
 __all__ = [
-    "TASKS", "Compute", "Corpus", "Distillation", "Evaluation", "Finetuning", "Methods", "Model", "Pretraining",
+    "TASKS", "Compute", "Corpus", "Distillation", "Evaluation", "Finetuning", "Methods", "Model", "Pretraining", "Run",
     "Settings", "Task", "Training", "available_cores", "load_settings", "profile_path",
 ]  # fmt: skip
 
@@ -59,8 +60,8 @@ class Task:
         for config, preset in self.students():
             self._check(config)
             get_preset(preset).check_fits(config, self.architecture)
-        for _, config, *_ in [*self.methods.runs(), *self.methods.longer()] if self.methods else []:
-            self._check(config)
+        for run in self.methods.runs() if self.methods else []:
+            self._check(run.config)
         for name in ("configs", "controls"):
             slugs = [Config.parse(text).slug for text in getattr(self, name)]
             if len(set(slugs)) < len(slugs):
@@ -153,6 +154,11 @@ class Settings:
         if name not in self.tasks:
             raise InputError("task", name, f"one of {', '.join(self.tasks)}, which the profile '{self.profile}' has")
         return getattr(self, name)
+
+    def student_folder(self, task: str, config: Config, preset: str) -> Path:
+        """Where a student is, or will be: its name tells the preset where that is not the task's own."""
+        own = preset == self.task(task).distill.preset
+        return self.folders(task).student(config.slug, None if own else preset)
 
     def pretrained_folder(self, task: str) -> Path | None:
         """The model that a task's teacher starts from; None where it starts from random weights."""

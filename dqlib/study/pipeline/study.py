@@ -6,26 +6,26 @@ the same calls make whatever is missing, with the small tutorial profile in well
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dqlib.config import Config
+from dqlib.files import write_text
 from dqlib.presets import get_preset
 from dqlib.study.corpora.corpus import build_corpus, load_info, source_digests
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import project_root, write_text
+from dqlib.study.params.identity import code_hash
+from dqlib.study.params.paths import PROVENANCE, project_root
 from dqlib.study.params.settings import Settings, load_settings
-from dqlib.study.pipeline.identity import code_hash
-from dqlib.study.process.exit_codes import ended
-from dqlib.study.process.launch import JobError, launch
+from dqlib.study.process.exit_codes import JobError
+from dqlib.study.process.launch import launch, on_this_process
 
-STAMP = "provenance.json"
+#: Parts of a study that can be made by name.
+PARTS = ("corpus", "pretrained", "teacher", "student", "students", "benchmark")
 
 
 class Study:
@@ -34,20 +34,23 @@ class Study:
     Args:
         params: a parameter file, or the name of a profile.
         task: name of the experiment.
+        settings: what ``params`` holds, where it was read already.
 
     Raises:
         InputError: a parameter is not allowed.
     """
 
-    def __init__(self, params: str = "tutorial", task: str = "summarization") -> None:
+    def __init__(
+        self, params: str = "tutorial", task: str = "summarization", settings: Settings | None = None
+    ) -> None:
         self.params = params
-        self.settings: Settings = load_settings(params)
+        self.settings: Settings = load_settings(params) if settings is None else settings
         self.name = task
         self.task = self.settings.task(task)
         self.folders = self.settings.folders(task)
         base = self.task.model.base_task
         #: The study of the task whose pre-trained model and tokenizer this one uses.
-        self.base = Study(params, base) if base else None
+        self.base = Study(params, base, self.settings) if base else None
 
     def corpus(self) -> Path:
         """Folder of the corpus, built if it is missing, or its parameters or the files that it is read from changed.
@@ -55,11 +58,12 @@ class Study:
         Raises:
             InputError: a file that it is read from is missing.
         """
-        spec, provenance, tokenizer = self.task.corpus, {"corpus": self.task.corpus}, None
-        if files := source_digests(spec):  # no key for other sources: their stamps stay what they were
+        spec, tokenizer = self.task.corpus, None
+        provenance: dict[str, object] = {"corpus": spec}
+        if files := source_digests(spec):
             provenance["files"] = files
         if self.base:
-            provenance["base"] = _stamp(self.base.corpus())
+            provenance["base"] = _provenance_hash(self.base.corpus())
             tokenizer = self.base.folders.corpus / "tokenizer"
         return self._made(self.folders.corpus, provenance, lambda: build_corpus(spec, self.folders.corpus, tokenizer))
 
@@ -69,61 +73,71 @@ class Study:
             return self.base.pretrained()
         if self.settings.pretrained_folder(self.name) is None:
             return None
-        corpus = self.corpus()
-        provenance = {"corpus": _stamp(corpus), "model": self.task.model, "pretrain": self.task.pretrain}
-        return self._made(self.folders.pretrained, provenance, lambda: self._launch("pretrain"))
+        corpus = _provenance_hash(self.corpus())
+        provenance = {"corpus": corpus, "model": self.task.model, "pretrain": self.task.pretrain}
+        return self._made(self.folders.pretrained, provenance, lambda: self._run("pretrain"))
 
     def teacher(self) -> Path:
         """Folder of the teacher, with what it needs."""
         pretrained = self.pretrained()
-        provenance = {"finetune": self.task.finetune, "evaluate": self.task.evaluate}
+        provenance: dict[str, object] = {"finetune": self.task.finetune, "evaluate": self.task.evaluate}
         if pretrained is not None:
-            provenance["pretrained"] = _stamp(pretrained)
+            provenance["pretrained"] = _provenance_hash(pretrained)
         if pretrained != self.folders.pretrained:  # else they are among what that was made from
-            provenance |= {"corpus": _stamp(self.corpus()), "model": self.task.model}
-        return self._made(self.folders.teacher, provenance, lambda: self._launch("finetune"))
+            provenance |= {"corpus": _provenance_hash(self.corpus()), "model": self.task.model}
+        return self._made(self.folders.teacher, provenance, lambda: self._run("finetune"))
 
-    def student(self, config: str, preset: str | None = None) -> Path:
+    def student(self, config: Config | str, preset: str | None = None) -> Path:
         """Folder of a student, with what it needs.
 
         Args:
-            config: of the student.
-            preset: preset; the task's own, when None.
+            config: bits and layers.
+            preset: its name; the task's own, when None.
 
         Raises:
             InputError: the configuration is malformed, or deeper than the teacher.
         """
-        config = Config.parse(config)
+        config = Config.parse(str(config))
         config.check_fits(self.task.model.encoder_layers, self.task.model.decoder_layers)
         preset = preset or self.task.distill.preset
-        folder, provenance = self.student_folder(config, preset), self._student_from(preset)
-        return self._made(folder, provenance, lambda: self._launch("distill", str(config), preset))
+        folder, provenance = self.student_folder(config, preset), self._of_student(preset)
+        return self._made(folder, provenance, lambda: self._run("distill", config, preset))
 
     def student_folder(self, config: Config, preset: str) -> Path:
-        """Where a student is, or will be."""
-        return self.folders.student(config.slug, None if preset == self.task.distill.preset else preset)
+        """Where a student is, or will be: its name tells the preset where that is not the task's own."""
+        return self.settings.student_folder(self.name, config, preset)
 
     def has_student(self, config: Config, preset: str) -> bool:
         """Whether a student is there as the parameters want it; its teacher is made if it is missing."""
-        return _is_made(self.student_folder(config, preset), self._student_from(preset))
+        return is_made(self.student_folder(config, preset), provenance_text(self._of_student(preset)))
 
-    def _student_from(self, preset: str) -> dict:
+    def _of_student(self, preset: str) -> dict[str, object]:
         return {
-            "teacher": _stamp(self.teacher()),
+            "teacher": _provenance_hash(self.teacher()),
             "distill": dataclasses.replace(self.task.distill, preset=preset),
             "preset": repr(get_preset(preset)),
             "evaluate": self.task.evaluate,
             "code": code_hash(),
         }
 
-    def _launch(self, job: str, config: str | None = None, preset: str | None = None) -> None:
-        launch(self.settings, self.params, job, self.name, config, preset)
+    def _run(self, job: str, config: Config | None = None, preset: str | None = None) -> None:
+        """Run a job in this process, or on as many as the parameters say."""
+        processes = self.settings.compute.processes
+        if on_this_process(processes):
+            from dqlib.study.pipeline.jobs import run_job  # torch and transformers are needed only now
 
-    def _made(self, folder: Path, provenance: dict, make: Callable[[], None]) -> Path:
-        if not _is_made(folder, provenance):
+            return run_job(self.settings, job, self.name, config, preset)
+        arguments = ["job", job, "--params", self.params, "--task", self.name]
+        arguments += [] if config is None else ["--config", str(config)]
+        arguments += [] if preset is None else ["--preset", preset]
+        return launch(arguments, processes)
+
+    def _made(self, folder: Path, provenance: Mapping[str, object], make: Callable[[], None]) -> Path:
+        text = provenance_text(provenance)
+        if not is_made(folder, text):
             check_owner(folder)
             make()
-            write_text(folder / STAMP, stamp_text(provenance))
+            write_text(folder / PROVENANCE, text)
         return folder
 
 
@@ -142,12 +156,20 @@ def check_owner(folder: Path) -> None:
     path = folder.relative_to(root)
     for stage in Repo(root).stage.load_all(root / "dvc.yaml"):
         if stage.name != running and any(path.is_relative_to(out.def_path) for out in stage.outs):
-            told = f"{path} is missing, or made from other code or parameters, and is not made by the stage '{running}'"
-            raise JobError(f"{told}: `dvc repro --force --single-item {stage.name}` makes it")
+            raise JobError(
+                f"{path} is missing, or made from other code or parameters, and is not made by the stage '{running}': "
+                f"`dvc repro --force --single-item {stage.name}` makes it"
+            )
 
 
-def stamp_text(provenance: dict) -> str:
-    """What a folder was made from, as the text of its stamp."""
+def is_made(folder: Path, provenance: str) -> bool:
+    """Whether a folder is there and was made from just that."""
+    file = folder / PROVENANCE
+    return file.is_file() and file.read_text() == provenance
+
+
+def provenance_text(provenance: Mapping[str, object]) -> str:
+    """What a folder was made from, as the text of its ``provenance.json``."""
     return json.dumps(provenance, default=_plain, sort_keys=True, indent=1)
 
 
@@ -160,39 +182,11 @@ def describe_corpus(folder: Path, corpus: S.Corpus) -> str:
     return f"{pairs:,} pairs ({sizes}); {cut:,} documents are longer than {corpus.source_tokens} tokens and will be cut"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Make one part of the study: ``python -m dqlib.study.pipeline.study corpus``."""
-    parser = argparse.ArgumentParser(prog="python -m dqlib.study.pipeline.study", description=main.__doc__)
-    parser.add_argument("part", choices=["corpus", "pretrained", "teacher", "student"])
-    parser.add_argument("--params", default="params.yaml", help="parameter file, or name of a profile")
-    parser.add_argument("--task", default="summarization")
-    parser.add_argument("--config", help="configuration of a student, such as '2-2-8 2-1'")
-    options = parser.parse_args(arguments)
-
-    def run() -> None:
-        study = Study(options.params, options.task)
-        folder = study.student(options.config) if options.part == "student" else getattr(study, options.part)()
-        print(f"{options.part}: {folder.relative_to(project_root()) if folder else 'none; the teacher starts anew'}")
-        if options.part == "corpus":
-            print(describe_corpus(folder, study.task.corpus))
-
-    return ended(run)
-
-
-def _is_made(folder: Path, provenance: dict) -> bool:
-    stamp = folder / STAMP
-    return stamp.is_file() and stamp.read_text() == stamp_text(provenance)
-
-
-def _stamp(folder: Path) -> str:
-    return hashlib.sha256((folder / STAMP).read_bytes()).hexdigest()
+def _provenance_hash(folder: Path) -> str:
+    return hashlib.sha256((folder / PROVENANCE).read_bytes()).hexdigest()
 
 
 def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     return str(value)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

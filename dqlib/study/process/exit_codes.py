@@ -8,22 +8,25 @@ from collections.abc import Callable
 
 from dqlib.errors import InputError
 from dqlib.files import DiskFullError
-from dqlib.study.process.launch import JobError
 
 #: Status of a command that Ctrl-C ended, as shells have it.
 INTERRUPTED = 128 + signal.SIGINT
 
 
-def ended(run: Callable[[], None], *told: type[Exception]) -> int:
-    """Do what a command does, and return its exit status: 0, 2 after an error that was told, 130 after Ctrl-C.
+class JobError(RuntimeError):
+    """A job failed; the message is the last thing that it wrote."""
+
+
+def exit_code(run: Callable[[], None], *expected: type[Exception]) -> int:
+    """Do what a command does, and return its exit status: 0, 2 after an expected error, 130 after Ctrl-C.
 
     Args:
         run: what the command does.
-        told: errors that are told in a sentence, beside those that every command tells.
+        expected: errors that are printed as a sentence, beside those that every command may end with.
     """
     try:
         run()
-    except (DiskFullError, InputError, JobError, *told) as error:
+    except (DiskFullError, InputError, JobError, *expected) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dqlib.study.process.exit_codes import JobError
+
 try:
     import fcntl
 except ImportError:  # Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 
-class BusyError(RuntimeError):
+class BusyError(JobError):
     """Another run is making the same thing."""
 
 

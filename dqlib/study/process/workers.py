@@ -10,18 +10,16 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
-from pathlib import Path
 
 from dqlib.study.params.settings import available_cores
-from dqlib.study.process.launch import JobError
-from dqlib.study.process.progress import RELAY, report, shown_here
+from dqlib.study.process.exit_codes import JobError
+from dqlib.study.process.progress import report
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -29,7 +27,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class Job:
-    """A call that a worker makes, and what to name it in the progress bar and in an error."""
+    """A call that a worker makes, and what to name it in the progress and in an error."""
 
     name: str
     call: Callable[..., None]
@@ -47,15 +45,15 @@ def devices() -> list[str]:
 
 
 def at_a_time() -> int:
-    """Works that run at the same time: one an accelerator, or else one a core."""
+    """Jobs that run at the same time: one per accelerator, or else one per core."""
     return len(devices()) or available_cores()
 
 
 def run_all(title: str, jobs: Sequence[Job]) -> None:
-    """Make all calls, :func:`at_a_time`; what was made before an error stays.
+    """Run all jobs, :func:`at_a_time`; what was made before an error stays.
 
     Raises:
-        JobError: a call failed; those that had not begun are not made.
+        JobError: a job failed; those that had not begun are not run.
     """
     if not jobs:
         return
@@ -68,13 +66,11 @@ def run_all(title: str, jobs: Sequence[Job]) -> None:
     os.environ.update(dict.fromkeys(_THREADS, str(threads)))  # read by the workers when they import torch
     try:
         with (
-            shown_here(),
-            tempfile.TemporaryDirectory() as scratch,
             ProcessPoolExecutor(workers, spawn, initializer=_as_worker, initargs=(free if found else None,)) as pool,
             _stopping(pool),
         ):
-            with _uninterrupted():  # workers begin here, and would tell of Ctrl-C before they know what to do then
-                runs = {pool.submit(_quietly, job, Path(scratch)): job for job in jobs}
+            with _uninterrupted():  # workers begin here, and would print of Ctrl-C before they know what to do then
+                runs = {pool.submit(_call, job): job for job in jobs}
             for number, run in enumerate(as_completed(runs), start=1):
                 error = run.exception()
                 if error is not None:
@@ -95,7 +91,7 @@ def _stopping(pool: ProcessPoolExecutor) -> Iterator[None]:
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in multiprocessing.active_children():
             with suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGINT)
+                os.kill(worker.pid or 0, signal.SIGINT)
         for worker in multiprocessing.active_children():
             worker.join()
         raise
@@ -138,17 +134,15 @@ def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _quietly(job: Job, scratch: Path) -> None:
-    """One call, in a worker, which has no screen of its own."""
+def _call(job: Job) -> None:
+    """One job, in a worker."""
     global _working
     _working = True
     try:
         import torch
 
         torch.set_num_threads(int(os.environ[_THREADS[0]]))
-        os.environ[RELAY] = str(scratch / f"{os.getpid()}.progress")
-        with (scratch / f"{os.getpid()}.txt").open("a") as said, redirect_stdout(said):
-            job.call(*job.arguments)
+        job.call(*job.arguments)
     except KeyboardInterrupt:
         os._exit(128 + signal.SIGINT)  # what it had half written is gone by now
     finally:

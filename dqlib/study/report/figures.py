@@ -15,8 +15,8 @@ from matplotlib import colors, pyplot, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dqlib.files import write_bytes
 from dqlib.presets import PRESETS, VARIANTS
-from dqlib.study.params.paths import write_bytes
 
 #: The colour of each method, precision (``W-E-A``) and scheme, in all figures (Okabe and Ito's palette, told apart by
 #: the colour-blind and in grey); :func:`colour_of` has one for every other name.

@@ -9,9 +9,9 @@ import pandas
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from dqlib.study.evaluation.records import COLUMNS, read_row
+from dqlib.study.evaluation.records import COLUMNS, read_record
 from dqlib.study.params import settings as S
-from dqlib.study.pipeline.benchmark import bench_of, folder_of
+from dqlib.study.pipeline.benchmark import benchmark_of, folder_of
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.claims import percent
 from dqlib.study.report.figures import METRIC_NAMES, STYLE, TEACHER_COLOUR, line_styles
@@ -22,11 +22,11 @@ def longer_table(study: Study) -> pandas.DataFrame:
 
     Empty where the bench has no longer runs.
     """
-    bench = bench_of(study)
+    bench = benchmark_of(study)
     long = bench.longer()
     short = dict.fromkeys(run[:3] for run in long)
     runs = [run for run in short if run in bench.runs()] + long
-    rows = [asdict(read_row(folder_of(study, run))) for run in runs]
+    rows = [asdict(read_record(folder_of(study, run))) for run in runs]
     table = pandas.DataFrame(rows, columns=list(COLUMNS))
     order = {config: i for i, config in enumerate(dict.fromkeys(str(run[1]) for run in long))}
     return table.sort_values(["config", "train_steps"], key=lambda c: c.map(order) if c.name == "config" else c)

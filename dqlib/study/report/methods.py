@@ -12,13 +12,14 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from dqlib.config import Config
+from dqlib.files import write_text
 from dqlib.presets import PRESETS, get_preset
 from dqlib.storage.footprint import size_bytes
 from dqlib.storage.reading import read_model
 from dqlib.student import make_student
-from dqlib.study.evaluation.records import COLUMNS, paired_p_value, read_row, write_metrics
+from dqlib.study.evaluation.records import COLUMNS, paired_p_value, read_record, write_metrics
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import LOG, project_root, write_text
+from dqlib.study.params.paths import LOG, project_root
 from dqlib.study.pipeline.benchmark import Run, bench_of, run_methods
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.claims import percent
@@ -66,7 +67,7 @@ def bench_table(study: Study) -> pandas.DataFrame:
     sizes = _sizes(study, list(seeds))
     rows = []
     for name, config, seed in sorted(bench.runs(), key=lambda run: _order(bench, run)):
-        row = asdict(read_row(study.folders.preset(name, config.slug, seed)))
+        row = asdict(read_record(study.folders.preset(name, config.slug, seed)))
         baseline, p_value = compared[name, config]
         size = sizes[name, config]
         row |= {"size_bytes": size, "compression": round(row["teacher_size_bytes"] / size, 2)}
@@ -274,13 +275,13 @@ def write_bench(study: Study) -> Path:
     if bench.longer():
         longer = longer_table(study)
         write_metrics(longer, folder / LONGER)
-        save(longer_figure(longer, bench, read_row(study.folders.teacher).score), folder, "longer")
+        save(longer_figure(longer, bench, read_record(study.folders.teacher).score), folder, "longer")
     write_text(folder / "README.md", _page(study, table.merge(losses)))
     return folder
 
 
 def _page(study: Study, table: pandas.DataFrame) -> str:
-    bench, teacher = bench_of(study), read_row(study.folders.teacher)
+    bench, teacher = bench_of(study), read_record(study.folders.teacher)
     summary = summary_for_reading(bench_summary(table))
     ours = summary[~summary.preset.isin(bench.ablations)]
     ablation = f"""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,12 @@ from pathlib import Path
 import pandas
 
 from dqlib.errors import InputError
+from dqlib.files import write_text
 from dqlib.presets import get_preset
 from dqlib.study.corpora.corpus import load_info
-from dqlib.study.params.paths import project_root, write_text
+from dqlib.study.params.paths import project_root
 from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline.study import Study
-from dqlib.study.process.exit_codes import ended
 from dqlib.study.report import figures, tables
 from dqlib.study.report import grid as grid_figures
 from dqlib.study.report.claims import QUANTIZATION_ALONE, SIGNIFICANT, Tables, claims_table, percent
@@ -309,6 +308,3 @@ def print_summary(params: str = "params.yaml") -> None:
     print(f"Read on in {shown}/README.md; figures are in {shown}/{FIGURES}/, executed notebooks in")
     print(f"{(settings.runs / 'notebooks').relative_to(project_root())}/.")
 
-
-if __name__ == "__main__":
-    sys.exit(ended(print_summary))

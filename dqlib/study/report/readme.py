@@ -1,4 +1,4 @@
-"""The tables of the main README, filled from ``results/``: ``python -m dqlib.study.report.readme``.
+"""The tables of the main README, filled from ``results/``: ``python -m dqlib.study readme``.
 
 A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; the text around it is written by hand.
 """
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pandas
 
-from dqlib.study.params.paths import project_root, write_text
-from dqlib.study.pipeline.benchmark import bench_of
+from dqlib.files import write_text
+from dqlib.study.params.paths import project_root
+from dqlib.study.pipeline.benchmark import benchmark_of
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.claims import Tables
 from dqlib.study.report.figures import METRIC_NAMES
@@ -102,7 +103,7 @@ def blocks(project: Path) -> dict[str, str]:
     """Every table of the README by its name, as Markdown: those of the default study in a project's folder."""
     results, default = project / "results", project / "profiles" / "laptop.yaml"
     bench = pandas.read_csv(results / "methods.csv").merge(pandas.read_csv(results / FOLDER / VALIDATION))
-    summary = bench_summary(bench[bench.preset.isin(bench_of(Study(str(default))).presets)])
+    summary = bench_summary(bench[bench.preset.isin(benchmark_of(Study(str(default))).presets)])
     metrics = pandas.read_csv(results / "metrics.csv")
     benchmark = pandas.read_csv(results / "benchmark.csv")
     longer, retention = results / FOLDER / LONGER, pandas.read_csv(results / "retention.csv")
@@ -124,11 +125,8 @@ def filled(text: str, tables: dict[str, str]) -> str:
     return text
 
 
-def main() -> None:
+def fill_readme() -> None:
     """Fill the README."""
     path = project_root() / "README.md"
     write_text(path, filled(path.read_text(encoding="utf-8"), blocks(project_root())))
 
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,7 @@ from dqlib.student import load_student
 from dqlib.study.evaluation import bleu as translation_metrics
 from dqlib.study.evaluation import positions
 from dqlib.study.evaluation.generation import interval, resampled_sums
-from dqlib.study.evaluation.records import ZERO, Row, metrics_table, read_predictions, read_row, two_sided
+from dqlib.study.evaluation.records import ZERO, Record, metrics_table, read_predictions, read_record, two_sided
 from dqlib.study.notebooks import tutorial
 from dqlib.study.params.paths import DETAILS, LOG
 from dqlib.study.pipeline.study import Study
@@ -38,9 +38,9 @@ class Trained:
     config: Config | None = None
 
     @cached_property
-    def row(self) -> Row:
+    def row(self) -> Record:
         """Its line of ``metrics.csv``."""
-        return read_row(self.folder)
+        return read_record(self.folder)
 
     @property
     def key(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The training loop: one for pre-training, fine-tuning and distillation, on one process or many.
 
-A step is a fixed list of micro-batches. Each process takes its share and divides by the tokens of the
-whole step, so the gradient is the same however the step is shared.
+A step is a fixed list of micro-batches. Each process takes its share and divides by the tokens of the whole step, so
+the gradient is the same however the step is shared.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,109 +23,30 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
-from dqlib import attention
 from dqlib.errors import InputError
-from dqlib.losses import LayerMaps, LossWeights, MemoryBank, cross_entropy, distillation_terms
+from dqlib.files import write_text
+from dqlib.losses import cross_entropy
+from dqlib.presets import Recipe
 from dqlib.student import LEARNED, set_blend
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import write_text
+from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.progress import report
-from dqlib.study.training.batches import Batch, Example, bucketed, collate
+from dqlib.study.training.batches import Example, bucketed, collate
 from dqlib.study.training.checkpoints import Checkpoints, random_states, restore_random_states
+from dqlib.study.training.objectives import Objective
 
 #: Rows of the log of one training, about.
 LOG_ROWS = 50
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on: a loss, a gradient or a weight is not a finite number.
+class TrainingError(JobError):
+    """Training cannot go on: a loss, a gradient or a weight is not a finite number, or memory is too small.
 
     Attributes:
         restored: whether the model was given back the weights of its best validation.
     """
 
     restored = False
-
-
-class Objective(Protocol):
-    """What a training minimizes: named terms and their weights."""
-
-    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
-        """Unweighted loss terms of a micro-batch, over the source and target tokens of the whole step."""
-        ...
-
-    def weight(self, term: str) -> float:
-        """Weight of a term in the total."""
-        ...
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What it keeps from step to step, for a checkpoint."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
-        """Go on from what :meth:`state_dict` gave."""
-        ...
-
-
-@dataclass
-class TaskObjective:
-    """Cross-entropy of the reference."""
-
-    label_smoothing: float = 0.0
-
-    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
-        logits = model(**batch.inputs()).logits
-        return {"task": cross_entropy(logits, batch.labels, denominators[1], self.label_smoothing)}
-
-    def weight(self, term: str) -> float:
-        return 1.0
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
-        pass
-
-
-@dataclass
-class DistillationObjective:
-    """Task loss, and distance to what the teacher computes from the same batch."""
-
-    teacher: PreTrainedModel
-    maps: LayerMaps
-    weights: LossWeights
-    bank: MemoryBank | None = None
-
-    def __post_init__(self) -> None:
-        self.teacher.eval()
-        if self.weights.attention:
-            self.teacher.set_attn_implementation(attention.NAME)  # returns the maps; full precision in a teacher
-        if self.weights.contrastive and self.weights.momentum:
-            self.bank = MemoryBank(self.teacher.config.vocab_size, self.weights.momentum)
-
-    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
-        wanted = {
-            "output_attentions": self.weights.attention > 0,
-            "output_hidden_states": self.weights.hidden > 0 or self.weights.contrastive > 0,
-        }
-        inputs = batch.inputs()
-        student = model(**inputs, **wanted)
-        with torch.no_grad():
-            teacher = self.teacher(**inputs, **wanted)
-        mask = batch.attention_mask.bool()
-        return distillation_terms(
-            student, teacher, batch.labels, mask, self.maps, self.weights, denominators, self.bank
-        )
-
-    def weight(self, term: str) -> float:
-        return self.weights.of(term)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {} if self.bank is None else self.bank.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
-        if self.bank is not None:
-            self.bank.load_state_dict(state, device)
 
 
 @dataclass
@@ -147,7 +68,7 @@ class Log:
 
 
 def make_accelerator(seed: int, precision: str = "fp32") -> Accelerator:
-    """One Accelerator a job, with all random states seeded; ``precision`` is that of matrix products."""
+    """One Accelerator per job, with all random states seeded; ``precision`` is that of matrix products."""
     mixed = "no" if precision == "fp32" else precision
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
         AcceleratorState._reset_state()  # of an earlier job of this process
@@ -162,20 +83,9 @@ def make_accelerator(seed: int, precision: str = "fp32") -> Accelerator:
     return accelerator
 
 
-def train(
-    model: PreTrainedModel,
-    objective: Objective,
-    steps: Iterator[list[list[Example]]],
-    validation: Sequence[Example],
-    training: S.Training,
-    accelerator: Accelerator,
-    log_path: Path,
-    name: str,
-    scale_learning_rate: float = 1.0,
-    progressive: float = 0.0,
-    checkpoints: Checkpoints | None = None,
-) -> PreTrainedModel:
-    """Train, and return the model with the weights of its best validation.
+@dataclass
+class Trainer:
+    """One training: what it needs is given when it is made, and :meth:`train` runs it.
 
     With ``checkpoints``, a training that was killed goes on from the last one, and ends with the weights that it would
     have had: bit for bit on CPU, with as many processes and threads as before.
@@ -183,121 +93,229 @@ def train(
     Args:
         model: the model to train, in place.
         objective: loss terms and weights.
-        steps: training steps, as :func:`dqlib.study.training.batches.steps` gives them.
+        batches: the micro-batches of each step, as :func:`dqlib.study.training.batches.steps` gives them.
         validation: examples whose cross-entropy, with dropout off, decides which weights are best.
         training: steps, rate, schedule.
         accelerator: of this process.
         log_path: CSV of every loss term, the learning rate and the validation loss.
-        name: of the job, for the progress bar.
-        scale_learning_rate: rate of trained scales, times that of the weights.
-        progressive: part of the steps over which the forward pass turns from full-precision to quantized weights;
-            validations see quantized weights from the first one on, since those are what is kept.
+        name: of the job, for the progress bar and errors.
+        recipe: of a student: ``scale_learning_rate`` multiplies the rate of its trained scales; ``progressive`` is the
+            part of the steps in which its weights turn from full precision to quantized (validations see quantized
+            weights from the first one on, since those are what is kept).
         checkpoints: where to leave them every ``training.checkpoint_steps`` steps; None for none.
-
-    Raises:
-        InputError: a step has fewer micro-batches than there are processes.
-        TrainingError: a loss term is not finite, and the message names the term and the step; or memory is too small.
     """
-    rank, world = accelerator.process_index, accelerator.num_processes
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(model, training, scale_learning_rate),
-        lr=training.learning_rate,
-        betas=(0.9, 0.98),
-        eps=1e-6,
-        fused=True,
-    )
-    schedule = get_scheduler(training.schedule, optimizer, math.ceil(training.warmup * training.steps), training.steps)
-    if training.compile:
-        model.compile(dynamic=True)
-    wrapped = accelerator.prepare(model)
-    optimizer = accelerator.prepare(optimizer)
-    log = Log(log_path)
-    every = max(1, training.steps // LOG_ROWS)
-    validate_at = {round((i + 1) * training.steps / training.validations) for i in range(training.validations)}
-    best_loss, best_weights = math.inf, None
-    sums: dict[str, Tensor] = {}
-    done = since = 0
-    state = _latest(checkpoints, name, accelerator) if checkpoints is not None else None
-    if state is not None:
-        done, since, best_loss, best_weights = (state[key] for key in ("step", "since", "best_loss", "best_weights"))
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        log.rows += state["rows"]
-        mine = state["processes"][rank]
-        sums = {term: value.to(accelerator.device) for term, value in mine["sums"].items()}
-        objective.load_state_dict(mine["objective"], accelerator.device)
-        for _ in range(done):
-            next(steps)
-        restore_random_states(mine["random"])
-    model.train()
-    for step in range(done + 1, training.steps + 1):
-        micro_batches = next(steps)
+
+    model: PreTrainedModel
+    objective: Objective
+    batches: Iterator[list[list[Example]]]
+    validation: Sequence[Example]
+    training: S.Training
+    accelerator: Accelerator
+    log_path: Path
+    name: str
+    recipe: Recipe = Recipe()  # noqa: RUF009 (frozen)
+    checkpoints: Checkpoints | None = None
+
+    def train(self) -> PreTrainedModel:
+        """Train, and return the model with the weights of its best validation, in evaluation mode.
+
+        Raises:
+            InputError: a step has fewer micro-batches than there are processes.
+            TrainingError: a loss term is not finite, and the message names the term and the step; or memory is too
+                small.
+        """
+        training = self.training
+        self._prepare()
+        self._resume()
+        self.model.train()
+        while self._step < training.steps:
+            self._take_step()
+            if self._step % self._log_every == 0 or self._step in self._validate_at:
+                self._log_row()
+            if self.checkpoints and self._step % training.checkpoint_steps == 0 and self._step < training.steps:
+                self._save_checkpoint()
+        return self._finished()
+
+    def _prepare(self) -> None:
+        training = self.training
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(self.model, training, self.recipe.scale_learning_rate),
+            lr=training.learning_rate,
+            betas=(0.9, 0.98),
+            eps=1e-6,
+            fused=True,
+        )
+        warmup = math.ceil(training.warmup * training.steps)
+        self._schedule = get_scheduler(training.schedule, optimizer, warmup, training.steps)
+        if training.compile:
+            self.model.compile(dynamic=True)
+        self._wrapped = self.accelerator.prepare(self.model)
+        self._optimizer = self.accelerator.prepare(optimizer)
+        self._log = Log(self.log_path)
+        self._log_every = max(1, training.steps // LOG_ROWS)
+        self._validate_at = {
+            round((i + 1) * training.steps / training.validations) for i in range(training.validations)
+        }
+        self._step = 0  # the last one that was taken
+        self._rate = 0.0  # its learning rate
+        self._sums: dict[str, Tensor] = {}  # of the loss terms, over the steps since the last row of the log
+        self._summed_steps = 0
+        self._best_loss: float = math.inf
+        self._best_weights: dict[str, Tensor] | None = None
+
+    def _resume(self) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        state = None if self.checkpoints is None else _latest(self.checkpoints, self.name, self.accelerator)
+        if state is None:
+            return
+        self._step, self._summed_steps = state["step"], state["since"]
+        self._best_loss, self._best_weights = state["best_loss"], state["best_weights"]
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._log.rows += state["rows"]
+        own = state["processes"][self.accelerator.process_index]
+        self._sums = {term: value.to(self.accelerator.device) for term, value in own["sums"].items()}
+        self.objective.load_state_dict(own["objective"], self.accelerator.device)
+        for _ in range(self._step):
+            next(self.batches)
+        restore_random_states(own["random"])
+
+    def _take_step(self) -> None:
+        """One optimizer step on the next micro-batches, of which this process takes its share."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        micro_batches = next(self.batches)
+        self._step += 1
         if len(micro_batches) < world:  # a process without any would leave the others waiting for its gradients
-            allowed = f"at most {len(micro_batches)}: the corpus gives a step of '{name}' no more micro-batches"
+            allowed = f"at most {len(micro_batches)}: the corpus gives a step of '{self.name}' no more micro-batches"
             raise InputError("compute.processes", world, allowed)
-        if progressive:
-            set_blend(model, min(1.0, step / (progressive * training.steps)))
-        denominators = _tokens(micro_batches)
-        mine = micro_batches[rank::world]
-        for i, examples in enumerate(mine):
-            batch = collate(examples).to(accelerator.device)
-            with _synchronized(accelerator, wrapped, last=i == len(mine) - 1), _enough_memory(name, step, training):
-                with accelerator.autocast():
-                    terms = objective.terms(wrapped, batch, denominators)
-                total = sum(objective.weight(term) * value for term, value in terms.items())
-                accelerator.backward(total * world)  # processes average their gradients; a step is a sum
-            for term, value in {"loss": total, **terms}.items():
-                sums[term] = sums.get(term, 0.0) + value.detach()
-        norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip)
+        if self.recipe.progressive:
+            set_blend(self.model, min(1.0, self._step / (self.recipe.progressive * self.training.steps)))
+        denominators = token_counts(micro_batches)
+        share = micro_batches[rank::world]
+        for number, examples in enumerate(share, start=1):
+            with _synchronized(self.accelerator, self._wrapped, last=number == len(share)), self._enough_memory():
+                self._backward(examples, denominators)
+        norm = self.accelerator.clip_grad_norm_(self._wrapped.parameters(), self.training.clip)
         if not torch.isfinite(norm):
-            raise _failed(_not_finite(name, step, sums, model), model, best_weights)
-        optimizer.step()
-        optimizer.zero_grad()
-        rate = schedule.get_last_lr()[0]
-        schedule.step()
-        since += 1
-        if step % every == 0 or step in validate_at:
-            row = {"step": step, "learning_rate": rate, **_averages(accelerator, sums, since)}
-            if not all(map(math.isfinite, row.values())):
-                raise _failed(_not_finite(name, step, sums, model), model, best_weights)
-            sums, since = {}, 0
-            if step in validate_at:
-                if progressive:
-                    set_blend(model, 1.0)  # the next step turns it back
-                row["validation_loss"] = loss = validation_loss(model, validation, training, accelerator)
-                model.train()
-                if loss < best_loss:
-                    best_loss = loss
-                    best_weights = copy.deepcopy(model.state_dict())
-            if accelerator.is_main_process:
-                log.add(row)
-                best = f", best validation {best_loss:.3f}" if best_loss < math.inf else ""
-                report(name, step, training.steps, f"loss {row['loss']:.3f}{best}")
-        if checkpoints is not None and step % training.checkpoint_steps == 0 and step < training.steps:
-            own = {"sums": sums, "objective": objective.state_dict(), "random": random_states()}
-            processes = gather_object([own])
-            if accelerator.is_main_process:
-                state = {
-                    "step": step, "since": since, "best_loss": best_loss, "best_weights": best_weights,
-                    "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(), "rows": log.rows, "processes": processes,
-                }  # fmt: skip
-                checkpoints.save(step, state)
-    if training.precision != "fp32":
-        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # tests are in full precision
-    if training.compile:
-        model._compiled_call_impl = None
-    if best_weights is not None:
-        model.load_state_dict(best_weights)
-    return model.eval()
+            raise self._not_finite()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._rate = self._schedule.get_last_lr()[0]
+        self._schedule.step()
+        self._summed_steps += 1
+
+    def _backward(self, examples: list[Example], denominators: tuple[float, float]) -> None:
+        """Add the gradient of one micro-batch, and its loss terms to the sums."""
+        batch = collate(examples).to(self.accelerator.device)
+        with self.accelerator.autocast():
+            terms = self.objective.terms(self._wrapped, batch, denominators)
+        total = sum(self.objective.weight(term) * value for term, value in terms.items())
+        # processes average their gradients, and a step is a sum
+        self.accelerator.backward(total * self.accelerator.num_processes)
+        for term, value in {"loss": total, **terms}.items():
+            self._sums[term] = self._sums.get(term, 0.0) + value.detach()
+
+    def _log_row(self) -> None:
+        """Log the averages since the last row and, where it is time, a validation."""
+        means = self.accelerator.reduce(torch.stack(list(self._sums.values())), "sum") / self._summed_steps
+        row = {"step": self._step, "learning_rate": self._rate, **dict(zip(self._sums, means.tolist(), strict=True))}
+        if not all(map(math.isfinite, row.values())):
+            raise self._not_finite()
+        self._sums, self._summed_steps = {}, 0
+        if self._step in self._validate_at:
+            row["validation_loss"] = self._validate()
+        if self.accelerator.is_main_process:
+            self._log.add(row)
+            best = f", best validation {self._best_loss:.3f}" if self._best_loss < math.inf else ""
+            report(self.name, self._step, self.training.steps, f"loss {row['loss']:.3f}{best}")
+
+    def _validate(self) -> float:
+        """The validation loss; the weights are kept where it is the best so far."""
+        if self.recipe.progressive:
+            set_blend(self.model, 1.0)  # the next step turns it back
+        loss = validation_loss(self.model, self.validation, self.training, self.accelerator)
+        self.model.train()
+        if loss < self._best_loss:
+            self._best_loss = loss
+            self._best_weights = copy.deepcopy(self.model.state_dict())
+        return loss
+
+    def _save_checkpoint(self) -> None:
+        own = {"sums": self._sums, "objective": self.objective.state_dict(), "random": random_states()}
+        processes = gather_object([own])
+        if self.accelerator.is_main_process:
+            state = {
+                "step": self._step,
+                "since": self._summed_steps,
+                "best_loss": self._best_loss,
+                "best_weights": self._best_weights,
+                "model": self.model.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "schedule": self._schedule.state_dict(),
+                "rows": self._log.rows,
+                "processes": processes,
+            }
+            self.checkpoints.save(self._step, state)
+
+    def _finished(self) -> PreTrainedModel:
+        if self.training.precision != "fp32":
+            self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)  # tests are in full precision
+        if self.training.compile:
+            self.model._compiled_call_impl = None
+        if self._best_weights is not None:
+            self.model.load_state_dict(self._best_weights)
+        return self.model.eval()
+
+    def _not_finite(self) -> TrainingError:
+        """The error that names what is not finite; the model is given back its best weights, if there are any."""
+        bad = [f"the loss term {term}" for term, value in self._sums.items() if not torch.isfinite(value)]
+        bad = [what for what in bad if what != "the loss term loss"]
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                bad.insert(0, f"the weight {name}")
+                break
+            if not bad and parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                bad.append(f"the gradient of {name}")
+        what = bad[0] if bad else "the norm of the gradient"
+        error = TrainingError(
+            f"{self.name}: {what} is not a finite number at step {self._step}; lower learning_rate, which is the usual "
+            "cause."
+        )
+        if self._best_weights is not None:
+            self.model.load_state_dict(self._best_weights)
+            set_blend(self.model, 1.0)  # as they were validated
+            error.restored = True
+        return error
+
+    @contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        """Say of a step that did not fit into memory what to change.
+
+        Raises:
+            TrainingError: it did not fit.
+        """
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            message = str(error).lower()
+            full = "out of memory" in message or "can't allocate memory" in message
+            if not isinstance(error, MemoryError) and not full:
+                raise
+            training = self.training
+            raise TrainingError(
+                f"{self.name}: memory is too small for a micro-batch of "
+                f"{training.batch_tokens // training.micro_batches:,} tokens at step {self._step}; set micro_batches to "
+                f"{2 * training.micro_batches}, which halves a micro-batch and leaves the step as large as it is, or "
+                f"batch_tokens to {training.batch_tokens // 2:,}."
+            ) from error
 
 
 @torch.no_grad()
 def validation_loss(
     model: PreTrainedModel, examples: Sequence[Example], training: S.Training, accelerator: Accelerator
 ) -> float:
-    """Cross-entropy a token over all examples, with dropout off, shared by the processes."""
+    """Cross-entropy per token over all examples, with dropout off, shared by the processes."""
     model.eval()
     batches = bucketed(examples, training.batch_tokens)
     total = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
@@ -309,8 +327,14 @@ def validation_loss(
     return (total[0] / total[1]).item()
 
 
+def token_counts(micro_batches: list[list[Example]]) -> tuple[float, float]:
+    """Source and target tokens of a whole step."""
+    examples = [example for batch in micro_batches for example in batch]
+    return float(sum(len(e.source) for e in examples)), float(sum(len(e.target) for e in examples))
+
+
 def _latest(checkpoints: Checkpoints, name: str, accelerator: Accelerator) -> dict[str, Any] | None:
-    """What every process goes on from, read by the main one; notes are said there."""
+    """What every process goes on from, read by the main one, which prints the notes."""
     found: list[Any] = [None]
     if accelerator.is_main_process:
         state, notes = checkpoints.latest()
@@ -322,62 +346,9 @@ def _latest(checkpoints: Checkpoints, name: str, accelerator: Accelerator) -> di
     return broadcast_object_list(found)[0]
 
 
-@contextmanager
-def _enough_memory(name: str, step: int, training: S.Training) -> Iterator[None]:
-    """Say of a step that did not fit into memory what to change.
-
-    Raises:
-        TrainingError: it did not fit.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        told = str(error).lower()
-        if not isinstance(error, MemoryError) and "out of memory" not in told and "can't allocate memory" not in told:
-            raise
-        tokens = training.batch_tokens // training.micro_batches
-        raise TrainingError(
-            f"{name}: memory is too small for a micro-batch of {tokens:,} tokens at step {step}; set micro_batches to "
-            f"{2 * training.micro_batches}, which halves a micro-batch and leaves the step as large as it is, or "
-            f"batch_tokens to {training.batch_tokens // 2:,}."
-        ) from error
-
-
-def _tokens(micro_batches: list[list[Example]]) -> tuple[float, float]:
-    """Source and target tokens of a whole step."""
-    examples = [example for batch in micro_batches for example in batch]
-    return float(sum(len(e.source) for e in examples)), float(sum(len(e.target) for e in examples))
-
-
 def _synchronized(accelerator: Accelerator, model: nn.Module, last: bool) -> AbstractContextManager:
     """Let processes average their gradients at the last micro-batch of a step only."""
     return nullcontext() if last else accelerator.no_sync(model)
-
-
-def _averages(accelerator: Accelerator, sums: dict[str, Tensor], steps: int) -> dict[str, float]:
-    stacked = accelerator.reduce(torch.stack(list(sums.values())), "sum") / steps
-    return dict(zip(sums, stacked.tolist(), strict=True))
-
-
-def _failed(message: str, model: nn.Module, best_weights: dict[str, Tensor] | None) -> TrainingError:
-    error = TrainingError(message)
-    if best_weights is not None:
-        model.load_state_dict(best_weights)
-        set_blend(model, 1.0)  # as they were validated
-        error.restored = True
-    return error
-
-
-def _not_finite(name: str, step: int, sums: dict[str, Tensor], model: nn.Module) -> str:
-    bad = [f"the loss term {term}" for term, value in sums.items() if not torch.isfinite(value) and term != "loss"]
-    for parameter_name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            bad.insert(0, f"the weight {parameter_name}")
-            break
-        if not bad and parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-            bad.append(f"the gradient of {parameter_name}")
-    what = bad[0] if bad else "the norm of the gradient"
-    return f"{name}: {what} is not a finite number at step {step}; lower learning_rate, which is the usual cause."
 
 
 def _parameter_groups(model: nn.Module, training: S.Training, scale_learning_rate: float) -> list[dict]:

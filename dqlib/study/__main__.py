@@ -1,0 +1,169 @@
+"""``python -m dqlib.study COMMAND``: all that the pipeline runs, and what a person runs by hand.
+
+Commands import what they need when they run, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dqlib.study.params.paths import project_root
+from dqlib.study.process.exit_codes import exit_code
+
+Options = argparse.Namespace
+
+
+def choose(options: Options) -> None:
+    """make a profile the params.yaml that the pipeline reads"""
+    from dqlib.study.params.profiles import choose_profile
+
+    back = " written to params.yaml; `git checkout params.yaml dvc.lock` goes back to those of the commit"
+    print(f"profile {options.profile}{back if choose_profile(options.profile) else ''}")
+
+
+def make(options: Options) -> None:
+    """make one part of the study, with what it needs"""
+    from dqlib.study.pipeline.benchmark import run_benchmark
+    from dqlib.study.pipeline.students import run_students
+    from dqlib.study.pipeline.study import Study, describe_corpus
+
+    study = Study(options.params, options.task)
+    makers: dict[str, Callable[[], object]] = {
+        "corpus": study.corpus,
+        "pretrained": study.pretrained,
+        "teacher": study.teacher,
+        "student": lambda: study.student(options.config or study.task.headline, options.preset),
+        "students": lambda: run_students(study),
+        "benchmark": lambda: run_benchmark(study),
+    }
+    folder = makers[options.part]()
+    print(f"{options.part}: {_shown(folder) if folder else 'none; the teacher starts from random weights'}")
+    if options.part == "corpus":
+        print(describe_corpus(folder, study.task.corpus))
+
+
+def job(options: Options) -> None:
+    """run one training, under torchrun or accelerate launch on several processes"""
+    import torch
+
+    from dqlib.config import Config
+    from dqlib.study.params.settings import load_settings
+    from dqlib.study.pipeline.jobs import check_inputs, run_job
+
+    settings = load_settings(options.params)
+    check_inputs(settings, options.job, options.task, options.params)
+    config = None if options.config is None else Config.parse(options.config)
+    try:
+        run_job(settings, options.job, options.task, config, options.preset)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def notebook(options: Options) -> None:
+    """execute a notebook, as a stage of the pipeline"""
+    from dqlib.study.pipeline.notebook import run_notebook
+
+    target = run_notebook(options.notebook, options.params, options.config, options.task)
+    print(f"{options.notebook}: {_shown(target)}")
+
+
+def plan(options: Options) -> None:
+    """time two steps of every training of a profile, and say how long all will take"""
+    from dqlib.study.params.settings import load_settings
+    from dqlib.study.pipeline.plan import plan
+
+    print(plan(load_settings(options.params), only=options.task, devices=options.devices))
+
+
+def report(options: Options) -> None:
+    """print the short tables of finished results"""
+    from dqlib.study.report.pages import print_summary
+
+    print_summary(options.params)
+
+
+def read(options: Options) -> None:
+    """open the executed notebooks as pages in a browser"""
+    from dqlib.study.report.read import open_pages
+
+    open_pages(options.params, options.page)
+
+
+def readme(options: Options) -> None:
+    """fill the tables of README.md from results/"""
+    from dqlib.study.report.readme import fill_readme
+
+    fill_readme()
+
+
+def core(options: Options) -> None:
+    """write the SHA-256 of the core's code, on which trainings depend"""
+    from dqlib.files import write_text
+    from dqlib.study.params.identity import core_hash
+
+    write_text(project_root() / options.out, core_hash() + "\n")
+
+
+class Command(NamedTuple):
+    """What a command does, and its arguments as ``add_argument`` takes them."""
+
+    run: Callable[[Options], None]
+    arguments: dict[str, dict]
+
+
+_PARAMS = {"--params": {"default": "params.yaml", "help": "parameter file, or name of a profile"}}
+_TASK = {"--task": {"default": "summarization", "help": "name of the task (default: %(default)s)"}}
+_ONE_TASK = {"--task": {"help": "name of one task; all that fit, when left out"}}
+_CONFIG = {"--config": {"help": "of a student, such as '2-2-8 2-1'"}}
+_PRESET = {"--preset": {"help": "of a student; the task's own, when left out"}}
+_PARTS = ("corpus", "pretrained", "teacher", "student", "students", "benchmark")
+
+COMMANDS = {
+    "profile": Command(choose, {"profile": {}}),
+    "make": Command(make, {"part": {"choices": _PARTS}, **_PARAMS, **_TASK, **_CONFIG, **_PRESET}),
+    "job": Command(
+        job, {"job": {"choices": ("pretrain", "finetune", "distill")}, **_PARAMS, **_TASK, **_CONFIG, **_PRESET}
+    ),
+    "notebook": Command(notebook, {"notebook": {}, **_PARAMS, **_ONE_TASK, **_CONFIG}),
+    "plan": Command(
+        plan, {**_PARAMS, **_ONE_TASK, "--devices": {"type": int, "help": "accelerators (default: this machine's)"}}
+    ),
+    "report": Command(report, _PARAMS),
+    "read": Command(read, {"page": {"nargs": "?", "help": "such as translation (default: the comparison)"}, **_PARAMS}),
+    "readme": Command(readme, {}),
+    "core": Command(core, {"out": {}}),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    whole = argparse.ArgumentParser(prog="python -m dqlib.study", description="The study, part by part.")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        part = commands.add_parser(name, help=command.run.__doc__)
+        for argument, options in command.arguments.items():
+            part.add_argument(argument, **options)
+    return whole
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; errors of the user's making are one sentence on standard error."""
+    options = parser().parse_args(arguments)
+
+    def run() -> None:
+        COMMANDS[options.command].run(options)
+
+    return exit_code(run)
+
+
+def _shown(path: object) -> str:
+    """A path as seen from the project's folder."""
+    return str(path).removeprefix(f"{project_root()}/")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

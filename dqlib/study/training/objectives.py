@@ -1,0 +1,103 @@
+"""What a training minimizes: cross-entropy of the references, or the distance to a teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dqlib import attention
+from dqlib.losses import LayerMaps, LossWeights, MemoryBank, cross_entropy, distillation_terms
+from dqlib.study.training.batches import Batch
+
+
+class Objective(Protocol):
+    """Named loss terms and their weights in the total."""
+
+    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+        """Unweighted loss terms of a micro-batch, divided by the source and target tokens of the whole step."""
+        ...
+
+    def weight(self, term: str) -> float:
+        """Weight of a term in the total."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What it keeps from step to step, for a checkpoint."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        ...
+
+
+@dataclass
+class TaskObjective:
+    """Cross-entropy of the references."""
+
+    label_smoothing: float = 0.0
+
+    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+        logits = model(**batch.inputs()).logits
+        return {"task": cross_entropy(logits, batch.labels, denominators[1], self.label_smoothing)}
+
+    def weight(self, term: str) -> float:
+        return 1.0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
+        pass
+
+
+@dataclass
+class DistillationObjective:
+    """Task loss, and distance to what the teacher computes from the same batch.
+
+    Args:
+        teacher: put into evaluation mode; where attention maps are compared, it is switched to the attention that
+            returns them.
+        maps: teacher layer that supervises each student layer.
+        weights: of the terms.
+        bank: memory of the contrastive loss; made from the weights, where they ask for one.
+    """
+
+    teacher: PreTrainedModel
+    maps: LayerMaps
+    weights: LossWeights
+    bank: MemoryBank | None = None
+
+    def __post_init__(self) -> None:
+        self.teacher.eval()
+        if self.weights.attention:
+            self.teacher.set_attn_implementation(attention.NAME)  # returns the maps; full precision in a teacher
+        if self.weights.contrastive and self.weights.momentum:
+            self.bank = MemoryBank(self.teacher.config.vocab_size, self.weights.momentum)
+
+    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+        wanted = {
+            "output_attentions": self.weights.attention > 0,
+            "output_hidden_states": self.weights.hidden > 0 or self.weights.contrastive > 0,
+        }
+        inputs = batch.inputs()
+        student = model(**inputs, **wanted)
+        with torch.no_grad():
+            teacher = self.teacher(**inputs, **wanted)
+        mask = batch.attention_mask.bool()
+        return distillation_terms(
+            student, teacher, batch.labels, mask, self.maps, self.weights, denominators, self.bank
+        )
+
+    def weight(self, term: str) -> float:
+        return self.weights.of(term)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {} if self.bank is None else self.bank.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
+        if self.bank is not None:
+            self.bank.load_state_dict(state, device)

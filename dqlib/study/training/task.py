@@ -1,0 +1,189 @@
+"""The trainings of one task: pre-training, fine-tuning, distillation, on the examples of its corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import tokenizers
+from accelerate import Accelerator
+from dqlib.reading import read_model, save_model
+from transformers import PreTrainedModel
+
+from dqlib.architectures import architecture_of
+from dqlib.config import Config
+from dqlib.errors import InputError
+from dqlib.files import atomic_folder
+from dqlib.presets import Recipe, get_preset
+from dqlib.student import make_student, round_for_storage, save_student, set_attention_maps, supervision_maps
+from dqlib.study.corpora.corpus import LoadedCorpus
+from dqlib.study.corpora.rows import Row, Rows
+from dqlib.study.params import settings as S
+from dqlib.study.params.identity import code_hash
+from dqlib.study.params.paths import LOG, Folders
+from dqlib.study.training.batches import SHORTEST, encode, infill, steps, windows
+from dqlib.study.training.checkpoints import Checkpoints, identity, weights_hash
+from dqlib.study.training.examples import Example, StoredExamples, stored
+from dqlib.study.training.loop import Trainer, TrainingError
+from dqlib.study.training.objectives import DistillationObjective, Objective, TaskObjective
+
+
+@dataclass(frozen=True)
+class TaskTraining:
+    """What the trainings of one task share.
+
+    Args:
+        name: of the task.
+        spec: its parameters.
+        folders: where it keeps what it makes.
+        corpus: its pairs and their tokenizer.
+        accelerator: of this process.
+    """
+
+    name: str
+    spec: S.Task
+    folders: Folders
+    corpus: LoadedCorpus
+    accelerator: Accelerator
+
+    def pretrain(self, model: PreTrainedModel, folder: Path) -> None:
+        """Text infilling on the texts of the pairs: teaches a new model to read its source.
+
+        Args:
+            model: trained in place.
+            folder: where the log goes; what is made here becomes ``folders.pretrained``.
+
+        Raises:
+            InputError: all texts of a split are too short for a window.
+        """
+        training, tokenizer = self.spec.pretrain, self.corpus.tokenizer
+        noise = partial(infill, pretraining=training, mask=tokenizer.mask_token_id)
+        make = partial(windows, tokenizer=tokenizer, length=training.window)
+        examples = self._examples("train", self.corpus.splits["train"], make, f"windows of {training.window}")
+        order = random.Random(0)  # the same masks at every validation
+        validation = [noise(example, order) for example in windows(self._validation_rows(), tokenizer, training.window)]
+        for split, each in (("train", examples), ("validation", validation)):
+            if not each:
+                allowed = f"at least 1: no text of the corpus '{self.corpus.info['name']}' there has {SHORTEST} tokens"
+                raise InputError(f"{self.name}.corpus.{split}, windows of text", 0, allowed)
+        Trainer(
+            model, TaskObjective(), steps(examples, training, noise), validation, training, self.accelerator,
+            folder / LOG, f"{self.name}: pre-training",
+            checkpoints=self._checkpoints(self.folders.pretrained, training, model),
+        ).train()  # fmt: skip
+
+    def finetune(self, model: PreTrainedModel, folder: Path) -> None:
+        """Train the teacher on the pairs, in place; the log goes to ``folder``, which becomes ``folders.teacher``."""
+        training, target = self.spec.finetune, self.folders.teacher
+        checkpoints = self._checkpoints(target, training, model)
+        objective = TaskObjective(training.label_smoothing)
+        self._train_on_pairs(model, objective, training, folder, target, f"{self.name}: teacher", checkpoints)
+
+    def distill(self, distillation: S.Distillation, config: Config, folder: Path, target: Path) -> PreTrainedModel:
+        """A student of the task's teacher, trained by a preset and rounded to what a packed file stores.
+
+        Args:
+            distillation: steps, batches, and the preset's name.
+            config: bits and layers.
+            folder: where the log goes.
+            target: what ``folder`` is to become.
+        """
+        preset = get_preset(distillation.preset)
+        teacher = read_model(self.folders.teacher).to(self.accelerator.device)
+        depths = architecture_of(teacher.config).depths(teacher.config)
+        recipe = preset.recipe_for(config, (config.encoder_layers, config.decoder_layers) != depths)
+        training = distillation.training(recipe)
+        student = make_student(teacher, config, preset)
+        for model in (teacher, student):
+            set_attention_maps(model, preset.loss.attention_maps)
+        objective: Objective = TaskObjective()
+        if preset.loss.of_teacher:
+            objective = DistillationObjective(teacher, supervision_maps(config, teacher, preset), preset.loss)
+        checkpoints = self._checkpoints(
+            target, training, student, teacher=weights_hash(teacher), preset=preset, config=config
+        )
+        name = f"{self.name}: {config} {preset.name}"
+        self._train_on_pairs(student, objective, training, folder, target, name, checkpoints, recipe)
+        round_for_storage(student)
+        return student
+
+    def _train_on_pairs(
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        training: S.Training,
+        folder: Path,
+        target: Path,
+        name: str,
+        checkpoints: Checkpoints,
+        recipe: Recipe | None = None,
+    ) -> None:
+        """Train on pairs; where training fails, the last good weights are kept beside ``target``."""
+        corpus = self.corpus
+        make = partial(encode, tokenizer=corpus.tokenizer, corpus=self.spec.corpus)
+        description = f"pairs of {self.spec.corpus.source_tokens} and {self.spec.corpus.target_tokens}"
+        examples = self._examples("train", corpus.splits["train"], make, description)
+        validation = self._examples("validation", self._validation_rows(), make, description)
+        make(corpus.splits["validation"][:1])  # a tokenizer is saved as its last call left it: found or made, the same
+        try:
+            Trainer(
+                model, objective, steps(examples, training), validation, training, self.accelerator, folder / LOG, name,
+                recipe or Recipe(), checkpoints,
+            ).train()  # fmt: skip
+        except TrainingError as error:
+            if not error.restored:
+                raise
+            kept = rescue_folder(target)
+            if self.accelerator.is_main_process:
+                with atomic_folder(kept) as aside:
+                    save_student(model, aside) if hasattr(model, "dqlib_preset") else save_model(model, aside)
+            raise TrainingError(f"{error} The weights of the best validation are kept in {kept}.") from None
+
+    def _validation_rows(self) -> Rows:
+        return self.corpus.splits["validation"][: self.spec.evaluate.validation_documents]
+
+    def _examples(
+        self, split: str, rows: Rows, make: Callable[[Sequence[Row]], list[Example]], description: str
+    ) -> StoredExamples:
+        """Examples of rows of a split, tokenized once for all runs that want the same of the same corpus.
+
+        Args:
+            split: its name.
+            rows: the split's first ones, or all.
+            make: examples of some of them.
+            description: what ``make`` does, with all that decides it but corpus and tokenizer.
+        """
+        parts = self.corpus.info["sha256"], split, len(rows), description, tokenizers.__version__, code_hash()
+        digest = self._with_tokenizer(" ".join(map(str, parts)))
+        folder = self.corpus.folder.parent / "tokens" / f"{split}-{digest[:16]}"
+        with self.accelerator.main_process_first():  # one process writes for all
+            return stored(folder, rows, make)
+
+    def _with_tokenizer(self, text: str) -> str:
+        """SHA-256 of a text and of all files of the corpus's tokenizer."""
+        digest = hashlib.sha256(text.encode())
+        for path in sorted((self.corpus.folder / "tokenizer").iterdir()):
+            digest.update(path.name.encode() + path.read_bytes())
+        return digest.hexdigest()
+
+    def _checkpoints(
+        self, target: Path, training: S.Training, model: PreTrainedModel, **parts: object
+    ) -> Checkpoints:
+        """Of the training that makes ``target``: everything that decides it is part of their identity."""
+        corpus, spec = self.corpus, self.spec
+        examples = spec.corpus.source_tokens, spec.corpus.target_tokens, spec.evaluate.validation_documents
+        of_training = identity(
+            training=training, weights=weights_hash(model), corpus=corpus.info["sha256"], code=code_hash(),
+            examples=self._with_tokenizer(" ".join(map(str, examples))), processes=self.accelerator.num_processes,
+            **parts,
+        )  # fmt: skip
+        return Checkpoints(self.folders.checkpoints(target), of_training)
+
+
+def rescue_folder(target: Path) -> Path:
+    """Where the last good weights of a training that failed are kept."""
+    return target.with_name(f"{target.name}.last-good")
