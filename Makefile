@@ -18,14 +18,14 @@ help:
 	@echo "make lock                                write requirements.lock anew from pyproject.toml"
 
 repro: .venv/.complete
-	@$(ACTIVATE) && python -m dqlib.study.params.profiles $(PROFILE)
+	@$(ACTIVATE) && python -m dqlib.study profile $(PROFILE)
 	@$(ACTIVATE) && dvc repro compare
-	@$(ACTIVATE) && python -m dqlib.study.report.pages
+	@$(ACTIVATE) && python -m dqlib.study report
 	@changed=$$(git diff --name-only -- params.yaml dvc.lock results 2>/dev/null | cut -d/ -f1 | uniq | xargs); \
 	  test -z "$$changed" || echo "In git this has changed $$changed; 'git checkout $$changed' goes back to the commit."
 
 plan: .venv/.complete
-	@$(ACTIVATE) && python -m dqlib.study.pipeline.plan --params $(PROFILE)
+	@$(ACTIVATE) && python -m dqlib.study plan --params $(PROFILE)
 
 methods: .venv/.complete
 	@$(ACTIVATE) && dvc repro methods
@@ -37,10 +37,10 @@ gpu: .venv/.complete
 	@$(ACTIVATE) && PYTHONPATH=. python benchmarks/gpu.py
 
 read: .venv/.complete
-	@$(ACTIVATE) && python -m dqlib.study.report.read
+	@$(ACTIVATE) && python -m dqlib.study read
 
 readme: .venv/.complete
-	@$(ACTIVATE) && python -m dqlib.study.report.readme
+	@$(ACTIVATE) && python -m dqlib.study readme
 
 test: .venv/.complete
 	@$(ACTIVATE) && python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

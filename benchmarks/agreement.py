@@ -1,6 +1,6 @@
 """How far engines agree with PyTorch on a trained student's texts, and PyTorch with itself after a tiny change.
 
-    python benchmarks/agreement.py [STUDENT] [DOCUMENTS] [--limit 200] [--csv results/agreement.csv]
+    python benchmarks/agreement.py [STUDENT] [DOCUMENTS] [--limit 200] [--csv results/tables/agreement.csv]
 
 ``STUDENT`` is a student's folder, ``DOCUMENTS`` a corpus's ``test.jsonl``; left out, they are those of summarization
 after ``make repro``. Greedy search. The tiny change multiplies biases and what LayerNorms multiply with by one plus a
@@ -97,7 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("documents", type=Path, nargs="?", default=DOCUMENTS, help="by default %(default)s")
     parser.add_argument("--limit", type=int, default=200, help="documents")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--csv", type=Path, default=ROOT / "results" / "agreement.csv", help="file for the rows")
+    parser.add_argument(
+        "--csv", type=Path, default=ROOT / "results" / "tables" / "agreement.csv", help="file for the rows"
+    )
     options = parser.parse_args(arguments)
     logging.disable_progress_bar()
 

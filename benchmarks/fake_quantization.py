@@ -241,7 +241,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--shapes", choices=SHAPES, default="base")
-    parser.add_argument("--csv", type=Path, help="file for the rows, such as results/benchmark_fake_quantization.csv")
+    parser.add_argument(
+        "--csv", type=Path, help="file for the rows, such as results/tables/benchmark_fake_quantization.csv"
+    )
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))

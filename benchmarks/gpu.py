@@ -1,4 +1,4 @@
-"""Tests that need a GPU, and what a training step costs there; appends rows to results/benchmark.csv.
+"""Tests that need a GPU, and what a training step costs there; appends rows to results/tables/benchmark.csv.
 
     python benchmarks/gpu.py [--device cuda] [--shape base] [--rounds 10] [--batch 8] [--results results]
 
@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     for row in told:
         against = f", {row.ratio:.4g} times better than {row.baseline}" if row.baseline else ""
         print(f"{row.shape} {row.config} {row.engine}: {row.metric} {row.value:.6g} {row.unit}{against}", flush=True)
-    put_rows(told, options.results / "benchmark.csv", SAME)
+    put_rows(told, options.results / "tables" / "benchmark.csv", SAME)
     return 0
 
 

@@ -408,7 +408,7 @@ def main(arguments: list[str] | None = None) -> None:
                     f"{row.shape} {row.config} {row.engine}: {row.metric} {row.value:.4g} {row.unit}{against}",
                     flush=True,
                 )
-    put_rows(rows, options.results / "benchmark.csv")
+    put_rows(rows, options.results / "tables" / "benchmark.csv")
     draw(rows, options.results)
 
 

@@ -116,7 +116,7 @@ def main() -> None:
                 Row(NAME, "laptop", config, name, f"{kind} steps", statistics.median(rates), "steps/s",
                     "one process, all threads, fp32", ratio, device)
             )  # fmt: skip
-    put_rows(rows, options.results / "benchmark.csv")
+    put_rows(rows, options.results / "tables" / "benchmark.csv")
     return None
 
 

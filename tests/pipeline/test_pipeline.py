@@ -63,7 +63,7 @@ def clone(tmp_path_factory):
 
 
 def test_every_model_of_every_task_has_a_row_with_the_documented_columns(clone):
-    metrics = pandas.read_csv(clone / "runs" / "smoke" / "results" / "metrics.csv")
+    metrics = pandas.read_csv(clone / "runs" / "smoke" / "results" / "tables" / "metrics.csv")
     assert tuple(metrics.columns) == COLUMNS
     assert metrics.task.drop_duplicates().tolist() == ["summarization", "eli5", "translation"]
     first = metrics[metrics.task == "summarization"]
@@ -84,7 +84,7 @@ def test_figures_report_and_executed_notebooks_are_there(clone):
         assert (results / "figures" / f"{name}.svg").read_text().count("<svg") == 1
         assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"figures/{name}.svg" in (results / "README.md").read_text()
-    claims = pandas.read_csv(results / "claims.csv")
+    claims = pandas.read_csv(results / "tables" / "claims.csv")
     assert {claim[:3] for claim in claims.claim} == {"(a)", "(b)", "(d)"}  # for the others the grid is too small
     notebooks = clone / "runs" / "smoke" / "notebooks"
     tasks = ["summarization", "eli5", "translation"]
@@ -126,7 +126,7 @@ def test_a_second_run_runs_nothing(clone):
 
 def test_one_changed_configuration_trains_that_student_alone(clone):
     params = yaml.safe_load((clone / "params.yaml").read_text())
-    metrics = clone / "runs" / "smoke" / "results" / "metrics.csv"
+    metrics = clone / "runs" / "smoke" / "results" / "tables" / "metrics.csv"
     before = metrics.read_text().splitlines()
     params["summarization"]["configs"][1] = "1-1-8_1-1"
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -154,9 +154,9 @@ def test_the_same_commit_gives_the_same_bytes(clone):
 
 def test_the_bench_is_a_group_of_its_own(clone):
     results = clone / "runs" / "smoke" / "results"
-    assert not (results / "methods.csv").exists()  # the default study did not run it
+    assert not (results / "tables" / "methods.csv").exists()  # the default study did not run it
     call(clone, "dvc", "repro", "-q", "methods")
-    table = pandas.read_csv(results / "methods.csv")
+    table = pandas.read_csv(results / "tables" / "methods.csv")
     assert tuple(table.columns) == (*COLUMNS, "baseline", "p_value")
     assert table.preset.tolist() == ["dq-bart-faithful", "dqlib"]
     assert (results / "methods" / "methods.svg").read_text().count("<svg") == 1

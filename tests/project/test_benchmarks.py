@@ -57,7 +57,7 @@ def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
     assert "--again" not in done.stdout
-    with (tmp_path / "results" / "benchmark.csv").open() as file:
+    with (tmp_path / "results" / "tables" / "benchmark.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert ",".join(rows[0]) == "name,shape,config,engine,metric,value,unit,baseline,ratio,device"
     assert {row["name"] for row in rows} == {"size", "load", "generation", "low-bit", "memory", "training"}
@@ -89,7 +89,7 @@ def test_the_agreement_of_engines_is_written(agreement, tmp_path):
     tokenizer.save_pretrained(tmp_path / "student")
     documents = tmp_path / "test.jsonl"
     documents.write_text("".join(json.dumps({"document": f"the sum of {i}"}) + "\n" for i in range(5)))
-    table = tmp_path / "results" / "agreement.csv"
+    table = tmp_path / "results" / "tables" / "agreement.csv"
     assert agreement.main([str(tmp_path / "student"), str(documents), "--limit", "3", "--csv", str(table)]) == 0
     with table.open() as file:
         rows = list(csv.DictReader(file))

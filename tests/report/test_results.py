@@ -26,7 +26,7 @@ def study(request):
 
 @pytest.fixture
 def metrics(study):
-    return pandas.read_csv(study[0] / "metrics.csv")
+    return pandas.read_csv(study[0] / "tables" / "metrics.csv")
 
 
 def test_the_columns_are_the_documented_ones_and_tell_of_no_run(metrics):
@@ -47,7 +47,7 @@ def test_the_page_shows_the_tables(study, metrics):
     page = (study[0] / "README.md").read_text()
     for _, rows in metrics.groupby("task", sort=False):
         assert markdown_table(short_table(rows)) in page
-    assert markdown_table(pandas.read_csv(study[0] / "claims.csv")) in page
+    assert markdown_table(pandas.read_csv(study[0] / "tables" / "claims.csv")) in page
 
 
 def test_the_readme_shows_the_tables():
@@ -69,14 +69,14 @@ def test_the_results_come_from_the_committed_parameters(study, metrics):
 
 def test_the_claims_are_those_of_the_tables(study, metrics):
     names = ("comparisons", "retention", "accumulation", "similarity")
-    tables = {name: pandas.read_csv(study[0] / f"{name}.csv") for name in names}
+    tables = {name: pandas.read_csv(study[0] / "tables" / f"{name}.csv") for name in names}
     claims = claims_table(Tables(metrics, **tables))
-    assert claims.equals(pandas.read_csv(study[0] / "claims.csv"))
+    assert claims.equals(pandas.read_csv(study[0] / "tables" / "claims.csv"))
 
 
 @pytest.fixture
 def bench_rows():
-    return pandas.read_csv(ROOT / "results" / "methods.csv")
+    return pandas.read_csv(ROOT / "results" / "tables" / "methods.csv")
 
 
 def test_the_bench_has_a_row_a_run_of_the_committed_parameters(bench_rows):

@@ -37,11 +37,11 @@ from dqlib.study.params import settings as S
 from dqlib.study.params.paths import LOG
 from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.pipeline.study import Study
-from dqlib.study.process.progress import shown_here
 from dqlib.study.report.figures import COLOURS, STYLE, TEACHER_COLOUR, colour_of, marker_of, plain_log_scale
 from dqlib.study.training.batches import Batch, Example, collate, encode
 from dqlib.study.training.batches import steps as take_steps
-from dqlib.study.training.loop import DistillationObjective, make_accelerator, train
+from dqlib.study.training.loop import Trainer, make_accelerator
+from dqlib.study.training.objectives import DistillationObjective
 
 #: Held-out documents that likeness is measured on.
 HELD_OUT = 64
@@ -683,11 +683,11 @@ def distilled(
     student = make_student(teacher, config, preset)
     maps = supervision_maps(config, teacher)
     objective, batches = DistillationObjective(teacher, maps, weights), take_steps(given.train, training)
-    with shown_here(), tempfile.TemporaryDirectory() as scratch:
-        train(
+    with tempfile.TemporaryDirectory() as scratch:
+        Trainer(
             student, objective, batches, given.held_out, training, accelerator, Path(scratch) / LOG,
-            f"contrast {weights.contrastive:g}", recipe.scale_learning_rate, recipe.progressive,
-        )  # fmt: skip
+            f"contrast {weights.contrastive:g}", recipe,
+        ).train()  # fmt: skip
     given.teacher.cpu()
     return student.cpu().eval()
 

@@ -8,6 +8,9 @@ from pathlib import Path
 #: Names of the files that every trained model's folder holds.
 LOG, PREDICTIONS, RECORD, DETAILS = "log.csv", "predictions.jsonl", "record.json", "details.json"
 
+#: Folders of the results.
+TABLES, FIGURES = "tables", "figures"
+
 #: What a folder was made from, in it.
 PROVENANCE = "provenance.json"
 

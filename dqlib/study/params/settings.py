@@ -20,6 +20,7 @@ from dqlib.study.params.blocks import (
     Distillation,
     Evaluation,
     Finetuning,
+    Loop,
     Methods,
     Model,
     Pretraining,
@@ -30,7 +31,7 @@ from dqlib.study.params.paths import Folders, project_root
 from dqlib.study.params.schema import a_name, bounded, build, read
 
 __all__ = [
-    "TASKS", "Compute", "Corpus", "Distillation", "Evaluation", "Finetuning", "Methods", "Model", "Pretraining", "Run",
+    "TASKS", "Compute", "Corpus", "Distillation", "Evaluation", "Finetuning", "Loop", "Methods", "Model", "Pretraining", "Run",
     "Settings", "Task", "Training", "available_cores", "load_settings", "profile_path",
 ]  # fmt: skip
 

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
-from dqlib.reading import save_model
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -23,6 +22,7 @@ from dqlib.config import FULL_PRECISION, Config
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder, write_text
 from dqlib.storage.footprint import fp32_size_bytes, size_bytes
+from dqlib.storage.reading import save_model
 from dqlib.student import save_student
 from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.evaluation.records import Record, Scores, read_record, write_record

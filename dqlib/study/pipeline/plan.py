@@ -148,7 +148,7 @@ def _student(
         set_attention_maps(model, preset.loss.attention_maps)
     objective: Objective = TaskObjective()
     if preset.loss.of_teacher:
-        objective = DistillationObjective(teacher, supervision_maps(config, teacher, preset), preset.loss)
+        objective = DistillationObjective(teacher, supervision_maps(config, teacher), preset.loss)
     seconds = _step_seconds(student, objective, distillation, (spec.corpus.source_tokens, spec.corpus.target_tokens))
     test = _test_seconds(student, spec, spec.evaluate, documents)
     return Planned(name, runs, steps or distillation.steps, seconds, test, size_bytes(student), together)

@@ -40,9 +40,7 @@ class Study:
         InputError: a parameter is not allowed.
     """
 
-    def __init__(
-        self, params: str = "tutorial", task: str = "summarization", settings: Settings | None = None
-    ) -> None:
+    def __init__(self, params: str = "tutorial", task: str = "summarization", settings: Settings | None = None) -> None:
         self.params = params
         self.settings: Settings = load_settings(params) if settings is None else settings
         self.name = task

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import matplotlib
 import pandas
@@ -23,12 +23,12 @@ def longer_table(study: Study) -> pandas.DataFrame:
     Empty where the bench has no longer runs.
     """
     bench = benchmark_of(study)
-    long = bench.longer()
-    short = dict.fromkeys(run[:3] for run in long)
-    runs = [run for run in short if run in bench.runs()] + long
+    long = bench.longer_runs()
+    short = dict.fromkeys(replace(run, steps=None) for run in long)
+    runs = [run for run in short if run in bench.runs_of_equal_steps()] + long
     rows = [asdict(read_record(folder_of(study, run))) for run in runs]
     table = pandas.DataFrame(rows, columns=list(COLUMNS))
-    order = {config: i for i, config in enumerate(dict.fromkeys(str(run[1]) for run in long))}
+    order = {config: i for i, config in enumerate(dict.fromkeys(str(run.config) for run in long))}
     return table.sort_values(["config", "train_steps"], key=lambda c: c.map(order) if c.name == "config" else c)
 
 

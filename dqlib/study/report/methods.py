@@ -19,8 +19,9 @@ from dqlib.storage.reading import read_model
 from dqlib.student import make_student
 from dqlib.study.evaluation.records import COLUMNS, paired_p_value, read_record, write_metrics
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import LOG, project_root
-from dqlib.study.pipeline.benchmark import Run, bench_of, run_methods
+from dqlib.study.params.paths import LOG, TABLES, project_root
+from dqlib.study.params.settings import Run
+from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, run_benchmark
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.claims import percent
 from dqlib.study.report.figures import METRIC_NAMES, STYLE, TEACHER_COLOUR, colour_of, marker_of, save
@@ -28,7 +29,8 @@ from dqlib.study.report.longer import longer_figure, longer_for_reading, longer_
 from dqlib.study.report.pages import markdown_table
 from dqlib.study.report.tables import Trained
 
-METHODS, FOLDER, LONGER, VALIDATION = "methods.csv", "methods", "longer.csv", "validation.csv"
+METHODS, LONGER, VALIDATION = "methods.csv", "methods_longer.csv", "methods_validation.csv"
+FOLDER = "methods"
 #: The method that ablations take a part from.
 WHOLE = "dqlib"
 BENCH_COLUMNS = (*COLUMNS, "baseline", "p_value")
@@ -59,17 +61,17 @@ def bench_table(study: Study) -> pandas.DataFrame:
     The p-value is that of a preset at a configuration, on each document's mean over the seeds, so its rows share
     it. An ablation is compared with the whole method from the same seeds.
     """
-    bench = bench_of(study)
+    bench = benchmark_of(study)
     seeds: dict[tuple[str, Config], list[int]] = {}
-    for name, config, seed in bench.runs():
-        seeds.setdefault((name, config), []).append(seed)
+    for run in bench.runs_of_equal_steps():
+        seeds.setdefault((run.preset, run.config), []).append(run.seed)
     compared = {key: _compared(study, *key, seeds) for key in seeds}
     sizes = _sizes(study, list(seeds))
     rows = []
-    for name, config, seed in sorted(bench.runs(), key=lambda run: _order(bench, run)):
-        row = asdict(read_record(study.folders.preset(name, config.slug, seed)))
-        baseline, p_value = compared[name, config]
-        size = sizes[name, config]
+    for run in sorted(bench.runs_of_equal_steps(), key=lambda run: _order(bench, run)):
+        row = asdict(read_record(folder_of(study, run)))
+        baseline, p_value = compared[run.preset, run.config]
+        size = sizes[run.preset, run.config]
         row |= {"size_bytes": size, "compression": round(row["teacher_size_bytes"] / size, 2)}
         rows.append(row | {"baseline": baseline, "p_value": p_value})
     return pandas.DataFrame(rows, columns=BENCH_COLUMNS).astype({"retention": float})  # none beside a teacher of zero
@@ -85,7 +87,7 @@ def _compared(
     study: Study, name: str, config: Config, seeds: dict[tuple[str, Config], list[int]]
 ) -> tuple[str | None, float | None]:
     """What a preset is compared with at a configuration, and the p-value; None where there is nothing."""
-    bench = bench_of(study)
+    bench = benchmark_of(study)
     candidates = (WHOLE,) if name in bench.ablations else (bench.baseline, bench.fallback)
     baseline = next((other for other in candidates if (other, config) in seeds), name)
     if baseline == name:
@@ -104,10 +106,10 @@ def validation_table(study: Study) -> pandas.DataFrame:
     Returns:
         Columns ``preset``, ``config``, ``seed``, ``validation_loss``.
     """
-    rows = []
-    for name, config, seed in sorted(bench_of(study).runs(), key=lambda run: _order(bench_of(study), run)):
-        log = pandas.read_csv(study.folders.preset(name, config.slug, seed) / LOG)
-        rows.append((name, str(config), seed, round(log.validation_loss.dropna().iloc[-1], 4)))
+    rows, bench = [], benchmark_of(study)
+    for run in sorted(bench.runs_of_equal_steps(), key=lambda run: _order(bench, run)):
+        log = pandas.read_csv(folder_of(study, run) / LOG)
+        rows.append((run.preset, str(run.config), run.seed, round(log.validation_loss.dropna().iloc[-1], 4)))
     return pandas.DataFrame(rows, columns=["preset", "config", "seed", "validation_loss"])
 
 
@@ -138,15 +140,14 @@ def bench_summary(table: pandas.DataFrame) -> pandas.DataFrame:
 
 def _by_document(study: Study, name: str, config: Config, seeds: list[int]) -> np.ndarray:
     """Score of each test document, mean over the seeds; see :meth:`dqlib.study.report.tables.Trained.scores`."""
-    folders = [study.folders.preset(name, config.slug, seed) for seed in seeds]
+    folders = [folder_of(study, Run(name, config, seed)) for seed in seeds]
     return np.array([Trained(study, folder).scores() for folder in folders]).mean(axis=0)
 
 
 def _order(bench: S.Methods, run: Run) -> tuple[int, int, int]:
-    name, config, seed = run
     configs = [Config.parse(text) for text in (*bench.configs, *bench.ablation_configs)]
     names = [*bench.presets, *bench.ablations]
-    return configs.index(config), names.index(name), bench.seeds.index(seed)
+    return configs.index(run.config), names.index(run.preset), bench.seeds.index(run.seed)
 
 
 def summary_for_reading(summary: pandas.DataFrame) -> pandas.DataFrame:
@@ -262,26 +263,26 @@ def ablation_figure(table: pandas.DataFrame, bench: S.Methods, against: str = WH
 
 def write_bench(study: Study) -> Path:
     """Write ``methods.csv`` and the folder ``methods`` with the figures and the page, and return that folder."""
-    run_methods(study)
-    bench, table, losses = bench_of(study), bench_table(study), validation_table(study)
+    run_benchmark(study)
+    bench, table, losses = benchmark_of(study), bench_table(study), validation_table(study)
     results = project_root() / study.settings.results
     folder = results / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    write_metrics(table, results / METHODS)
-    write_metrics(losses, folder / VALIDATION)
+    write_metrics(table, results / TABLES / METHODS)
+    write_metrics(losses, results / TABLES / VALIDATION)
     save(methods_figure(table, bench, study.name), folder, "methods")
     if bench.ablations:
         save(ablation_figure(table, bench), folder, "ablation")
-    if bench.longer():
+    if bench.longer_runs():
         longer = longer_table(study)
-        write_metrics(longer, folder / LONGER)
+        write_metrics(longer, results / TABLES / LONGER)
         save(longer_figure(longer, bench, read_record(study.folders.teacher).score), folder, "longer")
     write_text(folder / "README.md", _page(study, table.merge(losses)))
     return folder
 
 
 def _page(study: Study, table: pandas.DataFrame) -> str:
-    bench, teacher = bench_of(study), read_record(study.folders.teacher)
+    bench, teacher = benchmark_of(study), read_record(study.folders.teacher)
     summary = summary_for_reading(bench_summary(table))
     ours = summary[~summary.preset.isin(bench.ablations)]
     ablation = f"""
@@ -293,27 +294,27 @@ def _page(study: Study, table: pandas.DataFrame) -> str:
     return f"""# All methods on one bench
 
 Generated by the notebook `methods` (profile `{study.settings.profile}`); do not edit. Every number comes from
-[`{METHODS}`](../{METHODS}), one row a run. Every run: {bench.distill.steps} steps of {bench.distill.batch_tokens}
+[`{METHODS}`](../{TABLES}/{METHODS}), one row a run. Every run: {bench.distill.steps} steps of {bench.distill.batch_tokens}
 tokens, the same teacher ({teacher.headline} {teacher.score:.2f}), {teacher.n_test} test documents; seeds
 {", ".join(map(str, bench.seeds))}.
 
 {markdown_table(ours)}
 Score: {teacher.headline}, mean over seeds ± their standard deviation. p: two-sided paired bootstrap over the test
 documents, on each document's mean over the seeds, against the method named beside it. Validation loss: of the task, in
-nats a token, on pairs of the validation split ([`{VALIDATION}`]({VALIDATION})).
+nats a token, on pairs of the validation split ([`{VALIDATION}`](../{TABLES}/{VALIDATION})).
 
 ![All methods](methods.svg)
-{ablation if bench.ablations else ""}{_longer(study) if bench.longer() else ""}"""
+{ablation if bench.ablations else ""}{_longer(study) if bench.longer_runs() else ""}"""
 
 
 def _longer(study: Study) -> str:
-    bench = bench_of(study)
+    bench = benchmark_of(study)
     return f"""
 ## What longer training is worth
 
 {markdown_table(longer_for_reading(longer_table(study)))}
 `{bench.longer_preset}`, seed {bench.seeds[0]}: part of the teacher's score after so many steps
-([`{LONGER}`]({LONGER})).
+([`{LONGER}`](../{TABLES}/{LONGER})).
 
 ![Longer training](longer.svg)
 """

@@ -17,7 +17,7 @@ from dqlib.study.pipeline.study import Study
 from dqlib.study.report.claims import Tables
 from dqlib.study.report.figures import METRIC_NAMES
 from dqlib.study.report.grid import SHAPES
-from dqlib.study.report.methods import FOLDER, LONGER, VALIDATION, bench_summary, summary_for_reading
+from dqlib.study.report.methods import LONGER, VALIDATION, bench_summary, summary_for_reading
 from dqlib.study.report.pages import markdown_table, overview_table
 
 #: What was aimed at: task, bits, shape, and the least retention.
@@ -101,12 +101,12 @@ def engines_table(benchmark: pandas.DataFrame, shape: str = "BART-base") -> pand
 
 def blocks(project: Path) -> dict[str, str]:
     """Every table of the README by its name, as Markdown: those of the default study in a project's folder."""
-    results, default = project / "results", project / "profiles" / "laptop.yaml"
-    bench = pandas.read_csv(results / "methods.csv").merge(pandas.read_csv(results / FOLDER / VALIDATION))
+    tables, default = project / "results" / "tables", project / "profiles" / "laptop.yaml"
+    bench = pandas.read_csv(tables / "methods.csv").merge(pandas.read_csv(tables / VALIDATION))
     summary = bench_summary(bench[bench.preset.isin(benchmark_of(Study(str(default))).presets)])
-    metrics = pandas.read_csv(results / "metrics.csv")
-    benchmark = pandas.read_csv(results / "benchmark.csv")
-    longer, retention = results / FOLDER / LONGER, pandas.read_csv(results / "retention.csv")
+    metrics = pandas.read_csv(tables / "metrics.csv")
+    benchmark = pandas.read_csv(tables / "benchmark.csv")
+    longer, retention = tables / LONGER, pandas.read_csv(tables / "retention.csv")
     further = pandas.read_csv(longer) if longer.is_file() else None
     return {
         "overview": markdown_table(overview_table(metrics)),
@@ -129,4 +129,3 @@ def fill_readme() -> None:
     """Fill the README."""
     path = project_root() / "README.md"
     write_text(path, filled(path.read_text(encoding="utf-8"), blocks(project_root())))
-

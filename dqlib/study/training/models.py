@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from dqlib.reading import read_model
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -14,6 +13,7 @@ from transformers import (
 
 from dqlib.errors import InputError
 from dqlib.languages import language_id
+from dqlib.storage.reading import read_model
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.hub import fetching, snapshot
 from dqlib.study.corpora.tokenizer import BOS_ID, EOS_ID, PAD_ID

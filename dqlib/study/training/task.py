@@ -11,7 +11,6 @@ from pathlib import Path
 
 import tokenizers
 from accelerate import Accelerator
-from dqlib.reading import read_model, save_model
 from transformers import PreTrainedModel
 
 from dqlib.architectures import architecture_of
@@ -19,6 +18,7 @@ from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.presets import Recipe, get_preset
+from dqlib.storage.reading import read_model, save_model
 from dqlib.student import make_student, round_for_storage, save_student, set_attention_maps, supervision_maps
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row, Rows
@@ -102,7 +102,7 @@ class TaskTraining:
             set_attention_maps(model, preset.loss.attention_maps)
         objective: Objective = TaskObjective()
         if preset.loss.of_teacher:
-            objective = DistillationObjective(teacher, supervision_maps(config, teacher, preset), preset.loss)
+            objective = DistillationObjective(teacher, supervision_maps(config, teacher), preset.loss)
         checkpoints = self._checkpoints(
             target, training, student, teacher=weights_hash(teacher), preset=preset, config=config
         )
@@ -170,9 +170,7 @@ class TaskTraining:
             digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()
 
-    def _checkpoints(
-        self, target: Path, training: S.Training, model: PreTrainedModel, **parts: object
-    ) -> Checkpoints:
+    def _checkpoints(self, target: Path, training: S.Training, model: PreTrainedModel, **parts: object) -> Checkpoints:
         """Of the training that makes ``target``: everything that decides it is part of their identity."""
         corpus, spec = self.corpus, self.spec
         examples = spec.corpus.source_tokens, spec.corpus.target_tokens, spec.evaluate.validation_documents
