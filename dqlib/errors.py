@@ -16,3 +16,6 @@ class InputError(ValueError):
     def __init__(self, field: str, value: object, allowed: str) -> None:
         self.field, self.value, self.allowed = field, value, allowed
         super().__init__(f"{field}: {_SHOWN.repr(value)} is not allowed; it must be {allowed}.")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.field, self.value, self.allowed)  # else it could not leave a worker
