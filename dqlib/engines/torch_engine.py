@@ -72,9 +72,10 @@ class TorchEngine(Engine):
             place = slice(longest - len(each), None) if self.continues else slice(len(each))
             ids[row, place], mask[row, place] = torch.tensor(each), 1
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        options = {} if starts is None else {"decoder_start_token_id": list(starts)}
+        options = {}
         if not self.continues:
-            options["past_key_values"] = OneSourceCache()
+            start = self.decoding.start if starts is None else list(starts)
+            options = {"past_key_values": OneSourceCache(), "decoder_start_token_id": start}
         output = self.model.generate(
             input_ids=ids, attention_mask=mask, num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False,
             early_stopping=self.early_stopping if num_beams > 1 else False, pad_token_id=self.decoding.pad, **options,
