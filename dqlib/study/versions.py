@@ -9,7 +9,7 @@ from pathlib import Path
 #: Modules whose code decides what a trained model is and how it scores.
 DECIDING = (
     *(f"{name}.py" for name in ("architectures", "attention", "config", "fake_quantize", "layers", "losses")),
-    *(f"{name}.py" for name in ("generation", "languages", "quantizers", "reading", "student")),
+    *(f"{name}.py" for name in ("generation", "generation_settings", "languages", "quantizers", "reading", "student")),
     *(f"study/{name}.py" for name in ("batches", "evaluate", "examples", "jobs", "scoring", "tokenizer", "train")),
     "study/translation_metrics.py",
 )
