@@ -58,7 +58,8 @@ def curves(folder: Path, columns: list[str]) -> Figure:
             axes.plot(points.step, points[column], DASHES[i], color=COLOURS[i], marker=marker, label=_readable(column))
         axes.set_xlabel("training step")
         axes.set_ylabel("loss (nats a token)")
-        axes.legend()
+        if axes.lines:  # a checkpoint that was not trained here has none
+            axes.legend()
     return _shown(figure)
 
 
