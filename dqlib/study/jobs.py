@@ -38,7 +38,7 @@ from dqlib.study.checkpoints import Checkpoints, identity, weights_hash
 from dqlib.study.command import ended
 from dqlib.study.corpus import LoadedCorpus, load_corpus
 from dqlib.study.examples import Example, StoredExamples, stored
-from dqlib.study.hub import fetching, snapshot
+from dqlib.study.hub import SHAPE, fetching, snapshot
 from dqlib.study.locks import BusyError, only_maker
 from dqlib.study.paths import LOG, ROW, Folders, atomic_folder
 from dqlib.study.results import Row, read_row, write_row
@@ -93,7 +93,7 @@ def pretrain(settings: S.Settings, task: str, config: str | None = None, method:
     """
     spec, folders = settings.task(task), settings.folders(task)
     training = spec.pretrain
-    accelerator = _accelerator(training or spec.finetune)
+    accelerator = _accelerator(training or spec.finetune or spec.distill)
     if spec.model.pretrained is not None and not spec.model.base_task:
         return _copy_pretrained(spec.model, folders, accelerator)
     if training is None:
@@ -121,18 +121,24 @@ def pretrain(settings: S.Settings, task: str, config: str | None = None, method:
 
 
 def finetune(settings: S.Settings, task: str, config: str | None = None, method: str | None = None) -> None:
-    """Fine-tune the pre-trained model, or train a new one, into the teacher, and test it."""
+    """Fine-tune the pre-trained model, or train a new one, into the teacher, and test it.
+
+    A checkpoint that has been fine-tuned, ``finetune: null``, is the teacher as it is.
+    """
     spec, folders = settings.task(task), settings.folders(task)
-    accelerator = _accelerator(spec.finetune)
+    accelerator = _accelerator(spec.finetune or spec.distill)
     corpus = load_corpus(folders.corpus)
     model = _starting_model(settings, task, corpus)
-    objective = TaskObjective(spec.finetune.label_smoothing)
     with made(accelerator, folders, folders.teacher) as folder:
-        name = f"{task}: teacher"
-        checkpoints = _checkpoints(folders, folders.teacher, spec.finetune, model, spec, corpus, accelerator)
-        _train_on_pairs(
-            model, objective, spec, spec.finetune, corpus, accelerator, folder, folders.teacher, name, checkpoints
-        )
+        if spec.finetune is not None:
+            objective, name = TaskObjective(spec.finetune.label_smoothing), f"{task}: teacher"
+            checkpoints = _checkpoints(folders, folders.teacher, spec.finetune, model, spec, corpus, accelerator)
+            _train_on_pairs(
+                model, objective, spec, spec.finetune, corpus, accelerator, folder, folders.teacher, name, checkpoints
+            )
+        elif accelerator.is_main_process:
+            Log(folder / LOG).add({"step": 0})
+        model.to(accelerator.device)
         if accelerator.is_main_process:
             save_model(model, folder, corpus.tokenizer)
         layers = f"{spec.model.encoder_layers}-{spec.model.decoder_layers}"
@@ -140,7 +146,8 @@ def finetune(settings: S.Settings, task: str, config: str | None = None, method:
         scores = score(model, spec.evaluate, spec, corpus, accelerator, folder, f"{task}: testing the teacher")
         if accelerator.is_main_process:
             row = Row.of(
-                task, corpus.info["name"], "teacher", configuration, "fine-tuning", spec.finetune, scores,
+                task, corpus.info["name"], "teacher", configuration,
+                "fine-tuning" if spec.finetune else "checkpoint", spec.finetune, scores,
                 size_bytes=fp32_size_bytes(model), teacher=None,
             )  # fmt: skip
             write_row(row, folder)
@@ -315,16 +322,8 @@ def _copy_pretrained(spec: S.Model, folders: Folders, accelerator: Accelerator) 
 
 def _check_shape(model: PreTrainedModel, spec: S.Model) -> None:
     config = model.config
-    found = {
-        "architecture": config.model_type,
-        "d_model": config.d_model,
-        "encoder_layers": config.encoder_layers,
-        "decoder_layers": config.decoder_layers,
-        "heads": config.encoder_attention_heads,
-        "ffn_dim": config.encoder_ffn_dim,
-        "max_positions": config.max_position_embeddings,
-    }
-    for name, value in found.items():
+    for name in ("architecture", *S.SIZES):
+        value = getattr(config, SHAPE[name])
         if getattr(spec, name) != value:
             raise InputError(f"model.{name}", getattr(spec, name), f"{value}, as in the model '{spec.pretrained}'")
     for name, wanted in (("bos", BOS_ID), ("pad", PAD_ID), ("eos", EOS_ID)):

@@ -52,6 +52,8 @@ class Study:
     def corpus(self) -> Path:
         """Folder of the corpus, built if it is missing, or its parameters or the files that it is read from changed.
 
+        What is known of it is printed when it is built.
+
         Raises:
             InputError: a file that it is read from is missing.
         """
@@ -61,7 +63,12 @@ class Study:
         if self.base:
             made_from["base"] = _stamp(self.base.corpus())
             tokenizer = self.base.folders.corpus / "tokenizer"
-        return self._made(self.folders.corpus, made_from, lambda: build_corpus(spec, self.folders.corpus, tokenizer))
+
+        def build() -> None:
+            build_corpus(spec, self.folders.corpus, tokenizer)
+            print(describe_corpus(self.folders.corpus, spec), flush=True)
+
+        return self._made(self.folders.corpus, made_from, build)
 
     def pretrained(self) -> Path | None:
         """Folder of the pre-trained model, with what it needs; None where the teacher starts from random weights."""
@@ -152,12 +159,19 @@ def stamp_text(made_from: dict) -> str:
 
 
 def describe_corpus(folder: Path, corpus: S.Corpus) -> str:
-    """Sizes of a built corpus, and how many of its documents the model will not read to their end."""
+    """Sizes of a built corpus, documents that the model will not read to their end, texts that train has too."""
     info = load_info(folder)
     cut = sum(split["documents"] for split in info["truncated"].values())
     pairs = sum(info["sizes"].values())
     sizes = ", ".join(f"{size:,} {split}" for split, size in info["sizes"].items())
-    return f"{pairs:,} pairs ({sizes}); {cut:,} documents are longer than {corpus.source_tokens} tokens and will be cut"
+    known = [
+        f"{100 * part['documents']:.1f}% of documents and {100 * part['summaries']:.1f}% of summaries in {split}"
+        for split, part in info["in_train"].items()
+    ]
+    return (
+        f"{pairs:,} pairs ({sizes}); {cut:,} documents are longer than {corpus.source_tokens} tokens and will be cut\n"
+        f"in train, too, whole or nearly so: {'; '.join(known)}"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -173,8 +187,6 @@ def main(arguments: list[str] | None = None) -> int:
         study = Study(options.params, options.task)
         folder = study.student(options.config) if options.part == "student" else getattr(study, options.part)()
         print(f"{options.part}: {folder.relative_to(project_root()) if folder else 'none; the teacher starts anew'}")
-        if options.part == "corpus":
-            print(describe_corpus(folder, study.task.corpus))
 
     return ended(run)
 

@@ -344,7 +344,8 @@ def _trainings(settings: Settings, task: str, tflops: float) -> Iterator[Trainin
         stage = "pretrain" if set(settings.tasks) == set(TASKS) else "pretrained"
         yield _training(stage, task, "pre-training", spec, spec.pretrain, (longest, longest), None, tflops)
     lengths = corpus.source_tokens, corpus.target_tokens
-    yield _training(f"teacher-{task}", task, "teacher", spec, spec.finetune, lengths, None, tflops)
+    if spec.finetune is not None:
+        yield _training(f"teacher-{task}", task, "teacher", spec, spec.finetune, lengths, None, tflops)
     for configuration, method in spec.students():
         student = configuration, method
         yield _training(
@@ -445,7 +446,8 @@ def _stages(settings: Settings, tasks: tuple[str, ...]) -> Iterator[Stage]:
             makes = "text infilling" if spec.model.pretrained is None else f"a copy of {spec.model.pretrained}"
             yield stage(name, f"pipeline pretrained --task {task}", makes)
     for task in tasks:
-        yield stage(f"teacher-{task}", f"pipeline teacher --task {task}", "fine-tuning, and the test of the teacher")
+        trained = "fine-tuning, and the test of the teacher" if settings.task(task).finetune else "the teacher's test"
+        yield stage(f"teacher-{task}", f"pipeline teacher --task {task}", trained)
     for task in tasks:
         makes = f"{len(settings.task(task).students())} students, and their tests"
         yield stage(f"students@{task}", f"students --task {task}", makes)
