@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from dqlib.layers import (
     QuantConv1D,
     QuantEmbedding,
     QuantLinear,
+    give_quantizer,
     quantize_embedding,
     quantize_linear,
 )
@@ -134,6 +136,9 @@ def quantize_model(model: PreTrainedModel, config: Config, preset: Preset | str 
     _check_model(model)
     _Quantizing(model, names, config, preset).run()
     model.set_attn_implementation(attention.NAME)
+    for name in ("resize_token_embeddings", "resize_decoder_token_embeddings"):  # the latter is Marian's
+        if hasattr(model, name):
+            setattr(model, name, _Resizing(model, name))
     model.dqlib_config, model.dqlib_preset = config, preset
     return model
 
@@ -149,6 +154,46 @@ def _check_model(model: PreTrainedModel) -> None:
             f"{type(model).__name__} quantized as {getattr(model, 'dqlib_config', 'a student')}",
             "in full precision, such as a student's folder gives with transformers' from_pretrained",
         )
+
+
+class _Resizing:
+    """``resize_token_embeddings`` of a student: scales gain and lose rows with their tables.
+
+    The student is copied and pickled with it, and not kept alive by it.
+    """
+
+    def __init__(self, model: PreTrainedModel, name: str) -> None:
+        self._model, self._name = weakref.ref(model), name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._model(), self._name)
+
+    def __call__(self, *arguments: Any, **options: Any) -> nn.Embedding:
+        model = self._model()
+        names = architecture_of(model.config)
+        heads = {path: submodule(model, path) for path in names.heads_of_vocabulary}
+        # The ties that there are: looked up anew, a name that begins like a weight's would be taken for it, and a head
+        # be tied that a checkpoint has apart.
+        model.tie_weights = lambda: type(model).tie_weights(model, recompute_mapping=False)
+        try:
+            resized = getattr(type(model), self._name)(model, *arguments, **options)
+        finally:
+            del model.tie_weights
+        for path, old in heads.items():
+            new = submodule(model, path)
+            if new is not old and isinstance(
+                old, QuantLinear
+            ):  # in the place of one that is not tied comes a plain one
+                quantize_linear(new, old.weight_quantizer, old.activation)
+        tables = {submodule(model, path): None for path in (*names.token_embeddings, *names.heads_of_vocabulary)}
+        quantizers: set[WeightFakeQuantizer] = set()
+        for module in tables:
+            quantizer = getattr(module, "weight_quantizer", None)
+            if quantizer is not None:
+                quantizer.resize(module.weight)
+                give_quantizer(module, quantizer, quantizer in quantizers)  # one table may have taken another's place
+                quantizers.add(quantizer)
+        return resized
 
 
 class _Quantizing:

@@ -27,7 +27,7 @@ from transformers.models.auto import modeling_auto
 from dqlib.architectures import ARCHITECTURES, architecture_of
 from dqlib.errors import InputError
 from dqlib.files import added_to
-from dqlib.generation import SETTINGS, checked_settings
+from dqlib.generation_settings import SETTINGS, checked_settings
 from dqlib.storage.manifest import MANIFEST, check_files, opened, seal
 
 CONFIG, GENERATION, SAFETENSORS = "config.json", "generation_config.json", "model.safetensors"
@@ -98,6 +98,11 @@ def config_of(said: Mapping[str, Any], where: str, largest: int) -> PreTrainedCo
     except Exception as error:  # of checks in transformers, which have no class in common
         raise InputError(where, one_line(error), f"the configuration of a model of the kind {kind}") from None
     checked_settings({name: said[name] for name in said if name in SETTINGS}, vocabulary, where)
+    plain = CONFIG_MAPPING[kind]()
+    for name in (name for name in said if "drop" in name and name in _known(kind)):
+        left_out = said[name] is None and getattr(plain, name) is None
+        if not left_out and not (type(said[name]) in (int, float) and 0 <= said[name] <= 1):
+            raise InputError(f"{where}, {name}", said[name], "a probability")
     return config
 
 

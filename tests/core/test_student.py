@@ -1,4 +1,5 @@
 import copy
+import io
 from dataclasses import replace
 
 import pytest
@@ -32,6 +33,13 @@ from dqlib.student import (
 from tests.conftest import TINY
 from tests.core.test_architectures import data_of, make_teacher, student_of
 from tests.helpers.folders import reweigh
+
+
+def pickled(what):
+    file = io.BytesIO()
+    torch.save(what, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +257,42 @@ def test_cached_generation_gives_what_the_whole_forward_gives(teacher, batch, co
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     greedy = {"max_new_tokens": 10, "num_beams": 1, "do_sample": False}
     assert torch.equal(student.generate(**inputs, **greedy), student.generate(**inputs, **greedy, use_cache=False))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("preset", ["dqlib", "dq-bart-faithful"])
+def test_a_checkpointed_student_learns_the_same(teacher, batch, preset, reentrant):
+    student = make_student(teacher, Config.parse("2-2-8 4-3"), preset)
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            student.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        student.zero_grad()
+        student(**batch.inputs(), use_cache=False).logits.square().mean().backward()
+        gradients.append([parameter.grad for parameter in student.parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("through", [copy.deepcopy, pickled], ids=["copied", "pickled"])
+@pytest.mark.parametrize("name", ["mbart", "gpt2", "bert"])
+def test_a_copied_or_pickled_student_learns_on_with_its_optimizer(name, through):
+    student, inputs = student_of(make_teacher(name), name, "2-2-8", "quantgpt"), data_of(name).inputs
+    frozen = [parameter for name, parameter in student.named_parameters() if name.endswith(LEARNED)][::2]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    student(**inputs)  # what it remembers is of this one only
+    other, optimizer = through((student, torch.optim.SGD(student.parameters(), lr=0.1)))
+    assert [type(m) for m in other.modules()] == [type(m) for m in student.modules()]
+    ours, theirs = dict(other.named_parameters()), dict(student.named_parameters())
+    assert {k: p.requires_grad for k, p in ours.items()} == {k: p.requires_grad for k, p in theirs.items()}
+    assert {id(p) for p in ours.values()} == {id(p) for p in optimizer.param_groups[0]["params"]}
+    before = student(**inputs).logits
+    other(**inputs).logits.square().sum().backward()
+    optimizer.step()
+    assert all(not torch.equal(p, theirs[k]) for k, p in ours.items() if p.requires_grad and p.grad.any())
+    assert not torch.equal(other(**inputs).logits, before)
+    assert torch.equal(student(**inputs).logits, before)
 
 
 @pytest.mark.parametrize("preset", ["dqlib", "dq-bart", "dq-bart-faithful", "xtc", "quantgpt"])

@@ -75,6 +75,8 @@ def test_the_committed_parameters_are_the_laptop_profile():
         ("eli5.corpus.vocab_size", 900, "eli5.corpus.vocab_size: 900 .* 1500, .* unless eli5.model.pretrained is null"),
         ("eli5.corpus.tokenizer", "mine", "eli5.corpus.tokenizer: 'mine'"),
         ("eli5.pretrain", {"steps": 1, "learning_rate": 0.1, "batch_tokens": 9}, "eli5.pretrain: .* null"),
+        ("eli5.finetune", None, "eli5.finetune: None .* unless model.pretrained names a checkpoint"),
+        ("translation.finetune", None, "translation.finetune: None .* unless model.pretrained names a checkpoint"),
         ("eli5.finetune.micro_batches", 0, "eli5.finetune.micro_batches: 0"),
         ("eli5.evaluate.documents", GROUPS - 1, "eli5.evaluate.documents: 3 .* at least 4: .* by their length"),
         ("eli5.evaluate.validation_documents", 0, "eli5.evaluate.validation_documents: 0"),
@@ -97,6 +99,12 @@ def test_the_fewest_documents_give_each_group_of_lengths_one(smoke, tmp_path):
     assert FEWEST_DOCUMENTS == GROUPS
     smoke["eli5"]["evaluate"]["documents"] = GROUPS
     assert load(smoke, tmp_path).eli5.evaluate.documents == GROUPS
+
+
+def test_the_shape_and_the_vocabulary_of_another_task_s_model_need_not_be_given(smoke, tmp_path):
+    smoke["eli5"]["model"] = {"pretrained": "summarization"}
+    del smoke["eli5"]["corpus"]["vocab_size"]
+    assert load(smoke, tmp_path) == load_settings("smoke")
 
 
 def test_a_missing_key_is_named(smoke, tmp_path):

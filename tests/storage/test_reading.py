@@ -180,6 +180,8 @@ def test_no_configuration_names_code_or_a_repository(folders, kind):
         ({"d_model": -16}, "config"),
         ({"encoder_attention_heads": 0, "num_attention_heads": 0}, "config"),
         ({"activation_function": "os.system"}, r"os\.system"),
+        ({"activation_dropout": 3}, "activation_dropout: 3 .* a probability"),
+        ({"activation_dropout": None}, "activation_dropout: None .* a probability"),
         ({"dtype": "load"}, "dtype: 'load' .* float32"),
         ({"pad_token_id": 60}, "pad_token_id: 60 .* vocabulary"),
         ({"decoder_start_token_id": -1}, "decoder_start_token_id: -1 .* vocabulary"),
