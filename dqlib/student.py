@@ -181,9 +181,7 @@ class _Resizing:
             del model.tie_weights
         for path, old in heads.items():
             new = submodule(model, path)
-            if new is not old and isinstance(
-                old, QuantLinear
-            ):  # in the place of one that is not tied comes a plain one
+            if new is not old and isinstance(old, QuantLinear):  # a plain one, where the head is not tied
                 quantize_linear(new, old.weight_quantizer, old.activation)
         tables = {submodule(model, path): None for path in (*names.token_embeddings, *names.heads_of_vocabulary)}
         quantizers: set[WeightFakeQuantizer] = set()

@@ -1,5 +1,7 @@
 import copy
 import io
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -17,6 +19,7 @@ from dqlib.storage.manifest import verify
 from dqlib.storage.packed import load_packed, save_packed
 from dqlib.student import (
     LEARNED,
+    forget,
     layer_map,
     load_student,
     make_student,
@@ -222,6 +225,13 @@ def test_weights_written_through_data_are_seen_after_forgetting(teacher, batch):
     assert not torch.equal(before, after)
 
 
+def test_the_package_alone_imports_no_pytorch_and_names_what_it_has():
+    code = "import dqlib, sys; assert 'torch' not in sys.modules; assert dqlib.__all__; dqlib.nothing"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.stderr.endswith("AttributeError: module 'dqlib' has no attribute 'nothing'\n")
+    assert dqlib.forget is forget
+
+
 @pytest.mark.parametrize("preset", ["dqlib", "dq-bart-faithful"])
 def test_a_student_compiles_into_one_graph_that_learns_the_same(batch, preset):
     torch._dynamo.reset()
@@ -266,7 +276,7 @@ def test_a_checkpointed_student_learns_the_same(teacher, batch, preset, reentran
     gradients = []
     for checkpointed in (False, True):
         if checkpointed:
-            student.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            student.activation_checkpointing_enable({"use_reentrant": reentrant})
         student.zero_grad()
         student(**batch.inputs(), use_cache=False).logits.square().mean().backward()
         gradients.append([parameter.grad for parameter in student.parameters()])
