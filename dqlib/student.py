@@ -24,7 +24,6 @@ from dqlib.architectures import Architecture, architecture_of, submodule
 from dqlib.config import FULL_PRECISION, Config, WeightQuantization
 from dqlib.errors import InputError
 from dqlib.fake_quantize import WeightFakeQuantizer
-from dqlib.files import added_to
 from dqlib.layers import (
     ActivationFakeQuantizer,
     QuantConv1D,
@@ -36,7 +35,7 @@ from dqlib.layers import (
 )
 from dqlib.losses import LayerMaps
 from dqlib.presets import Preset, get_preset
-from dqlib.storage.manifest import MANIFEST, check_files, opened, seal
+from dqlib.storage.manifest import opened
 from dqlib.storage.reading import (
     CONFIG,
     ELSEWHERE,
@@ -45,6 +44,7 @@ from dqlib.storage.reading import (
     check_finite,
     check_generation,
     read_model,
+    saved,
 )
 
 _WITH_WEIGHT = (nn.Linear, nn.Embedding, Conv1D)
@@ -394,9 +394,7 @@ def load_student(folder: str | Path) -> PreTrainedModel:
         InputError: the folder is not a student's, a file of it was changed, a tensor is missing or left over, or a
             number is not finite.
     """
-    manifest = opened(folder, "student")
-    check_files(folder, manifest)
-    about = manifest.about
+    about = opened(folder, "student").about
     config, preset = Config.parse(about.get("config")), Preset.described(about)
     learned: dict[str, Tensor] = {}
     model = read_model(folder, about.get("class") or "", scales=learned)
@@ -475,10 +473,8 @@ def _save(
     rounded = getattr(model, "dqlib_rounded", False)
     rounded = rounded or any(m.weight_quantizer.half_scales for m in quantized_modules(model).values())
     numbers = sum(value.numel() for name, value in model.named_parameters() if not name.endswith(LEARNED))
-    with added_to(folder, MANIFEST) as scratch:
+    about = describe(model) | {"half_scales": rounded, "numbers": numbers}
+    with saved(folder, "student", about, tokenizer) as scratch:
         _save_pretrained(model, scratch, state_dict=state, **options)
         config = json.loads((scratch / CONFIG).read_text(encoding="utf-8")) | {ELSEWHERE: OF_A_STUDENT}
         (scratch / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(scratch)
-        seal(scratch, "student", describe(model) | {"half_scales": rounded, "numbers": numbers})

@@ -375,7 +375,7 @@ def test_a_student_takes_the_place_of_another_and_leaves_other_files(teacher, ba
     def fails(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("dqlib.student.seal", fails)
+    monkeypatch.setattr("dqlib.storage.reading.seal", fails)
     with pytest.raises(OSError, match="disk full"):
         save_student(third, tmp_path)
     monkeypatch.undo()

@@ -114,10 +114,10 @@ def test_a_missing_key_is_named(smoke, tmp_path):
 
 
 @pytest.mark.parametrize("profile", ["paper", "paper-cnn"])
-def test_a_profile_without_all_tasks_or_of_the_hub_is_not_for_the_pipeline(tmp_path, monkeypatch, profile):
+def test_a_profile_that_the_pipeline_has_no_stages_for_is_not_its_parameters(tmp_path, monkeypatch, profile):
     monkeypatch.setattr(profile_module, "project_root", lambda: tmp_path)
-    with pytest.raises(InputError, match=rf"profile: '{profile}' .* dqlib.study.pipeline.students --params {profile}`"):
-        choose_profile(profile)
+    assert not load_settings(profile).in_pipeline
+    assert not choose_profile(profile)
     assert not (tmp_path / "params.yaml").exists()
 
 

@@ -141,6 +141,12 @@ class Settings:
         return tuple(name for name in TASKS if getattr(self, name) is not None)
 
     @property
+    def in_pipeline(self) -> bool:
+        """Whether the stages of ``dvc.yaml`` make it: all tasks, none of the hub, summarization pre-trained."""
+        of_hub = any(self.task(name).corpus.source == "hub" for name in self.tasks)
+        return self.tasks == TASKS and not of_hub and self.pretrained_folder(TASKS[0]) is not None
+
+    @property
     def runs(self) -> Path:
         """Folder of everything this profile makes but the results."""
         return project_root() / "runs" / self.profile
