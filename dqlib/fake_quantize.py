@@ -18,6 +18,9 @@ from dqlib.quantizers import Quantized, block_of_rows, fake_quantize_weight, ini
 #: optimizers write to weights without touching it.
 _optimizer_steps = 0
 
+#: How the names of trained scales end, which stand beside the weights of a student.
+LEARNED = "weight_quantizer.learned"
+
 #: What a quantizer remembers of a weight, while it remembers nothing.
 _NOTHING = dict.fromkeys(("_of", "_with", "_key", "_value", "_inside", "_slope", "_factor"))
 

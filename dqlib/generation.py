@@ -7,6 +7,7 @@ from math import isfinite
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from dqlib.errors import InputError
@@ -95,6 +96,21 @@ def checked_settings(said: Mapping[str, Any], vocabulary: int, where: str) -> di
             raise InputError(f"{where}, {name}", value, allowed)
         settings[name] = value
     return settings
+
+
+def check_generation(model: PreTrainedModel) -> None:
+    """Check that how a model generates is said by settings that can be read again.
+
+    Raises:
+        InputError: it is not.
+    """
+    if getattr(model, "generation_config", None) is not None:
+        checked_settings(model.generation_config.to_dict(), vocabulary_size(model.config), "generation_config")
+
+
+def vocabulary_size(config: PreTrainedConfig) -> int:
+    """Ids that a model has, on the side that has more."""
+    return max(config.vocab_size, getattr(config, "decoder_vocab_size", None) or 0)
 
 
 class OneSourceCache(EncoderDecoderCache):
