@@ -56,7 +56,7 @@ def test_a_checkpoint_becomes_a_small_file_by_the_code_of_the_page(tmp_path, mon
     pairs = [(["sum a list", "name of the text file", long], ["return the sum", "file name", long])]
     losses: list[float] = []
     names = {
-        "CHECKPOINT": "checkpoint", "CONFIGURATION": "2-2-8 6-3", "LEARNING_RATE": 1e-3, "STEPS": 12, "LENGTH": 100,
+        "CHECKPOINT": "checkpoint", "CONFIG": "2-2-8 6-3", "LEARNING_RATE": 1e-3, "STEPS": 12, "LENGTH": 100,
         "TRAINING": itertools.cycle(pairs), "VALIDATION": pairs, "losses": losses,
     }  # fmt: skip
     exec(code.replace("    loss.backward()\n", "    losses.append(float(loss.detach()))\n    loss.backward()\n"), names)
