@@ -52,7 +52,8 @@ def _pack(options: argparse.Namespace) -> int:
     from dqlib.storage.manifest import packed_size_bytes
     from dqlib.storage.packed import save_packed
     from dqlib.storage.reading import read_tokenizer
-    from dqlib.student import load_student, round_for_storage
+    from dqlib.storage.students import load_student
+    from dqlib.student import round_for_storage
 
     student, tokenizer = load_student(options.student), read_tokenizer(options.student)
     if options.round:

@@ -7,10 +7,10 @@ from math import prod
 from torch import nn
 from transformers import PreTrainedModel
 
+from dqlib.fake_quantize import LEARNED
 from dqlib.storage.account import FP16_BYTES, FP32_BYTES, Entry
 from dqlib.storage.packing import packed_size
 from dqlib.storage.stored import Form, PackedWeight, Stored, forms, whole
-from dqlib.student import LEARNED
 
 
 def footprint(model: PreTrainedModel, with_zeros: bool = False) -> list[Entry]:

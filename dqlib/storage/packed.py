@@ -1,7 +1,7 @@
 """Packed models on disk: a folder whose bytes are the size that is claimed, and which is a Hugging Face model again.
 
-The folder holds ``packed.safetensors``, ``dqlib.json`` (:mod:`dqlib.storage.manifest`), the model's and the generation's
-configuration and, if one was given, the tokenizer. Nothing in it is a pickle or a program, only files that the
+The folder holds ``packed.safetensors``, ``dqlib.json`` (:mod:`dqlib.storage.manifest`), the configurations of the model
+and of its generation and, if one was given, the tokenizer. Nothing in it is a pickle or a program, only files that the
 manifest names are read, and every number read is checked. ``docs/packed-format.md`` describes the format.
 """
 
@@ -25,12 +25,12 @@ from transformers.initialization import no_init_weights
 from dqlib.config import FULL_PRECISION, Config
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
+from dqlib.generation import check_generation
 from dqlib.presets import Preset
 from dqlib.storage.manifest import WEIGHTS, Manifest, check_replaceable, opened, read_file, read_tensors, seal
 from dqlib.storage.reading import (
     CONFIG,
     GENERATION,
-    check_generation,
     config_of,
     empty_model,
     generation_of,
@@ -40,7 +40,8 @@ from dqlib.storage.reading import (
     read_tokenizer,
 )
 from dqlib.storage.stored import Stored, record, restored, stored
-from dqlib.student import check_depths, describe, quantize_model
+from dqlib.storage.students import check_depths, describe
+from dqlib.student import quantize_model
 
 Each = TypeVar("Each", bound="Named")
 

@@ -27,7 +27,9 @@ from transformers.models.auto import modeling_auto
 
 from dqlib.architectures import ARCHITECTURES, architecture_of
 from dqlib.errors import InputError
+from dqlib.fake_quantize import LEARNED
 from dqlib.files import added_to
+from dqlib.generation import vocabulary_size
 from dqlib.generation_settings import SETTINGS, checked_settings
 from dqlib.storage.manifest import MANIFEST, check_files, opened, seal
 
@@ -36,10 +38,7 @@ CONFIG, GENERATION, SAFETENSORS = "config.json", "generation_config.json", "mode
 #: Field of a student's configuration, in which transformers looks for the name of a file of weights: this is none, so
 #: it tells its user so, instead of making a model in full precision of a student's weights.
 ELSEWHERE = "transformers_weights"
-OF_A_STUDENT = "these are the weights of a student, which dqlib.student.load_student reads"
-
-#: How the names of trained scales end, which stand beside the weights of a student.
-LEARNED = "weight_quantizer.learned"
+OF_A_STUDENT = "these are the weights of a student, which dqlib.load_student reads"
 
 #: Fields of a configuration that are dropped: they say how to load, where from, and in which form to answer.
 _DROPPED = frozenset({"_name_or_path", "output_attentions", "output_hidden_states", "return_dict", ELSEWHERE})
@@ -95,7 +94,7 @@ def config_of(said: Mapping[str, Any], where: str, largest: int) -> PreTrainedCo
         raise InputError(f"{where}, num_labels", labels, f"from 1 to {largest}, the largest dimension of a weight")
     try:
         config = CONFIG_MAPPING[kind].from_dict({name: said[name] for name in said if name in _known(kind)})
-        vocabulary = _vocabulary(config)
+        vocabulary = vocabulary_size(config)
     except Exception as error:  # of checks in transformers, which have no class in common
         raise InputError(where, one_line(error), f"the configuration of a model of the kind {kind}") from None
     checked_settings({name: said[name] for name in said if name in SETTINGS}, vocabulary, where)
@@ -105,11 +104,6 @@ def config_of(said: Mapping[str, Any], where: str, largest: int) -> PreTrainedCo
         if not left_out and not (type(said[name]) in (int, float) and 0 <= said[name] <= 1):
             raise InputError(f"{where}, {name}", said[name], "a probability")
     return config
-
-
-def _vocabulary(config: PreTrainedConfig) -> int:
-    """Ids that a model has, on the side that has more."""
-    return max(config.vocab_size, getattr(config, "decoder_vocab_size", None) or 0)
 
 
 @cache
@@ -228,21 +222,11 @@ def generation_of(said: Mapping[str, Any], config: PreTrainedConfig, where: str)
     Raises:
         InputError: a setting is not known or out of range.
     """
-    settings = checked_settings(said, _vocabulary(config), where)
+    settings = checked_settings(said, vocabulary_size(config), where)
     try:
         return GenerationConfig(**settings)
     except Exception as error:  # of checks in transformers, which have no class in common
         raise InputError(where, one_line(error), "the configuration of a generation") from None
-
-
-def check_generation(model: PreTrainedModel) -> None:
-    """Check that how a model generates is said by settings that can be read again.
-
-    Raises:
-        InputError: it is not.
-    """
-    if getattr(model, "generation_config", None) is not None:
-        checked_settings(model.generation_config.to_dict(), _vocabulary(model.config), "generation_config")
 
 
 def json_object(data: bytes, where: str) -> dict[str, Any]:

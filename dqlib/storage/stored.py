@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 
 from dqlib.architectures import architecture_of, submodule
 from dqlib.errors import InputError
+from dqlib.fake_quantize import LEARNED
 from dqlib.layers import QuantConv1D, QuantEmbedding, QuantLinear
 from dqlib.quantizers import Quantized
 from dqlib.storage.manifest import ZERO_POINTS, RawTensor, matrix
 from dqlib.storage.packing import large_tensor, pack, packed_size, unpack
-from dqlib.student import LEARNED, persistent_buffers
+from dqlib.student import persistent_buffers
 
 #: Types of tensors by the names that safetensors has for them.
 _TYPES = {"F16": torch.float16, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32}

@@ -4,8 +4,9 @@ import pandas
 import pytest
 import torch
 
-from dqlib.config import Config, Scheme, WeightQuantization
+from dqlib.config import Config, WeightQuantization
 from dqlib.fake_quantize import WeightFakeQuantizer
+from dqlib.schemes import SCHEMES
 from dqlib.storage.footprint import footprint
 from dqlib.student import make_student, quantized_modules
 from dqlib.study.notebooks import tutorial
@@ -19,7 +20,7 @@ def weight():
     return torch.randn(12, 32, generator=torch.Generator().manual_seed(0)) / 8
 
 
-@pytest.mark.parametrize("scheme", list(Scheme))
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=str)
 def test_every_value_lies_on_the_grid_that_is_drawn(weight, scheme):
     for bits in scheme.bits:
         codes = tutorial.quantized(weight, bits, scheme)
@@ -129,7 +130,7 @@ def test_every_scheme_of_the_table_is_drawn_in_a_colour_of_its_own(weight):
     figure = tutorial.error_by_bits(pandas.concat([table, mine]))
     (axes,) = figure.axes
     colours = {line.get_label(): line.get_color() for line in axes.lines if not line.get_label().startswith("_")}
-    schemes = [*map(str, Scheme), "mine"]
+    schemes = [*SCHEMES, "mine"]
     assert [colours[scheme] for scheme in schemes] == [colour_of(scheme) for scheme in schemes]
     assert len({colours[scheme] for scheme in schemes}) == len(schemes)
     drawn = [line.get_color() for line in axes.lines if len(line.get_xdata())]

@@ -20,11 +20,12 @@ from dqlib.storage.footprint import fp32_size_bytes
 from dqlib.storage.manifest import MANIFEST, WEIGHTS, opened, packed_size_bytes
 from dqlib.storage.packed import load_packed, load_tokenizer
 from dqlib.storage.reading import save_model
-from dqlib.student import load_student, round_for_storage, save_student
+from dqlib.storage.students import load_student, save_student
+from dqlib.student import round_for_storage
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.params.paths import project_root
-from tests.core.test_architectures import CASES, make_teacher, student_of
 from tests.helpers.folders import reconfigure, reseal
+from tests.helpers.models import CASES, make_teacher, student_of
 
 TEXTS = ["return the sum", "", "of all numbers that there are", "the"]
 NAMES = ("bart", "gpt2", "bert")

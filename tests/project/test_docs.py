@@ -13,7 +13,8 @@ from dqlib.config import Config
 from dqlib.storage.footprint import fp32_size_bytes
 from dqlib.storage.manifest import packed_size_bytes
 from dqlib.storage.reading import read_tokenizer
-from dqlib.student import load_student, make_student, round_for_storage, save_student
+from dqlib.storage.students import load_student, save_student
+from dqlib.student import make_student, round_for_storage
 from dqlib.study.params.paths import project_root
 from tests.conftest import TINY
 
@@ -55,7 +56,7 @@ def test_a_checkpoint_becomes_a_small_file_by_the_code_of_the_page(tmp_path, mon
     pairs = [(["sum a list", "name of the text file", long], ["return the sum", "file name", long])]
     losses: list[float] = []
     names = {
-        "CHECKPOINT": "checkpoint", "CONFIGURATION": "2-2-8 6-3", "LEARNING_RATE": 1e-3, "STEPS": 12, "LENGTH": 100,
+        "CHECKPOINT": "checkpoint", "CONFIG": "2-2-8 6-3", "LEARNING_RATE": 1e-3, "STEPS": 12, "LENGTH": 100,
         "TRAINING": itertools.cycle(pairs), "VALIDATION": pairs, "losses": losses,
     }  # fmt: skip
     exec(code.replace("    loss.backward()\n", "    losses.append(float(loss.detach()))\n    loss.backward()\n"), names)

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from dqlib.config import Config, Granularity, Scheme, WeightQuantization
+from dqlib.config import Config, Granularity, WeightQuantization
 from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.losses import IGNORED_LABEL, cross_entropy, logits_kl
 from dqlib.presets import Preset, get_preset
 from dqlib.quantizers import Quantized, fake_quantize_activation, initial_learned, quantize
+from dqlib.schemes import SCHEMES, Scheme
 from dqlib.storage.footprint import FP16_BYTES
 from dqlib.storage.packing import TRITS
 from dqlib.storage.reading import read_model
@@ -87,7 +88,7 @@ def quantized(
         bits, scheme, granularity: see :func:`dqlib.quantizers.quantize`.
     """
     learned = None
-    if scheme is not None and Scheme(scheme).learned:
+    if scheme is not None and Scheme.parse(scheme).learned:
         learned = initial_learned(weight, bits, granularity, scheme)
     return quantize(weight, bits, granularity, scheme, learned)
 
@@ -122,7 +123,7 @@ def errors(weight: Tensor, granularities: Sequence[str] = GRANULARITIES) -> pand
     Granularities that do not fit the width of the matrix are left out.
     """
     rows = []
-    for scheme in Scheme:
+    for scheme in SCHEMES.values():
         for bits in sorted({8, 6, 5, 4, 3, 2, 1} & set(scheme.bits), reverse=True):
             for granularity in granularities:
                 group = Granularity.parse(granularity).group
@@ -152,7 +153,7 @@ def grids(weight: Tensor, which: Sequence[tuple[int, str]]) -> Figure:
     """
     w = weight.flatten().numpy()
     made = [quantized(weight, bits, scheme) for bits, scheme in which]
-    lattices = [_grid(codes, Scheme(scheme)) for codes, (_, scheme) in zip(made, which, strict=True)]
+    lattices = [_grid(codes, Scheme.parse(scheme)) for codes, (_, scheme) in zip(made, which, strict=True)]
     reach = 1.08 * max(np.abs(w).max(), *(abs(point) for points in lattices for point in points))
     lines = -(-len(which) // 3)
     with matplotlib.rc_context(STYLE):
@@ -186,13 +187,8 @@ def grids(weight: Tensor, which: Sequence[tuple[int, str]]) -> Figure:
 
 def _grid(codes: Quantized, scheme: Scheme) -> list[float]:
     """Every value that the scheme can give with this one scale."""
-    top = max(1, 2 ** (codes.bits - 1) - 1)
-    if scheme == Scheme.BINARY or codes.bits == 1:
-        possible = [-1, 1]
-    else:
-        possible = list(range(-(2 ** (codes.bits - 1)) if scheme == Scheme.ASYMMETRIC else -top, top + 1))
     zero = 0.0 if codes.zero_point is None else float(codes.zero_point)
-    return [(q - zero) * float(codes.scale) for q in possible]
+    return [(q - zero) * float(codes.scale) for q in scheme.grid(codes.bits)]
 
 
 def mosaic(weight: Tensor, bits: Sequence[int] = (8, 4, 3, 2, 1), rows: int = 24, columns: int = 32) -> Figure:

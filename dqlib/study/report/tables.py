@@ -16,7 +16,7 @@ from dqlib.config import Config
 from dqlib.presets import QUANTIZATION_ONLY
 from dqlib.storage.footprint import footprint
 from dqlib.storage.reading import read_model
-from dqlib.student import load_student
+from dqlib.storage.students import load_student
 from dqlib.study.evaluation import bleu as translation_metrics
 from dqlib.study.evaluation import positions
 from dqlib.study.evaluation.generation import interval, resampled_sums
