@@ -21,7 +21,7 @@ from dqlib.storage.account import Account
 from dqlib.storage.manifest import kind_of, packed_size_bytes
 from dqlib.storage.packed import save_packed
 from dqlib.study.notebooks.show import texts_table
-from dqlib.study.report.figures import COLOURS, STYLE, TEACHER_COLOUR
+from dqlib.study.report.style import COLOURS, STYLE, TEACHER_COLOUR
 
 #: Endings of what is no weight: configurations, vocabularies, tokenizers.
 _NO_WEIGHTS = frozenset({".json", ".model", ".txt", ".jinja", ".csv", ".jsonl"})
@@ -46,8 +46,8 @@ def export_each(packed: Path, engines: Sequence[str]) -> dict[str, Path]:
         if name != "torch":
             folders[name] = packed.with_name(f"{packed.name}-{name}")
             model, tokenizer = load_model(packed)
-            told = export_model(model, folders[name], name, tokenizer)
-            print(f"{folders[name]}: {weight_bytes(folders[name]):,} bytes" if told is None else told, end="\n\n")
+            notes = export_model(model, folders[name], name, tokenizer)
+            print(f"{folders[name]}: {weight_bytes(folders[name]):,} bytes" if notes is None else notes, end="\n\n")
     return folders
 
 
@@ -95,7 +95,7 @@ def load_each(folders: Mapping[str, Path], threads: int | None = None) -> dict[s
 
 
 def answers(engines: Mapping[str, Engine], texts: Sequence[str], beams: int = 1, max_new_tokens: int = 40) -> Styler:
-    """What each engine writes for the same texts, by the search that :func:`measured` has: a row a text and engine."""
+    """What each engine writes for the same texts, by the search of :func:`measured`: one row per text and engine."""
     written = {}
     for name, engine in engines.items():
         engine.early_stopping = True
@@ -130,7 +130,7 @@ def measured(
         repeats: turns of each engine, after one that is not counted.
 
     Returns:
-        A row an engine: size (MB), time a text (ms), tokens and choices that agree with the first (%).
+        One row per engine: size (MB), time per text (ms), tokens and choices that agree with the first (%).
     """
     ids = next(iter(engines.values())).encode(texts)
     written: dict[str, list[list[int]]] = {}
@@ -151,7 +151,7 @@ def measured(
         row = {
             "engine": name,
             "size (MB)": weight_bytes(folders[name]) / 1e6,
-            "time a text (ms)": 1000 * median(times[name]) / max(len(ids), 1),
+            "time per text (ms)": 1000 * median(times[name]) / max(len(ids), 1),
             "tokens that agree (%)": 100 * same.part,
             "choices that agree (%)": 100 * same.part_of_choices,
         }
