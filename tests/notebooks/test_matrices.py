@@ -75,7 +75,7 @@ def test_words_follow_the_intervals(teacher, batch):
 
 def test_a_short_distillation_changes_the_student_only(teacher):
     pairs = [Example([10 + i, 11, 12, 2], [20 + i, 21, 2]) for i in range(8)]
-    distillation = S.Distillation(steps=3, learning_rate=1e-2, batch_tokens=64, micro_batches=1)
+    distillation = S.Distillation(steps=3, learning_rate=1e-2, batch_tokens=64, micro_batches=1, validations=1)
     preset = get_preset("quantgpt")
     preset = replace(preset, loss=replace(preset.loss, contrastive=0.5))
     before = {name: value.clone() for name, value in teacher.state_dict().items()}

@@ -94,7 +94,7 @@ def distilled(
         held_out: to validate on.
 
     Returns:
-        The student after the last step, in evaluation mode, on the CPU.
+        The student with the weights of its best validation, in evaluation mode, on the CPU.
     """
     recipe = preset.recipe_for(config)
     training = distillation.training(recipe)
