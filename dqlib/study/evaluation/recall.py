@@ -38,11 +38,11 @@ def recalled(reference: Sequence[str], prediction: Sequence[str]) -> np.ndarray:
     """
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*reference, *prediction]))}
     ours = np.array([vocabulary[word] for word in prediction], dtype=int)
-    table = np.zeros((len(reference) + 1, len(ours) + 1), dtype=np.int32)  # lengths of prefixes
+    table: np.ndarray = np.zeros((len(reference) + 1, len(ours) + 1), dtype=np.int32)  # lengths of prefixes
     for i, word in enumerate(reference, start=1):
         longer = np.where(ours == vocabulary[word], table[i - 1, :-1] + 1, table[i - 1, 1:])
         table[i, 1:] = np.maximum.accumulate(longer)
-    on_it = np.zeros(len(reference), dtype=bool)
+    on_it: np.ndarray = np.zeros(len(reference), dtype=bool)
     i, j = len(reference), len(ours)
     while i and j:
         if table[i, j] == table[i - 1, j]:
@@ -81,7 +81,7 @@ def read_recall(folder: Path, language: str | None = None) -> Recall:
     parts, sizes = np.zeros((2, len(lines), PARTS))
     for i, line in enumerate(lines):
         reference = words(line["reference"])
-        places = np.arange(len(reference)) * PARTS // max(len(reference), 1)
+        places: np.ndarray = np.arange(len(reference)) * PARTS // max(len(reference), 1)
         on_it = recalled(reference, words(line["prediction"]))
         sizes[i] = np.bincount(places, minlength=PARTS)
         parts[i] = np.bincount(places[on_it], minlength=PARTS)

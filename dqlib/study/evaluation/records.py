@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pandas
 
@@ -88,14 +89,15 @@ class Record:
         role: str,
         config: Config,
         preset: str,
-        training: S.Training | S.Distillation,
+        training: S.Loop,
         scores: Scores,
         size_bytes: int,
         teacher: Record | None,
     ) -> Record:
         """A record of what was measured; the teacher's own has no ``teacher``."""
-        means = {name: round(scores.means[name], 4) if name in scores.means else None for name in METRICS}
-        score = means[scores.headline]
+        score = round(scores.means[scores.headline], 4)
+        means: dict[str, Any] = dict.fromkeys(METRICS)
+        means |= {name: round(mean, 4) for name, mean in scores.means.items()}
         teacher_size = size_bytes if teacher is None else teacher.size_bytes
         return cls(
             task=task,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -138,12 +138,11 @@ def measured(
     for turn in range(repeats + 1):
         for name, engine in engines.items():
             engine.early_stopping = True
-            took, written[name] = _timed(
-                lambda engine=engine: [
-                    engine.generate_ids([row], num_beams=beams, max_new_tokens=max_new_tokens)[0] for row in ids
-                ]
-            )
-            times[name] += [took] if turn else []
+            began = time.perf_counter()
+            written[name] = [
+                engine.generate_ids([row], num_beams=beams, max_new_tokens=max_new_tokens)[0] for row in ids
+            ]
+            times[name] += [time.perf_counter() - began] if turn else []
     first = next(iter(written.values()))
     rows = []
     for name in engines:
@@ -157,9 +156,3 @@ def measured(
         }
         rows.append(row)
     return pandas.DataFrame(rows).set_index("engine").round(2)
-
-
-def _timed(call: Callable[[], list[list[int]]]) -> tuple[float, list[list[int]]]:
-    began = time.perf_counter()
-    result = call()
-    return time.perf_counter() - began, result

@@ -101,9 +101,9 @@ def quantized_weights(weight: Tensor, bits: tuple[int, ...] = (4, 2, 1)) -> Figu
         for i, (axes, b) in enumerate(zip(panels, bits, strict=True)):
             left = quantize(weight.detach(), b, "per_tensor").dequantize().flatten()
             error = float((left - w).square().mean() / w.square().mean())
-            shown = {"bins": 81, "range": (-reach, reach)}
-            axes.hist(w.numpy(), color=GREY, **shown)
-            axes.hist(left.numpy(), color=COLOURS[i], alpha=0.75, **shown)
+            edges = np.linspace(-reach, reach, 82)
+            axes.hist(w.numpy(), edges, color=GREY)
+            axes.hist(left.numpy(), edges, color=COLOURS[i], alpha=0.75)
             axes.set_yscale("log")
             axes.set_xlabel("weight")
             axes.set_title(f"{b} bit{'s' * (b > 1)}: {100 * error:.1f}% error", fontsize=9)
@@ -117,12 +117,14 @@ def account(student: nn.Module, teacher: nn.Module) -> pandas.DataFrame:
     for entry in footprint(student):
         total[entry.kind][0] += entry.numel
         total[entry.kind][1] += entry.size_bytes
-    rows = [{"part": kind, "numbers": total[kind][0], "bytes": total[kind][1]} for kind in KINDS]
-    rows.append({"part": "student", "numbers": sum(r["numbers"] for r in rows), "bytes": sum(r["bytes"] for r in rows)})
     fp32 = fp32_size_bytes(teacher)
-    rows.append({"part": "teacher, fp32", "numbers": fp32 // 4, "bytes": fp32})
-    table = pandas.DataFrame(rows).set_index("part")
-    table["bits a number"] = (8 * table.bytes / table.numbers.clip(lower=1)).round(2)
+    rows = {kind: total[kind] for kind in KINDS}
+    rows |= {
+        "student": [sum(column) for column in zip(*rows.values(), strict=True)],
+        "teacher, fp32": [fp32 // 4, fp32],
+    }
+    table = pandas.DataFrame.from_dict(rows, orient="index", columns=["numbers", "bytes"]).rename_axis("part")
+    table["bits per number"] = (8 * table.bytes / table.numbers.clip(lower=1)).round(2)
     return table
 
 

@@ -82,6 +82,7 @@ def colour_of(name: str) -> str:
         rgb = colors.hsv_to_rgb((hue, 0.6 + 0.4 * saturation, 0.4 + 0.45 * value))
         if np.linalg.norm(taken - rgb, axis=1).min() > 0.2:
             return colors.to_hex(rgb)
+    raise AssertionError("count() has no end")
 
 
 def marker_of(name: str) -> str:
