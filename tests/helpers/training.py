@@ -1,22 +1,15 @@
 """A training of seconds: a random encoder-decoder learns to copy the start of its source."""
 
-import random
 from pathlib import Path
 
 import torch
 from transformers import MBartConfig, MBartForConditionalGeneration
 
 from dqlib.study.params import settings as S
-from dqlib.study.training.batches import Example, steps
+from dqlib.study.training.batches import steps
 from dqlib.study.training.loop import Trainer, make_accelerator, validation_loss
 from tests.conftest import TINY
-
-
-def copying(count, seed):
-    """Examples whose target is the start of their source."""
-    order = random.Random(seed)
-    rows = [[order.randrange(5, 25) for _ in range(order.randrange(3, 9))] for _ in range(count)]
-    return [Example([*row, 2], [*row[:2], 2]) for row in rows]
+from tests.helpers.examples import copying
 
 
 def small_model():

@@ -41,7 +41,7 @@ def test_the_tutorial_shows_every_preset_that_its_notebook_tells_of_and_what_par
 
 def test_a_bench_that_is_stopped_early_has_whole_seeds_before_ablations():
     wanted = laptop_bench()
-    names = [run.preset for run in wanted.runs()]
+    names = [run.preset for run in wanted.runs_of_equal_steps()]
     first = min(names.index(name) for name in wanted.ablations)
     assert not set(names[first:]) & set(wanted.presets)
 
@@ -52,7 +52,7 @@ def test_the_longest_runs_may_be_fewer_than_the_longer_ones():
     fields |= {"longer_steps": [900, 300, 600], "longer_configs": ["4-4-8 2-4", "2-2-8 2-4"]}
     all_of_them = [(n, text) for n in (300, 600, 900) for text in fields["longer_configs"]]
     for longest, runs in (([], all_of_them), (["2-2-8 2-4"], [*all_of_them[:4], all_of_them[5]])):
-        found = Methods(**(fields | {"longest_configs": longest})).longer()
+        found = Methods(**(fields | {"longest_configs": longest})).longer_runs()
         assert [(run.steps, str(run.config)) for run in found] == runs
 
 
@@ -118,8 +118,8 @@ def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):
 
     table = bench.bench_table(study)
     assert tuple(table.columns) == (*COLUMNS, "baseline", "p_value")
-    assert len(table) == len(runs)
-    assert [read_record(folder).score for folder in folders] == table.score.tolist()
+    equal = [folder_of(study, run) for run in benchmark_of(study).runs_of_equal_steps()]
+    assert [read_record(folder).score for folder in equal] == table.score.tolist()
     ours = table[table.preset == "dqlib"].iloc[0]
     assert ours.baseline == "dq-bart-faithful"
     assert 0 < ours.p_value <= 1

@@ -181,7 +181,8 @@ def interrupt(command, until, timeout=300.0):
         assert time.monotonic() < end
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    return process.returncode, *process.communicate(timeout=timeout)
+    output, errors = process.communicate(timeout=timeout)
+    return process.returncode, output, errors
 
 
 def test_after_ctrl_c_nothing_is_half_written_and_a_second_start_ends_with_the_same_weights(made_study):

@@ -19,7 +19,8 @@ from dqlib.study.training.checkpoints import KEPT, Checkpoints, random_states, r
 from dqlib.study.training.loop import TrainingError, make_accelerator
 from dqlib.study.training.objectives import TaskObjective
 from dqlib.study.training.task import TaskTraining
-from tests.helpers.training import copying, small_model, train
+from tests.helpers.examples import copying
+from tests.helpers.training import small_model, train
 
 SCRIPT = """
 import json, os, random, signal, sys, time
@@ -29,7 +30,7 @@ import torch
 torch.set_num_threads(1)
 from transformers import MBartConfig, MBartForConditionalGeneration
 from tests.conftest import TINY
-from tests.helpers.training import copying
+from tests.helpers.examples import copying
 from dqlib import files
 from dqlib.config import Config
 from dqlib.losses import LayerMaps

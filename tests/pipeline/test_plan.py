@@ -1,0 +1,67 @@
+"""What a profile would take is measured: two steps of every training, multiplied."""
+
+import pytest
+import torch
+import yaml
+
+from dqlib.config import Config
+from dqlib.storage.footprint import fp32_size_bytes, size_bytes
+from dqlib.student import make_student
+from dqlib.study.__main__ import main
+from dqlib.study.params.settings import load_settings
+from dqlib.study.pipeline.plan import plan
+from dqlib.study.training.models import planned_model
+from tests.conftest import write_small_study
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """The small study, with steps and documents that can be told apart."""
+    write_small_study(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    params = yaml.safe_load((tmp_path / "small.yaml").read_text())
+    task = params["summarization"]
+    task |= {"configs": ["8-8-8_2-2", "2-2-8_2-1"], "controls": ["2-2-8_2-1"]}
+    task["evaluate"]["documents"] = task["methods"]["evaluate"]["documents"] = 6
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(params))
+    return load_settings("small.yaml")
+
+
+def test_every_training_is_planned_at_its_steps_and_size_and_nothing_is_made(settings, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    threads = torch.get_num_threads()
+    planned = plan(settings, "summarization", devices=2)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert torch.get_num_threads() == threads
+    spec = settings.summarization
+    students = [f"summarization: {config} {preset}" for config, preset in spec.students()]
+    names = [each.name for each in planned.trainings]
+    assert names[: 2 + len(students)] == ["summarization: pre-training", "summarization: teacher", *students]
+    assert sum(each.runs for each in planned.trainings[2 + len(students) :]) == len(spec.methods.runs())
+    by_name = {each.name: each for each in planned.trainings}
+    assert by_name[students[0]].steps == spec.distill.steps
+    longer = {run.steps or spec.methods.distill.steps for run in spec.methods.runs()}
+    assert {each.steps for each in planned.trainings[2 + len(students) :]} == longer
+    teacher = planned_model(spec)
+    assert by_name["summarization: teacher"].size_bytes == fp32_size_bytes(teacher)
+    student = make_student(teacher, Config.parse("2-2-8 2-1"), "dqlib")
+    assert by_name["summarization: 2-2-8 2-1 dqlib"].size_bytes == size_bytes(student)
+    assert all(each.seconds > 0 and each.test_seconds >= 0 for each in planned.trainings)
+    for each in planned.trainings:
+        one = each.steps * each.seconds + each.test_seconds
+        assert each.total_seconds == pytest.approx(each.runs * one / min(each.together, each.runs))
+    assert planned.seconds == pytest.approx(sum(each.total_seconds for each in planned.trainings))
+
+
+def test_the_command_prints_a_table_and_errors_as_a_sentence(settings, capsys):
+    assert main(["plan", "--params", "small.yaml", "--task", "summarization"]) == 0
+    printed = capsys.readouterr().out
+    assert "summarization: 2-2-8 2-1 quantization-only" in printed
+    assert "on this machine, corpora and notebooks not counted" in printed
+    for wrong, error in (
+        (["--params", "nothing"], "error: profile: 'nothing'"),
+        (["--params", "small.yaml", "--devices", "0"], "error: devices: 0"),
+        (["--params", "small.yaml", "--task", "poetry"], "error: task: 'poetry'"),
+    ):
+        assert main(["plan", *wrong]) == 2
+        assert capsys.readouterr().err.startswith(error)
