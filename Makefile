@@ -18,9 +18,7 @@ help:
 	@echo "make lock                                write requirements.lock anew from pyproject.toml"
 
 repro: .venv/.complete
-	@$(ACTIVATE) && python -m dqlib.study profile $(PROFILE)
-	@$(ACTIVATE) && dvc repro compare
-	@$(ACTIVATE) && python -m dqlib.study report
+	@$(ACTIVATE) && python -m dqlib.study profile $(PROFILE) --run
 	@changed=$$(git diff --name-only -- params.yaml dvc.lock results 2>/dev/null | cut -d/ -f1 | uniq | xargs); \
 	  test -z "$$changed" || echo "In git this has changed $$changed; 'git checkout $$changed' goes back to the commit."
 

@@ -97,6 +97,16 @@ class WeightFakeQuantizer(nn.Module):
             told += f", clip={self.quantization.clip:g}"
         return told + ("" if self.learned is None else ", trained " + ("scale" if self.scheme.learned else "factor"))
 
+    def resize(self, weight: Tensor) -> None:
+        """Go on with a weight that gained or lost rows at its end; a new row starts from its initial scale."""
+        self.forget()
+        if self.learned is None or tuple(self.learned.shape) == self.granularity.scale_shape(*weight.shape):
+            return
+        learned = initial_learned(weight, self.bits, self.granularity, self.scheme)
+        kept = min(len(learned), len(self.learned))
+        learned[:kept] = self.learned.detach()[:kept]
+        self.learned.data = learned  # the same parameter, as that of the weight stays the same
+
     def quantize(self, weight: Tensor) -> Quantized:
         """Codes and scale of ``weight`` as this quantizer makes them."""
         return self._quantized(weight, self.learned)

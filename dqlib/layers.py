@@ -72,8 +72,8 @@ class ActivationFakeQuantizer:
             told += [] if self.quantization.clip is None else [f"clip={self.quantization.clip:g}"]
         return f"{type(self).__name__}({', '.join(told)})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ActivationFakeQuantizer:
-        return type(self)(self.bits, self.quantization)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.bits, self.quantization)  # a copy or a pickle remembers nothing
 
 
 class QuantLinear(nn.Linear):
@@ -160,6 +160,9 @@ class QuantEmbedding(nn.Embedding):
         """What ``nn.Embedding`` tells, and how a tied table is quantized."""
         return f"{super().extra_repr()}{_tied(self)}"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _new_embedding, (type(self).__bases__[0],), self.__dict__  # the class may be one made at run time
+
     def quantized(self) -> Quantized:
         """Codes and scales of the table, (rows, features)."""
         return self.weight_quantizer.quantize(self.weight)
@@ -170,6 +173,11 @@ def _quantized_embedding(base: type[nn.Embedding]) -> type[nn.Embedding]:
     # A scaled or positional embedding computes around ``super().forward``; placed before QuantEmbedding
     # in the order of resolution, it keeps doing so around the quantized look-up.
     return QuantEmbedding if base is nn.Embedding else type(f"Quant{base.__name__}", (base, QuantEmbedding), {})
+
+
+def _new_embedding(base: type[nn.Embedding]) -> QuantEmbedding:
+    made = _quantized_embedding(base)
+    return made.__new__(made)
 
 
 def quantize_linear(
@@ -191,18 +199,22 @@ def quantize_linear(
         tied: whether the quantizer is that of another layer, which has the same weight.
     """
     layer.__class__ = QuantConv1D if isinstance(layer, Conv1D) else QuantLinear
-    _give(layer, quantizer, tied)
+    give_quantizer(layer, quantizer, tied)
     layer.activation, layer.output_heads, layer.output_skip = activation, output_heads, output_skip
 
 
 def quantize_embedding(layer: nn.Embedding, quantizer: WeightFakeQuantizer, tied: bool = False) -> None:
     """Turn an embedding of any subclass into a quantized one, in place; ``tied`` as in :func:`quantize_linear`."""
     layer.__class__ = _quantized_embedding(type(layer))
-    _give(layer, quantizer, tied)
+    give_quantizer(layer, quantizer, tied)
 
 
-def _give(layer: nn.Module, quantizer: WeightFakeQuantizer | None, tied: bool) -> None:
-    if tied:  # a submodule of one layer only: torch.func.functional_call does not put back what has two places
+def give_quantizer(layer: nn.Module, quantizer: WeightFakeQuantizer | None, tied: bool) -> None:
+    """Let a layer use a quantizer, which is a submodule of the first of several tied layers only.
+
+    For ``torch.func.functional_call`` does not put back what has two places.
+    """
+    if tied:
         vars(layer)["weight_quantizer"] = quantizer
     else:
         layer.weight_quantizer = quantizer

@@ -335,14 +335,14 @@ class _ClipStrictly(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, limit: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.limit = limit
+        # Not saved as a tensor: a checkpoint that is computed again may find the rounded input of several layers still
+        # known, or known no longer, and has to save as many tensors as it did at first.
+        ctx.inside = x.abs() < limit
         return x.clamp(-limit, limit)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad_output: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return grad_output * (x.abs() < ctx.limit), None
+        return grad_output * ctx.inside, None
 
 
 def _no_zeros(scale: Tensor) -> Tensor:

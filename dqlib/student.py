@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,18 @@ from dqlib.architectures import Architecture, architecture_of, submodule
 from dqlib.config import FULL_PRECISION, Config, WeightQuantization
 from dqlib.errors import InputError
 from dqlib.fake_quantize import WeightFakeQuantizer
-from dqlib.files import added_to
 from dqlib.layers import (
     ActivationFakeQuantizer,
     QuantConv1D,
     QuantEmbedding,
     QuantLinear,
+    give_quantizer,
     quantize_embedding,
     quantize_linear,
 )
 from dqlib.losses import LayerMaps
 from dqlib.presets import Preset, get_preset
-from dqlib.storage.manifest import MANIFEST, check_files, opened, seal
+from dqlib.storage.manifest import opened
 from dqlib.storage.reading import (
     CONFIG,
     ELSEWHERE,
@@ -43,6 +44,7 @@ from dqlib.storage.reading import (
     check_finite,
     check_generation,
     read_model,
+    saved,
 )
 
 _WITH_WEIGHT = (nn.Linear, nn.Embedding, Conv1D)
@@ -134,6 +136,9 @@ def quantize_model(model: PreTrainedModel, config: Config, preset: Preset | str 
     _check_model(model)
     _Quantizing(model, names, config, preset).run()
     model.set_attn_implementation(attention.NAME)
+    for name in ("resize_token_embeddings", "resize_decoder_token_embeddings"):  # the latter is Marian's
+        if hasattr(model, name):
+            setattr(model, name, _Resizing(model, name))
     model.dqlib_config, model.dqlib_preset = config, preset
     return model
 
@@ -149,6 +154,44 @@ def _check_model(model: PreTrainedModel) -> None:
             f"{type(model).__name__} quantized as {getattr(model, 'dqlib_config', 'a student')}",
             "in full precision, such as a student's folder gives with transformers' from_pretrained",
         )
+
+
+class _Resizing:
+    """``resize_token_embeddings`` of a student: scales gain and lose rows with their tables.
+
+    The student is copied and pickled with it, and not kept alive by it.
+    """
+
+    def __init__(self, model: PreTrainedModel, name: str) -> None:
+        self._model, self._name = weakref.ref(model), name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._model(), self._name)
+
+    def __call__(self, *arguments: Any, **options: Any) -> nn.Embedding:
+        model = self._model()
+        names = architecture_of(model.config)
+        heads = {path: submodule(model, path) for path in names.heads_of_vocabulary}
+        # The ties that there are: looked up anew, a name that begins like a weight's would be taken for it, and a head
+        # be tied that a checkpoint has apart.
+        model.tie_weights = lambda: type(model).tie_weights(model, recompute_mapping=False)
+        try:
+            resized = getattr(type(model), self._name)(model, *arguments, **options)
+        finally:
+            del model.tie_weights
+        for path, old in heads.items():
+            new = submodule(model, path)
+            if new is not old and isinstance(old, QuantLinear):  # a plain one, where the head is not tied
+                quantize_linear(new, old.weight_quantizer, old.activation)
+        tables = {submodule(model, path): None for path in (*names.token_embeddings, *names.heads_of_vocabulary)}
+        quantizers: set[WeightFakeQuantizer] = set()
+        for module in tables:
+            quantizer = getattr(module, "weight_quantizer", None)
+            if quantizer is not None:
+                quantizer.resize(module.weight)
+                give_quantizer(module, quantizer, quantizer in quantizers)  # one table may have taken another's place
+                quantizers.add(quantizer)
+        return resized
 
 
 class _Quantizing:
@@ -351,9 +394,7 @@ def load_student(folder: str | Path) -> PreTrainedModel:
         InputError: the folder is not a student's, a file of it was changed, a tensor is missing or left over, or a
             number is not finite.
     """
-    manifest = opened(folder, "student")
-    check_files(folder, manifest)
-    about = manifest.about
+    about = opened(folder, "student").about
     config, preset = Config.parse(about.get("config")), Preset.described(about)
     learned: dict[str, Tensor] = {}
     model = read_model(folder, about.get("class") or "", scales=learned)
@@ -432,10 +473,8 @@ def _save(
     rounded = getattr(model, "dqlib_rounded", False)
     rounded = rounded or any(m.weight_quantizer.half_scales for m in quantized_modules(model).values())
     numbers = sum(value.numel() for name, value in model.named_parameters() if not name.endswith(LEARNED))
-    with added_to(folder, MANIFEST) as scratch:
+    about = describe(model) | {"half_scales": rounded, "numbers": numbers}
+    with saved(folder, "student", about, tokenizer) as scratch:
         _save_pretrained(model, scratch, state_dict=state, **options)
         config = json.loads((scratch / CONFIG).read_text(encoding="utf-8")) | {ELSEWHERE: OF_A_STUDENT}
         (scratch / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(scratch)
-        seal(scratch, "student", describe(model) | {"half_scales": rounded, "numbers": numbers})

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dqlib.errors import InputError
+from dqlib.generation_settings import checked_settings
 from dqlib.languages import language_id
 
 if TYPE_CHECKING:  # so that an engine without torch stays without
@@ -32,6 +33,17 @@ _OF_TRANSFORMERS = {
     "encoder_no_repeat_ngram_size": (None, 0),
     "encoder_repetition_penalty": (None, 1.0),
     "exponential_decay_length_penalty": (None,),
+}
+
+
+#: Fields of :class:`Decoding` by the names that transformers has for them, where it has others.
+_SETTINGS = {
+    "start": "decoder_start_token_id",
+    "ends": "eos_token_id",
+    "pad": "pad_token_id",
+    "forced_start": "forced_bos_token_id",
+    "forced_end": "forced_eos_token_id",
+    "suppressed": "bad_words_ids",
 }
 
 
@@ -123,17 +135,33 @@ class Decoding:
         return decoding
 
     @classmethod
-    def parse(cls, said: dict[str, Any]) -> Decoding:
+    def parse(cls, said: dict[str, Any], vocabulary: int) -> Decoding:
         """The decoding that :meth:`as_json` described.
 
+        Args:
+            said: what it gave.
+            vocabulary: ids that the model has.
+
         Raises:
-            InputError: a field is missing or not known.
+            InputError: a field is missing, not known, or out of range.
         """
         try:
             suppressed = tuple(map(tuple, said["suppressed"]))
-            return cls(**{**said, "ends": tuple(said["ends"]), "suppressed": suppressed})
+            decoding = cls(**{**said, "ends": tuple(said["ends"]), "suppressed": suppressed})
         except (TypeError, KeyError) as error:
             raise InputError("decoding", said, f"the fields of {cls.__name__} ({error})") from None
+        settings = {_SETTINGS.get(name, name): value for name, value in decoding.as_json().items()}
+        has_encoder, positions = settings.pop("has_encoder"), settings.pop("positions")
+        if not isinstance(has_encoder, bool):
+            raise InputError("decoding, has_encoder", has_encoder, "true or false")
+        if positions is not None and not (type(positions) is int and positions > 0):
+            raise InputError("decoding, positions", positions, "a whole number of at least 1")
+        for field in fields(cls):
+            if getattr(decoding, field.name) is None and field.default not in (None, MISSING):
+                raise InputError(f"decoding, {field.name}", None, "given")
+        several = {"eos_token_id": list(said["ends"]) or None, "bad_words_ids": said["suppressed"]}
+        checked_settings(settings | several, vocabulary, "decoding")
+        return decoding
 
     def as_json(self) -> dict[str, Any]:
         """All fields, as JSON has them."""

@@ -30,7 +30,7 @@ from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.storage.manifest import check_files, check_replaceable, opened, read_file, seal
 from dqlib.storage.plain import plain_model
-from dqlib.storage.reading import read_tokenizer
+from dqlib.storage.reading import json_object, one_line, read_tokenizer
 
 #: Types of weights that a model can be exported with.
 QUANTIZATIONS = ("int8", "float32")
@@ -38,7 +38,7 @@ QUANTIZATIONS = ("int8", "float32")
 #: Folder of the tokenizer, within that of the model.
 TOKENIZER = "tokenizer"
 
-_MODEL, _VOCABULARY = "model.bin", "shared_vocabulary.json"
+_MODEL, _VOCABULARY, _CONFIG = "model.bin", "shared_vocabulary.json", "config.json"
 
 #: Configuration of the converter by model_type: whether LayerNorm comes first, and whether embeddings have one.
 #: Marian is converted as BART is: it starts from the padding token like any other, whose row training may have moved.
@@ -174,9 +174,14 @@ class CTranslate2Engine(Engine):
         folder = Path(folder)
         manifest = opened(folder, self.name)
         check_files(folder, manifest)
-        super().__init__(read_tokenizer(folder / TOKENIZER), Decoding.parse(manifest.about.get("decoding")))
-        self.vocabulary: list[str] = json.loads(read_file(folder, manifest, _VOCABULARY))
+        self.vocabulary: list[str] = _tokens(read_file(folder, manifest, _VOCABULARY))
         self.ids, self.vocabulary_size = {token: i for i, token in enumerate(self.vocabulary)}, len(self.vocabulary)
+        decoding = Decoding.parse(manifest.about.get("decoding"), len(self.vocabulary))
+        super().__init__(read_tokenizer(folder / TOKENIZER), decoding)
+        config = json_object(read_file(folder, manifest, _CONFIG), _CONFIG)
+        for name in ("add_source_bos", "add_source_eos"):  # CTranslate2 would find it out while it translates
+            if not isinstance(config.get(name), bool):
+                raise InputError(f"{_CONFIG}, {name}", config.get(name), "true or false")
         try:
             self.translator = ctranslate2.Translator(
                 str(folder), device=device, compute_type="default", inter_threads=1, intra_threads=threads or 0
@@ -337,3 +342,14 @@ def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding) -> tup
             "logits, where PyTorch changes log-probabilities."
         )
     return tuple(notes)
+
+
+def _tokens(data: bytes) -> list[str]:
+    """The vocabulary of a model, by id."""
+    try:
+        tokens = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(_VOCABULARY, one_line(error), "JSON") from None
+    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
+        raise InputError(_VOCABULARY, type(tokens).__name__, "a list of tokens")
+    return tokens

@@ -53,9 +53,7 @@ class OnnxEngine(Engine):
         said = manifest.about
         if said.get("format") != FORMAT:
             raise InputError(f"{folder}, format", said.get("format"), f"{FORMAT}, which this dqlib reads")
-        self._said, self.decoding = said, Decoding.parse(said.get("decoding"))
-        self.vocabulary_size = said["vocabulary"]
-        self.early_stopping = self.decoding.early_stopping
+        self._said = said
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
@@ -70,6 +68,18 @@ class OnnxEngine(Engine):
             )
         except Exception as error:  # ONNX Runtime's have no class in common
             raise InputError("folder", str(folder), f"one that ONNX Runtime reads ({error})") from None
+        (layers, _, heads, _, width), (_, vocabulary) = (
+            next(each.shape for each in session.get_outputs() if each.name == name)
+            for session, name in ((self._encoder, "cross"), (self._decoder, "logits"))
+        )
+        sizes = {"layers": layers / 2, "heads": heads, "head_dim": width, "vocabulary": vocabulary}
+        for field, size in sizes.items():
+            if type(said.get(field)) is not int or said[field] != size:
+                raise InputError(f"{folder}, {field}", said.get(field), f"{size:g}, as the graphs have it")
+        self.decoding, self.vocabulary_size = Decoding.parse(said.get("decoding"), vocabulary), vocabulary
+        if self.decoding.positions is None:
+            raise InputError(f"{folder}, positions", None, "those of the model")
+        self.early_stopping = self.decoding.early_stopping
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:

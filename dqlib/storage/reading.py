@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from transformers.models.auto import modeling_auto
 from dqlib.architectures import ARCHITECTURES, architecture_of
 from dqlib.errors import InputError
 from dqlib.files import added_to
-from dqlib.generation import SETTINGS, checked_settings
+from dqlib.generation_settings import SETTINGS, checked_settings
 from dqlib.storage.manifest import MANIFEST, check_files, opened, seal
 
 CONFIG, GENERATION, SAFETENSORS = "config.json", "generation_config.json", "model.safetensors"
@@ -98,6 +99,11 @@ def config_of(said: Mapping[str, Any], where: str, largest: int) -> PreTrainedCo
     except Exception as error:  # of checks in transformers, which have no class in common
         raise InputError(where, one_line(error), f"the configuration of a model of the kind {kind}") from None
     checked_settings({name: said[name] for name in said if name in SETTINGS}, vocabulary, where)
+    plain = CONFIG_MAPPING[kind]()
+    for name in (name for name in said if "drop" in name and name in _known(kind)):
+        left_out = said[name] is None and getattr(plain, name) is None
+        if not left_out and not (type(said[name]) in (int, float) and 0 <= said[name] <= 1):
+            raise InputError(f"{where}, {name}", said[name], "a probability")
     return config
 
 
@@ -148,8 +154,7 @@ def read_model(
             wrote it.
     """
     folder = Path(folder)
-    if scales is None:
-        _check_no_student(folder)
+    _check_kind(folder, student=scales is not None)
     weights = _weights(folder, bins)
     if not weights:
         raise InputError("folder", str(folder), f"one with weights, in {SAFETENSORS}")
@@ -175,11 +180,28 @@ def read_model(
 
 def save_model(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
     """Save a model in full precision in the Hugging Face layout, with the SHA-256 of its files; others stay."""
-    with added_to(folder, MANIFEST) as scratch:
+    about = {"class": type(model).__name__, "numbers": sum(p.numel() for p in model.parameters())}
+    with saved(folder, "model", about, tokenizer) as scratch:
         model.save_pretrained(scratch)
+
+
+@contextmanager
+def saved(folder: str | Path, kind: str, about: Mapping[str, Any], tokenizer: Tokenizer | None) -> Iterator[Path]:
+    """Save a model, written aside, in place of one that may be there; other files of the folder stay.
+
+    Args:
+        folder: to save into.
+        kind, about: of its manifest.
+        tokenizer: written beside the model.
+    """
+    with added_to(folder, MANIFEST) as scratch:
+        yield scratch
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
-        seal(scratch, "model", {"class": type(model).__name__, "numbers": sum(p.numel() for p in model.parameters())})
+        seal(scratch, kind, about)
+    for path in _files_of_model(Path(folder)):
+        if path.name not in opened(folder, kind).files:
+            path.unlink()  # of the one before
 
 
 def read_tokenizer(folder: str | Path, named: str | Path | None = None) -> Tokenizer | None:
@@ -277,6 +299,12 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _files_of_model(folder: Path) -> list[Path]:
+    """The files of a folder that a model is read from, as far as they are there."""
+    named = (folder / CONFIG, folder / GENERATION, *folder.glob("model*.safetensors*"))
+    return [path for path in named if path.is_file()]
+
+
 def _config(folder: Path, weights: Mapping[str, Tensor]) -> PreTrainedConfig:
     largest = max((size for value in weights.values() for size in value.shape), default=2**16)
     config = config_of(_object(folder / CONFIG), str(folder / CONFIG), largest)
@@ -330,15 +358,20 @@ def _weights(folder: Path, bins: bool = False) -> dict[str, Tensor]:
     return {}
 
 
-def _check_no_student(folder: Path) -> None:
-    """Refuse the weights of a student, which alone are another model, and a folder that was changed since.
+def _check_kind(folder: Path, student: bool) -> None:
+    """Refuse the weights of a student, which alone are another model, for one, and a folder that was changed since.
 
     Raises:
-        InputError: the folder is a student's, with or without its manifest, or was changed since dqlib wrote it.
+        InputError: the folder is a student's, with or without its manifest, or is none where one is wanted, or was
+            changed since dqlib wrote it.
     """
-    if (folder / MANIFEST).is_file():
-        check_files(folder, opened(folder, "model"))
-    elsewhere = _object(folder / CONFIG).get(ELSEWHERE)
+    if student or (folder / MANIFEST).is_file():
+        manifest = opened(folder, "student" if student else "model")
+        check_files(folder, manifest)
+        others = [path.name for path in _files_of_model(folder) if path.name not in manifest.files]
+        if others:
+            raise InputError(min(others), f"in {folder}", f"named by {MANIFEST}, or not be there")
+    elsewhere = None if student else _object(folder / CONFIG).get(ELSEWHERE)
     if elsewhere is not None:
         allowed = f"left out, and the weights be in {SAFETENSORS}; a student is read with its {MANIFEST}"
         raise InputError(f"{folder / CONFIG}, {ELSEWHERE}", elsewhere, allowed)

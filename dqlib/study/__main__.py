@@ -18,11 +18,18 @@ Options = argparse.Namespace
 
 
 def choose(options: Options) -> None:
-    """make a profile the params.yaml that the pipeline reads"""
+    """make a profile the params.yaml that the pipeline reads, and run the study under it if that is wanted"""
     from dqlib.study.params.profiles import choose_profile
+    from dqlib.study.params.settings import load_settings
 
     back = " written to params.yaml; `git checkout params.yaml dvc.lock` goes back to those of the commit"
-    print(f"profile {options.profile}{back if choose_profile(options.profile) else ''}")
+    print(f"profile {options.profile}{back if choose_profile(options.profile) else ''}", flush=True)
+    if options.run:
+        from dqlib.study.pipeline.reproduce import reproduce
+        from dqlib.study.report.pages import print_summary
+
+        reproduce(options.profile)
+        print_summary("params.yaml" if load_settings(options.profile).in_pipeline else options.profile)
 
 
 def make(options: Options) -> None:
@@ -124,7 +131,10 @@ _PRESET = {"--preset": {"help": "of a student; the task's own, when left out"}}
 _PARTS = ("corpus", "pretrained", "teacher", "student", "students", "benchmark")
 
 COMMANDS = {
-    "profile": Command(choose, {"profile": {}}),
+    "profile": Command(
+        choose,
+        {"profile": {}, "--run": {"action": "store_true", "help": "run the study under it, and print its tables"}},
+    ),
     "make": Command(make, {"part": {"choices": _PARTS}, **_PARAMS, **_TASK, **_CONFIG, **_PRESET}),
     "job": Command(
         job, {"job": {"choices": ("pretrain", "finetune", "distill")}, **_PARAMS, **_TASK, **_CONFIG, **_PRESET}

@@ -38,6 +38,7 @@ from dqlib.presets import PRESETS, get_preset
 from dqlib.quantizers import fake_quantize_activation
 from dqlib.storage.footprint import footprint, fp32_size_bytes, size_bytes
 from dqlib.student import (
+    LEARNED,
     load_student,
     make_student,
     quantized_modules,
@@ -565,6 +566,32 @@ def test_a_copied_student_is_the_same_function_and_shares_nothing(name, preset):
             parameter.mul_(1.5)
         assert not torch.equal(twin(**data.inputs).logits, before)
         assert torch.equal(student(**data.inputs).logits, before)
+
+
+@pytest.mark.parametrize("more", [5, -4])
+@pytest.mark.parametrize("preset", ["dqlib", "quantgpt"])
+@EVERY
+def test_scales_are_resized_with_their_vocabulary(name, preset, more, tmp_path):
+    student, inputs = student_of(make_teacher(name), name, "2-2-8", preset).eval(), data_of(name).inputs
+    inputs = inputs | {key: ids.clamp(max=VOCABULARY - 5) for key, ids in inputs.items() if key.endswith("ids")}
+    with torch.no_grad():
+        for key, parameter in student.named_parameters():
+            if key.endswith(LEARNED):
+                parameter.mul_(0.9 + 0.2 * torch.rand_like(parameter))  # as if trained
+        before = student(**inputs).logits
+        student = copy.deepcopy(student)
+        student.resize_token_embeddings(VOCABULARY + more)
+        if name == "marian-unshared":
+            student.resize_decoder_token_embeddings(VOCABULARY + more)
+        after = student(**inputs).logits
+    assert after.size(-1) == before.size(-1) + (0 if name == "bert-classifier" else more)
+    kept = min(after.size(-1), before.size(-1))
+    assert torch.equal(after[..., :kept], before[..., :kept])
+    save_student(student, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_student(tmp_path)(**inputs).logits, after)
+    student.train()(**inputs).logits.square().mean().backward()
+    assert all(p.grad is not None for key, p in student.named_parameters() if key.endswith(LEARNED))
 
 
 @EVERY_BY_EVERY_METHOD

@@ -1,4 +1,7 @@
 import copy
+import io
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -16,6 +19,7 @@ from dqlib.storage.manifest import verify
 from dqlib.storage.packed import load_packed, save_packed
 from dqlib.student import (
     LEARNED,
+    forget,
     layer_map,
     load_student,
     make_student,
@@ -32,6 +36,13 @@ from dqlib.student import (
 from tests.conftest import TINY
 from tests.core.test_architectures import data_of, make_teacher, student_of
 from tests.helpers.folders import reweigh
+
+
+def pickled(what):
+    file = io.BytesIO()
+    torch.save(what, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +225,13 @@ def test_weights_written_through_data_are_seen_after_forgetting(teacher, batch):
     assert not torch.equal(before, after)
 
 
+def test_the_package_alone_imports_no_pytorch_and_names_what_it_has():
+    code = "import dqlib, sys; assert 'torch' not in sys.modules; assert dqlib.__all__; dqlib.nothing"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.stderr.endswith("AttributeError: module 'dqlib' has no attribute 'nothing'\n")
+    assert dqlib.forget is forget
+
+
 @pytest.mark.parametrize("preset", ["dqlib", "dq-bart-faithful"])
 def test_a_student_compiles_into_one_graph_that_learns_the_same(batch, preset):
     torch._dynamo.reset()
@@ -249,6 +267,42 @@ def test_cached_generation_gives_what_the_whole_forward_gives(teacher, batch, co
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     greedy = {"max_new_tokens": 10, "num_beams": 1, "do_sample": False}
     assert torch.equal(student.generate(**inputs, **greedy), student.generate(**inputs, **greedy, use_cache=False))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("preset", ["dqlib", "dq-bart-faithful"])
+def test_a_checkpointed_student_learns_the_same(teacher, batch, preset, reentrant):
+    student = make_student(teacher, Config.parse("2-2-8 4-3"), preset)
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            student.activation_checkpointing_enable({"use_reentrant": reentrant})
+        student.zero_grad()
+        student(**batch.inputs(), use_cache=False).logits.square().mean().backward()
+        gradients.append([parameter.grad for parameter in student.parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("through", [copy.deepcopy, pickled], ids=["copied", "pickled"])
+@pytest.mark.parametrize("name", ["mbart", "gpt2", "bert"])
+def test_a_copied_or_pickled_student_learns_on_with_its_optimizer(name, through):
+    student, inputs = student_of(make_teacher(name), name, "2-2-8", "quantgpt"), data_of(name).inputs
+    frozen = [parameter for name, parameter in student.named_parameters() if name.endswith(LEARNED)][::2]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    student(**inputs)  # what it remembers is of this one only
+    other, optimizer = through((student, torch.optim.SGD(student.parameters(), lr=0.1)))
+    assert [type(m) for m in other.modules()] == [type(m) for m in student.modules()]
+    ours, theirs = dict(other.named_parameters()), dict(student.named_parameters())
+    assert {k: p.requires_grad for k, p in ours.items()} == {k: p.requires_grad for k, p in theirs.items()}
+    assert {id(p) for p in ours.values()} == {id(p) for p in optimizer.param_groups[0]["params"]}
+    before = student(**inputs).logits
+    other(**inputs).logits.square().sum().backward()
+    optimizer.step()
+    assert all(not torch.equal(p, theirs[k]) for k, p in ours.items() if p.requires_grad and p.grad.any())
+    assert not torch.equal(other(**inputs).logits, before)
+    assert torch.equal(student(**inputs).logits, before)
 
 
 @pytest.mark.parametrize("preset", ["dqlib", "dq-bart", "dq-bart-faithful", "xtc", "quantgpt"])
@@ -321,7 +375,7 @@ def test_a_student_takes_the_place_of_another_and_leaves_other_files(teacher, ba
     def fails(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("dqlib.student.seal", fails)
+    monkeypatch.setattr("dqlib.storage.reading.seal", fails)
     with pytest.raises(OSError, match="disk full"):
         save_student(third, tmp_path)
     monkeypatch.undo()

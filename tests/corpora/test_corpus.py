@@ -1,7 +1,9 @@
 import gzip
 import hashlib
 import json
+import random
 import sys
+import time
 
 import pandas
 import pyarrow
@@ -13,6 +15,7 @@ from dqlib.errors import InputError
 from dqlib.study.corpora.corpus import SPLITS, build_corpus, load_corpus, split_of
 from dqlib.study.corpora.files import read_rows
 from dqlib.study.corpora.pydoc import build_pairs, module_pairs, name_in_words
+from dqlib.study.corpora.tokenizer import _of_words, source_ids, target_ids, train_tokenizer
 from dqlib.study.params import settings as S
 
 EMBEDDED = {"name": "pydoc", "source": "embedded", "vocab_size": 500, "source_tokens": 32, "target_tokens": 16}
@@ -191,6 +194,51 @@ def test_columns_of_parquet_that_python_has_no_values_for_are_passed_over_or_tol
 def test_a_field_of_csv_may_be_as_long_as_one_of_json(tmp_path):
     (tmp_path / "a.csv").write_text(f"text,gist\n{10**5 * 'long '},y\n")
     assert len(read_rows(tmp_path / "a.csv", ["text", "gist"])[0]["text"]) == 5 * 10**5 - 1
+
+
+WORDS = [
+    "It",
+    "was",
+    "a",
+    "wordless",
+    "river,",
+    "and",
+    "12",
+    "of",
+    "its_",
+    "stones",
+    "were",
+    "grey",
+    "--",
+    "or",
+    "'green'!\n",
+]
+
+
+def test_texts_of_megabytes_are_cut_before_they_are_tokenized_and_counted_as_cut(tmp_path):
+    order = random.Random(0)
+    texts = [" ".join(order.choices(WORDS, k=60)) for _ in range(50)]
+    begun = time.monotonic()
+    tokenizer = train_tokenizer([*texts, 10**6 * "a", 10**6 * "-", 10**6 * " "], 400, 32)  # took its square: an hour
+    assert time.monotonic() - begun < 10
+    long = " ".join(order.choices(WORDS, k=400_000))
+    for most in (8, 1024):
+        whole = tokenizer(long, truncation=True, max_length=most)["input_ids"]
+        assert source_ids(tokenizer, [long], most) == target_ids(tokenizer, [long], most) == [whole]
+    for word in ("x", "=", "7", "\u4e2d"):
+        assert source_ids(tokenizer, [10**5 * word], 64) == [[*tokenizer(10**5 * word)["input_ids"][:63], 2]]
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        "".join(json.dumps({"document": text, "summary": "short"}) + "\n" for text in (*texts, 10**5 * " a"))
+    )
+    files = dict.fromkeys(SPLITS, str(path))
+    build_corpus(S.Corpus(**EMBEDDED | {"source": "files", "source_tokens": 500}, **files), tmp_path / "c")
+    assert load_corpus(tmp_path / "c").info["truncated"]["test"] == {"documents": 1, "summaries": 0}
+
+
+def test_words_of_any_corpus_train_the_tokenizer_that_they_did():
+    text = " ".join([*WORDS, 998 * "a", 998 * "7", 998 * "=", 900 * " ", 998 * "_"])
+    assert _of_words(text) == text
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -123,6 +123,28 @@ def test_texts_that_are_too_short_to_pre_train_on_are_told(tmp_path, monkeypatch
         Study("mine.yaml").pretrained()
 
 
+def test_what_train_and_the_other_splits_have_in_common_is_said_when_a_corpus_is_built(tmp_path, monkeypatch, capsys):
+    from_files(tmp_path)
+    texts = {
+        "train": "How are you? No, not\n今天天气很好我们去公园\nไปโรงเรียนด้วยกันไหม\n",
+        "validation": "Unlike all of it\nhow are  you? no, not\n",
+        "test": "今天天气很好我们去公园吧\nไปโรงเรียนด้วยกันไหม\nUnlike\nHow are you?\n",
+    }
+    for split, text in texts.items():
+        (tmp_path / "data" / f"{split}.document").write_text(text)
+        (tmp_path / "data" / f"{split}.summary").write_text("".join(f"{split} {i}\n" for i in range(text.count("\n"))))
+    monkeypatch.chdir(tmp_path)
+    info = load_info(Study("mine.yaml").corpus())
+    assert info["in_train"] == {
+        "validation": {"documents": 0.5, "summaries": 0.0}, "test": {"documents": 0.5, "summaries": 0.0}
+    }  # fmt: skip
+    said = capsys.readouterr().out
+    assert "3 train, 2 validation, 4 test" in said
+    assert "in train, too, whole or nearly so: 50.0% of documents and 0.0% of summaries in validation; 50.0% of" in said
+    Study("mine.yaml").corpus()
+    assert capsys.readouterr().out == ""
+
+
 def test_a_corpus_is_built_again_when_a_file_has_other_contents(tmp_path, monkeypatch):
     from_files(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -24,6 +24,7 @@ from dqlib.storage.plain import plain_model
 from dqlib.student import make_student, quantized_modules, round_for_storage, save_student
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from tests.core.test_architectures import CASES, EOS, PAD, VOCABULARY, data_of, make_teacher, student_of
+from tests.helpers.folders import reseal
 from tests.storage.test_packed import ASYMMETRIC, LSQ
 
 ctranslate = pytest.importorskip("dqlib.engines.ctranslate")
@@ -437,6 +438,33 @@ def test_nothing_but_an_exported_model_is_replaced(engine, tokenizer, tmp_path):
     assert (tmp_path / "out" / "inner" / "notes.txt").is_file()
 
 
+@pytest.mark.parametrize("engine", ["ctranslate2", "onnxruntime"])
+def test_what_an_exported_model_claims_is_held_against_its_files(engine, tokenizer, tmp_path):
+    pytest.importorskip(engine)
+    export_model(make_teacher("bart"), tmp_path / "out", engine, tokenizer)
+    about = dict(opened(tmp_path / "out", engine).about)
+    reseal(tmp_path / "out", about=about | {"decoding": about["decoding"] | {"pad": 10**9}})
+    with pytest.raises(InputError, match=r"^decoding, pad_token_id: 1000000000 .* vocabulary"):
+        load_engine(tmp_path / "out")
+    reseal(tmp_path / "out", about=about | {"layers": 10**9})
+    if engine == "onnxruntime":
+        with pytest.raises(InputError, match=r"layers: 1000000000 .* 2, as the graphs have it"):
+            load_engine(tmp_path / "out")
+        return
+    for name, text, told in (
+        ("shared_vocabulary.json", "[[]]", "a list of tokens"),
+        ("shared_vocabulary.json", "[1", "JSON"),
+        ("config.json", '{"add_source_bos": 1.5}', "add_source_bos: 1.5"),
+    ):
+        before = (tmp_path / "out" / name).read_text()
+        (tmp_path / "out" / name).write_text(text)
+        reseal(tmp_path / "out", [name], about=about)
+        with pytest.raises(InputError, match=told):
+            load_engine(tmp_path / "out")
+        (tmp_path / "out" / name).write_text(before)
+        reseal(tmp_path / "out", [name])
+
+
 def test_an_engine_that_is_not_installed_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     monkeypatch.delitem(sys.modules, "dqlib.engines.ctranslate")
@@ -475,9 +503,20 @@ def test_a_folder_tells_its_engine(tmp_path):
 
 def test_a_decoding_reads_back_from_json():
     decoding = Decoding(2, (2, 5), 1, 24, forced_start=7, early_stopping="never", suppressed=((3,), (4, 5)))
-    assert Decoding.parse(json.loads(json.dumps(decoding.as_json()))) == decoding
+    assert Decoding.parse(json.loads(json.dumps(decoding.as_json())), VOCABULARY) == decoding
     with pytest.raises(InputError, match=r"^decoding: "):
-        Decoding.parse({"ends": [2], "suppressed": []})
+        Decoding.parse({"ends": [2], "suppressed": []}, VOCABULARY)
+    for field, value, told in (
+        ("start", VOCABULARY, "decoder_start_token_id"),
+        ("ends", [-1], "eos_token_id"),
+        ("suppressed", [[]], "bad_words_ids"),
+        ("positions", "all", "positions"),
+        ("length_penalty", None, "length_penalty"),
+        ("repetition_penalty", 10**400, "repetition_penalty"),
+        ("has_encoder", 1, "has_encoder"),
+    ):
+        with pytest.raises(InputError, match=rf"^decoding, {told}"):
+            Decoding.parse(decoding.as_json() | {field: value}, VOCABULARY)
     with pytest.raises(InputError, match=r"^model: 'BertForMaskedLM'"):
         Decoding.of(make_teacher("bert"))
 

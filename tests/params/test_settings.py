@@ -75,6 +75,8 @@ def test_the_committed_parameters_are_the_laptop_profile():
         ("eli5.corpus.vocab_size", 900, "eli5.corpus.vocab_size: 900 .* 1500, .* unless eli5.model.pretrained is null"),
         ("eli5.corpus.tokenizer", "mine", "eli5.corpus.tokenizer: 'mine'"),
         ("eli5.pretrain", {"steps": 1, "learning_rate": 0.1, "batch_tokens": 9}, "eli5.pretrain: .* null"),
+        ("eli5.finetune", None, "eli5.finetune: None .* unless model.pretrained names a checkpoint"),
+        ("translation.finetune", None, "translation.finetune: None .* unless model.pretrained names a checkpoint"),
         ("eli5.finetune.micro_batches", 0, "eli5.finetune.micro_batches: 0"),
         ("eli5.evaluate.documents", GROUPS - 1, "eli5.evaluate.documents: 3 .* at least 4: .* by their length"),
         ("eli5.evaluate.validation_documents", 0, "eli5.evaluate.validation_documents: 0"),
@@ -99,6 +101,12 @@ def test_the_fewest_documents_give_each_group_of_lengths_one(smoke, tmp_path):
     assert load(smoke, tmp_path).eli5.evaluate.documents == GROUPS
 
 
+def test_the_shape_and_the_vocabulary_of_another_task_s_model_need_not_be_given(smoke, tmp_path):
+    smoke["eli5"]["model"] = {"pretrained": "summarization"}
+    del smoke["eli5"]["corpus"]["vocab_size"]
+    assert load(smoke, tmp_path) == load_settings("smoke")
+
+
 def test_a_missing_key_is_named(smoke, tmp_path):
     del smoke["summarization"]["finetune"]["steps"]
     with pytest.raises(InputError, match=r"summarization\.finetune\.steps"):
@@ -106,10 +114,10 @@ def test_a_missing_key_is_named(smoke, tmp_path):
 
 
 @pytest.mark.parametrize("profile", ["paper", "paper-cnn"])
-def test_a_profile_without_all_tasks_or_of_the_hub_is_not_for_the_pipeline(tmp_path, monkeypatch, profile):
+def test_a_profile_that_the_pipeline_has_no_stages_for_is_not_its_parameters(tmp_path, monkeypatch, profile):
     monkeypatch.setattr(profile_module, "project_root", lambda: tmp_path)
-    with pytest.raises(InputError, match=rf"profile: '{profile}' .* dqlib.study.pipeline.students --params {profile}`"):
-        choose_profile(profile)
+    assert not load_settings(profile).in_pipeline
+    assert not choose_profile(profile)
     assert not (tmp_path / "params.yaml").exists()
 
 

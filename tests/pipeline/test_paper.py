@@ -15,10 +15,12 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pytest
+import torch
 import yaml
 from datasets import Dataset, Features, List, Translation, Value
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
@@ -34,9 +36,12 @@ from dqlib.study.corpora import hub
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
 from dqlib.study.corpora.tokenizer import load_tokenizer, set_source_language, train_tokenizer
 from dqlib.study.evaluation.records import read_record
+from dqlib.study.notebooks import show
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import PREDICTIONS, project_root
+from dqlib.study.pipeline.plan import plan
 from dqlib.study.pipeline.study import Study
+from dqlib.study.report.tables import collect_training
 from dqlib.study.training.batches import collate, encode
 
 TEXT = "the of and plants water green river old stone house wind over under light keeps grows near small"
@@ -294,6 +299,58 @@ def test_a_model_of_another_shape_is_refused(there):
     Path("wrong.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(InputError, match=r"model\.ffn_dim: 32 is not allowed; it must be 16"):
         Study("wrong.yaml", "summarization").pretrained()
+
+
+def written(name, **of_summarization):
+    """The profile ``paper`` without what its checkpoints say themselves."""
+    params = yaml.safe_load(Path("paper.yaml").read_text())
+    params["profile"] = name
+    for task in (params[task] for task in S.TASKS):
+        for key in (*S.SIZES, "architecture"):
+            task["model"].pop(key, None)
+        for key in ("vocab_size", "tokenizer", "tokenizer_revision"):
+            del task["corpus"][key]
+    params["summarization"] |= of_summarization
+    Path(f"{name}.yaml").write_text(yaml.safe_dump(params))
+    return f"{name}.yaml"
+
+
+def test_shape_vocabulary_and_tokenizer_of_a_checkpoint_need_not_be_given(there):
+    whole, bare = S.load_settings("paper.yaml"), S.load_settings(written("bare"))
+    for task in S.TASKS:
+        ours, theirs = bare.task(task), whole.task(task)
+        assert (ours.model, ours.corpus.tokenizer) == (theirs.model, theirs.corpus.tokenizer)
+        vocabulary = json.loads((there / ours.model.pretrained / "config.json").read_text())["vocab_size"]
+        assert ours.corpus.vocab_size == vocabulary
+    params = yaml.safe_load(Path("bare.yaml").read_text())
+    params["summarization"]["model"]["heads"] = 4
+    Path("wrong-heads.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(InputError, match=r"summarization\.model\.heads: 4 .* 2, as in the model 'bart-base'"):
+        S.load_settings("wrong-heads.yaml")
+    params["summarization"]["model"] = {"pretrained": "xsum"}
+    Path("wrong-heads.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(InputError, match=r"summarization\.model\.pretrained: 'xsum' .* folder of a snapshot"):
+        S.load_settings("wrong-heads.yaml")
+    (there / "xsum" / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(InputError, match=r"summarization\.model\.pretrained: 'xsum' .* bart, mbart; it is of 't5'"):
+        S.load_settings("wrong-heads.yaml")
+    (there / "xsum" / "config.json").unlink()
+
+
+def test_a_checkpoint_that_is_fine_tuned_already_is_the_teacher_as_it_is(there):
+    params = yaml.safe_load(Path(written("tuned", finetune=None)).read_text())
+    Path("tuned.yaml").write_text(yaml.safe_dump({k: v for k, v in params.items() if k not in ("eli5", "translation")}))
+    study = Study("tuned.yaml", "summarization")
+    teacher = AutoModelForSeq2SeqLM.from_pretrained(study.teacher())
+    theirs = AutoModelForSeq2SeqLM.from_pretrained("bart-base").state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in teacher.state_dict().items())
+    row = read_record(study.folders.teacher)
+    assert (row.role, row.preset, row.train_steps, row.n_test) == ("teacher", "checkpoint", 0, 4)
+    assert [each.stage for each in plan(study.settings).trainings] == ["students@summarization"]
+    assert not show.curves(study.folders.teacher, ["task", "validation_loss"]).axes[0].lines
+    assert study.student("2-2-8 2-1")
+    logs = collect_training([study])
+    assert logs.groupby("model").step.max().to_dict() == {"teacher": 0, "2-2-8 2-1": 2}
 
 
 @pytest.mark.parametrize("block", ["corpus.dataset", "corpus.tokenizer", "model.pretrained"])

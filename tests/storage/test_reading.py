@@ -180,6 +180,8 @@ def test_no_configuration_names_code_or_a_repository(folders, kind):
         ({"d_model": -16}, "config"),
         ({"encoder_attention_heads": 0, "num_attention_heads": 0}, "config"),
         ({"activation_function": "os.system"}, r"os\.system"),
+        ({"activation_dropout": 3}, "activation_dropout: 3 .* a probability"),
+        ({"activation_dropout": None}, "activation_dropout: None .* a probability"),
         ({"dtype": "load"}, "dtype: 'load' .* float32"),
         ({"pad_token_id": 60}, "pad_token_id: 60 .* vocabulary"),
         ({"decoder_start_token_id": -1}, "decoder_start_token_id: -1 .* vocabulary"),
@@ -298,3 +300,16 @@ def test_weights_in_several_files_are_read_from_their_folder_alone(folders):
     first.unlink()
     with pytest.raises(InputError, match="whole files of weights"):
         read_model(folders / "many")
+
+
+def test_a_student_in_place_of_another_leaves_nothing_that_could_be_read_for_it(folders):
+    first, second = load_student(folders / "student"), student_of(make_teacher("bart"), "bart", "8-8-8").eval()
+    second.save_pretrained(folders / "student", max_shard_size="20KB")  # in several files, where one was
+    assert not (folders / "student" / "model.safetensors").exists()
+    with torch.no_grad():
+        theirs = second(**data_of("bart").inputs).logits
+        assert torch.equal(load_student(folders / "student")(**data_of("bart").inputs).logits, theirs)
+    first.save_pretrained(folders / "other")
+    shutil.copy(folders / "other" / "model.safetensors", folders / "student")
+    with pytest.raises(InputError, match=r"^model\.safetensors: .* named by dqlib\.json, or not be there"):
+        load_student(folders / "student")

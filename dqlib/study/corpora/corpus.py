@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from dqlib.study.corpora.hub import fetching, hub_rows, located
 from dqlib.study.corpora.pydoc import build_pairs
 from dqlib.study.corpora.pydoc_qa import build_answers
 from dqlib.study.corpora.rows import Row, Rows
-from dqlib.study.corpora.tokenizer import load_tokenizer, set_source_language, train_tokenizer
+from dqlib.study.corpora.tokenizer import beginning, load_tokenizer, set_source_language, train_tokenizer
 from dqlib.study.params import settings as S
 
 SPLITS = ("train", "validation", "test")
@@ -34,6 +35,11 @@ VALIDATION_PERCENT, TEST_PERCENT = 4, 5
 
 #: Phrases drawn for each that is wanted before the corpus is said to be too large (some kinds have few).
 MOST_DRAWS = 20
+
+#: Words of the runs by which texts are compared. Where a script has no spaces, a character counts as a word.
+RUN = 8
+_NO_SPACES = "\u0e00-\u0eff\u0f00-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_NO_SPACES}]|[^\s{_NO_SPACES}]+")
 
 #: Texts that are tokenized at a time to be counted.
 COUNTED = 500
@@ -77,14 +83,18 @@ def build_corpus(corpus: S.Corpus, folder: str | Path, tokenizer_folder: str | P
                 raise InputError(f"corpus.{split}", 0, "a split with at least one pair; allow more pairs or packages")
         tokenizer = _tokenizer(corpus, splits["train"], tokenizer_folder)
         tokenizer.save_pretrained(scratch / "tokenizer")
+        documents, summaries = (_in_train(splits, column) for column in ("document", "summary"))
         info = {
             "name": corpus.name,
             "source": corpus.source,
             "sha256": digest.hexdigest(),
             "sizes": {split: len(rows) for split, rows in splits.items()},
             "truncated": _truncated(splits, tokenizer, corpus),
-            "overlap": _overlap(splits, "document"),
-            "summary_overlap": _overlap(splits, "summary"),
+            "overlap": documents["test"][0],
+            "summary_overlap": summaries["test"][0],
+            "in_train": {
+                split: {"documents": documents[split][1], "summaries": summaries[split][1]} for split in documents
+            },
         }
         (scratch / "corpus.json").write_text(json.dumps(info, indent=2) + "\n")
 
@@ -123,7 +133,7 @@ def load_corpus(folder: str | Path) -> LoadedCorpus:
 
 
 def load_info(folder: str | Path) -> dict:
-    """What is known of a built corpus: name, sizes, SHA-256, truncated texts, overlap of test with train."""
+    """What is known of a built corpus: name, sizes, SHA-256, texts that are cut, and those that train has too."""
     return json.loads((Path(folder) / "corpus.json").read_text())
 
 
@@ -247,7 +257,9 @@ def _truncated(
     def longer(rows: Sequence[Row], column: str, most: int) -> int:
         texts, count = (row[column] for row in rows), 0
         while some := list(itertools.islice(texts, COUNTED)):
-            count += sum(len(ids) > most for ids in tokenizer(some, verbose=False)["input_ids"])
+            read = [beginning(text, most) for text in some]
+            ids = tokenizer(read, verbose=False)["input_ids"]
+            count += sum(len(ids[i]) > most or len(read[i]) < len(some[i]) for i in range(len(some)))
         return count
 
     return {
@@ -259,17 +271,25 @@ def _truncated(
     }
 
 
-def _overlap(splits: Mapping[str, Sequence[Row]], column: str, n: int = 8) -> float:
-    """Part of the test texts that share a run of ``n`` words with a train text at half or more of theirs."""
+def _in_train(splits: Mapping[str, Sequence[Row]], column: str) -> dict[str, tuple[float, float]]:
+    """Of each other split, the part of the texts that train has too: of long ones alone, and of all.
+
+    A text of :data:`RUN` words or more is there if train has half or more of its runs of so many, a shorter one if
+    train has a text of the same words.
+    """
 
     def runs(text: str) -> set[tuple[str, ...]]:
-        words = [sys.intern(word) for word in text.lower().split(": ", 1)[-1].split()]
-        return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+        words = [sys.intern(word) for word in _WORD.findall(text.lower().split(": ", 1)[-1])]
+        return {tuple(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
 
-    own = [runs(row[column]) for row in splits["test"]]
-    wanted = set().union(*own)
+    held_out = {split: [runs(row[column]) for row in rows] for split, rows in splits.items() if split != "train"}
+    wanted = set().union(*itertools.chain.from_iterable(held_out.values()))
     train: set[tuple[str, ...]] = set()
     for row in splits["train"]:
         train |= runs(row[column]) & wanted
-    shared = sum(bool(each) and len(each & train) >= len(each) / 2 for each in own)
-    return round(shared / len(own), 4)
+    parts = {}
+    for split, texts in held_out.items():
+        shared = [each for each in texts if len(each & train) >= len(each) / 2]
+        long = sum(len(next(iter(each))) == RUN for each in shared)
+        parts[split] = round(long / len(texts), 4), round(len(shared) / len(texts), 4)
+    return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,11 +14,13 @@ from huggingface_hub.utils import get_session
 
 from dqlib.errors import InputError
 from dqlib.files import DiskFullError, room_in
-from dqlib.study.params import settings as S
+from dqlib.study.params.blocks import ARCHITECTURES
 from dqlib.study.params.paths import project_root
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from dqlib.study.params import settings as S
 
 #: Seconds that the hub has for a first answer.
 PATIENCE = 5.0
@@ -53,8 +56,6 @@ def fetching(field: str, name: str) -> Iterator[None]:
         DiskFullError: there is no room for it in the cache.
         InputError: it is not there, cannot be reached, or cannot be read.
     """
-    import datasets  # slow to import, and needed by corpora of the hub only
-
     on_hub = located(name)[0] == name
     offline = on_hub and not _reachable()
     try:
@@ -62,7 +63,10 @@ def fetching(field: str, name: str) -> Iterator[None]:
             yield
     except (DiskFullError, InputError):
         raise
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:
+        of_datasets = type(error).__module__.startswith("datasets.")  # which is slow to import, for all other errors
+        if not of_datasets and not isinstance(error, (OSError, ValueError, KeyError)):
+            raise
         reason = " ".join(str(error).split())[:200]
         if offline:
             where = huggingface_hub.constants.ENDPOINT
@@ -73,6 +77,42 @@ def fetching(field: str, name: str) -> Iterator[None]:
         else:
             allowed = f"a name on the hub or the folder of a snapshot, with what is asked of it ({reason})"
         raise InputError(field, name, allowed) from None
+
+
+#: What parameters call the entries of a checkpoint's ``config.json``.
+SHAPE = {
+    "architecture": "model_type",
+    "d_model": "d_model",
+    "encoder_layers": "encoder_layers",
+    "decoder_layers": "decoder_layers",
+    "heads": "encoder_attention_heads",
+    "ffn_dim": "encoder_ffn_dim",
+    "max_positions": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+}
+
+
+def checkpoint_shape(field: str, name: str, revision: str | None = None) -> dict[str, Any]:
+    """What a checkpoint on the hub or in a folder says of its shape, by the names of :data:`SHAPE`.
+
+    Args:
+        field: parameter that names it.
+        name, revision: of the checkpoint.
+
+    Raises:
+        InputError: it is not there, or not a BART or mBART.
+    """
+    with fetching(field, name):
+        source, revision = located(name, revision)
+        path = Path(source, "config.json")
+        if source == name:
+            path = huggingface_hub.hf_hub_download(name, path.name, revision=revision)
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("its config.json is no JSON object")
+    if config.get("model_type") not in ARCHITECTURES:
+        raise InputError(field, name, f"one of {', '.join(ARCHITECTURES)}; it is of {config.get('model_type')!r}")
+    return {ours: config[theirs] for ours, theirs in SHAPE.items() if theirs in config}
 
 
 def hub_rows(corpus: S.Corpus, split: str) -> Iterator[tuple[str, str, str | None]]:

@@ -7,6 +7,7 @@ target ends with ``</s>`` in all of them; in a translation the decoder starts fr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +20,15 @@ from dqlib.languages import language_id, language_token
 BOS, PAD, EOS, UNKNOWN, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL_TOKENS = (BOS, PAD, EOS, UNKNOWN, MASK)  # their ids are their places, as in BART
 BOS_ID, PAD_ID, EOS_ID, UNKNOWN_ID, MASK_ID = range(5)
+
+#: Characters that are read of a text where all of it is; longer ones are files by mistake.
+LONGEST_TEXT = 10**6
+
+#: Characters of a word when a tokenizer is trained, which takes time with the square of it.
+LONGEST_WORD = 1000
+_LONG_WORD = re.compile(
+    "|".join(rf"{kind}{{{LONGEST_WORD}}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s"))
+)
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:
@@ -60,15 +70,24 @@ def set_source_language(tokenizer: PreTrainedTokenizerFast, language: str | None
 
 def source_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], most: int) -> list[list[int]]:
     """Ids of texts that a model reads, cut to ``most`` tokens, ending as the tokenizer ends a source."""
-    return tokenizer(texts, truncation=True, max_length=most)["input_ids"]
+    return tokenizer([beginning(text, most) for text in texts], truncation=True, max_length=most)["input_ids"]
 
 
 def target_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], most: int) -> list[list[int]]:
     """Ids of texts that a model writes, cut to ``most`` tokens, ending with ``</s>``."""
     if not marks_source(tokenizer):
         return source_ids(tokenizer, texts, most)
+    texts = [beginning(text, most) for text in texts]
     encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=most - 1)
     return [[*ids, EOS_ID] for ids in encoded["input_ids"]]
+
+
+def beginning(text: str, most: int) -> str:
+    """Of a text, what its first ``most`` tokens can depend on: no token of BART's has more than 128 characters.
+
+    A word that goes on beyond it is far from these tokens.
+    """
+    return text[: 128 * most + 2**14]
 
 
 def train_tokenizer(
@@ -91,7 +110,7 @@ def train_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(map(_of_words, texts), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS}", pair=f"$A $B {EOS}", special_tokens=[(EOS, EOS_ID)]
     )
@@ -104,3 +123,10 @@ def train_tokenizer(
         mask_token=MASK,
         model_max_length=max_length,
     )
+
+
+def _of_words(text: str) -> str:
+    """A text for training, with words that are none in pieces, and blanks that are as many left out."""
+    if len(text) < LONGEST_WORD:
+        return text
+    return _LONG_WORD.sub(lambda word: "" if word[0].isspace() else f"{word[0]} ", text[:LONGEST_TEXT])

@@ -89,12 +89,15 @@ class Record:
         role: str,
         config: Config,
         preset: str,
-        training: S.Training | S.Distillation,
+        training: S.Training | S.Distillation | None,
         scores: Scores,
         size_bytes: int,
         teacher: Record | None,
     ) -> Record:
-        """A row from what was measured; the teacher's own row has no ``teacher``."""
+        """A row from what was measured; the teacher's own row has no ``teacher``.
+
+        A teacher that was not trained here, without ``training``, has no steps, and the seed 0.
+        """
         means = {name: round(scores.means[name], 4) if name in scores.means else None for name in METRICS}
         score = means[scores.headline]
         teacher_size = size_bytes if teacher is None else teacher.size_bytes
@@ -105,8 +108,8 @@ class Record:
             config=str(config),
             preset=preset,
             **asdict(config),
-            seed=training.seed,
-            train_steps=training.steps,
+            seed=training.seed if training else 0,
+            train_steps=training.steps if training else 0,
             n_test=scores.n_test,
             **means,
             headline=scores.headline,

@@ -17,6 +17,10 @@ TASKS = ("summarization", "eli5", "translation")
 SOURCES = ("embedded", "files", "hub")
 #: Corpora that are made from what is installed.
 EMBEDDED = ("pydoc", "pydoc-qa", "cldr")
+#: Parameters of a model's shape.
+SIZES = ("d_model", "encoder_layers", "decoder_layers", "heads", "ffn_dim", "max_positions")
+#: Of checkpoints.
+ARCHITECTURES = ("bart", "mbart")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 
 #: Most of what is counted, and most tokens of a text; beyond it nothing that is here could be done.
@@ -61,8 +65,9 @@ class Corpus:
     ``languages`` makes it a translation: each target starts with its language's token (``<ro>``), and the first
     language is the one that is judged. With several, the column ``language`` of files or hub says which a row is in.
 
-    ``tokenizer`` names a ready one (folder or hub, at ``tokenizer_revision``); without it, one of ``vocab_size`` tokens
-    is trained. mBART's needs ``source_language``, whose token ends each document.
+    ``tokenizer`` names a ready one (folder or hub, at ``tokenizer_revision``); without it, that of the checkpoint that
+    the teacher starts from is taken, or else one of ``vocab_size`` tokens is trained. mBART's needs
+    ``source_language``, whose token ends each document.
     """
 
     name: str
@@ -93,8 +98,8 @@ class Corpus:
         one_of("source", self.source, SOURCES)
         a_name("name", self.name)
         bounded(
-            self, vocab_size=(300, 10**7), source_tokens=(8, LONGEST), target_tokens=(8, LONGEST), limit=(100, MANY),
-            seed=SEEDS,
+            self, vocab_size=(1 if self.tokenizer else 300, 10**7), source_tokens=(8, LONGEST),
+            target_tokens=(8, LONGEST), limit=(100, MANY), seed=SEEDS,
         )  # fmt: skip
         self._check_languages()
         if self.source == "embedded":
@@ -137,8 +142,8 @@ class Model:
     """Shape of the teacher: a pre-LayerNorm encoder-decoder, or that of the ``pretrained`` model to start from.
 
     ``pretrained`` is a folder, a name on the hub (at ``revision``), or another task of the file: then the teacher
-    starts from that task's model after text infilling, with its tokenizer, and the shape must be the same.
-    ``architecture`` is that of a folder's or a hub's model; all others are mBART's.
+    starts from that task's model after text infilling, with its tokenizer. Shape, ``architecture`` and the vocabulary
+    of what it names need not be given, and must be the same if they are; a model that is new here is an mBART.
     """
 
     d_model: int
@@ -154,7 +159,7 @@ class Model:
     architecture: str = "bart"
 
     def __post_init__(self) -> None:
-        one_of("architecture", self.architecture, ("bart", "mbart"))
+        one_of("architecture", self.architecture, ARCHITECTURES)
         if not self.init_std > 0:
             raise InputError("init_std", self.init_std, "a positive number")
         widths = dict.fromkeys(("d_model", "heads", "ffn_dim"), (1, 10**6))

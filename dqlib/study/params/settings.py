@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.presets import QUANTIZATION_ONLY, get_preset
 from dqlib.study.params.blocks import (
+    SIZES,
     TASKS,
     Corpus,
     Distillation,
@@ -31,8 +33,8 @@ from dqlib.study.params.paths import Folders, project_root
 from dqlib.study.params.schema import a_name, bounded, build, read
 
 __all__ = [
-    "TASKS", "Compute", "Corpus", "Distillation", "Evaluation", "Finetuning", "Loop", "Methods", "Model", "Pretraining", "Run",
-    "Settings", "Task", "Training", "available_cores", "load_settings", "profile_path",
+    "SIZES", "TASKS", "Compute", "Corpus", "Distillation", "Evaluation", "Finetuning", "Loop", "Methods", "Model",
+    "Pretraining", "Run", "Settings", "Task", "Training", "available_cores", "load_settings", "profile_path",
 ]  # fmt: skip
 
 
@@ -42,13 +44,13 @@ class Task:
 
     ``controls`` are configurations that are trained once more by quantization alone, without a teacher.
     ``pretrain: null`` leaves text infilling out: the teacher starts from the model that ``model.pretrained`` names, or
-    from random weights.
+    from random weights. ``finetune: null`` takes a checkpoint that has been fine-tuned as the teacher.
     """
 
     corpus: Corpus
     model: Model
     pretrain: Pretraining | None
-    finetune: Finetuning
+    finetune: Finetuning | None
     distill: Distillation
     evaluate: Evaluation
     configs: list[str]
@@ -69,6 +71,8 @@ class Task:
                 raise InputError(name, getattr(self, name), "a list without repetitions")
         if self.pretrain is not None and self.model.base_task:
             raise InputError("pretrain", "a block", f"null: the model is that of '{self.model.base_task}'")
+        if self.finetune is None and (self.model.pretrained is None or self.model.base_task):
+            raise InputError("finetune", None, "a block, unless model.pretrained names a checkpoint that is fine-tuned")
         window = self.pretrain.window + 1 if self.pretrain else 0
         longest = max(self.corpus.source_tokens, self.corpus.target_tokens, window)
         if self.model.max_positions < longest:
@@ -137,6 +141,12 @@ class Settings:
         return tuple(name for name in TASKS if getattr(self, name) is not None)
 
     @property
+    def in_pipeline(self) -> bool:
+        """Whether the stages of ``dvc.yaml`` make it: all tasks, none of the hub, summarization pre-trained."""
+        of_hub = any(self.task(name).corpus.source == "hub" for name in self.tasks)
+        return self.tasks == TASKS and not of_hub and self.pretrained_folder(TASKS[0]) is not None
+
+    @property
     def runs(self) -> Path:
         """Folder of everything this profile makes but the results."""
         return project_root() / "runs" / self.profile
@@ -192,7 +202,7 @@ class Settings:
         if task.model.base_task not in others or base is None or base.pretrain is None:
             allowed = "a folder, a name on the hub, or another task of this file that is pre-trained here"
             raise InputError(f"{name}.model.pretrained", task.model.pretrained, allowed)
-        for size in ("d_model", "encoder_layers", "decoder_layers", "heads", "ffn_dim", "max_positions"):
+        for size in SIZES:
             if getattr(task.model, size) != getattr(base.model, size):
                 allowed = f"{getattr(base.model, size)}, as in {task.model.base_task}.model"
                 raise InputError(f"{name}.model.{size}", getattr(task.model, size), allowed)
@@ -217,10 +227,48 @@ def load_settings(params: str | Path = "tutorial") -> Settings:
     path = profile_path(str(params)) if named else project_root() / params
     if not path.is_file():
         raise InputError("params", str(params), "a YAML file or the name of a profile")
-    settings = build(Settings, read(path), "")
+    settings = build(Settings, _completed(read(path)), "")
     if named and settings.profile != params:
         raise InputError("profile", settings.profile, f"{params}, as its file, since what it makes has that name")
     return settings
+
+
+def _completed(data: Any) -> Any:
+    """Parameters with what the model that a teacher starts from says itself: its shape, its vocabulary, its tokenizer.
+
+    Raises:
+        InputError: what is given is not so, or a checkpoint that has to be asked is not there.
+    """
+    given = {name: data[name] for name in TASKS if isinstance(data, dict) and isinstance(data.get(name), dict)}
+    for name, task in given.items():
+        model, corpus = task.get("model"), task.get("corpus")
+        start = model.get("pretrained") if isinstance(model, dict) and isinstance(corpus, dict) else None
+        if start in given:
+            blocks = [block for block in map(given[start].get, ("model", "corpus")) if isinstance(block, dict)]
+            found = {key: block[key] for block in blocks for key in (*SIZES, "vocab_size") if key in block}
+        elif isinstance(start, str) and start and start not in TASKS:
+            revision = model.get("revision")
+            if corpus.get("tokenizer") is None:
+                corpus = corpus | {"tokenizer": start, "tokenizer_revision": revision}
+            found = _checkpoint(f"{name}.model", start, revision, model, {*model, *corpus})
+        else:
+            continue
+        vocabulary = {key: found.pop(key) for key in ("vocab_size",) if key in found}
+        data = data | {name: task | {"model": found | model, "corpus": vocabulary | corpus}}
+    return data
+
+
+def _checkpoint(where: str, name: str, revision: Any, model: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """What a checkpoint says of its shape; nothing where all is given and it is on the hub, for then that can wait."""
+    from dqlib.study.corpora.hub import checkpoint_shape, located  # slow to import
+
+    if {*SIZES, "vocab_size"} <= given and not Path(located(name)[0], "config.json").is_file():
+        return {}
+    found = checkpoint_shape(f"{where}.pretrained", name, revision if isinstance(revision, str) else None)
+    for key in model.keys() & found.keys():
+        if model[key] != found[key]:
+            raise InputError(f"{where}.{key}", model[key], f"{found[key]}, as in the model '{name}'")
+    return found
 
 
 def profile_path(profile: str) -> Path:

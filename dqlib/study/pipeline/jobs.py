@@ -72,6 +72,9 @@ def finetune(settings: S.Settings, task: str) -> None:
     with made(training.accelerator, folders, folders.teacher) as folder:
         if spec.finetune is not None:
             training.finetune(model, folder)
+        elif training.accelerator.is_main_process:
+            Log(folder / LOG).add({"step": 0})
+        model.to(training.accelerator.device)
         if training.accelerator.is_main_process:
             save_model(model, folder, training.corpus.tokenizer)
         architecture = architecture_of(model.config)
@@ -79,7 +82,8 @@ def finetune(settings: S.Settings, task: str) -> None:
         scores = _score(training, model, spec.evaluate, folder, f"{task}: testing the teacher")
         if scores is not None:
             record = Record.of(
-                task, training.corpus.info["name"], "teacher", config, "fine-tuning", spec.finetune, scores,
+                task, training.corpus.info["name"], "teacher", config,
+                "fine-tuning" if spec.finetune else "checkpoint", spec.finetune, scores,
                 size_bytes=fp32_size_bytes(model), teacher=None,
             )  # fmt: skip
             write_record(record, folder)

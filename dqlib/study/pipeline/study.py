@@ -53,6 +53,8 @@ class Study:
     def corpus(self) -> Path:
         """Folder of the corpus, built if it is missing, or its parameters or the files that it is read from changed.
 
+        What is known of it is printed when it is built.
+
         Raises:
             InputError: a file that it is read from is missing.
         """
@@ -63,7 +65,12 @@ class Study:
         if self.base:
             provenance["base"] = _provenance_hash(self.base.corpus())
             tokenizer = self.base.folders.corpus / "tokenizer"
-        return self._made(self.folders.corpus, provenance, lambda: build_corpus(spec, self.folders.corpus, tokenizer))
+
+        def build() -> None:
+            build_corpus(spec, self.folders.corpus, tokenizer)
+            print(describe_corpus(self.folders.corpus, spec), flush=True)
+
+        return self._made(self.folders.corpus, provenance, build)
 
     def pretrained(self) -> Path | None:
         """Folder of the pre-trained model, with what it needs; None where the teacher starts from random weights."""
@@ -172,12 +179,19 @@ def provenance_text(provenance: Mapping[str, object]) -> str:
 
 
 def describe_corpus(folder: Path, corpus: S.Corpus) -> str:
-    """Sizes of a built corpus, and how many of its documents the model will not read to their end."""
+    """Sizes of a built corpus, documents that the model will not read to their end, texts that train has too."""
     info = load_info(folder)
     cut = sum(split["documents"] for split in info["truncated"].values())
     pairs = sum(info["sizes"].values())
     sizes = ", ".join(f"{size:,} {split}" for split, size in info["sizes"].items())
-    return f"{pairs:,} pairs ({sizes}); {cut:,} documents are longer than {corpus.source_tokens} tokens and will be cut"
+    known = [
+        f"{100 * part['documents']:.1f}% of documents and {100 * part['summaries']:.1f}% of summaries in {split}"
+        for split, part in info["in_train"].items()
+    ]
+    return (
+        f"{pairs:,} pairs ({sizes}); {cut:,} documents are longer than {corpus.source_tokens} tokens and will be cut\n"
+        f"in train, too, whole or nearly so: {'; '.join(known)}"
+    )
 
 
 def _provenance_hash(folder: Path) -> str:

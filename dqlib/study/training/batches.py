@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from dqlib.languages import language_id
 from dqlib.losses import IGNORED_LABEL
 from dqlib.study.corpora.rows import Row
-from dqlib.study.corpora.tokenizer import EOS_ID, MASK_ID, PAD_ID, source_ids, target_ids
+from dqlib.study.corpora.tokenizer import EOS_ID, LONGEST_TEXT, MASK_ID, PAD_ID, source_ids, target_ids
 from dqlib.study.params import settings as S
 from dqlib.study.training.examples import BATCH, Example, lengths
 
@@ -141,7 +141,7 @@ def steps(
 
 def windows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, length: int) -> list[Example]:
     """Texts for pre-training: summary and document in one, cut into windows of at most ``length`` tokens."""
-    texts = [f"{row['document']} {row['summary']}" for row in rows]
+    texts = [f"{row['document']} {row['summary']}"[:LONGEST_TEXT] for row in rows]
     cut = []
     for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
         cut += [ids[start : start + length] for start in range(0, len(ids), length)]

@@ -15,7 +15,7 @@ from dqlib.errors import InputError
 from dqlib.languages import language_id
 from dqlib.storage.reading import read_model
 from dqlib.study.corpora.corpus import LoadedCorpus
-from dqlib.study.corpora.hub import fetching, snapshot
+from dqlib.study.corpora.hub import SHAPE, fetching, snapshot
 from dqlib.study.corpora.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from dqlib.study.params import settings as S
 
@@ -88,16 +88,8 @@ def pretrained_model(spec: S.Model) -> PreTrainedModel:
 
 def _check_shape(model: PreTrainedModel, spec: S.Model) -> None:
     model_config = model.config
-    shape = {
-        "architecture": model_config.model_type,
-        "d_model": model_config.d_model,
-        "encoder_layers": model_config.encoder_layers,
-        "decoder_layers": model_config.decoder_layers,
-        "heads": model_config.encoder_attention_heads,
-        "ffn_dim": model_config.encoder_ffn_dim,
-        "max_positions": model_config.max_position_embeddings,
-    }
-    for name, value in shape.items():
+    for name in ("architecture", *S.SIZES):
+        value = getattr(model_config, SHAPE[name])
         if getattr(spec, name) != value:
             raise InputError(f"model.{name}", getattr(spec, name), f"{value}, as in the model '{spec.pretrained}'")
     for name, wanted in (("bos", BOS_ID), ("pad", PAD_ID), ("eos", EOS_ID)):
