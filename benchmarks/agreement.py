@@ -30,7 +30,7 @@ from dqlib.engines.ctranslate import CTranslate2Engine
 from dqlib.engines.onnx_model import OnnxEngine
 from dqlib.engines.torch_engine import TorchEngine, load_model
 from dqlib.errors import InputError
-from dqlib.study.process.exit_codes import ended
+from dqlib.study.process.exit_codes import exit_code
 
 ROOT = Path(__file__).parent.parent
 TASK = ROOT / "runs" / "laptop" / "summarization"
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name}: {found}", flush=True)
         write_rows(rows, options.csv)
 
-    return ended(run)
+    return exit_code(run)
 
 
 if __name__ == "__main__":

@@ -25,14 +25,14 @@ import torch
 from tables import Row, put_rows
 
 from dqlib.config import Config
-from dqlib.losses import LayerMaps
 from dqlib.presets import get_preset
-from dqlib.student import make_student, supervision_map
+from dqlib.student import make_student, supervision_maps
 from dqlib.study.params.settings import Training, available_cores, load_settings
-from dqlib.study.pipeline.jobs import new_model
 from dqlib.study.training import loop as training_loop
 from dqlib.study.training.batches import Example, steps
-from dqlib.study.training.loop import DistillationObjective, TaskObjective, make_accelerator, train
+from dqlib.study.training.loop import Trainer, make_accelerator
+from dqlib.study.training.models import new_model
+from dqlib.study.training.objectives import DistillationObjective, Objective, TaskObjective
 
 KINDS = ("fine-tuning", "distillation")
 WAYS = ("processes", "compiled", "bf16")
@@ -56,14 +56,14 @@ def measure(kind: str, count: int, way: str) -> None:
     examples = [Example(draw(order.randrange(30, 128)), draw(order.randrange(6, 24))) for _ in range(2000)]
     precision = "bf16" if way == "bf16" else "fp32"
     accelerator = make_accelerator(0, precision)
-    model, objective = new_model(task.model, vocabulary), TaskObjective()
+    model = new_model(task.model, vocabulary)
+    objective: Objective = TaskObjective()
     if kind == "distillation":
         layers = (task.model.encoder_layers, task.model.decoder_layers)
-        half = max(1, layers[1] // 2)
-        maps = LayerMaps(supervision_map(layers[0], layers[0]), supervision_map(half, layers[1]))
+        config = Config(2, 2, 8, layers[0], max(1, layers[1] // 2))
         preset = get_preset(task.distill.preset)
-        objective = DistillationObjective(model, maps, preset.loss)
-        model = make_student(model, Config.parse(f"2-2-8 {layers[0]}-{half}"), preset)
+        objective = DistillationObjective(model, supervision_maps(config, model), preset.loss)
+        model = make_student(model, config, preset)
     training_loop.report = lambda *_: None
     spec = Training(
         steps=count, learning_rate=1e-4, batch_tokens=task.distill.batch_tokens, validations=1, precision=precision,
@@ -72,7 +72,8 @@ def measure(kind: str, count: int, way: str) -> None:
     untimed, times = count // 3, []
     batches = timed(steps(examples, spec), untimed, times)
     with tempfile.TemporaryDirectory() as folder:
-        train(model, objective, batches, examples[:8], spec, accelerator, Path(folder) / "log.csv", kind)
+        log = Path(folder) / "log.csv"
+        Trainer(model, objective, batches, examples[:8], spec, accelerator, log, kind).train()
         if accelerator.is_main_process:
             print((count - untimed) / (time.perf_counter() - times[0]))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from dqlib.study.params.paths import project_root
@@ -38,7 +39,7 @@ def make(options: Options) -> None:
     from dqlib.study.pipeline.study import Study, describe_corpus
 
     study = Study(options.params, options.task)
-    makers: dict[str, Callable[[], object]] = {
+    makers: dict[str, Callable[[], Path | None]] = {
         "corpus": study.corpus,
         "pretrained": study.pretrained,
         "teacher": study.teacher,
@@ -48,7 +49,7 @@ def make(options: Options) -> None:
     }
     folder = makers[options.part]()
     print(f"{options.part}: {_shown(folder) if folder else 'none; the teacher starts from random weights'}")
-    if options.part == "corpus":
+    if folder is not None and options.part == "corpus":
         print(describe_corpus(folder, study.task.corpus))
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 import yaml
 
+from dqlib.study.__main__ import main
 from dqlib.study.evaluation.records import read_record
 from dqlib.study.params.paths import project_root
-from dqlib.study.pipeline.students import main, run_students
+from dqlib.study.pipeline.students import run_students
 from dqlib.study.pipeline.study import Study
-from dqlib.study.process import workers as pool
-from dqlib.study.process.launch import JobError
+from dqlib.study.process import workers
+from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.workers import Job, run_all
 from dqlib.study.report import tables
 
@@ -26,9 +27,9 @@ def fail(message):
 
 def test_work_is_done_in_other_processes_of_one_thread(tmp_path):
     run_all("test", [Job(str(i), write_environment, (tmp_path / str(i),)) for i in range(3)])
-    told = [(tmp_path / str(i)).read_text().split() for i in range(3)]
-    assert str(os.getpid()) not in {process for process, _ in told}
-    assert {threads for _, threads in told} == {"1"}
+    found = [(tmp_path / str(i)).read_text().split() for i in range(3)]
+    assert str(os.getpid()) not in {process for process, _ in found}
+    assert {threads for _, threads in found} == {"1"}
 
 
 def write_device(path):
@@ -39,19 +40,19 @@ def write_device(path):
 def test_each_accelerator_has_one_work_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    monkeypatch.setattr(pool, "available_cores", lambda: 8)
+    monkeypatch.setattr(workers, "available_cores", lambda: 8)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert (pool.devices(), pool.at_a_time()) == (["0", "1"], 2)
+    assert (workers.devices(), workers.at_a_time()) == (["0", "1"], 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     run_all("test", [Job(str(i), write_device, (tmp_path / str(i),)) for i in range(3)])
     assert {(tmp_path / str(i)).read_text() for i in range(3)} <= {"3 4", "5 4"}
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    assert (pool.devices(), pool.at_a_time()) == ([], 8)
+    assert (workers.devices(), workers.at_a_time()) == ([], 8)
 
 
 def test_a_failure_is_named_and_what_was_made_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "available_cores", lambda: 1)
+    monkeypatch.setattr(workers, "available_cores", lambda: 1)
     jobs = [Job("first", write_environment, (tmp_path / "a",)), Job("second", fail, ("no memory",))]
     with pytest.raises(JobError, match="test, second: no memory"):
         run_all("test", jobs)
@@ -81,7 +82,7 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(study_i
     assert "logits" not in pandas.read_csv(folder / "2-2-8_2-1_quantization-only" / "log.csv")
 
     times = {name: (folder / name / "record.json").stat().st_mtime_ns for name in names}
-    assert main(["--params", "small.yaml"]) == 0
+    assert main(["make", "students", "--params", "small.yaml"]) == 0
     assert times == {name: (folder / name / "record.json").stat().st_mtime_ns for name in names}
 
     models = tables.trained(study)
@@ -110,5 +111,5 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(study_i
 
 
 def test_an_error_of_the_user_is_a_sentence(study_in_a_copy, capsys):
-    assert main(["--params", "small.yaml", "--task", "poetry"]) == 2
+    assert main(["make", "students", "--params", "small.yaml", "--task", "poetry"]) == 2
     assert capsys.readouterr().err.startswith("error: task: 'poetry'")

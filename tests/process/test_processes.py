@@ -11,23 +11,24 @@ import pytest
 import torch
 import yaml
 
-from dqlib.study.params.settings import load_settings
-from dqlib.study.process.launch import LAUNCHER, JobError, in_this_process, launch
+from dqlib.study.process.exit_codes import JobError
+from dqlib.study.process.launch import LAUNCHER, launch, on_this_process
 
 SCRIPT = """
 import json, sys, torch
 from pathlib import Path
 from transformers import MBartConfig, MBartForConditionalGeneration
 from tests.conftest import TINY
-from tests.training.test_train import copying
-from dqlib.config import Configuration
+from tests.helpers.examples import copying
+from dqlib.config import Config
 from dqlib.losses import LayerMaps, LossWeights
 from dqlib.student import make_student
 from dqlib.study.params import settings as S
 from dqlib.study.training.batches import steps
 from dqlib.study.evaluation.generation import generate
 from dqlib.study.corpora.tokenizer import train_tokenizer
-from dqlib.study.training.loop import DistillationObjective, make_accelerator, train
+from dqlib.study.training.loop import Trainer, make_accelerator
+from dqlib.study.training.objectives import DistillationObjective
 
 out = Path(sys.argv[1])
 torch.manual_seed(0)
@@ -36,7 +37,8 @@ student = make_student(teacher, Config.parse("4-4-32 2-1"))
 training = S.Training(steps=6, learning_rate=1e-3, batch_tokens=400, validations=2)
 accelerator = make_accelerator(0)
 objective = DistillationObjective(teacher, LayerMaps([0, 1], [1]), LossWeights())
-train(student, objective, steps(copying(90, 0), training), copying(31, 1), training, accelerator, out / "log.csv", "t")
+batches, log = steps(copying(90, 0), training), out / "log.csv"
+Trainer(student, objective, batches, copying(31, 1), training, accelerator, log, "t").train()
 tokenizer = train_tokenizer(["a b"], 300, 16)
 texts = generate(teacher, copying(7, 2), tokenizer, S.Evaluation(batch_size=2), 4, accelerator, "g")
 if accelerator.is_main_process:
@@ -85,8 +87,8 @@ def hook(event, arguments):
         written.add(str(arguments[0]))
 
 sys.addaudithook(hook)
-from dqlib.study.pipeline.jobs import main
-code = main(["finetune", "--params", "small.yaml"])
+from dqlib.study.__main__ import main
+code = main(["job", "finetune", "--params", "small.yaml"])
 Path(f"written-{rank}.json").write_text(json.dumps(sorted(written)))
 sys.exit(code)
 """
@@ -129,15 +131,15 @@ def test_a_job_under_accelerate_launch_gives_what_one_process_gives(made_study):
 
 
 def test_a_cluster_starts_jobs_by_a_command_of_its_own(tmp_path, monkeypatch):
-    settings = load_settings("tutorial")
-    assert in_this_process(settings)
+    assert on_this_process(1)
+    assert not on_this_process(2)
     script = tmp_path / "cluster.py"
     script.write_text("import sys; from pathlib import Path; Path(sys.argv[1]).write_text(' '.join(sys.argv[2:]))")
-    monkeypatch.setenv(LAUNCHER, f"{sys.executable} {script} '{tmp_path / 'told'}' --nodes=2")
-    assert not in_this_process(settings)
-    launch(settings, "tutorial", "distill", "summarization", "2-2-8 2-1", "dqlib")
-    wanted = "--nodes=2 -m dqlib.study.pipeline.jobs distill --params tutorial --task summarization --config 2-2-8 2-1"
-    assert (tmp_path / "told").read_text() == f"{wanted} --preset dqlib"
+    monkeypatch.setenv(LAUNCHER, f"{sys.executable} {script} '{tmp_path / 'started'}' --nodes=2")
+    assert not on_this_process(1)
+    launch(["job", "distill", "--task", "summarization", "--config", "2-2-8 2-1"], 1)
+    wanted = "--nodes=2 -m dqlib.study job distill --task summarization --config 2-2-8 2-1"
+    assert (tmp_path / "started").read_text() == wanted
     script.write_text("import sys; print('error: no room', file=sys.stderr); sys.exit(1)")
     with pytest.raises(JobError, match=r"^no room$"):
-        launch(settings, "tutorial", "finetune", "summarization")
+        launch(["job", "finetune"], 1)

@@ -14,9 +14,10 @@ from dqlib.schemes import SCHEMES
 from dqlib.student import make_student, set_attention_maps, supervision_maps
 from dqlib.study.params import settings as S
 from dqlib.study.training.batches import collate, steps
-from dqlib.study.training.loop import DistillationObjective, _tokens, make_accelerator, train
+from dqlib.study.training.loop import Trainer, make_accelerator, token_counts
+from dqlib.study.training.objectives import DistillationObjective
 from tests.conftest import TINY
-from tests.training.test_train import copying
+from tests.helpers.examples import copying
 
 DEVICE = os.environ.get("DQLIB_GPU_TESTS_ON", "cuda")
 
@@ -93,7 +94,7 @@ def test_losses_and_gradients_of_a_step_are_those_of_the_cpu(preset):
         for model in (teacher, student):
             set_attention_maps(model.to(device), weights.attention_maps)
         objective = DistillationObjective(teacher, supervision_maps(student.dqlib_config, teacher), weights)
-        terms = objective.terms(student, collate(examples).to(torch.device(device)), _tokens([examples]))
+        terms = objective.terms(student, collate(examples).to(torch.device(device)), token_counts([examples]))
         sum(objective.weight(name) * value for name, value in terms.items()).backward()
         gradients = {name: p.grad.cpu() for name, p in student.named_parameters() if p.grad is not None}
         return {name: value.item() for name, value in terms.items()}, gradients
@@ -123,6 +124,6 @@ def test_steps_of_the_training_loop_are_finite(precision, tmp_path):
     maps = supervision_maps(student.dqlib_config, teacher)
     objective = DistillationObjective(teacher.to(accelerator.device), maps, get_preset("dqlib").loss)
     data, held_out = steps(copying(60, 0), training), copying(11, 1)
-    train(student, objective, data, held_out, training, accelerator, tmp_path / "log.csv", "t")
+    Trainer(student, objective, data, held_out, training, accelerator, tmp_path / "log.csv", "t").train()
     assert all(torch.isfinite(parameter).all() for parameter in student.parameters())
     assert (tmp_path / "log.csv").read_text().count("\n") > 1

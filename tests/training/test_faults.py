@@ -15,14 +15,10 @@ import yaml
 from datasets.exceptions import DatasetGenerationError
 
 from dqlib.files import DiskFullError, atomic_folder, write_text
+from dqlib.study.__main__ import main
 from dqlib.study.corpora import hub
-from dqlib.study.params.paths import project_root
+from dqlib.study.params.paths import PROVENANCE, project_root
 from dqlib.study.params.settings import Corpus, available_cores, load_settings
-from dqlib.study.pipeline import benchmark as methods
-from dqlib.study.pipeline import jobs, students
-from dqlib.study.pipeline import study as pipeline
-from dqlib.study.process.exit_codes import ended
-from dqlib.study.report import pages as report
 from dqlib.study.training.examples import Example, stored
 from tests.conftest import write_small_study
 
@@ -67,12 +63,12 @@ def test_a_notebook_that_fails_fails_its_stage_and_is_kept_with_its_error(tmp_pa
     (tmp_path / "profiles").symlink_to(ROOT / "profiles")
     without_git(tmp_path)
     sources = ["print('begun')", "raise ValueError('no such column')", "open('results.csv', 'w').write('new')"]
-    runs = [nbformat.v4.new_code_cell('params = "tutorial"', metadata={"tags": ["parameters"]})]
-    notebook = nbformat.v4.new_notebook(runs=[*runs, *map(nbformat.v4.new_code_cell, sources)], metadata=PYTHON)
+    cells = [nbformat.v4.new_code_cell('params = "tutorial"', metadata={"tags": ["parameters"]})]
+    notebook = nbformat.v4.new_notebook(cells=[*cells, *map(nbformat.v4.new_code_cell, sources)], metadata=PYTHON)
     nbformat.write(notebook, tmp_path / "notebooks" / "broken.ipynb")
     executed = "runs/tutorial/notebooks/broken"
     stage = {
-        "cmd": "python -m dqlib.study.pipeline.notebook broken --params tutorial",
+        "cmd": "python -m dqlib.study notebook broken --params tutorial",
         "deps": ["notebooks/broken.ipynb"],
         "outs": [f"{executed}.ipynb", f"{executed}.html", {"results.csv": {"cache": False, "persist": True}}],
     }
@@ -86,7 +82,7 @@ def test_a_notebook_that_fails_fails_its_stage_and_is_kept_with_its_error(tmp_pa
     assert "Traceback" not in done.stderr + done.stdout
     assert f"with the whole traceback: {tmp_path / executed}.ipynb" in done.stderr
     kept = nbformat.read(tmp_path / f"{executed}.ipynb", 4)
-    outputs = [output for run in kept.runs if run.cell_type == "code" for output in run.outputs]
+    outputs = [output for cell in kept.cells if cell.cell_type == "code" for output in cell.outputs]
     assert any("begun" in output.get("text", "") for output in outputs)
     assert any("no such column" in output.get("evalue", "") for output in outputs)
     assert (tmp_path / "results.csv").read_text() == "old"
@@ -106,11 +102,11 @@ def test_a_job_without_its_inputs_names_the_command_that_makes_them(tmp_path, mo
     folders = load_settings("small.yaml").folders("summarization")
     if part != "corpus":
         write_text(folders.corpus / "corpus.json", "{}")
-    assert jobs.main([job, "--params", "small.yaml", "--config", CONFIG]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {part}: ")
-    assert f"`python -m dqlib.study.pipeline.study {part} --params small.yaml --task summarization` makes it" in said
-    assert said.count("\n") == 1
+    assert main(["job", job, "--params", "small.yaml", "--config", CONFIG]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {part}: ")
+    assert f"`python -m dqlib.study make {part} --params small.yaml --task summarization` makes it" in error
+    assert error.count("\n") == 1
 
 
 STAGES = yaml.safe_dump({"stages": {
@@ -125,11 +121,10 @@ def under_dvc(made_study, monkeypatch):
     """The small study with stages, and what starts a command as a stage."""
     without_git(made_study)
     (made_study / "dvc.yaml").write_text(STAGES)
-    commands = {"pipeline": pipeline, "students": students, "methods": methods}
 
-    def run(stage, command, *arguments):
+    def run(stage, *arguments):
         monkeypatch.setenv("DVC_STAGE", stage)
-        return commands[command].main([*arguments, "--params", "small.yaml"])
+        return main(["make", *arguments, "--params", "small.yaml"])
 
     return run
 
@@ -137,38 +132,38 @@ def under_dvc(made_study, monkeypatch):
 @pytest.mark.parametrize(
     ("stage", "command", "owner"),
     [
-        ("students@summarization", ["pipeline", "teacher"], "corpus"),
+        ("students@summarization", ["teacher"], "corpus"),
         ("../dvc.yaml:compare", ["students"], "students@summarization"),  # as DVC names it to who stands in a subfolder
-        ("bench", ["pipeline", "student", "--config", CONFIG], "students@summarization"),
-        ("compare", ["methods"], "bench"),
+        ("bench", ["student", "--config", CONFIG], "students@summarization"),
+        ("compare", ["benchmark"], "bench"),
     ],
 )
 def test_under_dvc_a_stage_makes_nothing_that_another_owns(under_dvc, capsys, stage, command, owner):
     folder = Path("runs", "tutorial", "summarization")
     if owner == "corpus":
-        (folder / "corpus" / pipeline.STAMP).unlink()
+        (folder / "corpus" / PROVENANCE).unlink()
     before = contents(folder)
     assert under_dvc(stage, *command) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: ")
-    assert "runs/tutorial/summarization/" in said
-    assert said.endswith(f"`dvc repro --force --single-item {owner}` makes it")
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "runs/tutorial/summarization/" in error
+    assert error.endswith(f"`dvc repro --force --single-item {owner}` makes it")
     assert contents(folder) == before
 
 
 def test_under_dvc_a_stage_makes_what_it_owns(under_dvc):
-    Path("runs", "tutorial", "summarization", "corpus", pipeline.STAMP).unlink()
-    assert under_dvc("corpus", "pipeline", "corpus") == 0
+    Path("runs", "tutorial", "summarization", "corpus", PROVENANCE).unlink()
+    assert under_dvc("corpus", "corpus") == 0
 
 
 def test_a_summary_before_there_are_results_names_the_command_that_makes_them(tmp_path, monkeypatch, capsys):
     write_small_study(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert ended(lambda: report.print_summary("small.yaml")) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: results: ")
-    assert "`dvc repro compare`" in said
-    assert said.count("\n") == 1
+    assert main(["report", "--params", "small.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: results: ")
+    assert "`dvc repro compare`" in error
+    assert error.count("\n") == 1
 
 
 # --- Ctrl-C
@@ -186,32 +181,30 @@ def interrupt(command, until, timeout=300.0):
         assert time.monotonic() < end
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=timeout)
-    return process.returncode, *said
+    output, errors = process.communicate(timeout=timeout)
+    return process.returncode, output, errors
 
 
 def test_after_ctrl_c_nothing_is_half_written_and_a_second_start_ends_with_the_same_weights(made_study):
     set_params(distill={"steps": 60, "checkpoint_steps": 5}, configs=["2-2-8_2-1", "8-8-8_2-2"])
-    folder, task = made_study / "runs" / "tutorial" / "summarization", ["--params", "small.yaml"]
+    folder, make = made_study / "runs" / "tutorial" / "summarization", ["make", "students", "--params", "small.yaml"]
     names = {"students-2-2-8_2-1", "students-8-8-8_2-2"} if available_cores() > 1 else {"students-2-2-8_2-1"}
 
     def training():
         return all(any((folder / "checkpoints" / name).glob("step*")) for name in names)
 
-    code, _, errors = interrupt([sys.executable, "-m", "dqlib.study.pipeline.students", *task], training)
+    code, _, errors = interrupt([sys.executable, "-m", "dqlib.study", *make], training)
     assert code == 128 + signal.SIGINT
     assert "Traceback" not in errors
-    lines = [line for line in errors.replace("\r", "\n").splitlines() if line.strip() and "it/s" not in line]
-    lines = [line for line in lines if "s/it" not in line and "?it" not in line]  # bars of progress
-    assert lines == ["stopped; the same command goes on from here"]
+    assert errors.splitlines() == ["stopped; the same command goes on from here"]
     assert not list((folder / "students").glob("*"))
     assert not hidden(folder / "students")
 
-    assert students.main(task) == 0  # no process of the first is left that holds a lock
+    assert main(make) == 0  # no process of the first is left that holds a lock
     after = contents(folder / "students")
     for path in (folder / "students").iterdir():
-        (path / pipeline.STAMP).unlink()
-    assert students.main(task) == 0
+        (path / PROVENANCE).unlink()
+    assert main(make) == 0
     assert contents(folder / "students") == after
 
 
@@ -221,11 +214,11 @@ def test_ctrl_c_stops_a_stage_with_its_notebook(tmp_path):
     (tmp_path / "profiles").symlink_to(ROOT / "profiles")
     (tmp_path / "dvc.yaml").touch()
     sources = ['params = "tutorial"', "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(600)"]
-    runs = [nbformat.v4.new_code_cell(source) for source in sources]
-    runs[0].metadata["tags"] = ["parameters"]
-    nbformat.write(nbformat.v4.new_notebook(runs=runs, metadata=PYTHON), tmp_path / "notebooks" / "long.ipynb")
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=PYTHON), tmp_path / "notebooks" / "long.ipynb")
     pid = tmp_path / "pid"
-    command = [sys.executable, "-m", "dqlib.study.pipeline.notebook", "long", "--params", "tutorial"]
+    command = [sys.executable, "-m", "dqlib.study", "notebook", "long", "--params", "tutorial"]
     before = os.getcwd()
     os.chdir(tmp_path)
     try:
@@ -259,32 +252,32 @@ def no_room(size):
 def test_a_disk_full_while_a_model_is_saved_names_the_folder_and_keeps_the_old_one(made_study, capsys):
     folder = made_study / "runs" / "tutorial" / "summarization"
     set_params(distill={"steps": 2})
-    student = ["student", "--params", "small.yaml", "--config", CONFIG]
-    assert pipeline.main(student) == 0
+    student = ["make", "student", "--params", "small.yaml", "--config", CONFIG]
+    assert main(student) == 0
     for part, target, change in (
         (student, folder / "students" / "2-2-8_2-1", {"distill": {"steps": 3}}),
-        (["teacher", "--params", "small.yaml"], folder / "teacher", {"finetune": {"steps": 3}}),
+        (["make", "teacher", "--params", "small.yaml"], folder / "teacher", {"finetune": {"steps": 3}}),
     ):
         before = contents(target)
         set_params(**change)
         with no_room(100_000):  # less than the weights, more than all else
-            assert pipeline.main(part) == 2
-        (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-        assert said == (
+            assert main(part) == 2
+        (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+        assert error == (
             f"error: {target}: File too large; what was there before is unchanged, so make room and start the same "
             "command again."
         )
         assert contents(target) == before
         assert not hidden(target.parent)
-    assert pipeline.main(student) == 0  # makes the teacher again, too
+    assert main(student) == 0  # makes the teacher again, too
 
 
 def test_a_disk_full_in_a_worker_is_told_as_one_sentence(made_study, monkeypatch, capsys):
     set_params(distill={"steps": 2}, configs=["2-2-8_2-1"])
     with no_room(100_000):  # the worker has the limit of us
-        assert students.main(["--params", "small.yaml"]) == 2
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert "students/2-2-8_2-1: File too large; what was there before is unchanged" in said
+        assert main(["make", "students", "--params", "small.yaml"]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "students/2-2-8_2-1: File too large; what was there before is unchanged" in error
 
 
 def test_a_disk_full_while_examples_are_tokenized_is_told_as_one_sentence(tmp_path):

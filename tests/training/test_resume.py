@@ -14,13 +14,13 @@ from dqlib.losses import MemoryBank
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.params.paths import Folders
 from dqlib.study.params.settings import load_settings
-from dqlib.study.pipeline.jobs import _checkpoints
 from dqlib.study.process.locks import BusyError, only_maker
 from dqlib.study.training.checkpoints import KEPT, Checkpoints, random_states, restore_random_states
 from dqlib.study.training.loop import TrainingError, make_accelerator
-from tests.training.test_train import TaskObjective, copying, run, small  # noqa: F401 (a fixture)
-
-KILLS = 20
+from dqlib.study.training.objectives import TaskObjective
+from dqlib.study.training.task import TaskTraining
+from tests.helpers.examples import copying
+from tests.helpers.training import small_model, train
 
 SCRIPT = """
 import json, os, random, signal, sys, time
@@ -30,18 +30,19 @@ import torch
 torch.set_num_threads(1)
 from transformers import MBartConfig, MBartForConditionalGeneration
 from tests.conftest import TINY
-from tests.training.test_train import copying
+from tests.helpers.examples import copying
 from dqlib import files
-from dqlib.config import Configuration, LossWeights
+from dqlib.config import Config
 from dqlib.losses import LayerMaps
-from dqlib.presets import get_preset
+from dqlib.presets import Recipe, get_preset
 from dqlib.student import make_student
 from dqlib.study.params import settings as S
 from dqlib.study.training.batches import infill, steps
 from dqlib.study.training.checkpoints import Checkpoints, weights_hash
-from dqlib.study.training.loop import DistillationObjective, make_accelerator, train
+from dqlib.study.training.loop import Trainer, make_accelerator
+from dqlib.study.training.objectives import DistillationObjective
 
-def work(folder):
+def training(folder):
     torch.manual_seed(0)
     teacher = MBartForConditionalGeneration(MBartConfig(**TINY, encoder_layers=2, decoder_layers=2))
     teacher.config.dropout = 0.1
@@ -49,13 +50,14 @@ def work(folder):
     for layer in student.modules():
         if hasattr(layer, "dropout") and isinstance(layer.dropout, float):
             layer.dropout = 0.1  # so that random states matter
-    training = S.Training(steps=24, learning_rate=1e-3, batch_tokens=200, validations=3, checkpoint_steps=3)
+    loop = S.Training(steps=24, learning_rate=1e-3, batch_tokens=200, validations=3, checkpoint_steps=3)
     accelerator = make_accelerator(0)
     objective = DistillationObjective(teacher, LayerMaps([0, 1], [1]), get_preset("quantgpt").loss)
     noise = lambda example, order: infill(example, order, S.Pretraining(steps=1, learning_rate=1.0, batch_tokens=1))
-    batches = steps(copying(60, 0), training, noise)
+    batches = steps(copying(60, 0), loop, noise)
     kept = Checkpoints(folder / "checkpoints", "the same")
-    train(student, objective, batches, copying(11, 1), training, accelerator, folder / "log.csv", "t", 0.5, 0.4, kept)
+    recipe, log = Recipe(scale_learning_rate=0.5, progressive=0.4), folder / "log.csv"
+    Trainer(student, objective, batches, copying(11, 1), loop, accelerator, log, "t", recipe, kept).train()
     (folder / "hash").write_text(weights_hash(student))
 
 def attempt(folder, kill_after=None, slow=False):
@@ -65,7 +67,7 @@ def attempt(folder, kill_after=None, slow=False):
             sync = files._sync
             files._sync = lambda path: (time.sleep(0.02), sync(path))
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            work(folder)
+            training(folder)
         os._exit(0)
     if kill_after is not None:
         time.sleep(kill_after)
@@ -94,11 +96,12 @@ print(json.dumps(results))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked")
-def test_a_training_killed_at_any_moment_ends_with_the_same_bits(tmp_path):
+@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_training_killed_at_any_moment_ends_with_the_same_bits(tmp_path, kills):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(KILLS)],
+        [sys.executable, str(script), str(tmp_path), str(kills)],
         check=True,
         capture_output=True,
         text=True,
@@ -106,9 +109,9 @@ def test_a_training_killed_at_any_moment_ends_with_the_same_bits(tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "."},
     )
     results = json.loads(done.stdout.splitlines()[-1])
-    assert len(results) == KILLS
+    assert len(results) == kills
     assert all(each["same"] and each["log"] for each in results), results
-    assert sum(each["killed"] for each in results) > KILLS // 2
+    assert sum(each["killed"] for each in results) > kills // 2
     assert any(each["left"] for each in results)  # some did go on, and did not begin anew
 
 
@@ -144,8 +147,8 @@ def test_checkpoints_of_other_examples_are_of_another_training(tmp_path, change)
     corpus = LoadedCorpus({}, None, {"sha256": "the same"}, tmp_path)
 
     def identity(spec):
-        folders = Folders(tmp_path)
-        return _checkpoints(folders, folders.teacher, spec.finetune, model, spec, corpus, make_accelerator(0)).identity
+        training = TaskTraining("summarization", spec, Folders(tmp_path), corpus, make_accelerator(0))
+        return training._checkpoints(training.folders.teacher, spec.finetune, model).identity
 
     before = identity(spec)
     assert identity(spec) == before
@@ -198,21 +201,21 @@ class Greedy(TaskObjective):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
 
-def test_too_little_memory_says_what_to_change(small, tmp_path):  # noqa: F811
+def test_too_little_memory_says_what_to_change(tmp_path):
     with pytest.raises(
         TrainingError, match=r"micro-batch of 300 tokens at step 1; set micro_batches to 4.*or batch_tokens"
     ):
-        run(small, Greedy(), tmp_path)
+        train(small_model(), Greedy(), tmp_path)
 
 
-def test_bf16_trains_and_leaves_a_model_of_full_precision(small, tmp_path):  # noqa: F811
-    types = set()
+def test_bf16_trains_and_leaves_a_model_of_full_precision(tmp_path):
+    types, small = set(), small_model()
     small.model.encoder.layers[0].fc1.register_forward_hook(lambda *call: types.add((small.training, call[-1].dtype)))
-    before, after = run(small, TaskObjective(), tmp_path, precision="bf16", steps=40)
+    before, after = train(small, TaskObjective(), tmp_path, precision="bf16", steps=40)
     assert after < before
     assert (True, torch.bfloat16) in types
     assert (True, torch.float32) not in types
-    run(small, TaskObjective(), tmp_path, steps=1)  # in the same process, and in full precision
+    train(small, TaskObjective(), tmp_path, steps=1)  # in the same process, and in full precision
     assert (True, torch.float32) in types
     assert small.forward.__func__ is type(small).forward
     batch = copying(1, 0)[0]

@@ -18,18 +18,18 @@ ROOMS = ("corpora", "training", "evaluation")
 
 def core_hash(package: Path = PACKAGE) -> str:
     """SHA-256 of the core: its modules lie beside folders that decide nothing, so DVC cannot name it as one folder."""
-    return _hash([*package.glob("*.py"), *(package / "storage").rglob("*.py")])
+    return _hash(package, [*package.glob("*.py"), *(package / "storage").rglob("*.py")])
 
 
 @cache
 def code_hash(package: Path = PACKAGE) -> str:
     """SHA-256 of all code that a number can depend on, so that none of another version is taken for its own."""
     files = [path for room in ROOMS for path in (package / "study" / room).rglob("*.py")]
-    return hashlib.sha256((core_hash(package) + _hash(files)).encode()).hexdigest()
+    return hashlib.sha256((core_hash(package) + _hash(package, files)).encode()).hexdigest()
 
 
-def _hash(files: list[Path]) -> str:
+def _hash(package: Path, files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(files):
-        digest.update(f"{path.name}\0".encode() + path.read_bytes())
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -59,14 +59,13 @@ def _make(study: Study, run: S.Run) -> None:
 
 def _provenance(study: Study, run: S.Run) -> str:
     benchmark = benchmark_of(study)
-    of_all_presets = {"preset": benchmark.distill.preset, "seed": benchmark.distill.seed}
     return provenance_text(
         {
             "teacher": hashlib.sha256((study.folders.teacher / "model.safetensors").read_bytes()).hexdigest(),
             "preset": repr(get_preset(run.preset)),
             "config": str(run.config),
             "seed": run.seed,
-            "distill": replace(benchmark.distillation(run), **of_all_presets),
+            "distill": replace(benchmark.distill, steps=benchmark.distillation(run).steps),
             "evaluate": benchmark.evaluate,
             "code": code_hash(),
         }

@@ -112,12 +112,13 @@ def make_run(settings: S.Settings, task: str, run: S.Run, target: Path, provenan
         target: folder of the run.
         provenance: what it is made from, written beside its record.
     """
-    spec, folders = settings.task(task), settings.folders(task)
-    distillation = spec.methods.distillation(run)
+    benchmark, folders = settings.task(task).methods, settings.folders(task)
+    assert benchmark is not None  # it is one of its runs
+    distillation = benchmark.distillation(run)
     training = _training(settings, task, _accelerator(distillation))
     with made(training.accelerator, folders, target) as folder:
         student = training.distill(distillation, run.config, folder, target)
-        score_student(training, student, distillation, spec.methods.evaluate, folder)
+        score_student(training, student, distillation, benchmark.evaluate, folder)
         write_text(folder / PROVENANCE, provenance)
 
 

@@ -2,19 +2,21 @@
 
 Models are made with random weights at the profile's shape, and read random tokens of the profile's lengths; nothing is
 downloaded, and nothing is kept. Tests are timed on one batch, whose texts are written to their greatest length, and
-counted for the test documents that the profile names or the built corpus has. Times are those of this machine.
+counted for the test documents that the profile names or the built corpus has. Times are those of this machine: of its
+accelerator if there is one, else of its cores, of which trainings that run at the same time have one each.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
-from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.presets import get_preset
 from dqlib.storage.footprint import fp32_size_bytes, size_bytes
@@ -23,8 +25,9 @@ from dqlib.study.corpora.corpus import load_info
 from dqlib.study.params import settings as S
 from dqlib.study.process.progress import duration
 from dqlib.study.process.workers import at_a_time
-from dqlib.study.training.batches import Batch, Example, collate
-from dqlib.study.training.loop import token_counts
+from dqlib.study.process.workers import devices as accelerators
+from dqlib.study.training.batches import Example, collate
+from dqlib.study.training.loop import make_accelerator, token_counts
 from dqlib.study.training.models import planned_model
 from dqlib.study.training.objectives import DistillationObjective, Objective, TaskObjective
 
@@ -103,98 +106,120 @@ def plan(settings: S.Settings, only: str | None = None, devices: int | None = No
         raise InputError("devices", devices, "at least 1")
     together = (devices or at_a_time()) if settings.compute.processes == 1 else 1
     tasks = settings.tasks if only is None else (only,)
-    return Plan(settings.profile, tuple(each for task in tasks for each in _of_task(settings, task, together)))
+    return Plan(
+        settings.profile, tuple(each for task in tasks for each in _Timed(settings, task, together).trainings())
+    )
 
 
-def _of_task(settings: S.Settings, task: str, together: int) -> Iterator[Planned]:
-    spec, corpus = settings.task(task), settings.task(task).corpus
-    lengths, documents = (corpus.source_tokens, corpus.target_tokens), _test_documents(settings, task)
-    teacher = planned_model(spec)
-    if spec.pretrain is not None and spec.model.pretrained is None:
-        window = spec.pretrain.window + 1
-        seconds = _step_seconds(teacher, TaskObjective(), spec.pretrain, (window, window))
-        yield Planned(f"{task}: pre-training", 1, spec.pretrain.steps, seconds, 0.0, fp32_size_bytes(teacher), 1)
-    test = _test_seconds(teacher, spec, spec.evaluate, documents)
-    if spec.finetune is not None:
-        seconds = _step_seconds(teacher, TaskObjective(), spec.finetune, lengths)
-        yield Planned(f"{task}: teacher", 1, spec.finetune.steps, seconds, test, fp32_size_bytes(teacher), 1)
-    for config, preset in spec.students():
-        yield _student(f"{task}: {config} {preset}", spec, teacher, config, preset, spec.distill, documents, together)
-    if spec.methods is not None:
-        counts: dict[tuple[str, Config, int], int] = {}
-        for run in spec.methods.runs():
-            key = run.preset, run.config, run.steps or spec.methods.distill.steps
-            counts[key] = counts.get(key, 0) + 1
-        for (preset, config, steps), runs in counts.items():
-            name = f"{task}, benchmark: {config} {preset}"
-            yield _student(name, spec, teacher, config, preset, spec.methods.distill, documents, together, steps, runs)
+class _Timed:
+    """The trainings of one task, timed."""
+
+    def __init__(self, settings: S.Settings, task: str, together: int) -> None:
+        self.name, self.spec, self.together = task, settings.task(task), together
+        self.processes = settings.compute.processes
+        self.info_folder = settings.folders(task).corpus
+        corpus = self.spec.corpus
+        self.lengths = corpus.source_tokens, corpus.target_tokens
+        self.teacher = planned_model(self.spec)
+
+    def trainings(self) -> Iterator[Planned]:
+        """Of the teacher, of all students, of the benchmark."""
+        spec, size = self.spec, fp32_size_bytes(self.teacher)
+        if spec.pretrain is not None and spec.model.pretrained is None:
+            window = spec.pretrain.window + 1
+            seconds = self._step(self.teacher, TaskObjective(), spec.pretrain, (window, window))
+            yield Planned(f"{self.name}: pre-training", 1, spec.pretrain.steps, seconds, 0.0, size, 1)
+        if spec.finetune is not None:
+            seconds = self._step(self.teacher, TaskObjective(), spec.finetune, self.lengths)
+            test = self._test(self.teacher, spec.evaluate)
+            yield Planned(f"{self.name}: teacher", 1, spec.finetune.steps, seconds, test, size, 1)
+        with _threads(1 if self.together > 1 and not accelerators() else torch.get_num_threads()):
+            for config, preset in spec.students():
+                run = S.Run(preset, config, spec.distill.seed, spec.distill.steps)
+                yield self._student(f"{self.name}: {config} {preset}", run, spec.distill, spec.evaluate, 1)
+            if (benchmark := spec.methods) is None:
+                return
+            for run, count in Counter(replace(run, seed=0) for run in benchmark.runs()).items():
+                name = f"{self.name}, benchmark: {run.config} {run.preset}"
+                yield self._student(name, run, benchmark.distillation(run), benchmark.evaluate, count)
+
+    def _student(self, name: str, run: S.Run, loop: S.Distillation, evaluation: S.Evaluation, count: int) -> Planned:
+        preset = get_preset(run.preset)
+        student = make_student(self.teacher, run.config, preset)
+        for model in (self.teacher, student):
+            set_attention_maps(model, preset.loss.attention_maps)
+        objective: Objective = TaskObjective()
+        if preset.loss.of_teacher:
+            objective = DistillationObjective(self.teacher, supervision_maps(run.config, self.teacher), preset.loss)
+        seconds = self._step(student, objective, loop, self.lengths)
+        test = self._test(student, evaluation)
+        return Planned(name, count, loop.steps, seconds, test, size_bytes(student), self.together)
+
+    def _step(self, model: PreTrainedModel, objective: Objective, loop: S.Loop, lengths: tuple[int, int]) -> float:
+        """Seconds of one step: of a micro-batch, times how many of it a process has, and of the optimizer."""
+        accelerator = make_accelerator(loop.seed, loop.precision)
+        for each in (self.teacher, model):
+            each.to(accelerator.device)
+        model.train()
+        texts = max(1, loop.batch_tokens // loop.micro_batches // sum(lengths))
+        examples = _random_examples(model, texts, lengths)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+
+        def micro_batch() -> None:
+            batch = collate(examples).to(accelerator.device)
+            with accelerator.autocast():
+                terms = objective.terms(model, batch, token_counts([examples]))
+            sum(objective.weight(term) * value for term, value in terms.items()).backward()
+
+        def update() -> None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+        times = [(_seconds(micro_batch), _seconds(update)) for _ in range(1 + TIMED)][1:]
+        share = -(-loop.micro_batches // self.processes)
+        return sum(one * share + other for one, other in times) / TIMED
+
+    @torch.no_grad()
+    def _test(self, model: PreTrainedModel, evaluation: S.Evaluation) -> float | None:
+        """Seconds of a test; None where all documents of a corpus are wanted that is not built yet."""
+        documents = evaluation.documents
+        if documents is None:
+            if not (self.info_folder / "corpus.json").is_file():
+                return None
+            documents = load_info(self.info_folder)["sizes"]["test"]
+        model.eval()
+        size = min(evaluation.batch_size, documents)
+        batch = collate(_random_examples(model, size, self.lengths)).to(model.device)
+        length = self.lengths[1]
+
+        def write() -> None:
+            model.generate(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, num_beams=evaluation.beams,
+                do_sample=False, min_new_tokens=length, max_new_tokens=length,
+            )  # fmt: skip
+
+        return _seconds(write) * documents / size / self.processes
 
 
-def _student(
-    name: str,
-    spec: S.Task,
-    teacher: PreTrainedModel,
-    config: Config,
-    preset_name: str,
-    distillation: S.Distillation,
-    documents: int | None,
-    together: int,
-    steps: int | None = None,
-    runs: int = 1,
-) -> Planned:
-    preset = get_preset(preset_name)
-    student = make_student(teacher, config, preset)
-    for model in (teacher, student):
-        set_attention_maps(model, preset.loss.attention_maps)
-    objective: Objective = TaskObjective()
-    if preset.loss.of_teacher:
-        objective = DistillationObjective(teacher, supervision_maps(config, teacher), preset.loss)
-    seconds = _step_seconds(student, objective, distillation, (spec.corpus.source_tokens, spec.corpus.target_tokens))
-    test = _test_seconds(student, spec, spec.evaluate, documents)
-    return Planned(name, runs, steps or distillation.steps, seconds, test, size_bytes(student), together)
-
-
-def _step_seconds(model: PreTrainedModel, objective: Objective, loop: S.Loop, lengths: tuple[int, int]) -> float:
-    """Seconds of one step: those of a micro-batch, times how many a step has, and of the optimizer."""
-    model.train()
-    texts = max(1, loop.batch_tokens // loop.micro_batches // sum(lengths))
-    examples = _random_examples(model, texts, lengths)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
-    times = []
-    for _ in range(1 + TIMED):
-        began = time.perf_counter()
-        terms = objective.terms(model, collate(examples), token_counts([examples]))
-        sum(objective.weight(term) * value for term, value in terms.items()).backward()
-        passed = time.perf_counter()
-        optimizer.step()
-        optimizer.zero_grad()
-        times.append((passed - began) * loop.micro_batches + time.perf_counter() - passed)
-    return sum(times[1:]) / TIMED
-
-
-@torch.no_grad()
-def _test_seconds(
-    model: PreTrainedModel, spec: S.Task, evaluation: S.Evaluation, documents: int | None
-) -> float | None:
-    if documents is None:
-        return None
-    model.eval()
-    size = min(evaluation.batch_size, documents)
-    batch: Batch = collate(_random_examples(model, size, (spec.corpus.source_tokens, spec.corpus.target_tokens)))
+def _seconds(run: Callable[[], None]) -> float:
+    """Wall-clock seconds of a call, on an accelerator to its end."""
+    wait = torch.accelerator.synchronize if torch.accelerator.is_available() else lambda: None
+    wait()
     began = time.perf_counter()
-    model.generate(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, num_beams=evaluation.beams, do_sample=False,
-        max_new_tokens=spec.corpus.target_tokens,
-    )  # fmt: skip
-    return (time.perf_counter() - began) * documents / size
+    run()
+    wait()
+    return time.perf_counter() - began
 
 
-def _test_documents(settings: S.Settings, task: str) -> int | None:
-    """Test documents of a task; None where all of a corpus are wanted that is not built yet."""
-    spec, folder = settings.task(task), settings.folders(task).corpus
-    if spec.evaluate.documents is not None:
-        return spec.evaluate.documents
-    return load_info(folder)["sizes"]["test"] if (folder / "corpus.json").is_file() else None
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with so many threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _random_examples(model: PreTrainedModel, count: int, lengths: tuple[int, int]) -> list[Example]:

@@ -17,16 +17,11 @@ class JobError(RuntimeError):
     """A job failed; the message is the last thing that it wrote."""
 
 
-def exit_code(run: Callable[[], None], *expected: type[Exception]) -> int:
-    """Do what a command does, and return its exit status: 0, 2 after an expected error, 130 after Ctrl-C.
-
-    Args:
-        run: what the command does.
-        expected: errors that are printed as a sentence, beside those that every command may end with.
-    """
+def exit_code(run: Callable[[], None]) -> int:
+    """Do what a command does, and return its exit status: 0, 2 after an error of the user's making, 130 after Ctrl-C."""
     try:
         run()
-    except (DiskFullError, InputError, JobError, *expected) as error:
+    except (DiskFullError, InputError, JobError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:

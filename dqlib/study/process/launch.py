@@ -49,7 +49,7 @@ def launch(arguments: Sequence[str], processes: int) -> None:
                 print(line, end="", flush=True)
             code = process.wait()
         finally:
-            if process.poll() is None:  # we were told to stop: leave no process behind that holds a lock
+            if process.poll() is None:  # stopped itself: leave no process behind that holds a lock
                 process.terminate()
                 process.wait()
         errors.seek(0)

@@ -10,8 +10,8 @@ from dqlib.files import write_text
 from dqlib.study.evaluation.bootstrap import paired_p_value
 from dqlib.study.evaluation.records import COLUMNS, Record, read_record, write_record
 from dqlib.study.params.paths import PREDICTIONS, Folders
-from dqlib.study.params.settings import Methods, load_settings
-from dqlib.study.pipeline.benchmark import bench_of, run_methods
+from dqlib.study.params.settings import Methods, Run, load_settings
+from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, run_benchmark
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import benchmark as tables
 from dqlib.study.report.benchmark_page import write_benchmark
@@ -23,27 +23,27 @@ def laptop_bench() -> Methods:
     return bench_settings
 
 
-def test_the_bench_has_every_method_at_every_configuration_that_it_has_a_grid_for():
+def test_the_bench_has_every_preset_at_every_configuration_that_it_has_a_grid_for():
     runs = laptop_bench().runs()
     assert len(runs) == len(set(runs))
     for seed in laptop_bench().seeds:
-        assert ("dqlib", Config.parse("1-1-8 2-4"), seed) in runs
-        assert ("xtc", Config.parse("1-1-8 2-4"), seed) in runs
-        assert ("dq-bart-faithful", Config.parse("2-2-8 2-2"), seed) in runs
-    assert not [name for name, c, _ in runs if c.w_bits == 1 and name.startswith("dq-bart")]
+        assert Run("dqlib", Config.parse("1-1-8 2-4"), seed) in runs
+        assert Run("xtc", Config.parse("1-1-8 2-4"), seed) in runs
+        assert Run("dq-bart-faithful", Config.parse("2-2-8 2-2"), seed) in runs
+    assert not [run for run in runs if run.config.w_bits == 1 and run.preset.startswith("dq-bart")]
 
 
-def test_the_tutorial_shows_every_method_that_its_notebook_tells_of_and_what_parts_are_worth():
+def test_the_tutorial_shows_every_preset_that_its_notebook_tells_of_and_what_parts_are_worth():
     tutorial = load_settings("tutorial").summarization.methods
     assert tutorial.presets == laptop_bench().presets
-    assert {name for name, *_ in tutorial.runs()} >= {*tutorial.presets, *tutorial.ablations}
+    assert {run.preset for run in tutorial.runs()} >= {*tutorial.presets, *tutorial.ablations}
     assert tutorial.ablations
     assert set(tutorial.ablation_configs) <= set(tutorial.configs)  # the whole method is there to compare with
 
 
 def test_a_bench_that_is_stopped_early_has_whole_seeds_before_ablations():
     wanted = laptop_bench()
-    names = [name for name, _, _ in wanted.runs()]
+    names = [run.preset for run in wanted.runs_of_equal_steps()]
     first = min(names.index(name) for name in wanted.ablations)
     assert not set(names[first:]) & set(wanted.presets)
 
@@ -54,22 +54,22 @@ def test_the_longest_runs_may_be_fewer_than_the_longer_ones():
     fields |= {"longer_steps": [900, 300, 600], "longer_configs": ["4-4-8 2-4", "2-2-8 2-4"]}
     all_of_them = [(n, text) for n in (300, 600, 900) for text in fields["longer_configs"]]
     for longest, runs in (([], all_of_them), (["2-2-8 2-4"], [*all_of_them[:4], all_of_them[5]])):
-        found = Methods(**(fields | {"longest_configs": longest})).longer()
-        assert [(steps, str(config)) for _, config, _, steps in found] == runs
+        found = Methods(**(fields | {"longest_configs": longest})).longer_runs()
+        assert [(run.steps, str(run.config)) for run in found] == runs
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "error"),
     [
         ({"presets": ["dq-bert"]}, "preset: 'dq-bert' .* dq-bart"),
         ({"seeds": [1, 1]}, "without repetitions"),
         ({"configs": []}, "configs"),
     ],
 )
-def test_a_bad_bench_is_named(change, told):
+def test_a_bad_bench_is_named(change, error):
     given = laptop_bench()
     fields = {name: getattr(given, name) for name in given.__dataclass_fields__}
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=error):
         Methods(**(fields | change))
 
 
@@ -78,7 +78,7 @@ def test_a_profile_without_a_bench_says_so(monkeypatch):
     monkeypatch.setattr(type(study.task), "methods", None)
     object.__setattr__(study.task, "methods", None)
     with pytest.raises(InputError, match=r"summarization\.methods"):
-        bench_of(study)
+        benchmark_of(study)
 
 
 def test_the_p_value_is_small_for_a_clear_difference_and_large_for_noise():
@@ -97,7 +97,7 @@ def test_scores_by_document_are_read_line_by_line_and_those_of_translations_are_
     for seed, first in ((1, 10.0), (2, 20.0)):
         lines = [{"prediction": "one\u2028line", metric: first}, {"prediction": "two", metric: 50.0}]
         lines.append({"prediction": "three", metric: 99.0, "test_set": "test_unseen"})
-        folder = folders.preset("dqlib", config.slug, seed)
+        folder = folders.run("dqlib", config.slug, seed)
         write_record(Record(**dict.fromkeys(COLUMNS) | {"headline": headline}), folder)
         write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     scores = tables._by_document(SimpleNamespace(folders=folders), "dqlib", config, [1, 2])
@@ -106,27 +106,27 @@ def test_scores_by_document_are_read_line_by_line_and_those_of_translations_are_
 
 def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):
     study = study_in_a_copy
-    run_methods(study)
-    runs = bench_of(study).runs()
-    folders = [study.folders.preset(name, c.slug, seed) for name, c, seed in runs]
+    run_benchmark(study)
+    runs = benchmark_of(study).runs()
+    folders = [folder_of(study, run) for run in runs]
     times = [(folder / "record.json").stat().st_mtime_ns for folder in folders]
-    run_methods(study)  # nothing is missing
+    run_benchmark(study)  # nothing is missing
     assert times == [(folder / "record.json").stat().st_mtime_ns for folder in folders]
     (folders[0] / "provenance.json").write_text("{}")  # of other parameters: made again, to the same bytes
-    row = (folders[0] / "record.json").read_bytes()
-    run_methods(study)
-    assert (folders[0] / "record.json").read_bytes() == row
+    record = (folders[0] / "record.json").read_bytes()
+    run_benchmark(study)
+    assert (folders[0] / "record.json").read_bytes() == record
     assert times[1:] == [(folder / "record.json").stat().st_mtime_ns for folder in folders[1:]]
 
     table = tables.benchmark_table(study)
     assert tuple(table.columns) == (*COLUMNS, "baseline", "p_value")
-    assert len(table) == len(runs)
-    assert [read_record(folder).score for folder in folders] == table.score.tolist()
+    equal = [folder_of(study, run) for run in benchmark_of(study).runs_of_equal_steps()]
+    assert [read_record(folder).score for folder in equal] == table.score.tolist()
     ours = table[table.preset == "dqlib"].iloc[0]
     assert ours.baseline == "dq-bart-faithful"
     assert 0 < ours.p_value <= 1
     assert table[table.preset == "dq-bart-faithful"].p_value.isna().all()
-    changed = tables.ablation_table(table, bench_of(study))
+    changed = tables.ablation_table(table, benchmark_of(study))
     assert changed.changed.tolist() == ["fixed-scales"]
     faithful = table[table.preset == "dq-bart-faithful"].iloc[0]
     assert faithful.size_bytes > 1.5 * ours.size_bytes  # its head needs the embedding in full precision

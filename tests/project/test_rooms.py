@@ -1,0 +1,47 @@
+"""The arrows between rooms are those that were decided, and there is no circle."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import dqlib
+from tests.helpers.rooms import ARROWS, room_of
+
+PACKAGE = Path(dqlib.__file__).parent
+ROOMS = [f"study/{room}" for room in ARROWS if (PACKAGE / "study" / room).is_dir()]
+
+
+def imported(path):
+    """Modules of the package that one of them imports, inside functions too, as paths with their lines."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("dqlib."):
+                yield Path(*name.split(".")[1:]), f"{path.relative_to(PACKAGE)}:{node.lineno} imports {name}"
+
+
+def test_no_room_imports_one_that_it_may_not():
+    new = []
+    for path in PACKAGE.rglob("*.py"):
+        room = room_of(path.relative_to(PACKAGE))
+        new += [line for target, line in imported(path) if room_of(target) not in ARROWS[room] | {room}]
+    assert not new
+
+
+def test_the_arrows_have_no_circle():
+    tuple(TopologicalSorter(ARROWS).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize("room", ["storage", *ROOMS])
+def test_a_room_says_what_lives_there_and_what_it_may_import(room):
+    text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
+    assert 1 <= len(text.splitlines()) <= 4
+    assert "import" in text
