@@ -12,7 +12,7 @@ help:
 	@echo "make gpu                                 on a CUDA machine: tests that need it, and the benchmark of training"
 	@echo "make read                                open the executed notebooks as pages in a browser"
 	@echo "make test                                run the tests"
-	@echo "make lint                                check style and format"
+	@echo "make lint                                check style, format and types"
 	@echo "make readme                              fill the tables of README.md from results/"
 	@echo "make env                                 only make the environment, .venv"
 	@echo "make lock                                write requirements.lock anew from pyproject.toml"
@@ -46,7 +46,7 @@ test: .venv/.complete
 	@$(ACTIVATE) && python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.complete
-	@$(ACTIVATE) && ruff check . && ruff format --check .
+	@$(ACTIVATE) && ruff check . && ruff format --check . && mypy dqlib
 
 env: .venv/.complete
 
