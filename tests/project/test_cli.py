@@ -82,7 +82,7 @@ def test_help_of_each_command_has_an_example_that_can_be_called(name, capsys):
     words = shlex.split(COMMANDS[name].example.rpartition("| ")[2])
     assert words[0] == "dqlib"
     assert parser().parse_args(words[1:]).command == name
-    assert f"dqlib {name} " in (project_root() / "README.md").read_text()
+    assert f"dqlib {name} " in (project_root() / "docs" / "small-file.md").read_text()
 
 
 @pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["pack", "a"], ["generate", "a", "--beams", "0"]])

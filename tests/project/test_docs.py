@@ -18,6 +18,8 @@ from dqlib.student import make_student, round_for_storage
 from dqlib.study.params.paths import project_root
 from tests.conftest import TINY
 
+ROOT = project_root()
+
 WORDS = ["return", "the", "sum", "of", "a", "list", "numbers", "text", "file", "name"]
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 
@@ -35,8 +37,16 @@ def save_checkpoint(folder):
     return model
 
 
-def test_the_readme_packs_a_student_and_lets_it_write(tmp_path, monkeypatch, capsys):
-    section = (project_root() / "README.md").read_text().partition("### A small file")[2].partition("\n#")[0]
+def test_every_relative_link_leads_to_a_file():
+    pages = [page for page in ROOT.rglob("*.md") if not {".venv", "runs", "build"} & set(page.relative_to(ROOT).parts)]
+    assert {ROOT / "README.md", ROOT / "docs" / "extend.md"} <= set(pages)
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())]
+    inside = [(page, link) for page, link in links if not link.startswith(("https://", "http://", "#", "file:"))]
+    assert [(str(p), link) for p, link in inside if not (p.parent / link.partition("#")[0]).exists()] == []
+
+
+def test_a_student_is_packed_and_writes_by_the_code_of_the_page(tmp_path, monkeypatch, capsys):
+    section = (ROOT / "docs" / "small-file.md").read_text().partition("## A small file")[2].partition("\n#")[0]
     (code, *_) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     folder = Path(re.search(r'folder = "(.*?)"', code)[1])
@@ -49,7 +59,7 @@ def test_the_readme_packs_a_student_and_lets_it_write(tmp_path, monkeypatch, cap
 
 def test_a_checkpoint_becomes_a_small_file_by_the_code_of_the_page(tmp_path, monkeypatch):
     teacher = save_checkpoint(tmp_path / "checkpoint")
-    page = (project_root() / "docs" / "your-model.md").read_text()
+    page = (ROOT / "docs" / "your-model.md").read_text()
     monkeypatch.chdir(tmp_path)
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
     long = "the " * 2 * TINY["max_position_embeddings"]

@@ -10,7 +10,7 @@ from dqlib.study.pipeline.study import Study
 from dqlib.study.report.benchmark import BENCHMARK_COLUMNS
 from dqlib.study.report.claims import Tables, claims_table
 from dqlib.study.report.pages import markdown_table, short_table
-from dqlib.study.report.readme import blocks, filled
+from dqlib.study.report.readme import blocks, filled, pages
 from tests.conftest import committed
 
 ROOT = committed()
@@ -50,11 +50,10 @@ def test_the_page_shows_the_tables(study, metrics):
     assert markdown_table(pandas.read_csv(study[0] / "tables" / "claims.csv")) in page
 
 
-def test_the_readme_shows_the_tables():
-    text = (ROOT / "README.md").read_text()
-    tables = blocks(ROOT)
-    assert filled(text, tables) == text
-    assert all(table in text for table in tables.values())
+def test_the_readme_and_the_documentation_show_the_tables():
+    texts, tables = [page.read_text() for page in pages(ROOT)], blocks(ROOT)
+    assert [filled(text, tables) for text in texts] == texts
+    assert all(any(f"<!-- {name} -->\n{table}" in text for text in texts) for name, table in tables.items())
 
 
 def test_the_results_come_from_the_committed_parameters(study, metrics):

@@ -158,8 +158,8 @@ def test_tied_tables_are_one_again(folder):
         ("bert-classifier", "text-classification"),
     ],
 )
-def test_the_pipelines_that_the_readme_names_take_a_packed_model(name, task, tokenizer, tmp_path):
-    assert f"`{task}`" in (project_root() / "README.md").read_text()
+def test_the_pipelines_that_the_documentation_names_take_a_packed_model(name, task, tokenizer, tmp_path):
+    assert f"`{task}`" in (project_root() / "docs" / "small-file.md").read_text()
     case = CASES[name]
     config = type(case.config).from_dict(case.config.to_dict() | {"vocab_size": len(tokenizer)})
     student = quantize_model(case.model(config), Config.parse("2-2-8 " + case.depths)).eval()

@@ -1,4 +1,4 @@
-"""The tables of the main README, filled from ``results/``: ``python -m dqlib.study readme``.
+"""The tables of README.md and docs/, filled from ``results/``: ``python -m dqlib.study readme``.
 
 A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; the text around it is written by hand.
 """
@@ -104,7 +104,7 @@ def engines_table(speed: pandas.DataFrame, shape: str = "BART-base") -> pandas.D
 
 
 def blocks(project: Path) -> dict[str, str]:
-    """Every table of the README by its name, as Markdown: those of the default study in a project's folder."""
+    """Every table of the pages by its name, as Markdown: those of the default study in a project's folder."""
     tables, default = project / "results" / "tables", project / "profiles" / "laptop.yaml"
     runs = pandas.read_csv(tables / METHODS).merge(pandas.read_csv(tables / VALIDATION))
     summary = benchmark_summary(runs[runs.preset.isin(benchmark_of(Study(str(default))).presets)])
@@ -129,7 +129,15 @@ def filled(text: str, tables: dict[str, str]) -> str:
     return text
 
 
+def pages(project: Path) -> list[Path]:
+    """The Markdown files that may show tables: the README and the pages of ``docs/``."""
+    return [project / "README.md", *sorted((project / "docs").glob("*.md"))]
+
+
 def fill_readme() -> None:
-    """Fill the README."""
-    path = project_root() / "README.md"
-    write_text(path, filled(path.read_text(encoding="utf-8"), blocks(project_root())))
+    """Fill the README and the pages of ``docs/``."""
+    tables = blocks(project_root())
+    for path in pages(project_root()):
+        text = path.read_text(encoding="utf-8")
+        if filled(text, tables) != text:
+            write_text(path, filled(text, tables))
