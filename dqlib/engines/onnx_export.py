@@ -41,8 +41,8 @@ from dqlib.engines.onnx_graph import Graph, Numbers
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.quantizers import Quantized
+from dqlib.storage.live import parameters_of
 from dqlib.storage.manifest import check_replaceable, seal
-from dqlib.storage.stored import PackedWeight, forms
 
 ENCODER, DECODER, CANDIDATES = "encoder.onnx", "decoder.onnx", "candidates.onnx"
 WEIGHTS = "weights.bin"
@@ -73,7 +73,6 @@ def export_onnx(
     bits: int | None = None,
     *,
     encoder: str | None = None,
-    exact: bool = False,
 ) -> None:
     """Write a BART or mBART for ONNX Runtime, aside, and put it in place at once.
 
@@ -84,8 +83,6 @@ def export_onnx(
         bits: of the codes of weights and tokens in the graphs, 2, 4 or 8; None for the fewest that hold them.
         encoder: ``int8`` for speed, ``packed`` for the least memory; None for ``int8`` where every weight that it
             multiplies has a grid of one scale a row, and ``packed`` elsewhere.
-        exact: leave activations in fp32, which is slow at 2 and 8 bits: for checks. It is so for a student with
-            activations of more than 8 bits, too.
 
     Raises:
         InputError: the model, its decoding or an argument is not served, or the folder holds something else.
@@ -106,7 +103,7 @@ def export_onnx(
         raise InputError("decoder_attention_heads", heads, f"{allowed}, for the engine onnxruntime")
     check_replaceable(folder, *ENGINES[1:])
     config = getattr(model, "dqlib_config", None)
-    rounded = config is not None and config.a_bits <= 8 and not exact
+    rounded = config is not None and config.a_bits <= 8
     values = values_of(model)
     if encoder is None:
         encoder = "int8" if _int8_serves(values) else "packed"
@@ -171,22 +168,10 @@ def values_of(model: PreTrainedModel) -> dict[str, Quantized | torch.Tensor]:
     Raises:
         InputError: a weight is quantized in part only.
     """
-    loaded = getattr(model, "dqlib_packed", None)
     values: dict[str, Quantized | torch.Tensor] = {}
-    if loaded is not None:
-        for each in loaded:
-            packed = isinstance(each.content, PackedWeight)
-            values |= dict.fromkeys(each.names, each.content.quantized() if packed else each.value())
-        return values
-    for form in forms(model):
-        if form.layer is None:
-            value = form.parameter.detach().float().cpu()
-        else:
-            blend = form.layer.weight_quantizer.blend
-            if blend != 1:
-                raise InputError(f"{form.names[0]}, blend", blend, "1: codes stand for quantized weights only")
-            value = form.layer.quantized()
-        values |= dict.fromkeys(form.names, value)
+    for each in parameters_of(model):
+        quantized = each.quantized()
+        values |= dict.fromkeys(each.names, each.value() if quantized is None else quantized)
     return values
 
 

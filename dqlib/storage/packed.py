@@ -27,6 +27,7 @@ from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.generation import check_generation
 from dqlib.presets import Preset
+from dqlib.storage.live import stored
 from dqlib.storage.manifest import WEIGHTS, Manifest, check_replaceable, opened, read_file, read_tensors, seal
 from dqlib.storage.reading import (
     CONFIG,
@@ -39,7 +40,7 @@ from dqlib.storage.reading import (
     one_line,
     read_tokenizer,
 )
-from dqlib.storage.stored import Stored, record, restored, stored
+from dqlib.storage.stored import Stored, record, restored
 from dqlib.storage.students import check_depths, describe
 from dqlib.student import quantize_model
 
