@@ -75,9 +75,9 @@ class Live:
         """
         if self.layer is None:
             return None
-        blend = self.layer.weight_quantizer.blend
-        if blend != 1:
-            raise InputError(f"{self.names[0]}, blend", blend, "1: codes stand for quantized weights only")
+        quantizer = self.layer.weight_quantizer
+        if quantizer is not None and quantizer.blend != 1:
+            raise InputError(f"{self.names[0]}, blend", quantizer.blend, "1: codes stand for quantized weights only")
         return self.layer.quantized()
 
     def value(self) -> Tensor:
@@ -101,9 +101,8 @@ class Live:
             raise InputError(f"{self.names[0]}, {field}", error.value, error.allowed) from None
 
     def _content(self) -> PackedWeight | Tensor | None:
-        quantized = self.quantized()
-        if self.layer is not None and quantized is not None:
-            quantizer = self.layer.weight_quantizer
+        quantized, quantizer = self.quantized(), None if self.layer is None else self.layer.weight_quantizer
+        if quantized is not None and quantizer is not None:
             if not quantizer.half_scales:
                 allowed = "rounded to fp16: call round_for_storage before the evaluation"
                 raise InputError("scale", "not rounded", allowed)

@@ -27,7 +27,7 @@ class PackedWeight:
     Args:
         shape: (rows, columns) of the codes.
         bits: of a code.
-        ternary: whether codes are packed five a byte.
+        ternary: whether codes are packed five per byte.
         scheme, granularity: how they were made, as :func:`dqlib.quantizers.quantize` names it; not needed to read them.
         transposed: whether the parameter is (columns, rows), as in GPT-2.
         codes: uint8, packed.

@@ -23,7 +23,7 @@ from dqlib.files import added_to
 from dqlib.presets import Preset
 from dqlib.storage.manifest import MANIFEST, check_files, opened, seal
 from dqlib.storage.reading import CONFIG, ELSEWHERE, OF_A_STUDENT, check_finite, read_model
-from dqlib.student import is_student, quantize_model, quantized_modules, round_for_storage, save_weights
+from dqlib.student import is_student, quantize_model, round_for_storage, save_weights, weight_quantizers
 
 
 def describe(model: PreTrainedModel) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _save(
     **options: Any,
 ) -> None:
     rounded = getattr(model, "dqlib_rounded", False)
-    rounded = rounded or any(m.weight_quantizer.half_scales for m in quantized_modules(model).values())
+    rounded = rounded or any(quantizer.half_scales for quantizer in weight_quantizers(model))
     numbers = sum(value.numel() for name, value in model.named_parameters() if not name.endswith(LEARNED))
     with added_to(folder, MANIFEST) as scratch:
         save_weights(model, scratch, state_dict=state, **options)
