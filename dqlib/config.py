@@ -55,7 +55,7 @@ class Config:
             raise InputError("encoder_layers", 0, "at least 1 where decoder_layers is 0")
 
     @classmethod
-    def parse(cls, text: str) -> Config:
+    def parse(cls, text: object) -> Config:
         """Read ``2-2-8 6-3`` (or ``2-2-8_6-3``, as file names have it).
 
         Raises:
@@ -142,7 +142,7 @@ class Granularity:
         return rows, columns // self.group
 
 
-_GRANULARITIES = "per_tensor, per_row, or per_group_k with k weights a scale, such as per_group_64"
+_GRANULARITIES = "per_tensor, per_row, or per_group_k with k weights per scale, such as per_group_64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ class WeightQuantization:
 
 @dataclass(frozen=True, slots=True)
 class ActivationQuantization:
-    """How activations are rounded: one dynamic scale a token (the last dimension) or a tensor.
+    """How activations are rounded: one dynamic scale per token (the last dimension) or a tensor.
 
     Args:
         granularity: ``per_token`` or ``per_tensor``.

@@ -95,10 +95,10 @@ class WeightFakeQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """How weights become codes, for ``print(student)``."""
-        told = f"{self.bits} bit{'s' * (self.bits > 1)}, {self.scheme}, {self.granularity}"
+        note = f"{self.bits} bit{'s' * (self.bits > 1)}, {self.scheme}, {self.granularity}"
         if self.quantization.clip is not None:
-            told += f", clip={self.quantization.clip:g}"
-        return told + ("" if self.learned is None else ", trained " + ("scale" if self.scheme.learned else "factor"))
+            note += f", clip={self.quantization.clip:g}"
+        return note + ("" if self.learned is None else ", trained " + ("scale" if self.scheme.learned else "factor"))
 
     def resize(self, weight: Tensor) -> None:
         """Go on with a weight that gained or lost rows at its end; a new row starts from its initial scale."""

@@ -178,9 +178,9 @@ def fake_quantize_activation(
     clip: float | None = None,
     in_place: bool = False,
 ) -> Tensor:
-    """Round an activation to ``bits`` with one dynamic scale a token (the last dimension) or a tensor.
+    """Round an activation to ``bits`` with one dynamic scale per token (the last dimension) or a tensor.
 
-    With a scale a token, neither padding nor neighbours in the batch change a result; with one a tensor, as
+    With one scale per token, neither padding nor neighbours in the batch change a result; with one per tensor, as
     DQ-BART's code has it, both do. The gradient is passed straight through, except outside of ``clip``.
 
     Args:

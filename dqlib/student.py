@@ -228,8 +228,9 @@ class _Quantizing:
     def _head(self, head: nn.Linear | None, table: tuple[nn.Parameter, WeightFakeQuantizer] | None) -> None:
         if head is None or not self.preset.quantize_head:
             return
-        quantizer, tied = None, table is not None and head.weight is table[0]
+        quantizer, tied = None, False
         if table is not None:  # the quantizer of the table that the head is tied to, or one of its own
+            tied = head.weight is table[0]
             quantizer = table[1] if tied else self._quantizer(head, self.c.e_bits, self.preset.weights.embedding)
         quantize_linear(head, quantizer, self.activation, tied=tied)
 
@@ -246,7 +247,7 @@ class _Quantizing:
                 projection,
                 self._weights(projection),
                 self.activation,
-                # one scale a tensor cannot be found for a part of the cache: the attention rounds instead
+                # one scale per tensor cannot be found for a part of the cache: the attention rounds instead
                 output_heads=None if self.activation.per_tensor else heads * (2 if joint else 1),
                 output_skip=outputs // 3 if joint else 0,
             )
@@ -264,6 +265,11 @@ class _Quantizing:
             return WeightFakeQuantizer(weight, bits, granularity, quantization or self.preset.weights)
         except InputError as error:
             raise InputError(f"{self.paths[id(module)]}, {error.field}", error.value, error.allowed) from None
+
+
+def weight_quantizers(model: nn.Module) -> list[WeightFakeQuantizer]:
+    """The quantizers of all weights, each once."""
+    return [module for module in model.modules() if isinstance(module, WeightFakeQuantizer)]
 
 
 def quantized_modules(model: nn.Module) -> dict[str, QuantLinear | QuantConv1D | QuantEmbedding]:
@@ -311,15 +317,15 @@ def round_for_storage(model: nn.Module) -> None:
         if not torch.isfinite(rounded).all():
             raise InputError(name, float(parameter.abs().max()), "numbers of at most 65504, the largest of fp16")
         parameter.copy_(rounded)
-    for module in quantized_modules(model).values():
-        module.weight_quantizer.half_scales = True
+    for quantizer in weight_quantizers(model):
+        quantizer.half_scales = True
     model.dqlib_rounded = True  # of a student without any quantized weight, too
 
 
 def set_blend(model: nn.Module, blend: float) -> None:
     """How much of the quantized weight the forward pass sees, from 0 (full precision) to 1."""
-    for module in quantized_modules(model).values():
-        module.weight_quantizer.blend = blend
+    for quantizer in weight_quantizers(model):
+        quantizer.blend = blend
 
 
 def forget(model: nn.Module) -> None:
@@ -328,9 +334,8 @@ def forget(model: nn.Module) -> None:
     To be called after weights were written through ``.data``, as moving averages and optimizers that are not
     PyTorch's do: such a change leaves no trace, and the student would go on with what it made of the old weights.
     """
-    for module in model.modules():
-        if isinstance(module, WeightFakeQuantizer):
-            module.forget()
+    for quantizer in weight_quantizers(model):
+        quantizer.forget()
 
 
 def set_attention_maps(model: PreTrainedModel, kind: str) -> None:

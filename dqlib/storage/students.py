@@ -22,7 +22,7 @@ from dqlib.fake_quantize import LEARNED
 from dqlib.presets import Preset
 from dqlib.storage.manifest import opened
 from dqlib.storage.reading import CONFIG, ELSEWHERE, OF_A_STUDENT, check_finite, read_model, saved
-from dqlib.student import is_student, quantize_model, quantized_modules, round_for_storage, save_weights
+from dqlib.student import is_student, quantize_model, round_for_storage, save_weights, weight_quantizers
 
 
 def describe(model: PreTrainedModel) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _save(
     **options: Any,
 ) -> None:
     rounded = getattr(model, "dqlib_rounded", False)
-    rounded = rounded or any(m.weight_quantizer.half_scales for m in quantized_modules(model).values())
+    rounded = rounded or any(quantizer.half_scales for quantizer in weight_quantizers(model))
     numbers = sum(value.numel() for name, value in model.named_parameters() if not name.endswith(LEARNED))
     about = describe(model) | {"half_scales": rounded, "numbers": numbers}
     with saved(folder, "student", about, tokenizer) as scratch:

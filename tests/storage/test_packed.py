@@ -20,9 +20,10 @@ from dqlib.quantizers import quantize
 from dqlib.storage import packed as packed_module
 from dqlib.storage.account import account
 from dqlib.storage.footprint import footprint, size_bytes
+from dqlib.storage.live import stored
 from dqlib.storage.manifest import MANIFEST, WEIGHTS, File, Manifest, opened, packed_size_bytes, verify
 from dqlib.storage.packed import load_packed, load_tokenizer, save_packed
-from dqlib.storage.stored import PackedWeight, checksum, record, stored
+from dqlib.storage.stored import PackedWeight, checksum, record
 from dqlib.storage.students import load_student, save_student
 from dqlib.student import quantize_model, quantized_modules, round_for_storage, set_blend
 from dqlib.study.corpora.tokenizer import train_tokenizer
