@@ -75,11 +75,11 @@ _FORM = (
 )
 
 
-def checked_settings(said: Mapping[str, Any], vocabulary: int, where: str) -> dict[str, Any]:
+def checked_settings(content: Mapping[str, Any], vocabulary: int, where: str) -> dict[str, Any]:
     """The settings of a generation that a file has: of known names, each in its range.
 
     Args:
-        said: content of a ``generation_config.json``.
+        content: that of a ``generation_config.json``.
         vocabulary: ids that the model has.
         where: it was read from, for the error.
 
@@ -87,7 +87,7 @@ def checked_settings(said: Mapping[str, Any], vocabulary: int, where: str) -> di
         InputError: a setting is not known here and asks for something, or is out of range.
     """
     settings = {}
-    for name, value in said.items():
+    for name, value in content.items():
         if value is None or (name not in SETTINGS and (value is False or value in ([], {}))):
             settings[name] = value  # asks for nothing, whatever it is
             continue
