@@ -51,7 +51,9 @@ def _record(before: str, after: str) -> int:
     """Let what the code before has made be of the code now, as its provenance tells."""
     stale = [path for path in (ROOT / "runs").rglob("provenance.json") if f'"code": "{before}"' in path.read_text()]
     for path in stale:
-        path.write_text(path.read_text().replace(before, after))
+        text = path.read_text().replace(before, after)
+        path.unlink()  # it may be a link into DVC's cache
+        path.write_text(text)
     return len(stale)
 
 

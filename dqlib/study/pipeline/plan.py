@@ -23,8 +23,8 @@ from dqlib.storage.footprint import fp32_size_bytes, size_bytes
 from dqlib.student import make_student, set_attention_maps, supervision_maps
 from dqlib.study.corpora.corpus import load_info
 from dqlib.study.params import settings as S
-from dqlib.study.process.progress import duration
 from dqlib.study.process import workers
+from dqlib.study.process.progress import duration
 from dqlib.study.training.batches import Example, collate
 from dqlib.study.training.loop import make_accelerator, token_counts
 from dqlib.study.training.models import planned_model
