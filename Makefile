@@ -1,22 +1,22 @@
 PROFILE ?= laptop
 PYTHON ?= python3.11
 ACTIVATE := . .venv/bin/activate
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help repro plan methods bench gpu read readme test test-slow test-all same lint env lock clean
-
-PYTEST := python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+.PHONY: help repro plan methods bench gpu read readme test test-all same lint env lock clean
 
 help:
 	@echo "make repro [PROFILE=smoke|laptop]        run the study and print its table"
-	@echo "make plan [PROFILE=paper]                time two steps of every training of a profile, and make nothing"
-	@echo "make methods                             run the benchmark of all presets under the chosen profile (hours)"
+	@echo "make plan [PROFILE=paper]                time two steps of every training, and make nothing"
+	@echo "make methods                             run the benchmark of presets under the chosen profile (hours)"
 	@echo "make bench                               measure size, memory and speed on real shapes (20 minutes)"
 	@echo "make gpu                                 on a CUDA machine: tests that need it, and the benchmark of training"
 	@echo "make read                                open the executed notebooks as pages in a browser"
-	@echo "make test                                run the tests, but for those that take minutes; make test-all runs all"
-	@echo "make same [COMMIT=HEAD]                  show that a change alters no number: the smoke study before and after"
-	@echo "make lint                                check style and format"
-	@echo "make readme                              fill the tables of README.md from results/"
+	@echo "make test                                run the tests but the slow ones"
+	@echo "make test-all                            run all tests"
+	@echo "make same [COMMIT=HEAD]                  show that a change alters no number of the smoke study (minutes)"
+	@echo "make lint                                check style, format and types"
+	@echo "make readme                              fill the tables of README.md and docs/ from results/"
 	@echo "make env                                 only make the environment, .venv"
 	@echo "make lock                                write requirements.lock anew from pyproject.toml"
 
@@ -44,18 +44,16 @@ readme: .venv/.complete
 	@$(ACTIVATE) && python -m dqlib.study readme
 
 test: .venv/.complete
-	@$(ACTIVATE) && $(PYTEST) -m "not slow"
+	@$(ACTIVATE) && python -m pytest -q -m "not slow" $(PARALLEL)
 
-test-slow: .venv/.complete
-	@$(ACTIVATE) && $(PYTEST) -m slow
-
-test-all: test test-slow
+test-all: test
+	@$(ACTIVATE) && python -m pytest -q -m slow $(PARALLEL)
 
 same: .venv/.complete
 	@$(ACTIVATE) && python tools/same.py $(COMMIT)
 
 lint: .venv/.complete
-	@$(ACTIVATE) && ruff check . && ruff format --check .
+	@$(ACTIVATE) && ruff check . && ruff format --check . && mypy dqlib
 
 env: .venv/.complete
 

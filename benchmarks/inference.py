@@ -350,7 +350,7 @@ def draw(rows: list[Row], folder: Path) -> None:
     import matplotlib
     from matplotlib import pyplot
 
-    from dqlib.study.report.figures import COLOURS, STYLE, save
+    from dqlib.study.report.style import COLOURS, STYLE, save
 
     sizes = [row for row in rows if row.name == "size" and row.ratio]
     speeds = [row for row in rows if row.metric == "latency, 1 text, 4 beams" and row.baseline.endswith("s fp32")]

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import StrEnum
 
 from dqlib.errors import InputError
+from dqlib.schemes import SCHEMES, Scheme
 
 FULL_PRECISION = 32
 WEIGHT_BITS = (*range(1, 9), FULL_PRECISION)
@@ -55,7 +55,7 @@ class Config:
             raise InputError("encoder_layers", 0, "at least 1 where decoder_layers is 0")
 
     @classmethod
-    def parse(cls, text: str) -> Config:
+    def parse(cls, text: object) -> Config:
         """Read ``2-2-8 6-3`` (or ``2-2-8_6-3``, as file names have it).
 
         Raises:
@@ -93,29 +93,6 @@ class Config:
                 raise InputError(
                     f"config '{self}', {field}", getattr(self, field), f"at most {depth}, as many as the teacher has"
                 )
-
-
-class Scheme(StrEnum):
-    """How a weight becomes codes; :func:`dqlib.quantizers.quantize` has the formulas."""
-
-    SYMMETRIC = "symmetric"
-    ASYMMETRIC = "asymmetric"
-    TERNARY = "ternary"
-    BINARY = "binary"
-    LSQ = "lsq"
-    DYNAMIC = "dynamic"
-
-    @property
-    def learned(self) -> bool:
-        """Whether the scale is trained with the weights."""
-        return self in (Scheme.LSQ, Scheme.DYNAMIC)
-
-    @property
-    def bits(self) -> tuple[int, ...]:
-        """Bits that the scheme has a grid for."""
-        return {Scheme.TERNARY: (2,), Scheme.BINARY: (1,), Scheme.DYNAMIC: tuple(range(1, 9))}.get(
-            self, tuple(range(2, 9))
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +142,7 @@ class Granularity:
         return rows, columns // self.group
 
 
-_GRANULARITIES = "per_tensor, per_row, or per_group_k with k weights a scale, such as per_group_64"
+_GRANULARITIES = "per_tensor, per_row, or per_group_k with k weights per scale, such as per_group_64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +171,7 @@ class WeightQuantization:
 
     def __post_init__(self) -> None:
         for field, bits in (("binary", 1), ("ternary", 2), ("uniform", 8)):
-            allowed = [str(scheme) for scheme in Scheme if bits in scheme.bits]
+            allowed = [name for name, scheme in SCHEMES.items() if bits in scheme.bits]
             if getattr(self, field) not in allowed:
                 raise InputError(field, getattr(self, field), f"one of {', '.join(allowed)}")
         for field in ("linear", "embedding"):
@@ -204,12 +181,12 @@ class WeightQuantization:
 
     def scheme(self, bits: int) -> Scheme:
         """The scheme of weights of that many bits."""
-        return Scheme({1: self.binary, 2: self.ternary}.get(bits, self.uniform))
+        return Scheme.parse({1: self.binary, 2: self.ternary}.get(bits, self.uniform))
 
 
 @dataclass(frozen=True, slots=True)
 class ActivationQuantization:
-    """How activations are rounded: one dynamic scale a token (the last dimension) or a tensor.
+    """How activations are rounded: one dynamic scale per token (the last dimension) or a tensor.
 
     Args:
         granularity: ``per_token`` or ``per_tensor``.

@@ -11,7 +11,7 @@ _SHOWN.maxlevel = 4
 
 
 class InputError(ValueError):
-    """Bad input, told in one sentence that names the field, the value and what is allowed."""
+    """Bad input, in one sentence that names the field, the value and what is allowed."""
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
         self.field, self.value, self.allowed = field, value, allowed

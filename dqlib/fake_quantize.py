@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from dqlib.config import Granularity, Scheme, WeightQuantization
+from dqlib.config import Granularity, WeightQuantization
 from dqlib.errors import InputError
 from dqlib.quantizers import Quantized, block_of_rows, fake_quantize_weight, initial_learned, quantize
 
 #: Optimizer steps taken in this process. A weight's version counter tells of most changes, but fused
 #: optimizers write to weights without touching it.
 _optimizer_steps = 0
+
+#: How the names of trained scales end, which stand beside the weights of a student.
+LEARNED = "weight_quantizer.learned"
 
 #: What a quantizer remembers of a weight, while it remembers nothing.
 _NOTHING = dict.fromkeys(("_of", "_with", "_key", "_value", "_inside", "_slope", "_factor"))
@@ -92,10 +95,10 @@ class WeightFakeQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """How weights become codes, for ``print(student)``."""
-        told = f"{self.bits} bit{'s' * (self.bits > 1)}, {self.scheme}, {self.granularity}"
+        note = f"{self.bits} bit{'s' * (self.bits > 1)}, {self.scheme}, {self.granularity}"
         if self.quantization.clip is not None:
-            told += f", clip={self.quantization.clip:g}"
-        return told + ("" if self.learned is None else ", trained " + ("scale" if self.scheme.learned else "factor"))
+            note += f", clip={self.quantization.clip:g}"
+        return note + ("" if self.learned is None else ", trained " + ("scale" if self.scheme.learned else "factor"))
 
     def resize(self, weight: Tensor) -> None:
         """Go on with a weight that gained or lost rows at its end; a new row starts from its initial scale."""
@@ -210,12 +213,8 @@ class WeightFakeQuantizer(nn.Module):
         codes = quantized.codes
         inside = ratio.abs() <= codes.abs().amax().clamp(min=2 ** (self.bits - 1) - 1)
         slope = torch.where(inside, codes - ratio, codes.to(ratio.dtype))
-        if self.scheme == Scheme.LSQ:
-            count = grouped.size(-1) * (2 ** (self.bits - 1) - 1)
-            slope = slope * count**-0.5  # the paper's gradient scale
-        else:  # the step is gamma * mean|w| / levels
-            unit = grouped.abs().mean(dim=-1, keepdim=True) / (2 ** (self.bits - 1) - 1)
-            slope = slope * _spread(unit.squeeze(-1), weight)
+        unit = self.scheme.trained.slope(grouped, self.bits)
+        slope = slope * (_spread(unit.squeeze(-1), weight) if isinstance(unit, Tensor) else unit)
         return slope, inside if clipped is None else inside & clipped
 
 

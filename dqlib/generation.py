@@ -1,9 +1,27 @@
-"""Faster generation that changes no token."""
+"""How models generate: settings that can be read again, and a faster search that changes no token."""
 
 from __future__ import annotations
 
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from dqlib.generation_settings import checked_settings
+
+
+def check_generation(model: PreTrainedModel) -> None:
+    """Check that how a model generates is said by settings that can be read again.
+
+    Raises:
+        InputError: it is not.
+    """
+    if getattr(model, "generation_config", None) is not None:
+        checked_settings(model.generation_config.to_dict(), vocabulary_size(model.config), "generation_config")
+
+
+def vocabulary_size(config: PreTrainedConfig) -> int:
+    """Ids that a model has, on the side that has more."""
+    return max(config.vocab_size, getattr(config, "decoder_vocab_size", None) or 0)
 
 
 class OneSourceCache(EncoderDecoderCache):

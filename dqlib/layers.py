@@ -66,11 +66,11 @@ class ActivationFakeQuantizer:
         self._recent = [each for each in self._recent if each[0] is not gone]
 
     def __repr__(self) -> str:
-        told = [f"{self.bits} bits"]
+        notes = [f"{self.bits} bits"]
         if self.bits < FULL_PRECISION:
-            told.append(self.quantization.granularity)
-            told += [] if self.quantization.clip is None else [f"clip={self.quantization.clip:g}"]
-        return f"{type(self).__name__}({', '.join(told)})"
+            notes.append(self.quantization.granularity)
+            notes += [] if self.quantization.clip is None else [f"clip={self.quantization.clip:g}"]
+        return f"{type(self).__name__}({', '.join(notes)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.bits, self.quantization)  # a copy or a pickle remembers nothing

@@ -139,7 +139,7 @@ def token_contrastive(
 class MemoryBank:
     """Moving averages of the student's token representations, which smooth the anchors of the contrast.
 
-    QuantGPT (arXiv:2203.10705, section 3.1) keeps one a token of the training set; here it is one an entry of the
+    QuantGPT (arXiv:2203.10705, section 3.1) keeps one per token of the training set; here it is one per entry of the
     vocabulary, so that its size does not grow with the corpus and a short training meets each more than once.
 
     Args:
@@ -201,7 +201,7 @@ class Part:
 
     Attributes:
         name: of the loss term, such as ``cross_attention``.
-        pairs: student's and teacher's tensors, one pair a student layer.
+        pairs: student's and teacher's tensors, one pair per student layer.
         mask: (batch, tokens), True where a token counts.
         keys: (batch, tokens), how many keys each token sees, for attention.
         denominator: tokens of the whole step.
@@ -248,7 +248,7 @@ def distillation_terms(
         return reference_terms(student, teacher, labels, maps, weights)
     target_mask = labels != IGNORED_LABEL
     targets = denominators[1]
-    # A classifier's decoder reads the source and has no label a token, so the source tells which of them count.
+    # A classifier's decoder reads the source and has no label per token, so the source tells which of them count.
     source = source_mask, denominators[0]
     decoder = (target_mask, targets) if labels.dim() > 1 else source
     terms: dict[str, Tensor] = {}

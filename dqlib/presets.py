@@ -106,7 +106,7 @@ class Preset:
 
     @classmethod
     def described(cls, description: Mapping[str, Any]) -> Preset:
-        """The method that :meth:`describe` told; other entries are passed over.
+        """The preset that :meth:`describe` described; other entries are passed over.
 
         Raises:
             InputError: an entry is missing or unknown, or out of range.
@@ -120,7 +120,7 @@ class Preset:
                 position_bits=description["position_bits"],
             )
         except (KeyError, TypeError) as error:
-            raise InputError("preset", f"without or with {error}", "as Preset.describe told it") from error
+            raise InputError("preset", f"without or with {error}", "as Preset.describe gives it") from error
 
     def check_fits(self, config: Config, architecture: str) -> None:
         """Check that the method is defined for a configuration and an architecture.
@@ -169,7 +169,7 @@ XTC = Preset(
     by_bits={1: Recipe(learning_rate=4.0)},
 )
 
-#: QuantGPT (arXiv:2203.10705): trained clipping factor a module, contrast of tokens, logits; nothing else. The
+#: QuantGPT (arXiv:2203.10705): trained clipping factor per module, contrast of tokens, logits; nothing else. The
 #: paper stops at 2 bits; at 1 bit the factor multiplies the binary scale.
 QUANTGPT = Preset(
     name="quantgpt",
@@ -179,7 +179,7 @@ QUANTGPT = Preset(
     by_bits={1: Recipe(learning_rate=4.0, scale_learning_rate=0.1)},
 )
 
-#: Ours: one scale a row, times a trained factor; the four losses of DQ-BART, the divergence from the teacher's next
+#: Ours: one scale per row, times a trained factor; the four losses of DQ-BART, the divergence from the teacher's next
 #: token far above the others; a rate that stays small for long at its end, larger where bits are few or layers missing.
 DQLIB = Preset(
     name="dqlib",

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dqlib.config import FULL_PRECISION, WEIGHT_BITS, Granularity, Scheme
+from dqlib.config import FULL_PRECISION, WEIGHT_BITS, Granularity
 from dqlib.errors import InputError
-
-#: Threshold of ternary weights as a part of mean|w| (Ternary Weight Networks, arXiv:1605.04711, eq. 5).
-TERNARY_THRESHOLD = 0.7
+from dqlib.schemes import Grid, Scheme, default_scheme, largest_code
 
 #: Weights that :func:`fake_quantize_weight` takes at a time on a CPU, so that all its passes but the first find
 #: them in the cache of a core.
@@ -81,7 +79,7 @@ def quantize(
         weight: (rows, columns), floating point.
         bits: 1 to 8.
         granularity: of the scales.
-        scheme: one of :class:`dqlib.config.Scheme`; by default binary, ternary or symmetric, as the bits say.
+        scheme: one of :data:`dqlib.schemes.SCHEMES`; by default binary, ternary or symmetric, as the bits say.
         learned: trained scale, step or factor, of the shape of the scales.
         clip: weights are clipped to [-clip, clip] first.
         full_range: divide the range into 2^b steps and clip the topmost, as DeepSpeed's quantizers do (XTC);
@@ -100,14 +98,14 @@ def quantize(
     if clip is not None:
         w = w.clamp(-clip, clip)
     factor = None if learned is None else learned.detach().unsqueeze(-1)
-    q, scale, zero_point = _codes(w, bits, scheme, factor, full_range, integer_zero_point)
+    q, scale, zero_point = _codes(w, scheme, Grid(bits, full_range, integer_zero_point, factor))
     shape = Granularity.parse(granularity).scale_shape(*weight.shape)
     return Quantized(
         q.to(torch.int8).view(weight.shape),
         scale.view(shape),
         bits,
         None if zero_point is None else zero_point.view(shape),
-        ternary=bits == 2 and scheme != Scheme.ASYMMETRIC and not (full_range and scheme == Scheme.SYMMETRIC),
+        ternary=scheme.grid(bits, full_range) == range(-1, 2),
     )
 
 
@@ -134,7 +132,7 @@ def fake_quantize_weight(
         if clip is not None:
             w = w.clamp(-clip, clip)
         factor = None if factor is None else factor.unsqueeze(-1)
-        q, scale, zero_point = _codes(w, bits, scheme, factor, full_range, integer_zero_point)
+        q, scale, zero_point = _codes(w, scheme, Grid(bits, full_range, integer_zero_point, factor))
         q = q.add_(0.0).to(scale.dtype)  # -0 becomes 0, as it does in an integer
         if zero_point is not None:
             q = q.sub_(zero_point)
@@ -168,18 +166,7 @@ def initial_learned(weight: Tensor, bits: int, granularity: Granularity | str, s
     """
     scheme = _checked(bits, scheme)
     w = _grouped(weight.detach(), granularity)
-    mean = w.abs().mean(dim=-1, keepdim=True)
-    start = torch.ones_like(mean)
-    if scheme == Scheme.LSQ:
-        start = 2 * mean / _levels(bits) ** 0.5
-    elif scheme == Scheme.DYNAMIC and bits > 1:
-        least = torch.full_like(mean, torch.inf)
-        for sixteenths in range(8, 129):
-            gamma = torch.full_like(mean, sixteenths / 16)
-            q, scale, _ = _codes(w, bits, scheme, gamma)
-            error = (q * scale - w).square().mean(dim=-1, keepdim=True)
-            start = torch.where(error < least, gamma, start)
-            least = torch.minimum(error, least)
+    start = torch.ones_like(w[..., :1]) if scheme.trained is None else scheme.trained.start(w, bits)
     return start.view(Granularity.parse(granularity).scale_shape(*weight.shape))
 
 
@@ -191,9 +178,9 @@ def fake_quantize_activation(
     clip: float | None = None,
     in_place: bool = False,
 ) -> Tensor:
-    """Round an activation to ``bits`` with one dynamic scale a token (the last dimension) or a tensor.
+    """Round an activation to ``bits`` with one dynamic scale per token (the last dimension) or a tensor.
 
-    With a scale a token, neither padding nor neighbours in the batch change a result; with one a tensor, as
+    With one scale per token, neither padding nor neighbours in the batch change a result; with one per tensor, as
     DQ-BART's code has it, both do. The gradient is passed straight through, except outside of ``clip``.
 
     Args:
@@ -209,7 +196,7 @@ def fake_quantize_activation(
     """
     if bits >= FULL_PRECISION:
         return x
-    levels = 2**bits - 1 if unsigned else _levels(bits)
+    levels = 2**bits - 1 if unsigned else largest_code(bits)
     if not (x.requires_grad and torch.is_grad_enabled()):  # an autograd function costs more than a small tensor
         out = x if in_place else None
         return _round_to_grid(x if clip is None else x.clamp(-clip, clip), levels, per_tensor, out)
@@ -223,18 +210,10 @@ def _checked(bits: int, scheme: Scheme | str | None) -> Scheme:
     if bits not in WEIGHT_BITS or bits == FULL_PRECISION:
         raise InputError("bits", bits, "a whole number from 1 to 8")
     if scheme is None:
-        return {1: Scheme.BINARY, 2: Scheme.TERNARY}.get(bits, Scheme.SYMMETRIC)
-    if scheme not in list(Scheme):
-        raise InputError("scheme", scheme, f"one of {', '.join(Scheme)}")
-    scheme = Scheme(scheme)
-    if bits not in scheme.bits:
-        raise InputError("bits", bits, f"from {scheme.bits[0]} to {scheme.bits[-1]} with the scheme '{scheme}'")
+        return default_scheme(bits)
+    scheme = Scheme.parse(scheme)
+    scheme.check_bits(bits)
     return scheme
-
-
-def _levels(bits: int) -> int:
-    """Largest code of the symmetric grid; a single bit has the codes -1 and 1."""
-    return max(1, 2 ** (bits - 1) - 1)
 
 
 def _grouped(w: Tensor, granularity: Granularity | str) -> Tensor:
@@ -244,65 +223,10 @@ def _grouped(w: Tensor, granularity: Granularity | str) -> Tensor:
     return w.reshape(rows, groups, -1)
 
 
-def _codes(
-    w: Tensor,
-    bits: int,
-    scheme: Scheme,
-    learned: Tensor | None = None,
-    full_range: bool = False,
-    integer_zero_point: bool = True,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Codes (in floating point), scales and zero points of a grouped weight."""
-    top = _levels(bits)
-    if scheme.learned:
-        assert learned is not None, f"{scheme} needs a learned scale"
-        scale = _learned_step(w, bits, scheme, learned)
-        if bits == 1:
-            return _signs(w), scale, None
-        return torch.round(w / scale).clamp(-top, top), scale, None
-    half = 2 ** (bits - 1)
-    if scheme == Scheme.ASYMMETRIC:
-        low, high = w.amin(dim=-1, keepdim=True), w.amax(dim=-1, keepdim=True)
-        scale = (high - low) / (2 * half if full_range else 2 * half - 1)
-        scale = torch.where(scale > 0, scale, _no_zeros(high.abs()))  # all weights alike: one step from zero
-        zero_point = -low / scale
-        zero_point = (torch.round(zero_point) if integer_zero_point else zero_point) - half
-        q = torch.div(w, scale).add_(zero_point).round_().clamp_(-half, half - 1)
-        scale = scale if learned is None else scale * learned
-        return q, scale, zero_point
-    if scheme == Scheme.BINARY:
-        q, scale = _signs(w), w.abs().mean(dim=-1, keepdim=True)
-    elif scheme == Scheme.TERNARY:
-        spare = w.abs()
-        threshold = TERNARY_THRESHOLD * spare.mean(dim=-1, keepdim=True)
-        q, negative = torch.gt(w, threshold, out=torch.empty_like(w)), torch.lt(w, -threshold, out=spare)
-        exact = torch.float32 if w.size(-1) < 2**24 else torch.int64  # to count ones in
-        kept = q.sum(dim=-1, keepdim=True, dtype=exact) + negative.sum(dim=-1, keepdim=True, dtype=exact)
-        q -= negative
-        summed_in = torch.float32 if w.dtype in (torch.float16, torch.bfloat16) else None  # fp16 holds no large sum
-        scale = torch.mul(q, w, out=spare).sum(dim=-1, keepdim=True, dtype=summed_in) / kept.long().clamp(min=1)
-        scale = scale.to(w.dtype)
-    else:
-        scale = w.abs().amax(dim=-1, keepdim=True) / (half if full_range else top)
-        q = torch.div(w, _no_zeros(scale)).round_().clamp_(-half if full_range else -top, half - 1)
-    return q, scale if learned is None else scale * learned, None
-
-
-def _learned_step(w: Tensor, bits: int, scheme: Scheme, learned: Tensor) -> Tensor:
-    """Step of a grid whose scale is trained, kept away from zero.
-
-    The floor, a thousandth of mean|w| (and the smallest normal number for a row of zeros), keeps a step that
-    training drives to zero from turning every code into an extreme one.
-    """
-    mean = w.abs().mean(dim=-1, keepdim=True)
-    if scheme == Scheme.DYNAMIC and bits == 1:
-        return learned * mean
-    step = learned if scheme == Scheme.LSQ else learned * mean / _levels(bits)
-    return torch.maximum(step, mean * 1e-3).clamp(min=torch.finfo(w.dtype).tiny)
-
-
-def _signs(w: Tensor) -> Tensor:
-    return torch.ge(w, 0, out=torch.empty_like(w)).mul_(2).sub_(1)
+def _codes(w: Tensor, scheme: Scheme, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes (in floating point), scales and zero points of a grouped weight, a trained factor included."""
+    q, scale, zero_point = scheme.codes(w, grid)
+    return q, scale if scheme.learned or grid.learned is None else scale * grid.learned, zero_point
 
 
 def _round_to_grid(x: Tensor, levels: int, per_tensor: bool, out: Tensor | None = None) -> Tensor:
@@ -343,8 +267,3 @@ class _ClipStrictly(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad_output: Tensor) -> tuple[Tensor, None]:
         return grad_output * ctx.inside, None
-
-
-def _no_zeros(scale: Tensor) -> Tensor:
-    """The scale with 1 in place of 0, to divide by."""
-    return torch.where(scale > 0, scale, 1.0)

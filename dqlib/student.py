@@ -1,13 +1,11 @@
 """Students: fewer layers copied from a teacher, then quantized.
 
-A saved student is a folder in the Hugging Face layout: full-precision weights, with the scales that were trained, and
-``dqlib.json``, which says how to quantize them again. ``student.save_pretrained`` writes the same.
+:mod:`dqlib.storage.students` saves and loads them; ``student.save_pretrained`` writes the same.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import weakref
 from functools import wraps
 from pathlib import Path
@@ -16,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.pytorch_utils import Conv1D
 
 from dqlib import attention
 from dqlib.architectures import Architecture, architecture_of, submodule
 from dqlib.config import FULL_PRECISION, Config, WeightQuantization
 from dqlib.errors import InputError
-from dqlib.fake_quantize import WeightFakeQuantizer
+from dqlib.fake_quantize import LEARNED, WeightFakeQuantizer
+from dqlib.generation import check_generation
 from dqlib.layers import (
     ActivationFakeQuantizer,
     QuantConv1D,
@@ -35,17 +33,6 @@ from dqlib.layers import (
 )
 from dqlib.losses import LayerMaps
 from dqlib.presets import Preset, get_preset
-from dqlib.storage.manifest import opened
-from dqlib.storage.reading import (
-    CONFIG,
-    ELSEWHERE,
-    LEARNED,
-    OF_A_STUDENT,
-    check_finite,
-    check_generation,
-    read_model,
-    saved,
-)
 
 _WITH_WEIGHT = (nn.Linear, nn.Embedding, Conv1D)
 
@@ -241,8 +228,9 @@ class _Quantizing:
     def _head(self, head: nn.Linear | None, table: tuple[nn.Parameter, WeightFakeQuantizer] | None) -> None:
         if head is None or not self.preset.quantize_head:
             return
-        quantizer, tied = None, table is not None and head.weight is table[0]
+        quantizer, tied = None, False
         if table is not None:  # the quantizer of the table that the head is tied to, or one of its own
+            tied = head.weight is table[0]
             quantizer = table[1] if tied else self._quantizer(head, self.c.e_bits, self.preset.weights.embedding)
         quantize_linear(head, quantizer, self.activation, tied=tied)
 
@@ -259,7 +247,7 @@ class _Quantizing:
                 projection,
                 self._weights(projection),
                 self.activation,
-                # one scale a tensor cannot be found for a part of the cache: the attention rounds instead
+                # one scale per tensor cannot be found for a part of the cache: the attention rounds instead
                 output_heads=None if self.activation.per_tensor else heads * (2 if joint else 1),
                 output_skip=outputs // 3 if joint else 0,
             )
@@ -277,6 +265,11 @@ class _Quantizing:
             return WeightFakeQuantizer(weight, bits, granularity, quantization or self.preset.weights)
         except InputError as error:
             raise InputError(f"{self.paths[id(module)]}, {error.field}", error.value, error.allowed) from None
+
+
+def weight_quantizers(model: nn.Module) -> list[WeightFakeQuantizer]:
+    """The quantizers of all weights, each once."""
+    return [module for module in model.modules() if isinstance(module, WeightFakeQuantizer)]
 
 
 def quantized_modules(model: nn.Module) -> dict[str, QuantLinear | QuantConv1D | QuantEmbedding]:
@@ -324,15 +317,15 @@ def round_for_storage(model: nn.Module) -> None:
         if not torch.isfinite(rounded).all():
             raise InputError(name, float(parameter.abs().max()), "numbers of at most 65504, the largest of fp16")
         parameter.copy_(rounded)
-    for module in quantized_modules(model).values():
-        module.weight_quantizer.half_scales = True
+    for quantizer in weight_quantizers(model):
+        quantizer.half_scales = True
     model.dqlib_rounded = True  # of a student without any quantized weight, too
 
 
 def set_blend(model: nn.Module, blend: float) -> None:
     """How much of the quantized weight the forward pass sees, from 0 (full precision) to 1."""
-    for module in quantized_modules(model).values():
-        module.weight_quantizer.blend = blend
+    for quantizer in weight_quantizers(model):
+        quantizer.blend = blend
 
 
 def forget(model: nn.Module) -> None:
@@ -341,9 +334,8 @@ def forget(model: nn.Module) -> None:
     To be called after weights were written through ``.data``, as moving averages and optimizers that are not
     PyTorch's do: such a change leaves no trace, and the student would go on with what it made of the old weights.
     """
-    for module in model.modules():
-        if isinstance(module, WeightFakeQuantizer):
-            module.forget()
+    for quantizer in weight_quantizers(model):
+        quantizer.forget()
 
 
 def set_attention_maps(model: PreTrainedModel, kind: str) -> None:
@@ -360,121 +352,26 @@ def set_attention_maps(model: PreTrainedModel, kind: str) -> None:
                     module.attention_maps = kind
 
 
-def describe(model: PreTrainedModel) -> dict[str, Any]:
-    """What must be known of a student besides its numbers to build it again, as JSON has it."""
-    return {
-        "class": type(model).__name__,
-        "config": str(model.dqlib_config),
-    } | model.dqlib_preset.describe()
-
-
-def save_student(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
-    """Save a student in the Hugging Face layout, with what :func:`load_student` reads beside it.
-
-    ``from_pretrained`` refuses the folder in a sentence, since the weights alone would give another function. Other
-    files of the folder stay. All of the student's are written before the first of an old one is replaced.
-
-    Args:
-        model: a student.
-        folder: to write into.
-        tokenizer: written beside it.
-
-    Raises:
-        InputError: the model is no student, or was loaded from a packed model, which holds codes only.
-    """
-    if not hasattr(model, "dqlib_config") or hasattr(model, "dqlib_packed"):
-        raise InputError("model", type(model).__name__, "a student, of make_student or load_student")
-    _save(model, folder, None, tokenizer)
-
-
-def load_student(folder: str | Path) -> PreTrainedModel:
-    """Load what :func:`save_student`, or ``save_pretrained`` of a student, saved, in evaluation mode.
-
-    Raises:
-        InputError: the folder is not a student's, a file of it was changed, a tensor is missing or left over, or a
-            number is not finite.
-    """
-    about = opened(folder, "student").about
-    config, preset = Config.parse(about.get("config")), Preset.described(about)
-    learned: dict[str, Tensor] = {}
-    model = read_model(folder, about.get("class") or "", scales=learned)
-    check_depths(config, model)
-    quantize_model(model, config, preset)
-    check_finite(learned)
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name.endswith(LEARNED):
-            names.setdefault(parameter, []).append(name)
-    with torch.no_grad():
-        for parameter, tied in names.items():
-            value = next((learned.pop(name) for name in tied if name in learned), None)
-            if value is None or value.shape != parameter.shape:
-                found = "missing" if value is None else tuple(value.shape)
-                raise InputError(tied[0], found, f"in {folder}, of the shape {tuple(parameter.shape)}")
-            parameter.copy_(value)
-    if learned:
-        raise InputError(
-            min(learned), f"in {folder}", f"a trained scale of the preset '{preset.name}', or not be there"
-        )
-    if about.get("half_scales"):
-        round_for_storage(model)  # what the folder leaves out, such as positions that are computed, is rounded too
-    return model.eval()
-
-
-def check_depths(config: Config, model: PreTrainedModel) -> None:
-    """Check that a model has the layers that its configuration as a student tells of.
-
-    Raises:
-        InputError: it has not.
-    """
-    depths = architecture_of(model.config).depths(model.config)
-    if depths != (config.encoder_layers, config.decoder_layers):
-        raise InputError("config", str(config), f"one of {depths[0]}-{depths[1]} layers, as {CONFIG} has it")
+def is_student(model: nn.Module) -> bool:
+    """Whether a model is a student in training's form, not one read from a packed file, which holds codes only."""
+    return hasattr(model, "dqlib_config") and not hasattr(model, "dqlib_packed")
 
 
 #: What transformers does to save a model, which for a student is a part of it.
-_save_pretrained = PreTrainedModel.save_pretrained
+save_weights = PreTrainedModel.save_pretrained
 
 
-@wraps(_save_pretrained)
-def _save_as_what_it_is(
-    self: PreTrainedModel,
-    save_directory: str | Path,
-    is_main_process: bool = True,
-    state_dict: dict[str, Tensor] | None = None,
-    **options: Any,
-) -> None:
-    """Save a student as :func:`save_student` does, and any other model as ever.
-
-    Raises:
-        InputError: a student is to be sent to the hub in the same call, which would be without its manifest.
-    """
-    if not hasattr(self, "dqlib_config") or hasattr(self, "dqlib_packed"):
-        _save_pretrained(self, save_directory, is_main_process, state_dict, **options)
+@wraps(save_weights)
+def _save_as_what_it_is(self: PreTrainedModel, save_directory: str | Path, *args: Any, **options: Any) -> None:
+    """Save a student as :func:`dqlib.storage.students.save_student` does, and any other model as ever."""
+    if not is_student(self):
+        save_weights(self, save_directory, *args, **options)
         return
-    if options.pop("push_to_hub", False):
-        raise InputError("push_to_hub", True, "left out, and student.push_to_hub be called")
-    if is_main_process:
-        _save(self, save_directory, state_dict, None, **options)
+    from dqlib.storage.students import save_pretrained  # the floor above, which only a saved student needs
+
+    save_pretrained(self, save_directory, *args, **options)
 
 
 # ``Trainer`` and ``push_to_hub`` save by this name. The class of a student is that of its teacher, and as an attribute
 # of the student itself the method would keep it alive, or let it go while it is being saved.
 PreTrainedModel.save_pretrained = _save_as_what_it_is
-
-
-def _save(
-    model: PreTrainedModel,
-    folder: str | Path,
-    state: dict[str, Tensor] | None,
-    tokenizer: Tokenizer | None,
-    **options: Any,
-) -> None:
-    rounded = getattr(model, "dqlib_rounded", False)
-    rounded = rounded or any(m.weight_quantizer.half_scales for m in quantized_modules(model).values())
-    numbers = sum(value.numel() for name, value in model.named_parameters() if not name.endswith(LEARNED))
-    about = describe(model) | {"half_scales": rounded, "numbers": numbers}
-    with saved(folder, "student", about, tokenizer) as scratch:
-        _save_pretrained(model, scratch, state_dict=state, **options)
-        config = json.loads((scratch / CONFIG).read_text(encoding="utf-8")) | {ELSEWHERE: OF_A_STUDENT}
-        (scratch / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

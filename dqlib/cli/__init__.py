@@ -52,7 +52,8 @@ def _pack(options: argparse.Namespace) -> int:
     from dqlib.storage.manifest import packed_size_bytes
     from dqlib.storage.packed import save_packed
     from dqlib.storage.reading import read_tokenizer
-    from dqlib.student import load_student, round_for_storage
+    from dqlib.storage.students import load_student
+    from dqlib.student import round_for_storage
 
     student, tokenizer = load_student(options.student), read_tokenizer(options.student)
     if options.round:
@@ -125,13 +126,15 @@ def _export(options: argparse.Namespace) -> int:
             raise InputError(f"--{name}", value, f"left out with --engine {options.engine}: it is one of {own[name]}")
     model, tokenizer = load_model(options.model)
     with _options_named():
-        told = export_model(model, options.out, options.engine, tokenizer, **chosen)
-    print(options.out if told is None else told)
+        report = export_model(model, options.out, options.engine, tokenizer, **chosen)
+    print(options.out if report is None else report)
     return 0
 
 
 def _texts_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", metavar="FILE", default="-", help="file with one text a line; - for standard input")
+    parser.add_argument(
+        "--input", metavar="FILE", default="-", help="file with one text per line; - for standard input"
+    )
     parser.add_argument("--beams", type=_at_least_one, default=4, help="beams of the search (default: %(default)s)")
     parser.add_argument(
         "--max-new-tokens",
@@ -267,7 +270,7 @@ COMMANDS = {
         _agree,
     ),
     "generate": Command(
-        "read one text a line, write JSON Lines",
+        "read one text per line, write JSON Lines",
         "echo 'Return the sum of a list of numbers.' | dqlib generate packed --beams 4 --max-new-tokens 32",
         _generate_arguments,
         _generate,

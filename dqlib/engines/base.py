@@ -91,32 +91,32 @@ class Decoding:
         """
         if not model.can_generate() or model.config.model_type == "bert":
             raise InputError("model", type(model).__name__, "a model that writes")
-        config, said = model.config, model.generation_config
-        ends = said.eos_token_id if said.eos_token_id is not None else config.eos_token_id
+        config, settings = model.config, model.generation_config
+        ends = settings.eos_token_id if settings.eos_token_id is not None else config.eos_token_id
         ends = tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
         fields = ("decoder_start_token_id", "bos_token_id")  # the second where there is no first, as in transformers
-        starts = (getattr(each, field, None) for field in fields for each in (said, config))
+        starts = (getattr(each, field, None) for field in fields for each in (settings, config))
         start = next((each for each in starts if each is not None), None)
         if start is None and config.is_encoder_decoder:
             raise InputError(fields[0], None, f"the id that the decoder starts from, or be told by {fields[1]}")
-        pad = said.pad_token_id if said.pad_token_id is not None else getattr(config, "pad_token_id", None)
+        pad = settings.pad_token_id if settings.pad_token_id is not None else getattr(config, "pad_token_id", None)
         continues = not config.is_encoder_decoder
-        shortest = said.min_new_tokens  # which takes precedence, as in transformers
+        shortest = settings.min_new_tokens  # which takes precedence, as in transformers
         if shortest is None:
-            shortest = max((said.min_length or 0) - (0 if continues else 1), 0)
+            shortest = max((settings.min_length or 0) - (0 if continues else 1), 0)
         return cls(
             None if continues else start,
             ends,
             ends[0] if pad is None and ends else pad,
             getattr(config, "max_position_embeddings", None),
-            said.forced_bos_token_id,
-            said.forced_eos_token_id,
-            1.0 if said.length_penalty is None else float(said.length_penalty),
-            said.early_stopping or False,
-            said.no_repeat_ngram_size or 0,
-            1.0 if said.repetition_penalty is None else float(said.repetition_penalty),
+            settings.forced_bos_token_id,
+            settings.forced_eos_token_id,
+            1.0 if settings.length_penalty is None else float(settings.length_penalty),
+            settings.early_stopping or False,
+            settings.no_repeat_ngram_size or 0,
+            1.0 if settings.repetition_penalty is None else float(settings.repetition_penalty),
             shortest,
-            tuple(map(tuple, said.bad_words_ids or ())),
+            tuple(map(tuple, settings.bad_words_ids or ())),
             config.is_encoder_decoder,
         )
 
@@ -135,7 +135,7 @@ class Decoding:
         return decoding
 
     @classmethod
-    def parse(cls, said: dict[str, Any], vocabulary: int) -> Decoding:
+    def parse(cls, content: dict[str, Any], vocabulary: int) -> Decoding:
         """The decoding that :meth:`as_json` described.
 
         Args:
@@ -146,10 +146,10 @@ class Decoding:
             InputError: a field is missing, not known, or out of range.
         """
         try:
-            suppressed = tuple(map(tuple, said["suppressed"]))
-            decoding = cls(**{**said, "ends": tuple(said["ends"]), "suppressed": suppressed})
+            suppressed = tuple(map(tuple, content["suppressed"]))
+            decoding = cls(**{**content, "ends": tuple(content["ends"]), "suppressed": suppressed})
         except (TypeError, KeyError) as error:
-            raise InputError("decoding", said, f"the fields of {cls.__name__} ({error})") from None
+            raise InputError("decoding", content, f"the fields of {cls.__name__} ({error})") from None
         settings = {_SETTINGS.get(name, name): value for name, value in decoding.as_json().items()}
         has_encoder, positions = settings.pop("has_encoder"), settings.pop("positions")
         if not isinstance(has_encoder, bool):
@@ -159,7 +159,7 @@ class Decoding:
         for field in fields(cls):
             if getattr(decoding, field.name) is None and field.default not in (None, MISSING):
                 raise InputError(f"decoding, {field.name}", None, "given")
-        several = {"eos_token_id": list(said["ends"]) or None, "bad_words_ids": said["suppressed"]}
+        several = {"eos_token_id": list(content["ends"]) or None, "bad_words_ids": content["suppressed"]}
         checked_settings(settings | several, vocabulary, "decoding")
         return decoding
 

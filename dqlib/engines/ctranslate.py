@@ -1,9 +1,9 @@
 """The engine ``ctranslate2``: encoder-decoders on 8-bit integers (https://github.com/OpenNMT/CTranslate2).
 
-CTranslate2 multiplies int8 weights that have one scale a row with inputs that it rounds to 8 bits a token, as a student
+CTranslate2 multiplies int8 weights that have one scale per row with inputs that it rounds to 8 bits per token, as a student
 does. So a weight whose rows have one scale each is handed over as the codes it was trained with, whatever its bits.
 CTranslate2 itself would find codes anew, ``rint(127 w / max|w|)`` a row, which are the trained ones, times 127, only
-for binary and ternary weights; it does so for weights that have more than one scale a row or are not quantized.
+for binary and ternary weights; it does so for weights that have more than one scale per row or are not quantized.
 
 What a student rounds inside of attention (queries, keys, values, probabilities) CTranslate2 leaves in fp32.
 """
@@ -192,12 +192,12 @@ class CTranslate2Engine(Engine):
     def _write(
         self, sources: list[list[int]], starts: list[int | None], num_beams: int, max_new_tokens: int
     ) -> list[list[int]]:
-        said = self.decoding
-        last = [] if said.forced_end is None else [said.forced_end]  # of a text of full length
+        decoding = self.decoding
+        last = [] if decoding.forced_end is None else [decoding.forced_end]  # of a text of full length
         longest = max_new_tokens - len(last)
         if not longest:
             return [last for _ in sources]
-        first = [] if said.forced_start is None else [said.forced_start]
+        first = [] if decoding.forced_start is None else [decoding.forced_start]
         results = self.translator.translate_batch(
             self._tokens(sources),
             self._tokens([[start, *first] for start in starts]),
@@ -206,12 +206,12 @@ class CTranslate2Engine(Engine):
             return_end_token=True,
             # the search ends when so many times the beams are finished
             patience=1 if self.early_stopping is True or num_beams == 1 else 2,
-            length_penalty=said.length_penalty,
-            no_repeat_ngram_size=said.no_repeat_ngram_size,
-            repetition_penalty=said.repetition_penalty,
-            suppress_sequences=self._tokens(said.suppressed) or None,
-            end_token=list(said.ends),
-            min_decoding_length=min(said.min_new_tokens, longest),
+            length_penalty=decoding.length_penalty,
+            no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+            repetition_penalty=decoding.repetition_penalty,
+            suppress_sequences=self._tokens(decoding.suppressed) or None,
+            end_token=list(decoding.ends),
+            min_decoding_length=min(decoding.min_new_tokens, longest),
             max_decoding_length=longest,
             max_input_length=0,  # texts were cut already
         )
@@ -307,7 +307,7 @@ def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding) -> tup
     if config is not None:
         a_bits, here = (
             config.a_bits,
-            "to 8 bits with one scale a token" if quantization == "int8" else "not at all",
+            "to 8 bits with one scale per token" if quantization == "int8" else "not at all",
         )
         kind = "tensor" if model.dqlib_preset.activations.granularity == "per_tensor" else "token"
         there = "not at all" if a_bits >= FULL_PRECISION else f"to {a_bits} bits with one scale a {kind}"

@@ -8,10 +8,10 @@ attend to; ``decoder.onnx``, which takes one step and keeps its keys and values 
 A low-bit weight is a ``MatMulNBits`` of ONNX Runtime (``com.microsoft``): unsigned codes around a zero point of
 ``2^(bits-1)``, one scale for each block of a row. A student's row has one scale, which is repeated, so ternary codes
 become {1, 2, 3} and binary ones {1, 3} of two bits, and nothing is lost. Its kernels round activations to 8 bits, one
-scale a block of a token; a student rounds them with one scale a token.
+scale a block of a token; a student rounds them with one scale per token.
 
 Those kernels serve few rows well and many badly, and an encoder has as many rows as its source has tokens. So the
-encoder may be written with codes of 8 bits and one scale a row (``MatMulInteger``), four times as large and three to
+encoder may be written with codes of 8 bits and one scale per row (``MatMulInteger``), four times as large and three to
 four times as fast, on activations that are rounded as a student rounds them.
 
 The output head is the low-bit table that tokens are looked up in. Its kernel wants the table in an order of its own, so
@@ -41,8 +41,8 @@ from dqlib.engines.onnx_graph import Graph, Numbers
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.quantizers import Quantized
+from dqlib.storage.live import parameters_of
 from dqlib.storage.manifest import check_replaceable, seal
-from dqlib.storage.stored import PackedWeight, forms
 
 ENCODER, DECODER, CANDIDATES = "encoder.onnx", "decoder.onnx", "candidates.onnx"
 WEIGHTS = "weights.bin"
@@ -56,7 +56,7 @@ SERVED = {"bart": False, "mbart": True}
 #: Bits that kernels have, and sizes of the blocks that share a scale, best first.
 KERNEL_BITS, BLOCKS = (2, 4, 8), (128, 64, 32, 16)
 
-#: How an encoder may be written: one byte a weight, or as the decoder is.
+#: How an encoder may be written: one byte per weight, or as the decoder is.
 ENCODERS = ("int8", "packed")
 
 _ACTIVATIONS = ("gelu", "relu")
@@ -73,7 +73,6 @@ def export_onnx(
     bits: int | None = None,
     *,
     encoder: str | None = None,
-    exact: bool = False,
 ) -> None:
     """Write a BART or mBART for ONNX Runtime, aside, and put it in place at once.
 
@@ -83,9 +82,7 @@ def export_onnx(
         tokenizer: written beside it.
         bits: of the codes of weights and tokens in the graphs, 2, 4 or 8; None for the fewest that hold them.
         encoder: ``int8`` for speed, ``packed`` for the least memory; None for ``int8`` where every weight that it
-            multiplies has a grid of one scale a row, and ``packed`` elsewhere.
-        exact: leave activations in fp32, which is slow at 2 and 8 bits: for checks. It is so for a student with
-            activations of more than 8 bits, too.
+            multiplies has a grid of one scale per row, and ``packed`` elsewhere.
 
     Raises:
         InputError: the model, its decoding or an argument is not served, or the folder holds something else.
@@ -106,7 +103,7 @@ def export_onnx(
         raise InputError("decoder_attention_heads", heads, f"{allowed}, for the engine onnxruntime")
     check_replaceable(folder, *ENGINES[1:])
     config = getattr(model, "dqlib_config", None)
-    rounded = config is not None and config.a_bits <= 8 and not exact
+    rounded = config is not None and config.a_bits <= 8
     values = values_of(model)
     if encoder is None:
         encoder = "int8" if _int8_serves(values) else "packed"
@@ -144,17 +141,17 @@ def decoding(model: PreTrainedModel) -> dict[str, Any]:
     Raises:
         InputError: it says something that this engine does not do.
     """
-    said = model.generation_config
+    settings = model.generation_config
     for field, plain in (("no_repeat_ngram_size", 0), ("repetition_penalty", 1.0), ("bad_words_ids", [])):
-        if (getattr(said, field) or plain) != plain:
-            raise InputError(field, getattr(said, field), f"{plain} for the engine onnxruntime")
-    if said.early_stopping == "never":
+        if (getattr(settings, field) or plain) != plain:
+            raise InputError(field, getattr(settings, field), f"{plain} for the engine onnxruntime")
+    if settings.early_stopping == "never":
         raise InputError("early_stopping", "never", "True or False for the engine onnxruntime")
     return Decoding.exported(model, "onnxruntime").as_json()
 
 
 def _int8_serves(values: dict[str, Quantized | torch.Tensor]) -> bool:
-    """Whether all weights that an encoder of int8 multiplies have codes with one scale a row, around zero."""
+    """Whether all weights that an encoder of int8 multiplies have codes with one scale per row, around zero."""
     own = re.compile(
         r"model\.encoder\.layers\..*(_proj|fc\d)\.weight|model\.decoder\..*\.encoder_attn\.[kv]_proj\.weight"
     )
@@ -171,22 +168,10 @@ def values_of(model: PreTrainedModel) -> dict[str, Quantized | torch.Tensor]:
     Raises:
         InputError: a weight is quantized in part only.
     """
-    loaded = getattr(model, "dqlib_packed", None)
     values: dict[str, Quantized | torch.Tensor] = {}
-    if loaded is not None:
-        for each in loaded:
-            packed = isinstance(each.content, PackedWeight)
-            values |= dict.fromkeys(each.names, each.content.quantized() if packed else each.value())
-        return values
-    for form in forms(model):
-        if form.layer is None:
-            value = form.parameter.detach().float().cpu()
-        else:
-            blend = form.layer.weight_quantizer.blend
-            if blend != 1:
-                raise InputError(f"{form.names[0]}, blend", blend, "1: codes stand for quantized weights only")
-            value = form.layer.quantized()
-        values |= dict.fromkeys(form.names, value)
+    for each in parameters_of(model):
+        quantized = each.quantized()
+        values |= dict.fromkeys(each.names, each.value() if quantized is None else quantized)
     return values
 
 
@@ -498,7 +483,7 @@ class _Making:
         g.nodes[-1].output[1] = g.nodes[-1].output[2] = ""  # mean and deviation
         return outputs[0], outputs[3]
 
-    # --- int8, as a student rounds: one scale a token, one a row of the weight
+    # --- int8, as a student rounds: one scale per token, one a row of the weight
 
     def _zero_points(self, g: Graph, x: str) -> str:
         rows = g.op("Shape", x, end=1)
@@ -514,7 +499,7 @@ class _Making:
     def _integer(self, g: Graph, x: tuple[str, str], paths: Sequence[str]) -> str:
         weight, name = self.weights.matrix([f"{path}.weight" for path in paths]), _joint(paths)
         if isinstance(weight, np.ndarray) or weight.scale.shape[1] > 1:
-            raise InputError("encoder", "int8", f"packed, since {name}.weight has no grid of one scale a row")
+            raise InputError("encoder", "int8", f"packed, since {name}.weight has no grid of one scale per row")
         y = g.fused(
             "MatMulIntegerToFloat",
             x[0],

@@ -35,7 +35,7 @@ class OnnxEngine(Engine):
 
     Args:
         folder: that was written.
-        threads: of one call; None for one each core.
+        threads: of one call; None for one per core.
 
     Attributes:
         early_stopping: of the beam search, as transformers has it; the model's own until it is set.
@@ -50,10 +50,10 @@ class OnnxEngine(Engine):
         self.folder = Path(folder)
         manifest = opened(folder, self.name)
         check_files(folder, manifest)
-        said = manifest.about
-        if said.get("format") != FORMAT:
-            raise InputError(f"{folder}, format", said.get("format"), f"{FORMAT}, which this dqlib reads")
-        self._said = said
+        description = manifest.about
+        if description.get("format") != FORMAT:
+            raise InputError(f"{folder}, format", description.get("format"), f"{FORMAT}, which this dqlib reads")
+        self._description = description
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
@@ -74,9 +74,9 @@ class OnnxEngine(Engine):
         )
         sizes = {"layers": layers / 2, "heads": heads, "head_dim": width, "vocabulary": vocabulary}
         for field, size in sizes.items():
-            if type(said.get(field)) is not int or said[field] != size:
-                raise InputError(f"{folder}, {field}", said.get(field), f"{size:g}, as the graphs have it")
-        self.decoding, self.vocabulary_size = Decoding.parse(said.get("decoding"), vocabulary), vocabulary
+            if type(description.get(field)) is not int or description[field] != size:
+                raise InputError(f"{folder}, {field}", description.get(field), f"{size:g}, as the graphs have it")
+        self.decoding, self.vocabulary_size = Decoding.parse(description.get("decoding"), vocabulary), vocabulary
         if self.decoding.positions is None:
             raise InputError(f"{folder}, positions", None, "those of the model")
         self.early_stopping = self.decoding.early_stopping
@@ -194,17 +194,19 @@ class OnnxEngine(Engine):
     # --- graphs
 
     def _read_source(self, input_ids: Sequence[Sequence[int]], beams: int, longest: int) -> _Steps:
-        said, texts, source = self._said, len(input_ids), max(map(len, input_ids))
+        description, texts, source = self._description, len(input_ids), max(map(len, input_ids))
         ids = np.full((texts, source), self.decoding.pad or 0, np.int64)
         mask = np.zeros((texts, source), np.int32)
         for i, row in enumerate(input_ids):
             ids[i, : len(row)], mask[i, : len(row)] = row, 1
-        cross = np.empty((2 * said["layers"], texts, said["heads"], source, said["head_dim"]), np.float32)
+        cross = np.empty(
+            (2 * description["layers"], texts, description["heads"], source, description["head_dim"]), np.float32
+        )
         binding = self._encoder.io_binding()
         _bind(binding.bind_ortvalue_input, input_ids=ids, mask=mask)
         _bind(binding.bind_ortvalue_output, cross=cross)
         self._encoder.run_with_iobinding(binding)
-        return _Steps(self._decoder, self._search, said, cross, mask, beams, longest)
+        return _Steps(self._decoder, self._search, description, cross, mask, beams, longest)
 
 
 class _Steps:
@@ -213,7 +215,7 @@ class _Steps:
     Args:
         session: of the decoder's graph.
         search: that finds candidates.
-        said: the model's description.
+        description: the model's description.
         cross: (2 x layers, texts, heads, source, head_dim).
         mask: int32 (texts, source).
         beams: rows of a text.
@@ -224,20 +226,20 @@ class _Steps:
         self,
         session: onnxruntime.InferenceSession,
         search: onnxruntime.InferenceSession,
-        said: dict[str, Any],
+        description: dict[str, Any],
         cross: np.ndarray,
         mask: np.ndarray,
         beams: int,
         longest: int,
     ) -> None:
-        texts, layers = len(mask), said["layers"]
+        texts, layers = len(mask), description["layers"]
         rows = texts * beams
         self.session, self.search, self.length = session, search, 0
-        self.features = said["heads"] * said["head_dim"]
-        self.cache = np.zeros((2 * layers, rows, said["heads"], longest, said["head_dim"]), np.float32)
+        self.features = description["heads"] * description["head_dim"]
+        self.cache = np.zeros((2 * layers, rows, description["heads"], longest, description["head_dim"]), np.float32)
         self._ids, self._position = np.zeros((rows, 1), np.int64), np.zeros((1, 1), np.int64)
         self._before, self._total = np.zeros(rows, np.int32), np.zeros((), np.int32)
-        self._logits = np.empty((rows, said["vocabulary"]), np.float32)
+        self._logits = np.empty((rows, description["vocabulary"]), np.float32)
         self._fixed: dict[str, np.ndarray] = {
             "by_source": np.array([texts, beams, self.features], np.int64),
             "mask": mask,
@@ -258,7 +260,7 @@ class _Steps:
         self._found: tuple[np.ndarray, np.ndarray] | None = None
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
-        """Logits (rows, vocabulary) after one more token a row; the next call writes over them."""
+        """Logits (rows, vocabulary) after one more token per row; the next call writes over them."""
         self._ids[:, 0] = tokens
         self._position[0, 0] = self.length + 2
         self._before[:] = self.length
@@ -268,7 +270,7 @@ class _Steps:
         return self._logits
 
     def best(self, tokens: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities and ids of the best tokens after one more a row, (rows, count), best first."""
+        """Log-probabilities and ids of the best tokens after one more per row, (rows, count), best first."""
         logits = self.logits(tokens)
         if self._found is None or self._found[0].shape[1] != count:
             self._found = np.empty((len(tokens), count), np.float32), np.empty((len(tokens), count), np.int64)

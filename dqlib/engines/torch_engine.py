@@ -14,7 +14,7 @@ from dqlib.generation import OneSourceCache
 from dqlib.storage.manifest import kind_of, opened
 from dqlib.storage.packed import has_tokenizer, load_packed, load_tokenizer
 from dqlib.storage.reading import CONFIG, read_model, read_tokenizer
-from dqlib.student import load_student
+from dqlib.storage.students import load_student
 
 
 class TorchEngine(Engine):
@@ -69,7 +69,7 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, Tokenizer | None]:
     """The model of a folder and its tokenizer, if there is one.
 
     Args:
-        folder: written by :func:`dqlib.storage.packed.save_packed`, by :func:`dqlib.student.save_student`, or by
+        folder: written by :func:`dqlib.storage.packed.save_packed`, :func:`dqlib.storage.students.save_student` or
             ``save_pretrained``, of one of the known architectures.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -40,7 +40,7 @@ class Entry:
         kind: ``weights``, ``embedding``, ``positions`` or ``rest``.
         numel: how many numbers.
         bits: of a code, 16 where it is not quantized.
-        code_bytes: codes packed without gaps (ternary: five a byte), or fp16 numbers.
+        code_bytes: codes packed without gaps (ternary: five per byte), or fp16 numbers.
         scale_bytes: scales (fp16) and zero points.
         repeats: the quantized parameter whose original, needed in full precision by another use, this is.
     """
@@ -83,7 +83,7 @@ class Account:
 
     Args:
         parts: rows by name, those of :data:`PARTS`.
-        teacher_bytes: fp32 bytes that ratios are told against.
+        teacher_bytes: fp32 bytes that ratios are relative to.
         head_numbers: numbers of a quantized output head; 0 if there is none.
         head_bytes: bytes that this head has for itself, not shared with a table.
     """
@@ -115,15 +115,15 @@ class Account:
         rows = [("part", "numbers", "bytes", "share", "paper's count", "fp32")]
         for name, part in {**self.parts, "all": self.total}.items():
             share = f"{100 * part.size_bytes / max(self.total.size_bytes, 1):.1f}%"
-            rows.append((name, _told(part.numbers), _told(part.size_bytes), share,
-                         _told(part.paper_bytes), _told(part.fp32_bytes)))  # fmt: skip
+            rows.append((name, _number(part.numbers), _number(part.size_bytes), share,
+                         _number(part.paper_bytes), _number(part.fp32_bytes)))  # fmt: skip
         sizes = {"on disk" if self.parts["overhead"].size_bytes else "tensors": self.total.size_bytes}
         sizes["paper's count"] = self.total.paper_bytes
         if self.head_numbers:
             sizes["with a head in fp16"] = self.with_full_head(FP16_BYTES)
             sizes["with a head in fp32"] = self.with_full_head(FP32_BYTES)
-        ratios = [(name, _told(size), f"{self.teacher_bytes / size:.1f}x") for name, size in sizes.items()]
-        title = [("bytes", "", f"smaller than {_told(self.teacher_bytes)} in fp32")]
+        ratios = [(name, _number(size), f"{self.teacher_bytes / size:.1f}x") for name, size in sizes.items()]
+        title = [("bytes", "", f"smaller than {_number(self.teacher_bytes)} in fp32")]
         return _table(rows) + "\n\n" + _table(title + ratios)
 
 
@@ -132,14 +132,14 @@ def account(what: PreTrainedModel | str | Path, teacher_bytes: int | None = None
 
     Args:
         what: model or folder; only a folder has overhead.
-        teacher_bytes: fp32 bytes that ratios are told against; by default those of the same shape in fp32.
+        teacher_bytes: fp32 bytes that ratios are relative to; by default those of the same shape in fp32.
 
     Raises:
         InputError: the folder is no packed model.
     """
     parts, overhead = dict.fromkeys(PARTS, Part()), 0
     if isinstance(what, str | Path):
-        entries = [_entry(said) for said in opened(what, "packed").parameters]
+        entries = [_entry(record) for record in opened(what, "packed").parameters]
         overhead = packed_size_bytes(what) - sum(entry.size_bytes for entry in entries)
     else:
         from dqlib.storage.footprint import footprint
@@ -184,11 +184,13 @@ def fp32_bytes_of(folder: str | Path) -> int:
         return fp32_size_bytes(model_class(config, (config.architectures or [""])[0])(config))
 
 
-def _entry(said: Mapping[str, Any]) -> Entry:
+def _entry(record: Mapping[str, Any]) -> Entry:
     """The footprint's entry of what a manifest says of a parameter."""
-    sizes = [ITEM_BYTES[kind] * prod(shape) for kind, shape in expected_tensors(said).values()]
-    numel, bits = prod(said["shape"]), said.get("bits", 8 * FP16_BYTES)
-    return Entry(tuple(said["names"]), said["kind"], numel, bits, sum(sizes[:1]), sum(sizes[1:]), said.get("repeats"))
+    sizes = [ITEM_BYTES[kind] * prod(shape) for kind, shape in expected_tensors(record).values()]
+    numel, bits = prod(record["shape"]), record.get("bits", 8 * FP16_BYTES)
+    return Entry(
+        tuple(record["names"]), record["kind"], numel, bits, sum(sizes[:1]), sum(sizes[1:]), record.get("repeats")
+    )
 
 
 def _part(entry: Entry) -> tuple[str, Part]:
@@ -200,11 +202,11 @@ def _part(entry: Entry) -> tuple[str, Part]:
     return name, Part(entry.numel, entry.code_bytes, of_paper, fp32_bytes)
 
 
-def _told(number: int) -> str:
+def _number(number: int) -> str:
     return f"{number:,}" if number else "-"
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     return "\n".join(lines)

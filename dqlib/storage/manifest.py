@@ -1,6 +1,6 @@
 """The manifest of every folder that dqlib writes: what it is, what it holds, and the SHA-256 of each file.
 
-JSON, one line a file and a parameter, closed by a SHA-256 of itself. ``docs/packed-format.md`` describes it. Here is
+JSON, one line per file and per parameter, closed by a SHA-256 of itself. ``docs/packed-format.md`` describes it. Here is
 neither torch nor transformers, so that a folder is checked in no time.
 """
 
@@ -306,8 +306,8 @@ def read_tensors(folder: str | Path, manifest: Manifest, each: bool = False) -> 
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise InputError(WEIGHTS, f"damaged ({error})", "a whole safetensors file") from None
     expected: set[str] = set()
-    for said in manifest.parameters:
-        for (name, form), crc32 in zip(expected_tensors(said).items(), said["crc32"], strict=True):
+    for record in manifest.parameters:
+        for (name, form), crc32 in zip(expected_tensors(record).items(), record["crc32"], strict=True):
             if name in expected:
                 raise InputError(name, "twice in the manifest", "there once")
             expected.add(name)
@@ -315,8 +315,8 @@ def read_tensors(folder: str | Path, manifest: Manifest, each: bool = False) -> 
             if tensor is None:
                 raise InputError(name, "missing", f"in {WEIGHTS}, since the manifest names it")
             if (tensor.kind, tensor.shape) != form:
-                told = [f"{kind} of shape {shape}" for kind, shape in ((tensor.kind, tensor.shape), form)]
-                raise InputError(name, told[0], f"{told[1]}, as the manifest has it")
+                forms = [f"{kind} of shape {shape}" for kind, shape in ((tensor.kind, tensor.shape), form)]
+                raise InputError(name, forms[0], f"{forms[1]}, as the manifest has it")
             if (each or found != manifest.files[WEIGHTS]) and zlib.crc32(tensor.data) != crc32:
                 allowed = f"{crc32}, as the manifest has it: the file is damaged"
                 raise InputError(name, f"CRC-32 {zlib.crc32(tensor.data)}", allowed)
@@ -329,26 +329,26 @@ def read_tensors(folder: str | Path, manifest: Manifest, each: bool = False) -> 
     return read
 
 
-def expected_tensors(said: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+def expected_tensors(record: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape of the tensors of the weights file that a record names, in the order of its checksums."""
-    name, shape = said["names"][0], tuple(said["shape"])
-    if said["encoding"] == "zeros":
+    name, shape = record["names"][0], tuple(record["shape"])
+    if record["encoding"] == "zeros":
         return {}
-    if said["encoding"] == "fp16":
+    if record["encoding"] == "fp16":
         return {name: ("F16", shape)}
-    rows, columns = matrix(said)
-    scale_shape = Granularity.parse(said["granularity"]).scale_shape(rows, columns)
-    size = packed_size(rows * columns, said["bits"], said["encoding"] == "ternary")
+    rows, columns = matrix(record)
+    scale_shape = Granularity.parse(record["granularity"]).scale_shape(rows, columns)
+    size = packed_size(rows * columns, record["bits"], record["encoding"] == "ternary")
     tensors = {f"{name}.codes": ("U8", (size,)), f"{name}.scale": ("F16", scale_shape)}
-    if "zero_point" in said:
-        tensors[f"{name}.zero_point"] = ZERO_POINTS[said["zero_point"]], scale_shape
+    if "zero_point" in record:
+        tensors[f"{name}.zero_point"] = ZERO_POINTS[record["zero_point"]], scale_shape
     return tensors
 
 
-def matrix(said: Mapping[str, Any]) -> tuple[int, int]:
+def matrix(record: Mapping[str, Any]) -> tuple[int, int]:
     """Shape of the codes that a record tells of."""
-    rows, columns = said["shape"]
-    return (columns, rows) if said.get("transposed") else (rows, columns)
+    rows, columns = record["shape"]
+    return (columns, rows) if record.get("transposed") else (rows, columns)
 
 
 def sha256(data: bytes) -> str:
@@ -381,58 +381,58 @@ def _check_same(name: str, found: File, manifest: Manifest) -> None:
         raise InputError(name, f"SHA-256 {found.sha256}", allowed)
 
 
-def _files(said: Mapping[str, Any]) -> dict[str, File]:
+def _files(listed: Mapping[str, Any]) -> dict[str, File]:
     """The files that a manifest names, if they lie in its folder."""
     files = {}
-    for name, each in said.items():
+    for name, each in listed.items():
         path = PurePosixPath(name)
         inside = str(path) == name and not path.is_absolute() and ".." not in path.parts and path.parts
         if not inside or "\\" in name or ":" in name or name == MANIFEST:
             raise InputError(f"{MANIFEST}, files", name, "the plain name of another file in the folder")
-        _check_type(f"{MANIFEST}, files", said, name, dict)
+        _check_type(f"{MANIFEST}, files", listed, name, dict)
         _check_type(f"{MANIFEST}, files, {name}", each, "bytes", int)
         _check_type(f"{MANIFEST}, files, {name}", each, "sha256", str)
         files[name] = File(each["bytes"], each["sha256"])
     return files
 
 
-def _checked(said: Mapping[str, Any]) -> Mapping[str, Any]:
+def _checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """A record, if its fields are among those that there are."""
-    names = said.get("names") if isinstance(said, dict) else said
+    names = record.get("names") if isinstance(record, dict) else record
     if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
         raise InputError(f"{MANIFEST}, names", names, "a list of one name at least")
     name = names[0]
     for key, kind in (("scheme", str), ("granularity", str), ("bits", int), ("transposed", bool), ("repeats", str)):
-        if key in said:
-            _check_type(name, said, key, kind)
+        if key in record:
+            _check_type(name, record, key, kind)
     for key, allowed in (("encoding", _ENCODINGS), ("kind", KINDS)):
-        if said[key] not in allowed:
-            raise InputError(f"{name}, {key}", said[key], f"one of {', '.join(allowed)}")
-    if str(said.get("zero_point", "int8")) not in ZERO_POINTS:
-        raise InputError(f"{name}, zero_point", said["zero_point"], f"one of {', '.join(ZERO_POINTS)}")
-    shape = said["shape"]
-    if not _whole_numbers(shape) or not _whole_numbers(said["crc32"]):
+        if record[key] not in allowed:
+            raise InputError(f"{name}, {key}", record[key], f"one of {', '.join(allowed)}")
+    if str(record.get("zero_point", "int8")) not in ZERO_POINTS:
+        raise InputError(f"{name}, zero_point", record["zero_point"], f"one of {', '.join(ZERO_POINTS)}")
+    shape = record["shape"]
+    if not _whole_numbers(shape) or not _whole_numbers(record["crc32"]):
         raise InputError(f"{name}, shape", shape, "whole numbers")
     try:
-        expected = expected_tensors(said)
+        expected = expected_tensors(record)
     except InputError as error:
         raise InputError(f"{name}, {error.field}", error.value, error.allowed) from None
     except ValueError:
         raise InputError(f"{name}, shape", shape, "two numbers, for a quantized weight") from None
-    if len(expected) != len(said["crc32"]):
-        raise InputError(f"{name}, crc32", said["crc32"], f"{len(expected)} numbers, one a tensor")
-    return said
+    if len(expected) != len(record["crc32"]):
+        raise InputError(f"{name}, crc32", record["crc32"], f"{len(expected)} numbers, one per tensor")
+    return record
 
 
-def _check_type(where: str, said: Mapping[str, Any], name: str, kind: type) -> None:
+def _check_type(where: str, fields: Mapping[str, Any], name: str, kind: type) -> None:
     """Refuse a field that is missing or of another type than it has in JSON.
 
     Raises:
         InputError: it is; ``where`` it stands and the field are named.
     """
-    if type(said.get(name)) is not kind:
+    if type(fields.get(name)) is not kind:
         allowed = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
-        raise InputError(f"{where}, {name}", said.get(name), allowed[kind])
+        raise InputError(f"{where}, {name}", fields.get(name), allowed[kind])
 
 
 def _whole_numbers(values: Iterable[Any]) -> bool:

@@ -1,7 +1,7 @@
 """Packed models on disk: a folder whose bytes are the size that is claimed, and which is a Hugging Face model again.
 
-The folder holds ``packed.safetensors``, ``dqlib.json`` (:mod:`dqlib.storage.manifest`), the model's and the generation's
-configuration and, if one was given, the tokenizer. Nothing in it is a pickle or a program, only files that the
+The folder holds ``packed.safetensors``, ``dqlib.json`` (:mod:`dqlib.storage.manifest`), the configurations of the model
+and of its generation and, if one was given, the tokenizer. Nothing in it is a pickle or a program, only files that the
 manifest names are read, and every number read is checked. ``docs/packed-format.md`` describes the format.
 """
 
@@ -25,12 +25,13 @@ from transformers.initialization import no_init_weights
 from dqlib.config import FULL_PRECISION, Config
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
+from dqlib.generation import check_generation
 from dqlib.presets import Preset
+from dqlib.storage.live import stored
 from dqlib.storage.manifest import WEIGHTS, Manifest, check_replaceable, opened, read_file, read_tensors, seal
 from dqlib.storage.reading import (
     CONFIG,
     GENERATION,
-    check_generation,
     config_of,
     empty_model,
     generation_of,
@@ -39,8 +40,9 @@ from dqlib.storage.reading import (
     one_line,
     read_tokenizer,
 )
-from dqlib.storage.stored import Stored, record, restored, stored
-from dqlib.student import check_depths, describe, quantize_model
+from dqlib.storage.stored import Stored, record, restored
+from dqlib.storage.students import check_depths, describe
+from dqlib.student import quantize_model
 
 Each = TypeVar("Each", bound="Named")
 
@@ -105,7 +107,7 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     """
     manifest = opened(folder, "packed")
     tensors = read_tensors(folder, manifest)
-    parameters = [restored(said, tensors) for said in manifest.parameters]
+    parameters = [restored(record, tensors) for record in manifest.parameters]
     largest = max((size for each in parameters for size in each.shape), default=1)
     model_config = config_of(json_object(read_file(folder, manifest, CONFIG), CONFIG), CONFIG, largest)
     config, preset = Config.parse(manifest.about.get("config")), Preset.described(manifest.about)
@@ -113,8 +115,8 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     check_depths(config, model)
     assign(model, parameters, Stored.value)
     if GENERATION in manifest.files:
-        said = json_object(read_file(folder, manifest, GENERATION), GENERATION)
-        model.generation_config = generation_of(said, model_config, GENERATION)
+        settings = json_object(read_file(folder, manifest, GENERATION), GENERATION)
+        model.generation_config = generation_of(settings, model_config, GENERATION)
     # The weights are quantized already: what is left to do at run time is to round activations.
     activations_only = replace(config, w_bits=FULL_PRECISION, e_bits=FULL_PRECISION)
     quantize_model(model, activations_only, replace(preset, position_bits=FULL_PRECISION))
@@ -136,6 +138,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             (Path(checked) / name).parent.mkdir(parents=True, exist_ok=True)
             (Path(checked) / name).write_bytes(read_file(folder, manifest, name))
         tokenizer = read_tokenizer(checked, folder)
+    assert tokenizer is not None, "has_tokenizer says that there is one"
     tokenizer.name_or_path = str(folder)
     return tokenizer
 
@@ -145,7 +148,7 @@ def has_tokenizer(manifest: Manifest) -> bool:
     return any(name.startswith("tokenizer") for name in manifest.files)
 
 
-def _built(config: PreTrainedConfig, name: str | None, parameters: Sequence[Stored]) -> PreTrainedModel:
+def _built(config: PreTrainedConfig, name: object, parameters: Sequence[Stored]) -> PreTrainedModel:
     """A model without numbers, if these parameters fit it, which is found out before it takes any memory.
 
     Raises:

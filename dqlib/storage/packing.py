@@ -1,4 +1,4 @@
-"""Codes as bytes and back: eight codes of one bit a byte, five of three values, two of four bits.
+"""Codes as bytes and back: eight codes of one bit per byte, five of three values, two of four bits.
 
 Bytes are laid out in *planes*: where ``k`` codes share a byte and there are ``m`` bytes, code ``i`` is in byte
 ``i mod m`` at place ``i // m``. Each step then works on whole stretches of memory. ``docs/packed-format.md``
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # sizes are asked for without torch, which takes seconds to i
     import torch
     from torch import Tensor
 
-#: Codes of three values in a byte: 3^5 = 243 of its 256 values are used, 1.6 bits a code.
+#: Codes of three values in a byte: 3^5 = 243 of its 256 values are used, 1.6 bits per code.
 TRITS = 5
 
 #: Bytes that are unpacked at a time, so that all passes but the first find them in the cache of a core.
@@ -45,7 +45,7 @@ def packed_size(count: int, bits: int, ternary: bool = False) -> int:
     Args:
         count: number of codes.
         bits: of a code, 1 to 8.
-        ternary: five codes a byte, for codes -1, 0, 1.
+        ternary: five codes per byte, for codes -1, 0, 1.
 
     Raises:
         InputError: there are no codes of such bits.
@@ -59,7 +59,7 @@ def pack(codes: Tensor, bits: int, ternary: bool = False) -> Tensor:
     Args:
         codes: int8 of any shape; -1 and 1 for one bit, -1, 0, 1 where ``ternary``, else -2^(b-1) to 2^(b-1) - 1.
         bits: of a code, 1 to 8.
-        ternary: five codes a byte; with 2 bits.
+        ternary: five codes per byte; with 2 bits.
 
     Returns:
         uint8 (:func:`packed_size`,). Spare places of the last bytes are zero.

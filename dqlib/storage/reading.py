@@ -27,7 +27,9 @@ from transformers.models.auto import modeling_auto
 
 from dqlib.architectures import ARCHITECTURES, architecture_of
 from dqlib.errors import InputError
+from dqlib.fake_quantize import LEARNED
 from dqlib.files import added_to
+from dqlib.generation import vocabulary_size
 from dqlib.generation_settings import SETTINGS, checked_settings
 from dqlib.storage.manifest import MANIFEST, check_files, opened, seal
 
@@ -36,10 +38,7 @@ CONFIG, GENERATION, SAFETENSORS = "config.json", "generation_config.json", "mode
 #: Field of a student's configuration, in which transformers looks for the name of a file of weights: this is none, so
 #: it tells its user so, instead of making a model in full precision of a student's weights.
 ELSEWHERE = "transformers_weights"
-OF_A_STUDENT = "these are the weights of a student, which dqlib.student.load_student reads"
-
-#: How the names of trained scales end, which stand beside the weights of a student.
-LEARNED = "weight_quantizer.learned"
+OF_A_STUDENT = "these are the weights of a student, which dqlib.load_student reads"
 
 #: Fields of a configuration that are dropped: they say how to load, where from, and in which form to answer.
 _DROPPED = frozenset({"_name_or_path", "output_attentions", "output_hidden_states", "return_dict", ELSEWHERE})
@@ -50,7 +49,7 @@ _OLDER = frozenset({"torch_dtype", "num_labels", *SETTINGS})
 _DTYPES = (None, "float32", "float16", "bfloat16", "float64")
 
 
-def model_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
+def model_class(config: PreTrainedConfig, name: object) -> type[PreTrainedModel]:
     """The class of that name among those that transformers has for an architecture, and no other.
 
     A name read from a file so never decides which code runs.
@@ -66,11 +65,11 @@ def model_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
     return getattr(transformers, name)
 
 
-def config_of(said: Mapping[str, Any], where: str, largest: int) -> PreTrainedConfig:
+def config_of(content: Mapping[str, Any], where: str, largest: int) -> PreTrainedConfig:
     """The configuration that the content of a ``config.json`` describes, of the fields that its class has.
 
     Args:
-        said: that content.
+        content: of that file.
         where: it was read from, for the error.
         largest: dimension of a tensor of the model; no class has more labels.
 
@@ -78,38 +77,33 @@ def config_of(said: Mapping[str, Any], where: str, largest: int) -> PreTrainedCo
         InputError: the architecture is not in :data:`ARCHITECTURES`, a field has a value that it cannot have, or the
             weights are said to be quantized in some other way.
     """
-    kind = said.get("model_type") if isinstance(said, Mapping) else None
+    kind = content.get("model_type") if isinstance(content, Mapping) else None
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise InputError(f"{where}, model_type", kind, f"one of {', '.join(sorted(ARCHITECTURES))}")
-    if said.get("quantization_config") is not None:
-        raise InputError(f"{where}, quantization_config", said["quantization_config"], "left out: a model is read in "
-                         "full precision, or as dqlib packed it")  # fmt: skip
+    if content.get("quantization_config") is not None:
+        allowed = "left out: a model is read in full precision, or as dqlib packed it"
+        raise InputError(f"{where}, quantization_config", content["quantization_config"], allowed)
     for field in ("dtype", "torch_dtype"):
-        if said.get(field) not in _DTYPES:
-            raise InputError(f"{where}, {field}", said[field], f"one of {', '.join(_DTYPES[1:])}")
-    classes = said.get("architectures")
+        if content.get(field) not in _DTYPES:
+            raise InputError(f"{where}, {field}", content[field], f"one of {', '.join(_DTYPES[1:])}")
+    classes = content.get("architectures")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(each, str) for each in classes)):
         raise InputError(f"{where}, architectures", classes, "a list of names")
-    labels = said.get("num_labels")
+    labels = content.get("num_labels")
     if labels is not None and (type(labels) is not int or not 0 < labels <= largest):
         raise InputError(f"{where}, num_labels", labels, f"from 1 to {largest}, the largest dimension of a weight")
     try:
-        config = CONFIG_MAPPING[kind].from_dict({name: said[name] for name in said if name in _known(kind)})
-        vocabulary = _vocabulary(config)
+        config = CONFIG_MAPPING[kind].from_dict({name: content[name] for name in content if name in _known(kind)})
+        vocabulary = vocabulary_size(config)
     except Exception as error:  # of checks in transformers, which have no class in common
         raise InputError(where, one_line(error), f"the configuration of a model of the kind {kind}") from None
-    checked_settings({name: said[name] for name in said if name in SETTINGS}, vocabulary, where)
+    checked_settings({name: content[name] for name in content if name in SETTINGS}, vocabulary, where)
     plain = CONFIG_MAPPING[kind]()
-    for name in (name for name in said if "drop" in name and name in _known(kind)):
-        left_out = said[name] is None and getattr(plain, name) is None
-        if not left_out and not (type(said[name]) in (int, float) and 0 <= said[name] <= 1):
-            raise InputError(f"{where}, {name}", said[name], "a probability")
+    for name in (name for name in content if "drop" in name and name in _known(kind)):
+        left_out = content[name] is None and getattr(plain, name) is None
+        if not left_out and not (type(content[name]) in (int, float) and 0 <= content[name] <= 1):
+            raise InputError(f"{where}, {name}", content[name], "a probability")
     return config
-
-
-def _vocabulary(config: PreTrainedConfig) -> int:
-    """Ids that a model has, on the side that has more."""
-    return max(config.vocab_size, getattr(config, "decoder_vocab_size", None) or 0)
 
 
 @cache
@@ -222,27 +216,17 @@ def read_tokenizer(folder: str | Path, named: str | Path | None = None) -> Token
         raise InputError("folder", str(named or folder), f"one with a whole tokenizer ({one_line(error)})") from None
 
 
-def generation_of(said: Mapping[str, Any], config: PreTrainedConfig, where: str) -> GenerationConfig:
+def generation_of(content: Mapping[str, Any], config: PreTrainedConfig, where: str) -> GenerationConfig:
     """The configuration of a generation that the content of a ``generation_config.json`` describes.
 
     Raises:
         InputError: a setting is not known or out of range.
     """
-    settings = checked_settings(said, _vocabulary(config), where)
+    settings = checked_settings(content, vocabulary_size(config), where)
     try:
         return GenerationConfig(**settings)
     except Exception as error:  # of checks in transformers, which have no class in common
         raise InputError(where, one_line(error), "the configuration of a generation") from None
-
-
-def check_generation(model: PreTrainedModel) -> None:
-    """Check that how a model generates is said by settings that can be read again.
-
-    Raises:
-        InputError: it is not.
-    """
-    if getattr(model, "generation_config", None) is not None:
-        checked_settings(model.generation_config.to_dict(), _vocabulary(model.config), "generation_config")
 
 
 def json_object(data: bytes, where: str) -> dict[str, Any]:
@@ -317,8 +301,8 @@ def _generation(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
     path = folder / GENERATION
     if path.is_file():
         return generation_of(_object(path), config, str(path))
-    said = _object(folder / CONFIG)
-    return generation_of({name: said[name] for name in said if name in SETTINGS}, config, str(folder / CONFIG))
+    content = _object(folder / CONFIG)
+    return generation_of({name: content[name] for name in content if name in SETTINGS}, config, str(folder / CONFIG))
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -1,24 +1,20 @@
-"""What a student needs to be stored: packed weights, their scales, and the rest in fp16, each once."""
+"""Parameters as a file holds them: packed weights with their scales, and the rest in fp16, each once."""
 
 from __future__ import annotations
 
 import zlib
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from dqlib.architectures import architecture_of, submodule
 from dqlib.errors import InputError
-from dqlib.layers import QuantConv1D, QuantEmbedding, QuantLinear
 from dqlib.quantizers import Quantized
+from dqlib.storage.account import FP16_BYTES
 from dqlib.storage.manifest import ZERO_POINTS, RawTensor, matrix
 from dqlib.storage.packing import large_tensor, pack, packed_size, unpack
-from dqlib.student import LEARNED, persistent_buffers
 
 #: Types of tensors by the names that safetensors has for them.
 _TYPES = {"F16": torch.float16, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32}
@@ -31,7 +27,7 @@ class PackedWeight:
     Args:
         shape: (rows, columns) of the codes.
         bits: of a code.
-        ternary: whether codes are packed five a byte.
+        ternary: whether codes are packed five per byte.
         scheme, granularity: how they were made, as :func:`dqlib.quantizers.quantize` names it; not needed to read them.
         transposed: whether the parameter is (columns, rows), as in GPT-2.
         codes: uint8, packed.
@@ -59,7 +55,7 @@ class PackedWeight:
         scale = quantized.scale.detach().cpu()
         half = scale.half()
         if not torch.equal(half.to(scale.dtype), scale) or not torch.isfinite(half).all():
-            raise InputError("scale", _first_other(scale, half), "a number of fp16")
+            raise InputError("scale", first_other(scale, half), "a number of fp16")
         return cls(
             tuple(quantized.codes.shape),
             quantized.bits,
@@ -131,6 +127,22 @@ class Stored:
             return {f"{self.name}.{ending}": tensor for ending, tensor in self.content.tensors.items()}
         return {} if self.content is None else {self.name: self.content}
 
+    @property
+    def transposed(self) -> bool:
+        """Whether the codes are (columns, rows) of the parameter, as in GPT-2."""
+        return isinstance(self.content, PackedWeight) and self.content.transposed
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Bits of a code, bytes of all codes (or fp16 numbers), bytes of scales and zero points."""
+        if isinstance(self.content, PackedWeight):
+            return self.content.bits, self.content.code_bytes, self.content.scale_bytes
+        return 8 * FP16_BYTES, 0 if self.content is None else self.content.nbytes, 0
+
+    def quantized(self) -> Quantized | None:
+        """Codes and scales; None for what is not quantized."""
+        return self.content.quantized() if isinstance(self.content, PackedWeight) else None
+
     def value(self) -> Tensor:
         """The parameter in fp32.
 
@@ -145,107 +157,40 @@ class Stored:
         return torch.zeros(self.shape) if self.content is None else self.content.float()
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A parameter in one of the forms in which modules use it: quantized, or as it is.
-
-    Args:
-        names: of the parameter, in all modules that use it so.
-        kind: one of :data:`dqlib.storage.manifest.KINDS`.
-        parameter: or buffer.
-        layer: one of the quantized layers that use it so; None where it is used as it is.
-        repeats: see :class:`Stored`.
-    """
-
-    names: tuple[str, ...]
-    kind: str
-    parameter: Tensor
-    layer: QuantLinear | QuantConv1D | QuantEmbedding | None = None
-    repeats: str | None = None
-
-
-def forms(model: PreTrainedModel) -> list[Form]:
-    """Every parameter and persistent buffer of a student in each form that is used, tied ones once.
-
-    A table that is looked up quantized, while the head tied to it is not quantized (DQ-BART's code), has two forms.
-    Trained scales are part of the scales and have none.
-    """
-    names: dict[tuple[int, int | None], list[str]] = defaultdict(list)
-    parameters: dict[tuple[int, int | None], tuple[Tensor, nn.Module | None]] = {}
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    small = [submodule(model, path) for path in architecture_of(model.config).positions]
-    positions = {id(module.weight) for module in small if isinstance(module, nn.Embedding)}
-    for path, module in model.named_modules(remove_duplicate=False):
-        quantizer = getattr(module, "weight_quantizer", None)
-        for name, parameter in module.named_parameters(path, recurse=False):
-            if name.endswith(LEARNED):
-                continue
-            layer = module if quantizer is not None and parameter is module.weight else None
-            key = id(parameter), None if layer is None else id(quantizer)
-            names[key].append(name)
-            parameters.setdefault(key, (parameter, layer))
-    quantized = {key[0]: names[key][0] for key in names if key[1] is not None}
-    found = []
-    for key, (parameter, layer) in parameters.items():
-        kind = "positions" if key[0] in positions else "embedding" if key[0] in tables else "weights"
-        kind = "rest" if layer is None else kind
-        repeats = quantized.get(key[0]) if layer is None else None
-        found.append(Form(tuple(names[key]), kind, parameter, layer, repeats))
-    return found + [Form((name,), "rest", buffer) for name, buffer in persistent_buffers(model).items()]
-
-
-def stored(model: PreTrainedModel) -> Iterator[Stored]:
-    """Everything that a student, or what :func:`dqlib.storage.packed.load_packed` gave, is stored as, one at a time.
-
-    Raises:
-        InputError: numbers are not those that a file holds (see :func:`dqlib.student.round_for_storage`), or a
-            loaded model was changed since.
-    """
-    loaded = getattr(model, "dqlib_packed", None)
-    if loaded is not None:
-        yield from _unchanged(model, loaded)
-        return
-    for form in forms(model):
-        try:
-            yield Stored(form.names, form.kind, tuple(form.parameter.shape), _content(form), form.repeats)
-        except InputError as error:
-            raise InputError(f"{form.names[0]}, {error.field}", error.value, error.allowed) from None
-
-
 def record(each: Stored) -> dict[str, Any]:
     """What a manifest says of a parameter: names, form, checksums."""
-    said: dict[str, Any] = {"names": list(each.names), "kind": each.kind, "shape": list(each.shape)}
+    fields: dict[str, Any] = {"names": list(each.names), "kind": each.kind, "shape": list(each.shape)}
     content = each.content
     if isinstance(content, PackedWeight):
-        said["encoding"] = "ternary" if content.ternary else "bits"
-        said |= {"bits": content.bits, "scheme": content.scheme, "granularity": content.granularity}
+        fields["encoding"] = "ternary" if content.ternary else "bits"
+        fields |= {"bits": content.bits, "scheme": content.scheme, "granularity": content.granularity}
         if content.transposed:
-            said["transposed"] = True
+            fields["transposed"] = True
         if content.zero_point is not None:
-            said["zero_point"] = str(content.zero_point.dtype).removeprefix("torch.")
+            fields["zero_point"] = str(content.zero_point.dtype).removeprefix("torch.")
     else:
-        said["encoding"] = "zeros" if content is None else "fp16"
+        fields["encoding"] = "zeros" if content is None else "fp16"
     if each.repeats is not None:
-        said["repeats"] = each.repeats
-    said["crc32"] = [checksum(tensor) for tensor in each.tensors.values()]
-    return said
+        fields["repeats"] = each.repeats
+    fields["crc32"] = [checksum(tensor) for tensor in each.tensors.values()]
+    return fields
 
 
-def restored(said: Mapping[str, Any], raw: Mapping[str, RawTensor]) -> Stored:
+def restored(record: Mapping[str, Any], raw: Mapping[str, RawTensor]) -> Stored:
     """The parameter that a record describes, of tensors that are as it expects."""
-    names, shape = tuple(said["names"]), tuple(said["shape"])
-    if said["encoding"] == "zeros":
+    names, shape = tuple(record["names"]), tuple(record["shape"])
+    if record["encoding"] == "zeros":
         content = None
-    elif said["encoding"] == "fp16":
+    elif record["encoding"] == "fp16":
         content = _tensor(raw[names[0]])
     else:
         zero_point = raw.get(f"{names[0]}.zero_point")
         content = PackedWeight(
-            matrix(said), said["bits"], said["encoding"] == "ternary", said["scheme"], said["granularity"],
-            said.get("transposed", False), _tensor(raw[f"{names[0]}.codes"]), _tensor(raw[f"{names[0]}.scale"]),
+            matrix(record), record["bits"], record["encoding"] == "ternary", record["scheme"], record["granularity"],
+            record.get("transposed", False), _tensor(raw[f"{names[0]}.codes"]), _tensor(raw[f"{names[0]}.scale"]),
             None if zero_point is None else _tensor(zero_point),
         )  # fmt: skip
-    return Stored(names, said["kind"], shape, content, said.get("repeats"))
+    return Stored(names, record["kind"], shape, content, record.get("repeats"))
 
 
 def checksum(tensor: Tensor) -> int:
@@ -272,34 +217,6 @@ def whole(zero_point: Tensor) -> Tensor:
     raise InputError("zero_point", float(zero_point.abs().max()), "whole numbers of 32 bits")
 
 
-def _content(form: Form) -> PackedWeight | Tensor | None:
-    if form.layer is not None:
-        quantizer = form.layer.weight_quantizer
-        if quantizer.blend != 1:
-            raise InputError("blend", quantizer.blend, "1: a file holds quantized weights only")
-        if not quantizer.half_scales:
-            raise InputError("scale", "not rounded", "rounded to fp16: call round_for_storage before the evaluation")
-        transposed = isinstance(form.layer, QuantConv1D)
-        return PackedWeight.of(form.layer.quantized(), quantizer.scheme, quantizer.granularity, transposed)
-    parameter = form.parameter.detach().cpu()
-    if not isinstance(form.parameter, nn.Parameter) and not parameter.any():
-        return None
-    half = parameter.half()
-    if not torch.equal(half.to(parameter.dtype), parameter) or not torch.isfinite(half).all():
-        raise InputError("value", _first_other(parameter, half), "a number of fp16: call round_for_storage before the "
-                         "evaluation")  # fmt: skip
-    return half
-
-
-def _unchanged(model: nn.Module, loaded: Sequence[Stored]) -> Iterator[Stored]:
-    state = model.state_dict()
-    for each in loaded:
-        for name in each.names:
-            if name not in state or not torch.equal(state[name].cpu(), each.value()):
-                raise InputError(name, "changed", "as load_packed gave it: a loaded model is packed again as it was")
-        yield each
-
-
-def _first_other(tensor: Tensor, half: Tensor) -> float:
+def first_other(tensor: Tensor, half: Tensor) -> float:
     """The first number that fp16 does not hold."""
     return float(tensor[~torch.isfinite(half) | (half.to(tensor.dtype) != tensor)][0])

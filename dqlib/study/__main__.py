@@ -100,7 +100,7 @@ def read(options: Options) -> None:
 
 
 def readme(options: Options) -> None:
-    """fill the tables of README.md from results/"""
+    """fill the tables of README.md and docs/ from results/"""
     from dqlib.study.report.readme import fill_readme
 
     fill_readme()

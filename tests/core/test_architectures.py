@@ -3,156 +3,33 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from transformers import (
     AttentionInterface,
-    BartConfig,
-    BartForConditionalGeneration,
-    BertConfig,
-    BertForMaskedLM,
-    BertForSequenceClassification,
-    GPT2Config,
     GPT2LMHeadModel,
-    MarianConfig,
-    MarianMTModel,
-    MBartConfig,
-    MBartForConditionalGeneration,
     PegasusConfig,
     PegasusForConditionalGeneration,
     PreTrainedModel,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from dqlib import attention
 from dqlib.architectures import ARCHITECTURES, architecture_of, submodule
 from dqlib.config import Config, LossWeights
 from dqlib.errors import InputError
+from dqlib.fake_quantize import LEARNED
 from dqlib.layers import QuantConv1D, QuantEmbedding, QuantLinear
 from dqlib.losses import LayerMaps, MemoryBank, distillation_terms
 from dqlib.presets import PRESETS, get_preset
 from dqlib.quantizers import fake_quantize_activation
 from dqlib.storage.footprint import footprint, fp32_size_bytes, size_bytes
-from dqlib.student import (
-    LEARNED,
-    load_student,
-    make_student,
-    quantized_modules,
-    save_student,
-    set_attention_maps,
-    supervision_map,
-)
+from dqlib.storage.students import load_student, save_student
+from dqlib.student import make_student, quantized_modules, set_attention_maps, supervision_map
+from tests.helpers.models import CASES, VOCABULARY, Data, data_of, make_teacher, student_of
 
-VOCABULARY = 60
-PAD, EOS = 1, 2
-
-_SEQUENCE_TO_SEQUENCE = {
-    "vocab_size": VOCABULARY,
-    "d_model": 16,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_layers": 3,
-    "decoder_layers": 2,
-    "encoder_ffn_dim": 24,
-    "decoder_ffn_dim": 24,
-    "max_position_embeddings": 24,
-    "init_std": 0.2,
-    "dropout": 0.0,
-    "bos_token_id": 0,
-    "pad_token_id": PAD,
-    "eos_token_id": EOS,
-    "decoder_start_token_id": EOS,
-    "forced_eos_token_id": None,
-    "scale_embedding": True,
-}
-_T5 = {
-    "vocab_size": VOCABULARY,
-    "d_model": 16,
-    "d_kv": 6,  # the heads together are narrower than the model
-    "d_ff": 24,
-    "num_heads": 2,
-    "num_layers": 3,
-    "num_decoder_layers": 2,
-    "relative_attention_num_buckets": 8,
-    "relative_attention_max_distance": 12,
-    "dropout_rate": 0.0,
-    "initializer_factor": 1.0,
-    "pad_token_id": PAD,
-    "eos_token_id": EOS,
-    "decoder_start_token_id": PAD,
-}
-_BERT = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 24,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "initializer_range": 0.2,
-    "pad_token_id": PAD,
-    "num_labels": 3,
-}
-_GPT2 = {
-    "vocab_size": VOCABULARY,
-    "n_embd": 16,
-    "n_layer": 3,
-    "n_head": 2,
-    "n_positions": 24,
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "attn_pdrop": 0.0,
-    "initializer_range": 0.2,
-    "bos_token_id": 0,
-    "pad_token_id": PAD,
-    "eos_token_id": EOS,
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A tiny teacher, and how to make a student of it that has fewer layers."""
-
-    model: type[PreTrainedModel]
-    config: object
-    layers: str  # of the student
-    depths: str  # of the teacher
-
-    @property
-    def generates(self) -> bool:
-        return self.model.can_generate() and "Bert" not in self.model.__name__
-
-    @property
-    def encodes_and_decodes(self) -> bool:
-        return "0" not in self.layers
-
-
-CASES = {
-    "bart": Case(BartForConditionalGeneration, BartConfig(**_SEQUENCE_TO_SEQUENCE), "2-1", "3-2"),
-    "mbart": Case(MBartForConditionalGeneration, MBartConfig(**_SEQUENCE_TO_SEQUENCE), "2-1", "3-2"),
-    "marian": Case(MarianMTModel, MarianConfig(**_SEQUENCE_TO_SEQUENCE), "2-1", "3-2"),
-    "marian-unshared": Case(
-        MarianMTModel,
-        MarianConfig(**_SEQUENCE_TO_SEQUENCE, share_encoder_decoder_embeddings=False, decoder_vocab_size=VOCABULARY),
-        "2-1",
-        "3-2",
-    ),
-    "t5": Case(T5ForConditionalGeneration, T5Config(**_T5), "2-1", "3-2"),
-    "t5-untied": Case(
-        T5ForConditionalGeneration,
-        T5Config(**_T5, tie_word_embeddings=False, feed_forward_proj="gated-gelu"),  # as Flan-T5
-        "2-1",
-        "3-2",
-    ),
-    "bert": Case(BertForMaskedLM, BertConfig(**_BERT), "2-0", "3-0"),
-    "bert-classifier": Case(BertForSequenceClassification, BertConfig(**_BERT), "2-0", "3-0"),
-    "gpt2": Case(GPT2LMHeadModel, GPT2Config(**_GPT2), "0-2", "0-3"),
-}
 METHODS = ("dqlib", "dq-bart", "xtc", "quantgpt")
 GENERATING = [name for name, case in CASES.items() if case.generates]
 VARIANTS = ("t5-untied", "marian-unshared")  # which a single method is enough for
@@ -163,59 +40,6 @@ EVERY_BY_EVERY_METHOD = pytest.mark.parametrize(
     [(name, preset) for name in CASES for preset in METHODS if name not in VARIANTS]
     + [(name, "quantgpt") for name in VARIANTS],
 )
-
-
-def make_teacher(name: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    case = CASES[name]
-    teacher = case.model(case.config).eval()
-    if name == "t5-untied":  # transformers ties every new T5, and leaves apart what a checkpoint has apart
-        teacher.lm_head.weight = nn.Parameter(torch.randn(VOCABULARY, 16) / 4)
-        teacher.all_tied_weights_keys.pop("lm_head.weight")
-    with torch.no_grad():  # biases and norms that are not zero and one, as a trained model has them
-        for parameter in teacher.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    teacher.set_attn_implementation("eager")
-    return teacher
-
-
-def student_of(teacher: PreTrainedModel, name: str, bits: str = "2-2-8", preset: str = "dqlib") -> PreTrainedModel:
-    return make_student(teacher, Config.parse(f"{bits} {CASES[name].layers}"), preset)
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a model's forward takes, and the labels aligned with its logits."""
-
-    inputs: dict[str, torch.Tensor]
-    labels: torch.Tensor
-    source_mask: torch.Tensor
-
-
-def data_of(name: str) -> Data:
-    generator = torch.Generator().manual_seed(1)
-    case = CASES[name]
-    ids = torch.randint(3, VOCABULARY, (3, 8), generator=generator)
-    mask = torch.ones(3, 8, dtype=torch.long)
-    for row, length in enumerate((8, 5, 3)):
-        ids[row, length:], mask[row, length:] = PAD, 0
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if case.encodes_and_decodes:
-        labels = torch.randint(3, VOCABULARY, (3, 5), generator=generator)
-        labels[1, 3:] = -100
-        start = case.config.decoder_start_token_id
-        shifted = torch.cat([torch.full((3, 1), start), labels[:, :-1]], dim=1)
-        inputs["decoder_input_ids"] = shifted.masked_fill(shifted == -100, PAD)
-    elif case.model is GPT2LMHeadModel:  # the label of a logit is the next token
-        labels = torch.cat([ids[:, 1:], torch.full((3, 1), PAD)], dim=1)
-        labels = labels.masked_fill(labels == PAD, -100)
-    elif case.model is BertForMaskedLM:
-        labels = torch.full_like(ids, -100)
-        labels[:, 1] = torch.randint(3, VOCABULARY, (3,), generator=generator)
-    else:
-        labels = torch.tensor([0, 2, 1])
-    return Data(inputs, labels, mask.bool())
 
 
 def maps_of(teacher: PreTrainedModel, student: PreTrainedModel) -> LayerMaps:

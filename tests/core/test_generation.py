@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dqlib.generation import OneSourceCache
-from tests.core.test_architectures import CASES, data_of, make_teacher
+from tests.helpers.models import CASES, data_of, make_teacher
 
 WRITERS = [name for name, case in CASES.items() if case.encodes_and_decodes and case.generates]
 

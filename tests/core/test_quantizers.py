@@ -6,16 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqlib.config import ActivationQuantization, Granularity, Scheme, WeightQuantization
+from dqlib.config import ActivationQuantization, Granularity, WeightQuantization
 from dqlib.errors import InputError
 from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.layers import ActivationFakeQuantizer
 from dqlib.quantizers import BLOCK, fake_quantize_activation, fake_quantize_weight, initial_learned, quantize
+from dqlib.schemes import SCHEMES
 
 GRANULARITIES = ("per_row", "per_tensor", "per_group_4")
 #: Every scheme with every number of bits that it has a grid for.
-GRIDS = [(str(scheme), bits) for scheme in Scheme for bits in scheme.bits]
-LEARNED = [(scheme, bits) for scheme, bits in GRIDS if Scheme(scheme).learned]
+GRIDS = [(name, bits) for name, scheme in SCHEMES.items() for bits in scheme.bits]
+LEARNED = [(scheme, bits) for scheme, bits in GRIDS if SCHEMES[scheme].learned]
 
 
 def randn(*shape, seed=0):
@@ -23,7 +24,7 @@ def randn(*shape, seed=0):
 
 
 def learned_for(weight, bits, granularity, scheme):
-    return initial_learned(weight, bits, granularity, scheme) if Scheme(scheme).learned else None
+    return initial_learned(weight, bits, granularity, scheme) if SCHEMES[scheme].learned else None
 
 
 def quantized(weight, bits, granularity, scheme, **options):
@@ -315,7 +316,7 @@ def test_bits_out_of_range_are_refused(bits):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "bits"), [(scheme, bits) for scheme in Scheme for bits in range(1, 9) if bits not in scheme.bits]
+    ("scheme", "bits"), [(name, bits) for name in SCHEMES for bits in range(1, 9) if bits not in SCHEMES[name].bits]
 )
 def test_a_scheme_without_a_grid_for_the_bits_is_refused(scheme, bits):
     with pytest.raises(InputError, match=rf"bits: {bits} .* with the scheme '{scheme}'"):
@@ -506,7 +507,7 @@ def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other(sch
     q = quantizer.quantize(weight)
     assert torch.equal(out, q.dequantize())
     inside = torch.ones_like(weight, dtype=torch.bool)
-    if Scheme(scheme).learned and bits > 1:
+    if SCHEMES[scheme].learned and bits > 1:
         inside = (weight / q.scale).abs() <= top(bits)
     assert torch.equal(weight.grad, upstream * inside)
     with torch.no_grad():
@@ -526,7 +527,7 @@ def test_weights_outside_of_the_clip_get_no_gradient(scheme, bits, options):
     assert 0 < outside.sum() < weight.numel()
     assert (weight.grad[outside] == 0).all()
     assert (weight.grad[~outside] != 0).any()
-    if options == {} and not Scheme(scheme).learned:
+    if options == {} and not SCHEMES[scheme].learned:
         assert (weight.grad[~outside] == 1).all()
 
 
@@ -955,3 +956,28 @@ def test_the_memo_does_not_keep_the_input_alive():
     del x
     gc.collect()
     assert alive() is None
+
+
+# --- schemes
+
+
+def test_one_entry_makes_a_scheme_that_presets_training_and_files_know(monkeypatch, tmp_path):
+    from dqlib.schemes import SCHEMES, Scheme
+    from dqlib.storage.stored import PackedWeight
+
+    def four_levels(w, grid):  # -3, -1, 1 and 3 halves of mean|w|, as codes -2 to 1 around a zero point of -1/2
+        scale = w.abs().mean(-1, keepdim=True)
+        return torch.round(w / scale - 0.5).clamp(-2, 1), scale, None
+
+    monkeypatch.setitem(SCHEMES, "levels", Scheme("levels", (2,), four_levels, "this test", lowest="always"))
+    weight = randn(4, 8)
+    quantizer = WeightFakeQuantizer(weight, 2, "per_row", preset("levels", 2, factor=True))
+    quantizer.half_scales = True
+    quantized = copy.deepcopy(quantizer).quantize(weight)
+    assert not quantized.ternary
+    assert set(quantized.codes.unique().tolist()) == {-2, -1, 0, 1}
+    packed = PackedWeight.of(quantized, quantizer.scheme, "per_row")
+    assert (packed.scheme, packed.code_bytes) == ("levels", 8)
+    assert torch.equal(packed.value(), quantizer(weight))
+    with pytest.raises(InputError, match=r"uniform: 'levels' .* one of symmetric"):
+        WeightQuantization(uniform="levels")

@@ -11,31 +11,30 @@ from transformers import AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGe
 import dqlib
 from dqlib.config import ActivationQuantization, Config, WeightQuantization
 from dqlib.errors import InputError
+from dqlib.fake_quantize import LEARNED
 from dqlib.layers import QuantEmbedding
 from dqlib.presets import get_preset
 from dqlib.quantizers import quantize
 from dqlib.storage.footprint import footprint, fp32_size_bytes, size_bytes
 from dqlib.storage.manifest import verify
 from dqlib.storage.packed import load_packed, save_packed
+from dqlib.storage.students import load_student, save_student
 from dqlib.student import (
-    LEARNED,
     forget,
     layer_map,
-    load_student,
     make_student,
     plain_parameters,
     quantize_model,
     quantized_modules,
     round_for_storage,
-    save_student,
     set_attention_maps,
     set_blend,
     supervision_map,
     supervision_maps,
 )
 from tests.conftest import TINY
-from tests.core.test_architectures import data_of, make_teacher, student_of
 from tests.helpers.folders import reweigh
+from tests.helpers.models import data_of, make_teacher, student_of
 
 
 def pickled(what):
@@ -408,7 +407,7 @@ def test_what_is_saved_by_either_name_is_the_student(teacher, batch, tmp_path, p
         with torch.no_grad():
             assert torch.equal(load_student(tmp_path / name)(**batch.inputs()).logits, student(**batch.inputs()).logits)
         for kind in (type(teacher), AutoModelForSeq2SeqLM):  # full precision would be another function
-            with pytest.raises(ValueError, match=r"the weights of a student, which dqlib\.student\.load_student reads"):
+            with pytest.raises(ValueError, match=r"the weights of a student, which dqlib\.load_student reads"):
                 kind.from_pretrained(tmp_path / name)
 
 

@@ -8,7 +8,7 @@ import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from dqlib.errors import InputError
-from dqlib.student import load_student
+from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import SPLITS, load_info
 from dqlib.study.evaluation.records import read_details, read_record
 from dqlib.study.notebooks import show

@@ -21,11 +21,11 @@ from dqlib.quantizers import quantize
 from dqlib.storage.manifest import MANIFEST, Manifest, opened
 from dqlib.storage.packed import load_packed, save_packed
 from dqlib.storage.plain import plain_model
-from dqlib.student import make_student, quantized_modules, round_for_storage, save_student
+from dqlib.storage.students import save_student
+from dqlib.student import make_student, quantized_modules, round_for_storage
 from dqlib.study.corpora.tokenizer import train_tokenizer
-from tests.core.test_architectures import CASES, EOS, PAD, VOCABULARY, data_of, make_teacher, student_of
 from tests.helpers.folders import reseal
-from tests.storage.test_packed import ASYMMETRIC, LSQ
+from tests.helpers.models import ASYMMETRIC, CASES, EOS, LSQ, PAD, VOCABULARY, data_of, make_teacher, student_of
 
 ctranslate = pytest.importorskip("dqlib.engines.ctranslate")
 

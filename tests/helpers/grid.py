@@ -4,30 +4,30 @@ import pandas
 
 DEPTHS = {"summarization": (2, 4), "eli5": (2, 4), "translation": (3, 4)}
 HEADLINES = {"summarization": ("rougeL", 26.0), "eli5": ("rougeL", 31.0), "translation": ("bleu", 91.0)}
-KEPT = {("8-8-8", "full"): 1.0, ("2-2-8", "full"): 0.96, ("2-2-8", "half"): 0.95, ("2-2-8", "one"): 0.8}
+RETENTION = {("8-8-8", "full"): 1.0, ("2-2-8", "full"): 0.96, ("2-2-8", "half"): 0.95, ("2-2-8", "one"): 0.8}
 
 
-def row(task, config, role="student", preset="dqlib", kept=1.0):
+def row(task, config, role="student", preset="dqlib", part=1.0):
     headline, best = HEADLINES[task]
     encoder, decoder = map(int, config.split()[1].split("-"))
-    score = best * kept
+    score = best * part
     return {
         "task": task, "corpus": task, "role": role, "config": config, "preset": preset, "a_bits": 8,
         "w_bits": int(config.split("-")[0]), "encoder_layers": encoder, "decoder_layers": decoder,
         "headline": headline, "score": score, "score_low": score - 0.7, "score_high": score + 0.7,
-        "retention": kept, "compression": 1 / kept + 3, "n_test": 9, "size_bytes": 1e6, "train_steps": 500,
+        "retention": part, "compression": 1 / part + 3, "n_test": 9, "size_bytes": 1e6, "train_steps": 500,
     }  # fmt: skip
 
 
-def metrics(**kept_by_task):
-    """``metrics.csv`` of three tasks; ``translation={("2-2-8", "full"): 0.5}`` changes what a task keeps."""
+def metrics(**by_task):
+    """``metrics.csv`` of three tasks; ``translation={("2-2-8", "full"): 0.5}`` changes its retention."""
     rows = []
     for task, (encoder, decoder) in DEPTHS.items():
         layers = {"full": f"{encoder}-{decoder}", "half": f"{encoder}-{decoder // 2}", "one": "1-1"}
         rows.append(row(task, f"32-32-32 {layers['full']}", "teacher", "fine-tuning"))
-        for (bits, shape), kept in (KEPT | kept_by_task.get(task, {})).items():
-            rows.append(row(task, f"{bits} {layers[shape]}", kept=kept))
-        rows.append(row(task, f"2-2-8 {layers['full']}", preset="quantization-only", kept=0.7))
+        for (bits, shape), part in (RETENTION | by_task.get(task, {})).items():
+            rows.append(row(task, f"{bits} {layers[shape]}", part=part))
+        rows.append(row(task, f"2-2-8 {layers['full']}", preset="quantization-only", part=0.7))
     return pandas.DataFrame(rows)
 
 
@@ -44,7 +44,7 @@ def students(table):
 
 def positions(table, column="part", values=(1, 2, 3, 4, 5)):
     rows = [
-        key | {column: value, "found": 50.0 - value, "found_by_teacher": 60.0, "words": 9}
+        key | {column: value, "recall": 50.0 - value, "recall_of_teacher": 60.0, "words": 9}
         for key in students(table)
         for value in values
     ]

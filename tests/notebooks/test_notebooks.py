@@ -28,29 +28,29 @@ def test_the_notebooks_are_there():
 
 def test_sources_carry_no_outputs(notebook):
     nbformat.validate(notebook)
-    code = [run for run in notebook.runs if run.cell_type == "code"]
-    assert all(run.outputs == [] and run.execution_count is None for run in code)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
 
 
 def test_no_cell_needs_a_test_set_that_some_corpora_lack(notebook):
-    assert not any('["test_unseen"]' in run.source for run in notebook.runs if run.cell_type == "code")
+    assert not any('["test_unseen"]' in cell.source for cell in notebook.cells if cell.cell_type == "code")
 
 
 def test_one_cell_holds_the_parameters(notebook):
-    tagged = [run for run in notebook.runs if "parameters" in run.metadata.get("tags", [])]
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     assert 'params = "tutorial"' in tagged[0].source
 
 
 def test_cells_are_short_and_define_no_functions(notebook):
-    for run in notebook.runs:
-        if run.cell_type == "code":
-            assert len(run.source.splitlines()) <= 12
-            assert "def " not in run.source
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert len(cell.source.splitlines()) <= 12
+            assert "def " not in cell.source
 
 
 def test_there_is_more_prose_than_code(notebook):
-    kinds = [run.cell_type for run in notebook.runs]
+    kinds = [cell.cell_type for cell in notebook.cells]
     assert kinds[0] == "markdown"
     assert kinds.count("markdown") >= 0.7 * kinds.count("code")
 
@@ -132,6 +132,6 @@ def test_texts_and_table_of_the_engines_come_from_one_search():
     deploy.measured({"torch": Fake()}, {"torch": project_root() / "profiles"}, ["text"], repeats=1)
     assert all(search == searches[0] for search in searches)
     notebook = nbformat.read(project_root() / "notebooks" / "deploy.ipynb", 4)
-    calls = [run.source for run in notebook.runs if "running, " in run.source]
+    calls = [cell.source for cell in notebook.cells if "running, " in cell.source]
     assert [call.partition("(")[0] for call in calls] == ["deploy.answers", "deploy.measured"]
     assert all(call.endswith(", beams)") for call in calls)

@@ -7,7 +7,7 @@ import yaml
 
 import dqlib
 from dqlib.errors import InputError
-from dqlib.study.evaluation.positions import GROUPS
+from dqlib.study.evaluation.recall import GROUPS
 from dqlib.study.params import profiles as profile_module
 from dqlib.study.params.blocks import FEWEST_DOCUMENTS
 from dqlib.study.params.paths import project_root

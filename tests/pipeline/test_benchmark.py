@@ -7,12 +7,14 @@ import pytest
 from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.files import write_text
-from dqlib.study.evaluation.records import COLUMNS, Record, paired_p_value, read_record, write_record
+from dqlib.study.evaluation.bootstrap import paired_p_value
+from dqlib.study.evaluation.records import COLUMNS, Record, read_record, write_record
 from dqlib.study.params.paths import PREDICTIONS, Folders
 from dqlib.study.params.settings import Methods, Run, load_settings
 from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, run_benchmark
 from dqlib.study.pipeline.study import Study
-from dqlib.study.report import methods as bench
+from dqlib.study.report import benchmark as tables
+from dqlib.study.report.benchmark_page import write_benchmark
 
 
 def laptop_bench() -> Methods:
@@ -98,7 +100,7 @@ def test_scores_by_document_are_read_line_by_line_and_those_of_translations_are_
         folder = folders.run("dqlib", config.slug, seed)
         write_record(Record(**dict.fromkeys(COLUMNS) | {"headline": headline}), folder)
         write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    scores = bench._by_document(SimpleNamespace(folders=folders), "dqlib", config, [1, 2])
+    scores = tables._by_document(SimpleNamespace(folders=folders), "dqlib", config, [1, 2])
     assert scores.tolist() == [15.0, 50.0]
 
 
@@ -116,7 +118,7 @@ def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):
     assert (folders[0] / "record.json").read_bytes() == record
     assert times[1:] == [(folder / "record.json").stat().st_mtime_ns for folder in folders[1:]]
 
-    table = bench.bench_table(study)
+    table = tables.benchmark_table(study)
     assert tuple(table.columns) == (*COLUMNS, "baseline", "p_value")
     equal = [folder_of(study, run) for run in benchmark_of(study).runs_of_equal_steps()]
     assert [read_record(folder).score for folder in equal] == table.score.tolist()
@@ -124,8 +126,8 @@ def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):
     assert ours.baseline == "dq-bart-faithful"
     assert 0 < ours.p_value <= 1
     assert table[table.preset == "dq-bart-faithful"].p_value.isna().all()
-    changed = bench.ablation_table(table, benchmark_of(study))
+    changed = tables.ablation_table(table, benchmark_of(study))
     assert changed.changed.tolist() == ["fixed-scales"]
     faithful = table[table.preset == "dq-bart-faithful"].iloc[0]
     assert faithful.size_bytes > 1.5 * ours.size_bytes  # its head needs the embedding in full precision
-    bench.write_bench(study)
+    write_benchmark(study)

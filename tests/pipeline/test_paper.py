@@ -31,7 +31,7 @@ from transformers import (
 from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 
 from dqlib.errors import InputError
-from dqlib.student import load_student
+from dqlib.storage.students import load_student
 from dqlib.study.corpora import hub
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
 from dqlib.study.corpora.tokenizer import load_tokenizer, set_source_language, train_tokenizer

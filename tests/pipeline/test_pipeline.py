@@ -14,7 +14,7 @@ import pytest
 import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from dqlib.student import load_student
+from dqlib.storage.students import load_student
 from dqlib.study.evaluation.records import COLUMNS
 from dqlib.study.params.paths import project_root
 

@@ -86,19 +86,19 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(study_i
     assert times == {name: (folder / name / "record.json").stat().st_mtime_ns for name in names}
 
     models = tables.trained(study)
-    assert [model.row.role for model in models] == ["teacher", "student", "student", "student"]
+    assert [model.record.role for model in models] == ["teacher", "student", "student", "student"]
     compared = tables.collect_comparisons([study])
     assert compared.config.tolist() == ["2-2-8 2-1"]
     assert compared.baseline.tolist() == ["quantization-only"]
     kept = tables.collect_retention([study])
-    assert list(zip(kept.config, kept.preset, strict=True)) == [(m.row.config, m.row.preset) for m in models[1:]]
-    assert kept.retention.equals(pandas.Series([m.row.retention for m in models[1:]], dtype=float))
+    assert list(zip(kept.config, kept.preset, strict=True)) == [(m.record.config, m.record.preset) for m in models[1:]]
+    assert kept.retention.equals(pandas.Series([m.record.retention for m in models[1:]], dtype=float))
     assert not (
         kept.low > kept.high
     ).any()  # nor is there an interval where so short a training leaves a teacher of zero
     for model in models:
         assert model.resampled.shape == (tables.RESAMPLES,)
-        assert model.resampled.mean() == pytest.approx(model.row.score, abs=0.1)
+        assert model.resampled.mean() == pytest.approx(model.record.score, abs=0.1)
     sizes = tables.collect_sizes([study])
     for (config, preset), parts in sizes.groupby(["config", "preset"]):
         (row,) = [row for row in rows.values() if (row.config, row.preset) == (config, preset)]

@@ -14,7 +14,8 @@ import torch
 from transformers import MBartConfig, MBartForConditionalGeneration
 
 from dqlib.config import Config
-from dqlib.student import make_student, round_for_storage, save_student
+from dqlib.storage.students import save_student
+from dqlib.student import make_student, round_for_storage
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from tests.conftest import TINY
 

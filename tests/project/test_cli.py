@@ -20,11 +20,12 @@ from dqlib.storage.footprint import fp32_size_bytes
 from dqlib.storage.manifest import MANIFEST, WEIGHTS, opened, packed_size_bytes
 from dqlib.storage.packed import load_packed, load_tokenizer
 from dqlib.storage.reading import save_model
-from dqlib.student import load_student, round_for_storage, save_student
+from dqlib.storage.students import load_student, save_student
+from dqlib.student import round_for_storage
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.params.paths import project_root
-from tests.core.test_architectures import CASES, make_teacher, student_of
 from tests.helpers.folders import reconfigure, reseal
+from tests.helpers.models import CASES, make_teacher, student_of
 
 TEXTS = ["return the sum", "", "of all numbers that there are", "the"]
 NAMES = ("bart", "gpt2", "bert")
@@ -81,7 +82,7 @@ def test_help_of_each_command_has_an_example_that_can_be_called(name, capsys):
     words = shlex.split(COMMANDS[name].example.rpartition("| ")[2])
     assert words[0] == "dqlib"
     assert parser().parse_args(words[1:]).command == name
-    assert f"dqlib {name} " in (project_root() / "README.md").read_text()
+    assert f"dqlib {name} " in (project_root() / "docs" / "small-file.md").read_text()
 
 
 @pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["pack", "a"], ["generate", "a", "--beams", "0"]])

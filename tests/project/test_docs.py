@@ -13,9 +13,12 @@ from dqlib.config import Config
 from dqlib.storage.footprint import fp32_size_bytes
 from dqlib.storage.manifest import packed_size_bytes
 from dqlib.storage.reading import read_tokenizer
-from dqlib.student import load_student, make_student, round_for_storage, save_student
+from dqlib.storage.students import load_student, save_student
+from dqlib.student import make_student, round_for_storage
 from dqlib.study.params.paths import project_root
 from tests.conftest import TINY
+
+ROOT = project_root()
 
 WORDS = ["return", "the", "sum", "of", "a", "list", "numbers", "text", "file", "name"]
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
@@ -34,8 +37,16 @@ def save_checkpoint(folder):
     return model
 
 
-def test_the_readme_packs_a_student_and_lets_it_write(tmp_path, monkeypatch, capsys):
-    section = (project_root() / "README.md").read_text().partition("### A small file")[2].partition("\n#")[0]
+def test_every_relative_link_leads_to_a_file():
+    pages = [page for page in ROOT.rglob("*.md") if not {".venv", "runs", "build"} & set(page.relative_to(ROOT).parts)]
+    assert {ROOT / "README.md", ROOT / "docs" / "extend.md"} <= set(pages)
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())]
+    inside = [(page, link) for page, link in links if not link.startswith(("https://", "http://", "#", "file:"))]
+    assert [(str(p), link) for p, link in inside if not (p.parent / link.partition("#")[0]).exists()] == []
+
+
+def test_a_student_is_packed_and_writes_by_the_code_of_the_page(tmp_path, monkeypatch, capsys):
+    section = (ROOT / "docs" / "small-file.md").read_text().partition("## A small file")[2].partition("\n#")[0]
     (code, *_) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     folder = Path(re.search(r'folder = "(.*?)"', code)[1])
@@ -48,14 +59,14 @@ def test_the_readme_packs_a_student_and_lets_it_write(tmp_path, monkeypatch, cap
 
 def test_a_checkpoint_becomes_a_small_file_by_the_code_of_the_page(tmp_path, monkeypatch):
     teacher = save_checkpoint(tmp_path / "checkpoint")
-    page = (project_root() / "docs" / "your-model.md").read_text()
+    page = (ROOT / "docs" / "your-model.md").read_text()
     monkeypatch.chdir(tmp_path)
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
     long = "the " * 2 * TINY["max_position_embeddings"]
     pairs = [(["sum a list", "name of the text file", long], ["return the sum", "file name", long])]
     losses: list[float] = []
     names = {
-        "CHECKPOINT": "checkpoint", "CONFIGURATION": "2-2-8 6-3", "LEARNING_RATE": 1e-3, "STEPS": 12, "LENGTH": 100,
+        "CHECKPOINT": "checkpoint", "CONFIG": "2-2-8 6-3", "LEARNING_RATE": 1e-3, "STEPS": 12, "LENGTH": 100,
         "TRAINING": itertools.cycle(pairs), "VALIDATION": pairs, "losses": losses,
     }  # fmt: skip
     exec(code.replace("    loss.backward()\n", "    losses.append(float(loss.detach()))\n    loss.backward()\n"), names)

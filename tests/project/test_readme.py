@@ -1,6 +1,7 @@
 import pandas
 import pytest
 
+from dqlib.study.__main__ import main
 from dqlib.study.report import read
 from dqlib.study.report.pages import overview_table
 from dqlib.study.report.readme import AIMS, TEACHER_AIMS, aims_table, filled
@@ -14,7 +15,7 @@ def test_a_table_is_put_between_its_marks_and_nothing_else_changes():
     assert filled(once, {"one": "| 1 |\n", "two": "| \\2 |\n"}) == once
 
 
-def test_the_overview_has_a_row_a_kind_of_model_and_a_column_a_task():
+def test_the_overview_has_one_row_per_kind_of_model_and_one_column_per_task():
     table = overview_table(grid.metrics(eli5={("2-2-8", "one"): 0.25}))
     assert table.columns.tolist()[2:] == ["summarization, ROUGE-L", "eli5, ROUGE-L", "translation, BLEU"]
     by_model = table.set_index("model")
@@ -63,8 +64,8 @@ def test_the_comparison_is_opened_unless_another_page_is_asked_for(pages, capsys
     folder.mkdir(parents=True)
     for name in ("teacher-eli5", "compare", "eli5"):
         (folder / f"{name}.html").write_text("<html></html>")
-    assert read.main(["--params", "laptop"]) == 0
-    assert read.main(["eli5", "--params", "laptop"]) == 0
+    assert main(["read", "--params", "laptop"]) == 0
+    assert main(["read", "eli5", "--params", "laptop"]) == 0
     assert [address.rpartition("/")[2] for address in opened] == ["compare.html", "eli5.html"]
     assert capsys.readouterr().out.splitlines()[:3] == [
         f"runs/laptop/notebooks/{name}.html" for name in ("compare", "eli5", "teacher-eli5")
@@ -72,13 +73,13 @@ def test_the_comparison_is_opened_unless_another_page_is_asked_for(pages, capsys
 
 
 @pytest.mark.parametrize("arguments", [[], ["nowhere"]])
-def test_a_page_that_is_not_there_is_told_in_a_sentence(pages, capsys, arguments):
+def test_a_page_that_is_not_there_is_an_error_of_one_sentence(pages, capsys, arguments):
     folder, opened = pages
     if arguments:
         folder.mkdir(parents=True)
         (folder / "compare.html").write_text("<html></html>")
-    assert read.main([*arguments, "--params", "laptop"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
+    assert main(["read", *arguments, "--params", "laptop"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
     assert not opened

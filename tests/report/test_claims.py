@@ -6,9 +6,8 @@ import pandas
 import pytest
 
 from dqlib.study.evaluation.records import ZERO
-from dqlib.study.report import grid as grid_figures
+from dqlib.study.report import figures, tables
 from dqlib.study.report import pages as report
-from dqlib.study.report import tables
 from dqlib.study.report.claims import Tables, claims_table
 from tests.helpers import grid
 
@@ -29,7 +28,7 @@ def of(found, letter, task):
     return [verdict for (which, of_task, _), verdict in found.items() if (which, of_task) == (letter, task)]
 
 
-def test_every_claim_has_a_line_a_task():
+def test_every_claim_has_one_line_per_task():
     found = verdicts()
     for letter in "aef":
         assert all(of(found, letter, task) == ["agrees"] for task in grid.DEPTHS)
@@ -113,9 +112,9 @@ def test_beside_a_teacher_that_scores_zero_nothing_is_decided_and_all_else_goes_
     metrics.loc[rows & students, "retention"] = np.nan if best < ZERO else 6.3
 
     def trained(key, retention, score):
-        row = SimpleNamespace(retention=None if pandas.isna(retention) else retention)
+        record = SimpleNamespace(retention=None if pandas.isna(retention) else retention)
         resampled = np.linspace(-1 if score == best else score, score, 99).clip(0)
-        return SimpleNamespace(key=key, row=row, resampled=resampled)
+        return SimpleNamespace(key=key, record=record, resampled=resampled)
 
     pairs = [
         (trained({}, 1.0, best if row.task == "summarization" else row.score / row.retention),
@@ -129,10 +128,10 @@ def test_beside_a_teacher_that_scores_zero_nothing_is_decided_and_all_else_goes_
     assert of(found, "b", "eli5") == ["does not agree"]
     others = grid.comparisons(metrics), retention, grid.accumulation(metrics), grid.similarity(metrics)
     table = claims_table(Tables(metrics, *others))
-    told = " ".join(table.measured[table.claim.str.match(r"\([bcd]\)")])
-    assert "summarization not decided" in told
-    assert "too near to zero" in told
-    assert "nan" not in told
+    measured = " ".join(table.measured[table.claim.str.match(r"\([bcd]\)")])
+    assert "summarization not decided" in measured
+    assert "too near to zero" in measured
+    assert "nan" not in measured
     if best < ZERO:
         pages = report.markdown_table(report.short_table(metrics)) + report.markdown_table(
             report.overview_table(metrics)
@@ -140,4 +139,4 @@ def test_beside_a_teacher_that_scores_zero_nothing_is_decided_and_all_else_goes_
         assert "12.60 (not decided)" in pages
         assert "nan" not in pages
         json.loads(report._metrics_json(metrics), parse_constant=pytest.fail)
-        assert "not decided" in {text.get_text() for text in grid_figures.heat_map(metrics).axes[0].texts}
+        assert "not decided" in {text.get_text() for text in figures.heat_map(metrics).axes[0].texts}

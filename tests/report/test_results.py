@@ -5,12 +5,12 @@ import pytest
 
 from dqlib.study.evaluation.records import COLUMNS
 from dqlib.study.params.settings import load_settings
-from dqlib.study.pipeline.benchmark import bench_of
+from dqlib.study.pipeline.benchmark import benchmark_of
 from dqlib.study.pipeline.study import Study
+from dqlib.study.report.benchmark import BENCHMARK_COLUMNS
 from dqlib.study.report.claims import Tables, claims_table
-from dqlib.study.report.methods import BENCH_COLUMNS
 from dqlib.study.report.pages import markdown_table, short_table
-from dqlib.study.report.readme import blocks, filled
+from dqlib.study.report.readme import blocks, filled, pages
 from tests.conftest import committed
 
 ROOT = committed()
@@ -50,11 +50,10 @@ def test_the_page_shows_the_tables(study, metrics):
     assert markdown_table(pandas.read_csv(study[0] / "tables" / "claims.csv")) in page
 
 
-def test_the_readme_shows_the_tables():
-    text = (ROOT / "README.md").read_text()
-    tables = blocks(ROOT)
-    assert filled(text, tables) == text
-    assert all(table in text for table in tables.values())
+def test_the_readme_and_the_documentation_show_the_tables():
+    texts, tables = [page.read_text() for page in pages(ROOT)], blocks(ROOT)
+    assert [filled(text, tables) for text in texts] == texts
+    assert all(any(f"<!-- {name} -->\n{table}" in text for text in texts) for name, table in tables.items())
 
 
 def test_the_results_come_from_the_committed_parameters(study, metrics):
@@ -75,27 +74,27 @@ def test_the_claims_are_those_of_the_tables(study, metrics):
 
 
 @pytest.fixture
-def bench_rows():
+def benchmark_rows():
     return pandas.read_csv(ROOT / "results" / "tables" / "methods.csv")
 
 
-def test_the_bench_has_a_row_a_run_of_the_committed_parameters(bench_rows):
-    runs = bench_of(Study(LAPTOP)).runs()
-    rows = set(zip(bench_rows.preset, bench_rows.config, bench_rows.seed, strict=True))
-    assert tuple(bench_rows.columns) == BENCH_COLUMNS
-    assert len(rows) == len(bench_rows)
-    assert rows == {(name, str(config), seed) for name, config, seed in runs}
-    assert bench_rows.train_steps.nunique() == 1
-    assert bench_rows.n_test.nunique() == 1
+def test_the_benchmark_has_one_row_per_run_of_the_committed_parameters(benchmark_rows):
+    runs = benchmark_of(Study(LAPTOP)).runs_of_equal_steps()
+    rows = set(zip(benchmark_rows.preset, benchmark_rows.config, benchmark_rows.seed, strict=True))
+    assert tuple(benchmark_rows.columns) == BENCHMARK_COLUMNS
+    assert len(rows) == len(benchmark_rows)
+    assert rows == {(run.preset, str(run.config), run.seed) for run in runs}
+    assert benchmark_rows.train_steps.nunique() == 1
+    assert benchmark_rows.n_test.nunique() == 1
 
 
-def test_the_bench_compares_with_the_reference_and_at_one_bit_with_xtc(bench_rows):
-    ours = bench_rows[bench_rows.preset == "dqlib"]
+def test_the_benchmark_compares_with_the_reference_and_at_one_bit_with_xtc(benchmark_rows):
+    ours = benchmark_rows[benchmark_rows.preset == "dqlib"]
     expected = ours.w_bits.map(lambda bits: "xtc" if bits == 1 else "dq-bart-faithful")
     assert (ours.baseline == expected).all()
     assert ours.p_value.between(0, 1).all()
 
 
-def test_the_page_of_the_bench_shows_its_table(bench_rows):
+def test_the_page_of_the_benchmark_shows_its_table(benchmark_rows):
     page = (ROOT / "results" / "methods" / "README.md").read_text()
     assert blocks(ROOT)["bench"] in page

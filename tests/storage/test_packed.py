@@ -13,34 +13,24 @@ import safetensors.torch
 import torch
 from transformers import BartConfig, BartForConditionalGeneration, pipeline
 
-from dqlib.config import ActivationQuantization, Config, WeightQuantization
+from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.layers import QuantLinear
-from dqlib.presets import get_preset
 from dqlib.quantizers import quantize
 from dqlib.storage import packed as packed_module
 from dqlib.storage.account import account
 from dqlib.storage.footprint import footprint, size_bytes
+from dqlib.storage.live import stored
 from dqlib.storage.manifest import MANIFEST, WEIGHTS, File, Manifest, opened, packed_size_bytes, verify
 from dqlib.storage.packed import load_packed, load_tokenizer, save_packed
-from dqlib.storage.stored import PackedWeight, checksum, record, stored
-from dqlib.student import load_student, quantize_model, quantized_modules, round_for_storage, save_student, set_blend
+from dqlib.storage.stored import PackedWeight, checksum, record
+from dqlib.storage.students import load_student, save_student
+from dqlib.student import quantize_model, quantized_modules, round_for_storage, set_blend
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.params.paths import project_root
-from tests.core.test_architectures import CASES, data_of, make_teacher, student_of
 from tests.helpers.folders import reconfigure, reseal
+from tests.helpers.models import ASYMMETRIC, CASES, LSQ, data_of, make_teacher, student_of
 
-#: Methods that have every kind of grid, granularity, zero point and trained scale between them.
-ASYMMETRIC = replace(
-    get_preset("dqlib"),
-    name="asymmetric",
-    weights=WeightQuantization(ternary="asymmetric", uniform="asymmetric", linear="per_group_4", clip=0.5, factor=True),
-    activations=ActivationQuantization(granularity="per_tensor", unsigned=False, clip=2.5),
-    position_bits=5,
-)
-LSQ = replace(
-    get_preset("dqlib"), name="lsq", weights=WeightQuantization(ternary="lsq", uniform="lsq", linear="per_tensor")
-)
 STUDENTS = [
     *((name, "dqlib", "2-2-8") for name in CASES),
     *((name, "quantgpt", ("1-1-8", "2-1-4", "3-5-8", "8-8-8", "6-7-8")[i % 5]) for i, name in enumerate(CASES)),
@@ -169,8 +159,8 @@ def test_tied_tables_are_one_again(folder):
         ("bert-classifier", "text-classification"),
     ],
 )
-def test_the_pipelines_that_the_readme_names_take_a_packed_model(name, task, tokenizer, tmp_path):
-    assert f"`{task}`" in (project_root() / "README.md").read_text()
+def test_the_pipelines_that_the_documentation_names_take_a_packed_model(name, task, tokenizer, tmp_path):
+    assert f"`{task}`" in (project_root() / "docs" / "small-file.md").read_text()
     case = CASES[name]
     config = type(case.config).from_dict(case.config.to_dict() | {"vocab_size": len(tokenizer)})
     student = quantize_model(case.model(config), Config.parse("2-2-8 " + case.depths)).eval()

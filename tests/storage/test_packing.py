@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from dqlib.config import Scheme
 from dqlib.errors import InputError
 from dqlib.quantizers import initial_learned, quantize
+from dqlib.schemes import SCHEMES
 from dqlib.storage import packing
 from dqlib.storage.packing import pack, packed_size, unpack
 
@@ -92,7 +92,7 @@ def test_sizes_are_those_that_are_claimed():
     assert packed_size(0, 2, ternary=True) == packed_size(0, 3) == 0
 
 
-@pytest.mark.parametrize("scheme", list(Scheme))
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=str)
 @pytest.mark.parametrize("full_range", [False, True])
 def test_what_a_quantizer_calls_ternary_is(scheme, full_range):
     torch.manual_seed(0)

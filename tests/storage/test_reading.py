@@ -16,9 +16,10 @@ from dqlib.errors import InputError
 from dqlib.storage.manifest import MANIFEST
 from dqlib.storage.packed import load_packed, save_packed
 from dqlib.storage.reading import read_model, save_model
-from dqlib.student import load_student, make_student, round_for_storage, save_student
-from tests.core.test_architectures import CASES, data_of, make_teacher, student_of
+from dqlib.storage.students import load_student, save_student
+from dqlib.student import make_student, round_for_storage
 from tests.helpers.folders import reconfigure, reseal, reweigh
+from tests.helpers.models import CASES, data_of, make_teacher, student_of
 
 FC1 = "model.encoder.layers.0.fc1.weight"
 BIAS = "model.decoder.layers.0.self_attn_layer_norm.bias"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
-from dqlib.study.evaluation.generation import interval, resampled_sums
+from dqlib.study.evaluation.bootstrap import interval, resampled_sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ def bleu(references: Sequence[str], predictions: Sequence[str], resamples: int, 
     """BLEU of all sentences together, with the interval over sentences.
 
     Args:
-        references, predictions: one a sentence.
+        references, predictions: one per sentence.
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
@@ -40,7 +40,7 @@ def chrf(references: Sequence[str], predictions: Sequence[str], resamples: int, 
     """chrF of all sentences together, with the interval over sentences.
 
     Args:
-        references, predictions: one a sentence.
+        references, predictions: one per sentence.
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
@@ -51,7 +51,7 @@ def resampled_bleu(references: Sequence[str], predictions: Sequence[str], resamp
     """BLEU of sentences drawn again with replacement, (resamples,); the same draws for as many sentences and one seed.
 
     Args:
-        references, predictions: one a sentence.
+        references, predictions: one per sentence.
         resamples: how many times all sentences are drawn.
         seed: of the draws.
     """
@@ -81,7 +81,7 @@ def _corpus_score(
 def _resampled(
     metric: BLEU | CHRF, references: Sequence[str], predictions: Sequence[str], resamples: int, seed: int
 ) -> np.ndarray:
-    # sacrebleu's own bootstrap goes through these two methods as well, but tells a mean and half a width only.
+    # sacrebleu's own bootstrap goes through these two methods as well, but gives a mean and half a width only.
     statistics = np.array(metric._extract_corpus_statistics(list(predictions), [list(references)]))
     sums = resampled_sums(statistics, resamples, seed)
     return np.array([metric._compute_score_from_stats(each.tolist()).score for each in sums])

@@ -1,4 +1,4 @@
-"""Rows of ``metrics.csv``: one a trained model, free of anything that changes from run to run."""
+"""Records: the results of one trained model each, free of anything that changes from run to run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas
 
 from dqlib.config import Config
@@ -20,7 +20,7 @@ from dqlib.study.params.paths import DETAILS, PREDICTIONS, RECORD
 class Detail:
     """One metric of one test set in one language, with its 95% interval.
 
-    Scores are percent, ``words`` and ``reference_words`` words a text, ``length_ratio`` the words of all predictions
+    Scores are percent, ``words`` and ``reference_words`` words per text, ``length_ratio`` the words of all predictions
     over those of all references. ``language`` is None where there are no languages; ``signature`` says how the metric
     was computed.
     """
@@ -89,17 +89,18 @@ class Record:
         role: str,
         config: Config,
         preset: str,
-        training: S.Training | S.Distillation | None,
+        training: S.Loop | None,
         scores: Scores,
         size_bytes: int,
         teacher: Record | None,
     ) -> Record:
-        """A row from what was measured; the teacher's own row has no ``teacher``.
+        """A record of what was measured; the teacher's own has no ``teacher``.
 
         A teacher that was not trained here, without ``training``, has no steps, and the seed 0.
         """
-        means = {name: round(scores.means[name], 4) if name in scores.means else None for name in METRICS}
-        score = means[scores.headline]
+        score = round(scores.means[scores.headline], 4)
+        means: dict[str, Any] = dict.fromkeys(METRICS)
+        means |= {name: round(mean, 4) for name, mean in scores.means.items()}
         teacher_size = size_bytes if teacher is None else teacher.size_bytes
         return cls(
             task=task,
@@ -129,9 +130,9 @@ METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
 COLUMNS = tuple(field.name for field in fields(Record))
 
 
-def write_record(row: Record, folder: Path) -> None:
-    """Keep the row beside the model it tells of."""
-    write_text(folder / RECORD, json.dumps(asdict(row), indent=2) + "\n")
+def write_record(record: Record, folder: Path) -> None:
+    """Keep the record beside its model."""
+    write_text(folder / RECORD, json.dumps(asdict(record), indent=2) + "\n")
 
 
 def read_record(folder: Path) -> Record:
@@ -140,7 +141,7 @@ def read_record(folder: Path) -> Record:
 
 
 def write_details(details: Sequence[Detail], folder: Path) -> None:
-    """Keep everything beyond the row beside it, numbers rounded as the row's are."""
+    """Keep everything beyond the record beside it, numbers rounded as the record's are."""
     records = [
         {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(detail).items()}
         for detail in details
@@ -165,38 +166,9 @@ def read_predictions(folder: Path, language: str | None = None) -> list[dict]:
     return [line for line in lines if language in (None, line.get("language"))]
 
 
-def metrics_table(rows: list[Record]) -> pandas.DataFrame:
-    """Rows as a table with the columns of ``metrics.csv``: the teacher first, then the students as given."""
-    return pandas.DataFrame([asdict(row) for row in rows], columns=COLUMNS)
-
-
-def paired_p_value(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p-value of a difference of means by the paired bootstrap over documents (Koehn 2004).
-
-    Args:
-        ours, theirs: (documents,), scores of the same documents.
-        resamples: how many times documents are drawn with replacement.
-        seed: of the draws.
-    """
-    difference = ours - theirs
-    generator = np.random.default_rng(seed)
-    means = np.array(
-        [difference[generator.integers(0, len(difference), len(difference))].mean() for _ in range(resamples)]
-    )
-    return two_sided(means)
-
-
-def two_sided(differences: np.ndarray) -> float:
-    """Two-sided p-value of a difference, of what it is on documents drawn again with replacement.
-
-    Twice the smaller share of resamples in which the difference is on either side of zero, ties on both; at least one
-    over the resamples, at most 1.
-
-    Args:
-        differences: (resamples,).
-    """
-    side = min((differences <= 0).mean(), (differences >= 0).mean())
-    return float(min(1.0, max(2 * side, 1 / len(differences))))
+def metrics_table(records: Sequence[Record]) -> pandas.DataFrame:
+    """Records as a table with the columns of ``metrics.csv``, in the order given."""
+    return pandas.DataFrame([asdict(record) for record in records], columns=list(COLUMNS))
 
 
 def write_metrics(table: pandas.DataFrame, path: Path) -> None:

@@ -16,16 +16,10 @@ from dqlib.errors import InputError
 from dqlib.files import write_text
 from dqlib.study.corpora.corpus import LoadedCorpus, Row
 from dqlib.study.evaluation import bleu as translation_metrics
-from dqlib.study.evaluation.generation import (
-    ROUGE,
-    bootstrap_interval,
-    generate,
-    interval,
-    resampled_sums,
-    rouge,
-    words,
-)
+from dqlib.study.evaluation.bootstrap import bootstrap_interval, interval, resampled_sums
+from dqlib.study.evaluation.generation import generate
 from dqlib.study.evaluation.records import Detail, Scores, write_details
+from dqlib.study.evaluation.rouge import ROUGE, rouge
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import PREDICTIONS
 from dqlib.study.training.batches import encode
@@ -71,7 +65,7 @@ def text_scores(rows: Sequence[Row], predictions: Sequence[str], resamples: int)
 
     Args:
         rows: with ``document``, ``summary`` and ``test_set``; the scores are those of the test set ``test``.
-        predictions: one a row.
+        predictions: one per row.
         resamples: of the bootstrap.
     """
     by_document = rouge([row["summary"] for row in rows], predictions)
@@ -99,7 +93,7 @@ def translation_scores(
 
     Args:
         rows: with ``document``, ``summary``, ``language`` and ``test_set``.
-        predictions: one a row.
+        predictions: one per row.
         resamples: of the bootstrap.
         language: the one that is judged; the scores are its own on the test set ``test``.
     """
@@ -109,9 +103,9 @@ def translation_scores(
     details: list[Detail] = []
     for (test_set, code), places in _places(rows, _key).items():
         ours, theirs = [predictions[i] for i in places], [references[i] for i in places]
-        for metric in ("bleu", "chrf"):
-            found = getattr(translation_metrics, metric)(theirs, ours, resamples)
-            details.append(Detail(test_set, code, metric, found.value, found.low, found.high, found.signature))
+        for metric, score_of in (("bleu", translation_metrics.bleu), ("chrf", translation_metrics.chrf)):
+            corpus = score_of(theirs, ours, resamples)
+            details.append(Detail(test_set, code, metric, corpus.value, corpus.low, corpus.high, corpus.signature))
         low, high = bootstrap_interval(matches[places], resamples)
         details.append(Detail(test_set, code, "exact", float(matches[places].mean()), low, high, "whole text"))
         details += _lengths(test_set, code, [rows[i] for i in places], ours, resamples)
@@ -136,18 +130,23 @@ def _lengths(
     test_set: str, language: str | None, rows: Sequence[Row], predictions: Sequence[str], resamples: int
 ) -> list[Detail]:
     """Mean words of predictions and of references, and their ratio."""
-    both = np.stack([words(predictions), words([row["summary"] for row in rows])], axis=1)  # (documents, 2)
+    both = np.stack([_words(predictions), _words([row["summary"] for row in rows])], axis=1)  # (documents, 2)
     sums, resampled = both.sum(axis=0), resampled_sums(both, resamples)
     ratio = sums[0] / sums[1]
-    found = [
+    measured = [
         ("words", sums[0] / len(both), interval(resampled[:, 0] / len(both))),
         ("reference_words", sums[1] / len(both), interval(resampled[:, 1] / len(both))),
         ("length_ratio", ratio, interval(resampled[:, 0] / resampled[:, 1])),
     ]
     return [
         Detail(test_set, language, metric, float(value), low, high, "words between spaces")
-        for metric, value, (low, high) in found
+        for metric, value, (low, high) in measured
     ]
+
+
+def _words(texts: Sequence[str]) -> np.ndarray:
+    """Words of each text, (texts,)."""
+    return np.array([len(text.split()) for text in texts], dtype=float)
 
 
 def _line(row: Row, prediction: str) -> Line:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -21,7 +21,7 @@ from dqlib.storage.account import Account
 from dqlib.storage.manifest import kind_of, packed_size_bytes
 from dqlib.storage.packed import save_packed
 from dqlib.study.notebooks.show import texts_table
-from dqlib.study.report.figures import COLOURS, STYLE, TEACHER_COLOUR
+from dqlib.study.report.style import COLOURS, STYLE, TEACHER_COLOUR
 
 #: Endings of what is no weight: configurations, vocabularies, tokenizers.
 _NO_WEIGHTS = frozenset({".json", ".model", ".txt", ".jinja", ".csv", ".jsonl"})
@@ -46,8 +46,8 @@ def export_each(packed: Path, engines: Sequence[str]) -> dict[str, Path]:
         if name != "torch":
             folders[name] = packed.with_name(f"{packed.name}-{name}")
             model, tokenizer = load_model(packed)
-            told = export_model(model, folders[name], name, tokenizer)
-            print(f"{folders[name]}: {weight_bytes(folders[name]):,} bytes" if told is None else told, end="\n\n")
+            notes = export_model(model, folders[name], name, tokenizer)
+            print(f"{folders[name]}: {weight_bytes(folders[name]):,} bytes" if notes is None else notes, end="\n\n")
     return folders
 
 
@@ -95,7 +95,7 @@ def load_each(folders: Mapping[str, Path], threads: int | None = None) -> dict[s
 
 
 def answers(engines: Mapping[str, Engine], texts: Sequence[str], beams: int = 1, max_new_tokens: int = 40) -> Styler:
-    """What each engine writes for the same texts, by the search that :func:`measured` has: a row a text and engine."""
+    """What each engine writes for the same texts, by the search of :func:`measured`: one row per text and engine."""
     written = {}
     for name, engine in engines.items():
         engine.early_stopping = True
@@ -130,7 +130,7 @@ def measured(
         repeats: turns of each engine, after one that is not counted.
 
     Returns:
-        A row an engine: size (MB), time a text (ms), tokens and choices that agree with the first (%).
+        One row per engine: size (MB), time per text (ms), tokens and choices that agree with the first (%).
     """
     ids = next(iter(engines.values())).encode(texts)
     written: dict[str, list[list[int]]] = {}
@@ -138,12 +138,11 @@ def measured(
     for turn in range(repeats + 1):
         for name, engine in engines.items():
             engine.early_stopping = True
-            took, written[name] = _timed(
-                lambda engine=engine: [
-                    engine.generate_ids([row], num_beams=beams, max_new_tokens=max_new_tokens)[0] for row in ids
-                ]
-            )
-            times[name] += [took] if turn else []
+            began = time.perf_counter()
+            written[name] = [
+                engine.generate_ids([row], num_beams=beams, max_new_tokens=max_new_tokens)[0] for row in ids
+            ]
+            times[name] += [time.perf_counter() - began] if turn else []
     first = next(iter(written.values()))
     rows = []
     for name in engines:
@@ -151,15 +150,9 @@ def measured(
         row = {
             "engine": name,
             "size (MB)": weight_bytes(folders[name]) / 1e6,
-            "time a text (ms)": 1000 * median(times[name]) / max(len(ids), 1),
+            "time per text (ms)": 1000 * median(times[name]) / max(len(ids), 1),
             "tokens that agree (%)": 100 * same.part,
             "choices that agree (%)": 100 * same.part_of_choices,
         }
         rows.append(row)
     return pandas.DataFrame(rows).set_index("engine").round(2)
-
-
-def _timed(call: Callable[[], list[list[int]]]) -> tuple[float, list[list[int]]]:
-    began = time.perf_counter()
-    result = call()
-    return time.perf_counter() - began, result

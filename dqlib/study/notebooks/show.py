@@ -1,4 +1,4 @@
-"""What the notebooks show: small tables and pictures of one model or corpus."""
+"""Small tables and pictures of one model or corpus."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.evaluation.records import metrics_table, read_details, read_record
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import LOG, PREDICTIONS, RECORD
-from dqlib.study.report.figures import COLOURS, DASHES, STYLE, quantity_of
+from dqlib.study.report.names import quantity_of
 from dqlib.study.report.pages import short_table
+from dqlib.study.report.style import COLOURS, DASHES, GREY, STYLE
 
 KINDS = ("weights", "embedding", "positions", "rest")
 
@@ -51,11 +52,11 @@ def lengths(corpus: LoadedCorpus, spec: S.Corpus) -> Figure:
             axes.set_xlabel(f"tokens of a {column} (red: {most})")
             axes.set_ylabel("pairs")
             axes.yaxis.get_major_locator().set_params(integer=True)
-    return _shown(figure)
+    return shown(figure)
 
 
 def curves(folder: Path, columns: list[str]) -> Figure:
-    """Those columns of a training log that it has, over the steps: a panel a quantity, named with its unit."""
+    """Those columns of a training log that it has, over the steps: one panel per quantity, named with its unit."""
     log = pandas.read_csv(folder / LOG)
     preset = read_record(folder).preset if (folder / RECORD).is_file() else ""
     panel_of = {name: quantity_of(name, preset) for name in columns if name in log}
@@ -72,7 +73,7 @@ def curves(folder: Path, columns: list[str]) -> Figure:
             axes.set_ylabel(quantity.replace(" (", "\n("), fontsize=9)
             axes.legend(fontsize=8)
         panels[-1, 0].set_xlabel("training step")
-    return _shown(figure)
+    return shown(figure)
 
 
 def loss_terms(folder: Path) -> Figure:
@@ -88,7 +89,7 @@ def loss_terms(folder: Path) -> Figure:
         axes.set_ylabel("term, relative to its first value")
         axes.set_ylim(bottom=0)
         figure.legend(fontsize=8, ncols=4, loc="outside upper center")
-    return _shown(figure)
+    return shown(figure)
 
 
 def quantized_weights(weight: Tensor, bits: tuple[int, ...] = (4, 2, 1)) -> Figure:
@@ -100,14 +101,14 @@ def quantized_weights(weight: Tensor, bits: tuple[int, ...] = (4, 2, 1)) -> Figu
         for i, (axes, b) in enumerate(zip(panels, bits, strict=True)):
             left = quantize(weight.detach(), b, "per_tensor").dequantize().flatten()
             error = float((left - w).square().mean() / w.square().mean())
-            shown = {"bins": 81, "range": (-reach, reach)}
-            axes.hist(w.numpy(), color="#999999", **shown)
-            axes.hist(left.numpy(), color=COLOURS[i], alpha=0.75, **shown)
+            edges = np.linspace(-reach, reach, 82)
+            axes.hist(w.numpy(), edges, color=GREY)
+            axes.hist(left.numpy(), edges, color=COLOURS[i], alpha=0.75)
             axes.set_yscale("log")
             axes.set_xlabel("weight")
             axes.set_title(f"{b} bit{'s' * (b > 1)}: {100 * error:.1f}% error", fontsize=9)
         panels[0].set_ylabel("count (logarithmic)")
-    return _shown(figure)
+    return shown(figure)
 
 
 def account(student: nn.Module, teacher: nn.Module) -> pandas.DataFrame:
@@ -116,12 +117,14 @@ def account(student: nn.Module, teacher: nn.Module) -> pandas.DataFrame:
     for entry in footprint(student):
         total[entry.kind][0] += entry.numel
         total[entry.kind][1] += entry.size_bytes
-    rows = [{"part": kind, "numbers": total[kind][0], "bytes": total[kind][1]} for kind in KINDS]
-    rows.append({"part": "student", "numbers": sum(r["numbers"] for r in rows), "bytes": sum(r["bytes"] for r in rows)})
     fp32 = fp32_size_bytes(teacher)
-    rows.append({"part": "teacher, fp32", "numbers": fp32 // 4, "bytes": fp32})
-    table = pandas.DataFrame(rows).set_index("part")
-    table["bits a number"] = (8 * table.bytes / table.numbers.clip(lower=1)).round(2)
+    rows = {kind: total[kind] for kind in KINDS}
+    rows |= {
+        "student": [sum(column) for column in zip(*rows.values(), strict=True)],
+        "teacher, fp32": [fp32 // 4, fp32],
+    }
+    table = pandas.DataFrame.from_dict(rows, orient="index", columns=["numbers", "bytes"]).rename_axis("part")
+    table["bits per number"] = (8 * table.bytes / table.numbers.clip(lower=1)).round(2)
     return table
 
 
@@ -147,7 +150,7 @@ def predictions(folders: dict[str, Path], count: int = 5) -> None:
 
 
 def details(folders: dict[str, Path], metrics: Sequence[str]) -> pandas.DataFrame:
-    """Metrics with their 95% intervals: a row a test set, language and model, a column a metric.
+    """Metrics with their 95% intervals: one row per test set, language and model, one column per metric.
 
     Args:
         folders: of trained models, by the name to show.
@@ -237,7 +240,7 @@ def _readable(column: str) -> str:
     return column.replace("_", " ")
 
 
-def _shown(figure: Figure) -> Figure:
+def shown(figure: Figure) -> Figure:
     """The figure for a notebook to display once, not again at the end of the cell."""
     pyplot.close(figure)
     return figure

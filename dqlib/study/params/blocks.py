@@ -28,7 +28,7 @@ MANY, LONGEST = 10**9, 10**5
 #: That random numbers can start from.
 SEEDS = (0, 2**32 - 1)
 
-#: Test documents that results can be told of: one for each of :data:`dqlib.study.evaluation.positions.GROUPS`.
+#: Test documents that results can be told of: one for each of :data:`dqlib.study.evaluation.recall.GROUPS`.
 FEWEST_DOCUMENTS = 4
 
 

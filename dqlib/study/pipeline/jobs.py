@@ -23,7 +23,7 @@ from dqlib.errors import InputError
 from dqlib.files import atomic_folder, write_text
 from dqlib.storage.footprint import fp32_size_bytes, size_bytes
 from dqlib.storage.reading import save_model
-from dqlib.student import save_student
+from dqlib.storage.students import save_student
 from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.evaluation.records import Record, Scores, read_record, write_record
 from dqlib.study.evaluation.scoring import score

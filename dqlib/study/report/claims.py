@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas
 
-from dqlib.study.report.figures import METRIC_NAMES
+from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED, percent
 
 #: A claim of "little loss" holds where at least this part of the teacher's score is left.
 LITTLE = 0.95
@@ -17,15 +18,10 @@ NOTHING = 0.99
 #: A difference is decided where its p-value is smaller.
 SIGNIFICANT = 0.05
 
-QUANTIZATION_ALONE = "quantization-only"
-
-#: What is told where the test documents do not decide.
-UNDECIDED = "not decided"
-
 
 @dataclass(frozen=True)
 class Tables:
-    """What claims are read from.
+    """The tables that claims are read from.
 
     Attributes:
         metrics: rows of ``metrics.csv``, all tasks.
@@ -56,19 +52,19 @@ class Tables:
         match = rows[(rows.config == config) & (rows.role == "student")]
         return None if match.empty else match.iloc[0]
 
-    def kept(self, task: str, bits: str, shape: str) -> Kept | None:
-        """What is left to such a student; None if not run."""
+    def retention_of(self, task: str, bits: str, shape: str) -> Retention | None:
+        """The retention of such a student; None if not run."""
         student = self.shape(task, bits, shape)
         if student is None:
             return None
         rows = self.retention[(self.retention.task == task) & (self.retention.config == student.config)]
         row = rows[rows.preset == student.preset].iloc[0]
-        return Kept(student.config, METRIC_NAMES[student.headline], row.retention, row.low, row.high)
+        return Retention(student.config, METRIC_NAMES[student.headline], row.retention, row.low, row.high)
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The part of the teacher's score that a student keeps, and its 95% interval; NaN where the teacher scores zero."""
+class Retention:
+    """A student's share of its teacher's score, with its 95% interval; NaN where the teacher scores zero."""
 
     config: str
     metric: str
@@ -130,72 +126,72 @@ def _headline(tables: Tables) -> Iterable[Verdict]:
         "summarization": ("(b) At the shape of 16.5x, summarization loses little", LITTLE),
     }
     for task, (claim, least) in wanted.items():
-        kept = tables.kept(task, "2-2-8", "half") if task in tables.tasks else None
-        if kept is not None:
-            yield Verdict(claim, task, _against(kept, least), kept.at_least(least))
+        half = tables.retention_of(task, "2-2-8", "half") if task in tables.tasks else None
+        if half is not None:
+            yield Verdict(claim, task, _against(half, least), half.at_least(least))
 
 
 def _limit(tables: Tables) -> Iterable[Verdict]:
-    kept = _of_tasks(tables, "one")
-    if len(kept) > 1:
-        decided = [each for each in kept.values() if each.decided]
+    by_task = _of_tasks(tables, "one")
+    if len(by_task) > 1:
+        decided = [each for each in by_task.values() if each.decided]
         apart = bool(decided) and max(each.low for each in decided) > min(each.high for each in decided)
         yield Verdict(
             "(c) At the shape of 27.7x, the loss differs by task", "all",
-            f"2-2-8 1-1 keeps: {_told(kept)}; the bar: intervals of the best and the worst apart", apart or None,
+            f"2-2-8 1-1 keeps: {_listed(by_task)}; the bar: intervals of the best and the worst apart", apart or None,
         )  # fmt: skip
 
 
 def _translation(tables: Tables) -> Iterable[Verdict]:
     if "translation" not in tables.tasks:
         return
-    whole = tables.kept("translation", "8-8-8", "full")
+    whole = tables.retention_of("translation", "8-8-8", "full")
     if whole is not None:
         claim = "(d) Translation keeps its quality at 8 bits"
         yield Verdict(claim, "translation", _against(whole, NOTHING), whole.at_least(NOTHING))
-    kept = _of_tasks(tables, "full")
-    if "translation" in kept and len(kept) > 1:
-        ours, others = kept["translation"], [each for task, each in kept.items() if task != "translation"]
+    by_task = _of_tasks(tables, "full")
+    if "translation" in by_task and len(by_task) > 1:
+        ours, others = by_task["translation"], [each for task, each in by_task.items() if task != "translation"]
         more = all(ours.high < each.low for each in others)
         less = any(ours.low > each.high for each in others)
         yield Verdict(
             "(d) Translation loses more than the others at 2 bits", "translation",
-            f"2-2-8 at full depth keeps: {_told(kept)}", True if more else False if less else None,
+            f"2-2-8 at full depth keeps: {_listed(by_task)}", True if more else False if less else None,
         )  # fmt: skip
 
 
-def _of_tasks(tables: Tables, shape: str) -> dict[str, Kept]:
-    found = {task: tables.kept(task, "2-2-8", shape) for task in tables.tasks}
-    return {task: kept for task, kept in found.items() if kept is not None}
+def _of_tasks(tables: Tables, shape: str) -> dict[str, Retention]:
+    by_task = {task: tables.retention_of(task, "2-2-8", shape) for task in tables.tasks}
+    return {task: retention for task, retention in by_task.items() if retention is not None}
 
 
 def _accumulation(tables: Tables) -> Iterable[Verdict]:
     claim = "(e) Errors accumulate along the output"
-    for task in tables.tasks:
-        student = tables.shape(task, "2-2-8", "full")
-        rows = tables.accumulation[tables.accumulation.task == task]
-        match = rows[rows.config == student.config] if student is not None else rows.iloc[:0]
-        for row in match[match.preset == getattr(student, "preset", None)].itertuples():
-            measured = (
-                f"{row.config}: {row.early:.1f} points of recall lost in the first part of the reference, "
-                f"{row.late:.1f} in the last, p = {_p(row.p_value)}"
-            )
-            yield Verdict(claim, task, measured, _significant(row.late - row.early, row.p_value))
+    for row in _of_two_bits(tables, tables.accumulation):
+        measured = (
+            f"{row.config}: {row.early:.1f} points of recall lost in the first part of the reference, "
+            f"{row.late:.1f} in the last, p = {_p(row.p_value)}"
+        )
+        yield Verdict(claim, row.task, measured, _significant(row.late - row.early, row.p_value))
 
 
 def _similarity(tables: Tables) -> Iterable[Verdict]:
     claim = "(f) Few bits make representations of tokens alike"
+    for row in _of_two_bits(tables, tables.similarity):
+        measured = (
+            f"{row.config}: mean cosine of different tokens {row.decoder:.3f} against {row.teacher:.3f} "
+            f"in the teacher ({row.more_alike:+.3f}, 95% interval {row.low:+.3f} to {row.high:+.3f})"
+        )
+        yield Verdict(claim, row.task, measured, True if row.low > 0 else False if row.high < 0 else None)
+
+
+def _of_two_bits(tables: Tables, table: pandas.DataFrame) -> Iterable[Any]:
+    """The row of each task's student of two bits with all layers, where it was run."""
     for task in tables.tasks:
         student = tables.shape(task, "2-2-8", "full")
-        if student is None:
-            continue
-        rows = tables.similarity[(tables.similarity.task == task) & (tables.similarity.config == student.config)]
-        for row in rows[rows.preset == student.preset].itertuples():
-            measured = (
-                f"{row.config}: mean cosine of different tokens {row.decoder:.3f} against {row.teacher:.3f} "
-                f"in the teacher ({row.more_alike:+.3f}, 95% interval {row.low:+.3f} to {row.high:+.3f})"
-            )
-            yield Verdict(claim, task, measured, True if row.low > 0 else False if row.high < 0 else None)
+        if student is not None:
+            rows = table[(table.task == task) & (table.config == student.config) & (table.preset == student.preset)]
+            yield from rows.itertuples()
 
 
 def _significant(difference: float, p_value: float) -> bool | None:
@@ -203,19 +199,15 @@ def _significant(difference: float, p_value: float) -> bool | None:
     return bool(difference > 0) if p_value < SIGNIFICANT else None
 
 
-def percent(part: float) -> str:
-    """A part of the teacher's score, or that there is none."""
-    return UNDECIDED if pandas.isna(part) else f"{100 * part:.1f}%"
+def _against(retention: Retention, least: float) -> str:
+    config, metric = retention.config, retention.metric
+    if not retention.decided:
+        return f"{config}: the teacher's {metric} is too near to zero for a part of it"
+    return f"{config} keeps {retention} of the teacher's {metric}; the bar is {100 * least:.0f}%"
 
 
-def _against(kept: Kept, least: float) -> str:
-    if not kept.decided:
-        return f"{kept.config}: the teacher's {kept.metric} is too near to zero for a part of it"
-    return f"{kept.config} keeps {kept} of the teacher's {kept.metric}; the bar is {100 * least:.0f}%"
-
-
-def _told(kept: dict[str, Kept]) -> str:
-    return ", ".join(f"{task} {each}" for task, each in kept.items())
+def _listed(by_task: dict[str, Retention]) -> str:
+    return ", ".join(f"{task} {each}" for task, each in by_task.items())
 
 
 def _p(value: float) -> str:

@@ -1,133 +1,172 @@
-"""Figures in one style: axes with units, the teacher's line, one colour a name, readable in grey."""
+"""Figures of the study: all tasks side by side, colour for bits, marker for layers; and training curves."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-from functools import cache
-from itertools import count
-from pathlib import Path
+from collections.abc import Callable
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
 import pandas
-from matplotlib import colors, pyplot, ticker
+from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from dqlib.files import write_bytes
-from dqlib.presets import PRESETS, VARIANTS
+from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, SHAPES, UNDECIDED, bits_of, quantity_of, shape_of
+from dqlib.study.report.style import COLOURS, STYLE, TEACHER_COLOUR, colour_of, line_styles, plain_log_scale
 
-#: The colour of each method, precision (``W-E-A``) and scheme, in all figures (Okabe and Ito's palette, told apart by
-#: the colour-blind and in grey); :func:`colour_of` has one for every other name.
-NAMED_COLOURS = {
-    "dqlib": "#0072B2",
-    "dq-bart-faithful": "#D55E00",
-    "dq-bart": "#E69F00",
-    "xtc": "#009E73",
-    "quantgpt": "#CC79A7",
-    "32-32-32": "#777777",
-    "8-8-8": "#0072B2",
-    "4-4-8": "#009E73",
-    "2-2-8": "#D55E00",
-    "1-1-8": "#CC79A7",
-    "symmetric": "#0072B2",
-    "asymmetric": "#56B4E9",
-    "dynamic": "#D55E00",
-    "lsq": "#E69F00",
-    "ternary": "#009E73",
-    "binary": "#CC79A7",
-}
-#: Markers of methods and of granularities, which tell them apart without colour; :func:`marker_of` has the others'.
-NAMED_MARKERS = {
-    "dqlib": "o",
-    "dq-bart-faithful": "v",
-    "dq-bart": "s",
-    "xtc": "^",
-    "quantgpt": "D",
-    "per_tensor": "o",
-    "per_row": "s",
-    "per_group_32": "^",
-    "per_group_16": "D",
-}
-_SPARE_MARKERS = "PX*ph<>d8"
-TEACHER_COLOUR = "#444444"
-#: One line style and colour for each line of a figure, in order.
-DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#999933", "#882255")
-
-STYLE = {
-    "figure.dpi": 120,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
-    "svg.hashsalt": "dqlib",  # the same ids in the same SVG
-    "svg.fonttype": "none",
-}
-
-METRIC_NAMES = {
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "rougeLsum": "ROUGE-Lsum",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-}
+#: Marker and line of each shape.
+SHAPE_STYLES = {"full": ("o", "-"), "half": ("s", "--"), "one": ("^", ":"), "other": ("D", "-.")}
+#: As wide as a page shows at 600 pixels without shrinking text below what can be read.
+WIDTH = 7.5
 
 
-@cache
-def colour_of(name: str) -> str:
-    """The colour of a method, precision or scheme, the same in every figure, whatever else that shows.
-
-    What is not built in gets a colour from its name alone, unlike those of :data:`NAMED_COLOURS` and the greys.
-    """
-    if name in NAMED_COLOURS:
-        return NAMED_COLOURS[name]
-    taken = np.array([colors.to_rgb(colour) for colour in NAMED_COLOURS.values()])
-    for attempt in count():
-        hue, saturation, value = (byte / 255 for byte in hashlib.sha256(f"{name} {attempt}".encode()).digest()[:3])
-        rgb = colors.hsv_to_rgb((hue, 0.6 + 0.4 * saturation, 0.4 + 0.45 * value))
-        if np.linalg.norm(taken - rgb, axis=1).min() > 0.2:
-            return colors.to_hex(rgb)
+def _joint(metrics: pandas.DataFrame) -> pandas.DataFrame:
+    """Students that were trained against their teacher."""
+    return metrics[(metrics.role == "student") & (metrics.preset != QUANTIZATION_ALONE)]
 
 
-def marker_of(name: str) -> str:
-    """The marker of a method or granularity, for other names one from their name alone."""
-    spare = _SPARE_MARKERS[hashlib.sha256(name.encode()).digest()[0] % len(_SPARE_MARKERS)]
-    return NAMED_MARKERS.get(name, spare)
+def _bits_in(students: pandas.DataFrame) -> list[str]:
+    """``W-E-A`` of all students, most bits first."""
+    return sorted({bits_of(row) for _, row in students.iterrows()}, key=lambda bits: [-int(n) for n in bits.split("-")])
 
 
-def line_styles(configurations: list[str]) -> dict[str, dict[str, object]]:
-    """How to draw each configuration: colour by its bits, as everywhere; dashes tell all apart, in grey too."""
-    return {
-        name: {"color": colour_of(name.partition(" ")[0]), "linestyle": DASHES[i % len(DASHES)]}
-        for i, name in enumerate(configurations)
-    }
+def tradeoffs(metrics: pandas.DataFrame) -> Figure:
+    """Quality against size, one panel per task: each student with its 95% interval, and the teacher's line."""
+
+    def draw(axes: Axes, rows: pandas.DataFrame) -> None:
+        teacher = rows[rows.role == "teacher"].iloc[0]
+        axes.axhline(teacher.score, color=TEACHER_COLOUR, linestyle="--", linewidth=1.1)
+        axes.axhspan(teacher.score_low, teacher.score_high, color=TEACHER_COLOUR, alpha=0.12, linewidth=0)
+        for _, row in rows[rows.role == "student"].iterrows():
+            colour = colour_of(bits_of(row))
+            axes.errorbar(
+                row.compression, row.score, yerr=[[row.score - row.score_low], [row.score_high - row.score]],
+                fmt=SHAPE_STYLES[shape_of(row, teacher)][0], color=colour, capsize=2, markersize=6, linewidth=1,
+                markerfacecolor="white" if row.preset == QUANTIZATION_ALONE else colour,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}x"))
+        axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        axes.set_xticks([x for x in (1, 2, 5, 10, 20, 50) if x <= 1.3 * rows.compression.max()])
+        axes.set_xlabel("times smaller")
+        axes.set_ylabel(f"{METRIC_NAMES.get(teacher.headline, teacher.headline)} (%)")
+
+    figure = _panels(metrics, draw, height=3.5)
+    _legend(figure, metrics)
+    return figure
 
 
-def quantity_of(term: str, preset: str = "") -> str:
-    """What a column of a training log measures, with its unit, for an axis.
+def heat_map(metrics: pandas.DataFrame) -> Figure:
+    """Part of the teacher's score that is left, over bits (rows) and layers (columns), one panel per task."""
+    bits, first_task = _bits_in(_joint(metrics)), metrics.task.iloc[0]
+
+    def draw(axes: Axes, rows: pandas.DataFrame) -> None:
+        students = _joint(rows)
+        layers = sorted(set(zip(students.encoder_layers, students.decoder_layers, strict=True)), reverse=True)
+        grid, missing = np.full((len(bits), len(layers)), np.nan), {}
+        for _, row in students.iterrows():
+            place = bits.index(bits_of(row)), layers.index((row.encoder_layers, row.decoder_layers))
+            grid[place], missing[place] = 100 * row.retention, UNDECIDED
+        axes.imshow(grid, cmap="cividis", vmin=60, vmax=100, aspect="auto")
+        for (i, j), value in np.ndenumerate(grid):
+            known = not np.isnan(value)
+            text = f"{value:.1f}" if known else missing.get((i, j), "not run")
+            axes.text(
+                j, i, text, ha="center", va="center", fontsize=9 if known else 7,
+                color="white" if known and value < 82 else ("black" if known else TEACHER_COLOUR),
+            )  # fmt: skip
+        axes.set_xticks(range(len(layers)), [f"{encoder}-{decoder}" for encoder, decoder in layers])
+        axes.set_yticks(range(len(bits)), bits if first_task == rows.task.iloc[0] else [])
+        axes.set_xlabel("layers")
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+
+    figure = _panels(metrics, draw, height=2.9)
+    figure.suptitle("Part of the teacher's score that is left (%)", fontsize=10)
+    return figure
+
+
+def accumulation(positions: pandas.DataFrame, lengths: pandas.DataFrame, metrics: pandas.DataFrame) -> Figure:
+    """Recall of the reference's words along the reference (above) and by its length (below), one column per task.
+
+    Each group of lengths has a place of its own, though two may end at the same number of words.
+    Students of 32 and 4 bits, whose lines are those of 8 bits, are left out.
 
     Args:
-        term: name of the column.
-        preset: preset of the training, which decides how logits are compared.
+        positions: columns ``task``, ``config``, ``preset``, ``part``, ``recall``, ``recall_of_teacher``.
+        lengths: the same with ``longest`` in place of ``part``.
+        metrics: rows of ``metrics.csv``, for the shapes.
     """
-    known = PRESETS | VARIANTS
-    logits = known[preset].loss.logits_loss if preset in known else ""
-    if term in ("task", "validation_loss"):
-        return "loss (nats a token)"
-    if term == "logits" and logits == "kl":
-        return "divergence from the teacher (nats a token)"
-    if term == "logits" and logits == "mse":
-        return "squared difference from the teacher's logits"
-    return "weighted sum of all terms" if term == "loss" else term.replace("_", " ")
+    tasks = list(dict.fromkeys(metrics.task))
+    with matplotlib.rc_context(STYLE | {"font.size": 9}):
+        figure, grid = pyplot.subplots(2, len(tasks), figsize=(WIDTH, 5), layout="constrained", squeeze=False)
+        students = _joint(metrics)
+        students = students[~students.config.str.match("32-32-32|4-4-8")]
+        for task, axes in zip(tasks, grid[0], strict=True):
+            axes.set_title(task, fontsize=10)
+        for table, label, panels in (
+            (positions, "fifth of the reference", grid[0]),
+            (lengths, "words of the reference", grid[1]),
+        ):
+            for task, axes in zip(tasks, panels, strict=True):
+                teacher = metrics[(metrics.task == task) & (metrics.role == "teacher")].iloc[0]
+                keys = [table[name] for name in ("task", "config", "preset")]
+                drawn = {key: of for key, of in table.groupby(keys, sort=False) if key[0] == task}
+                for _, row in students[students.task == task].iterrows():
+                    of = drawn.get((task, row.config, row.preset), table[:0])
+                    marker, line = SHAPE_STYLES[shape_of(row, teacher)]
+                    axes.plot(
+                        range(1, len(of) + 1), of.recall, line, marker=marker, markersize=4,
+                        color=colour_of(bits_of(row)), linewidth=1.2,
+                    )  # fmt: skip
+                first = next(iter(drawn.values()))
+                places = range(1, len(first) + 1)
+                axes.plot(places, first.recall_of_teacher, color=TEACHER_COLOUR, linestyle="--", linewidth=1.8)
+                axes.set_xticks(places, first.part if table is positions else _spans(list(first.longest)))
+                axes.set_xlabel(label)
+            panels[0].set_ylabel("recall of words (%)")
+    _legend(figure, pandas.concat([metrics[metrics.role == "teacher"], students]))
+    pyplot.close(figure)
+    return figure
+
+
+def _spans(longest: list[int]) -> list[str]:
+    """Lengths in each group: of ``[3, 4, 4, 13]`` up to 3, 3 to 4, 4 alone, and 4 to 13."""
+    return [f"≤{longest[0]}", *(f"{a}" if a == b else f"{a}-{b}" for a, b in pairwise(longest))]
+
+
+def sizes(accounts: pandas.DataFrame) -> Figure:
+    """Bytes of every quantized config by kind of parameter, one panel per task.
+
+    Args:
+        accounts: columns ``task``, ``config``, ``part``, ``bytes``.
+    """
+    parts = list(dict.fromkeys(accounts.part))
+    quantized = accounts[~accounts.config.str.startswith("32-")]
+
+    def draw(axes: Axes, rows: pandas.DataFrame) -> None:
+        wide = rows.pivot_table(index="config", columns="part", values="bytes", sort=False) / 1e6
+        left = np.zeros(len(wide))
+        for i, part in enumerate(parts):
+            width = wide[part].to_numpy()
+            hatch = ("", "//", "..", "xx", "--")[i % 5]
+            axes.barh(wide.index, width, left=left, color=COLOURS[i], label=part, hatch=hatch, edgecolor="white")
+            left = left + width
+        axes.invert_yaxis()
+        axes.set_xlabel("size (MB)")
+        axes.tick_params(axis="y", labelsize=7)
+        axes.grid(axis="y", visible=False)
+
+    figure = _panels(quantized, draw, height=3.2)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(parts), fontsize=8)
+    return figure
 
 
 def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:
-    """A loss term from the first row of the log on, a line a model; by default the distance from the teacher's logits.
+    """A loss term over all rows of the log, one line per model; by default the distance from the teacher's logits.
 
     The axis is logarithmic: the terms of a student of 8 bits and of one of 1 bit are orders of magnitude apart.
 
@@ -149,21 +188,36 @@ def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:
     return figure
 
 
-def plain_log_scale(axes: Axes) -> None:
-    """A logarithmic vertical axis with plain numbers, at least two of them however short it is."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_locator(ticker.NullLocator())
+def _panels(table: pandas.DataFrame, draw: Callable[[Axes, pandas.DataFrame], None], height: float) -> Figure:
+    """One row of panels, one per task."""
+    tasks = list(dict.fromkeys(table.task))
+    with matplotlib.rc_context(STYLE | {"font.size": 9}):
+        width = WIDTH if len(tasks) > 1 else 4.5
+        figure, panels = pyplot.subplots(1, len(tasks), figsize=(width, height), layout="constrained", squeeze=False)
+        for task, axes in zip(tasks, panels[0], strict=True):
+            draw(axes, table[table.task == task])
+            axes.set_title(task, fontsize=10)
+    pyplot.close(figure)
+    return figure
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Save as SVG and PNG, without the date, so that the same figure gives the same bytes."""
-    paths = []
+def _legend(figure: Figure, metrics: pandas.DataFrame) -> None:
+    """Below the panels: what colours, markers and hollow markers stand for."""
+    students = metrics[metrics.role == "student"]
+    teachers = {row.task: row for _, row in metrics[metrics.role == "teacher"].iterrows()}
+    shapes = {shape_of(row, teachers[row.task]) for _, row in students.iterrows()}
+    handles = [Line2D([], [], color=TEACHER_COLOUR, linestyle="--", label="teacher, fp32")]
+    handles += [
+        Line2D([], [], color=colour_of(bits), marker="s", linestyle="", markersize=7, label=bits)
+        for bits in _bits_in(students)
+    ]
+    handles += [
+        Line2D([], [], color="black", marker=marker, linestyle="", label=SHAPES[shape])
+        for shape, (marker, _) in SHAPE_STYLES.items()
+        if shape in shapes
+    ]
+    if (students.preset == QUANTIZATION_ALONE).any():
+        label = "hollow: quantization alone"
+        handles.append(Line2D([], [], color="black", marker="o", markerfacecolor="white", linestyle="", label=label))
     with matplotlib.rc_context(STYLE):
-        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-            paths.append(folder / f"{name}.{kind}")
-            write_bytes(paths[-1], buffer.getvalue())
-    return paths
+        figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8)

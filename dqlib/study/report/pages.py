@@ -1,13 +1,14 @@
-"""What a reader opens: tables as CSV, figures, and ``results/README.md`` that tells them in order."""
+"""Pages that a reader opens: ``results/README.md`` with its tables as CSV and its figures."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas
+from matplotlib.figure import Figure
 
 from dqlib.errors import InputError
 from dqlib.files import write_text
@@ -16,43 +17,13 @@ from dqlib.study.corpora.corpus import load_info
 from dqlib.study.params.paths import FIGURES, TABLES, project_root
 from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline.study import Study
-from dqlib.study.report import figures, tables
-from dqlib.study.report import grid as grid_figures
-from dqlib.study.report.claims import QUANTIZATION_ALONE, SIGNIFICANT, Tables, claims_table, percent
-from dqlib.study.report.figures import METRIC_NAMES
+from dqlib.study.report import figures
+from dqlib.study.report.claims import SIGNIFICANT
+from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, SHAPES, TITLES, percent, shape_of
+from dqlib.study.report.style import save
+from dqlib.study.report.tables import Collected, collect
 
 METRICS, METRICS_JSON, TRAINING = "metrics.csv", "metrics.json", "training.csv"
-
-TITLES = {
-    "summarization": "Summarization",
-    "eli5": "Long-form question answering",
-    "translation": "Translation",
-}
-
-
-@dataclass(frozen=True)
-class Collected:
-    """All tables of a study, in the order in which they are collected."""
-
-    metrics: pandas.DataFrame
-    training: pandas.DataFrame
-    details: pandas.DataFrame
-    comparisons: pandas.DataFrame
-    retention: pandas.DataFrame
-    positions: pandas.DataFrame
-    lengths: pandas.DataFrame
-    accumulation: pandas.DataFrame
-    similarity: pandas.DataFrame
-    sizes: pandas.DataFrame
-
-    def claims(self) -> pandas.DataFrame:
-        """The papers' claims, each with what was measured."""
-        return claims_table(Tables(self.metrics, self.comparisons, self.retention, self.accumulation, self.similarity))
-
-    def files(self) -> dict[str, pandas.DataFrame]:
-        """Every table by the name of its file."""
-        named = {f"{name}.csv": getattr(self, name) for name in self.__dataclass_fields__}
-        return named | {"claims.csv": self.claims()}
 
 
 def studies_of(params: str) -> list[Study]:
@@ -60,18 +31,13 @@ def studies_of(params: str) -> list[Study]:
     return [Study(params, task) for task in load_settings(params).tasks]
 
 
-def collect(studies: Sequence[Study]) -> Collected:
-    """Read all tables from the folders of the trained models; models that are missing are made."""
-    return Collected(*(getattr(tables, f"collect_{name}")(studies) for name in Collected.__dataclass_fields__))
-
-
-def draw(collected: Collected) -> dict[str, figures.Figure]:
+def draw(collected: Collected) -> dict[str, Figure]:
     """Every figure of the results by its name, the trade-off first."""
     drawn = {
-        "tradeoff": grid_figures.tradeoffs(collected.metrics),
-        "retention": grid_figures.heat_map(collected.metrics),
-        "accumulation": grid_figures.accumulation(collected.positions, collected.lengths, collected.metrics),
-        "sizes": grid_figures.sizes(collected.sizes),
+        "tradeoff": figures.tradeoffs(collected.metrics),
+        "retention": figures.heat_map(collected.metrics),
+        "accumulation": figures.accumulation(collected.positions, collected.lengths, collected.metrics),
+        "sizes": figures.sizes(collected.sizes),
     }
     students = collected.training[~collected.training.model.isin(["pre-training", "teacher"])]
     joint = students[students.preset != QUANTIZATION_ALONE]
@@ -106,7 +72,7 @@ def short_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def overview_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
-    """One row a kind of model, a column a task: the headline score and, in brackets, the part of the teacher's."""
+    """One row per kind of model, one column per task: the headline score and, in brackets, the retention."""
     teachers = {row.task: row for row in metrics[metrics.role == "teacher"].itertuples()}
     runs: dict[str, dict[str, str]] = {}
     smaller: dict[str, list[float]] = {}
@@ -114,11 +80,11 @@ def overview_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
         teacher = teachers[row.task]
         name = _named(row)
         if row.role == "student":
-            shape = grid_figures.SHAPES[grid_figures.shape_of(row, teacher)][2]
+            shape = SHAPES[shape_of(row, teacher)]
             name = f"`{row.config.split()[0]}`, {shape}" + ("" if name == "student" else f", {name}")
         column = f"{row.task}, {METRIC_NAMES.get(row.headline, row.headline)}"
-        kept = "" if row.role == "teacher" else f" ({percent(row.retention)})"
-        runs.setdefault(name, {})[column] = f"{row.score:.2f}{kept}"
+        retention = "" if row.role == "teacher" else f" ({percent(row.retention)})"
+        runs.setdefault(name, {})[column] = f"{row.score:.2f}{retention}"
         smaller.setdefault(name, []).append(row.compression)
     table = pandas.DataFrame.from_dict(runs, orient="index").rename_axis("model").reset_index().fillna("")
     spans = [(min(smaller[name]), max(smaller[name])) for name in table.model]
@@ -127,7 +93,7 @@ def overview_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
     return table
 
 
-def _named(row: tuple) -> str:
+def _named(row: Any) -> str:
     if row.role == "teacher":
         return "teacher"
     if row.preset == QUANTIZATION_ALONE:
@@ -149,7 +115,7 @@ def write_results(studies: Sequence[Study], collected: Collected | None = None) 
         write_text(folder / TABLES / name, table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     write_text(folder / METRICS_JSON, _metrics_json(collected.metrics))
     for name, figure in draw(collected).items():
-        figures.save(figure, folder / FIGURES, name)
+        save(figure, folder / FIGURES, name)
     write_text(folder / "README.md", _readme(studies, collected))
     return folder
 
@@ -176,12 +142,13 @@ def _opening(study: Study) -> str:
     note = f"{study.settings.note.strip()}\n\n" if study.settings.note.strip() else ""
     return f"""# Results
 
-{note}Generated by the notebook `compare` (profile `{study.settings.profile}`); do not edit. Every number is read from a
-table in this folder, or from the corpora; the main table is [`{METRICS}`]({TABLES}/{METRICS}), one row a trained model.
+{note}Generated by the notebook `compare` (profile `{study.settings.profile}`); do not edit. Every number is read
+from a table in this folder, or from the corpora; the main table is [`{METRICS}`]({TABLES}/{METRICS}),
+one row per trained model.
 
 ![Quality against size]({FIGURES}/tradeoff.svg)
 
-A configuration `W-E-A e-d` gives the bits of weights, embeddings and activations, then encoder and decoder
+A config `W-E-A e-d` gives the bits of weights, embeddings and activations, then encoder and decoder
 layers. The line is the teacher, its band and the bars are 95% bootstrap intervals over the test documents.
 *Smaller* is the teacher's size in full precision over the student's.
 """
@@ -241,8 +208,8 @@ def _details(details: pandas.DataFrame, study: Study) -> str:
     about = f"the file `{second}`" if second else "sentences with names that no training pair has"
     unseen = f"*Unseen* is a second test set: {about}.\n\n" if (rows.test_set != "test").any() else ""
     signatures = every[every.metric.isin(METRIC_NAMES)].drop_duplicates("signature")
-    told = "".join(f"- {METRIC_NAMES[row.metric]}: `{row.signature}`\n" for row in signatures.itertuples())
-    return f"{markdown_table(table)}\n{unseen}Signatures of the metrics:\n\n{told}\n"
+    listed = "".join(f"- {METRIC_NAMES[row.metric]}: `{row.signature}`\n" for row in signatures.itertuples())
+    return f"{markdown_table(table)}\n{unseen}Signatures of the metrics:\n\n{listed}\n"
 
 
 _ACROSS = f"""## Over all tasks
@@ -251,8 +218,8 @@ What is left of the teacher's score, over bits and layers:
 
 ![Retention]({FIGURES}/retention.svg)
 
-Where in an output quality is lost. Words of the reference that a model's text finds (on a longest common
-subsequence, as in ROUGE-L), along the reference and by its length ([`positions.csv`](tables/positions.csv),
+Where in an output quality is lost. Recall of the reference's words (those on a longest common subsequence,
+as in ROUGE-L), along the reference and by its length ([`positions.csv`](tables/positions.csv),
 [`lengths.csv`](tables/lengths.csv)):
 
 ![Error accumulation]({FIGURES}/accumulation.svg)

@@ -1,24 +1,24 @@
-"""The tables of the main README, filled from ``results/``: ``python -m dqlib.study readme``.
+"""The tables of README.md and docs/, filled from ``results/``: ``python -m dqlib.study readme``.
 
 A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; the text around it is written by hand.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pandas
 
+from dqlib.errors import InputError
 from dqlib.files import write_text
 from dqlib.study.params.paths import project_root
 from dqlib.study.pipeline.benchmark import benchmark_of
 from dqlib.study.pipeline.study import Study
+from dqlib.study.report.benchmark import benchmark_summary
+from dqlib.study.report.benchmark_page import LONGER, METHODS, VALIDATION, summary_for_reading
 from dqlib.study.report.claims import Tables
-from dqlib.study.report.figures import METRIC_NAMES
-from dqlib.study.report.grid import SHAPES
-from dqlib.study.report.methods import LONGER, VALIDATION, bench_summary, summary_for_reading
-from dqlib.study.report.pages import markdown_table, overview_table
+from dqlib.study.report.names import METRIC_NAMES, SHAPES
+from dqlib.study.report.pages import METRICS, markdown_table, overview_table
 
 #: What was aimed at: task, bits, shape, and the least retention.
 AIMS = (
@@ -56,7 +56,9 @@ def aims_table(
         rows.append((aim, f"{teacher.score:.2f}", "", "yes" if teacher.score >= least else "no"))
     for task, bits, shape, least in AIMS:
         student = tables.shape(task, bits, shape)
-        aim = f"{task}: `{bits}`, {SHAPES[shape][2]}, at least {100 * least:.0f}% of the teacher"
+        if student is None:
+            raise InputError("metrics", task, f"a table with the student `{bits}`, {SHAPES[shape]}")
+        aim = f"{task}: `{bits}`, {SHAPES[shape]}, at least {100 * least:.0f}% of the teacher"
         more, reached = "", "yes" if student.retention >= least else "no"
         if longer is not None:
             runs = longer[
@@ -65,7 +67,9 @@ def aims_table(
             more = ", ".join(f"{100 * run.retention:.1f}% ({run.train_steps:,} steps)" for run in runs.itertuples())
             if reached == "no" and (runs.retention >= least).any():
                 reached = "trained longer"
-        measured = f"{100 * student.retention:.1f}%" if retention is None else str(tables.kept(task, bits, shape))
+        measured = (
+            f"{100 * student.retention:.1f}%" if retention is None else str(tables.retention_of(task, bits, shape))
+        )
         rows.append((aim, measured, more, reached))
     table = pandas.DataFrame(rows, columns=["aim", "measured", "trained longer", "reached"])
     return table if table["trained longer"].any() else table.drop(columns="trained longer")
@@ -82,50 +86,58 @@ ENGINE_METRICS = (
 )
 
 
-def engines_table(benchmark: pandas.DataFrame, shape: str = "BART-base") -> pandas.DataFrame:
-    """How fast each engine is and what memory it takes: a row a model and engine.
+def engines_table(speed: pandas.DataFrame, shape: str = "BART-base") -> pandas.DataFrame:
+    """How fast each engine is and what memory it takes: one row per model and engine.
 
     Args:
-        benchmark: what ``benchmarks/inference.py`` wrote.
-        shape: that is told.
+        speed: what ``benchmarks/inference.py`` wrote.
+        shape: of the models that are listed.
     """
-    rows = benchmark[(benchmark["shape"] == shape) & benchmark.name.isin(["generation", "low-bit", "memory"])]
+    rows = speed[(speed["shape"] == shape) & speed.name.isin(["generation", "low-bit", "memory"])]
     rows = rows.drop_duplicates(["config", "engine", "metric"])
     table = []
     for (config, engine), some in rows.groupby(["config", "engine"], sort=False):
         values = some.set_index("metric").value
-        told = {name: form.format(values[metric]) if metric in values else "" for name, metric, form in ENGINE_METRICS}
-        table.append({"model": f"`{config}`", "engine": engine, **told})
+        shown = {name: form.format(values[metric]) if metric in values else "" for name, metric, form in ENGINE_METRICS}
+        table.append({"model": f"`{config}`", "engine": engine, **shown})
     return pandas.DataFrame(table)
 
 
 def blocks(project: Path) -> dict[str, str]:
-    """Every table of the README by its name, as Markdown: those of the default study in a project's folder."""
+    """Every table of the pages by its name, as Markdown: those of the default study in a project's folder."""
     tables, default = project / "results" / "tables", project / "profiles" / "laptop.yaml"
-    bench = pandas.read_csv(tables / "methods.csv").merge(pandas.read_csv(tables / VALIDATION))
-    summary = bench_summary(bench[bench.preset.isin(benchmark_of(Study(str(default))).presets)])
-    metrics = pandas.read_csv(tables / "metrics.csv")
-    benchmark = pandas.read_csv(tables / "benchmark.csv")
+    runs = pandas.read_csv(tables / METHODS).merge(pandas.read_csv(tables / VALIDATION))
+    summary = benchmark_summary(runs[runs.preset.isin(benchmark_of(Study(str(default))).presets)])
+    metrics = pandas.read_csv(tables / METRICS)
+    speed = pandas.read_csv(tables / "benchmark.csv")
     longer, retention = tables / LONGER, pandas.read_csv(tables / "retention.csv")
     further = pandas.read_csv(longer) if longer.is_file() else None
     return {
         "overview": markdown_table(overview_table(metrics)),
         "aims": markdown_table(aims_table(metrics, further, retention)),
         "bench": markdown_table(summary_for_reading(summary)),
-        "engines": markdown_table(engines_table(benchmark)),
+        "engines": markdown_table(engines_table(speed)),
     }
 
 
 def filled(text: str, tables: dict[str, str]) -> str:
     """The text with every table between its marks replaced."""
     for name, table in tables.items():
-        text = re.sub(
-            rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, t=table: m[1] + t + m[2], text, count=1, flags=re.DOTALL
-        )
+        start, mark, rest = text.partition(f"<!-- {name} -->\n")
+        end = rest.find("<!-- end -->")
+        text = start + mark + table + rest[end:] if mark and end >= 0 else text
     return text
 
 
+def pages(project: Path) -> list[Path]:
+    """The Markdown files that may show tables: the README and the pages of ``docs/``."""
+    return [project / "README.md", *sorted((project / "docs").glob("*.md"))]
+
+
 def fill_readme() -> None:
-    """Fill the README."""
-    path = project_root() / "README.md"
-    write_text(path, filled(path.read_text(encoding="utf-8"), blocks(project_root())))
+    """Fill the README and the pages of ``docs/``."""
+    tables = blocks(project_root())
+    for path in pages(project_root()):
+        text = path.read_text(encoding="utf-8")
+        if filled(text, tables) != text:
+            write_text(path, filled(text, tables))

@@ -1,4 +1,4 @@
-"""The tables of ``results/``: each read from the folders of trained models, none typed."""
+"""The tables of ``results/tables/``: all numbers are read from the folders of trained models, none is typed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from dqlib.config import Config
 from dqlib.presets import QUANTIZATION_ONLY
 from dqlib.storage.footprint import footprint
 from dqlib.storage.reading import read_model
-from dqlib.student import load_student
+from dqlib.storage.students import load_student
+from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.evaluation import bleu as translation_metrics
-from dqlib.study.evaluation import positions
-from dqlib.study.evaluation.generation import interval, resampled_sums
-from dqlib.study.evaluation.records import ZERO, Record, metrics_table, read_predictions, read_record, two_sided
-from dqlib.study.notebooks import tutorial
+from dqlib.study.evaluation.bootstrap import interval, resampled_sums, two_sided
+from dqlib.study.evaluation.recall import Recall, accumulation, by_length, by_position, read_recall
+from dqlib.study.evaluation.records import ZERO, Record, metrics_table, read_predictions, read_record
+from dqlib.study.evaluation.similarity import held_out, similarity_table
 from dqlib.study.params.paths import DETAILS, LOG
+from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.pipeline.study import Study
+from dqlib.study.report.claims import Tables, claims_table
 
 #: Draws of the test documents, the same for all models of a task.
 RESAMPLES = 10_000
@@ -31,21 +34,21 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model of a study: its teacher (without configuration) or one of its students."""
+    """A trained model of a study: its teacher (without a config) or one of its students."""
 
     study: Study
     folder: Path
     config: Config | None = None
 
     @cached_property
-    def row(self) -> Record:
-        """Its line of ``metrics.csv``."""
+    def record(self) -> Record:
+        """Its results."""
         return read_record(self.folder)
 
     @property
     def key(self) -> dict[str, str]:
-        """What a line of another table names it by."""
-        return {"task": self.row.task, "config": self.row.config, "preset": self.row.preset}
+        """What the rows of all tables name it by."""
+        return {"task": self.record.task, "config": self.record.config, "preset": self.record.preset}
 
     @property
     def language(self) -> str | None:
@@ -54,14 +57,14 @@ class Trained:
         return languages[0] if languages else None
 
     @cached_property
-    def found(self) -> positions.Found:
-        """Words of the references that it found, in the language of the headline."""
-        return positions.read_found(self.folder, self.language)
+    def recall(self) -> Recall:
+        """How many words of the references it recalls, in the language of the headline."""
+        return read_recall(self.folder, self.language)
 
     def scores(self) -> np.ndarray:
         """Score of each test document: the headline where documents have one of their own, else chrF."""
         lines = read_predictions(self.folder)
-        name = self.row.headline if self.row.headline in lines[0] else "chrf"
+        name = self.record.headline if self.record.headline in lines[0] else "chrf"
         return np.array([line[name] for line in lines])
 
     @cached_property
@@ -71,10 +74,10 @@ class Trained:
         All models of a task get the same draws, so their differences and ratios are paired (Koehn 2004).
         """
         lines = read_predictions(self.folder, self.language)
-        if self.row.headline == "bleu":
+        if self.record.headline == "bleu":
             references, predictions = ([line[name] for line in lines] for name in ("reference", "prediction"))
             return translation_metrics.resampled_bleu(references, predictions, RESAMPLES)
-        scores = np.array([[line[self.row.headline]] for line in lines])
+        scores = np.array([[line[self.record.headline]] for line in lines])
         return resampled_sums(scores, RESAMPLES)[:, 0] / len(scores)
 
     def model(self) -> PreTrainedModel:
@@ -90,22 +93,63 @@ def trained(study: Study) -> list[Trained]:
     return [Trained(study, study.teacher()), *students]
 
 
+@dataclass(frozen=True)
+class Collected:
+    """All tables of a study, in the order in which they are collected."""
+
+    metrics: pandas.DataFrame
+    training: pandas.DataFrame
+    details: pandas.DataFrame
+    comparisons: pandas.DataFrame
+    retention: pandas.DataFrame
+    positions: pandas.DataFrame
+    lengths: pandas.DataFrame
+    accumulation: pandas.DataFrame
+    similarity: pandas.DataFrame
+    sizes: pandas.DataFrame
+
+    def claims(self) -> pandas.DataFrame:
+        """The papers' claims, each with what was measured."""
+        return claims_table(Tables(self.metrics, self.comparisons, self.retention, self.accumulation, self.similarity))
+
+    def files(self) -> dict[str, pandas.DataFrame]:
+        """Every table by the name of its file."""
+        return {f"{name}.csv": table for name, table in vars(self).items()} | {"claims.csv": self.claims()}
+
+
+def collect(studies: Sequence[Study]) -> Collected:
+    """Read all tables from the folders of the trained models; models that are missing are made."""
+    return Collected(
+        metrics=collect_metrics(studies),
+        training=collect_training(studies),
+        details=collect_details(studies),
+        comparisons=collect_comparisons(studies),
+        retention=collect_retention(studies),
+        positions=collect_positions(studies),
+        lengths=collect_lengths(studies),
+        accumulation=collect_accumulation(studies),
+        similarity=collect_similarity(studies),
+        sizes=collect_sizes(studies),
+    )
+
+
 def collect_metrics(studies: Sequence[Study]) -> pandas.DataFrame:
-    """One row a trained model, task by task, the teacher of a task first."""
-    return metrics_table([model.row for study in studies for model in trained(study)])
+    """One row per trained model, task by task, the teacher of a task first."""
+    return metrics_table([model.record for study in studies for model in trained(study)])
 
 
 def collect_training(studies: Sequence[Study]) -> pandas.DataFrame:
     """The training logs of all models in one table, with columns ``task_name``, ``model`` and ``preset``."""
     logs = []
     for study in studies:
-        folder = study.settings.pretrained_folder(study.name)
-        own = study.task.pretrain is not None and folder is not None
-        named = [("pre-training", "", study.pretrained())] if own else []
-        named += [("teacher" if m.config is None else m.row.config, m.row.preset, m.folder) for m in trained(study)]
+        pretrained = study.pretrained() if study.task.pretrain is not None else None
+        named = [] if pretrained is None else [("pre-training", "", pretrained)]
+        named += [
+            ("teacher" if m.config is None else m.record.config, m.record.preset, m.folder) for m in trained(study)
+        ]
         logs += [
-            pandas.read_csv(folder / LOG).assign(task_name=study.name, model=model, preset=preset)
-            for model, preset, folder in named
+            pandas.read_csv(folder / LOG).assign(task_name=study.name, model=name, preset=preset)
+            for name, preset, folder in named
         ]
     return pandas.concat(logs, ignore_index=True)
 
@@ -123,15 +167,15 @@ def collect_details(studies: Sequence[Study]) -> pandas.DataFrame:
 
 
 def collect_comparisons(studies: Sequence[Study]) -> pandas.DataFrame:
-    """Joint training against quantization alone at the same configuration, paired over the test documents."""
+    """Joint training against quantization alone at the same config, paired over the test documents."""
     rows = []
     for study in studies:
-        models = {(m.row.config, m.row.preset): m for m in trained(study)}
+        models = {(m.record.config, m.record.preset): m for m in trained(study)}
         for (config, preset), alone in models.items():
             joint = models.get((config, study.task.distill.preset))
             if preset == QUANTIZATION_ONLY.name and joint is not None:
-                row = joint.key | {"headline": joint.row.headline, "score": joint.row.score}
-                row |= {"baseline": preset, "baseline_score": alone.row.score}
+                row = joint.key | {"headline": joint.record.headline, "score": joint.record.score}
+                row |= {"baseline": preset, "baseline_score": alone.record.score}
                 rows.append(row | {"p_value": round(two_sided(joint.resampled - alone.resampled), 4)})
     columns = ["task", "config", "preset", "headline", "score", "baseline", "baseline_score", "p_value"]
     return pandas.DataFrame(rows, columns=columns)
@@ -147,40 +191,40 @@ def collect_retention(studies: Sequence[Study]) -> pandas.DataFrame:
         low = high = np.nan
         if interval(teacher.resampled)[0] >= ZERO:
             low, high = interval(student.resampled / np.maximum(teacher.resampled, ZERO))
-        rows.append(student.key | {"retention": student.row.retention, "low": low, "high": high})
+        rows.append(student.key | {"retention": student.record.retention, "low": low, "high": high})
     return pandas.DataFrame(rows).astype({"retention": float}).round(4)
 
 
 def collect_positions(studies: Sequence[Study]) -> pandas.DataFrame:
-    """Recall along the reference, a row a model and part; see :func:`dqlib.study.evaluation.positions.by_position`."""
-    return _beside_teacher(studies, positions.by_position)
+    """Recall along the reference, one row per model and part; see :func:`dqlib.study.evaluation.recall.by_position`."""
+    return _beside_teacher(studies, by_position)
 
 
 def collect_lengths(studies: Sequence[Study]) -> pandas.DataFrame:
-    """Recall by length of the reference; see :func:`dqlib.study.evaluation.positions.by_length`."""
-    return _beside_teacher(studies, positions.by_length)
+    """Recall by length of the reference; see :func:`dqlib.study.evaluation.recall.by_length`."""
+    return _beside_teacher(studies, by_length)
 
 
 def collect_accumulation(studies: Sequence[Study]) -> pandas.DataFrame:
-    """What is lost early and late in the reference, a row a student."""
+    """What is lost early and late in the reference, one row per student."""
     rows = []
     for teacher, student in _pairs(studies):
-        measured = positions.accumulation(student.found, teacher.found)
+        measured = accumulation(student.recall, teacher.recall)
         rows.append(student.key | {"early": measured.early, "late": measured.late, "p_value": measured.p_value})
     return pandas.DataFrame(rows).round(4)
 
 
 def collect_similarity(studies: Sequence[Study]) -> pandas.DataFrame:
-    """How alike tokens are in each student; see :func:`dqlib.study.notebooks.tutorial.similarity_table`."""
+    """Similarity of tokens in each student; see :func:`dqlib.study.evaluation.similarity.similarity_table`."""
+    quiet()
     tables = []
     for study in studies:
         teacher, *students = trained(study)
-        material = tutorial.material(study)
-        models = {"teacher": material.teacher} | {str(i): m.model() for i, m in enumerate(students)}
-        table = tutorial.similarity_table(models, material.teacher, material.batch())
-        keys = pandas.DataFrame([m.key for m in (teacher, *students)])
-        columns = {"more alike": "more_alike", "divergence (nats)": "divergence"}
-        table = table.reset_index(drop=True).rename(columns=columns)
+        batch = held_out(load_corpus(study.folders.corpus), study.task.corpus)
+        model = teacher.model()
+        models = {"teacher": model} | {str(i): student.model() for i, student in enumerate(students)}
+        table = similarity_table(models, model, batch).reset_index(drop=True)
+        keys = pandas.DataFrame([each.key for each in (teacher, *students)])
         table["teacher"] = table.decoder.iloc[0]
         wanted = ["decoder", "teacher", "more_alike", "low", "high", "encoder", "embedding", "divergence"]
         tables.append(pandas.concat([keys, table[wanted]], axis=1))
@@ -189,15 +233,15 @@ def collect_similarity(studies: Sequence[Study]) -> pandas.DataFrame:
 
 def collect_sizes(studies: Sequence[Study]) -> pandas.DataFrame:
     """Bytes of each student by kind of parameter; columns ``part`` and ``bytes``."""
-    rows = []
+    rows: list[dict[str, str | int]] = []
     for _, student in _pairs(studies):
-        if student.row.preset == QUANTIZATION_ONLY.name:
+        if student.record.preset == QUANTIZATION_ONLY.name:
             continue  # the same bytes as its joint twin
         entries = footprint(student.model())
         for part in ("weights", "embedding", "positions", "rest"):
             codes = sum(entry.code_bytes for entry in entries if entry.kind == part)
-            rows.append(student.key | {"part": part, "bytes": codes})
-        rows.append(student.key | {"part": "scales", "bytes": sum(entry.scale_bytes for entry in entries)})
+            rows.append({**student.key, "part": part, "bytes": codes})
+        rows.append({**student.key, "part": "scales", "bytes": sum(entry.scale_bytes for entry in entries)})
     return pandas.DataFrame(rows)
 
 
@@ -208,10 +252,10 @@ def _pairs(studies: Sequence[Study]) -> Iterator[tuple[Trained, Trained]]:
 
 
 def _beside_teacher(
-    studies: Sequence[Study], measure: Callable[[positions.Found, positions.Found], pandas.DataFrame]
+    studies: Sequence[Study], measure: Callable[[Recall, Recall], pandas.DataFrame]
 ) -> pandas.DataFrame:
     tables = [
-        measure(student.found, teacher.found).assign(**student.key).round(4) for teacher, student in _pairs(studies)
+        measure(student.recall, teacher.recall).assign(**student.key).round(4) for teacher, student in _pairs(studies)
     ]
     table = pandas.concat(tables, ignore_index=True)
     keys = ["task", "config", "preset"]

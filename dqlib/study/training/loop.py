@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
 from dqlib.errors import InputError
+from dqlib.fake_quantize import LEARNED
 from dqlib.files import write_text
 from dqlib.losses import cross_entropy
 from dqlib.presets import Recipe
-from dqlib.student import LEARNED, set_blend
+from dqlib.student import set_blend
 from dqlib.study.params import settings as S
 from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.progress import report

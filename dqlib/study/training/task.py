@@ -19,7 +19,8 @@ from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.presets import Recipe, get_preset
 from dqlib.storage.reading import read_model, save_model
-from dqlib.student import make_student, round_for_storage, save_student, set_attention_maps, supervision_maps
+from dqlib.storage.students import save_student
+from dqlib.student import make_student, round_for_storage, set_attention_maps, supervision_maps
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row, Rows
 from dqlib.study.params import settings as S

@@ -5,7 +5,7 @@ import pytest
 import sacrebleu
 
 from dqlib.study.evaluation.bleu import bleu, chrf, exact, resampled_bleu, sentence_chrf
-from dqlib.study.evaluation.generation import resampled_sums
+from dqlib.study.evaluation.bootstrap import resampled_sums
 from dqlib.study.evaluation.records import read_details, write_details
 from dqlib.study.evaluation.scoring import text_scores, translation_scores
 
@@ -30,15 +30,15 @@ def test_a_resample_scores_as_its_text_would(score, known, monkeypatch):
     drawn = np.random.default_rng(5).integers(0, 60, 60)
     times = np.bincount(drawn, minlength=60)
     monkeypatch.setattr("dqlib.study.evaluation.bleu.resampled_sums", lambda statistics, *_: (times @ statistics)[None])
-    found = score(REFERENCES, PREDICTIONS, 1)
+    measured = score(REFERENCES, PREDICTIONS, 1)
     text = known([PREDICTIONS[i] for i in drawn], [[REFERENCES[i] for i in drawn]]).score
-    assert found.low == found.high == pytest.approx(text)
+    assert measured.low == measured.high == pytest.approx(text)
 
 
 def test_the_interval_holds_the_score_and_narrows_with_more_sentences():
     few, many = bleu(REFERENCES[:12], PREDICTIONS[:12], 400), bleu(REFERENCES * 5, PREDICTIONS * 5, 400)
-    for found in (few, many):
-        assert found.low < found.value < found.high
+    for each in (few, many):
+        assert each.low < each.value < each.high
     assert many.high - many.low < few.high - few.low
     assert bleu(REFERENCES, PREDICTIONS, 100) == bleu(REFERENCES, PREDICTIONS, 100)
 
@@ -55,7 +55,7 @@ def rows(count, language, test_set):
     ]
 
 
-def test_translations_are_judged_in_their_first_language_and_told_in_all(tmp_path):
+def test_translations_are_judged_in_their_first_language_and_scored_in_all(tmp_path):
     data = [*rows(30, "ro", "test"), *rows(20, "de", "test"), *rows(10, "ro", "test_unseen")]
     predictions = [PREDICTIONS[i] for i in (*range(30), *range(20), *range(10))]
     scores, lines = translation_scores(data, predictions, 100, "ro")
@@ -82,7 +82,7 @@ def test_models_are_compared_on_the_same_draws():
     assert (resampled_bleu(REFERENCES, REFERENCES, 50) - ours > 0).all()
 
 
-def test_answers_are_told_with_their_lengths():
+def test_answers_are_scored_with_their_lengths():
     data = [{"document": "q", "summary": "one two three four", "test_set": "test"} for _ in range(6)]
     scores, lines = text_scores(data, ["one two"] * 6, 50)
     values = {d.metric: d.value for d in scores.details}

@@ -3,7 +3,9 @@ import pytest
 import torch
 
 from dqlib.study.corpora.tokenizer import train_tokenizer
-from dqlib.study.evaluation.generation import bootstrap_interval, generate, rouge, sentences
+from dqlib.study.evaluation.bootstrap import bootstrap_interval
+from dqlib.study.evaluation.generation import generate
+from dqlib.study.evaluation.rouge import rouge, sentences
 from dqlib.study.params import settings as S
 from dqlib.study.training.batches import Example, collate
 from dqlib.study.training.loop import make_accelerator

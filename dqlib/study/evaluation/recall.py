@@ -1,7 +1,7 @@
-"""Where in an output quality is lost: errors that a model makes early change all that it writes later.
+"""Recall by position: where in an output quality is lost, since early errors change all that is written later.
 
-The reference's words that a prediction finds are those on a longest common subsequence, as in ROUGE-L, so their
-share is the recall of ROUGE-L; here it is kept by place. It needs predictions alone, no model.
+The recall of ROUGE-L is the share of the reference's words that lie on a longest common subsequence with the
+prediction; here it is kept for each part of the reference. It needs predictions alone, no model.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from dqlib.study.evaluation.records import paired_p_value, read_predictions
+from dqlib.study.evaluation.bootstrap import paired_p_value
+from dqlib.study.evaluation.records import read_predictions
 
-#: Parts of a reference, and groups of references by length, that are told apart.
+#: Parts of a reference, and groups of references by length, that are kept apart.
 PARTS, GROUPS = 5, 4
 
 _WORD = re.compile(r"\w+")
@@ -27,7 +28,7 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def found(reference: Sequence[str], prediction: Sequence[str]) -> np.ndarray:
+def recalled(reference: Sequence[str], prediction: Sequence[str]) -> np.ndarray:
     """Which words of the reference lie on a longest common subsequence with the prediction.
 
     Of several subsequences of the same length, the one that ends latest in the prediction is taken.
@@ -37,11 +38,11 @@ def found(reference: Sequence[str], prediction: Sequence[str]) -> np.ndarray:
     """
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*reference, *prediction]))}
     ours = np.array([vocabulary[word] for word in prediction], dtype=int)
-    table = np.zeros((len(reference) + 1, len(ours) + 1), dtype=np.int32)  # lengths of prefixes
+    table: np.ndarray = np.zeros((len(reference) + 1, len(ours) + 1), dtype=np.int32)  # lengths of prefixes
     for i, word in enumerate(reference, start=1):
         longer = np.where(ours == vocabulary[word], table[i - 1, :-1] + 1, table[i - 1, 1:])
         table[i, 1:] = np.maximum.accumulate(longer)
-    on_it = np.zeros(len(reference), dtype=bool)
+    on_it: np.ndarray = np.zeros(len(reference), dtype=bool)
     i, j = len(reference), len(ours)
     while i and j:
         if table[i, j] == table[i - 1, j]:
@@ -55,11 +56,11 @@ def found(reference: Sequence[str], prediction: Sequence[str]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one model's predictions find of the references.
+class Recall:
+    """How many of the references' words one model's predictions recall, by part of the reference.
 
     Attributes:
-        parts: (documents, :data:`PARTS`), words found in each part of the reference.
+        parts: (documents, :data:`PARTS`), words recalled in each part of the reference.
         sizes: (documents, :data:`PARTS`), words that there are.
     """
 
@@ -68,41 +69,41 @@ class Found:
 
     @property
     def halves(self) -> np.ndarray:
-        """(documents, 2): share found before and after the middle part; not a number where a side is empty."""
+        """(documents, 2): recall before and after the middle part; not a number where a side is empty."""
         sides = [(slice(0, PARTS // 2)), slice(PARTS - PARTS // 2, PARTS)]
         with np.errstate(invalid="ignore"):
             return np.stack([self.parts[:, s].sum(1) / self.sizes[:, s].sum(1) for s in sides], axis=1)
 
 
-def read_found(folder: Path, language: str | None = None) -> Found:
-    """Find the words of all test documents of a trained model, or of those in one language."""
+def read_recall(folder: Path, language: str | None = None) -> Recall:
+    """Recall of a trained model on all test documents, or on those in one language."""
     lines = read_predictions(folder, language)
     parts, sizes = np.zeros((2, len(lines), PARTS))
     for i, line in enumerate(lines):
         reference = words(line["reference"])
-        places = np.arange(len(reference)) * PARTS // max(len(reference), 1)
-        on_it = found(reference, words(line["prediction"]))
+        places: np.ndarray = np.arange(len(reference)) * PARTS // max(len(reference), 1)
+        on_it = recalled(reference, words(line["prediction"]))
         sizes[i] = np.bincount(places, minlength=PARTS)
         parts[i] = np.bincount(places[on_it], minlength=PARTS)
-    return Found(parts, sizes)
+    return Recall(parts, sizes)
 
 
-def by_position(ours: Found, teacher: Found) -> pandas.DataFrame:
-    """Share of the words found in each part of the reference, and the teacher's; columns ``part``, ``found``,
-    ``found_by_teacher`` in percent, ``words``."""
+def by_position(ours: Recall, teacher: Recall) -> pandas.DataFrame:
+    """Recall in each part of the reference, and the teacher's: columns ``part``, ``recall``, ``recall_of_teacher`` in
+    percent, ``words``."""
     sizes = ours.sizes.sum(axis=0)
     return pandas.DataFrame(
         {
             "part": np.arange(1, PARTS + 1),
-            "found": 100 * ours.parts.sum(axis=0) / sizes,
-            "found_by_teacher": 100 * teacher.parts.sum(axis=0) / sizes,
+            "recall": 100 * ours.parts.sum(axis=0) / sizes,
+            "recall_of_teacher": 100 * teacher.parts.sum(axis=0) / sizes,
             "words": sizes.astype(int),
         }
     )
 
 
-def by_length(ours: Found, teacher: Found) -> pandas.DataFrame:
-    """The same by the length of the reference, in :data:`GROUPS` groups of like size; ``longest`` in words."""
+def by_length(ours: Recall, teacher: Recall) -> pandas.DataFrame:
+    """The same by the length of the reference, in :data:`GROUPS` groups of similar size; ``longest`` in words."""
     lengths = ours.sizes.sum(axis=1)
     order = np.argsort(lengths, kind="stable")
     rows = []
@@ -114,8 +115,8 @@ def by_length(ours: Found, teacher: Found) -> pandas.DataFrame:
             {
                 "group": number,
                 "longest": int(lengths[group].max()),
-                "found": 100 * ours.parts[group].sum() / total,
-                "found_by_teacher": 100 * teacher.parts[group].sum() / total,
+                "recall": 100 * ours.parts[group].sum() / total,
+                "recall_of_teacher": 100 * teacher.parts[group].sum() / total,
                 "words": int(total),
             }
         )
@@ -127,7 +128,7 @@ class Accumulation:
     """How much more of the teacher's words a student loses late in the reference than early, in percentage points.
 
     Attributes:
-        early, late: share that the teacher finds less the student's, before and after the middle.
+        early, late: the teacher's recall less the student's, before and after the middle.
         p_value: of the difference, by the paired bootstrap over documents.
     """
 
@@ -141,7 +142,7 @@ class Accumulation:
         return self.late - self.early
 
 
-def accumulation(ours: Found, teacher: Found) -> Accumulation:
+def accumulation(ours: Recall, teacher: Recall) -> Accumulation:
     """Compare what is lost early and late; documents too short to have both are left out."""
     lost = 100 * (teacher.halves - ours.halves)
     lost = lost[~np.isnan(lost).any(axis=1)]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqlib.study.evaluation.positions import Found, accumulation, by_length, by_position, found, read_found, words
+from dqlib.study.evaluation.recall import Recall, accumulation, by_length, by_position, read_recall, recalled, words
 
 texts = st.lists(st.sampled_from("abcd"), max_size=9)
 
@@ -25,8 +25,8 @@ def is_subsequence(some, whole):
 
 @settings(deadline=None, max_examples=60)
 @given(texts, texts)
-def test_the_words_found_are_a_longest_common_subsequence(reference, prediction):
-    on_it = found(reference, prediction)
+def test_the_words_recalled_are_a_longest_common_subsequence(reference, prediction):
+    on_it = recalled(reference, prediction)
     picked = [word for word, here in zip(reference, on_it, strict=True) if here]
     assert len(picked) == longest(tuple(reference), tuple(prediction))
     assert is_subsequence(picked, prediction)
@@ -40,16 +40,16 @@ def write(folder, pairs):
     folder.mkdir()
     lines = [json.dumps({"reference": r, "prediction": p}) for r, p in pairs]
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n")
-    return read_found(folder)
+    return read_recall(folder)
 
 
-def test_what_is_lost_at_the_end_is_seen_there(tmp_path):
+def test_what_is_lost_at_the_end_shows_there(tmp_path):
     reference = "a b c d e f g h i j"
     teacher = write(tmp_path / "teacher", [(reference, reference)] * 20)
     student = write(tmp_path / "student", [(reference, "a b c d e f")] * 10 + [(reference, "a b c d e f g")] * 10)
     table = by_position(student, teacher)
-    assert table.found.tolist() == [100, 100, 100, 25, 0]
-    assert (table.found_by_teacher == 100).all()
+    assert table.recall.tolist() == [100, 100, 100, 25, 0]
+    assert (table.recall_of_teacher == 100).all()
     result = accumulation(student, teacher)
     assert (result.early, result.late, result.more) == (0, 87.5, 87.5)
     assert result.p_value < 0.001
@@ -66,20 +66,20 @@ def test_a_short_reference_counts_where_it_has_words(tmp_path):
 def test_a_second_test_set_is_left_out(tmp_path):
     lines = [{"reference": "a b", "prediction": "a", "test_set": name} for name in ("test", "test_unseen", "test")]
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert len(read_found(tmp_path).sizes) == 2
+    assert len(read_recall(tmp_path).sizes) == 2
 
 
 def test_one_language_is_read_or_all(tmp_path):
     lines = [{"reference": "a b", "prediction": "a", "language": code} for code in ("ro", "de", "ro", "fr")]
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert len(read_found(tmp_path, "ro").sizes) == 2
-    assert len(read_found(tmp_path).sizes) == 4
+    assert len(read_recall(tmp_path, "ro").sizes) == 2
+    assert len(read_recall(tmp_path).sizes) == 4
 
 
 def test_references_are_grouped_by_length(tmp_path):
     pairs = [(" ".join("a" * n), " ".join("a" * min(n, 4))) for n in range(1, 9)]
     table = by_length(*[write(tmp_path / "a", pairs)] * 2)
     assert table.longest.tolist() == [2, 4, 6, 8]
-    assert table.found.tolist() == pytest.approx([100, 100, 800 / 11, 800 / 15])
-    assert isinstance(read_found(tmp_path / "a"), Found)
+    assert table.recall.tolist() == pytest.approx([100, 100, 800 / 11, 800 / 15])
+    assert isinstance(read_recall(tmp_path / "a"), Recall)
     assert by_length(*[write(tmp_path / "b", pairs[:3])] * 2).longest.tolist() == [1, 2, 3]

@@ -1,17 +1,22 @@
-"""What the notebook ``quantization`` measures: agreement with the quantizers, and with what is known."""
+"""Measurements of the notebook ``quantization`` agree with the quantizers, and with what is known."""
+
+from dataclasses import replace
 
 import pandas
 import pytest
 import torch
 
-from dqlib.config import Config, Scheme, WeightQuantization
+from dqlib.config import Config, WeightQuantization
 from dqlib.fake_quantize import WeightFakeQuantizer
+from dqlib.presets import get_preset
+from dqlib.schemes import SCHEMES
 from dqlib.storage.footprint import footprint
 from dqlib.student import make_student, quantized_modules
-from dqlib.study.notebooks import tutorial
+from dqlib.study.evaluation.similarity import similarity_table
+from dqlib.study.notebooks import activations, errors, gradients, matrices, show, tokens
 from dqlib.study.params import settings as S
-from dqlib.study.report.figures import colour_of
-from dqlib.study.training.batches import Example, collate
+from dqlib.study.report.style import colour_of
+from dqlib.study.training.batches import Example
 
 
 @pytest.fixture
@@ -19,35 +24,35 @@ def weight():
     return torch.randn(12, 32, generator=torch.Generator().manual_seed(0)) / 8
 
 
-@pytest.mark.parametrize("scheme", list(Scheme))
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=str)
 def test_every_value_lies_on_the_grid_that_is_drawn(weight, scheme):
     for bits in scheme.bits:
-        codes = tutorial.quantized(weight, bits, scheme)
+        codes = errors.quantized(weight, bits, scheme)
         values = codes.dequantize().unique()
-        grid = torch.tensor(tutorial._grid(codes, scheme))
+        grid = torch.tensor(matrices._grid(codes, scheme))
         assert len(grid) >= len(values)
         assert (values.unsqueeze(1) - grid).abs().amin(dim=1).max() < 1e-6
 
 
-def test_bits_a_weight_are_those_of_the_footprint(teacher):
+def test_bits_per_weight_are_those_of_the_footprint(teacher):
     student = make_student(teacher, Config.parse("2-4-8 1-1"))
     entries = {entry.name: entry for entry in footprint(student)}
     for name, module in quantized_modules(student).items():
         entry = entries.get(f"{name}.weight")
         if entry is not None:
-            counted = tutorial.bits_a_weight(module.quantized()) * entry.numel / 8
+            counted = errors.bits_per_weight(module.quantized()) * entry.numel / 8
             assert counted == pytest.approx(entry.size_bytes, abs=1)  # bytes are whole
 
 
 def test_the_error_table_leaves_out_groups_that_do_not_fit(weight):
-    table = tutorial.errors(weight[:, :20], ("per_tensor", "per_row", "per_group_32"))
+    table = errors.errors(weight[:, :20], ("per_tensor", "per_row", "per_group_32"))
     assert set(table.granularity) == {"per_tensor", "per_row"}
     by_bits = table[(table.scheme == "symmetric") & (table.granularity == "per_row")].sort_values("bits")
     assert by_bits["error (%)"].is_monotonic_decreasing
 
 
 def test_the_staircase_has_the_derivatives_of_the_papers():
-    seen = tutorial.staircase(bits=3, points=200)
+    seen = gradients.staircase(bits=3, points=200)
     inside = seen.weight.abs() <= 3
     torch.testing.assert_close(seen.value, seen.weight.round().clamp(-3, 3))
     torch.testing.assert_close(seen.to_weight, inside.float())
@@ -56,86 +61,72 @@ def test_the_staircase_has_the_derivatives_of_the_papers():
 
 @pytest.mark.parametrize("start", [0.4, 20.0])
 def test_a_learned_step_comes_near_the_least_error(weight, start):
-    log = tutorial.learn_step(weight, 3, start)
-    least = min(tutorial._error_at(weight, 3, gamma / 20) for gamma in range(20, 100))
+    log = gradients.learn_step(weight, 3, start)
+    least = min(errors.error_at(weight, 3, gamma / 20) for gamma in range(20, 100))
     assert log["error (%)"].iloc[-1] < 1.1 * least
 
 
-def test_the_teacher_is_like_itself_and_padding_changes_nothing(teacher, batch):
-    seen = tutorial.similarity(teacher, teacher, batch)
-    assert seen.found.tolist() == [1, 1, 1]
-    assert seen.divergence == pytest.approx(0, abs=1e-5)
-    alone = tutorial.similarity(teacher, teacher, collate([Example([30, 31, 32, 2], [33, 2])]))
-    assert alone.similarity[0] == pytest.approx(seen.similarity[1], abs=1e-5)
-    assert alone.encoder[0] == pytest.approx(seen.encoder[1], abs=1e-5)
-
-
-def test_similarity_leaves_out_equal_tokens_and_padding():
-    states = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]])
-    ids, mask = torch.tensor([[5, 5, 6, 0]]), torch.tensor([[True, True, True, False]])
-    assert tutorial._mean_cosine(states, ids, mask).tolist() == [0.0]
-
-
 def test_words_follow_the_intervals(teacher, batch):
-    table = tutorial.similarity_table({"teacher": teacher}, teacher, batch, resamples=10)
-    assert tutorial.in_words(table) == ""
+    table = similarity_table({"teacher": teacher}, teacher, batch, resamples=10)
+    assert tokens.in_words(table) == ""
     table.loc["a student"] = table.loc["teacher"]
-    table.loc["a student", ["more alike", "low", "high"]] = 0.2, 0.1, 0.3
-    assert "more alike than the teacher's" in tutorial.in_words(table)
+    table.loc["a student", ["more_alike", "low", "high"]] = 0.2, 0.1, 0.3
+    assert "more alike than the teacher's" in tokens.in_words(table)
 
 
 def test_a_short_distillation_changes_the_student_only(teacher):
     pairs = [Example([10 + i, 11, 12, 2], [20 + i, 21, 2]) for i in range(8)]
-    given = tutorial.Material(
-        teacher, None, pairs, pairs[:2], S.Distillation(steps=1, learning_rate=1e-2, batch_tokens=64)
-    )
+    distillation = S.Distillation(steps=3, learning_rate=1e-2, batch_tokens=64, micro_batches=1, validations=1)
+    preset = get_preset("quantgpt")
+    preset = replace(preset, loss=replace(preset.loss, contrastive=0.5))
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     config = Config.parse("2-2-8 2-1")
-    student = tutorial.distilled(given, config, "quantgpt", steps=3, contrastive=0.5)
+    student = tokens.distilled(teacher, config, preset, distillation, pairs, pairs[:2])
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     untrained = make_student(teacher, config, "quantgpt").state_dict()
     assert any(not torch.equal(value, untrained[name]) for name, value in student.state_dict().items())
 
 
 def test_hidden_state_finds_the_token_that_stands_out(teacher, batch):
-    hidden = tutorial.hidden_state(teacher, batch)
+    hidden = activations.hidden_state(teacher, batch)
     assert hidden.layer.startswith("encoder.layers.")
     assert hidden.states.shape[:2] == batch.input_ids.shape
     one = hidden.states[0][hidden.mask[0]]
-    a_token = tutorial.token_errors(one, 4, per_tensor=False)
-    assert a_token.mean() < tutorial.token_errors(one, 4, per_tensor=True).mean()
+    a_token = activations.token_errors(one, 4, per_tensor=False)
+    assert a_token.mean() < activations.token_errors(one, 4, per_tensor=True).mean()
 
 
 def test_every_figure_is_drawn_and_names_its_axes(weight, teacher, batch):
-    table = tutorial.similarity_table({"teacher": teacher}, teacher, batch, resamples=10)
+    table = similarity_table({"teacher": teacher}, teacher, batch, resamples=10)
     for figure in (
-        tutorial.grids(weight, [(8, "symmetric"), (1, "binary")]),
-        tutorial.mosaic(weight, rows=8, columns=8),
-        tutorial.scale_sweep(weight, (2, 3)),
-        tutorial.row_sizes(weight),
-        tutorial.error_by_bits(tutorial.errors(weight)),
-        tutorial.straight_through(),
-        tutorial.learned_steps(weight, 2, (1.0,)),
-        tutorial.similarity_maps({"teacher": teacher}, batch),
-        tutorial.similarity_points(table),
+        show.quantized_weights(weight),
+        matrices.grids(weight, [(8, "symmetric"), (1, "binary")]),
+        matrices.mosaic(weight, rows=8, columns=8),
+        matrices.scale_sweep(weight, (2, 3)),
+        matrices.row_sizes(weight),
+        matrices.error_by_bits(errors.errors(weight)),
+        gradients.straight_through(),
+        gradients.learned_steps(weight, 2, (1.0,)),
+        tokens.similarity_maps({"teacher": teacher}, batch),
+        tokens.similarity_points(table),
     ):
         assert any(axes.get_xlabel() for axes in figure.axes)
         assert any(axes.get_ylabel() or len(axes.get_yticklabels()) for axes in figure.axes)
 
 
 def test_every_scheme_of_the_table_is_drawn_in_a_colour_of_its_own(weight):
-    table = tutorial.errors(weight, ("per_tensor", "per_row"))
+    table = errors.errors(weight, ("per_tensor", "per_row"))
     mine = table[table.scheme == "lsq"].assign(scheme="mine")
-    figure = tutorial.error_by_bits(pandas.concat([table, mine]))
+    figure = matrices.error_by_bits(pandas.concat([table, mine]))
     (axes,) = figure.axes
     colours = {line.get_label(): line.get_color() for line in axes.lines if not line.get_label().startswith("_")}
-    schemes = [*map(str, Scheme), "mine"]
+    schemes = [*SCHEMES, "mine"]
     assert [colours[scheme] for scheme in schemes] == [colour_of(scheme) for scheme in schemes]
     assert len({colours[scheme] for scheme in schemes}) == len(schemes)
     drawn = [line.get_color() for line in axes.lines if len(line.get_xdata())]
-    assert all(drawn.count(colour_of(scheme)) == 2 for scheme in schemes)  # a line a granularity
+    assert all(drawn.count(colour_of(scheme)) == 2 for scheme in schemes)  # one line per granularity
 
 
 def test_a_trained_scale_is_shown_where_its_training_starts(weight):
     quantizer = WeightFakeQuantizer(weight, 2, "per_tensor", WeightQuantization(ternary="dynamic"))
-    torch.testing.assert_close(tutorial.quantized(weight, 2, "dynamic").dequantize(), quantizer(weight).detach())
+    torch.testing.assert_close(errors.quantized(weight, 2, "dynamic").dequantize(), quantizer(weight).detach())

@@ -6,9 +6,8 @@ import pytest
 from matplotlib import colors
 
 from dqlib.study.params.settings import load_settings
-from dqlib.study.report import figures
-from dqlib.study.report import grid as g
-from dqlib.study.report.methods import methods_figure
+from dqlib.study.report import figures, style
+from dqlib.study.report.benchmark_figures import presets_figure
 from tests.helpers import grid
 
 
@@ -20,7 +19,7 @@ def texts(figure):
 
 def test_the_tradeoff_shows_every_model_of_every_task():
     metrics = grid.metrics()
-    figure = g.tradeoffs(metrics)
+    figure = figures.tradeoffs(metrics)
     assert [axes.get_title() for axes in figure.axes] == list(grid.DEPTHS)
     for axes, (task, rows) in zip(figure.axes, metrics.groupby("task", sort=False), strict=True):
         students = rows[rows.role == "student"]
@@ -30,67 +29,67 @@ def test_the_tradeoff_shows_every_model_of_every_task():
 
 
 def test_the_map_shows_what_is_left_and_says_what_was_not_run():
-    shown = texts(g.heat_map(grid.metrics(eli5={("2-2-8", "full"): 0.5})))
+    shown = texts(figures.heat_map(grid.metrics(eli5={("2-2-8", "full"): 0.5})))
     assert "50.0" in shown
     assert "100.0" in shown
     assert "not run" in shown
     assert "70.0" not in shown  # quantization alone is not a point of the grid
 
 
-def test_quality_along_the_output_has_a_panel_a_task_and_way():
+def test_quality_along_the_output_has_one_panel_per_task_and_view():
     metrics = grid.metrics()
     lengths = grid.positions(metrics, "longest", (5, 9, 9, 40))
-    figure = g.accumulation(grid.positions(metrics), lengths, metrics)
+    figure = figures.accumulation(grid.positions(metrics), lengths, metrics)
     assert len(figure.axes) == 6
-    assert all(len(axes.lines) == len(grid.KEPT) + 1 for axes in figure.axes)  # the students and the teacher
+    assert all(len(axes.lines) == len(grid.RETENTION) + 1 for axes in figure.axes)  # the students and the teacher
 
 
 def test_groups_of_lengths_that_end_at_the_same_word_have_places_of_their_own():
     metrics = grid.metrics()
     lengths = grid.positions(metrics, "longest", (3, 4, 4, 13))
-    for axes in g.accumulation(grid.positions(metrics), lengths, metrics).axes[3:]:
+    for axes in figures.accumulation(grid.positions(metrics), lengths, metrics).axes[3:]:
         assert [label.get_text() for label in axes.get_xticklabels()] == ["≤3", "3-4", "4", "4-13"]
         assert all(list(line.get_xdata()) == [1, 2, 3, 4] for line in axes.lines)
 
 
 def test_a_name_that_is_not_built_in_has_a_colour_of_its_own_whatever_else_is_shown():
     names = [f"{kind}-{number}" for kind in ("mine", "3-3", "squared") for number in range(8)]
-    found = [figures.colour_of(name) for name in names]
-    figures.colour_of.cache_clear()
-    assert [figures.colour_of(name) for name in reversed(names)] == found[::-1]
-    known = {*figures.NAMED_COLOURS.values(), figures.TEACHER_COLOUR}
+    found = [style.colour_of(name) for name in names]
+    style.colour_of.cache_clear()
+    assert [style.colour_of(name) for name in reversed(names)] == found[::-1]
+    known = {*style.NAMED_COLOURS.values(), style.TEACHER_COLOUR}
     assert len(set(found)) == len(names)
     assert all(np.subtract(colors.to_rgb(a), colors.to_rgb(b)).any() for a, b in combinations([*found, *known], 2))
 
 
 def test_bits_that_are_not_built_in_are_drawn_and_named_in_every_figure():
     metrics = grid.metrics(**{task: {("3-5-8", "full"): 0.93} for task in grid.DEPTHS})
-    colour = figures.colour_of("3-5-8")
+    colour = style.colour_of("3-5-8")
     lengths = grid.positions(metrics, "longest", (5, 9, 20, 40))
-    for figure in (g.tradeoffs(metrics), g.accumulation(grid.positions(metrics), lengths, metrics)):
+    for figure in (figures.tradeoffs(metrics), figures.accumulation(grid.positions(metrics), lengths, metrics)):
         assert "3-5-8" in texts(figure)
         assert all(colour in [line.get_color() for line in axes.lines] for axes in figure.axes)
-    heat = g.heat_map(metrics)
+    heat = figures.heat_map(metrics)
     assert [label.get_text() for label in heat.axes[0].get_yticklabels()] == ["8-8-8", "3-5-8", "2-2-8"]
     assert "93.0" in texts(heat)
 
 
 def test_layers_that_are_not_built_in_have_a_column_of_the_map():
-    metrics = pandas.concat([grid.metrics(), pandas.DataFrame([grid.row("eli5", "2-2-8 1-3", kept=0.87)])])
-    panel = g.heat_map(metrics).axes[1]
+    metrics = pandas.concat([grid.metrics(), pandas.DataFrame([grid.row("eli5", "2-2-8 1-3", part=0.87)])])
+    panel = figures.heat_map(metrics).axes[1]
     assert [label.get_text() for label in panel.get_xticklabels()] == ["2-4", "2-2", "1-3", "1-1"]
     assert "87.0" in [text.get_text() for text in panel.texts]
 
 
-def test_methods_that_are_not_built_in_are_told_apart_in_the_figure_of_the_bench():
+def test_presets_that_are_not_built_in_are_drawn_apart_in_the_figure_of_the_benchmark():
     bench = load_settings("tutorial").summarization.methods
     names = ["dqlib", "mine", "yours"]
     object.__setattr__(bench, "presets", names)
     rows = [grid.row("summarization", "2-2-8 2-2", preset=name) for name in names]
-    (axes,) = methods_figure(pandas.DataFrame(rows), bench, "summarization").axes
+    (axes,) = presets_figure(pandas.DataFrame(rows), bench, "summarization").axes
     drawn = {line.get_label(): line.get_color() for line in axes.lines if line.get_label() in names}
-    assert drawn == {name: figures.colour_of(name) for name in names}
-    assert len({*drawn.values(), figures.TEACHER_COLOUR}) == len(names) + 1
+    assert drawn == {name: style.colour_of(name) for name in names}
+    assert len({*drawn.values(), style.TEACHER_COLOUR}) == len(names) + 1
 
 
 def test_training_curves_show_every_row_of_the_log_and_name_what_they_measure():
@@ -113,6 +112,6 @@ def test_sizes_add_up_to_the_student():
         for config in ("2-2-8 2-4", "1-1-8 2-4", "32-32-32 2-2")
         for part, size in (("weights", 3e6), ("rest", 1e6))
     ]
-    (axes,) = g.sizes(pandas.DataFrame(rows)).axes
+    (axes,) = figures.sizes(pandas.DataFrame(rows)).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["2-2-8 2-4", "1-1-8 2-4"]
     assert max(patch.get_x() + patch.get_width() for patch in axes.patches) == pytest.approx(4.0)

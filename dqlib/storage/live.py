@@ -1,0 +1,170 @@
+"""Parameters of a model, whichever way it holds them: live, in a student's modules, or stored, as a file had them.
+
+:func:`parameters_of` is the one place that tells the two apart; what counts bytes, packs or exports takes the result.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dqlib.architectures import architecture_of, submodule
+from dqlib.errors import InputError
+from dqlib.fake_quantize import LEARNED
+from dqlib.layers import QuantConv1D, QuantEmbedding, QuantLinear
+from dqlib.quantizers import Quantized
+from dqlib.storage.account import FP16_BYTES
+from dqlib.storage.packing import packed_size
+from dqlib.storage.stored import PackedWeight, Stored, first_other, whole
+from dqlib.student import persistent_buffers
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A parameter in one of the forms in which modules use it: quantized, or as it is.
+
+    Args:
+        names: of the parameter, in all modules that use it so.
+        kind: one of :data:`dqlib.storage.manifest.KINDS`.
+        parameter: or buffer.
+        layer: one of the quantized layers that use it so; None where it is used as it is.
+        repeats: see :class:`Stored`.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+    parameter: Tensor
+    layer: QuantLinear | QuantConv1D | QuantEmbedding | None = None
+    repeats: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In the model."""
+        return tuple(self.parameter.shape)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the codes are (columns, rows) of the parameter, as in GPT-2."""
+        return isinstance(self.layer, QuantConv1D)
+
+    @property
+    def is_zeros(self) -> bool:
+        """Whether this is a buffer of zeros, of which nothing is stored."""
+        return not isinstance(self.parameter, nn.Parameter) and not self.parameter.any()
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Bits of a code, bytes of all codes (or fp16 numbers), bytes of scales and zero points."""
+        numel = self.parameter.numel()
+        if self.layer is None:
+            return 8 * FP16_BYTES, 0 if self.is_zeros else FP16_BYTES * numel, 0
+        q = self.layer.quantized()
+        scale_bytes = FP16_BYTES * q.scale.numel() + (0 if q.zero_point is None else whole(q.zero_point).nbytes)
+        return q.bits, packed_size(numel, q.bits, q.ternary), scale_bytes
+
+    def quantized(self) -> Quantized | None:
+        """Codes and scales; None for what is not quantized.
+
+        Raises:
+            InputError: the forward pass sees the quantized weight in part only.
+        """
+        if self.layer is None:
+            return None
+        quantizer = self.layer.weight_quantizer
+        if quantizer is not None and quantizer.blend != 1:
+            raise InputError(f"{self.names[0]}, blend", quantizer.blend, "1: codes stand for quantized weights only")
+        return self.layer.quantized()
+
+    def value(self) -> Tensor:
+        """The parameter in fp32, on the CPU, that nothing else uses."""
+        quantized = self.quantized()
+        if quantized is None:
+            return self.parameter.detach().float().cpu().clone()
+        value = quantized.dequantize().cpu()
+        return value.T.contiguous() if self.transposed else value
+
+    def stored(self) -> Stored:
+        """The parameter as a file holds it.
+
+        Raises:
+            InputError: its numbers are not those that a file holds.
+        """
+        try:
+            return Stored(self.names, self.kind, self.shape, self._content(), self.repeats)
+        except InputError as error:
+            field = error.field.removeprefix(f"{self.names[0]}, ")
+            raise InputError(f"{self.names[0]}, {field}", error.value, error.allowed) from None
+
+    def _content(self) -> PackedWeight | Tensor | None:
+        quantized, quantizer = self.quantized(), None if self.layer is None else self.layer.weight_quantizer
+        if quantized is not None and quantizer is not None:
+            if not quantizer.half_scales:
+                allowed = "rounded to fp16: call round_for_storage before the evaluation"
+                raise InputError("scale", "not rounded", allowed)
+            return PackedWeight.of(quantized, str(quantizer.scheme), str(quantizer.granularity), self.transposed)
+        if self.is_zeros:
+            return None
+        parameter = self.parameter.detach().cpu()
+        half = parameter.half()
+        if not torch.equal(half.to(parameter.dtype), parameter) or not torch.isfinite(half).all():
+            allowed = "a number of fp16: call round_for_storage before the evaluation"
+            raise InputError("value", first_other(parameter, half), allowed)
+        return half
+
+
+def parameters_of(model: PreTrainedModel) -> Sequence[Live | Stored]:
+    """Every parameter and persistent buffer of a student, or of what ``load_packed`` gave, tied ones once.
+
+    A table that is looked up quantized, while the head tied to it is not quantized (DQ-BART's code), has two forms.
+    Trained scales are part of the scales and have none.
+    """
+    loaded: list[Stored] | None = getattr(model, "dqlib_packed", None)
+    return _live(model) if loaded is None else loaded
+
+
+def stored(model: PreTrainedModel) -> Iterator[Stored]:
+    """Everything that a student, or what :func:`dqlib.storage.packed.load_packed` gave, is stored as, one at a time.
+
+    Raises:
+        InputError: numbers are not those that a file holds (see :func:`dqlib.student.round_for_storage`), or a
+            loaded model was changed since.
+    """
+    state = model.state_dict()
+    for each in parameters_of(model):
+        if isinstance(each, Live):
+            yield each.stored()
+            continue
+        for name in each.names:
+            if name not in state or not torch.equal(state[name].cpu(), each.value()):
+                raise InputError(name, "changed", "as load_packed gave it: a loaded model is packed again as it was")
+        yield each
+
+
+def _live(model: PreTrainedModel) -> list[Live]:
+    names: dict[tuple[int, int | None], list[str]] = defaultdict(list)
+    parameters: dict[tuple[int, int | None], tuple[Tensor, nn.Module | None]] = {}
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    small = [submodule(model, path) for path in architecture_of(model.config).positions]
+    positions = {id(module.weight) for module in small if isinstance(module, nn.Embedding)}
+    for path, module in model.named_modules(remove_duplicate=False):
+        quantizer = getattr(module, "weight_quantizer", None)
+        for name, parameter in module.named_parameters(path, recurse=False):
+            if name.endswith(LEARNED):
+                continue
+            layer = module if quantizer is not None and parameter is module.weight else None
+            key = id(parameter), None if layer is None else id(quantizer)
+            names[key].append(name)
+            parameters.setdefault(key, (parameter, layer))
+    quantized = {key[0]: names[key][0] for key in names if key[1] is not None}
+    found = []
+    for key, (parameter, layer) in parameters.items():
+        kind = "positions" if key[0] in positions else "embedding" if key[0] in tables else "weights"
+        kind = "rest" if layer is None else kind
+        repeats = quantized.get(key[0]) if layer is None else None
+        found.append(Live(tuple(names[key]), kind, parameter, layer, repeats))
+    return found + [Live((name,), "rest", buffer) for name, buffer in persistent_buffers(model).items()]

@@ -1,0 +1,132 @@
+"""Students on disk: folders from which training goes on.
+
+A saved student is a folder in the Hugging Face layout: full-precision weights, with the scales that were trained, and
+``dqlib.json``, which says how to quantize them again. ``student.save_pretrained`` writes the same.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from dqlib.architectures import architecture_of
+from dqlib.config import Config
+from dqlib.errors import InputError
+from dqlib.fake_quantize import LEARNED
+from dqlib.presets import Preset
+from dqlib.storage.manifest import opened
+from dqlib.storage.reading import CONFIG, ELSEWHERE, OF_A_STUDENT, check_finite, read_model, saved
+from dqlib.student import is_student, quantize_model, round_for_storage, save_weights, weight_quantizers
+
+
+def describe(model: PreTrainedModel) -> dict[str, Any]:
+    """What must be known of a student besides its numbers to build it again, as JSON has it."""
+    return {
+        "class": type(model).__name__,
+        "config": str(model.dqlib_config),
+    } | model.dqlib_preset.describe()
+
+
+def save_student(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+    """Save a student in the Hugging Face layout, with what :func:`load_student` reads beside it.
+
+    ``from_pretrained`` refuses the folder in a sentence, since the weights alone would give another function. Other
+    files of the folder stay. All of the student's are written before the first of an old one is replaced.
+
+    Args:
+        model: a student.
+        folder: to write into.
+        tokenizer: written beside it.
+
+    Raises:
+        InputError: the model is no student, or was loaded from a packed model, which holds codes only.
+    """
+    if not is_student(model):
+        raise InputError("model", type(model).__name__, "a student, of make_student or load_student")
+    _save(model, folder, None, tokenizer)
+
+
+def load_student(folder: str | Path) -> PreTrainedModel:
+    """Load what :func:`save_student`, or ``save_pretrained`` of a student, saved, in evaluation mode.
+
+    Raises:
+        InputError: the folder is not a student's, a file of it was changed, a tensor is missing or left over, or a
+            number is not finite.
+    """
+    about = opened(folder, "student").about
+    config, preset = Config.parse(about.get("config")), Preset.described(about)
+    learned: dict[str, Tensor] = {}
+    model = read_model(folder, about.get("class") or "", scales=learned)
+    check_depths(config, model)
+    quantize_model(model, config, preset)
+    check_finite(learned)
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name.endswith(LEARNED):
+            names.setdefault(parameter, []).append(name)
+    with torch.no_grad():
+        for parameter, tied in names.items():
+            value = next((learned.pop(name) for name in tied if name in learned), None)
+            if value is None or value.shape != parameter.shape:
+                found = "missing" if value is None else tuple(value.shape)
+                raise InputError(tied[0], found, f"in {folder}, of the shape {tuple(parameter.shape)}")
+            parameter.copy_(value)
+    if learned:
+        raise InputError(
+            min(learned), f"in {folder}", f"a trained scale of the preset '{preset.name}', or not be there"
+        )
+    if about.get("half_scales"):
+        round_for_storage(model)  # what the folder leaves out, such as positions that are computed, is rounded too
+    return model.eval()
+
+
+def check_depths(config: Config, model: PreTrainedModel) -> None:
+    """Check that a model has the layers that its configuration as a student tells of.
+
+    Raises:
+        InputError: it has not.
+    """
+    depths = architecture_of(model.config).depths(model.config)
+    if depths != (config.encoder_layers, config.decoder_layers):
+        raise InputError("config", str(config), f"one of {depths[0]}-{depths[1]} layers, as {CONFIG} has it")
+
+
+def save_pretrained(
+    model: PreTrainedModel,
+    folder: str | Path,
+    is_main_process: bool = True,
+    state_dict: dict[str, Tensor] | None = None,
+    **options: Any,
+) -> None:
+    """What ``student.save_pretrained`` does, with its arguments.
+
+    Raises:
+        InputError: the student is to be sent to the hub in the same call, which would be without its manifest.
+    """
+    if options.pop("push_to_hub", False):
+        raise InputError("push_to_hub", True, "left out, and student.push_to_hub be called")
+    if is_main_process:
+        _save(model, folder, state_dict, None, **options)
+
+
+def _save(
+    model: PreTrainedModel,
+    folder: str | Path,
+    state: dict[str, Tensor] | None,
+    tokenizer: Tokenizer | None,
+    **options: Any,
+) -> None:
+    rounded = getattr(model, "dqlib_rounded", False)
+    rounded = rounded or any(quantizer.half_scales for quantizer in weight_quantizers(model))
+    numbers = sum(value.numel() for name, value in model.named_parameters() if not name.endswith(LEARNED))
+    about = describe(model) | {"half_scales": rounded, "numbers": numbers}
+    with saved(folder, "student", about, tokenizer) as scratch:
+        save_weights(model, scratch, state_dict=state, **options)
+        config = json.loads((scratch / CONFIG).read_text(encoding="utf-8")) | {ELSEWHERE: OF_A_STUDENT}
+        (scratch / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

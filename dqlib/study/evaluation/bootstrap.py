@@ -1,0 +1,69 @@
+"""Resampling of the test documents (the bootstrap): 95% intervals, and paired p-values of differences."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def resampled_sums(statistics: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
+    """Sums of statistics over documents drawn again with replacement: what a corpus-level score needs.
+
+    Args:
+        statistics: (documents, statistics).
+        resamples: how many times all documents are drawn.
+        seed: of the draws.
+
+    Returns:
+        (resamples, statistics).
+    """
+    count = len(statistics)
+    times_drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
+    return times_drawn @ statistics
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95% interval of resampled scores: their percentiles."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def bootstrap_interval(scores: np.ndarray, resamples: int, seed: int = 0) -> tuple[float, float]:
+    """95% interval of the mean over documents: percentiles of resampled means (Efron 1979).
+
+    Args:
+        scores: (documents,), one score per document.
+        resamples: how many times documents are drawn with replacement.
+        seed: of the draws.
+    """
+    generator = np.random.default_rng(seed)
+    means = np.array([scores[generator.integers(0, len(scores), len(scores))].mean() for _ in range(resamples)])
+    return interval(means)
+
+
+def paired_p_value(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p-value of a difference of means by the paired bootstrap over documents (Koehn 2004).
+
+    Args:
+        ours, theirs: (documents,), scores of the same documents.
+        resamples: how many times documents are drawn with replacement.
+        seed: of the draws.
+    """
+    difference = ours - theirs
+    generator = np.random.default_rng(seed)
+    means = np.array(
+        [difference[generator.integers(0, len(difference), len(difference))].mean() for _ in range(resamples)]
+    )
+    return two_sided(means)
+
+
+def two_sided(differences: np.ndarray) -> float:
+    """Two-sided p-value of a difference, of what it is on documents drawn again with replacement.
+
+    Twice the smaller share of resamples in which the difference is on either side of zero, ties on both; at least one
+    over the resamples, at most 1.
+
+    Args:
+        differences: (resamples,).
+    """
+    side = min((differences <= 0).mean(), (differences >= 0).mean())
+    return float(min(1.0, max(2 * side, 1 / len(differences))))

@@ -1,0 +1,127 @@
+"""Similarity of tokens: whether few bits make representations alike (QuantGPT, arXiv:2203.10705, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import PreTrainedModel
+
+from dqlib.losses import IGNORED_LABEL, cross_entropy, logits_kl
+from dqlib.study.corpora.corpus import LoadedCorpus
+from dqlib.study.evaluation.bootstrap import bootstrap_interval
+from dqlib.study.params import settings as S
+from dqlib.study.training.batches import Batch, collate, encode
+
+#: Held-out pairs on which similarity is measured.
+HELD_OUT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Similarity:
+    """What is measured of one model on held-out pairs.
+
+    Attributes:
+        decoder: (texts,), mean cosine of different tokens' last hidden states.
+        encoder: (texts,), the same of the encoder's.
+        embedding: the same of the rows of the token embedding.
+        matched: (texts,), share of the tokens whose most similar token of the teacher is the same one.
+        divergence: from the teacher's next token, nats.
+        task_loss: cross-entropy of the reference, nats.
+    """
+
+    decoder: np.ndarray
+    encoder: np.ndarray
+    embedding: float
+    matched: np.ndarray
+    divergence: float
+    task_loss: float
+
+
+def held_out(corpus: LoadedCorpus, spec: S.Corpus) -> Batch:
+    """The first validation pairs in one batch."""
+    return collate(encode(corpus.splits["validation"][:HELD_OUT], corpus.tokenizer, spec))
+
+
+@torch.no_grad()
+def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch) -> Similarity:
+    """How similar a model's tokens are to each other, and how far it is from the teacher.
+
+    Hidden states are those after the last layer (and its LayerNorm), of the decoder under the reference. A pair
+    of positions counts where the tokens differ and neither is padding. Of the embedding, the rows of tokens that
+    occur are compared.
+
+    Args:
+        model, teacher: encoder-decoders with the same vocabulary.
+        batch: held-out texts.
+    """
+    was_training = model.training
+    outputs = [m.eval()(**batch.inputs(), output_hidden_states=True) for m in (model, teacher)]
+    model.train(was_training)
+    ours, theirs = outputs
+    mask = batch.labels != IGNORED_LABEL
+    unit, unit_teacher = (normalize(o.decoder_hidden_states[-1], dim=-1) for o in outputs)
+    across = (unit @ unit_teacher.transpose(1, 2)).masked_fill(~mask.unsqueeze(1), -2.0)  # (texts, ours, theirs)
+    matched = across.argmax(dim=-1) == torch.arange(mask.size(1))
+    embedding = model.get_input_embeddings()
+    rows = embedding.weight
+    if getattr(embedding, "weight_quantizer", None) is not None:
+        rows = embedding.weight_quantizer(rows)
+    occurring = torch.cat([batch.input_ids[batch.attention_mask.bool()], batch.labels[mask]]).unique()
+    return Similarity(
+        decoder=_mean_cosine(ours.decoder_hidden_states[-1], batch.labels, mask),
+        encoder=_mean_cosine(ours.encoder_hidden_states[-1], batch.input_ids, batch.attention_mask.bool()),
+        embedding=float(_mean_cosine(rows[occurring][None], occurring[None], torch.ones(1, len(occurring)).bool())[0]),
+        matched=((matched & mask).sum(dim=1) / mask.sum(dim=1)).numpy(),
+        divergence=float(logits_kl(ours.logits, theirs.logits, mask)),
+        task_loss=float(cross_entropy(ours.logits, batch.labels)),
+    )
+
+
+def similarity_table(
+    models: Mapping[str, PreTrainedModel], teacher: PreTrainedModel, batch: Batch, resamples: int = 1000
+) -> pandas.DataFrame:
+    """One row per model; ``more_alike`` is its similarity less the teacher's, text by text, with a 95% interval.
+
+    Args:
+        models: by the name of the row; the teacher itself may be one.
+        teacher: in full precision.
+        batch: held-out texts.
+        resamples: of the bootstrap over texts.
+
+    Returns:
+        Index ``model``; columns ``decoder``, ``more_alike``, ``low``, ``high``, ``encoder``, ``embedding``, ``matched``
+        (share), ``divergence`` and ``task_loss`` (nats).
+    """
+    base = similarity(teacher, teacher, batch)
+    rows = {}
+    for name, model in models.items():
+        measured = base if model is teacher else similarity(model, teacher, batch)
+        more = measured.decoder - base.decoder
+        low, high = bootstrap_interval(more, resamples)
+        rows[name] = {
+            "decoder": measured.decoder.mean(),
+            "more_alike": more.mean(),
+            "low": low,
+            "high": high,
+            "encoder": measured.encoder.mean(),
+            "embedding": measured.embedding,
+            "matched": measured.matched.mean(),
+            "divergence": measured.divergence,
+            "task_loss": measured.task_loss,
+        }
+    table = pandas.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+    return table.astype(float).round(3) + 0.0  # no minus zero
+
+
+def _mean_cosine(states: Tensor, ids: Tensor, mask: Tensor) -> np.ndarray:
+    """Mean cosine over pairs of positions with different tokens: (texts,) for states (texts, tokens, features)."""
+    unit = normalize(states, dim=-1)
+    cosine = unit @ unit.transpose(1, 2)  # (texts, tokens, tokens)
+    pairs = mask.unsqueeze(1) & mask.unsqueeze(2) & (ids.unsqueeze(1) != ids.unsqueeze(2))
+    return ((cosine * pairs).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)).numpy()

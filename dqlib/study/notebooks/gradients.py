@@ -1,0 +1,139 @@
+"""The gradient through rounding: straight-through, and the trained step of LSQ.
+
+Derivatives are what autograd gives for :class:`dqlib.fake_quantize.WeightFakeQuantizer`, not a second
+copy of a formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import pandas
+import torch
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dqlib.config import WeightQuantization
+from dqlib.fake_quantize import WeightFakeQuantizer
+from dqlib.study.notebooks.errors import error_at
+from dqlib.study.notebooks.show import shown
+from dqlib.study.report.style import COLOURS, GREY, STYLE, TEACHER_COLOUR
+
+LSQ = WeightQuantization(uniform="lsq", ternary="lsq")
+
+
+@dataclass(frozen=True, slots=True)
+class Staircase:
+    """A quantizer seen from one weight: value and derivatives over a range of weights, the step being 1."""
+
+    weight: Tensor  # (points,)
+    value: Tensor  # (points,)
+    to_weight: Tensor  # (points,), d value / d w as autograd gives it
+    to_step: Tensor  # (points,), d value / d s as autograd gives it
+
+
+def staircase(bits: int = 3, reach: float = 1.7, points: int = 2001) -> Staircase:
+    """Send a range of weights through LSQ with a step of 1, and a gradient of 1 back.
+
+    Each weight is a row of its own with a step of its own, so the gradient of its step is its own, too. LSQ's
+    gradient scale (arXiv:1902.08153, section 2.2) is divided out.
+
+    Args:
+        bits: of the grid.
+        reach: how far the range goes, times the end of the grid.
+        points: number of weights.
+    """
+    top = 2 ** (bits - 1) - 1
+    w = torch.linspace(-reach * top, reach * top, points).unsqueeze(1).requires_grad_()  # (points, 1)
+    quantizer = WeightFakeQuantizer(w, bits, "per_row", LSQ)
+    quantizer.load_state_dict({"learned": torch.ones(points, 1)})
+    value = quantizer(w)
+    value.sum().backward()
+    (step,) = quantizer.parameters()
+    return Staircase(
+        w.detach().squeeze(1), value.detach().squeeze(1), w.grad.squeeze(1),
+        step.grad.squeeze(1) * top**0.5,
+    )  # fmt: skip
+
+
+def straight_through(bits: int = 3) -> Figure:
+    """The staircase, its true derivative with the straight-through one, and the gradient of LSQ's step."""
+    seen = staircase(bits)
+    top = 2 ** (bits - 1) - 1
+    jumps = [k + 0.5 for k in range(-top, top)]
+    with matplotlib.rc_context(STYLE):
+        figure, panels = pyplot.subplots(
+            3, 1, figsize=(6.6, 6.2), sharex=True, layout="constrained", height_ratios=(1.5, 0.8, 1.1)
+        )
+        for axes in panels:
+            axes.axvspan(-top, top, color=COLOURS[4], alpha=0.13, linewidth=0)
+        value, to_weight, to_step = panels
+        value.plot(seen.weight, seen.weight, "--", color=GREY, label=r"$w$")
+        value.plot(seen.weight, seen.value, color=COLOURS[0], label=r"$\hat w$, what the layer uses")
+        value.set_ylabel(r"$\hat w\,/\,s$")
+        to_weight.plot(seen.weight, seen.to_weight, color=COLOURS[1], label="straight-through")
+        to_weight.axhline(0, color=COLOURS[0], linestyle=":", label="true: 0, none at a jump")
+        for jump in jumps:  # where the true derivative has no value
+            to_weight.plot(jump, 0, "o", color=COLOURS[0], markersize=4, fillstyle="none")
+        to_weight.set_ylim(-0.15, 1.25)
+        to_weight.set_ylabel(r"$\partial\hat w/\partial w$")
+        to_step.plot(seen.weight, seen.to_step, color=COLOURS[2], label=r"$q - w/s$ inside, $q$ outside")
+        to_step.axhline(0, color=GREY, linewidth=0.8)
+        to_step.set_ylabel(r"$\partial\hat w/\partial s$")
+        to_step.set_xlabel(r"weight, in steps: $w/s$   (shaded: inside the grid)")
+        for axes in panels:
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    return shown(figure)
+
+
+def learn_step(weight: Tensor, bits: int, start: float, steps: int = 150, rate: float = 0.03) -> pandas.DataFrame:
+    """Train LSQ's step of a whole matrix, and nothing else, to make the relative squared error small.
+
+    Args:
+        weight: (rows, columns), not changed.
+        bits: of the grid.
+        start: first step, times LSQ's own start.
+        steps, rate: of Adam; the rate is a part of the first step.
+
+    Returns:
+        Columns ``iteration``, ``step`` and ``error (%)``.
+    """
+    quantizer = WeightFakeQuantizer(weight, bits, "per_tensor", LSQ)
+    (step,) = quantizer.parameters()
+    with torch.no_grad():
+        step.mul_(start)
+    optimizer = torch.optim.Adam([step], lr=rate * float(step.detach()))
+    rows = []
+    for iteration in range(steps + 1):
+        error = (quantizer(weight) - weight).square().sum() / weight.square().sum()
+        rows.append({"iteration": iteration, "step": float(step.detach()), "error (%)": 100 * error.item()})
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    return pandas.DataFrame(rows)
+
+
+def learned_steps(weight: Tensor, bits: int = 3, starts: Sequence[float] = (0.4, 1.0, 2.0)) -> Figure:
+    """LSQ's step and the error of the matrix while the step is trained, from several starts."""
+    mean = weight.abs().mean()
+    gammas = torch.arange(0.5, float(weight.abs().max() / mean), 0.05)
+    least = min(error_at(weight, bits, float(gamma)) for gamma in gammas)
+    with matplotlib.rc_context(STYLE):
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(6.6, 3.0), layout="constrained")
+        for i, start in enumerate(starts):
+            log = learn_step(weight, bits, start)
+            name = "LSQ's start" if start == 1 else f"{start:g} x LSQ's start"
+            left.plot(log.iteration, log.step, ("-", "--", "-.")[i % 3], color=COLOURS[i], label=name)
+            right.plot(log.iteration, log["error (%)"], ("-", "--", "-.")[i % 3], color=COLOURS[i])
+        right.axhline(least, color=TEACHER_COLOUR, linewidth=0.9, linestyle=":", label="least error of the sweep")
+        left.set_ylabel(r"step $s$")
+        right.set_ylabel("relative squared error (%)")
+        left.set_ylim(bottom=0)
+        right.set_ylim(bottom=0)
+        for axes in (left, right):
+            axes.set_xlabel("iteration")
+        figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+    return shown(figure)

@@ -1,0 +1,177 @@
+"""Pictures of a matrix: its grid, its values at each precision, its rows, and error against bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import pandas
+import torch
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dqlib.quantizers import Quantized, initial_learned
+from dqlib.schemes import Scheme
+from dqlib.study.notebooks.errors import error_at, quantized, relative_error
+from dqlib.study.notebooks.show import shown
+from dqlib.study.report.style import COLOURS, GREY, STYLE, colour_of, marker_of, plain_log_scale
+
+
+def grids(weight: Tensor, which: Sequence[tuple[int, str]]) -> Figure:
+    """Histogram of a matrix with the grid of each scheme drawn through it (one scale for the matrix).
+
+    Args:
+        weight: (rows, columns).
+        which: bits and scheme of each panel, three panels per line.
+    """
+    w = weight.flatten().numpy()
+    made = [quantized(weight, bits, scheme) for bits, scheme in which]
+    lattices = [_grid(codes, Scheme.parse(scheme)) for codes, (_, scheme) in zip(made, which, strict=True)]
+    reach = 1.08 * max(np.abs(w).max(), *(abs(point) for points in lattices for point in points))
+    lines = -(-len(which) // 3)
+    with matplotlib.rc_context(STYLE):
+        figure, panels = pyplot.subplots(
+            lines, 3, figsize=(6.6, 2.1 * lines + 0.5), sharex=True, sharey=True, squeeze=False, layout="constrained"
+        )
+        for axes, (bits, scheme), codes, points in zip(panels.flat, which, made, lattices, strict=False):
+            values, counts = codes.dequantize().unique(return_counts=True)
+            axes.hist(w, bins=60, range=(-reach, reach), color=GREY)
+            axes.set_xlim(-reach, reach)
+            for point in points:
+                axes.axvline(point, color=COLOURS[0], linewidth=0.25 if bits > 5 else 1.1, alpha=0.8)
+            if bits <= 5:
+                share = (counts / counts.sum() * axes.get_ylim()[1]).numpy()
+                axes.plot(values.numpy(), share, "o", color=COLOURS[1], markersize=4.5, zorder=3)
+            error = 100 * relative_error(weight, codes)
+            axes.set_title(f"{_bits(bits)}, {scheme}\nerror {error:.2g}%", fontsize=9)
+            axes.grid(visible=False)
+        for axes in panels.flat[len(which) :]:
+            axes.set_visible(False)
+        for axes in panels[-1]:
+            axes.set_xlabel("weight")
+        for axes in panels[:, 0]:
+            axes.set_ylabel("weights")
+        panels[0, 0].hist([], color=GREY, label="weights")
+        panels[0, 0].plot([], [], color=COLOURS[0], label="grid")
+        panels[0, 0].plot([], [], "o", color=COLOURS[1], label="share of weights there (top edge: all)")
+        figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    return shown(figure)
+
+
+def _grid(codes: Quantized, scheme: Scheme) -> list[float]:
+    """Every value that the scheme can give with this one scale."""
+    top = max(1, 2 ** (codes.bits - 1) - 1)
+    if scheme == Scheme.BINARY or codes.bits == 1:
+        possible = [-1, 1]
+    else:
+        possible = list(range(-(2 ** (codes.bits - 1)) if scheme == Scheme.ASYMMETRIC else -top, top + 1))
+    zero = 0.0 if codes.zero_point is None else float(codes.zero_point)
+    return [(q - zero) * float(codes.scale) for q in possible]
+
+
+def mosaic(weight: Tensor, bits: Sequence[int] = (8, 4, 3, 2, 1), rows: int = 24, columns: int = 32) -> Figure:
+    """A corner of a matrix as a picture, and what is left of it at each precision (one scale per row)."""
+    reach = 2.5 * float(weight.std())
+    pictures = {"full precision": weight}
+    pictures |= {_bits(b): quantized(weight, b, None, "per_row").dequantize() for b in bits}
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure, panels = pyplot.subplots(2, 3, figsize=(6.6, 3.7), layout="constrained")
+        for axes, (name, picture) in zip(panels.flat, pictures.items(), strict=True):
+            corner = picture[:rows, :columns].numpy()
+            image = axes.imshow(corner, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
+            axes.set_title(name, fontsize=9)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+        for axes in panels[:, 0]:
+            axes.set_ylabel("row (output)", fontsize=9)
+        for axes in panels[-1]:
+            axes.set_xlabel("column (input)", fontsize=9)
+        figure.colorbar(image, ax=panels, location="right", aspect=30, label="weight")
+    return shown(figure)
+
+
+def scale_sweep(weight: Tensor, bits: Sequence[int] = (2, 3, 4, 5)) -> Figure:
+    """Error against where the grid ends, in units of mean|w|, with the clip that each scheme would choose.
+
+    The curve is dynamic scaling (QuantGPT, arXiv:2203.10705, section 3.2) at every gamma; the marks are at the same
+    grid's end by other rules: the largest weight, LSQ's start, the gamma of least error.
+    """
+    mean = weight.abs().mean()
+    levels = {b: max(1, 2 ** (b - 1) - 1) for b in bits}
+    starts = {b: float(initial_learned(weight, b, "per_tensor", "lsq") * levels[b] / mean) for b in bits}
+    gammas = torch.arange(0.5, 1.05 * max(*starts.values(), float(weight.abs().max() / mean)), 0.05)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.6, 3.9), layout="constrained")
+        for i, b in enumerate(bits):
+            points = [error_at(weight, b, float(gamma)) for gamma in gammas]
+            axes.plot(gammas, points, color=COLOURS[i])
+            axes.annotate(
+                f"{b} bits", (float(gammas[-1]), points[-1]), (5, 0), textcoords="offset points", va="center",
+                color=COLOURS[i], fontsize=9,
+            )  # fmt: skip
+            marks = {
+                "o": float(initial_learned(weight, b, "per_tensor", "dynamic")),
+                "s": starts[b],
+                "^": float(weight.abs().max() / mean),
+            }
+            for marker, gamma in marks.items():
+                axes.plot(gamma, error_at(weight, b, gamma), marker, color=COLOURS[i], markersize=7)
+        for marker, name in (("o", "least error (dynamic scaling starts here)"), ("s", "LSQ starts here"),
+                             ("^", "the largest weight (symmetric)")):  # fmt: skip
+            axes.plot([], [], marker, color=GREY, label=name)
+        plain_log_scale(axes)
+        axes.set_xlabel(r"where the grid ends: clip / mean$|w|$  ($\gamma$)")
+        axes.set_ylabel("relative squared error (%)")
+        figure.legend(loc="outside upper center", ncols=3, fontsize=8, handletextpad=0.2, columnspacing=1.0)
+    return shown(figure)
+
+
+def row_sizes(weight: Tensor) -> Figure:
+    """Largest and mean ``|w|`` of each row, sorted, beside those of the whole matrix."""
+    largest, order = weight.abs().amax(dim=1).sort()
+    mean = weight.abs().mean(dim=1)[order]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.6, 2.9), layout="constrained")
+        whole = {"max": float(weight.abs().max()), "mean": float(weight.abs().mean())}
+        for i, (name, values) in enumerate((("max", largest), ("mean", mean))):
+            axes.plot(values.numpy(), "o", markersize=3, color=COLOURS[i], label=f"{name} |w| of a row")
+            axes.axhline(whole[name], color=COLOURS[i], linestyle=("--", ":")[i], label=f"{name} |w| of the matrix")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("row, from the smallest maximum to the largest")
+        axes.set_ylabel("|w|")
+        figure.legend(loc="outside right center", fontsize=8)
+    return shown(figure)
+
+
+def error_by_bits(table: pandas.DataFrame, most: float = 6.2) -> Figure:
+    """Error against bits per weight, scales counted: colours are the schemes of the table, markers granularities.
+
+    Args:
+        table: what :func:`errors` gave.
+        most: bits per weight at the right edge.
+    """
+    table = table[table["bits per weight"] <= most]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.6, 3.8), layout="constrained")
+        for (scheme, granularity), rows in table.groupby(["scheme", "granularity"], sort=False, observed=True):
+            axes.plot(
+                rows["bits per weight"], rows["error (%)"], color=colour_of(scheme), linewidth=1,
+                marker=marker_of(granularity), markersize=8 if len(rows) == 1 else 4.5,
+                fillstyle="none" if len(rows) == 1 else "full",
+            )  # fmt: skip
+        for scheme in table.scheme.unique():
+            axes.plot([], [], color=colour_of(scheme), linewidth=3, label=scheme)
+        for granularity in table.granularity.cat.categories:
+            axes.plot([], [], marker_of(granularity), color=GREY, label=granularity.replace("_", " "))
+        plain_log_scale(axes)
+        axes.set_xlabel("bits per weight, scales counted")
+        axes.set_ylabel("relative squared error (%)")
+        figure.legend(loc="outside right center", fontsize=8)
+    return shown(figure)
+
+
+def _bits(bits: int) -> str:
+    return f"{bits} bit{'s' * (bits > 1)}"

@@ -1,0 +1,126 @@
+"""Similarity of tokens in pictures and words, and short distillations to compare."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import pandas
+import torch
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from torch.nn.functional import normalize
+from transformers import PreTrainedModel
+
+from dqlib.config import Config
+from dqlib.losses import IGNORED_LABEL
+from dqlib.presets import Preset
+from dqlib.student import make_student, supervision_maps
+from dqlib.study.notebooks.show import shown
+from dqlib.study.params import settings as S
+from dqlib.study.params.paths import LOG
+from dqlib.study.report.style import STYLE, TEACHER_COLOUR, colour_of
+from dqlib.study.training.batches import Batch, Example, steps
+from dqlib.study.training.loop import Trainer, make_accelerator
+from dqlib.study.training.objectives import DistillationObjective
+
+
+@torch.no_grad()
+def similarity_maps(models: Mapping[str, PreTrainedModel], batch: Batch, text: int = 0) -> Figure:
+    """Cosine similarity of every two tokens of one summary after the last decoder layer."""
+    one = Batch(*(getattr(batch, name)[text : text + 1] for name in Batch.__slots__))
+    length = int((one.labels != IGNORED_LABEL).sum())
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure, panels = pyplot.subplots(
+            1, len(models), figsize=(6.6, 2.5), sharey=True, squeeze=False, layout="constrained"
+        )
+        for axes, (name, model) in zip(panels.flat, models.items(), strict=True):
+            was_training = model.training
+            states = model.eval()(**one.inputs(), output_hidden_states=True).decoder_hidden_states[-1][0, :length]
+            model.train(was_training)
+            unit = normalize(states, dim=-1)
+            image = axes.imshow((unit @ unit.T).numpy(), cmap="PuOr", vmin=-1, vmax=1)
+            axes.set_title(name, fontsize=9)
+            axes.set_xlabel("token", fontsize=9)
+            axes.tick_params(labelsize=8)
+        panels[0, 0].set_ylabel("token of the summary", fontsize=9)
+        bar = figure.colorbar(image, ax=panels, location="bottom", shrink=0.6, aspect=40, label="cosine similarity")
+        bar.set_ticks([-1, -0.5, 0, 0.5, 1])
+    return shown(figure)
+
+
+def similarity_points(table: pandas.DataFrame) -> Figure:
+    """How much more alike tokens are than the teacher's (95% interval over texts), beside the divergence.
+
+    Args:
+        table: what :func:`dqlib.study.evaluation.similarity.similarity_table` gave.
+    """
+    places = range(len(table))
+    with matplotlib.rc_context(STYLE):
+        figure, (left, right) = pyplot.subplots(
+            1, 2, figsize=(6.6, 0.45 * len(table) + 1.1), sharey=True, layout="constrained"
+        )
+        reach = [table.more_alike - table.low, table.high - table.more_alike]
+        left.errorbar(table.more_alike, places, xerr=reach, fmt="o", color=colour_of("quantgpt"), capsize=3)
+        left.axvline(0, color=TEACHER_COLOUR, linestyle="--", linewidth=1)
+        left.set_yticks(places, table.index)
+        left.invert_yaxis()
+        left.set_xlabel("cosine of different tokens,\nless the teacher's (95% interval)")
+        right.plot(table.divergence, places, "s", color=colour_of("quantgpt"))
+        right.set_xlim(left=-0.03 * max(table.divergence.max(), 0.01))
+        right.set_xlabel("divergence from the teacher's\nnext token (nats)")
+        left.margins(y=0.15)
+    return shown(figure)
+
+
+def distilled(
+    teacher: PreTrainedModel,
+    config: Config,
+    preset: Preset,
+    distillation: S.Distillation,
+    pairs: Sequence[Example],
+    held_out: Sequence[Example],
+) -> PreTrainedModel:
+    """A student after a short distillation by the study's own loop.
+
+    Args:
+        teacher: in full precision; not changed.
+        config: bits and layers.
+        preset: quantizers, losses and recipe.
+        distillation: steps and batches.
+        pairs: to train on.
+        held_out: to validate on.
+
+    Returns:
+        The student with the weights of its best validation, in evaluation mode, on the CPU.
+    """
+    recipe = preset.recipe_for(config)
+    training = distillation.training(recipe)
+    accelerator = make_accelerator(training.seed)
+    teacher.to(accelerator.device)
+    student = make_student(teacher, config, preset)
+    objective = DistillationObjective(teacher, supervision_maps(config, teacher), preset.loss)
+    with tempfile.TemporaryDirectory() as scratch:
+        Trainer(
+            student, objective, steps(pairs, training), held_out, training, accelerator, Path(scratch) / LOG,
+            f"contrast {preset.loss.contrastive:g}", recipe,
+        ).train()  # fmt: skip
+    teacher.cpu()
+    return student.cpu().eval()
+
+
+def in_words(table: pandas.DataFrame) -> str:
+    """What the intervals of a table of similarity say, one sentence per model, so that prose need not guess."""
+    sentences = []
+    for name, row in table.iterrows():
+        if row.low == row.high == 0:
+            continue
+        verdict = "about as alike as" if row.low <= 0 <= row.high else ("more alike than" if row.low > 0 else
+                                                                        "less alike than")  # fmt: skip
+        sentences.append(
+            f"{name}: tokens are {verdict} the teacher's ({row.more_alike:+.3f}, 95% {row.low:+.3f} to "
+            f"{row.high:+.3f}); divergence {row.divergence:.3f} nats."
+        )
+    return "\n".join(sentences)

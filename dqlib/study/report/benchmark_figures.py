@@ -1,0 +1,110 @@
+"""Figures of the benchmark of presets."""
+
+from __future__ import annotations
+
+import matplotlib
+import pandas
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from dqlib.config import Config
+from dqlib.study.params import settings as S
+from dqlib.study.report.benchmark import WHOLE
+from dqlib.study.report.names import METRIC_NAMES
+from dqlib.study.report.style import STYLE, TEACHER_COLOUR, colour_of, line_styles, marker_of
+
+
+def presets_figure(table: pandas.DataFrame, benchmark: S.Methods, task: str) -> Figure:
+    """Part of the teacher's score that is left: one group of points per config, one point per seed, a bar for the mean.
+
+    Args:
+        table: :func:`benchmark_table`.
+        benchmark: its parameters, for the order.
+        task: name of the task, for the title.
+    """
+    configs = [str(Config.parse(text)) for text in benchmark.configs]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(7.2, 4.0), layout="constrained")
+        axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2, label="teacher")
+        for i, name in enumerate(benchmark.presets):
+            look, places, means = {"marker": marker_of(name), "color": colour_of(name), "linestyle": ""}, [], []
+            for place, config in enumerate(configs):
+                rows = table[(table.config == config) & (table.preset == name)]
+                x = place + 0.14 * (i - (len(benchmark.presets) - 1) / 2)
+                axes.plot([x] * len(rows), 100 * rows.retention, ms=4, alpha=0.6, **look)
+                if len(rows):
+                    places.append(x)
+                    means.append(100 * rows.retention.mean())
+            axes.plot(places, means, "_", ms=12, mew=2.2, color=look["color"])
+            axes.plot([], [], ms=5, label=name, **look)
+        axes.set_xlim(-0.5, len(configs) - 0.5)
+        axes.set_xticks(range(len(configs)), [config.replace(" ", "\n") for config in configs])
+        axes.set_xlabel("bits of weights-embeddings-activations, encoder-decoder layers")
+        axes.set_ylabel(f"{METRIC_NAMES.get(table.headline.iloc[0], table.headline.iloc[0])}, % of the teacher's")
+        axes.grid(axis="x", visible=False)
+        seeds = f"{len(benchmark.seeds)} seeds and their mean" if len(benchmark.seeds) > 1 else "one seed"
+        axes.set_title(f"{task}: every preset after {table.train_steps.iloc[0]} steps, {seeds}", fontsize=10)
+        figure.legend(fontsize=8, ncols=6, loc="outside upper center", handletextpad=0.3, columnspacing=1.2)
+    pyplot.close(figure)
+    return figure
+
+
+def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods, against: str = WHOLE) -> Figure:
+    """Change of the score where one part of a preset is changed, with its seeds.
+
+    Args:
+        table: :func:`benchmark_table`.
+        benchmark: its parameters; the first of its ``ablation_configs`` is drawn.
+        against: the whole preset.
+    """
+    config = str(Config.parse(benchmark.ablation_configs[0]))
+    rows = table[(table.config == config) & table.seed.isin(benchmark.ablation_seeds or benchmark.seeds)]
+    whole, names = rows[rows.preset == against].score.mean(), benchmark.ablations
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.4, 0.6 + 0.42 * max(2, len(names))), layout="constrained")
+        axes.axvline(0, color=colour_of(against), linestyle="--", linewidth=1.2)
+        for place, name in enumerate(names):
+            changes = rows[rows.preset == name].score - whole
+            axes.plot(changes, [place] * len(changes), "o", ms=4, alpha=0.6, color=TEACHER_COLOUR)
+            axes.plot([changes.mean()], [place], "|", ms=14, mew=2.4, color=TEACHER_COLOUR)
+        axes.set_yticks(range(len(names)), [name.removeprefix(f"{against}-") for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        metric = METRIC_NAMES.get(table.headline.iloc[0], table.headline.iloc[0])
+        axes.set_xlabel(f"change of {metric} (points) against {against} at {config}\ndots: seeds, bar: their mean")
+    pyplot.close(figure)
+    return figure
+
+
+def longer_figure(table: pandas.DataFrame, benchmark: S.Methods, teacher: float) -> Figure:
+    """Retention over the steps, one line per config, with 95% intervals over the test documents.
+
+    Args:
+        table: :func:`longer_table`, not empty.
+        benchmark: its parameters.
+        teacher: score of the teacher.
+    """
+    percent = 100 / teacher if teacher else 0.0
+    metric = METRIC_NAMES.get(table.headline.iloc[0], table.headline.iloc[0])
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
+        axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2, label="teacher")
+        styles = line_styles(list(table.config.unique()))
+        for i, (config, rows) in enumerate(table.groupby("config", sort=False)):
+            below, above = rows.score - rows.score_low, rows.score_high - rows.score
+            axes.errorbar(
+                rows.train_steps * (1 + 0.012 * (i - (len(styles) - 1) / 2)), percent * rows.score,
+                yerr=[percent * below, percent * above],
+                marker="o", ms=4, capsize=2, elinewidth=0.8, label=config, **styles[config],
+            )  # fmt: skip
+        axes.set_xscale("log")
+        steps = sorted(set(table.train_steps))
+        axes.set_xticks(steps, [f"{n:,}" for n in steps])
+        axes.minorticks_off()
+        axes.set_xlabel(
+            f"training steps of {benchmark.distill.batch_tokens:,} tokens ({benchmark.longer_preset}), log scale"
+        )
+        axes.set_ylabel(f"{metric}, % of the teacher's")
+        axes.legend(fontsize=8, loc="lower right")
+    pyplot.close(figure)
+    return figure

@@ -1,0 +1,70 @@
+"""Names that pages, tables and figures share: of tasks, metrics, shapes of students, quantities; percentages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas
+
+from dqlib.presets import PRESETS, QUANTIZATION_ONLY, VARIANTS
+
+#: Titles of the tasks.
+TITLES = {
+    "summarization": "Summarization",
+    "eli5": "Long-form question answering",
+    "translation": "Translation",
+}
+METRIC_NAMES = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "rougeLsum": "ROUGE-Lsum",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+}
+#: What a student's layers are called.
+SHAPES = {
+    "full": "all layers",
+    "half": "half the decoder",
+    "one": "one and one",
+    "other": "other layers",
+}
+QUANTIZATION_ALONE = QUANTIZATION_ONLY.name
+
+#: A result that the test documents do not decide.
+UNDECIDED = "not decided"
+
+
+def percent(part: float) -> str:
+    """A part of the teacher's score, or that there is none."""
+    return UNDECIDED if pandas.isna(part) else f"{100 * part:.1f}%"
+
+
+def shape_of(row: Any, teacher: Any) -> str:
+    """Which of :data:`SHAPES` a student has, from the layers in its row and in its teacher's."""
+    layers, full = (row.encoder_layers, row.decoder_layers), (teacher.encoder_layers, teacher.decoder_layers)
+    named = {full: "full", (full[0], full[1] // 2): "half", (1, 1): "one"}
+    return named.get(layers, "other")
+
+
+def bits_of(row: pandas.Series) -> str:
+    """``W-E-A`` of a row."""
+    return row.config.partition(" ")[0]
+
+
+def quantity_of(term: str, preset: str = "") -> str:
+    """What a column of a training log measures, with its unit, for an axis.
+
+    Args:
+        term: name of the column.
+        preset: preset of the training, which decides how logits are compared.
+    """
+    known = PRESETS | VARIANTS
+    logits = known[preset].loss.logits_loss if preset in known else ""
+    if term in ("task", "validation_loss"):
+        return "loss (nats a token)"
+    if term == "logits" and logits == "kl":
+        return "divergence from the teacher (nats a token)"
+    if term == "logits" and logits == "mse":
+        return "squared difference from the teacher's logits"
+    return "weighted sum of all terms" if term == "loss" else term.replace("_", " ")
