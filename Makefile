@@ -7,13 +7,13 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make repro [PROFILE=smoke|laptop]        run the study and print its table"
-	@echo "make plan [PROFILE=paper]                say how long a profile would take, and make nothing"
+	@echo "make plan [PROFILE=paper]                time two steps of every training, and make nothing"
 	@echo "make methods                             run the benchmark of presets under the chosen profile (hours)"
 	@echo "make bench                               measure size, memory and speed on real shapes (20 minutes)"
 	@echo "make gpu                                 on a CUDA machine: tests that need it, and the benchmark of training"
 	@echo "make read                                open the executed notebooks as pages in a browser"
-	@echo "make test                                run the tests"
-	@echo "make test-all                            run the tests, then the slow ones"
+	@echo "make test                                run the tests but the slow ones"
+	@echo "make test-all                            run all tests"
 	@echo "make same [COMMIT=HEAD]                  show that a change alters no number of the smoke study (minutes)"
 	@echo "make lint                                check style, format and types"
 	@echo "make readme                              fill the tables of README.md and docs/ from results/"

@@ -41,7 +41,7 @@ TINY = {
 
 
 #: Files whose tests take minutes. Several processes begin with them, so that at the end none is left to one alone.
-SLOW = ("test_pipeline", "test_paper", "test_resume", "test_benchmarks", "test_methods", "test_sharing", "test_faults")
+SLOW = ("test_pipeline", "test_paper", "test_resume", "test_benchmarks", "test_benchmark", "test_faults")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

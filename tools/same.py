@@ -4,6 +4,9 @@
 
 Weights, records and predictions of every teacher and student are compared. What a commit gave is kept under
 ``build/same``, so that the next comparison with it runs the working tree alone.
+
+Where all is the same, models that are here count as made by the code as it is now: their provenance gets its hash, and
+``dvc commit`` records the rest.
 """
 
 from __future__ import annotations
@@ -21,19 +24,37 @@ BUILD = ROOT / "build" / "same"
 TASKS = ("summarization", "eli5", "translation")
 
 #: Names of the files whose bytes are compared.
-COMPARED = ("model.safetensors", "dqlib.safetensors", "record.json", "details.json", "predictions.jsonl")
+COMPARED = ("model.safetensors", "record.json", "details.json", "predictions.jsonl")
+
+#: Prints the hash of the code that stands in the current folder.
+HASH = "from dqlib.study.params.identity import code_hash; print(code_hash())"
 
 
 def main(arguments: list[str]) -> int:
     """0 where all bytes are the same, 1 where some are not (each is named)."""
     commit = _git("rev-parse", "--verify", f"{arguments[0] if arguments else 'HEAD'}^{{commit}}")
     before, after = _of_commit(commit), _of_working_tree()
+    code = before.pop("code"), after.pop("code")
     different = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     for name in different:
-        print(f"differs: {name}" if name in before and name in after else f"only {'before' if name in before else 'after'}: {name}")  # fmt: skip
-    print(f"{len(before.keys() & after.keys()) - sum(n in before and n in after for n in different)} of "
-          f"{len(before)} files of the smoke study are the same as at {commit[:10]}.")  # fmt: skip
-    return 1 if different else 0
+        missing = "" if name in before and name in after else f", missing {'after' if name in before else 'before'}"
+        print(f"differs: {name}{missing}")
+    same = len(before.keys() | after.keys()) - len(different)
+    print(f"{same} of {len(before)} files of the smoke study are the same as at {commit[:10]}.")
+    if not before or different:
+        return 1
+    print(f"{_record(*code)} models under runs/ count as made by this code; `dvc commit` records it in dvc.lock.")
+    return 0
+
+
+def _record(before: str, after: str) -> int:
+    """Let what the code before has made be of the code now, as its provenance tells."""
+    stale = [path for path in (ROOT / "runs").rglob("provenance.json") if f'"code": "{before}"' in path.read_text()]
+    for path in stale:
+        text = path.read_text().replace(before, after)
+        path.unlink()  # it may be a link into DVC's cache
+        path.write_text(text)
+    return len(stale)
 
 
 def _of_commit(commit: str) -> dict[str, str]:
@@ -42,15 +63,13 @@ def _of_commit(commit: str) -> dict[str, str]:
         tree = _fresh(BUILD / "before")
         archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
         subprocess.run(["tar", "-x"], cwd=tree, input=archive, check=True)
-        digests = _digests(tree)
-        kept.write_text(json.dumps(digests, indent=1))
+        kept.write_text(json.dumps(_digests(tree), indent=1))
     return json.loads(kept.read_text())
 
 
 def _of_working_tree() -> dict[str, str]:
     tree = _fresh(BUILD / "after")
-    listed = _git("ls-files", "--cached", "--others", "--exclude-standard").splitlines()
-    for name in listed:
+    for name in _git("ls-files", "--cached", "--others", "--exclude-standard").splitlines():
         if (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tree / name)
@@ -58,14 +77,16 @@ def _of_working_tree() -> dict[str, str]:
 
 
 def _digests(tree: Path) -> dict[str, str]:
-    """Run the smoke study in a tree, and give the SHA-256 of what it made."""
+    """Run the smoke study in a tree, and give the SHA-256 of what it made, and its code's as ``code``."""
     environment = os.environ | {"PYTHONPATH": str(tree)}
+    code = subprocess.run([sys.executable, "-c", HASH], cwd=tree, env=environment, check=True, stdout=subprocess.PIPE)
     for task in TASKS:
-        command = [sys.executable, "-m", "dqlib.study", "students", "--params", "smoke", "--task", task]
+        command = [sys.executable, "-m", "dqlib.study", "make", "students", "--params", "smoke", "--task", task]
         subprocess.run(command, cwd=tree, env=environment, check=True)
     runs = tree / "runs" / "smoke"
     files = (path for path in sorted(runs.rglob("*")) if path.name in COMPARED)
-    return {str(path.relative_to(runs)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    digests = {str(path.relative_to(runs)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {"code": code.stdout.decode().strip()} | digests
 
 
 def _fresh(folder: Path) -> Path:

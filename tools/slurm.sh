@@ -21,5 +21,5 @@ gpus=${SLURM_GPUS_ON_NODE:-4}
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export DQLIB_LAUNCHER="srun --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES --nproc-per-node=$gpus \
 --rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID --rdzv-endpoint=$first:29500"
-python -m dqlib.study.plan --params "$profile" --task "$task"
-python -m dqlib.study.students --params "$profile" --task "$task"
+python -m dqlib.study plan --params "$profile" --task "$task"
+python -m dqlib.study make students --params "$profile" --task "$task"

@@ -36,7 +36,7 @@ def make(options: Options) -> None:
     """make one part of the study, with what it needs"""
     from dqlib.study.pipeline.benchmark import run_benchmark
     from dqlib.study.pipeline.students import run_students
-    from dqlib.study.pipeline.study import Study, describe_corpus
+    from dqlib.study.pipeline.study import Study
 
     study = Study(options.params, options.task)
     makers: dict[str, Callable[[], Path | None]] = {
@@ -49,8 +49,6 @@ def make(options: Options) -> None:
     }
     folder = makers[options.part]()
     print(f"{options.part}: {_shown(folder) if folder else 'none; the teacher starts from random weights'}")
-    if folder is not None and options.part == "corpus":
-        print(describe_corpus(folder, study.task.corpus))
 
 
 def job(options: Options) -> None:

@@ -395,6 +395,7 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 """
 
 
+@pytest.mark.slow
 def test_training_needs_no_more_memory_for_ten_times_the_documents(tmp_path):
     order = random.Random(0)
     peaks = []

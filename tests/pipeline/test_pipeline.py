@@ -18,8 +18,13 @@ from dqlib.storage.students import load_student
 from dqlib.study.evaluation.records import COLUMNS
 from dqlib.study.params.paths import project_root
 
+pytestmark = pytest.mark.slow
+
 #: What a stage reads of the project.
-TRACKED = ("dqlib", "notebooks", "profiles", ".dvc", ".dvcignore", "dvc.yaml", "requirements.lock", ".gitignore")
+TRACKED = (
+    *("dqlib", "notebooks", "profiles", ".dvc"),
+    *(".dvcignore", "dvc.yaml", "dvc.lock", "requirements.lock", ".gitignore"),
+)
 
 
 def call(clone: Path, *command: str) -> str:
@@ -33,8 +38,13 @@ def git(clone: Path, *command: str) -> str:
     return call(clone, "git", "-c", "user.name=test", "-c", "user.email=test@example.org", *command)
 
 
-def cloned(target: Path) -> Path:
-    """A repository with the project as it is here, at the smoke profile."""
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A repository with the project as it is here, after the default study at the smoke profile.
+
+    What the project itself has made of it is not made again.
+    """
+    target = tmp_path_factory.mktemp("clone")
     for name in TRACKED:
         source = project_root() / name
         if source.is_dir():
@@ -43,17 +53,8 @@ def cloned(target: Path) -> Path:
             shutil.copy(source, target / name)
     shutil.copy(target / "profiles" / "smoke.yaml", target / "params.yaml")
     git(target, "init", "-q")
-    return target
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    """A copy of the project after the default study; what the project itself has made of it is not made again."""
-    target = cloned(tmp_path_factory.mktemp("clone"))
-    shutil.copy(project_root() / "dvc.lock", target)
-    call(
-        target, "dvc", "remote", "add", "-q", "--local", "--default", "project", str(project_root() / ".dvc" / "cache")
-    )
+    cache = project_root() / ".dvc" / "cache"
+    call(target, "dvc", "remote", "add", "-q", "--local", "--default", "project", str(cache))
     with suppress(AssertionError):  # the project has none
         call(target, "dvc", "pull", "-q")
     call(target, "dvc", "repro", "-q", "compare")
@@ -119,9 +120,45 @@ def test_teacher_and_student_are_standard_checkpoints(clone):
 
 
 def test_a_second_run_runs_nothing(clone):
-    said = call(clone, "dvc", "repro", "compare")
-    assert "Running stage" not in said
-    assert "up to date" in said
+    printed = call(clone, "dvc", "repro", "compare")
+    assert "Running stage" not in printed
+    assert "up to date" in printed
+
+
+def test_a_change_that_decides_no_number_makes_no_training_stale(clone):
+    module = clone / "dqlib" / "study" / "report" / "pages.py"
+    text = module.read_text()
+    module.write_text(f"{text}# other\n")
+    stale = set(json.loads(call(clone, "dvc", "status", "--json", "--with-deps", "compare")))
+    module.write_text(text)
+    assert stale == {"core", "compare", *(f"experiment@{task}" for task in ("summarization", "eli5", "translation"))}
+
+
+def test_a_second_clone_pulls_what_the_first_pushed_and_runs_nothing(clone, tmp_path):
+    remote, second, stage = str(tmp_path / "remote"), tmp_path / "second", "corpus@translation"
+    call(clone, "dvc", "remote", "add", "--local", "shared", remote)
+    call(clone, "dvc", "push", "-q", "--remote", "shared", "core", stage)
+    subprocess.run(["git", "clone", "-q", str(clone), str(second)], check=True)
+    corpus = Path("runs") / "smoke" / "translation" / "corpus"
+    assert not (second / corpus).exists()
+    call(second, "dvc", "remote", "add", "--local", "--default", "shared", remote)
+    call(second, "dvc", "pull", "-q", "core", stage)
+    files = sorted(path.relative_to(clone / corpus) for path in (clone / corpus).rglob("*") if path.is_file())
+    assert files
+    assert all((second / corpus / name).read_bytes() == (clone / corpus / name).read_bytes() for name in files)
+    printed = call(second, "dvc", "repro", stage)
+    assert "Running stage" not in printed
+    assert "up to date" in printed
+
+
+def test_experiments_are_queued_with_their_parameters(clone):
+    change = "summarization.distill.steps=900"
+    call(clone, "dvc", "exp", "run", "--queue", "--name", "long", "-S", change, "corpus@translation")
+    queued = call(clone, "dvc", "queue", "status")
+    assert "Queued" in queued
+    assert "long" in queued
+    assert "900" in json.dumps(json.loads(call(clone, "dvc", "exp", "show", "--json")))
+    call(clone, "dvc", "queue", "remove", "--queued")
 
 
 def test_one_changed_configuration_trains_that_student_alone(clone):
@@ -152,7 +189,7 @@ def test_the_same_commit_gives_the_same_bytes(clone):
     assert before == after
 
 
-def test_the_bench_is_a_group_of_its_own(clone):
+def test_the_benchmark_is_a_group_of_its_own(clone):
     results = clone / "runs" / "smoke" / "results"
     assert not (results / "tables" / "methods.csv").exists()  # the default study did not run it
     call(clone, "dvc", "repro", "-q", "methods")

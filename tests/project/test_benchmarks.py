@@ -50,6 +50,7 @@ def test_ratios_are_finite_and_positive_and_are_written(load, tmp_path):
     assert float(written[0]["ratio"]) == pytest.approx(rows[0].ratio, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
     pytest.importorskip("onnxruntime")
     script = FOLDER / "inference.py"
@@ -68,8 +69,8 @@ def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
 
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "tiny").glob("*.json")}
     done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
-    told = f"goes on from what is in {tmp_path / 'work'}; with --again all is measured anew"
-    assert done.stdout.splitlines()[0] == told
+    first = f"goes on from what is in {tmp_path / 'work'}; with --again all is measured anew"
+    assert done.stdout.splitlines()[0] == first
     assert kept.items() >= {p: p.stat().st_mtime_ns for p in kept if p.name != "vocabulary.json"}.items()
 
 
@@ -103,9 +104,9 @@ def test_an_agreement_without_a_study_is_told_in_a_sentence(agreement, tmp_path,
     monkeypatch.setattr(agreement, "STUDENT", tmp_path / "2-2-8_2-4")
     assert agreement.main(["--csv", str(tmp_path / "agreement.csv")]) == 2
     assert agreement.main([str(tmp_path), str(tmp_path / "test.jsonl"), "--csv", str(tmp_path / "agreement.csv")]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert [line.partition(":")[2].partition(":")[0].strip() for line in said] == ["STUDENT", "DOCUMENTS"]
-    assert all("`make repro`" in line for line in said)
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[2].partition(":")[0].strip() for line in errors] == ["STUDENT", "DOCUMENTS"]
+    assert all("`make repro`" in line for line in errors)
     assert not (tmp_path / "agreement.csv").exists()
 
 

@@ -23,9 +23,8 @@ from dqlib.storage.footprint import fp32_size_bytes, size_bytes
 from dqlib.student import make_student, set_attention_maps, supervision_maps
 from dqlib.study.corpora.corpus import load_info
 from dqlib.study.params import settings as S
+from dqlib.study.process import workers
 from dqlib.study.process.progress import duration
-from dqlib.study.process.workers import at_a_time
-from dqlib.study.process.workers import devices as accelerators
 from dqlib.study.training.batches import Example, collate
 from dqlib.study.training.loop import make_accelerator, token_counts
 from dqlib.study.training.models import planned_model
@@ -104,7 +103,7 @@ def plan(settings: S.Settings, only: str | None = None, devices: int | None = No
     """
     if devices is not None and devices < 1:
         raise InputError("devices", devices, "at least 1")
-    together = (devices or at_a_time()) if settings.compute.processes == 1 else 1
+    together = (devices or workers.at_a_time()) if settings.compute.processes == 1 else 1
     tasks = settings.tasks if only is None else (only,)
     return Plan(
         settings.profile, tuple(each for task in tasks for each in _Timed(settings, task, together).trainings())
@@ -133,7 +132,7 @@ class _Timed:
             seconds = self._step(self.teacher, TaskObjective(), spec.finetune, self.lengths)
             test = self._test(self.teacher, spec.evaluate)
             yield Planned(f"{self.name}: teacher", 1, spec.finetune.steps, seconds, test, size, 1)
-        with _threads(1 if self.together > 1 and not accelerators() else torch.get_num_threads()):
+        with _threads(1 if self.together > 1 and not workers.devices() else torch.get_num_threads()):
             for config, preset in spec.students():
                 run = S.Run(preset, config, spec.distill.seed, spec.distill.steps)
                 yield self._student(f"{self.name}: {config} {preset}", run, spec.distill, spec.evaluate, 1)

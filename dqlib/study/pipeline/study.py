@@ -24,9 +24,6 @@ from dqlib.study.params.settings import Settings, load_settings
 from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.launch import launch, on_this_process
 
-#: Parts of a study that can be made by name.
-PARTS = ("corpus", "pretrained", "teacher", "student", "students", "benchmark")
-
 
 class Study:
     """One task under one parameter file.
@@ -68,7 +65,7 @@ class Study:
 
         def build() -> None:
             build_corpus(spec, self.folders.corpus, tokenizer)
-            print(describe_corpus(self.folders.corpus, spec), flush=True)
+            print(_description(self.folders.corpus, spec), flush=True)
 
         return self._made(self.folders.corpus, provenance, build)
 
@@ -178,7 +175,7 @@ def provenance_text(provenance: Mapping[str, object]) -> str:
     return json.dumps(provenance, default=_plain, sort_keys=True, indent=1)
 
 
-def describe_corpus(folder: Path, corpus: S.Corpus) -> str:
+def _description(folder: Path, corpus: S.Corpus) -> str:
     """Sizes of a built corpus, documents that the model will not read to their end, texts that train has too."""
     info = load_info(folder)
     cut = sum(split["documents"] for split in info["truncated"].values())
