@@ -1,22 +1,17 @@
 """Measurements of the notebook ``quantization`` agree with the quantizers, and with what is known."""
 
-from dataclasses import replace
-
 import pandas
 import pytest
 import torch
 
 from dqlib.config import Config, WeightQuantization
 from dqlib.fake_quantize import WeightFakeQuantizer
-from dqlib.presets import get_preset
 from dqlib.schemes import SCHEMES
 from dqlib.storage.footprint import footprint
 from dqlib.student import make_student, quantized_modules
 from dqlib.study.evaluation.similarity import similarity_table
 from dqlib.study.notebooks import activations, errors, gradients, matrices, show, tokens
-from dqlib.study.params import settings as S
 from dqlib.study.report.style import colour_of
-from dqlib.study.training.batches import Example
 
 
 @pytest.fixture
@@ -52,11 +47,11 @@ def test_the_error_table_leaves_out_groups_that_do_not_fit(weight):
 
 
 def test_the_staircase_has_the_derivatives_of_the_papers():
-    seen = gradients.staircase(bits=3, points=200)
-    inside = seen.weight.abs() <= 3
-    torch.testing.assert_close(seen.value, seen.weight.round().clamp(-3, 3))
-    torch.testing.assert_close(seen.to_weight, inside.float())
-    torch.testing.assert_close(seen.to_step, torch.where(inside, seen.value - seen.weight, seen.value))
+    stairs = gradients.staircase(bits=3, points=200)
+    inside = stairs.weight.abs() <= 3
+    torch.testing.assert_close(stairs.value, stairs.weight.round().clamp(-3, 3))
+    torch.testing.assert_close(stairs.to_weight, inside.float())
+    torch.testing.assert_close(stairs.to_step, torch.where(inside, stairs.value - stairs.weight, stairs.value))
 
 
 @pytest.mark.parametrize("start", [0.4, 20.0])
@@ -72,19 +67,6 @@ def test_words_follow_the_intervals(teacher, batch):
     table.loc["a student"] = table.loc["teacher"]
     table.loc["a student", ["more_alike", "low", "high"]] = 0.2, 0.1, 0.3
     assert "more alike than the teacher's" in tokens.in_words(table)
-
-
-def test_a_short_distillation_changes_the_student_only(teacher):
-    pairs = [Example([10 + i, 11, 12, 2], [20 + i, 21, 2]) for i in range(8)]
-    distillation = S.Distillation(steps=3, learning_rate=1e-2, batch_tokens=64, micro_batches=1, validations=1)
-    preset = get_preset("quantgpt")
-    preset = replace(preset, loss=replace(preset.loss, contrastive=0.5))
-    before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    config = Config.parse("2-2-8 2-1")
-    student = tokens.distilled(teacher, config, preset, distillation, pairs, pairs[:2])
-    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
-    untrained = make_student(teacher, config, "quantgpt").state_dict()
-    assert any(not torch.equal(value, untrained[name]) for name, value in student.state_dict().items())
 
 
 def test_hidden_state_finds_the_token_that_stands_out(teacher, batch):

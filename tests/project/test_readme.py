@@ -34,8 +34,8 @@ def test_an_aim_is_reached_or_not_by_the_numbers():
 
 
 def test_an_aim_may_be_reached_by_longer_training_and_then_says_so():
-    kept = {("4-4-8", "full"): 0.99, ("2-2-8", "full"): 0.7, ("1-1-8", "full"): 0.8}
-    metrics = grid.metrics(summarization=kept)
+    parts = {("4-4-8", "full"): 0.99, ("2-2-8", "full"): 0.7, ("1-1-8", "full"): 0.8}
+    metrics = grid.metrics(summarization=parts)
     short = metrics[(metrics.task == "summarization") & metrics.config.isin(["1-1-8 2-4", "2-2-8 2-4"])]
     short = short[short.preset == "dqlib"]
     longer = short.assign(train_steps=short.train_steps + 1500)

@@ -24,16 +24,16 @@ def verdicts(metrics=None, **changed):
     return {(row.claim[1], row.task, row.claim): row.verdict for row in table.itertuples()}
 
 
-def of(found, letter, task):
-    return [verdict for (which, of_task, _), verdict in found.items() if (which, of_task) == (letter, task)]
+def of(decided, letter, task):
+    return [verdict for (which, of_task, _), verdict in decided.items() if (which, of_task) == (letter, task)]
 
 
 def test_every_claim_has_one_line_per_task():
-    found = verdicts()
+    decided = verdicts()
     for letter in "aef":
-        assert all(of(found, letter, task) == ["agrees"] for task in grid.DEPTHS)
-    assert len(of(found, "b", "eli5")) == len(of(found, "b", "summarization")) == len(of(found, "c", "all")) == 1
-    assert len(of(found, "d", "translation")) == 2
+        assert all(of(decided, letter, task) == ["agrees"] for task in grid.DEPTHS)
+    assert len(of(decided, "b", "eli5")) == len(of(decided, "b", "summarization")) == len(of(decided, "c", "all")) == 1
+    assert len(of(decided, "d", "translation")) == 2
 
 
 @pytest.mark.parametrize(
@@ -42,18 +42,18 @@ def test_every_claim_has_one_line_per_task():
 )
 def test_joint_training_must_be_better_and_significantly_so(p_value, difference, verdict):
     metrics = grid.metrics()
-    found = verdicts(metrics, comparisons=grid.comparisons(metrics, p_value, difference))
-    assert of(found, "a", "eli5") == [verdict]
+    decided = verdicts(metrics, comparisons=grid.comparisons(metrics, p_value, difference))
+    assert of(decided, "a", "eli5") == [verdict]
 
 
 def test_no_loss_asks_for_more_than_little_loss():
-    kept = {("2-2-8", "half"): 0.96}
-    found = verdicts(grid.metrics(eli5=kept, summarization=kept))
-    assert of(found, "b", "summarization") == ["agrees"]
-    assert of(found, "b", "eli5") == ["does not agree"]
-    metrics = grid.metrics(eli5=kept, summarization=kept)
-    found = verdicts(metrics, retention=grid.retention(metrics, width=0.04))
-    assert of(found, "b", "summarization") == of(found, "b", "eli5") == ["not decided"]
+    parts = {("2-2-8", "half"): 0.96}
+    decided = verdicts(grid.metrics(eli5=parts, summarization=parts))
+    assert of(decided, "b", "summarization") == ["agrees"]
+    assert of(decided, "b", "eli5") == ["does not agree"]
+    metrics = grid.metrics(eli5=parts, summarization=parts)
+    decided = verdicts(metrics, retention=grid.retention(metrics, width=0.04))
+    assert of(decided, "b", "summarization") == of(decided, "b", "eli5") == ["not decided"]
 
 
 def test_the_limit_differs_by_task_only_if_one_keeps_clearly_more_than_another():
@@ -63,13 +63,13 @@ def test_the_limit_differs_by_task_only_if_one_keeps_clearly_more_than_another()
 
 def test_translation_must_lose_most_at_two_bits():
     keep, lose = "(d) Translation keeps its quality at 8 bits", "(d) Translation loses more than the others at 2 bits"
-    found = verdicts(grid.metrics(translation={("2-2-8", "full"): 0.9, ("8-8-8", "full"): 0.98}))
-    assert found["d", "translation", lose] == "agrees"
-    assert found["d", "translation", keep] == "does not agree"
-    found = verdicts(grid.metrics(translation={("2-2-8", "full"): 0.99}))
-    assert found["d", "translation", lose] == "does not agree"
-    found = verdicts(grid.metrics(translation={("2-2-8", "full"): 0.955}))  # less, and within the intervals
-    assert found["d", "translation", lose] == "not decided"
+    decided = verdicts(grid.metrics(translation={("2-2-8", "full"): 0.9, ("8-8-8", "full"): 0.98}))
+    assert decided["d", "translation", lose] == "agrees"
+    assert decided["d", "translation", keep] == "does not agree"
+    decided = verdicts(grid.metrics(translation={("2-2-8", "full"): 0.99}))
+    assert decided["d", "translation", lose] == "does not agree"
+    decided = verdicts(grid.metrics(translation={("2-2-8", "full"): 0.955}))  # less, and within the intervals
+    assert decided["d", "translation", lose] == "not decided"
 
 
 @pytest.mark.parametrize(("wrong", "verdict"), [({"early": 4.0}, "does not agree"), ({"p_value": 0.3}, "not decided")])
@@ -80,18 +80,18 @@ def test_errors_accumulate_only_where_the_end_loses_more(wrong, verdict):
 
 def test_tokens_are_alike_only_where_the_interval_is_above_zero():
     metrics = grid.metrics()
-    found = verdicts(metrics, similarity=grid.similarity(metrics, low=-0.01))
-    assert of(found, "f", "summarization") == ["not decided"]
-    found = verdicts(metrics, similarity=grid.similarity(metrics, low=-0.02, high=-0.01))
-    assert of(found, "f", "summarization") == ["does not agree"]
+    decided = verdicts(metrics, similarity=grid.similarity(metrics, low=-0.01))
+    assert of(decided, "f", "summarization") == ["not decided"]
+    decided = verdicts(metrics, similarity=grid.similarity(metrics, low=-0.02, high=-0.01))
+    assert of(decided, "f", "summarization") == ["does not agree"]
 
 
 def test_a_study_of_one_task_has_the_claims_that_it_can_answer():
     metrics = grid.metrics()
-    found = verdicts(metrics[metrics.task == "summarization"])
-    assert {letter for letter, *_ in found} >= {"b", "e", "f"}
-    assert not of(found, "c", "all")
-    assert not of(found, "d", "translation")
+    decided = verdicts(metrics[metrics.task == "summarization"])
+    assert {letter for letter, *_ in decided} >= {"b", "e", "f"}
+    assert not of(decided, "c", "all")
+    assert not of(decided, "d", "translation")
 
 
 def test_numbers_in_the_table_are_those_of_the_metrics():
@@ -123,9 +123,9 @@ def test_beside_a_teacher_that_scores_zero_nothing_is_decided_and_all_else_goes_
     ]  # fmt: skip
     monkeypatch.setattr(tables, "_pairs", lambda _: pairs)
     retention = tables.collect_retention([])
-    found = verdicts(metrics, retention=retention)
-    assert of(found, "b", "summarization") == ["not decided"]
-    assert of(found, "b", "eli5") == ["does not agree"]
+    decided = verdicts(metrics, retention=retention)
+    assert of(decided, "b", "summarization") == ["not decided"]
+    assert of(decided, "b", "eli5") == ["does not agree"]
     others = grid.comparisons(metrics), retention, grid.accumulation(metrics), grid.similarity(metrics)
     table = claims_table(Tables(metrics, *others))
     measured = " ".join(table.measured[table.claim.str.match(r"\([bcd]\)")])

@@ -12,9 +12,9 @@ from tests.helpers import grid
 
 
 def texts(figure):
-    found = [text.get_text() for axes in figure.axes for text in axes.texts]
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
-    return found + [text.get_text() for legend in legends for text in legend.get_texts()]
+    return texts + [text.get_text() for legend in legends for text in legend.get_texts()]
 
 
 def test_the_tradeoff_shows_every_model_of_every_task():
@@ -54,12 +54,12 @@ def test_groups_of_lengths_that_end_at_the_same_word_have_places_of_their_own():
 
 def test_a_name_that_is_not_built_in_has_a_colour_of_its_own_whatever_else_is_shown():
     names = [f"{kind}-{number}" for kind in ("mine", "3-3", "squared") for number in range(8)]
-    found = [style.colour_of(name) for name in names]
+    colours = [style.colour_of(name) for name in names]
     style.colour_of.cache_clear()
-    assert [style.colour_of(name) for name in reversed(names)] == found[::-1]
+    assert [style.colour_of(name) for name in reversed(names)] == colours[::-1]
     known = {*style.NAMED_COLOURS.values(), style.TEACHER_COLOUR}
-    assert len(set(found)) == len(names)
-    assert all(np.subtract(colors.to_rgb(a), colors.to_rgb(b)).any() for a, b in combinations([*found, *known], 2))
+    assert len(set(colours)) == len(names)
+    assert all(np.subtract(colors.to_rgb(a), colors.to_rgb(b)).any() for a, b in combinations([*colours, *known], 2))
 
 
 def test_bits_that_are_not_built_in_are_drawn_and_named_in_every_figure():

@@ -26,24 +26,12 @@ class CorpusScore:
 
 
 def bleu(references: Sequence[str], predictions: Sequence[str], resamples: int, seed: int = 0) -> CorpusScore:
-    """BLEU of all sentences together, with the interval over sentences.
-
-    Args:
-        references, predictions: one per sentence.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-    """
+    """BLEU of all sentences together, with the interval over sentences, of one reference and prediction each."""
     return _corpus_score(BLEU(), references, predictions, resamples, seed)
 
 
 def chrf(references: Sequence[str], predictions: Sequence[str], resamples: int, seed: int = 0) -> CorpusScore:
-    """chrF of all sentences together, with the interval over sentences.
-
-    Args:
-        references, predictions: one per sentence.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-    """
+    """chrF of all sentences together, with the interval over sentences, of one reference and prediction each."""
     return _corpus_score(CHRF(), references, predictions, resamples, seed)
 
 

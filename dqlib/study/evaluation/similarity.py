@@ -24,23 +24,14 @@ HELD_OUT = 64
 
 @dataclass(frozen=True, slots=True)
 class Similarity:
-    """What is measured of one model on held-out pairs.
+    """What is measured of one model on held-out pairs; arrays have one value per text."""
 
-    Attributes:
-        decoder: (texts,), mean cosine of different tokens' last hidden states.
-        encoder: (texts,), the same of the encoder's.
-        embedding: the same of the rows of the token embedding.
-        matched: (texts,), share of the tokens whose most similar token of the teacher is the same one.
-        divergence: from the teacher's next token, nats.
-        task_loss: cross-entropy of the reference, nats.
-    """
-
-    decoder: np.ndarray
-    encoder: np.ndarray
-    embedding: float
-    matched: np.ndarray
-    divergence: float
-    task_loss: float
+    decoder: np.ndarray  # mean cosine of different tokens' last hidden states
+    encoder: np.ndarray  # the same of the encoder's
+    embedding: float  # the same of the rows of the token embedding
+    matched: np.ndarray  # share of the tokens whose most similar token of the teacher is the same one
+    divergence: float  # from the teacher's next token, nats
+    task_loss: float  # cross-entropy of the reference, nats
 
 
 def held_out(corpus: LoadedCorpus, spec: S.Corpus) -> Batch:

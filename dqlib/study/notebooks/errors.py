@@ -55,17 +55,6 @@ def bits_per_weight(codes: Quantized) -> float:
     return (8 / TRITS if codes.ternary else codes.bits) + 8 * scale_bytes / codes.codes.numel()
 
 
-def worked_example(weights: Tensor, codes: Quantized, count: int = 8) -> pandas.DataFrame:
-    """The first weights of the first row on their way through the grid: ``w``, ``w / s + z``, ``q``, ``(q - z) s``."""
-    s = codes.scale[0, 0]
-    z = 0.0 if codes.zero_point is None else codes.zero_point[0, 0]
-    w, value = weights[0, :count], codes.dequantize()[0, :count]
-    columns = {"w": w, "w / s": w / s + z, "q": codes.codes[0, :count], "q s": value, "error / s": (value - w) / s}
-    if codes.zero_point is not None:
-        columns = {{"w / s": "w / s + z", "q s": "(q - z) s"}.get(name, name): v for name, v in columns.items()}
-    return pandas.DataFrame({name: column.numpy().round(3) for name, column in columns.items()})
-
-
 def errors(weight: Tensor, granularities: Sequence[str] = GRANULARITIES) -> pandas.DataFrame:
     """Every scheme at every granularity: relative squared error, and bits per weight with scales.
 

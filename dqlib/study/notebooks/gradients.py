@@ -61,7 +61,7 @@ def staircase(bits: int = 3, reach: float = 1.7, points: int = 2001) -> Staircas
 
 def straight_through(bits: int = 3) -> Figure:
     """The staircase, its true derivative with the straight-through one, and the gradient of LSQ's step."""
-    seen = staircase(bits)
+    stairs = staircase(bits)
     top = 2 ** (bits - 1) - 1
     jumps = [k + 0.5 for k in range(-top, top)]
     with matplotlib.rc_context(STYLE):
@@ -71,16 +71,16 @@ def straight_through(bits: int = 3) -> Figure:
         for axes in panels:
             axes.axvspan(-top, top, color=COLOURS[4], alpha=0.13, linewidth=0)
         value, to_weight, to_step = panels
-        value.plot(seen.weight, seen.weight, "--", color=GREY, label=r"$w$")
-        value.plot(seen.weight, seen.value, color=COLOURS[0], label=r"$\hat w$, what the layer uses")
+        value.plot(stairs.weight, stairs.weight, "--", color=GREY, label=r"$w$")
+        value.plot(stairs.weight, stairs.value, color=COLOURS[0], label=r"$\hat w$, what the layer uses")
         value.set_ylabel(r"$\hat w\,/\,s$")
-        to_weight.plot(seen.weight, seen.to_weight, color=COLOURS[1], label="straight-through")
+        to_weight.plot(stairs.weight, stairs.to_weight, color=COLOURS[1], label="straight-through")
         to_weight.axhline(0, color=COLOURS[0], linestyle=":", label="true: 0, none at a jump")
         for jump in jumps:  # where the true derivative has no value
             to_weight.plot(jump, 0, "o", color=COLOURS[0], markersize=4, fillstyle="none")
         to_weight.set_ylim(-0.15, 1.25)
         to_weight.set_ylabel(r"$\partial\hat w/\partial w$")
-        to_step.plot(seen.weight, seen.to_step, color=COLOURS[2], label=r"$q - w/s$ inside, $q$ outside")
+        to_step.plot(stairs.weight, stairs.to_step, color=COLOURS[2], label=r"$q - w/s$ inside, $q$ outside")
         to_step.axhline(0, color=GREY, linewidth=0.8)
         to_step.set_ylabel(r"$\partial\hat w/\partial s$")
         to_step.set_xlabel(r"weight, in steps: $w/s$   (shaded: inside the grid)")

@@ -1,10 +1,8 @@
-"""Similarity of tokens in pictures and words, and short distillations to compare."""
+"""Similarity of tokens in pictures and words."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import matplotlib
 import pandas
@@ -14,17 +12,10 @@ from matplotlib.figure import Figure
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
-from dqlib.config import Config
 from dqlib.losses import IGNORED_LABEL
-from dqlib.presets import Preset
-from dqlib.student import make_student, supervision_maps
 from dqlib.study.notebooks.show import shown
-from dqlib.study.params import settings as S
-from dqlib.study.params.paths import LOG
 from dqlib.study.report.style import STYLE, TEACHER_COLOUR, colour_of
-from dqlib.study.training.batches import Batch, Example, steps
-from dqlib.study.training.loop import Trainer, make_accelerator
-from dqlib.study.training.objectives import DistillationObjective
+from dqlib.study.training.batches import Batch
 
 
 @torch.no_grad()
@@ -73,42 +64,6 @@ def similarity_points(table: pandas.DataFrame) -> Figure:
         right.set_xlabel("divergence from the teacher's\nnext token (nats)")
         left.margins(y=0.15)
     return shown(figure)
-
-
-def distilled(
-    teacher: PreTrainedModel,
-    config: Config,
-    preset: Preset,
-    distillation: S.Distillation,
-    pairs: Sequence[Example],
-    held_out: Sequence[Example],
-) -> PreTrainedModel:
-    """A student after a short distillation by the study's own loop.
-
-    Args:
-        teacher: in full precision; not changed.
-        config: bits and layers.
-        preset: quantizers, losses and recipe.
-        distillation: steps and batches.
-        pairs: to train on.
-        held_out: to validate on.
-
-    Returns:
-        The student with the weights of its best validation, in evaluation mode, on the CPU.
-    """
-    recipe = preset.recipe_for(config)
-    training = distillation.training(recipe)
-    accelerator = make_accelerator(training.seed)
-    teacher.to(accelerator.device)
-    student = make_student(teacher, config, preset)
-    objective = DistillationObjective(teacher, supervision_maps(config, teacher), preset.loss)
-    with tempfile.TemporaryDirectory() as scratch:
-        Trainer(
-            student, objective, steps(pairs, training), held_out, training, accelerator, Path(scratch) / LOG,
-            f"contrast {preset.loss.contrastive:g}", recipe,
-        ).train()  # fmt: skip
-    teacher.cpu()
-    return student.cpu().eval()
 
 
 def in_words(table: pandas.DataFrame) -> str:

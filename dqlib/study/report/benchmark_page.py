@@ -11,13 +11,7 @@ from dqlib.study.evaluation.records import read_record, write_metrics
 from dqlib.study.params.paths import TABLES, project_root
 from dqlib.study.pipeline.benchmark import benchmark_of, run_benchmark
 from dqlib.study.pipeline.study import Study
-from dqlib.study.report.benchmark import (
-    ablation_table,
-    benchmark_summary,
-    benchmark_table,
-    longer_table,
-    validation_table,
-)
+from dqlib.study.report import benchmark as tables
 from dqlib.study.report.benchmark_figures import ablation_figure, longer_figure, presets_figure
 from dqlib.study.report.names import percent
 from dqlib.study.report.pages import markdown_table
@@ -30,7 +24,7 @@ FOLDER = "methods"
 def write_benchmark(study: Study) -> Path:
     """Write ``methods.csv`` and the folder ``methods`` with the figures and the page, and return that folder."""
     run_benchmark(study)
-    benchmark, table, losses = benchmark_of(study), benchmark_table(study), validation_table(study)
+    benchmark, table, losses = benchmark_of(study), tables.benchmark_table(study), tables.validation_table(study)
     results = project_root() / study.settings.results
     folder = results / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +34,7 @@ def write_benchmark(study: Study) -> Path:
     if benchmark.ablations:
         save(ablation_figure(table, benchmark), folder, "ablation")
     if benchmark.longer_runs():
-        longer = longer_table(study)
+        longer = tables.longer_table(study)
         write_metrics(longer, results / TABLES / LONGER)
         save(longer_figure(longer, benchmark, read_record(study.folders.teacher).score), folder, "longer")
     write_text(folder / "README.md", _page(study, table.merge(losses)))
@@ -49,12 +43,12 @@ def write_benchmark(study: Study) -> Path:
 
 def _page(study: Study, table: pandas.DataFrame) -> str:
     benchmark, teacher = benchmark_of(study), read_record(study.folders.teacher)
-    summary = summary_for_reading(benchmark_summary(table))
+    summary = summary_for_reading(tables.benchmark_summary(table))
     ours = summary[~summary.preset.isin(benchmark.ablations)]
     ablation = f"""
 ## What each part of ours is worth
 
-{markdown_table(ablation_table(table, benchmark))}
+{markdown_table(tables.ablation_table(table, benchmark))}
 ![Ablation](ablation.svg)
 """
     return f"""# The benchmark of presets
@@ -78,7 +72,7 @@ def _longer(study: Study) -> str:
     return f"""
 ## What longer training is worth
 
-{markdown_table(longer_for_reading(longer_table(study)))}
+{markdown_table(longer_for_reading(tables.longer_table(study)))}
 `{benchmark.longer_preset}`, seed {benchmark.seeds[0]}: part of the teacher's score after so many steps
 ([`{LONGER}`](../{TABLES}/{LONGER})).
 

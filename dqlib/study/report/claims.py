@@ -21,15 +21,7 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables that claims are read from.
-
-    Attributes:
-        metrics: rows of ``metrics.csv``, all tasks.
-        comparisons: rows of ``comparisons.csv``: joint training against quantization alone.
-        retention: rows of ``retention.csv``: what is left of the teacher's score, with its interval.
-        accumulation: rows of ``accumulation.csv``.
-        similarity: rows of ``similarity.csv``.
-    """
+    """The tables that claims are read from, each as in ``results/tables/``."""
 
     metrics: pandas.DataFrame
     comparisons: pandas.DataFrame

@@ -125,8 +125,8 @@ def collect(studies: Sequence[Study]) -> Collected:
         details=collect_details(studies),
         comparisons=collect_comparisons(studies),
         retention=collect_retention(studies),
-        positions=collect_positions(studies),
-        lengths=collect_lengths(studies),
+        positions=_beside_teacher(studies, by_position),
+        lengths=_beside_teacher(studies, by_length),
         accumulation=collect_accumulation(studies),
         similarity=collect_similarity(studies),
         sizes=collect_sizes(studies),
@@ -195,16 +195,6 @@ def collect_retention(studies: Sequence[Study]) -> pandas.DataFrame:
     return pandas.DataFrame(rows).astype({"retention": float}).round(4)
 
 
-def collect_positions(studies: Sequence[Study]) -> pandas.DataFrame:
-    """Recall along the reference, one row per model and part; see :func:`dqlib.study.evaluation.recall.by_position`."""
-    return _beside_teacher(studies, by_position)
-
-
-def collect_lengths(studies: Sequence[Study]) -> pandas.DataFrame:
-    """Recall by length of the reference; see :func:`dqlib.study.evaluation.recall.by_length`."""
-    return _beside_teacher(studies, by_length)
-
-
 def collect_accumulation(studies: Sequence[Study]) -> pandas.DataFrame:
     """What is lost early and late in the reference, one row per student."""
     rows = []
@@ -254,6 +244,7 @@ def _pairs(studies: Sequence[Study]) -> Iterator[tuple[Trained, Trained]]:
 def _beside_teacher(
     studies: Sequence[Study], measure: Callable[[Recall, Recall], pandas.DataFrame]
 ) -> pandas.DataFrame:
+    """Recall of each student beside its teacher's, by parts of the reference or by its length."""
     tables = [
         measure(student.recall, teacher.recall).assign(**student.key).round(4) for teacher, student in _pairs(studies)
     ]
