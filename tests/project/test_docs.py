@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from dqlib.schemes import SCHEMES
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
 from dqlib import Config, load_packed, load_student, make_student, round_for_storage, save_packed, save_student
 from dqlib.presets import PRESETS
-from dqlib.schemes import SCHEMES
 from dqlib.storage.footprint import fp32_size_bytes
 from dqlib.storage.manifest import packed_size_bytes
 from dqlib.storage.reading import read_tokenizer
