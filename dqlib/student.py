@@ -146,7 +146,7 @@ def _check_model(model: PreTrainedModel) -> None:
     if any(isinstance(module, QuantLinear | QuantConv1D | QuantEmbedding) for module in model.modules()):
         raise InputError(
             "model",
-            f"{type(model).__name__} quantized as {getattr(model, 'dqlib_configuration', 'a student')}",
+            f"{type(model).__name__} quantized as {getattr(model, 'dqlib_config', 'a student')}",
             "in full precision, such as a student's folder gives with transformers' from_pretrained",
         )
 
@@ -339,7 +339,7 @@ def save_student(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenize
     Raises:
         InputError: the model is no student, or was loaded from a packed model, which holds codes only.
     """
-    if not hasattr(model, "dqlib_configuration") or hasattr(model, "dqlib_packed"):
+    if not hasattr(model, "dqlib_config") or hasattr(model, "dqlib_packed"):
         raise InputError("model", type(model).__name__, "a student, of make_student or load_student")
     _save(model, folder, None, tokenizer)
 
@@ -408,7 +408,7 @@ def _save_as_what_it_is(
     Raises:
         InputError: a student is to be sent to the hub in the same call, which would be without its manifest.
     """
-    if not hasattr(self, "dqlib_configuration") or hasattr(self, "dqlib_packed"):
+    if not hasattr(self, "dqlib_config") or hasattr(self, "dqlib_packed"):
         _save_pretrained(self, save_directory, is_main_process, state_dict, **options)
         return
     if options.pop("push_to_hub", False):

@@ -124,7 +124,7 @@ def export_ctranslate2(
     folder, kind = Path(folder), model.config.model_type
     if kind not in _CONVERTED:
         raise InputError("model_type", kind, f"one of {', '.join(sorted(_CONVERTED))} for the engine ctranslate2")
-    config = getattr(model, "dqlib_configuration", None)
+    config = getattr(model, "dqlib_config", None)
     if quantization is None:
         full = config is None or min(config.w_bits, config.e_bits) >= FULL_PRECISION
         quantization = "float32" if full else "int8"
@@ -298,7 +298,7 @@ def _is_weight(name: str, spec: model_spec.ModelSpec) -> bool:
 
 def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding) -> tuple[str, ...]:
     """What the engine does not do as the model does, a sentence each."""
-    notes, config = [], getattr(model, "dqlib_configuration", None)
+    notes, config = [], getattr(model, "dqlib_config", None)
     if config is not None:
         a_bits, here = (
             config.a_bits,

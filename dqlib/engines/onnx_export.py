@@ -105,7 +105,7 @@ def export_onnx(
         allowed = f"one that gives each head a multiple of {_HEAD_FEATURES} of the {features} features (d_model)"
         raise InputError("decoder_attention_heads", heads, f"{allowed}, for the engine onnxruntime")
     check_replaceable(folder, *ENGINES[1:])
-    config = getattr(model, "dqlib_configuration", None)
+    config = getattr(model, "dqlib_config", None)
     rounded = config is not None and config.a_bits <= 8 and not exact
     values = values_of(model)
     if encoder is None:

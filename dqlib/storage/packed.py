@@ -63,7 +63,7 @@ def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer
         OSError: the folder cannot be written; what was there is as before.
     """
     folder = Path(folder)
-    if not hasattr(model, "dqlib_configuration"):
+    if not hasattr(model, "dqlib_config"):
         raise InputError("model", type(model).__name__, "a student, of make_student, load_student or load_packed")
     model_class(model.config, type(model).__name__)
     for name, value in model.state_dict().items():

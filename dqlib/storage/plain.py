@@ -97,7 +97,7 @@ def plain_model(model: PreTrainedModel, codes: bool = False) -> PreTrainedModel:
     Returns:
         A model in evaluation mode, in fp32, on the CPU; a table looked up quantized is apart from a head that is not.
     """
-    if not hasattr(model, "dqlib_configuration"):
+    if not hasattr(model, "dqlib_config"):
         return copy.deepcopy(model).cpu().float().eval()
     config = type(model.config).from_dict(model.config.to_dict())
     with no_init_weights():
