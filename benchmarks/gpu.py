@@ -123,13 +123,13 @@ def rows(found: dict[tuple[str, str], dict[str, float]], shapes: Shapes, key: st
         config = f"{WAYS[way][1]} {shapes.layers}-{max(1, shapes.layers // 2)}"
         for metric, value in metrics.items():
             for baseline in RUNS[way, precision] or (None,):
-                told, ratio = "", None
+                against, ratio = "", None
                 if baseline is not None:
                     other = found[baseline][metric]
-                    told = " ".join(baseline)
+                    against = " ".join(baseline)
                     ratio = value / other if metric == "tokens_per_second" else other / value
                 yield Row(NAME, shape, config, f"{way} {precision}", metric, value, units[metric],
-                          told, ratio, device)  # fmt: skip
+                          against, ratio, device)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,11 +152,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.batch:
         shapes = replace(shapes, batch=options.batch)
     found = measure(shapes, options.device, options.rounds)
-    told = list(rows(found, shapes, options.shape, device_name(options.device)))
-    for row in told:
+    measured = list(rows(found, shapes, options.shape, device_name(options.device)))
+    for row in measured:
         against = f", {row.ratio:.4g} times better than {row.baseline}" if row.baseline else ""
         print(f"{row.shape} {row.config} {row.engine}: {row.metric} {row.value:.6g} {row.unit}{against}", flush=True)
-    put_rows(told, options.results / "tables" / "benchmark.csv", SAME)
+    put_rows(measured, options.results / "tables" / "benchmark.csv", SAME)
     return 0
 
 

@@ -101,9 +101,9 @@ class Worker:
         )
         self.loaded = self._answer()
 
-    def generate(self, **said: int) -> dict[str, float]:
+    def generate(self, **request: int) -> dict[str, float]:
         """Seconds and memory of one generation."""
-        self._process.stdin.write(json.dumps(said) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -218,13 +218,13 @@ class Bench:
                     continue
                 with self.worker(*engine) as worker:
                     after = worker.generate(texts=1, source=self.shape.source, beams=1, tokens=self.shape.tokens)
-                told = found.setdefault(name, {"memory": [], "model_memory": [], "load_time": []})
-                told["memory"].append(after["resident"])
-                told["model_memory"].append(after["resident"] - worker.loaded["imported"])
-                told["load_time"].append(worker.loaded["load"])
+                measured = found.setdefault(name, {"memory": [], "model_memory": [], "load_time": []})
+                measured["memory"].append(after["resident"])
+                measured["model_memory"].append(after["resident"] - worker.loaded["imported"])
+                measured["load_time"].append(worker.loaded["load"])
         baseline = next(iter(found))
-        for name, told in found.items():
-            for metric, values in told.items():
+        for name, measured in found.items():
+            for metric, values in measured.items():
                 ratio = statistics.median(b / v for b, v in zip(found[baseline][metric], values, strict=True))
                 unit = "s" if metric == "load_time" else "MB"
                 what = "load" if metric == "load_time" else "memory"
@@ -310,13 +310,13 @@ class Bench:
 
     def in_turn(self, engines: dict[str, tuple[str, Path]], texts: int, beams: int) -> dict[str, list[float]]:
         """Seconds of each engine in each round, after one that does not count."""
-        said = {"texts": texts, "beams": beams, "source": self.shape.source, "tokens": self.shape.tokens}
+        request = {"texts": texts, "beams": beams, "source": self.shape.source, "tokens": self.shape.tokens}
         seconds: dict[str, list[float]] = {name: [] for name in engines}
         with ExitStack() as stack:
             workers = {name: stack.enter_context(self.worker(*engine)) for name, engine in engines.items()}
             for i in range(self.rounds + 1):
                 for name, worker in workers.items():
-                    once = worker.generate(**said)["seconds"]
+                    once = worker.generate(**request)["seconds"]
                     if i:
                         seconds[name].append(once)
         return seconds
@@ -374,9 +374,9 @@ def draw(rows: list[Row], folder: Path) -> None:
 
 
 def _processor() -> str:
-    told = Path("/proc/cpuinfo")
-    if told.is_file():
-        for line in told.read_text().splitlines():
+    processors = Path("/proc/cpuinfo")
+    if processors.is_file():
+        for line in processors.read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

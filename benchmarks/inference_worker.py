@@ -1,4 +1,4 @@
-"""One engine in a process of its own, which generates when it is told to: a line of JSON in, a line out.
+"""One engine in a process of its own, which generates when it is asked to: one line of JSON in, one line out.
 
     python benchmarks/inference_worker.py ENGINE FOLDER THREADS
 
@@ -104,14 +104,16 @@ def main() -> None:
         __import__(name)
     imported, start = resident(), time.perf_counter()
     generate = load(Path(folder), int(threads))
-    told = {"load": time.perf_counter() - start, "imported": imported, "loaded": resident()}
-    print(json.dumps(told), flush=True)
+    report = {"load": time.perf_counter() - start, "imported": imported, "loaded": resident()}
+    print(json.dumps(report), flush=True)
     vocabulary = json.loads((Path(folder).parent / "vocabulary.json").read_text())
     for line in sys.stdin:
-        said, draw = json.loads(line), random.Random(0)
-        ids = [[draw.randrange(5, vocabulary) for _ in range(said["source"] - 1)] + [2] for _ in range(said["texts"])]
+        request, draw = json.loads(line), random.Random(0)
+        ids = [
+            [draw.randrange(5, vocabulary) for _ in range(request["source"] - 1)] + [2] for _ in range(request["texts"])
+        ]
         start = time.perf_counter()
-        generate(ids, said["beams"], said["tokens"])
+        generate(ids, request["beams"], request["tokens"])
         print(json.dumps({"seconds": time.perf_counter() - start, "resident": resident()}), flush=True)
 
 

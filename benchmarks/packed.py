@@ -2,7 +2,7 @@
 
     python benchmarks/packed.py [--configs "2-2-8 6-3" ...] [--rounds 5] [--threads 1] [--csv PATH]
 
-Students of BART-base's shape have random weights, which suffice for size and speed. For each configuration it prints
+Students of BART-base's shape have random weights, which suffice for size and speed. For each config it prints
 
 * bytes of weights file and manifest, how many times smaller that is than BART-base in fp32 (six and six layers), and
   the paper's way of counting beside it;
@@ -41,7 +41,7 @@ CONFIGS = ("8-8-8 6-6", "2-2-8 6-6", "2-2-8 6-3", "2-2-8 1-1", "1-1-8 3-1")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One configuration."""
+    """One config."""
 
     config: str
     size_bytes: int
@@ -93,7 +93,7 @@ def measure(text: str, teacher_bytes: int, folder: Path, rounds: int, **shape: i
     round_for_storage(model)
     save_packed(model, folder / "packed")
     del model
-    told = account(folder / "packed", teacher_bytes)
+    sizes = account(folder / "packed", teacher_bytes)
     ways = {
         "packed": lambda: load_packed(folder / "packed"),
         "fp32": lambda: read_fp32(folder / "fp32"),
@@ -116,7 +116,7 @@ def measure(text: str, teacher_bytes: int, folder: Path, rounds: int, **shape: i
         text,
         packed_size_bytes(folder / "packed"),
         teacher_bytes / packed_size_bytes(folder / "packed"),
-        teacher_bytes / told.total.paper_bytes,
+        teacher_bytes / sizes.total.paper_bytes,
         statistics.median(taken["packed"]),
         statistics.median(taken["fp32"]),
         statistics.median(ours / theirs for ours, theirs in zip(taken["packed"], taken["fp32"], strict=True)),

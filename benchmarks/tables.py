@@ -51,9 +51,9 @@ def put_rows(new: list[Row], path: Path, same: tuple[str, ...] = ("name",)) -> N
             if reader.fieldnames != columns:
                 raise InputError("results", str(path), f"a table with the columns {','.join(columns)}")
             old = list(reader)
-    told = [asdict(row) | {"value": f"{row.value:.6g}", "ratio": _short(row.ratio)} for row in new]
-    replaced = {tuple(row[name] for name in same) for row in told}
-    _write([*(row for row in old if tuple(row[name] for name in same) not in replaced), *told], columns, path)
+    added = [asdict(row) | {"value": f"{row.value:.6g}", "ratio": _short(row.ratio)} for row in new]
+    replaced = {tuple(row[name] for name in same) for row in added}
+    _write([*(row for row in old if tuple(row[name] for name in same) not in replaced), *added], columns, path)
 
 
 def write_rows(rows: list[Any], path: Path) -> None:

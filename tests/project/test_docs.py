@@ -3,18 +3,24 @@
 import itertools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from dqlib.schemes import SCHEMES
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
-from dqlib.config import Config
+from dqlib import Config, load_packed, load_student, make_student, round_for_storage, save_packed, save_student
+from dqlib.presets import PRESETS
 from dqlib.storage.footprint import fp32_size_bytes
 from dqlib.storage.manifest import packed_size_bytes
 from dqlib.storage.reading import read_tokenizer
+<<<<<<< HEAD
 from dqlib.storage.students import load_student, save_student
 from dqlib.student import make_student, round_for_storage
+=======
+>>>>>>> ae38f9b5b25c339fa3a24f4b1803f82dab0eaafb
 from dqlib.study.params.paths import project_root
 from tests.conftest import TINY
 
@@ -85,3 +91,30 @@ def test_a_checkpoint_becomes_a_small_file_by_the_code_of_the_page(tmp_path, mon
     assert torch.equal(ours, stored)
     assert torch.equal(ours, trained)
     assert packed_size_bytes("small") < fp32_size_bytes(teacher) / 4
+
+
+def test_a_scheme_a_preset_a_loss_and_a_corpus_are_added_by_the_code_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.setitem(SCHEMES, "clipped", None)  # what the page adds is taken away afterwards
+    monkeypatch.setitem(PRESETS, "mine", None)
+    page = (ROOT / "docs" / "extend.md").read_text()
+    names: dict = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)), names)
+    teacher = save_checkpoint(tmp_path / "checkpoint").eval()
+    student = make_student(teacher, Config.parse("2-2-8 6-3"), "mine")
+    round_for_storage(student)
+    save_packed(student.eval(), tmp_path / "packed")
+    ids = torch.tensor([[0, 4, 5, 6, 2]])
+    with torch.no_grad():
+        ours, packed, theirs = (
+            model(input_ids=ids, decoder_input_ids=ids, output_hidden_states=True)
+            for model in (student, load_packed(tmp_path / "packed"), teacher)
+        )
+    assert torch.equal(ours.logits, packed.logits)
+    states = ours.encoder_last_hidden_state, theirs.encoder_last_hidden_state
+    mask = torch.tensor([[True] * 4 + [False]])
+    loss = names["relation_mse"](*states, mask)
+    assert loss > 0
+    torch.testing.assert_close(loss, names["relation_mse"](*(x[:, :4] for x in states), mask[:, :4]))
+    splits = names["build"](SimpleNamespace(limit=100))
+    assert {split: len(rows) for split, rows in splits.items()} == dict.fromkeys(("train", "validation", "test"), 100)
+    assert not {row["group"] for row in splits["train"]} & {row["group"] for row in splits["test"]}
