@@ -352,113 +352,20 @@ def set_attention_maps(model: PreTrainedModel, kind: str) -> None:
                     module.attention_maps = kind
 
 
-<<<<<<< HEAD
 def is_student(model: nn.Module) -> bool:
     """Whether a model is a student in training's form, not one read from a packed file, which holds codes only."""
     return hasattr(model, "dqlib_config") and not hasattr(model, "dqlib_packed")
-=======
-def describe(model: PreTrainedModel) -> dict[str, Any]:
-    """What must be known of a student besides its numbers to build it again, as JSON has it."""
-    return {
-        "class": type(model).__name__,
-        "config": str(model.dqlib_config),
-    } | model.dqlib_preset.describe()
-
-
-def save_student(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
-    """Save a student in the Hugging Face layout, with what :func:`load_student` reads beside it.
-
-    ``from_pretrained`` refuses the folder in a sentence, since the weights alone would give another function. Other
-    files of the folder stay. All of the student's are written before the first of an old one is replaced.
-
-    Args:
-        model: a student.
-        folder: to write into.
-        tokenizer: written beside it.
-
-    Raises:
-        InputError: the model is no student, or was loaded from a packed model, which holds codes only.
-    """
-    if not hasattr(model, "dqlib_config") or hasattr(model, "dqlib_packed"):
-        raise InputError("model", type(model).__name__, "a student, of make_student or load_student")
-    _save(model, folder, None, tokenizer)
-
-
-def load_student(folder: str | Path) -> PreTrainedModel:
-    """Load what :func:`save_student`, or ``save_pretrained`` of a student, saved, in evaluation mode.
-
-    Raises:
-        InputError: the folder is not a student's, a file of it was changed, a tensor is missing or left over, or a
-            number is not finite.
-    """
-    manifest = opened(folder, "student")
-    check_files(folder, manifest)
-    about = manifest.about
-    config, preset = Config.parse(about.get("config")), Preset.described(about)
-    learned: dict[str, Tensor] = {}
-    model = read_model(folder, about.get("class") or "", scales=learned)
-    check_depths(config, model)
-    quantize_model(model, config, preset)
-    check_finite(learned)
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name.endswith(LEARNED):
-            names.setdefault(parameter, []).append(name)
-    with torch.no_grad():
-        for parameter, tied in names.items():
-            value = next((learned.pop(name) for name in tied if name in learned), None)
-            if value is None or value.shape != parameter.shape:
-                found = "missing" if value is None else tuple(value.shape)
-                raise InputError(tied[0], found, f"in {folder}, of the shape {tuple(parameter.shape)}")
-            parameter.copy_(value)
-    if learned:
-        raise InputError(
-            min(learned), f"in {folder}", f"a trained scale of the preset '{preset.name}', or not be there"
-        )
-    if about.get("half_scales"):
-        round_for_storage(model)  # what the folder leaves out, such as positions that are computed, is rounded too
-    return model.eval()
-
-
-def check_depths(config: Config, model: PreTrainedModel) -> None:
-    """Check that a model has the layers that its configuration as a student tells of.
-
-    Raises:
-        InputError: it has not.
-    """
-    depths = architecture_of(model.config).depths(model.config)
-    if depths != (config.encoder_layers, config.decoder_layers):
-        raise InputError("config", str(config), f"one of {depths[0]}-{depths[1]} layers, as {CONFIG} has it")
->>>>>>> ae38f9b5b25c339fa3a24f4b1803f82dab0eaafb
 
 
 #: What transformers does to save a model, which for a student is a part of it.
 save_weights = PreTrainedModel.save_pretrained
 
 
-<<<<<<< HEAD
 @wraps(save_weights)
 def _save_as_what_it_is(self: PreTrainedModel, save_directory: str | Path, *args: Any, **options: Any) -> None:
     """Save a student as :func:`dqlib.storage.students.save_student` does, and any other model as ever."""
     if not is_student(self):
         save_weights(self, save_directory, *args, **options)
-=======
-@wraps(_save_pretrained)
-def _save_as_what_it_is(
-    self: PreTrainedModel,
-    save_directory: str | Path,
-    is_main_process: bool = True,
-    state_dict: dict[str, Tensor] | None = None,
-    **options: Any,
-) -> None:
-    """Save a student as :func:`save_student` does, and any other model as ever.
-
-    Raises:
-        InputError: a student is to be sent to the hub in the same call, which would be without its manifest.
-    """
-    if not hasattr(self, "dqlib_config") or hasattr(self, "dqlib_packed"):
-        _save_pretrained(self, save_directory, is_main_process, state_dict, **options)
->>>>>>> ae38f9b5b25c339fa3a24f4b1803f82dab0eaafb
         return
     from dqlib.storage.students import save_pretrained  # the floor above, which only a saved student needs
 

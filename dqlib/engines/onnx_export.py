@@ -103,11 +103,7 @@ def export_onnx(
         raise InputError("decoder_attention_heads", heads, f"{allowed}, for the engine onnxruntime")
     check_replaceable(folder, *ENGINES[1:])
     config = getattr(model, "dqlib_config", None)
-<<<<<<< HEAD
     rounded = config is not None and config.a_bits <= 8
-=======
-    rounded = config is not None and config.a_bits <= 8 and not exact
->>>>>>> ae38f9b5b25c339fa3a24f4b1803f82dab0eaafb
     values = values_of(model)
     if encoder is None:
         encoder = "int8" if _int8_serves(values) else "packed"

@@ -7,20 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from dqlib.schemes import SCHEMES
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
 from dqlib import Config, load_packed, load_student, make_student, round_for_storage, save_packed, save_student
 from dqlib.presets import PRESETS
+from dqlib.schemes import SCHEMES
 from dqlib.storage.footprint import fp32_size_bytes
 from dqlib.storage.manifest import packed_size_bytes
 from dqlib.storage.reading import read_tokenizer
-<<<<<<< HEAD
 from dqlib.storage.students import load_student, save_student
 from dqlib.student import make_student, round_for_storage
-=======
->>>>>>> ae38f9b5b25c339fa3a24f4b1803f82dab0eaafb
 from dqlib.study.params.paths import project_root
 from tests.conftest import TINY
 

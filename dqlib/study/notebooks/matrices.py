@@ -62,13 +62,8 @@ def grids(weight: Tensor, which: Sequence[tuple[int, str]]) -> Figure:
 
 def _grid(codes: Quantized, scheme: Scheme) -> list[float]:
     """Every value that the scheme can give with this one scale."""
-    top = max(1, 2 ** (codes.bits - 1) - 1)
-    if scheme == Scheme.BINARY or codes.bits == 1:
-        possible = [-1, 1]
-    else:
-        possible = list(range(-(2 ** (codes.bits - 1)) if scheme == Scheme.ASYMMETRIC else -top, top + 1))
     zero = 0.0 if codes.zero_point is None else float(codes.zero_point)
-    return [(q - zero) * float(codes.scale) for q in possible]
+    return [(q - zero) * float(codes.scale) for q in scheme.grid(codes.bits)]
 
 
 def mosaic(weight: Tensor, bits: Sequence[int] = (8, 4, 3, 2, 1), rows: int = 24, columns: int = 32) -> Figure:
