@@ -16,8 +16,6 @@ from dqlib.schemes import SCHEMES
 from dqlib.storage.footprint import fp32_size_bytes
 from dqlib.storage.manifest import packed_size_bytes
 from dqlib.storage.reading import read_tokenizer
-from dqlib.storage.students import load_student, save_student
-from dqlib.student import make_student, round_for_storage
 from dqlib.study.params.paths import project_root
 from tests.conftest import TINY
 
