@@ -306,9 +306,9 @@ class Trainer:
             training = self.training
             raise TrainingError(
                 f"{self.name}: memory is too small for a micro-batch of "
-                f"{training.batch_tokens // training.micro_batches:,} tokens at step {self._step}; set micro_batches to "
-                f"{2 * training.micro_batches}, which halves a micro-batch and leaves the step as large as it is, or "
-                f"batch_tokens to {training.batch_tokens // 2:,}."
+                f"{training.batch_tokens // training.micro_batches:,} tokens at step {self._step}; set micro_batches "
+                f"to {2 * training.micro_batches}, which halves a micro-batch and leaves the step as large as it is, "
+                f"or batch_tokens to {training.batch_tokens // 2:,}."
             ) from error
 
 
