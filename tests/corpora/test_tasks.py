@@ -24,7 +24,7 @@ TASK = {
     "evaluate": {"documents": 6, "validation_documents": 6, "bootstrap": 20, "beams": 2},
     "configs": ["2-2-8_1-1"],
 }
-CORPUS = {"source": "embedded", "vocab_size": 500, "source_tokens": 32, "target_tokens": 12}
+CORPUS = {"origin": "embedded", "vocab_size": 500, "source_tokens": 32, "target_tokens": 12}
 TEXTS = CORPUS | {"packages": ["bs4", "datasets", "huggingface_hub"]}
 PARAMS = {
     "profile": "tiny",
@@ -41,14 +41,14 @@ LONG = "What has more than eight tokens by far, whatever a tokenizer makes of it
 
 
 def from_files(folder, **texts):
-    """A study of summarization whose corpus is read from files: ``data/SPLIT.document`` and ``data/SPLIT.summary``."""
+    """A study of summarization whose corpus is read from files: ``data/SPLIT.source`` and ``data/SPLIT.target``."""
     (folder / "dvc.yaml").touch()
     (folder / "data").mkdir()
     for split in SPLITS:
-        for column in ("document", "summary"):
+        for column in ("source", "target"):
             lines = [f"{texts.get(split, LONG)} {i}" for i in range(40)]
             (folder / "data" / f"{split}.{column}").write_text("\n".join(lines))
-    corpus = CORPUS | {"name": "mine", "source": "files"} | {split: f"data/{split}.*" for split in SPLITS}
+    corpus = CORPUS | {"name": "mine", "origin": "files"} | {split: f"data/{split}.*" for split in SPLITS}
     params = {key: PARAMS[key] for key in ("profile", "results", "compute")}
     params["summarization"] = PARAMS["summarization"] | {"corpus": corpus}
     (folder / "mine.yaml").write_text(yaml.safe_dump(params))
@@ -128,15 +128,15 @@ def test_a_corpus_is_built_again_when_a_file_has_other_contents(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     built = Study("mine.yaml").corpus()
     before, stamp, when = load_info(built), (built / STAMP).read_text(), (built / "corpus.json").stat().st_mtime_ns
-    (tmp_path / "data" / "test.summary").touch()
+    (tmp_path / "data" / "test.target").touch()
     assert (Study("mine.yaml").corpus() / "corpus.json").stat().st_mtime_ns == when
     assert str(tmp_path) not in stamp  # a project may be moved
-    with (tmp_path / "data" / "test.summary").open("a") as file:
+    with (tmp_path / "data" / "test.target").open("a") as file:
         file.write(" and more")
     assert load_info(Study("mine.yaml").corpus())["sha256"] != before["sha256"]
     assert (built / STAMP).read_text() != stamp
-    (tmp_path / "data" / "train.document").unlink()
-    with pytest.raises(InputError, match=r"train\.document.* a file that exists"):
+    (tmp_path / "data" / "train.source").unlink()
+    with pytest.raises(InputError, match=r"train\.source.* a file that exists"):
         Study("mine.yaml").corpus()
 
 

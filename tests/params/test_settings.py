@@ -47,7 +47,7 @@ def test_the_committed_parameters_are_the_laptop_profile():
         ("summarization.configs", ["2-2-8 9-1"], "encoder_layers: 9"),
         ("summarization.configs", [], "summarization.configs"),
         ("summarization.configs", ["2-2-8 2-1", "2-2-8_2-1"], "without repetitions"),
-        ("summarization.corpus.source", "web", "summarization.corpus.source: 'web' .* embedded, files, hub"),
+        ("summarization.corpus.origin", "web", "summarization.corpus.origin: 'web' .* embedded, files, hub"),
         ("summarization.corpus.sauce", 1, "summarization.corpus.sauce"),
         ("summarization.corpus.vocab_size", "many", "summarization.corpus.vocab_size: 'many' .* whole number"),
         ("summarization.model.heads", 5, "summarization.model.heads: 5 .* divisor"),

@@ -76,7 +76,7 @@ def locale(code: str) -> Locale:
 
 
 def phrases(languages: list[str], seed: int, unseen: bool = False) -> Iterator[dict[str, str]]:
-    """Endless rows with ``group``, ``language``, ``document`` (English) and ``summary``, languages in turn.
+    """Endless rows with ``group``, ``language``, ``source`` (English) and ``target``, languages in turn.
 
     Args:
         languages: target languages.
@@ -95,8 +95,8 @@ def phrases(languages: list[str], seed: int, unseen: bool = False) -> Iterator[d
             yield {
                 "group": phrase.group,
                 "language": code,
-                "document": _rendered(phrase, "en"),
-                "summary": _rendered(phrase, code),
+                "source": _rendered(phrase, "en"),
+                "target": _rendered(phrase, code),
             }
 
 

@@ -41,9 +41,9 @@ COUNTED = 500
 
 @dataclass(frozen=True)
 class LoadedCorpus:
-    """A built corpus: rows with ``document`` and ``summary`` by split, the tokenizer, and what is known of it.
+    """A built corpus: rows with ``source`` and ``target`` by split, the tokenizer, and what is known of it.
 
-    In a translation each row has a ``language``, that of its ``summary``. Rows are read when they are asked for.
+    In a translation each row has a ``language``, that of its ``target``. Rows are read when they are asked for.
     """
 
     splits: dict[str, Rows]
@@ -68,7 +68,7 @@ def build_corpus(corpus: S.Corpus, folder: str | Path, tokenizer_folder: str | P
         InputError: a file, column, package or locale is missing or bad, a language has no token in a ready
             tokenizer, or a split is empty.
     """
-    made = {"embedded": _embedded, "files": _from_files, "hub": _from_hub}[corpus.source](corpus)
+    made = {"embedded": _embedded, "files": _from_files, "hub": _from_hub}[corpus.origin](corpus)
     with atomic_folder(folder) as scratch:
         digest = hashlib.sha256()
         splits = {split: _written(rows, scratch / f"{split}.jsonl", digest) for split, rows in made.items()}
@@ -79,23 +79,23 @@ def build_corpus(corpus: S.Corpus, folder: str | Path, tokenizer_folder: str | P
         tokenizer.save_pretrained(scratch / "tokenizer")
         info = {
             "name": corpus.name,
-            "source": corpus.source,
+            "origin": corpus.origin,
             "sha256": digest.hexdigest(),
             "sizes": {split: len(rows) for split, rows in splits.items()},
             "truncated": _truncated(splits, tokenizer, corpus),
-            "overlap": _overlap(splits, "document"),
-            "summary_overlap": _overlap(splits, "summary"),
+            "source_overlap": _overlap(splits, "source"),
+            "target_overlap": _overlap(splits, "target"),
         }
         (scratch / "corpus.json").write_text(json.dumps(info, indent=2) + "\n")
 
 
-def source_digests(corpus: S.Corpus) -> dict[str, list[str]]:
+def file_digests(corpus: S.Corpus) -> dict[str, list[str]]:
     """SHA-256 of the files that each split is read from; nothing for corpora that are not from files.
 
     Raises:
         InputError: a file is missing.
     """
-    if corpus.source != "files":
+    if corpus.origin != "files":
         return {}
     files = {split: files_of(path, _columns(corpus)) for split, path in _named_files(corpus).items()}
     return {split: [_digest(path, *_last_change(path)) for path in paths] for split, paths in files.items()}
@@ -148,7 +148,7 @@ def _written(rows: Iterable[Row], path: Path, digest: hashlib._Hash) -> Rows:
 def _tokenizer(corpus: S.Corpus, train: Sequence[Row], folder: str | Path | None) -> PreTrainedTokenizerFast:
     """The tokenizer of that folder, the ready one that the corpus names, or one trained on the training split."""
     if folder is None and corpus.tokenizer is None:
-        texts = (text for row in train for text in (row["document"], row["summary"]))
+        texts = (text for row in train for text in (row["source"], row["target"]))
         longest = max(corpus.source_tokens, corpus.target_tokens)
         return train_tokenizer(texts, corpus.vocab_size, longest, corpus.languages)
     if folder is not None:
@@ -168,11 +168,11 @@ def _embedded(corpus: S.Corpus) -> dict[str, list[Row]]:
     build = {"pydoc": build_pairs, "pydoc-qa": build_answers}[corpus.name]
     pairs = build(corpus.packages, processes=S.available_cores())
     # In the order of a hash, so that the first so many of a split are an even sample over all packages.
-    pairs.sort(key=lambda pair: hashlib.sha256(f"{pair.name} {pair.summary}".encode()).digest())
+    pairs.sort(key=lambda pair: hashlib.sha256(f"{pair.name} {pair.target}".encode()).digest())
     pairs = pairs[: corpus.limit]
     splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for pair in pairs:
-        row = {"group": pair.group, "name": pair.name, "document": pair.document, "summary": pair.summary}
+        row = {"group": pair.group, "name": pair.name, "source": pair.source, "target": pair.target}
         splits[split_of(pair.group)].append(row)
     return splits
 
@@ -187,8 +187,8 @@ def _translations(corpus: S.Corpus) -> dict[str, list[Row]]:
         drawn = phrases(corpus.languages, corpus.seed, of_unseen)
         for row in itertools.islice(drawn, MOST_DRAWS * wanted):
             split = UNSEEN if of_unseen else split_of(row["group"])
-            key = row["language"], row["document"]
-            if key not in seen and split_with.setdefault(row["document"], split) == split:
+            key = row["language"], row["source"]
+            if key not in seen and split_with.setdefault(row["source"], split) == split:
                 seen.add(key)
                 splits[split].append(row)
             if len(seen) == wanted:
@@ -201,7 +201,7 @@ def _translations(corpus: S.Corpus) -> dict[str, list[Row]]:
 def _from_files(corpus: S.Corpus) -> dict[str, list[Row]]:
     return {
         split: [
-            _named(row[corpus.document], row[corpus.summary], row.get(corpus.language), corpus, path)
+            _named(row[corpus.source], row[corpus.target], row.get(corpus.language), corpus, path)
             for row in read_rows(path, _columns(corpus))[: corpus.limit]
         ]
         for split, path in _named_files(corpus).items()
@@ -214,12 +214,12 @@ def _named_files(corpus: S.Corpus) -> dict[str, str]:
 
 
 def _columns(corpus: S.Corpus) -> list[str]:
-    return [corpus.document, corpus.summary, *([corpus.language] if corpus.language else [])]
+    return [corpus.source, corpus.target, *([corpus.language] if corpus.language else [])]
 
 
-def _named(document: str, summary: str, language: str | None, corpus: S.Corpus, path: str) -> Row:
+def _named(source: str, target: str, language: str | None, corpus: S.Corpus, path: str) -> Row:
     """A row of a file or of the hub under our names for its columns, with its language where there are any."""
-    named = {"document": document.strip(), "summary": summary.strip()}
+    named = {"source": source.strip(), "target": target.strip()}
     if corpus.languages:
         named["language"] = language if corpus.language else corpus.languages[0]
         if named["language"] not in corpus.languages:
@@ -234,7 +234,7 @@ def _from_hub(corpus: S.Corpus) -> dict[str, Iterator[Row]]:
         name: (_named(*texts_of_row, corpus, corpus.dataset) for texts_of_row in each) for name, each in texts.items()
     }
     return {
-        name: itertools.islice((row for row in each if row["document"] and row["summary"]), corpus.limit)
+        name: itertools.islice((row for row in each if row["source"] and row["target"]), corpus.limit)
         for name, each in rows.items()
     }
 
@@ -242,7 +242,7 @@ def _from_hub(corpus: S.Corpus) -> dict[str, Iterator[Row]]:
 def _truncated(
     splits: Mapping[str, Sequence[Row]], tokenizer: PreTrainedTokenizerFast, corpus: S.Corpus
 ) -> dict[str, dict[str, int]]:
-    """How many documents and summaries of each split are longer than the model reads."""
+    """How many sources and targets of each split are longer than the model reads."""
 
     def longer(rows: Sequence[Row], column: str, most: int) -> int:
         texts, count = (row[column] for row in rows), 0
@@ -252,8 +252,8 @@ def _truncated(
 
     return {
         split: {
-            "documents": longer(rows, "document", corpus.source_tokens),
-            "summaries": longer(rows, "summary", corpus.target_tokens),
+            "sources": longer(rows, "source", corpus.source_tokens),
+            "targets": longer(rows, "target", corpus.target_tokens),
         }
         for split, rows in splits.items()
     }

@@ -76,7 +76,7 @@ def fetching(field: str, name: str) -> Iterator[None]:
 
 
 def hub_rows(corpus: S.Corpus, split: str) -> Iterator[tuple[str, str, str | None]]:
-    """Document, summary and language of the rows of a split, none of them kept; empty texts where a row has none.
+    """Source, target and language of the rows of a split, none of them kept; empty texts where a row has none.
 
     Args:
         corpus: its data set, columns and support documents.
@@ -86,17 +86,17 @@ def hub_rows(corpus: S.Corpus, split: str) -> Iterator[tuple[str, str, str | Non
         InputError: the data set cannot be reached, or a column is missing.
     """
     data = _loaded(corpus.dataset, corpus.dataset_config, split, corpus.revision, "corpus.dataset")
-    paths = [corpus.document, corpus.summary, *([corpus.language] if corpus.language else [])]
+    paths = [corpus.source, corpus.target, *([corpus.language] if corpus.language else [])]
     passages = None
     if corpus.support is not None:
         paths.append(corpus.support.id)
         passages = _Passages(corpus.support)
     data = _with_columns(data, paths)
     for row in data:
-        document, summary = (next(_texts(row, path), "") for path in (corpus.document, corpus.summary))
-        if passages is not None and document:
-            document = passages.added_to(document, row[corpus.support.id])
-        yield document, summary, row[corpus.language] if corpus.language else None
+        source, target = (next(_texts(row, path), "") for path in (corpus.source, corpus.target))
+        if passages is not None and source:
+            source = passages.added_to(source, row[corpus.support.id])
+        yield source, target, row[corpus.language] if corpus.language else None
 
 
 class _Passages:

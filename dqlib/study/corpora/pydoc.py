@@ -4,8 +4,8 @@ Docstrings of the standard library and of the study's own dependencies are read 
 Nothing is imported, so building the corpus runs none of that code. PEP 257 asks for a one-line
 summary, a blank line, and a body; that convention is the annotation:
 
-* summary: the first line of the docstring,
-* document: the qualified name, as it is and in words, and the body.
+* target: the first line of the docstring,
+* source: the qualified name, as it is and in words, and the body.
 
 The name in words is there because ``PeriodIndex`` and "period index" share no token: a model of this size
 cannot learn their relation from so little text.
@@ -39,12 +39,12 @@ MIN_BODY_WORDS = 8
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One document with its summary; ``group`` (the module) decides the split."""
+    """A source with its target; ``group`` (the module) decides the split."""
 
     group: str
     name: str
-    document: str
-    summary: str
+    source: str
+    target: str
 
 
 def package_folder(package: str) -> Path:
@@ -74,7 +74,7 @@ def python_files(package: str) -> list[tuple[str, Path]]:
 
 
 def module_pairs(module: str, path: Path) -> list[Pair]:
-    """Document-summary pairs of one file; none where the file cannot be read or parsed."""
+    """Pairs of one file; none where the file cannot be read or parsed."""
     found = documented(module, path)
     return [pair for name, _, docstring in found if (pair := _pair(module, name, docstring)) is not None]
 
@@ -82,7 +82,7 @@ def module_pairs(module: str, path: Path) -> list[Pair]:
 def build_pairs(
     packages: list[str], processes: int = 1, of_module: Callable[[str, Path], list[Pair]] = module_pairs
 ) -> list[Pair]:
-    """Pairs of all packages, in a fixed order, each summary once (the first wins).
+    """Pairs of all packages, in a fixed order, each target once (the first wins).
 
     Args:
         packages: importable package names, and ``"stdlib"``.
@@ -101,7 +101,7 @@ def build_pairs(
     seen: set[str] = set()
     unique = []
     for pair in (pair for pairs in modules for pair in pairs):
-        key = re.sub(r"\W+", " ", pair.summary.lower()).strip()
+        key = re.sub(r"\W+", " ", pair.target.lower()).strip()
         if key not in seen:
             seen.add(key)
             unique.append(pair)

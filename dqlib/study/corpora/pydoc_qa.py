@@ -3,9 +3,9 @@
 Docstrings describe arguments in a few conventions (Google, NumPy, reStructuredText); ``docstring_parser`` reads them
 all. Each description becomes the answer to a question, as long-form question answering has it:
 
-* document: the question, and as its support the function's summary, the argument as the signature has it, and the
+* source: the question, and as its support the function's summary, the argument as the signature has it, and the
   names of the others,
-* summary: the description, 12 to 80 words.
+* target: the description, 12 to 80 words.
 
 As in :mod:`dqlib.study.corpora.pydoc`, files are parsed and never imported, and the module decides the split.
 """

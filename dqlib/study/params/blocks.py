@@ -14,7 +14,7 @@ from dqlib.study.params.schema import a_name, below_one, bounded, one_of
 #: Tasks that a parameter file may have, in the order in which they are shown.
 TASKS = ("summarization", "eli5", "translation")
 
-SOURCES = ("embedded", "files", "hub")
+ORIGINS = ("embedded", "files", "hub")
 #: Corpora that are made from what is installed.
 EMBEDDED = ("pydoc", "pydoc-qa", "cldr")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
@@ -32,7 +32,7 @@ FEWEST_DOCUMENTS = 4
 class Support:
     """Support documents of a hub's questions, in a data set of its own whose rows have the same ``id``.
 
-    ``text`` is the path of the passages' texts. A document becomes ``question: Q context: <P> TEXT <P> TEXT``;
+    ``text`` is the path of the passages' texts. A source becomes ``question: Q context: <P> TEXT <P> TEXT``;
     questions without a passage are left out.
     """
 
@@ -46,27 +46,27 @@ class Support:
 class Corpus:
     """Where the pairs come from and how they become tokens.
 
-    The source ``embedded`` makes the corpus of that ``name``: ``pydoc`` and ``pydoc-qa`` from ``packages``, ``cldr``
-    for ``languages`` from ``seed``. The source ``files`` reads ``train``, ``validation``, ``test`` and, where given,
-    ``test_unseen``, the source ``hub`` the ``dataset`` with ``dataset_config`` and ``revision``; in both ``document``
-    and ``summary`` name the columns. ``limit`` is the most pairs (of each file; null for all).
+    The origin ``embedded`` makes the corpus of that ``name``: ``pydoc`` and ``pydoc-qa`` from ``packages``, ``cldr``
+    for ``languages`` from ``seed``. The origin ``files`` reads ``train``, ``validation``, ``test`` and, where given,
+    ``test_unseen``, the origin ``hub`` the ``dataset`` with ``dataset_config`` and ``revision``; in both ``source``
+    and ``target`` name the columns. ``limit`` is the most pairs (of each file; null for all).
 
     A ``dataset`` is a name on the hub, or the folder of a snapshot. Its splits are those of the same names, unless
     ``train``, ``validation`` or ``test`` say otherwise (``train[1%:]``). A column may be a path through nested columns
     (``translation.ro``); of a list, the first text that is not empty is taken. ``support`` adds support documents.
 
-    A path with ``*`` names two text files whose lines are pairs: with ``document: en`` and ``summary: ro``,
+    A path with ``*`` names two text files whose lines are pairs: with ``source: en`` and ``target: ro``,
     ``data/train.*`` stands for ``data/train.en`` and ``data/train.ro``.
 
     ``languages`` makes it a translation: each target starts with its language's token (``<ro>``), and the first
     language is the one that is judged. With several, the column ``language`` of files or hub says which a row is in.
 
     ``tokenizer`` names a ready one (folder or hub, at ``tokenizer_revision``); without it, one of ``vocab_size`` tokens
-    is trained. mBART's needs ``source_language``, whose token ends each document.
+    is trained. mBART's needs ``source_language``, whose token ends each source.
     """
 
     name: str
-    source: str
+    origin: str
     vocab_size: int
     source_tokens: int
     target_tokens: int
@@ -79,8 +79,8 @@ class Corpus:
     dataset: str | None = None
     dataset_config: str | None = None
     revision: str | None = None
-    document: str = "document"
-    summary: str = "summary"
+    source: str = "source"
+    target: str = "target"
     languages: list[str] = field(default_factory=list)
     language: str | None = None
     seed: int = 28
@@ -90,23 +90,23 @@ class Corpus:
     support: Support | None = None
 
     def __post_init__(self) -> None:
-        one_of("source", self.source, SOURCES)
+        one_of("origin", self.origin, ORIGINS)
         a_name("name", self.name)
         bounded(
             self, vocab_size=(300, 10**7), source_tokens=(8, LONGEST), target_tokens=(8, LONGEST), limit=(100, MANY),
             seed=SEEDS,
         )  # fmt: skip
         self._check_languages()
-        if self.source == "embedded":
+        if self.origin == "embedded":
             self._check_embedded()
-        if self.source == "hub" and not self.dataset:
-            raise InputError("dataset", self.dataset, "the name of a dataset when source is 'hub'")
-        if self.support is not None and self.source != "hub":
+        if self.origin == "hub" and not self.dataset:
+            raise InputError("dataset", self.dataset, "the name of a dataset when origin is 'hub'")
+        if self.support is not None and self.origin != "hub":
             raise InputError("support", self.support.dataset, "left out: only data sets of the hub have it")
-        if self.source == "files":
+        if self.origin == "files":
             for name in ("train", "validation", "test"):
                 if not getattr(self, name):
-                    raise InputError(name, getattr(self, name), "a file when source is 'files'")
+                    raise InputError(name, getattr(self, name), "a file when origin is 'files'")
 
     def _check_languages(self) -> None:
         for language in [*self.languages, *([self.source_language] if self.source_language else [])]:
@@ -114,20 +114,20 @@ class Corpus:
                 raise InputError("languages", language, "codes of languages, such as ro or pt_BR")
         if len(set(self.languages)) < len(self.languages):
             raise InputError("languages", self.languages, "a list without repetitions")
-        if len(self.languages) > 1 and self.source != "embedded" and not self.language:
+        if len(self.languages) > 1 and self.origin != "embedded" and not self.language:
             raise InputError("language", self.language, "the column of a row's language, where there are several")
         if self.language and not self.languages:
             raise InputError("languages", self.languages, "the languages that the column 'language' may name")
 
     def _check_embedded(self) -> None:
         if self.name not in EMBEDDED:
-            raise InputError("name", self.name, f"one of {', '.join(EMBEDDED)} when source is 'embedded'")
+            raise InputError("name", self.name, f"one of {', '.join(EMBEDDED)} when origin is 'embedded'")
         if self.name == "cldr":
             for name in ("languages", "limit"):
                 if not getattr(self, name):
                     raise InputError(name, getattr(self, name), "given for the corpus 'cldr'")
         elif not self.packages:
-            raise InputError("packages", self.packages, "a list of installed packages when source is 'embedded'")
+            raise InputError("packages", self.packages, "a list of installed packages when origin is 'embedded'")
         elif self.languages:
             raise InputError("languages", self.languages, f"left out: '{self.name}' is no translation")
 

@@ -20,7 +20,7 @@ def choose_profile(profile: str) -> bool:
     """
     source, target = profile_path(profile), project_root() / "params.yaml"
     settings = load_settings(profile)
-    of_hub = any(settings.task(task).corpus.source == "hub" for task in settings.tasks)
+    of_hub = any(settings.task(task).corpus.origin == "hub" for task in settings.tasks)
     if of_hub or set(TASKS) - set(settings.tasks):  # the notebooks show pre-training
         by_hand = f"`python -m dqlib.study make students --params {profile}` makes the models of the tasks that it has"
         allowed = f"one with all tasks of the pipeline ({', '.join(TASKS)}) and no corpus of the hub; {by_hand}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from dqlib.config import Config
 from dqlib.files import write_text
 from dqlib.presets import get_preset
-from dqlib.study.corpora.corpus import build_corpus, load_info, source_digests
+from dqlib.study.corpora.corpus import build_corpus, file_digests, load_info
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import PROVENANCE, project_root
@@ -58,7 +58,7 @@ class Study:
         """
         spec, tokenizer = self.task.corpus, None
         provenance: dict[str, object] = {"corpus": spec}
-        if files := source_digests(spec):
+        if files := file_digests(spec):
             provenance["files"] = files
         if self.base:
             provenance["base"] = _provenance_hash(self.base.corpus())
@@ -172,9 +172,9 @@ def provenance_text(provenance: Mapping[str, object]) -> str:
 
 
 def describe_corpus(folder: Path, corpus: S.Corpus) -> str:
-    """Sizes of a built corpus, and how many of its documents the model will not read to their end."""
+    """Sizes of a built corpus, and how many of its sources the model will not read to their end."""
     info = load_info(folder)
-    cut = sum(split["documents"] for split in info["truncated"].values())
+    cut = sum(split["sources"] for split in info["truncated"].values())
     pairs = sum(info["sizes"].values())
     sizes = ", ".join(f"{size:,} {split}" for split, size in info["sizes"].items())
     return f"{pairs:,} pairs ({sizes}); {cut:,} documents are longer than {corpus.source_tokens} tokens and will be cut"
