@@ -9,7 +9,8 @@ from babel import Locale
 
 from dqlib.errors import InputError
 from dqlib.study.corpora.cldr import KINDS, names, phrases
-from dqlib.study.corpora.corpus import SPLITS, UNSEEN, build_corpus, load_corpus, split_of
+from dqlib.study.corpora.corpus import build_corpus, load_corpus
+from dqlib.study.corpora.splits import SPLITS, UNSEEN, split_of
 from dqlib.study.params import settings as S
 
 LANGUAGES = ["ro", "de", "fr"]
@@ -106,7 +107,7 @@ def test_a_language_that_a_ready_tokenizer_has_no_token_for_is_named(folder, tmp
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"languages": []}, "languages"),
         ({"languages": ["ro", "ro"]}, "without repetitions"),
@@ -116,8 +117,8 @@ def test_a_language_that_a_ready_tokenizer_has_no_token_for_is_named(folder, tmp
         ({"name": "pydoc", "packages": ["stdlib"]}, "languages.*no translation"),
     ],
 )
-def test_bad_parameters_are_told(changes, told):
-    with pytest.raises(InputError, match=told):
+def test_bad_parameters_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
         S.Corpus(**{**SPEC, "languages": LANGUAGES, "limit": 3000, **changes})
 
 

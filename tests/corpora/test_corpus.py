@@ -10,9 +10,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from dqlib.errors import InputError
-from dqlib.study.corpora.corpus import SPLITS, build_corpus, load_corpus, split_of
+from dqlib.study.corpora.corpus import build_corpus, load_corpus
 from dqlib.study.corpora.files import read_rows
 from dqlib.study.corpora.pydoc import build_pairs, module_pairs, name_in_words
+from dqlib.study.corpora.splits import SPLITS, split_of
 from dqlib.study.params import settings as S
 
 EMBEDDED = {"name": "pydoc", "origin": "embedded", "vocab_size": 500, "source_tokens": 32, "target_tokens": 16}
@@ -138,7 +139,7 @@ LINE = gzip.compress(b'{"text": "x", "gist": "y"}\n', mtime=0)
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "told"),
+    ("name", "data", "message"),
     [
         ("a.jsonl", b'{"text": "x", "gist": "y"}\n{"text": \n', "line 2"),
         ("a.jsonl", b'{"text": "x", "gist": "y"}\n[1]\n', "line 2"),
@@ -162,22 +163,22 @@ LINE = gzip.compress(b'{"text": "x", "gist": "y"}\n', mtime=0)
         ("a.csv", b'text,gist\nx,y\n"z"w,y\n', "a.csv' .*line 3: .*expected"),
     ],
 )
-def test_bad_files_are_told_in_one_sentence(tmp_path, name, data, told):
+def test_bad_files_are_refused_in_one_sentence(tmp_path, name, data, message):
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         read_rows(path, ["text", "gist"])
     assert "\n" not in str(caught.value)
 
 
-def test_damage_of_aligned_texts_is_told_with_its_file_and_line(tmp_path):
+def test_damage_of_aligned_texts_is_named_with_its_file_and_line(tmp_path):
     (tmp_path / "train.en").write_bytes(b"one\n\xfftwo\n")
     (tmp_path / "train.ro").write_bytes(b"unu\ndoi\n")
     with pytest.raises(InputError, match=r"train.en' .*line 2: .*utf-8"):
         read_rows(tmp_path / "train.*", ["en", "ro"])
 
 
-def test_columns_of_parquet_that_python_has_no_values_for_are_passed_over_or_told(tmp_path):
+def test_columns_of_parquet_that_python_has_no_values_for_are_passed_over_or_refused(tmp_path):
     far = pyarrow.array([2**62], pyarrow.timestamp("us"))  # a year that Python does not have
     table = pyarrow.table({"text": ["x"], "gist": pyarrow.array(["y"]).dictionary_encode(), "when": far})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
@@ -232,7 +233,7 @@ def test_two_text_files_are_pairs_line_by_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "message"),
     [
         ({"en": "a\nb\nc\n", "ro": "x\ny\n"}, r"train\.en, line 3: 'c' .*train\.ro, which has 2 lines"),
         ({"en": "a\n", "ro": "x\ny\n"}, r"train\.ro, line 2: 'y'"),
@@ -241,8 +242,8 @@ def test_two_text_files_are_pairs_line_by_line(tmp_path):
         ({"en": "\n", "ro": "\n"}, "at least one row"),
     ],
 )
-def test_text_files_that_do_not_match_are_told_by_line(tmp_path, columns, told):
-    with pytest.raises(InputError, match=told):
+def test_text_files_that_do_not_match_are_refused_by_line(tmp_path, columns, message):
+    with pytest.raises(InputError, match=message):
         read_rows(aligned(tmp_path, **columns), ["en", "ro"])
 
 

@@ -5,8 +5,9 @@ import sys
 import pytest
 
 from dqlib.errors import InputError
-from dqlib.study.corpora.corpus import SPLITS, build_corpus, load_corpus
+from dqlib.study.corpora.corpus import build_corpus, load_corpus
 from dqlib.study.corpora.pydoc_qa import ANSWER_WORDS, build_answers, module_answers
+from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.params import settings as S
 

@@ -9,11 +9,12 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from dqlib.errors import InputError
 from dqlib.student import load_student
-from dqlib.study.corpora.corpus import SPLITS, load_info
+from dqlib.study.corpora.corpus import load_info
+from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.evaluation.records import read_details, read_record
 from dqlib.study.notebooks import show
-from dqlib.study.params.paths import DETAILS, PREDICTIONS
-from dqlib.study.pipeline.study import STAMP, Study
+from dqlib.study.params.paths import DETAILS, PREDICTIONS, PROVENANCE
+from dqlib.study.pipeline.study import Study
 
 MODEL = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "heads": 2, "ffn_dim": 16, "max_positions": 64}
 TRAINING = {"steps": 2, "learning_rate": 0.001, "batch_tokens": 400, "validations": 1}
@@ -77,9 +78,9 @@ def test_a_translation_is_tested_in_every_language_on_both_test_sets(study):
     assert study.pretrained() is None
     teacher, student = study.teacher(), study.student("2-2-8 1-1")
     for made in (teacher, student):
-        row = read_record(made)
-        assert (row.headline, row.score, row.rougeL) == ("bleu", row.bleu, None)
-        assert row.n_test == sum((each["test_set"], each["language"]) == ("test", "ro") for each in lines(made))
+        record = read_record(made)
+        assert (record.headline, record.score, record.rougeL) == ("bleu", record.bleu, None)
+        assert record.n_test == sum((each["test_set"], each["language"]) == ("test", "ro") for each in lines(made))
         assert len(lines(made)) == 12
         assert {(d.test_set, d.language) for d in read_details(made)} == {
             (test_set, language) for test_set in ("test", "test_unseen") for language in ("ro", "de")
@@ -116,7 +117,7 @@ def test_answers_start_from_the_model_and_tokenizer_of_summarization(study):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_texts_that_are_too_short_to_pre_train_on_are_told(tmp_path, monkeypatch, split):
+def test_texts_that_are_too_short_to_pre_train_on_are_refused(tmp_path, monkeypatch, split):
     from_files(tmp_path, **{split: "a"})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=rf"summarization\.corpus\.{split}, .*: 0 .* corpus 'mine' .* 8 tokens"):
@@ -127,19 +128,23 @@ def test_a_corpus_is_built_again_when_a_file_has_other_contents(tmp_path, monkey
     from_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     built = Study("mine.yaml").corpus()
-    before, stamp, when = load_info(built), (built / STAMP).read_text(), (built / "corpus.json").stat().st_mtime_ns
+    before, provenance, when = (
+        load_info(built),
+        (built / PROVENANCE).read_text(),
+        (built / "corpus.json").stat().st_mtime_ns,
+    )
     (tmp_path / "data" / "test.target").touch()
     assert (Study("mine.yaml").corpus() / "corpus.json").stat().st_mtime_ns == when
-    assert str(tmp_path) not in stamp  # a project may be moved
+    assert str(tmp_path) not in provenance  # a project may be moved
     with (tmp_path / "data" / "test.target").open("a") as file:
         file.write(" and more")
     assert load_info(Study("mine.yaml").corpus())["sha256"] != before["sha256"]
-    assert (built / STAMP).read_text() != stamp
+    assert (built / PROVENANCE).read_text() != provenance
     (tmp_path / "data" / "train.source").unlink()
     with pytest.raises(InputError, match=r"train\.source.* a file that exists"):
         Study("mine.yaml").corpus()
 
 
 @pytest.mark.parametrize("study", ["translation"], indirect=True)
-def test_the_stamp_of_a_corpus_that_is_not_from_files_has_its_parameters_alone(study):
-    assert set(json.loads((study.corpus() / STAMP).read_text())) == {"corpus"}
+def test_the_provenance_of_a_corpus_that_is_not_from_files_has_its_parameters_alone(study):
+    assert set(json.loads((study.corpus() / PROVENANCE).read_text())) == {"corpus"}

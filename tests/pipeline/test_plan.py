@@ -96,7 +96,7 @@ def test_the_stages_of_a_whole_profile_are_those_of_the_pipeline_in_an_order_tha
 def test_sizes_and_parameters_are_those_of_models_that_are_there(tmp_path, monkeypatch):
     presets = ["dq-bart-faithful", "dq-bart", "xtc", "quantgpt", "dqlib"]
     settings = small(tmp_path)
-    task = settings.summarization
+    task = settings.tasks["summarization"]
     torch.manual_seed(0)
     teacher = new_model(task.model, task.corpus.vocab_size)
     for each in plan(settings).trainings:
@@ -132,7 +132,7 @@ def texts(vocabulary, batch, source, target):
 
 def step_of(settings, name):
     """The training of that name in a plan, its model, teacher, and a step of it as large as its profile allows."""
-    spec = settings.summarization
+    spec = settings.tasks["summarization"]
     (told,) = [each for each in plan(settings).trainings if each.name == name]
     torch.manual_seed(0)
     teacher = model = new_model(spec.model, spec.corpus.vocab_size)
@@ -204,7 +204,7 @@ def test_operations_are_those_that_a_step_counts(name, tmp_path):
             each.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         step()
-    spec = settings.summarization
+    spec = settings.tasks["summarization"]
     loop, lengths = spec.finetune if name == "teacher" else spec.distill, sum(
         (spec.corpus.source_tokens, spec.corpus.target_tokens))  # fmt: skip
     tokens = loop.batch_tokens // loop.micro_batches // lengths * lengths

@@ -5,10 +5,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from dqlib.study.pipeline.identity import DECIDING, NOT_DECIDING, code_hash
 
 import dqlib
 from dqlib.study.pipeline import identity as versions
-from dqlib.study.pipeline.identity import DECIDING, NOT_DECIDING, code_hash
 
 PACKAGE = Path(dqlib.__file__).resolve().parent
 STAGES = yaml.safe_load((PACKAGE.parent / "dvc.yaml").read_text())["stages"]

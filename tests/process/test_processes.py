@@ -19,7 +19,7 @@ import json, sys, torch
 from pathlib import Path
 from transformers import MBartConfig, MBartForConditionalGeneration
 from tests.conftest import TINY
-from tests.training.test_train import copying
+from tests.helpers.examples import copying
 from dqlib.config import Configuration
 from dqlib.losses import LayerMaps, LossWeights
 from dqlib.student import make_student

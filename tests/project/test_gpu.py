@@ -15,7 +15,7 @@ from dqlib.study.params import settings as S
 from dqlib.study.training.batches import collate, steps
 from dqlib.study.training.loop import DistillationObjective, _tokens, make_accelerator, train
 from tests.conftest import TINY
-from tests.training.test_train import copying
+from tests.helpers.examples import copying
 
 DEVICE = os.environ.get("DQLIB_GPU_TESTS_ON", "cuda")
 

@@ -30,7 +30,7 @@ import torch
 torch.set_num_threads(1)
 from transformers import MBartConfig, MBartForConditionalGeneration
 from tests.conftest import TINY
-from tests.training.test_train import copying
+from tests.helpers.examples import copying
 from dqlib import files
 from dqlib.config import Configuration, LossWeights
 from dqlib.losses import LayerMaps

@@ -14,6 +14,8 @@ cannot learn their relation from so little text.
 from __future__ import annotations
 
 import ast
+import dataclasses
+import hashlib
 import importlib.util
 import inspect
 import re
@@ -25,6 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dqlib.errors import InputError
+from dqlib.study.corpora.rows import Row
+from dqlib.study.corpora.splits import SPLITS, split_of
+from dqlib.study.params import settings as S
 
 #: What may have a docstring.
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -45,6 +50,26 @@ class Pair:
     name: str
     source: str
     target: str
+
+
+def build(corpus: S.Corpus) -> dict[str, list[Row]]:
+    """The rows of every split.
+
+    Raises:
+        InputError: a package is not installed.
+    """
+    return in_splits(build_pairs(corpus.packages, processes=S.available_cores()), corpus.limit)
+
+
+def in_splits(pairs: list[Pair], limit: int | None) -> dict[str, list[Row]]:
+    """Rows of at most ``limit`` pairs in their splits.
+
+    They are in the order of a hash, so that the first so many of a split are an even sample over all packages.
+    """
+    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for pair in sorted(pairs, key=lambda pair: hashlib.sha256(f"{pair.name} {pair.target}".encode()).digest())[:limit]:
+        splits[split_of(pair.group)].append(dataclasses.asdict(pair))
+    return splits
 
 
 def package_folder(package: str) -> Path:

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from dqlib.errors import InputError
 from dqlib.files import write_text
-from dqlib.study.corpora.corpus import LoadedCorpus, Row
+from dqlib.study.corpora.corpus import LoadedCorpus
+from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation import bleu as translation_metrics
 from dqlib.study.evaluation.generation import (
     ROUGE,

@@ -16,7 +16,8 @@ from pathlib import Path
 from dqlib.config import Config
 from dqlib.files import write_text
 from dqlib.presets import get_preset
-from dqlib.study.corpora.corpus import build_corpus, file_digests, load_info
+from dqlib.study.corpora.corpus import build_corpus, load_info
+from dqlib.study.corpora.files import file_digests
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import PROVENANCE, project_root

@@ -14,7 +14,7 @@ from dqlib.files import write_text
 from dqlib.presets import get_preset
 from dqlib.study.corpora.corpus import load_info
 from dqlib.study.params.paths import FIGURES, TABLES, project_root
-from dqlib.study.params.settings import load_settings
+from dqlib.study.params.settings import TASKS, load_settings
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import figures, tables
 from dqlib.study.report import grid as grid_figures
@@ -23,11 +23,7 @@ from dqlib.study.report.figures import METRIC_NAMES
 
 METRICS, METRICS_JSON, TRAINING = "metrics.csv", "metrics.json", "training.csv"
 
-TITLES = {
-    "summarization": "Summarization",
-    "eli5": "Long-form question answering",
-    "translation": "Translation",
-}
+TITLES = {name: kind.title for name, kind in TASKS.items()}
 
 
 @dataclass(frozen=True)
