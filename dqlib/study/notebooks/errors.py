@@ -14,7 +14,7 @@ from torch import Tensor
 from dqlib.config import Granularity
 from dqlib.quantizers import Quantized, initial_learned, quantize
 from dqlib.schemes import SCHEMES, Scheme
-from dqlib.storage.footprint import FP16_BYTES
+from dqlib.storage.account import FP16_BYTES
 from dqlib.storage.packing import TRITS
 from dqlib.storage.stored import whole
 

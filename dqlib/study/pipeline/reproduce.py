@@ -12,8 +12,8 @@ from dqlib.study.process.exit_codes import JobError
 def reproduce(profile: str) -> None:
     """Run the study up to its comparison under a profile that was chosen.
 
-    A profile that the stages of ``dvc.yaml`` are not for, with one task say, runs without DVC: the same parts in the same
-    order, which make what is missing or was made from other parameters.
+    A profile that the stages of ``dvc.yaml`` are not for, with one task say, runs without DVC: the same parts in the
+    same order, which make what is missing or was made from other parameters.
 
     Raises:
         InputError: a parameter is not allowed.

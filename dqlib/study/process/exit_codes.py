@@ -18,7 +18,7 @@ class JobError(RuntimeError):
 
 
 def exit_code(run: Callable[[], None]) -> int:
-    """Do what a command does, and return its exit status: 0, 2 after an error of the user's making, 130 after Ctrl-C."""
+    """Do what a command does, and return its exit status: 0, 2 after an error of the user, 130 after Ctrl-C."""
     try:
         run()
     except (DiskFullError, InputError, JobError) as error:
