@@ -30,7 +30,8 @@ def main(arguments: list[str]) -> int:
     before, after = _of_commit(commit), _of_working_tree()
     different = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     for name in different:
-        print(f"differs: {name}" if name in before and name in after else f"only {'before' if name in before else 'after'}: {name}")  # fmt: skip
+        only = f"only {'before' if name in before else 'after'}"
+        print(f"{'differs' if name in before and name in after else only}: {name}")
     print(f"{len(before.keys() & after.keys()) - sum(n in before and n in after for n in different)} of "
           f"{len(before)} files of the smoke study are the same as at {commit[:10]}.")  # fmt: skip
     return 1 if different else 0

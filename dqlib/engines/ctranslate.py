@@ -1,7 +1,8 @@
 """The engine ``ctranslate2``: encoder-decoders on 8-bit integers (https://github.com/OpenNMT/CTranslate2).
 
-CTranslate2 multiplies int8 weights that have one scale per row with inputs that it rounds to 8 bits per token, as a student
-does. So a weight whose rows have one scale each is handed over as the codes it was trained with, whatever its bits.
+CTranslate2 multiplies int8 weights that have one scale per row with inputs that it rounds to 8 bits per token, as a
+student does. So a weight whose rows have one scale each is handed over as the codes it was trained with, whatever its
+bits.
 CTranslate2 itself would find codes anew, ``rint(127 w / max|w|)`` a row, which are the trained ones, times 127, only
 for binary and ternary weights; it does so for weights that have more than one scale per row or are not quantized.
 

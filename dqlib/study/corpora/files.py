@@ -124,7 +124,7 @@ def _file_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
 
 
 def _aligned_rows(pattern: Path, columns: list[str]) -> list[dict[str, str]]:
-    """Rows whose columns are text files with one text a line; lines that are blank in all of them are no rows."""
+    """Rows whose columns are text files with one text per line; lines that are blank in all of them are no rows."""
     paths = _by_column(pattern, columns)
     texts = {column: [line for _, line in _lines(path, "text")] for column, path in paths.items()}
     fewest = min(columns, key=lambda column: len(texts[column]))

@@ -15,7 +15,7 @@ Row = dict[str, str]
 
 
 class Rows(Sequence[Row]):
-    """The rows of a JSON Lines file; what is in memory is where each line begins, 8 bytes a row.
+    """The rows of a JSON Lines file; what is in memory is where each line begins, 8 bytes per row.
 
     A slice is rows again, and reads nothing. Rows equal a list of the same rows.
     """

@@ -1,7 +1,7 @@
 """Which code a number came from: the rooms that decide it, by one hash.
 
-The core (``dqlib/*.py`` and ``dqlib/storage``), ``corpora``, ``training`` and ``evaluation`` decide what a trained model is
-and how it scores. Nothing else does, so nothing else ever makes a result stale.
+The core (``dqlib/*.py`` and ``dqlib/storage``), ``corpora``, ``training`` and ``evaluation`` decide what a trained
+model is and how it scores. Nothing else does, so nothing else ever makes a result stale.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, corpus: S.Co
     """
     examples: list[Example] = []
     codes: dict[str, int] = {}
-    for first in range(0, len(rows), BATCH):  # a tokenizer keeps a hundred bytes a token while it works
+    for first in range(0, len(rows), BATCH):  # a tokenizer needs a hundred bytes per token while it works
         batch = list(rows[first : first + BATCH])
         sources = source_ids(tokenizer, [row["source"] for row in batch], corpus.source_tokens)
         targets = target_ids(tokenizer, [row["target"] for row in batch], corpus.target_tokens)
@@ -121,7 +121,7 @@ def steps(
 
     Args:
         examples: the training examples.
-        training: batch size, micro-batches a step and seed.
+        training: batch size, micro-batches per step and seed.
         noise: changes each example anew in every epoch (text infilling).
     """
     epoch = 0
