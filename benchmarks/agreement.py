@@ -73,7 +73,7 @@ def measure(student: Path, documents: Path, limit: int, threads: int) -> Iterato
     model, tokenizer = load_model(student)
     reference = TorchEngine(model, tokenizer)
     with documents.open(encoding="utf-8") as lines:
-        texts = [json.loads(line)["document"] for line in itertools.islice(lines, limit)]
+        texts = [json.loads(line)["source"] for line in itertools.islice(lines, limit)]
     tokens = reference.new_tokens()
     ids = reference.encode(texts, tokens)
     expected = written(reference, ids, tokens)

@@ -9,11 +9,12 @@ from babel import Locale
 
 from dqlib.errors import InputError
 from dqlib.study.corpora.cldr import KINDS, names, phrases
-from dqlib.study.corpora.corpus import SPLITS, UNSEEN, build_corpus, load_corpus, split_of
+from dqlib.study.corpora.corpus import build_corpus, load_corpus
+from dqlib.study.corpora.splits import SPLITS, UNSEEN, split_of
 from dqlib.study.params import settings as S
 
 LANGUAGES = ["ro", "de", "fr"]
-SPEC = {"name": "cldr", "source": "embedded", "vocab_size": 600, "source_tokens": 48, "target_tokens": 48}
+SPEC = {"name": "cldr", "origin": "embedded", "vocab_size": 600, "source_tokens": 48, "target_tokens": 48}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def corpus(folder):
 
 
 def test_phrases_are_what_cldr_says_in_both_languages():
-    rows = {(row["document"], row["language"]): row["summary"] for row in _first(9000)}
+    rows = {(row["source"], row["language"]): row["target"] for row in _first(9000)}
     rules = {
         (r"in (\d+) weeks", "ro"): "peste {} săptămâni",
         (r"(\d+) minutes ago", "de"): "vor {} Minuten",
@@ -55,14 +56,14 @@ def test_as_many_pairs_as_asked_each_once_in_all_languages(corpus):
     rows = [row for split in SPLITS for row in corpus.splits[split]]
     assert len(rows) == 3000
     assert len(corpus.splits[UNSEEN]) == 150
-    assert len({(row["document"], row["language"]) for row in rows}) == 3000
+    assert len({(row["source"], row["language"]) for row in rows}) == 3000
     for split in (*SPLITS, UNSEEN):
         assert {row["language"] for row in corpus.splits[split]} == set(LANGUAGES)
-    assert set(rows[0]) == {"document", "summary", "language", "group"}
+    assert set(rows[0]) == {"source", "target", "language", "group"}
 
 
 def test_no_combination_of_the_test_is_in_train(corpus):
-    for column in ("group", "document"):
+    for column in ("group", "source"):
         train, test = ({row[column] for row in corpus.splits[split]} for split in ("train", "test"))
         assert not train & test
     assert all(split_of(row["group"]) == split for split in SPLITS for row in corpus.splits[split])
@@ -74,7 +75,7 @@ def test_a_list_in_another_order_is_the_same_combination():
 
 
 def test_unseen_names_occur_nowhere_in_training(corpus):
-    text = "\n".join(row["document"] for row in corpus.splits["train"])
+    text = "\n".join(row["source"] for row in corpus.splits["train"])
     for kind in ("territories", "languages"):
         known = getattr(Locale("en"), kind)
         assert len(names(kind, True, tuple(LANGUAGES))) >= 5
@@ -106,7 +107,7 @@ def test_a_language_that_a_ready_tokenizer_has_no_token_for_is_named(folder, tmp
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"languages": []}, "languages"),
         ({"languages": ["ro", "ro"]}, "without repetitions"),
@@ -116,8 +117,8 @@ def test_a_language_that_a_ready_tokenizer_has_no_token_for_is_named(folder, tmp
         ({"name": "pydoc", "packages": ["stdlib"]}, "languages.*no translation"),
     ],
 )
-def test_bad_parameters_are_told(changes, told):
-    with pytest.raises(InputError, match=told):
+def test_bad_parameters_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
         S.Corpus(**{**SPEC, "languages": LANGUAGES, "limit": 3000, **changes})
 
 

@@ -12,13 +12,14 @@ import pytest
 from transformers import AutoTokenizer
 
 from dqlib.errors import InputError
-from dqlib.study.corpora.corpus import SPLITS, build_corpus, load_corpus, split_of
+from dqlib.study.corpora.corpus import build_corpus, load_corpus
 from dqlib.study.corpora.files import read_rows
 from dqlib.study.corpora.pydoc import build_pairs, module_pairs, name_in_words
+from dqlib.study.corpora.splits import SPLITS, split_of
 from dqlib.study.corpora.tokenizer import _of_words, source_ids, target_ids, train_tokenizer
 from dqlib.study.params import settings as S
 
-EMBEDDED = {"name": "pydoc", "source": "embedded", "vocab_size": 500, "source_tokens": 32, "target_tokens": 16}
+EMBEDDED = {"name": "pydoc", "origin": "embedded", "vocab_size": 500, "source_tokens": 32, "target_tokens": 16}
 
 SOURCE = '''"""Read and write the files of a garden.
 
@@ -61,13 +62,13 @@ def package(tmp_path, monkeypatch):
 
 def test_docstrings_become_pairs_without_importing(package):
     pairs = build_pairs([package])
-    assert [pair.summary for pair in pairs] == [
+    assert [pair.target for pair in pairs] == [
         "Read and write the files of a garden.",
         "Hold all plants of a garden.",
         "Water every plant in the garden.",
     ]
     assert pairs[2].name == "gardens.copied.Garden.waterAll"
-    assert pairs[2].document.startswith("gardens.copied.Garden.waterAll: garden water all. Plants that were")
+    assert pairs[2].source.startswith("gardens.copied.Garden.waterAll: garden water all. Plants that were")
     assert "gardens.files" not in sys.modules
     assert {pair.group for pair in pairs} == {"gardens.copied"}  # the other file only repeats
 
@@ -102,9 +103,9 @@ def test_a_corpus_built_twice_is_byte_identical_and_split_by_module(tmp_path):
     assert not groups["train"] & groups["test"]
     assert not groups["train"] & groups["validation"]
     assert all(split_of(row["group"]) == split for split in SPLITS for row in corpus.splits[split])
-    summaries = [row["summary"].lower() for split in SPLITS for row in corpus.splits[split]]
-    assert len(set(summaries)) == len(summaries) == 600
-    assert corpus.info["truncated"]["train"]["documents"] > 0
+    targets = [row["target"].lower() for split in SPLITS for row in corpus.splits[split]]
+    assert len(set(targets)) == len(targets) == 600
+    assert corpus.info["truncated"]["train"]["sources"] > 0
 
 
 def test_the_tokenizer_reads_back_what_it_wrote(tmp_path):
@@ -141,7 +142,7 @@ LINE = gzip.compress(b'{"text": "x", "gist": "y"}\n', mtime=0)
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "told"),
+    ("name", "data", "message"),
     [
         ("a.jsonl", b'{"text": "x", "gist": "y"}\n{"text": \n', "line 2"),
         ("a.jsonl", b'{"text": "x", "gist": "y"}\n[1]\n', "line 2"),
@@ -165,22 +166,22 @@ LINE = gzip.compress(b'{"text": "x", "gist": "y"}\n', mtime=0)
         ("a.csv", b'text,gist\nx,y\n"z"w,y\n', "a.csv' .*line 3: .*expected"),
     ],
 )
-def test_bad_files_are_told_in_one_sentence(tmp_path, name, data, told):
+def test_bad_files_are_refused_in_one_sentence(tmp_path, name, data, message):
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         read_rows(path, ["text", "gist"])
     assert "\n" not in str(caught.value)
 
 
-def test_damage_of_aligned_texts_is_told_with_its_file_and_line(tmp_path):
+def test_damage_of_aligned_texts_is_named_with_its_file_and_line(tmp_path):
     (tmp_path / "train.en").write_bytes(b"one\n\xfftwo\n")
     (tmp_path / "train.ro").write_bytes(b"unu\ndoi\n")
     with pytest.raises(InputError, match=r"train.en' .*line 2: .*utf-8"):
         read_rows(tmp_path / "train.*", ["en", "ro"])
 
 
-def test_columns_of_parquet_that_python_has_no_values_for_are_passed_over_or_told(tmp_path):
+def test_columns_of_parquet_that_python_has_no_values_for_are_passed_over_or_refused(tmp_path):
     far = pyarrow.array([2**62], pyarrow.timestamp("us"))  # a year that Python does not have
     table = pyarrow.table({"text": ["x"], "gist": pyarrow.array(["y"]).dictionary_encode(), "when": far})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
@@ -228,12 +229,10 @@ def test_texts_of_megabytes_are_cut_before_they_are_tokenized_and_counted_as_cut
     for word in ("x", "=", "7", "\u4e2d"):
         assert source_ids(tokenizer, [10**5 * word], 64) == [[*tokenizer(10**5 * word)["input_ids"][:63], 2]]
     path = tmp_path / "mine.jsonl"
-    path.write_text(
-        "".join(json.dumps({"document": text, "summary": "short"}) + "\n" for text in (*texts, 10**5 * " a"))
-    )
+    path.write_text("".join(json.dumps({"source": text, "target": "short"}) + "\n" for text in (*texts, 10**5 * " a")))
     files = dict.fromkeys(SPLITS, str(path))
-    build_corpus(S.Corpus(**EMBEDDED | {"source": "files", "source_tokens": 500}, **files), tmp_path / "c")
-    assert load_corpus(tmp_path / "c").info["truncated"]["test"] == {"documents": 1, "summaries": 0}
+    build_corpus(S.Corpus(**EMBEDDED | {"origin": "files", "source_tokens": 500}, **files), tmp_path / "c")
+    assert load_corpus(tmp_path / "c").info["truncated"]["test"] == {"sources": 1, "targets": 0}
 
 
 def test_words_of_any_corpus_train_the_tokenizer_that_they_did():
@@ -249,15 +248,15 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_corpus_from_files_is_chosen_by_parameters_alone(tmp_path):
     path = str(write(tmp_path, "jsonl.gz"))
     spec = S.Corpus(
-        **{**EMBEDDED, "source": "files"}, train=path, validation=path, test=path, document="text", summary="gist"
+        **{**EMBEDDED, "origin": "files"}, train=path, validation=path, test=path, source="text", target="gist"
     )
     build_corpus(spec, tmp_path / "corpus")
-    assert load_corpus(tmp_path / "corpus").splits["test"][0] == {"document": ROWS[0]["text"], "summary": "Number 0"}
+    assert load_corpus(tmp_path / "corpus").splits["test"][0] == {"source": ROWS[0]["text"], "target": "Number 0"}
 
 
 def test_a_failed_build_leaves_the_old_corpus(tmp_path):
     path = str(write(tmp_path, "jsonl"))
-    spec = {**EMBEDDED, "source": "files", "train": path, "validation": path, "document": "text", "summary": "gist"}
+    spec = {**EMBEDDED, "origin": "files", "train": path, "validation": path, "source": "text", "target": "gist"}
     build_corpus(S.Corpus(**spec, test=path), tmp_path / "corpus")
     with pytest.raises(InputError):
         build_corpus(S.Corpus(**spec, test=str(tmp_path / "gone.jsonl")), tmp_path / "corpus")
@@ -280,7 +279,7 @@ def test_two_text_files_are_pairs_line_by_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "message"),
     [
         ({"en": "a\nb\nc\n", "ro": "x\ny\n"}, r"train\.en, line 3: 'c' .*train\.ro, which has 2 lines"),
         ({"en": "a\n", "ro": "x\ny\n"}, r"train\.ro, line 2: 'y'"),
@@ -289,22 +288,22 @@ def test_two_text_files_are_pairs_line_by_line(tmp_path):
         ({"en": "\n", "ro": "\n"}, "at least one row"),
     ],
 )
-def test_text_files_that_do_not_match_are_told_by_line(tmp_path, columns, told):
-    with pytest.raises(InputError, match=told):
+def test_text_files_that_do_not_match_are_refused_by_line(tmp_path, columns, message):
+    with pytest.raises(InputError, match=message):
         read_rows(aligned(tmp_path, **columns), ["en", "ro"])
 
 
 def test_a_translation_from_files_has_a_language_in_every_row(tmp_path):
     path = str(aligned(tmp_path, en="one\ntwo\n", ro="unu\ndoi\n", to="ro\nde\n"))
-    common = {**EMBEDDED, "source": "files", "train": path, "validation": path, "test": path, "test_unseen": path}
-    columns = {"document": "en", "summary": "ro"}
+    common = {**EMBEDDED, "origin": "files", "train": path, "validation": path, "test": path, "test_unseen": path}
+    columns = {"source": "en", "target": "ro"}
     build_corpus(S.Corpus(**common, **columns, languages=["ro"]), tmp_path / "one")
     build_corpus(S.Corpus(**common, **columns, languages=["ro", "de"], language="to"), tmp_path / "two")
     one, two = (load_corpus(tmp_path / name) for name in ("one", "two"))
     assert [row["language"] for row in one.splits["train"]] == ["ro", "ro"]
     assert [row["language"] for row in two.splits["train"]] == ["ro", "de"]
     assert set(one.test_sets(1)) == {"test", "test_unseen"}
-    assert one.test_sets(1)["test_unseen"] == [{"document": "one", "summary": "unu", "language": "ro"}]
+    assert one.test_sets(1)["test_unseen"] == [{"source": "one", "target": "unu", "language": "ro"}]
     with pytest.raises(InputError, match=r"'de' .* ro, the languages that have a token"):
         build_corpus(S.Corpus(**common, **columns, languages=["ro"], language="to"), tmp_path / "three")
     with pytest.raises(InputError, match="language: None"):
@@ -316,8 +315,8 @@ def test_a_hub_translation_may_keep_its_pairs_in_one_column(tmp_path, monkeypatc
 
     rows = datasets.Dataset.from_list([{"translation": {"en": "one", "ro": "unu"}}])
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
-    spec = {**EMBEDDED, "source": "hub", "dataset": "wmt/wmt16", "languages": ["ro"]}
-    build_corpus(S.Corpus(**spec, document="translation.en", summary="translation.ro"), tmp_path / "c")
-    assert load_corpus(tmp_path / "c").splits["test"] == [{"document": "one", "summary": "unu", "language": "ro"}]
+    spec = {**EMBEDDED, "origin": "hub", "dataset": "wmt/wmt16", "languages": ["ro"]}
+    build_corpus(S.Corpus(**spec, source="translation.en", target="translation.ro"), tmp_path / "c")
+    assert load_corpus(tmp_path / "c").splits["test"] == [{"source": "one", "target": "unu", "language": "ro"}]
     with pytest.raises(InputError, match=r"column: 'en' .* translation\.en"):
-        build_corpus(S.Corpus(**spec, document="en", summary="ro"), tmp_path / "d")
+        build_corpus(S.Corpus(**spec, source="en", target="ro"), tmp_path / "d")

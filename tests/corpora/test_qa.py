@@ -5,8 +5,9 @@ import sys
 import pytest
 
 from dqlib.errors import InputError
-from dqlib.study.corpora.corpus import SPLITS, build_corpus, load_corpus
+from dqlib.study.corpora.corpus import build_corpus, load_corpus
 from dqlib.study.corpora.pydoc_qa import ANSWER_WORDS, build_answers, module_answers
+from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.params import settings as S
 
@@ -78,13 +79,13 @@ def test_descriptions_of_arguments_become_answers_in_every_convention(package):
         "gardens.zpump.Pump(pressure)",
         "gardens.zpump.Pump(hose)",
     ]  # not: too short, no such argument, and an answer that is there already
-    assert pairs[1].document == (
+    assert pairs[1].source == (
         "What does the argument liters of water mean? gardens.water.water: water water. Water one plant. "
         "liters: float = 1.0 (plant, liters, slowly, others)"
     )
-    assert pairs[1].summary.startswith("how much water the plant gets")
-    assert pairs[3].document.endswith("Move water. pressure (pressure, hose)")
-    assert pairs[4].document.endswith("Make a pump. hose = None (pressure, hose)")
+    assert pairs[1].target.startswith("how much water the plant gets")
+    assert pairs[3].source.endswith("Move water. pressure (pressure, hose)")
+    assert pairs[4].source.endswith("Make a pump. hose = None (pressure, hose)")
     assert "gardens.water" not in sys.modules
 
 
@@ -111,9 +112,9 @@ def test_answers_are_12_to_80_words_each_once_and_never_in_the_question(corpus):
     rows = [row for split in corpus.splits.values() for row in split]
     shortest, longest = ANSWER_WORDS
     assert len(rows) > 100
-    assert all(shortest <= len(row["summary"].split()) <= longest for row in rows)
-    assert len({row["summary"].lower() for row in rows}) == len(rows)
-    assert not any(row["summary"] in row["document"] for row in rows)
+    assert all(shortest <= len(row["target"].split()) <= longest for row in rows)
+    assert len({row["target"].lower() for row in rows}) == len(rows)
+    assert not any(row["target"] in row["source"] for row in rows)
 
 
 def test_a_module_is_in_one_split(corpus):

@@ -9,11 +9,12 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from dqlib.errors import InputError
 from dqlib.storage.students import load_student
-from dqlib.study.corpora.corpus import SPLITS, load_info
+from dqlib.study.corpora.corpus import load_info
+from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.evaluation.records import read_details, read_record
 from dqlib.study.notebooks import show
-from dqlib.study.params.paths import DETAILS, PREDICTIONS
-from dqlib.study.pipeline.study import STAMP, Study
+from dqlib.study.params.paths import DETAILS, PREDICTIONS, PROVENANCE
+from dqlib.study.pipeline.study import Study
 
 MODEL = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "heads": 2, "ffn_dim": 16, "max_positions": 64}
 TRAINING = {"steps": 2, "learning_rate": 0.001, "batch_tokens": 400, "validations": 1}
@@ -24,7 +25,7 @@ TASK = {
     "evaluate": {"documents": 6, "validation_documents": 6, "bootstrap": 20, "beams": 2},
     "configs": ["2-2-8_1-1"],
 }
-CORPUS = {"source": "embedded", "vocab_size": 500, "source_tokens": 32, "target_tokens": 12}
+CORPUS = {"origin": "embedded", "vocab_size": 500, "source_tokens": 32, "target_tokens": 12}
 TEXTS = CORPUS | {"packages": ["bs4", "datasets", "huggingface_hub"]}
 PARAMS = {
     "profile": "tiny",
@@ -41,14 +42,14 @@ LONG = "What has more than eight tokens by far, whatever a tokenizer makes of it
 
 
 def from_files(folder, **texts):
-    """A study of summarization whose corpus is read from files: ``data/SPLIT.document`` and ``data/SPLIT.summary``."""
+    """A study of summarization whose corpus is read from files: ``data/SPLIT.source`` and ``data/SPLIT.target``."""
     (folder / "dvc.yaml").touch()
     (folder / "data").mkdir()
     for split in SPLITS:
-        for column in ("document", "summary"):
+        for column in ("source", "target"):
             lines = [f"{texts.get(split, LONG)} {i}" for i in range(40)]
             (folder / "data" / f"{split}.{column}").write_text("\n".join(lines))
-    corpus = CORPUS | {"name": "mine", "source": "files"} | {split: f"data/{split}.*" for split in SPLITS}
+    corpus = CORPUS | {"name": "mine", "origin": "files"} | {split: f"data/{split}.*" for split in SPLITS}
     params = {key: PARAMS[key] for key in ("profile", "results", "compute")}
     params["summarization"] = PARAMS["summarization"] | {"corpus": corpus}
     (folder / "mine.yaml").write_text(yaml.safe_dump(params))
@@ -77,9 +78,9 @@ def test_a_translation_is_tested_in_every_language_on_both_test_sets(study):
     assert study.pretrained() is None
     teacher, student = study.teacher(), study.student("2-2-8 1-1")
     for made in (teacher, student):
-        row = read_record(made)
-        assert (row.headline, row.score, row.rougeL) == ("bleu", row.bleu, None)
-        assert row.n_test == sum((each["test_set"], each["language"]) == ("test", "ro") for each in lines(made))
+        record = read_record(made)
+        assert (record.headline, record.score, record.rougeL) == ("bleu", record.bleu, None)
+        assert record.n_test == sum((each["test_set"], each["language"]) == ("test", "ro") for each in lines(made))
         assert len(lines(made)) == 12
         assert {(d.test_set, d.language) for d in read_details(made)} == {
             (test_set, language) for test_set in ("test", "test_unseen") for language in ("ro", "de")
@@ -116,7 +117,7 @@ def test_answers_start_from_the_model_and_tokenizer_of_summarization(study):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_texts_that_are_too_short_to_pre_train_on_are_told(tmp_path, monkeypatch, split):
+def test_texts_that_are_too_short_to_pre_train_on_are_refused(tmp_path, monkeypatch, split):
     from_files(tmp_path, **{split: "a"})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=rf"summarization\.corpus\.{split}, .*: 0 .* corpus 'mine' .* 8 tokens"):
@@ -131,16 +132,16 @@ def test_what_train_and_the_other_splits_have_in_common_is_said_when_a_corpus_is
         "test": "今天天气很好我们去公园吧\nไปโรงเรียนด้วยกันไหม\nUnlike\nHow are you?\n",
     }
     for split, text in texts.items():
-        (tmp_path / "data" / f"{split}.document").write_text(text)
-        (tmp_path / "data" / f"{split}.summary").write_text("".join(f"{split} {i}\n" for i in range(text.count("\n"))))
+        (tmp_path / "data" / f"{split}.source").write_text(text)
+        (tmp_path / "data" / f"{split}.target").write_text("".join(f"{split} {i}\n" for i in range(text.count("\n"))))
     monkeypatch.chdir(tmp_path)
     info = load_info(Study("mine.yaml").corpus())
     assert info["in_train"] == {
-        "validation": {"documents": 0.5, "summaries": 0.0}, "test": {"documents": 0.5, "summaries": 0.0}
+        "validation": {"sources": 0.5, "targets": 0.0}, "test": {"sources": 0.5, "targets": 0.0}
     }  # fmt: skip
     said = capsys.readouterr().out
     assert "3 train, 2 validation, 4 test" in said
-    assert "in train, too, whole or nearly so: 50.0% of documents and 0.0% of summaries in validation; 50.0% of" in said
+    assert "in train, too, whole or nearly so: 50.0% of sources and 0.0% of targets in validation; 50.0% of" in said
     Study("mine.yaml").corpus()
     assert capsys.readouterr().out == ""
 
@@ -149,19 +150,23 @@ def test_a_corpus_is_built_again_when_a_file_has_other_contents(tmp_path, monkey
     from_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     built = Study("mine.yaml").corpus()
-    before, stamp, when = load_info(built), (built / STAMP).read_text(), (built / "corpus.json").stat().st_mtime_ns
-    (tmp_path / "data" / "test.summary").touch()
+    before, provenance, when = (
+        load_info(built),
+        (built / PROVENANCE).read_text(),
+        (built / "corpus.json").stat().st_mtime_ns,
+    )
+    (tmp_path / "data" / "test.target").touch()
     assert (Study("mine.yaml").corpus() / "corpus.json").stat().st_mtime_ns == when
-    assert str(tmp_path) not in stamp  # a project may be moved
-    with (tmp_path / "data" / "test.summary").open("a") as file:
+    assert str(tmp_path) not in provenance  # a project may be moved
+    with (tmp_path / "data" / "test.target").open("a") as file:
         file.write(" and more")
     assert load_info(Study("mine.yaml").corpus())["sha256"] != before["sha256"]
-    assert (built / STAMP).read_text() != stamp
-    (tmp_path / "data" / "train.document").unlink()
-    with pytest.raises(InputError, match=r"train\.document.* a file that exists"):
+    assert (built / PROVENANCE).read_text() != provenance
+    (tmp_path / "data" / "train.source").unlink()
+    with pytest.raises(InputError, match=r"train\.source.* a file that exists"):
         Study("mine.yaml").corpus()
 
 
 @pytest.mark.parametrize("study", ["translation"], indirect=True)
-def test_the_stamp_of_a_corpus_that_is_not_from_files_has_its_parameters_alone(study):
-    assert set(json.loads((study.corpus() / STAMP).read_text())) == {"corpus"}
+def test_the_provenance_of_a_corpus_that_is_not_from_files_has_its_parameters_alone(study):
+    assert set(json.loads((study.corpus() / PROVENANCE).read_text())) == {"corpus"}

@@ -50,8 +50,7 @@ def test_every_resample_draws_as_many_documents_as_there_are():
 
 def rows(count, language, test_set):
     return [
-        {"document": f"d {i}", "summary": REFERENCES[i], "language": language, "test_set": test_set}
-        for i in range(count)
+        {"source": f"d {i}", "target": REFERENCES[i], "language": language, "test_set": test_set} for i in range(count)
     ]
 
 
@@ -67,7 +66,7 @@ def test_translations_are_judged_in_their_first_language_and_scored_in_all(tmp_p
         "bleu", "chrf", "exact", "words", "reference_words", "length_ratio"
     }  # fmt: skip
     assert all(d.low <= d.value <= d.high for d in scores.details)
-    assert set(lines[0]) == {"document", "reference", "prediction", "language", "test_set", "chrf", "exact"}
+    assert set(lines[0]) == {"source", "reference", "prediction", "language", "test_set", "chrf", "exact"}
     assert (lines[0]["exact"], lines[1]["exact"]) == (False, True)
     assert lines[1]["chrf"] == 100
     write_details(scores.details, tmp_path)
@@ -83,9 +82,9 @@ def test_models_are_compared_on_the_same_draws():
 
 
 def test_answers_are_scored_with_their_lengths():
-    data = [{"document": "q", "summary": "one two three four", "test_set": "test"} for _ in range(6)]
+    data = [{"source": "q", "target": "one two three four", "test_set": "test"} for _ in range(6)]
     scores, lines = text_scores(data, ["one two"] * 6, 50)
     values = {d.metric: d.value for d in scores.details}
     assert (values["words"], values["reference_words"], values["length_ratio"]) == (2, 4, 0.5)
     assert scores.means["rouge1"] == values["rouge1"] == pytest.approx(200 / 3)
-    assert set(lines[0]) == {"document", "reference", "prediction", "rougeL"}
+    assert set(lines[0]) == {"source", "reference", "prediction", "rougeL"}

@@ -82,7 +82,7 @@ def test_nats_stand_where_nats_are_drawn(tmp_path, preset, columns, panels):
 
 def test_every_text_is_in_the_figure_of_lengths_and_none_of_its_bars_is_both_read_and_cut():
     counts = [1, 23, 24, 25, 26, 30, 95, 96, 97, 500]
-    rows = [{"document": str(count), "summary": str(count)} for count in counts]
+    rows = [{"source": str(count), "target": str(count)} for count in counts]
     corpus = SimpleNamespace(
         splits={"validation": rows},
         tokenizer=lambda texts, **_: {"input_ids": [[0] * int(text) for text in texts]},

@@ -243,8 +243,8 @@ def test_every_experiment_runs_from_snapshots_to_test_scores(there, profile, tas
         assert corpus.tokenizer.src_lang == "en_XX"
     if task == "eli5":
         assert corpus.info["sizes"] == {"train": 22, "validation": 2, "test": 6}  # those with a support document
-        assert rows[0]["document"].startswith("question: why ")
-        assert rows[0]["document"].count("<P> ") == 2
+        assert rows[0]["source"].startswith("question: why ")
+        assert rows[0]["source"].count("<P> ") == 2
     if profile == "paper-cnn":
         assert len(rows) == 24
     assert model.config.model_type == ("mbart" if task == "translation" else "bart")
@@ -256,7 +256,7 @@ def test_mbart_reads_its_language_last_and_writes_from_the_target_s(there):
     tokenizer.save_pretrained(there / "saved")
     en, ro = (tokenizer.convert_tokens_to_ids(code) for code in ("en_XX", "ro_RO"))
     corpus = S.Corpus("wmt", "hub", 400, 8, 8, dataset="d", languages=["ro"], source_language="en")
-    rows = [{"document": f"the {'stone ' * n}", "summary": f"old {'wind ' * n}", "language": "ro"} for n in (1, 40)]
+    rows = [{"source": f"the {'stone ' * n}", "target": f"old {'wind ' * n}", "language": "ro"} for n in (1, 40)]
     for each in (tokenizer, load_tokenizer(there / "saved")):
         short, long = encode(rows, each, corpus)
         assert short.source[-2:] == long.source[-2:] == [2, en]
@@ -277,7 +277,7 @@ def test_bart_s_texts_stand_between_its_tokens_and_mask_is_its_last(there):
     assert type(tokenizer) is type(AutoTokenizer.from_pretrained("bart-base"))
     assert tokenizer.mask_token_id == len(tokenizer) - 1
     corpus = S.Corpus("xsum", "hub", 400, 8, 8, dataset="d")
-    (example,) = encode([{"document": "the stone " * 20, "summary": "old wind"}], tokenizer, corpus)
+    (example,) = encode([{"source": "the stone " * 20, "target": "old wind"}], tokenizer, corpus)
     assert (example.source[0], example.source[-1], len(example.source)) == (0, 2, 8)
     assert (example.target[0], example.target[-1], example.start) == (0, 2, 2)
 
@@ -380,7 +380,7 @@ def test_columns_are_paths_and_wrong_ones_are_told(there, tmp_path):
     study = Study("paper.yaml", "eli5")
     spec = {f: getattr(study.task.corpus, f) for f in study.task.corpus.__dataclass_fields__}
     with pytest.raises(InputError, match=r"corpus\.column: 'output\.reply' .* input, .*output\.answer"):
-        build_corpus(S.Corpus(**spec | {"summary": "output.reply"}), tmp_path / "c")
+        build_corpus(S.Corpus(**spec | {"target": "output.reply"}), tmp_path / "c")
     with pytest.raises(InputError, match=r"corpus\.dataset: 'kilt_tasks' .* folder of a snapshot"):
         build_corpus(S.Corpus(**spec | {"dataset_config": "eli6"}), tmp_path / "c")
 
@@ -408,13 +408,11 @@ def test_training_needs_no_more_memory_for_ten_times_the_documents(tmp_path):
         for split, rows in {"train": count, "validation": 100, "test": 20}.items():
             with (corpus / f"{split}.jsonl").open("w") as file:
                 for i in range(rows):
-                    file.write(
-                        json.dumps({"document": f"{i} {texts[i % 300]}", "summary": f"{texts[i % 7][:50]}"}) + "\n"
-                    )
+                    file.write(json.dumps({"source": f"{i} {texts[i % 300]}", "target": f"{texts[i % 7][:50]}"}) + "\n")
         train_tokenizer(texts, 400, 200).save_pretrained(corpus / "tokenizer")
         (corpus / "corpus.json").write_text(json.dumps({"name": "long", "sha256": str(count)}))
         task = {
-            "corpus": {"name": "long", "source": "hub", "dataset": "none", "vocab_size": 400, "source_tokens": 160,
+            "corpus": {"name": "long", "origin": "hub", "dataset": "none", "vocab_size": 400, "source_tokens": 160,
                        "target_tokens": 32},
             "model": TINY | {"max_positions": 160}, "pretrain": None, "configs": ["2-2-8_2-1"],
             "finetune": {**LOOP, "learning_rate": 0.001, "steps": 3, "batch_tokens": 4000},

@@ -33,7 +33,7 @@ def test_every_training_is_planned_at_its_steps_and_size_and_nothing_is_made(set
     planned = plan(settings, "summarization", devices=2)
     assert sorted(tmp_path.rglob("*")) == before
     assert torch.get_num_threads() == threads
-    spec = settings.summarization
+    spec = settings.tasks["summarization"]
     students = [f"summarization: {config} {preset}" for config, preset in spec.students()]
     names = [each.name for each in planned.trainings]
     assert names[: 2 + len(students)] == ["summarization: pre-training", "summarization: teacher", *students]

@@ -90,7 +90,7 @@ def test_the_agreement_of_engines_is_written(agreement, tmp_path):
     save_student(student, tmp_path / "student")
     tokenizer.save_pretrained(tmp_path / "student")
     documents = tmp_path / "test.jsonl"
-    documents.write_text("".join(json.dumps({"document": f"the sum of {i}"}) + "\n" for i in range(5)))
+    documents.write_text("".join(json.dumps({"source": f"the sum of {i}"}) + "\n" for i in range(5)))
     table = tmp_path / "results" / "tables" / "agreement.csv"
     assert agreement.main([str(tmp_path / "student"), str(documents), "--limit", "3", "--csv", str(table)]) == 0
     with table.open() as file:

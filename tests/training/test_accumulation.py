@@ -4,13 +4,15 @@ import pytest
 import torch
 from transformers import MBartConfig, MBartForConditionalGeneration
 
-from dqlib.config import Config, LossWeights
+from dqlib.config import Config
+from dqlib.losses import LossWeights
 from dqlib.presets import get_preset
 from dqlib.student import make_student, set_attention_maps, supervision_maps
 from dqlib.study.training.batches import Example, collate
-from dqlib.study.training.loop import DistillationObjective, TaskObjective, _tokens
+from dqlib.study.training.loop import token_counts
+from dqlib.study.training.objectives import DistillationObjective, TaskObjective
 from tests.conftest import TINY
-from tests.training.test_train import copying
+from tests.helpers.examples import copying
 
 NONE = {"task": 0.0, "logits": 0.0, "attention": 0.0, "hidden": 0.0}
 TERMS = {
@@ -23,7 +25,7 @@ TERMS = {
     "contrastive": LossWeights(**NONE, contrastive=1.0, momentum=0.0),
     "dqlib": get_preset("dqlib").loss,
 }
-CONFIGURATIONS = ["32-32-32 2-1", "2-2-8 2-1"]
+CONFIGS = ["32-32-32 2-1", "2-2-8 2-1"]
 
 
 def models(config):
@@ -50,7 +52,7 @@ def gradients(config, examples, parts, weights, steps=1, bank=None):
         student.zero_grad()
         loss = 0.0
         for each in micro_batches:
-            terms = objective.terms(student, collate(each), _tokens(micro_batches))
+            terms = objective.terms(student, collate(each), token_counts(micro_batches))
             total = sum(objective.weight(term) * value for term, value in terms.items())
             total.backward()
             loss += total.item()
@@ -62,7 +64,7 @@ def difference(ones, others):
     return max((value - others[name]).abs().max().item() for name, value in ones.items())
 
 
-@pytest.mark.parametrize("config", CONFIGURATIONS)
+@pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("term", TERMS)
 def test_micro_batches_leave_loss_and_gradients_as_they_are(term, config):
     examples = copying(8, 3)  # of different lengths, so that each split pads in its own way
@@ -86,21 +88,21 @@ def test_a_memory_bank_sees_micro_batches_one_after_another():
     # The bank mixes a token with what it kept of that token, and takes in each micro-batch before the next. So the
     # contrast does depend on the split, but only by tokens that several micro-batches of a step have in common.
     examples = distinct(8)
-    _, whole = gradients(CONFIGURATIONS[0], examples, 1, WITH_BANK, steps=2)
+    _, whole = gradients(CONFIGS[0], examples, 1, WITH_BANK, steps=2)
     for parts in (2, 4):
-        _, split = gradients(CONFIGURATIONS[0], examples, parts, WITH_BANK, steps=2)
+        _, split = gradients(CONFIGS[0], examples, parts, WITH_BANK, steps=2)
         assert difference(whole, split) < 1e-6
 
     shared = copying(8, 3)
-    _, whole = gradients(CONFIGURATIONS[0], shared, 1, WITH_BANK)
-    _, split = gradients(CONFIGURATIONS[0], shared, 4, WITH_BANK)
+    _, whole = gradients(CONFIGS[0], shared, 1, WITH_BANK)
+    _, split = gradients(CONFIGS[0], shared, 4, WITH_BANK)
     assert difference(whole, split) > 1e-6
 
 
 def test_the_reduction_of_the_published_code_grows_with_the_number_of_micro_batches():
-    # It takes means over each micro-batch, and a step is their sum: use it with one micro-batch, as the bench does.
+    # It takes means over each micro-batch, and a step is their sum: use it with one micro-batch, as the benchmark does.
     weights = get_preset("dq-bart-faithful").loss
     examples = [Example([10 + i, 20 + i, 2], [30 + i, 40 + i, 2]) for i in range(8)]  # of one length: no padding
-    loss, _ = gradients(CONFIGURATIONS[0], examples, 1, weights)
-    split_loss, _ = gradients(CONFIGURATIONS[0], examples, 2, weights)
+    loss, _ = gradients(CONFIGS[0], examples, 1, weights)
+    split_loss, _ = gradients(CONFIGS[0], examples, 2, weights)
     assert split_loss > 1.3 * loss

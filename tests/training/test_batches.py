@@ -74,14 +74,14 @@ def vars_of(training):
 def test_a_decoder_starts_from_the_token_of_its_language():
     tokenizer = train_tokenizer(["one two three"], 300, 16, ["ro", "de"])
     corpus = S.Corpus("mine", "hub", 300, 8, 8, dataset="d", languages=["ro", "de"], language="to")
-    rows = [{"document": "one", "summary": "two", "language": code} for code in ("de", "ro")]
+    rows = [{"source": "one", "target": "two", "language": code} for code in ("de", "ro")]
     encoded = encode(rows, tokenizer, corpus)
     batch = collate(encoded)
     assert batch.decoder_input_ids[:, 0].tolist() == [6, 5]
     assert batch.input_ids[:, -1].tolist() == [EOS_ID, EOS_ID]
     assert infill(Example([*range(20, 40), EOS_ID], [9], 6), random.Random(0), PRETRAINING).start == 6
-    without = encode([{"document": "one", "summary": "two"}], tokenizer, corpus)
+    without = encode([{"source": "one", "target": "two"}], tokenizer, corpus)
     assert without == [Example(encoded[0].source, encoded[0].target)]
     assert collate(without).decoder_input_ids[0, 0] == EOS_ID
     with pytest.raises(InputError, match=r"language: 'fr' .* <fr>"):
-        encode([{"document": "one", "summary": "two", "language": "fr"}], tokenizer, corpus)
+        encode([{"source": "one", "target": "two", "language": "fr"}], tokenizer, corpus)

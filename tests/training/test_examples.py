@@ -20,8 +20,8 @@ def rows():
     order = random.Random(0)
     return [
         {
-            "document": "wind \u2028 " + "stone " * order.randrange(1, 30),
-            "summary": "river " * order.randrange(1, 12),
+            "source": "wind \u2028 " + "stone " * order.randrange(1, 30),
+            "target": "river " * order.randrange(1, 12),
             "language": order.choice(["ro", "de"]),
         }
         for _ in range(95)
@@ -33,7 +33,7 @@ def made(rows, tmp_path, monkeypatch):
     """What makes examples of rows, in parts of 40 and batches of 7; and how often it was called."""
     monkeypatch.setattr(E, "PART", 40)
     monkeypatch.setattr(E, "BATCH", 7)
-    tokenizer = train_tokenizer([row["document"] + row["summary"] for row in rows], 300, 32, ["ro", "de"])
+    tokenizer = train_tokenizer([row["source"] + row["target"] for row in rows], 300, 32, ["ro", "de"])
     calls = []
 
     def make(some):
@@ -79,7 +79,7 @@ def test_stored_examples_are_those_of_memory_in_the_same_order_of_batches(rows, 
 
 def test_windows_may_be_more_or_fewer_than_rows(rows, made, tmp_path):
     *_, tokenizer = made
-    rows[0:20] = [{"document": "", "summary": ""}] * 20  # two batches without any
+    rows[0:20] = [{"source": "", "target": ""}] * 20  # two batches without any
     ours = stored(tmp_path / "tokens", rows, lambda some: windows(some, tokenizer, 8))
     assert list(ours) == windows(rows, tokenizer, 8)
     assert list(stored(tmp_path / "none", rows[:20], lambda some: windows(some, tokenizer, 8))) == []

@@ -1,5 +1,4 @@
 import csv
-import random
 from pathlib import Path
 
 import pytest
@@ -10,25 +9,14 @@ from transformers import MBartConfig, MBartForConditionalGeneration
 from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.losses import LayerMaps, LossWeights
+from dqlib.presets import Recipe
 from dqlib.student import make_student, quantized_modules
 from dqlib.study.params import settings as S
-from dqlib.study.training.batches import Example, steps
-from dqlib.study.training.loop import (
-    DistillationObjective,
-    TaskObjective,
-    TrainingError,
-    make_accelerator,
-    train,
-    validation_loss,
-)
+from dqlib.study.training.batches import steps
+from dqlib.study.training.loop import Trainer, TrainingError, make_accelerator, validation_loss
+from dqlib.study.training.objectives import DistillationObjective, TaskObjective
 from tests.conftest import TINY
-
-
-def copying(count, seed):
-    """Examples whose target is the start of their source."""
-    order = random.Random(seed)
-    rows = [[order.randrange(5, 25) for _ in range(order.randrange(3, 9))] for _ in range(count)]
-    return [Example([*row, 2], [*row[:2], 2]) for row in rows]
+from tests.helpers.examples import copying
 
 
 @pytest.fixture
@@ -45,7 +33,8 @@ def run(model, objective, folder: Path, **changes):
     data, held_out = copying(300, 0), copying(40, 1)
     accelerator = make_accelerator(training.seed, training.precision)
     before = validation_loss(model, held_out, training, accelerator)
-    model = train(model, objective, steps(data, training), held_out, training, accelerator, folder / "log.csv", "test")
+    log = folder / "log.csv"
+    model = Trainer(model, objective, steps(data, training), held_out, training, accelerator, log, "test").train()
     return before, validation_loss(model, held_out, training, accelerator)
 
 
@@ -157,7 +146,8 @@ def test_a_progressive_training_is_validated_on_the_quantized_weights_that_it_ke
     training = S.Training(steps=8, learning_rate=1e-3, batch_tokens=200, micro_batches=1, validations=4)
     batches, accelerator = steps(copying(60, 0), training), make_accelerator(0)
     log = tmp_path / "log.csv"
-    train(student, objective, batches, copying(9, 1), training, accelerator, log, "t", progressive=0.75)
+    recipe = Recipe(progressive=0.75)
+    Trainer(student, objective, batches, copying(9, 1), training, accelerator, log, "t", recipe).train()
     assert validated == [{1.0}] * 4
     assert [blend for (blend,) in objective.seen] == pytest.approx([min(1.0, step / 6) for step in range(1, 9)])
 

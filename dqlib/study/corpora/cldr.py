@@ -4,7 +4,7 @@ The Unicode Common Locale Data Repository says how each language writes dates, i
 and how it names territories, languages, currencies and units: grammar included, since Romanian writes "21 de lei"
 and "19 lei". A phrase is drawn once and rendered twice, so there are as many exact pairs as one asks for.
 
-* ``group`` tells the combination that a phrase is made of, such as the set of names of a list. Its hash decides the
+* ``group`` is the combination that a phrase is made of, such as the set of names of a list. Its hash decides the
   split, and no English phrase of one split occurs in another.
 * Some names, chosen by a hash, are kept out of all of that: ``test_unseen`` is made of them alone.
 """
@@ -12,6 +12,7 @@ and "19 lei". A phrase is drawn once and rendered twice, so there are as many ex
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -22,9 +23,15 @@ from functools import cache
 from babel import Locale, UnknownLocaleError, dates, lists, numbers, units
 
 from dqlib.errors import InputError
+from dqlib.study.corpora.rows import Row
+from dqlib.study.corpora.splits import SPLITS, TEST_PERCENT, UNSEEN, split_of
+from dqlib.study.params import settings as S
 
 #: Of a hundred names, this many are never seen in training.
 UNSEEN_PERCENT = 8
+
+#: Phrases drawn for each that is wanted before the corpus is refused as too large (some kinds have few).
+MOST_DRAWS = 20
 
 #: Kinds of names; lists are made of the first three.
 KINDS = ("territories", "languages", "currencies", "units")
@@ -75,8 +82,34 @@ def locale(code: str) -> Locale:
         raise InputError("corpus.languages", code, "codes of locales that CLDR has, such as ro, de or pt_BR") from None
 
 
-def phrases(languages: list[str], seed: int, unseen: bool = False) -> Iterator[dict[str, str]]:
-    """Endless rows with ``group``, ``language``, ``document`` (English) and ``summary``, languages in turn.
+def build(corpus: S.Corpus) -> dict[str, list[Row]]:
+    """``limit`` phrases in three splits, and as many with unseen names as a test split has; each once.
+
+    Raises:
+        InputError: CLDR lacks a language, or there are not so many phrases.
+    """
+    splits: dict[str, list[Row]] = {split: [] for split in (*SPLITS, UNSEEN)}
+    split_with: dict[str, str] = {}  # of each English text, so that none is in two splits
+    assert corpus.limit is not None  # the parameters are checked: 'cldr' needs it
+    unseen = corpus.limit * TEST_PERCENT // 100
+    for wanted, of_unseen in ((corpus.limit, False), (unseen, True)):
+        seen: set[tuple[str, str]] = set()
+        drawn = phrases(corpus.languages, corpus.seed, of_unseen)
+        for row in itertools.islice(drawn, MOST_DRAWS * wanted):
+            split = UNSEEN if of_unseen else split_of(row["group"])
+            key = row["language"], row["source"]
+            if key not in seen and split_with.setdefault(row["source"], split) == split:
+                seen.add(key)
+                splits[split].append(row)
+            if len(seen) == wanted:
+                break
+        else:
+            raise InputError("corpus.limit", corpus.limit, "fewer: there are not so many different phrases")
+    return splits
+
+
+def phrases(languages: list[str], seed: int, unseen: bool = False) -> Iterator[Row]:
+    """Endless rows with ``group``, ``language``, ``source`` (English) and ``target``, languages in turn.
 
     Args:
         languages: target languages.
@@ -95,8 +128,8 @@ def phrases(languages: list[str], seed: int, unseen: bool = False) -> Iterator[d
             yield {
                 "group": phrase.group,
                 "language": code,
-                "document": _rendered(phrase, "en"),
-                "summary": _rendered(phrase, code),
+                "source": _rendered(phrase, "en"),
+                "target": _rendered(phrase, code),
             }
 
 
@@ -177,7 +210,7 @@ def _interval(draw: _Draw) -> Phrase:
 def _duration(draw: _Draw) -> Phrase:
     delta = timedelta(seconds=round(math.exp(draw.order.uniform(0, 21.5))))
     sign = draw.order.choice((-1, 0, 1))
-    # Babel rounds: what is said in English, not the number of seconds, is the combination.
+    # Babel rounds: the English words, not the number of seconds, is the combination.
     group = f"duration {dates.format_timedelta(delta, locale='en')}"
     if not sign:
         return Phrase(group, lambda where: dates.format_timedelta(delta, locale=where))

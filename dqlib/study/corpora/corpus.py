@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
+import importlib
 import json
-import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
@@ -17,39 +14,19 @@ from transformers import PreTrainedTokenizerFast
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.languages import language_id
-from dqlib.study.corpora.cldr import phrases
-from dqlib.study.corpora.files import files_of, read_rows
-from dqlib.study.corpora.hub import fetching, hub_rows, located
-from dqlib.study.corpora.pydoc import build_pairs
-from dqlib.study.corpora.pydoc_qa import build_answers
+from dqlib.study.corpora import files, hub
 from dqlib.study.corpora.rows import Row, Rows
-from dqlib.study.corpora.tokenizer import beginning, load_tokenizer, set_source_language, train_tokenizer
+from dqlib.study.corpora.splits import SPLITS, UNSEEN, in_train, truncated
+from dqlib.study.corpora.tokenizer import load_tokenizer, set_source_language, train_tokenizer
 from dqlib.study.params import settings as S
-
-SPLITS = ("train", "validation", "test")
-#: A second test set, which only some corpora have; that of CLDR has names that training has never seen.
-UNSEEN = "test_unseen"
-
-#: Of a hundred groups of the embedded corpus, this many go to validation and to test.
-VALIDATION_PERCENT, TEST_PERCENT = 4, 5
-
-#: Phrases drawn for each that is wanted before the corpus is said to be too large (some kinds have few).
-MOST_DRAWS = 20
-
-#: Words of the runs by which texts are compared. Where a script has no spaces, a character counts as a word.
-RUN = 8
-_NO_SPACES = "\u0e00-\u0eff\u0f00-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_NO_SPACES}]|[^\s{_NO_SPACES}]+")
-
-#: Texts that are tokenized at a time to be counted.
-COUNTED = 500
+from dqlib.study.params.corpus import EMBEDDED
 
 
 @dataclass(frozen=True)
 class LoadedCorpus:
-    """A built corpus: rows with ``document`` and ``summary`` by split, the tokenizer, and what is known of it.
+    """A built corpus: rows with ``source`` and ``target`` by split, the tokenizer, and what is known of it.
 
-    In a translation each row has a ``language``, that of its ``summary``. Rows are read when they are asked for.
+    In a translation each row has a ``language``, that of its ``target``. Rows are read when they are asked for.
     """
 
     splits: dict[str, Rows]
@@ -74,7 +51,7 @@ def build_corpus(corpus: S.Corpus, folder: str | Path, tokenizer_folder: str | P
         InputError: a file, column, package or locale is missing or bad, a language has no token in a ready
             tokenizer, or a split is empty.
     """
-    made = {"embedded": _embedded, "files": _from_files, "hub": _from_hub}[corpus.source](corpus)
+    made = _rows_of_splits(corpus)
     with atomic_folder(folder) as scratch:
         digest = hashlib.sha256()
         splits = {split: _written(rows, scratch / f"{split}.jsonl", digest) for split, rows in made.items()}
@@ -83,52 +60,25 @@ def build_corpus(corpus: S.Corpus, folder: str | Path, tokenizer_folder: str | P
                 raise InputError(f"corpus.{split}", 0, "a split with at least one pair; allow more pairs or packages")
         tokenizer = _tokenizer(corpus, splits["train"], tokenizer_folder)
         tokenizer.save_pretrained(scratch / "tokenizer")
-        documents, summaries = (_in_train(splits, column) for column in ("document", "summary"))
+        sources, targets = (in_train(splits, column) for column in ("source", "target"))
         info = {
             "name": corpus.name,
-            "source": corpus.source,
+            "origin": corpus.origin,
             "sha256": digest.hexdigest(),
             "sizes": {split: len(rows) for split, rows in splits.items()},
-            "truncated": _truncated(splits, tokenizer, corpus),
-            "overlap": documents["test"][0],
-            "summary_overlap": summaries["test"][0],
-            "in_train": {
-                split: {"documents": documents[split][1], "summaries": summaries[split][1]} for split in documents
-            },
+            "truncated": truncated(splits, tokenizer, corpus),
+            "source_overlap": sources["test"][0],
+            "target_overlap": targets["test"][0],
+            "in_train": {split: {"sources": sources[split][1], "targets": targets[split][1]} for split in sources},
         }
         (scratch / "corpus.json").write_text(json.dumps(info, indent=2) + "\n")
-
-
-def source_digests(corpus: S.Corpus) -> dict[str, list[str]]:
-    """SHA-256 of the files that each split is read from; nothing for corpora that are not from files.
-
-    Raises:
-        InputError: a file is missing.
-    """
-    if corpus.source != "files":
-        return {}
-    files = {split: files_of(path, _columns(corpus)) for split, path in _named_files(corpus).items()}
-    return {split: [_digest(path, *_last_change(path)) for path in paths] for split, paths in files.items()}
-
-
-def _last_change(path: Path) -> tuple[int, int]:
-    """Size of a file, and when it was changed last, in nanoseconds."""
-    told = path.stat()
-    return told.st_size, told.st_mtime_ns
-
-
-@cache
-def _digest(path: Path, *_: int) -> str:
-    """SHA-256 of a file, computed once for each of its changes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_corpus(folder: str | Path) -> LoadedCorpus:
     """Read a corpus that :func:`build_corpus` wrote."""
     folder = Path(folder)
-    files = {split: folder / f"{split}.jsonl" for split in (*SPLITS, UNSEEN)}
-    splits = {split: Rows(file) for split, file in files.items() if split in SPLITS or file.is_file()}
+    paths = {split: folder / f"{split}.jsonl" for split in (*SPLITS, UNSEEN)}
+    splits = {split: Rows(path) for split, path in paths.items() if split in SPLITS or path.is_file()}
     return LoadedCorpus(splits, load_tokenizer(folder / "tokenizer"), load_info(folder), folder)
 
 
@@ -137,12 +87,11 @@ def load_info(folder: str | Path) -> dict:
     return json.loads((Path(folder) / "corpus.json").read_text())
 
 
-def split_of(group: str) -> str:
-    """Split of a content group: a hash decides, so that a module is in one split, here and everywhere."""
-    percent = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) % 100
-    if percent < TEST_PERCENT:
-        return "test"
-    return "validation" if percent < TEST_PERCENT + VALIDATION_PERCENT else "train"
+def _rows_of_splits(corpus: S.Corpus) -> Mapping[str, Iterable[Row]]:
+    """The rows of every split, from where the parameters say."""
+    if corpus.origin == "embedded":
+        return importlib.import_module(EMBEDDED[corpus.name].module).build(corpus)
+    return files.build(corpus) if corpus.origin == "files" else hub.build(corpus)
 
 
 def _written(rows: Iterable[Row], path: Path, digest: hashlib._Hash) -> Rows:
@@ -157,139 +106,16 @@ def _written(rows: Iterable[Row], path: Path, digest: hashlib._Hash) -> Rows:
 
 def _tokenizer(corpus: S.Corpus, train: Sequence[Row], folder: str | Path | None) -> PreTrainedTokenizerFast:
     """The tokenizer of that folder, the ready one that the corpus names, or one trained on the training split."""
-    if folder is None and corpus.tokenizer is None:
-        texts = (text for row in train for text in (row["document"], row["summary"]))
-        longest = max(corpus.source_tokens, corpus.target_tokens)
-        return train_tokenizer(texts, corpus.vocab_size, longest, corpus.languages)
     if folder is not None:
         tokenizer = load_tokenizer(folder)
+    elif corpus.tokenizer is not None:
+        with hub.fetching("corpus.tokenizer", corpus.tokenizer):
+            tokenizer = load_tokenizer(*hub.located(corpus.tokenizer, corpus.tokenizer_revision))
     else:
-        with fetching("corpus.tokenizer", corpus.tokenizer):
-            tokenizer = load_tokenizer(*located(corpus.tokenizer, corpus.tokenizer_revision))
+        texts = (text for row in train for text in (row["source"], row["target"]))
+        longest = max(corpus.source_tokens, corpus.target_tokens)
+        return train_tokenizer(texts, corpus.vocab_size, longest, corpus.languages)
     set_source_language(tokenizer, corpus.source_language)
     for language in corpus.languages:
         language_id(tokenizer, language)
     return tokenizer
-
-
-def _embedded(corpus: S.Corpus) -> dict[str, list[Row]]:
-    if corpus.name == "cldr":
-        return _translations(corpus)
-    build = {"pydoc": build_pairs, "pydoc-qa": build_answers}[corpus.name]
-    pairs = build(corpus.packages, processes=S.available_cores())
-    # In the order of a hash, so that the first so many of a split are an even sample over all packages.
-    pairs.sort(key=lambda pair: hashlib.sha256(f"{pair.name} {pair.summary}".encode()).digest())
-    pairs = pairs[: corpus.limit]
-    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    for pair in pairs:
-        row = {"group": pair.group, "name": pair.name, "document": pair.document, "summary": pair.summary}
-        splits[split_of(pair.group)].append(row)
-    return splits
-
-
-def _translations(corpus: S.Corpus) -> dict[str, list[Row]]:
-    """``limit`` phrases in three splits, and as many with unseen names as a test split has; each once."""
-    splits: dict[str, list[Row]] = {split: [] for split in (*SPLITS, UNSEEN)}
-    split_with: dict[str, str] = {}  # of each English text, so that none is in two splits
-    unseen = corpus.limit * TEST_PERCENT // 100
-    for wanted, of_unseen in ((corpus.limit, False), (unseen, True)):
-        seen: set[tuple[str, str]] = set()
-        drawn = phrases(corpus.languages, corpus.seed, of_unseen)
-        for row in itertools.islice(drawn, MOST_DRAWS * wanted):
-            split = UNSEEN if of_unseen else split_of(row["group"])
-            key = row["language"], row["document"]
-            if key not in seen and split_with.setdefault(row["document"], split) == split:
-                seen.add(key)
-                splits[split].append(row)
-            if len(seen) == wanted:
-                break
-        else:
-            raise InputError("corpus.limit", corpus.limit, "fewer: there are not so many different phrases")
-    return splits
-
-
-def _from_files(corpus: S.Corpus) -> dict[str, list[Row]]:
-    return {
-        split: [
-            _named(row[corpus.document], row[corpus.summary], row.get(corpus.language), corpus, path)
-            for row in read_rows(path, _columns(corpus))[: corpus.limit]
-        ]
-        for split, path in _named_files(corpus).items()
-    }
-
-
-def _named_files(corpus: S.Corpus) -> dict[str, str]:
-    """Path of each split's file, as the parameters have it."""
-    return {split: getattr(corpus, split) for split in (*SPLITS, UNSEEN) if getattr(corpus, split)}
-
-
-def _columns(corpus: S.Corpus) -> list[str]:
-    return [corpus.document, corpus.summary, *([corpus.language] if corpus.language else [])]
-
-
-def _named(document: str, summary: str, language: str | None, corpus: S.Corpus, path: str) -> Row:
-    """A row of a file or of the hub under our names for its columns, with its language where there are any."""
-    named = {"document": document.strip(), "summary": summary.strip()}
-    if corpus.languages:
-        named["language"] = language if corpus.language else corpus.languages[0]
-        if named["language"] not in corpus.languages:
-            allowed = f"one of {', '.join(corpus.languages)}, the languages that have a token"
-            raise InputError(f"{path}, column {corpus.language}", named["language"], allowed)
-    return named
-
-
-def _from_hub(corpus: S.Corpus) -> dict[str, Iterator[Row]]:
-    texts = {name: hub_rows(corpus, getattr(corpus, name) or name) for name in SPLITS}
-    rows = {
-        name: (_named(*texts_of_row, corpus, corpus.dataset) for texts_of_row in each) for name, each in texts.items()
-    }
-    return {
-        name: itertools.islice((row for row in each if row["document"] and row["summary"]), corpus.limit)
-        for name, each in rows.items()
-    }
-
-
-def _truncated(
-    splits: Mapping[str, Sequence[Row]], tokenizer: PreTrainedTokenizerFast, corpus: S.Corpus
-) -> dict[str, dict[str, int]]:
-    """How many documents and summaries of each split are longer than the model reads."""
-
-    def longer(rows: Sequence[Row], column: str, most: int) -> int:
-        texts, count = (row[column] for row in rows), 0
-        while some := list(itertools.islice(texts, COUNTED)):
-            read = [beginning(text, most) for text in some]
-            ids = tokenizer(read, verbose=False)["input_ids"]
-            count += sum(len(ids[i]) > most or len(read[i]) < len(some[i]) for i in range(len(some)))
-        return count
-
-    return {
-        split: {
-            "documents": longer(rows, "document", corpus.source_tokens),
-            "summaries": longer(rows, "summary", corpus.target_tokens),
-        }
-        for split, rows in splits.items()
-    }
-
-
-def _in_train(splits: Mapping[str, Sequence[Row]], column: str) -> dict[str, tuple[float, float]]:
-    """Of each other split, the part of the texts that train has too: of long ones alone, and of all.
-
-    A text of :data:`RUN` words or more is there if train has half or more of its runs of so many, a shorter one if
-    train has a text of the same words.
-    """
-
-    def runs(text: str) -> set[tuple[str, ...]]:
-        words = [sys.intern(word) for word in _WORD.findall(text.lower().split(": ", 1)[-1])]
-        return {tuple(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
-
-    held_out = {split: [runs(row[column]) for row in rows] for split, rows in splits.items() if split != "train"}
-    wanted = set().union(*itertools.chain.from_iterable(held_out.values()))
-    train: set[tuple[str, ...]] = set()
-    for row in splits["train"]:
-        train |= runs(row[column]) & wanted
-    parts = {}
-    for split, texts in held_out.items():
-        shared = [each for each in texts if len(each & train) >= len(each) / 2]
-        long = sum(len(next(iter(each))) == RUN for each in shared)
-        parts[split] = round(long / len(texts), 4), round(len(shared) / len(texts), 4)
-    return parts

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +17,9 @@ import pyarrow.parquet
 import pyarrow.types
 
 from dqlib.errors import InputError
+from dqlib.study.corpora.rows import Row, named_row
+from dqlib.study.corpora.splits import SPLITS, UNSEEN
+from dqlib.study.params import settings as S
 from dqlib.study.params.paths import project_root
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
@@ -36,7 +41,7 @@ def read_rows(path: str | Path, columns: list[str]) -> list[dict[str, str]]:
 
     Raises:
         InputError: the file is missing, unreadable, empty or of another kind; a column is missing; a
-            line is bad (its number is told); text files do not have the same lines.
+            line is bad (the message has its number); text files do not have the same lines.
     """
     path = project_root() / path
     rows = _aligned_rows(path, columns) if "*" in path.name else _file_rows(path, columns)
@@ -58,6 +63,55 @@ def files_of(path: str | Path, columns: list[str]) -> list[Path]:
     return files
 
 
+def build(corpus: S.Corpus) -> dict[str, list[Row]]:
+    """The rows of every split of a corpus from files.
+
+    Raises:
+        InputError: a file, column or line is missing or bad, or a language has no token.
+    """
+    return {
+        split: [
+            named_row(row[corpus.source], row[corpus.target], row.get(corpus.language or ""), corpus, path)
+            for row in read_rows(path, _columns(corpus))[: corpus.limit]
+        ]
+        for split, path in _named_files(corpus).items()
+    }
+
+
+def file_digests(corpus: S.Corpus) -> dict[str, list[str]]:
+    """SHA-256 of the files that each split is read from; nothing for corpora that are not from files.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    if corpus.origin != "files":
+        return {}
+    files = {split: files_of(path, _columns(corpus)) for split, path in _named_files(corpus).items()}
+    return {split: [_digest(path, *_last_change(path)) for path in paths] for split, paths in files.items()}
+
+
+def _last_change(path: Path) -> tuple[int, int]:
+    """Size of a file, and when it was changed last, in nanoseconds."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@cache
+def _digest(path: Path, *_: int) -> str:
+    """SHA-256 of a file, computed once for each of its changes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _named_files(corpus: S.Corpus) -> dict[str, str]:
+    """Path of each split's file, as the parameters have it."""
+    return {split: getattr(corpus, split) for split in (*SPLITS, UNSEEN) if getattr(corpus, split)}
+
+
+def _columns(corpus: S.Corpus) -> list[str]:
+    return [corpus.source, corpus.target, *([corpus.language] if corpus.language else [])]
+
+
 def _file_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
     _check_exists(path)
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
@@ -70,7 +124,7 @@ def _file_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
 
 
 def _aligned_rows(pattern: Path, columns: list[str]) -> list[dict[str, str]]:
-    """Rows whose columns are text files with one text a line; lines that are blank in all of them are no rows."""
+    """Rows whose columns are text files with one text per line; lines that are blank in all of them are no rows."""
     paths = _by_column(pattern, columns)
     texts = {column: [line for _, line in _lines(path, "text")] for column, path in paths.items()}
     fewest = min(columns, key=lambda column: len(texts[column]))
@@ -107,7 +161,7 @@ def _lines(path: Path, kind: str) -> Iterator[tuple[int, str]]:
         raise _unreadable(path, kind, error, number + 1) from None
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> gzip.GzipFile | IO[bytes]:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 

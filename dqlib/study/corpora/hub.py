@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ from huggingface_hub.utils import get_session
 
 from dqlib.errors import InputError
 from dqlib.files import DiskFullError, room_in
-from dqlib.study.params.blocks import ARCHITECTURES
+from dqlib.study.corpora.rows import Row, named_row
+from dqlib.study.corpora.splits import SPLITS
+from dqlib.study.params.model import ARCHITECTURES
 from dqlib.study.params.paths import project_root
 
 if TYPE_CHECKING:
@@ -103,9 +106,9 @@ def checkpoint_shape(field: str, name: str, revision: str | None = None) -> dict
         InputError: it is not there, or not a BART or mBART.
     """
     with fetching(field, name):
-        source, revision = located(name, revision)
-        path = Path(source, "config.json")
-        if source == name:
+        place, revision = located(name, revision)
+        path = Path(place, "config.json")
+        if place == name:
             path = huggingface_hub.hf_hub_download(name, path.name, revision=revision)
         config = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(config, dict):
@@ -115,8 +118,24 @@ def checkpoint_shape(field: str, name: str, revision: str | None = None) -> dict
     return {ours: config[theirs] for ours, theirs in SHAPE.items() if theirs in config}
 
 
+def build(corpus: S.Corpus) -> dict[str, Iterator[Row]]:
+    """The rows of every split of a corpus from the hub, read when they are asked for; empty texts are left out.
+
+    Raises:
+        InputError: the data set cannot be reached, a column is missing, or a language has no token.
+    """
+
+    def rows(split: str) -> Iterator[Row]:
+        for source, target, language in hub_rows(corpus, split):
+            row = named_row(source, target, language, corpus, corpus.dataset or "")
+            if row["source"] and row["target"]:
+                yield row
+
+    return {name: itertools.islice(rows(getattr(corpus, name) or name), corpus.limit) for name in SPLITS}
+
+
 def hub_rows(corpus: S.Corpus, split: str) -> Iterator[tuple[str, str, str | None]]:
-    """Document, summary and language of the rows of a split, none of them kept; empty texts where a row has none.
+    """Source, target and language of the rows of a split, none of them kept; empty texts where a row has none.
 
     Args:
         corpus: its data set, columns and support documents.
@@ -125,25 +144,26 @@ def hub_rows(corpus: S.Corpus, split: str) -> Iterator[tuple[str, str, str | Non
     Raises:
         InputError: the data set cannot be reached, or a column is missing.
     """
+    assert corpus.dataset is not None  # the parameters are checked
     data = _loaded(corpus.dataset, corpus.dataset_config, split, corpus.revision, "corpus.dataset")
-    paths = [corpus.document, corpus.summary, *([corpus.language] if corpus.language else [])]
+    paths = [corpus.source, corpus.target, *([corpus.language] if corpus.language else [])]
     passages = None
     if corpus.support is not None:
         paths.append(corpus.support.id)
         passages = _Passages(corpus.support)
     data = _with_columns(data, paths)
     for row in data:
-        document, summary = (next(_texts(row, path), "") for path in (corpus.document, corpus.summary))
-        if passages is not None and document:
-            document = passages.added_to(document, row[corpus.support.id])
-        yield document, summary, row[corpus.language] if corpus.language else None
+        source, target = (next(_texts(row, path), "") for path in (corpus.source, corpus.target))
+        if passages is not None and source:
+            source = passages.added_to(source, row[passages.support.id])
+        yield source, target, row[corpus.language] if corpus.language else None
 
 
 class _Passages:
     """Support documents by the id of their question; in memory is where each of them is."""
 
     def __init__(self, support: S.Support) -> None:
-        self._support = support
+        self.support = support
         self._splits = list(_loaded(support.dataset, None, None, support.revision, "corpus.support.dataset").values())
         self._splits = [_with_columns(data, [support.id, support.text]) for data in self._splits]
         self._places: dict[str, tuple[int, int]] = {}
@@ -156,7 +176,7 @@ class _Passages:
         if name not in self._places:
             return ""
         number, place = self._places[name]
-        texts = list(_texts(self._splits[number][place], self._support.text))
+        texts = list(_texts(self._splits[number][place], self.support.text))
         return f"question: {question} context: {' '.join(f'<P> {text}' for text in texts)}" if texts else ""
 
 
@@ -222,7 +242,7 @@ def _only_the_cache(wanted: bool) -> Iterator[None]:
         return
     import datasets
 
-    places = huggingface_hub.constants, datasets.config
+    places: tuple[Any, Any] = (huggingface_hub.constants, datasets.config)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
         for place in places:

@@ -4,8 +4,8 @@ Docstrings of the standard library and of the study's own dependencies are read 
 Nothing is imported, so building the corpus runs none of that code. PEP 257 asks for a one-line
 summary, a blank line, and a body; that convention is the annotation:
 
-* summary: the first line of the docstring,
-* document: the qualified name, as it is and in words, and the body.
+* target: the first line of the docstring,
+* source: the qualified name, as it is and in words, and the body.
 
 The name in words is there because ``PeriodIndex`` and "period index" share no token: a model of this size
 cannot learn their relation from so little text.
@@ -14,6 +14,8 @@ cannot learn their relation from so little text.
 from __future__ import annotations
 
 import ast
+import dataclasses
+import hashlib
 import importlib.util
 import inspect
 import re
@@ -25,6 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dqlib.errors import InputError
+from dqlib.study.corpora.rows import Row
+from dqlib.study.corpora.splits import SPLITS, split_of
+from dqlib.study.params import settings as S
 
 #: What may have a docstring.
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -39,12 +44,32 @@ MIN_BODY_WORDS = 8
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One document with its summary; ``group`` (the module) decides the split."""
+    """A source with its target; ``group`` (the module) decides the split."""
 
     group: str
     name: str
-    document: str
-    summary: str
+    source: str
+    target: str
+
+
+def build(corpus: S.Corpus) -> dict[str, list[Row]]:
+    """The rows of every split.
+
+    Raises:
+        InputError: a package is not installed.
+    """
+    return in_splits(build_pairs(corpus.packages, processes=S.available_cores()), corpus.limit)
+
+
+def in_splits(pairs: list[Pair], limit: int | None) -> dict[str, list[Row]]:
+    """Rows of at most ``limit`` pairs in their splits.
+
+    They are in the order of a hash, so that the first so many of a split are an even sample over all packages.
+    """
+    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for pair in sorted(pairs, key=lambda pair: hashlib.sha256(f"{pair.name} {pair.target}".encode()).digest())[:limit]:
+        splits[split_of(pair.group)].append(dataclasses.asdict(pair))
+    return splits
 
 
 def package_folder(package: str) -> Path:
@@ -74,7 +99,7 @@ def python_files(package: str) -> list[tuple[str, Path]]:
 
 
 def module_pairs(module: str, path: Path) -> list[Pair]:
-    """Document-summary pairs of one file; none where the file cannot be read or parsed."""
+    """Pairs of one file; none where the file cannot be read or parsed."""
     found = documented(module, path)
     return [pair for name, _, docstring in found if (pair := _pair(module, name, docstring)) is not None]
 
@@ -82,7 +107,7 @@ def module_pairs(module: str, path: Path) -> list[Pair]:
 def build_pairs(
     packages: list[str], processes: int = 1, of_module: Callable[[str, Path], list[Pair]] = module_pairs
 ) -> list[Pair]:
-    """Pairs of all packages, in a fixed order, each summary once (the first wins).
+    """Pairs of all packages, in a fixed order, each target once (the first wins).
 
     Args:
         packages: importable package names, and ``"stdlib"``.
@@ -101,7 +126,7 @@ def build_pairs(
     seen: set[str] = set()
     unique = []
     for pair in (pair for pairs in modules for pair in pairs):
-        key = re.sub(r"\W+", " ", pair.summary.lower()).strip()
+        key = re.sub(r"\W+", " ", pair.target.lower()).strip()
         if key not in seen:
             seen.add(key)
             unique.append(pair)

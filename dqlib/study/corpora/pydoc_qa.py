@@ -3,9 +3,9 @@
 Docstrings describe arguments in a few conventions (Google, NumPy, reStructuredText); ``docstring_parser`` reads them
 all. Each description becomes the answer to a question, as long-form question answering has it:
 
-* document: the question, and as its support the function's summary, the argument as the signature has it, and the
+* source: the question, and as its support the function's summary, the argument as the signature has it, and the
   names of the others,
-* summary: the description, 12 to 80 words.
+* target: the description, 12 to 80 words.
 
 As in :mod:`dqlib.study.corpora.pydoc`, files are parsed and never imported, and the module decides the split.
 """
@@ -19,13 +19,24 @@ from pathlib import Path
 
 import docstring_parser
 
-from dqlib.study.corpora.pydoc import Documented, Pair, build_pairs, documented, name_in_words
+from dqlib.study.corpora.pydoc import Documented, Pair, build_pairs, documented, in_splits, name_in_words
+from dqlib.study.corpora.rows import Row
+from dqlib.study.params import settings as S
 
 #: Shortest and longest answer, in words.
 ANSWER_WORDS = (12, 80)
 
 #: What a file has to contain to describe an argument in some convention.
 DESCRIBES = re.compile(rb"(Arg|Argument|Param|Parameter|Attribute)s?:?\s*\n|[:@](param|arg|key|keyword)")
+
+
+def build(corpus: S.Corpus) -> dict[str, list[Row]]:
+    """The rows of every split.
+
+    Raises:
+        InputError: a package is not installed.
+    """
+    return in_splits(build_answers(corpus.packages, processes=S.available_cores()), corpus.limit)
 
 
 def build_answers(packages: list[str], processes: int = 1) -> list[Pair]:
@@ -74,11 +85,11 @@ def _answers(module: str, name: str, node: Documented, docstring: str) -> list[P
         return []
     name = name.removesuffix(".__init__")
     summary = " ".join((parsed.short_description or "").split())
-    told, names = f"{name}: {name_in_words(name)}. {summary}", ", ".join(known)
+    support, names = f"{name}: {name_in_words(name)}. {summary}", ", ".join(known)
     return [
-        Pair(module, f"{name}({argument})", f"{question(argument, name)} {told} {known[argument]} ({names})", answer)
+        Pair(module, f"{name}({argument})", f"{question(argument, name)} {support} {known[argument]} ({names})", answer)
         for argument, answer in answers.items()
-        if answer not in told  # a docstring of an unknown convention is all summary
+        if answer not in support  # a docstring of an unknown convention is all summary
     ]
 
 

@@ -8,11 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
+from dqlib.errors import InputError
+from dqlib.study.params import settings as S
+
 Row = dict[str, str]
 
 
 class Rows(Sequence[Row]):
-    """The rows of a JSON Lines file; what is in memory is where each line begins, 8 bytes a row.
+    """The rows of a JSON Lines file; what is in memory is where each line begins, 8 bytes per row.
 
     A slice is rows again, and reads nothing. Rows equal a list of the same rows.
     """
@@ -53,7 +56,7 @@ class Rows(Sequence[Row]):
             return NotImplemented
         return len(self) == len(other) and all(ours == theirs for ours, theirs in zip(self, other, strict=True))
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"Rows({str(self.path)!r}, {len(self):,} rows)"
@@ -66,3 +69,15 @@ def _line_starts(path: Path) -> array:
             starts.append(place)
             place += len(line)
     return starts
+
+
+def named_row(source: str, target: str, language: str | None, corpus: S.Corpus, path: str) -> Row:
+    """A row of a file or of the hub under our names for its columns, with its language where there are any."""
+    named = {"source": source.strip(), "target": target.strip()}
+    if corpus.languages:
+        language = language if corpus.language else corpus.languages[0]
+        if language not in corpus.languages:
+            allowed = f"one of {', '.join(corpus.languages)}, the languages that have a token"
+            raise InputError(f"{path}, column {corpus.language}", language, allowed)
+        named["language"] = language
+    return named

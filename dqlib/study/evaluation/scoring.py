@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from dqlib.errors import InputError
 from dqlib.files import write_text
-from dqlib.study.corpora.corpus import LoadedCorpus, Row
+from dqlib.study.corpora.corpus import LoadedCorpus
+from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation import bleu as translation_metrics
 from dqlib.study.evaluation.bootstrap import bootstrap_interval, interval, resampled_sums
 from dqlib.study.evaluation.generation import generate
@@ -64,11 +65,11 @@ def text_scores(rows: Sequence[Row], predictions: Sequence[str], resamples: int)
     """ROUGE and lengths of summaries or answers; ROUGE-L, the headline, for each document.
 
     Args:
-        rows: with ``document``, ``summary`` and ``test_set``; the scores are those of the test set ``test``.
+        rows: with ``source``, ``target`` and ``test_set``; the scores are those of the test set ``test``.
         predictions: one per row.
         resamples: of the bootstrap.
     """
-    by_document = rouge([row["summary"] for row in rows], predictions)
+    by_document = rouge([row["target"] for row in rows], predictions)
     details: list[Detail] = []
     for test_set, places in _places(rows, lambda row: row["test_set"]).items():
         signature = f"rouge-score {version('rouge-score')}|stemmer:porter|f-measure"
@@ -92,12 +93,12 @@ def translation_scores(
     """BLEU (the headline), chrF, exact matches and lengths by test set and language; chrF and match of each sentence.
 
     Args:
-        rows: with ``document``, ``summary``, ``language`` and ``test_set``.
+        rows: with ``source``, ``target``, ``language`` and ``test_set``.
         predictions: one per row.
         resamples: of the bootstrap.
         language: the one that is judged; the scores are its own on the test set ``test``.
     """
-    references = [row["summary"] for row in rows]
+    references = [row["target"] for row in rows]
     sentences = translation_metrics.sentence_chrf(references, predictions)
     matches = translation_metrics.exact(references, predictions)
     details: list[Detail] = []
@@ -130,7 +131,7 @@ def _lengths(
     test_set: str, language: str | None, rows: Sequence[Row], predictions: Sequence[str], resamples: int
 ) -> list[Detail]:
     """Mean words of predictions and of references, and their ratio."""
-    both = np.stack([_words(predictions), _words([row["summary"] for row in rows])], axis=1)  # (documents, 2)
+    both = np.stack([_words(predictions), _words([row["target"] for row in rows])], axis=1)  # (documents, 2)
     sums, resampled = both.sum(axis=0), resampled_sums(both, resamples)
     ratio = sums[0] / sums[1]
     measured = [
@@ -150,7 +151,7 @@ def _words(texts: Sequence[str]) -> np.ndarray:
 
 
 def _line(row: Row, prediction: str) -> Line:
-    return {"document": row["document"], "reference": row["summary"], "prediction": prediction}
+    return {"source": row["source"], "reference": row["target"], "prediction": prediction}
 
 
 def _key(row: Row) -> tuple[str, str | None]:

@@ -34,14 +34,14 @@ KINDS = ("weights", "embedding", "positions", "rest")
 
 
 def lengths(corpus: LoadedCorpus, spec: S.Corpus) -> Figure:
-    """Histograms of document and summary lengths in tokens, with the length that the model reads.
+    """Histograms of source and target lengths in tokens, with the length that the model reads.
 
     A bar has texts that are read whole or texts that are cut, not both; the last one has all that are longer, too.
     """
     with matplotlib.rc_context(STYLE):
         figure, panels = pyplot.subplots(1, 2, figsize=(6.4, 2.6), layout="constrained")
         for axes, column, most in zip(
-            panels, ("document", "summary"), (spec.source_tokens, spec.target_tokens), strict=True
+            panels, ("source", "target"), (spec.source_tokens, spec.target_tokens), strict=True
         ):
             texts = [row[column] for row in corpus.splits["validation"]]
             counts = [len(ids) for ids in corpus.tokenizer(texts, verbose=False)["input_ids"]]
@@ -141,8 +141,8 @@ def predictions(folders: dict[str, Path], count: int = 5) -> None:
     }
     first = next(iter(read.values()))
     for i in range(0, len(first), max(1, len(first) // count))[:count]:
-        document = first[i]["document"]
-        print("document: ", document[:300] + (" ..." if len(document) > 300 else ""))
+        source = first[i]["source"]
+        print("source:    ", source[:300] + (" ..." if len(source) > 300 else ""))
         print("reference:", first[i]["reference"], f"({first[i]['language']})" if "language" in first[i] else "")
         for name, lines in read.items():
             print(f"{name + ':':<10}", lines[i]["prediction"])

@@ -18,13 +18,21 @@ from dqlib.errors import InputError
 #: Most bytes of a parameter file, levels in it, and characters of a number.
 LONGEST_FILE, DEEPEST, LONGEST_NUMBER = 1_000_000, 16, 40
 
+#: Most of what is counted, and most tokens of a text; beyond it nothing that is here could be done.
+MANY, LONGEST = 10**9, 10**5
+#: That random numbers can start from.
+SEEDS = (0, 2**32 - 1)
+
+#: In the metadata of a field that is a dictionary of blocks: the keys that they may have, beside the other fields'.
+NAMED_BLOCKS = "named blocks"
+
 _YAML = "tag:yaml.org,2002:"
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's reader, which calls itself for every level and so has to be told where to stop."""
+    """PyYAML's reader, which calls itself for every level and so needs a limit."""
 
     _depth = 0
 
@@ -102,7 +110,7 @@ def _scalar(node: yaml.ScalarNode, where: str) -> str | int | float | bool | Non
     raise InputError(where or "params", text, allowed)
 
 
-def build(cls: type, data: Any, where: str) -> Any:
+def build(cls: Any, data: Any, where: str) -> Any:
     """An instance of a dataclass from nested dictionaries, every error with its full name.
 
     Args:
@@ -117,13 +125,19 @@ def build(cls: type, data: Any, where: str) -> Any:
         raise InputError(where or "params", data, f"a block with {', '.join(f.name for f in dataclasses.fields(cls))}")
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls)}
+    named = {name: tuple(spec.metadata[NAMED_BLOCKS]) for name, spec in known.items() if NAMED_BLOCKS in spec.metadata}
+    keys = [key for name in known for key in named.get(name, (name,))]
     dotted = f"{where}." if where else ""
     for key in data:
-        if key not in known:
-            raise InputError(f"{dotted}{key}", data[key], f"left out: the keys here are {', '.join(known)}")
+        if key not in keys:
+            raise InputError(f"{dotted}{key}", data[key], f"left out: the keys here are {', '.join(keys)}")
     values = {}
     for name, spec in known.items():
-        if name in data:
+        if name in named:
+            block = typing.get_args(hints[name])[1]
+            given = [key for key in named[name] if data.get(key) is not None]
+            values[name] = {key: build(block, data[key], f"{dotted}{key}") for key in given}
+        elif name in data:
             values[name] = _value(hints[name], data[name], f"{dotted}{name}")
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise InputError(f"{dotted}{name}", None, "given")

@@ -1,8 +1,7 @@
 """The parameters of a study: read from YAML, checked at once, before any work.
 
 A parameter file is a profile: it sets sizes and sources, never code. Every key is a field of a
-dataclass here or in :mod:`dqlib.study.params.blocks`, an unknown key is an error, and a wrong value is told with its full
-name.
+dataclass of this room, an unknown key is an error, and the message about a wrong value has its full name.
 """
 
 from __future__ import annotations
@@ -15,26 +14,18 @@ from typing import Any
 from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.presets import QUANTIZATION_ONLY, get_preset
-from dqlib.study.params.blocks import (
-    SIZES,
-    TASKS,
-    Corpus,
-    Distillation,
-    Evaluation,
-    Finetuning,
-    Loop,
-    Methods,
-    Model,
-    Pretraining,
-    Run,
-    Training,
-)
+from dqlib.study.params.corpus import Corpus, Support
+from dqlib.study.params.evaluation import Evaluation
+from dqlib.study.params.methods import Methods, Run
+from dqlib.study.params.model import SIZES, Model
 from dqlib.study.params.paths import Folders, project_root
-from dqlib.study.params.schema import a_name, bounded, build, read
+from dqlib.study.params.schema import NAMED_BLOCKS, a_name, bounded, build, read
+from dqlib.study.params.tasks import TASKS
+from dqlib.study.params.training import Distillation, Finetuning, Loop, Pretraining, Training
 
 __all__ = [
     "SIZES", "TASKS", "Compute", "Corpus", "Distillation", "Evaluation", "Finetuning", "Loop", "Methods", "Model",
-    "Pretraining", "Run", "Settings", "Task", "Training", "available_cores", "load_settings", "profile_path",
+    "Pretraining", "Run", "Settings", "Support", "Task", "Training", "available_cores", "load_settings", "profile_path",
 ]  # fmt: skip
 
 
@@ -114,15 +105,13 @@ class Compute:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a profile sets; a profile has one task or more. Its ``note`` opens the page of its results."""
+    """Everything that a profile sets; its ``tasks`` are one or more, by name. Its ``note`` opens the results."""
 
     profile: str
     results: str
     compute: Compute
+    tasks: dict[str, Task] = field(metadata={NAMED_BLOCKS: TASKS})
     note: str = ""
-    summarization: Task | None = None
-    eli5: Task | None = None
-    translation: Task | None = None
 
     def __post_init__(self) -> None:
         a_name("profile", self.profile)
@@ -132,19 +121,14 @@ class Settings:
         for name in self.tasks:
             self._check_languages(name)
             self._check_micro_batches(name)
-            if getattr(self, name).model.base_task:
+            if self.tasks[name].model.base_task:
                 self._check_base(name)
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that this profile has."""
-        return tuple(name for name in TASKS if getattr(self, name) is not None)
 
     @property
     def in_pipeline(self) -> bool:
         """Whether the stages of ``dvc.yaml`` make it: all tasks, none of the hub, summarization pre-trained."""
-        of_hub = any(self.task(name).corpus.source == "hub" for name in self.tasks)
-        return self.tasks == TASKS and not of_hub and self.pretrained_folder(TASKS[0]) is not None
+        of_hub = any(task.corpus.origin == "hub" for task in self.tasks.values())
+        return list(self.tasks) == list(TASKS) and not of_hub and self.pretrained_folder("summarization") is not None
 
     @property
     def runs(self) -> Path:
@@ -164,10 +148,10 @@ class Settings:
         """
         if name not in self.tasks:
             raise InputError("task", name, f"one of {', '.join(self.tasks)}, which the profile '{self.profile}' has")
-        return getattr(self, name)
+        return self.tasks[name]
 
     def student_folder(self, task: str, config: Config, preset: str) -> Path:
-        """Where a student is, or will be: its name tells the preset where that is not the task's own."""
+        """Where a student is, or will be: its name has the preset where that is not the task's own."""
         own = preset == self.task(task).distill.preset
         return self.folders(task).student(config.slug, None if own else preset)
 
@@ -179,14 +163,14 @@ class Settings:
         return None if spec.pretrain is None and spec.model.pretrained is None else self.folders(task).pretrained
 
     def _check_languages(self, name: str) -> None:
-        languages = getattr(self, name).corpus.languages
-        if bool(languages) != (name == "translation"):
+        languages = self.tasks[name].corpus.languages
+        if bool(languages) != TASKS[name].translates:
             allowed = "given: each target starts with the token of its language" if not languages else "left out"
             raise InputError(f"{name}.corpus.languages", languages, allowed)
 
     def _check_micro_batches(self, name: str) -> None:
         for part in ("pretrain", "finetune", "distill"):
-            training = getattr(getattr(self, name), part)
+            training = getattr(self.tasks[name], part)
             if training is not None and training.micro_batches % self.compute.processes:
                 raise InputError(
                     f"{name}.{part}.micro_batches",
@@ -196,10 +180,9 @@ class Settings:
 
     def _check_base(self, name: str) -> None:
         """A model that another task has pre-trained brings its shape and its tokenizer."""
-        task: Task = getattr(self, name)
-        base: Task | None = getattr(self, task.model.base_task)
-        others = [other for other in self.tasks if other != name and getattr(self, other).model.pretrained is None]
-        if task.model.base_task not in others or base is None or base.pretrain is None:
+        task = self.tasks[name]
+        base = self.tasks.get(task.model.base_task or "")
+        if base is None or base is task or base.model.pretrained is not None or base.pretrain is None:
             allowed = "a folder, a name on the hub, or another task of this file that is pre-trained here"
             raise InputError(f"{name}.model.pretrained", task.model.pretrained, allowed)
         for size in SIZES:

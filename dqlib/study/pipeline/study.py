@@ -16,7 +16,8 @@ from pathlib import Path
 from dqlib.config import Config
 from dqlib.files import write_text
 from dqlib.presets import get_preset
-from dqlib.study.corpora.corpus import build_corpus, load_info, source_digests
+from dqlib.study.corpora.corpus import build_corpus, load_info
+from dqlib.study.corpora.files import file_digests
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import PROVENANCE, project_root
@@ -57,7 +58,7 @@ class Study:
         """
         spec, tokenizer = self.task.corpus, None
         provenance: dict[str, object] = {"corpus": spec}
-        if files := source_digests(spec):
+        if files := file_digests(spec):
             provenance["files"] = files
         if self.base:
             provenance["base"] = _provenance_hash(self.base.corpus())
@@ -176,17 +177,17 @@ def provenance_text(provenance: Mapping[str, object]) -> str:
 
 
 def _description(folder: Path, corpus: S.Corpus) -> str:
-    """Sizes of a built corpus, documents that the model will not read to their end, texts that train has too."""
+    """Sizes of a built corpus, sources that the model will not read to their end, texts that train has too."""
     info = load_info(folder)
-    cut = sum(split["documents"] for split in info["truncated"].values())
+    cut = sum(split["sources"] for split in info["truncated"].values())
     pairs = sum(info["sizes"].values())
     sizes = ", ".join(f"{size:,} {split}" for split, size in info["sizes"].items())
     known = [
-        f"{100 * part['documents']:.1f}% of documents and {100 * part['summaries']:.1f}% of summaries in {split}"
+        f"{100 * part['sources']:.1f}% of sources and {100 * part['targets']:.1f}% of targets in {split}"
         for split, part in info["in_train"].items()
     ]
     return (
-        f"{pairs:,} pairs ({sizes}); {cut:,} documents are longer than {corpus.source_tokens} tokens and will be cut\n"
+        f"{pairs:,} pairs ({sizes}); {cut:,} sources are longer than {corpus.source_tokens} tokens and will be cut\n"
         f"in train, too, whole or nearly so: {'; '.join(known)}"
     )
 

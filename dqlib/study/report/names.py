@@ -7,13 +7,10 @@ from typing import Any
 import pandas
 
 from dqlib.presets import PRESETS, QUANTIZATION_ONLY, VARIANTS
+from dqlib.study.params.tasks import TASKS
 
 #: Titles of the tasks.
-TITLES = {
-    "summarization": "Summarization",
-    "eli5": "Long-form question answering",
-    "translation": "Translation",
-}
+TITLES = {name: kind.title for name, kind in TASKS.items()}
 METRIC_NAMES = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",

@@ -240,10 +240,10 @@ def _corpus(study: Study) -> str:
 | --- | --- |
 | pairs | {counts} |
 | SHA-256 of the splits | `{info["sha256"]}` |
-| test sources cut to {study.task.corpus.source_tokens} tokens | {truncated["documents"]:,} of {sizes["test"]:,} |
-| test references longer than {study.task.corpus.target_tokens} tokens | {truncated["summaries"]:,} |
-| test sources that share half of their 8-word runs with train | {100 * info["overlap"]:.1f}% |
-| test references that do | {100 * info["summary_overlap"]:.1f}% |
+| test sources cut to {study.task.corpus.source_tokens} tokens | {truncated["sources"]:,} of {sizes["test"]:,} |
+| test references longer than {study.task.corpus.target_tokens} tokens | {truncated["targets"]:,} |
+| test sources that share half of their 8-word runs with train | {100 * info["source_overlap"]:.1f}% |
+| test references that do | {100 * info["target_overlap"]:.1f}% |
 """
 
 

@@ -6,10 +6,10 @@ import webbrowser
 
 from dqlib.errors import InputError
 from dqlib.study.params.paths import project_root
-from dqlib.study.params.settings import load_settings
+from dqlib.study.params.settings import TASKS, load_settings
 
 #: Pages in the order of the story; others follow.
-ORDER = ("compare", "summarization", "eli5", "translation")
+ORDER = ("compare", *TASKS)
 
 
 def open_pages(params: str, page: str | None = None) -> None:

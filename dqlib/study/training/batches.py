@@ -57,10 +57,10 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, corpus: S.Co
     """
     examples: list[Example] = []
     codes: dict[str, int] = {}
-    for first in range(0, len(rows), BATCH):  # a tokenizer keeps a hundred bytes a token while it works
+    for first in range(0, len(rows), BATCH):  # a tokenizer needs a hundred bytes per token while it works
         batch = list(rows[first : first + BATCH])
-        sources = source_ids(tokenizer, [row["document"] for row in batch], corpus.source_tokens)
-        targets = target_ids(tokenizer, [row["summary"] for row in batch], corpus.target_tokens)
+        sources = source_ids(tokenizer, [row["source"] for row in batch], corpus.source_tokens)
+        targets = target_ids(tokenizer, [row["target"] for row in batch], corpus.target_tokens)
         for row, source, target in zip(batch, sources, targets, strict=True):
             code = row.get("language")
             if code is not None and code not in codes:
@@ -121,7 +121,7 @@ def steps(
 
     Args:
         examples: the training examples.
-        training: batch size, micro-batches a step and seed.
+        training: batch size, micro-batches per step and seed.
         noise: changes each example anew in every epoch (text infilling).
     """
     epoch = 0
@@ -140,8 +140,8 @@ def steps(
 
 
 def windows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, length: int) -> list[Example]:
-    """Texts for pre-training: summary and document in one, cut into windows of at most ``length`` tokens."""
-    texts = [f"{row['document']} {row['summary']}"[:LONGEST_TEXT] for row in rows]
+    """Texts for pre-training: source and target in one, cut into windows of at most ``length`` tokens."""
+    texts = [f"{row['source']} {row['target']}"[:LONGEST_TEXT] for row in rows]
     cut = []
     for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
         cut += [ids[start : start + length] for start in range(0, len(ids), length)]

@@ -1,8 +1,8 @@
 """Training checkpoints: a training that was killed goes on and ends with the same weights, bit for bit.
 
 A checkpoint holds all that a step depends on: weights, optimizer, schedule, step, random states, and what was logged
-and best so far. It is written aside, put in place at once, and told apart by a checksum; the last two are kept, so that
-one that cannot be read falls back to the one before.
+and best so far. It is written aside, put in place at once, and has a checksum. The last two are kept, so that one that
+cannot be read falls back to the one before.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class Checkpoints:
 def random_states() -> dict[str, Any]:
     """Of Python, NumPy and torch, on all devices, in what a checkpoint may hold."""
     version, numbers, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    kind, keys, position, has_gauss, cached = legacy
     states = {
         "python": [version, list(numbers), gauss],
         "numpy": [kind, keys.tolist(), position, has_gauss, cached],

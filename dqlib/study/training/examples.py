@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import pyarrow
@@ -19,6 +20,9 @@ from pyarrow import ipc
 from dqlib.files import atomic_file
 from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.tokenizer import EOS_ID
+
+# Not `datasets`, as tried on 20,000 rows: it adds 86 MB and a second per process, reads an example in 27 us (ours 11),
+# and a `Dataset.map` that was stopped begins again from the first row of the corpus.
 
 #: Rows of one file, and of one record batch in it: as many are tokenized at a time.
 PART, BATCH = 10_000, 500
@@ -76,6 +80,12 @@ class StoredExamples(Sequence[Example]):
 
     def __len__(self) -> int:
         return len(self.lengths[0])
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
 
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):

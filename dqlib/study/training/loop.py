@@ -75,7 +75,7 @@ def make_accelerator(seed: int, precision: str = "fp32") -> Accelerator:
         AcceleratorState._reset_state()  # of an earlier job of this process
     accelerator = Accelerator(
         mixed_precision=mixed,
-        cpu=not torch.accelerator.is_available(),  # said aloud, or several CPU processes stay strangers
+        cpu=not torch.accelerator.is_available(),  # without it, several processes on CPUs do not form a group
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
     set_seed(seed)
@@ -133,7 +133,7 @@ class Trainer:
             self._take_step()
             if self._step % self._log_every == 0 or self._step in self._validate_at:
                 self._log_row()
-            if self.checkpoints and self._step % training.checkpoint_steps == 0 and self._step < training.steps:
+            if self._step % training.checkpoint_steps == 0 and self._step < training.steps:
                 self._save_checkpoint()
         return self._finished()
 
@@ -243,6 +243,8 @@ class Trainer:
         return loss
 
     def _save_checkpoint(self) -> None:
+        if self.checkpoints is None:
+            return
         own = {"sums": self._sums, "objective": self.objective.state_dict(), "random": random_states()}
         processes = gather_object([own])
         if self.accelerator.is_main_process:

@@ -80,6 +80,7 @@ def pretrained_model(spec: S.Model) -> PreTrainedModel:
     Raises:
         InputError: it cannot be reached, or is not of the shape that the parameters say.
     """
+    assert spec.pretrained is not None
     with fetching("model.pretrained", spec.pretrained):
         model = read_model(snapshot(spec.pretrained, spec.revision), "seq2seq", dtype=torch.float32, bins=True)
     _check_shape(model, spec)

@@ -62,6 +62,7 @@ class TaskTraining:
             InputError: all texts of a split are too short for a window.
         """
         training, tokenizer = self.spec.pretrain, self.corpus.tokenizer
+        assert training is not None
         noise = partial(infill, pretraining=training, mask=tokenizer.mask_token_id)
         make = partial(windows, tokenizer=tokenizer, length=training.window)
         examples = self._examples("train", self.corpus.splits["train"], make, f"windows of {training.window}")

@@ -1,0 +1,110 @@
+"""The parameters of the benchmark of presets, and the runs that they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from dqlib.config import Config
+from dqlib.errors import InputError
+from dqlib.presets import get_preset
+from dqlib.study.params.evaluation import Evaluation
+from dqlib.study.params.schema import MANY, SEEDS
+from dqlib.study.params.training import Distillation
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the benchmark; its steps are those of all runs where they are None."""
+
+    preset: str
+    config: Config
+    seed: int
+    steps: int | None = None
+
+    def __str__(self) -> str:
+        steps = "" if self.steps is None else f", {self.steps} steps"
+        return f"{self.preset} at {self.config}, seed {self.seed}{steps}"
+
+
+@dataclass(frozen=True)
+class Methods:
+    """The benchmark: presets against each other at equal bits and equal steps, one thread per run.
+
+    Presets run at all ``configs`` that they have a grid for, ``ablations`` (presets again) at
+    ``ablation_configs`` from ``ablation_seeds`` (all ``seeds``, when left out). A ``p_value`` compares with
+    ``baseline`` or, where that has no grid, ``fallback``. Then ``longer_preset`` runs from the first seed at
+    ``longer_configs`` for each number of ``longer_steps``, and of these the ``longest_configs`` alone (all, when left
+    out) for the largest number: what more training is worth.
+    """
+
+    presets: list[str]
+    configs: list[str]
+    seeds: list[int]
+    distill: Distillation
+    evaluate: Evaluation
+    ablations: list[str] = field(default_factory=list)
+    ablation_configs: list[str] = field(default_factory=list)
+    ablation_seeds: list[int] = field(default_factory=list)
+    longer_steps: list[int] = field(default_factory=list)
+    longer_configs: list[str] = field(default_factory=list)
+    longest_configs: list[str] = field(default_factory=list)
+    longer_preset: str = "dqlib"
+    baseline: str = "dq-bart-faithful"
+    fallback: str = "xtc"
+
+    def __post_init__(self) -> None:
+        for name in ("presets", "configs", "seeds"):
+            if not getattr(self, name):
+                raise InputError(name, getattr(self, name), "a list that is not empty")
+        for name in (*self.presets, *self.ablations, self.longer_preset, self.baseline, self.fallback):
+            get_preset(name)
+        for text in (*self.configs, *self.ablation_configs, *self.longer_configs):
+            Config.parse(text)
+        for steps in self.longer_steps:
+            if not self.distill.steps < steps <= MANY:
+                allowed = f"more than distill.steps, {self.distill.steps}, and at most {MANY}"
+                raise InputError("longer_steps", steps, allowed)
+        for seed in self.seeds:
+            if not SEEDS[0] <= seed <= SEEDS[1]:
+                raise InputError("seeds", seed, "from {} to {}".format(*SEEDS))
+        if len(set(self.longer_steps)) < len(self.longer_steps):
+            raise InputError("longer_steps", self.longer_steps, "a list without repetitions")
+        if not set(self.longest_configs) <= set(self.longer_configs):
+            allowed = f"some of the longer_configs {self.longer_configs}"
+            raise InputError("longest_configs", self.longest_configs, allowed)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise InputError("seeds", self.seeds, "a list without repetitions")
+        if not set(self.ablation_seeds) <= set(self.seeds):
+            raise InputError("ablation_seeds", self.ablation_seeds, f"some of the seeds {self.seeds}")
+
+    def runs(self) -> list[Run]:
+        """Every run: presets before ablations, one seed of all before the next; then the longer ones, as they end."""
+        return [*self.runs_of_equal_steps(), *self.longer_runs()]
+
+    def runs_of_equal_steps(self) -> list[Run]:
+        """Presets and ablations at all of their configurations and seeds."""
+        return [
+            Run(name, config, seed)
+            for names, texts, seeds in (
+                (self.presets, self.configs, self.seeds),
+                (self.ablations, self.ablation_configs, self.ablation_seeds or self.seeds),
+            )
+            for seed in seeds
+            for config in map(Config.parse, texts)
+            for name in names
+            if {config.w_bits, config.e_bits} <= set(get_preset(name).weight_bits)
+        ]
+
+    def longer_runs(self) -> list[Run]:
+        """What more training is worth; those that end soonest first."""
+        steps = sorted(self.longer_steps)
+        runs = [(n, text) for n in steps[:-1] for text in self.longer_configs]
+        runs += [(n, text) for n in steps[-1:] for text in self.longest_configs or self.longer_configs]
+        return [Run(self.longer_preset, Config.parse(text), self.seeds[0], n) for n, text in runs]
+
+    def distillation(self, run: Run) -> Distillation:
+        """The training of a run."""
+        return dataclasses.replace(
+            self.distill, preset=run.preset, seed=run.seed, steps=run.steps or self.distill.steps
+        )

@@ -1,0 +1,51 @@
+"""The parameters of a teacher's shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dqlib.errors import InputError
+from dqlib.study.params.schema import LONGEST, below_one, bounded, one_of
+from dqlib.study.params.tasks import TASKS
+
+#: Parameters of a model's shape.
+SIZES = ("d_model", "encoder_layers", "decoder_layers", "heads", "ffn_dim", "max_positions")
+#: Of checkpoints.
+ARCHITECTURES = ("bart", "mbart")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Shape of the teacher: a pre-LayerNorm encoder-decoder, or that of the ``pretrained`` model to start from.
+
+    ``pretrained`` is a folder, a name on the hub (at ``revision``), or another task of the file: then the teacher
+    starts from that task's model after text infilling, with its tokenizer. Shape, ``architecture`` and the vocabulary
+    of what it names need not be given, and must be the same if they are; a model that is new here is an mBART.
+    """
+
+    d_model: int
+    encoder_layers: int
+    decoder_layers: int
+    heads: int
+    ffn_dim: int
+    max_positions: int
+    dropout: float = 0.0
+    init_std: float = 0.02
+    pretrained: str | None = None
+    revision: str | None = None
+    architecture: str = "bart"
+
+    def __post_init__(self) -> None:
+        one_of("architecture", self.architecture, ARCHITECTURES)
+        if not self.init_std > 0:
+            raise InputError("init_std", self.init_std, "a positive number")
+        widths = dict.fromkeys(("d_model", "heads", "ffn_dim"), (1, 10**6))
+        bounded(self, **widths, encoder_layers=(1, 1000), decoder_layers=(1, 1000), max_positions=(1, LONGEST))
+        if self.d_model % self.heads:
+            raise InputError("heads", self.heads, f"a divisor of d_model, {self.d_model}")
+        below_one("dropout", self.dropout)
+
+    @property
+    def base_task(self) -> str | None:
+        """The task whose pre-trained model this one starts from, if it is another task's."""
+        return self.pretrained if self.pretrained in TASKS else None

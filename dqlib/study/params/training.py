@@ -1,0 +1,105 @@
+"""The parameters of the trainings: pre-training, fine-tuning, distillation."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from dqlib.errors import InputError
+from dqlib.presets import Recipe, get_preset
+from dqlib.study.params.schema import LONGEST, MANY, SEEDS, below_one, bounded, one_of
+
+SCHEDULES = ("linear", "cosine", "constant_with_warmup")
+
+#: Of matrix products; weights, their gradients and the optimizer are fp32.
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """What every training is given.
+
+    ``checkpoint_steps`` are the steps between two checkpoints, from which a run that was killed goes on; ``precision``
+    is that of matrix products; ``compile`` lets torch compile the model, which on two cores costs a short training more
+    than it saves (``benchmarks/processes.py`` measures it).
+    """
+
+    steps: int
+    learning_rate: float
+    batch_tokens: int
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    micro_batches: int = 2
+    validations: int = 4
+    seed: int = 28
+    checkpoint_steps: int = 200
+    precision: str = "fp32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "batch_tokens", "micro_batches", "validations", "checkpoint_steps")
+        bounded(self, **dict.fromkeys(counts, (1, MANY)), seed=SEEDS)
+        one_of("precision", self.precision, PRECISIONS)
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise InputError(name, getattr(self, name), "a positive number")
+        if self.weight_decay < 0:
+            raise InputError("weight_decay", self.weight_decay, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Loop):
+    """A run whose schedule is the profile's."""
+
+    warmup: float = 0.05
+    schedule: str = "linear"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        below_one("warmup", self.warmup)
+        one_of("schedule", self.schedule, SCHEDULES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuning(Training):
+    """Training of the teacher on pairs."""
+
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        below_one("label_smoothing", self.label_smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining(Training):
+    """Text infilling: spans of a window of ``window`` tokens are masked, ``mask_ratio`` of it in all."""
+
+    window: int = 96
+    mask_ratio: float = 0.3
+    mean_span: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bounded(self, window=(8, LONGEST))
+        if not 0 < self.mask_ratio < 1:
+            raise InputError("mask_ratio", self.mask_ratio, "between 0 and 1")
+        if self.mean_span < 1:
+            raise InputError("mean_span", self.mean_span, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Loop):
+    """Training of a student against the teacher; schedule and losses are the preset's."""
+
+    preset: str = "dqlib"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        get_preset(self.preset)
+
+    def training(self, recipe: Recipe) -> Training:
+        """The training that a preset's recipe makes of this."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Loop)}
+        values["learning_rate"] *= recipe.learning_rate
+        return Training(**values, schedule=recipe.schedule, warmup=recipe.warmup)
