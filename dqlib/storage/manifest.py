@@ -1,7 +1,7 @@
 """The manifest of every folder that dqlib writes: what it is, what it holds, and the SHA-256 of each file.
 
-JSON, one line per file and per parameter, closed by a SHA-256 of itself. ``docs/packed-format.md`` describes it. Here is
-neither torch nor transformers, so that a folder is checked in no time.
+JSON, one line per file and per parameter, closed by a SHA-256 of itself. ``docs/packed-format.md`` describes it.
+Here is neither torch nor transformers, so that a folder is checked in no time.
 """
 
 from __future__ import annotations
