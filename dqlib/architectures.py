@@ -6,7 +6,7 @@ Every entry needs a model that calls the transformers attention interface (``ALL
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dqlib.config import Config
 from dqlib.errors import InputError
@@ -81,7 +81,7 @@ class Architecture:
                 raise InputError(f"config '{config}', {side}_layers", 0, "at least 1 for this architecture")
 
 
-_SEQUENCE_TO_SEQUENCE = {
+_SEQUENCE_TO_SEQUENCE: dict[str, Any] = {
     "encoder": Stack("model.encoder.layers", "encoder_layers"),
     "decoder": Stack("model.decoder.layers", "decoder_layers"),
     "attentions": ("self_attn", "encoder_attn"),

@@ -149,7 +149,14 @@ class WeightFakeQuantizer(nn.Module):
         """What changes with the weight, the trained scale and how they are used; None of tensors without versions."""
         if weight.is_inference() or (learned is not None and learned.is_inference()):
             return None
-        key = (_optimizer_steps, weight.data_ptr(), weight._version, weight.shape, weight.stride(), weight.device)
+        key: tuple[Any, ...] = (
+            _optimizer_steps,
+            weight.data_ptr(),
+            weight._version,
+            weight.shape,
+            weight.stride(),
+            weight.device,
+        )
         key += (weight.dtype, self.blend, self.half_scales)
         return key if learned is None else (*key, learned.data_ptr(), learned._version)
 
@@ -213,6 +220,7 @@ class WeightFakeQuantizer(nn.Module):
         codes = quantized.codes
         inside = ratio.abs() <= codes.abs().amax().clamp(min=2 ** (self.bits - 1) - 1)
         slope = torch.where(inside, codes - ratio, codes.to(ratio.dtype))
+        assert self.scheme.trained is not None
         unit = self.scheme.trained.slope(grouped, self.bits)
         slope = slope * (_spread(unit.squeeze(-1), weight) if isinstance(unit, Tensor) else unit)
         return slope, inside if clipped is None else inside & clipped

@@ -196,7 +196,7 @@ QUANTIZATION_ONLY = replace(DQLIB, name="quantization-only", loss=LossWeights(lo
 PRESETS: dict[str, Preset] = {p.name: p for p in (DQ_BART_FAITHFUL, DQ_BART, XTC, QUANTGPT, DQLIB)}
 
 
-def _recipes(preset: Preset, **change: object) -> dict[str, object]:
+def _recipes(preset: Preset, **change: Any) -> dict[str, Any]:
     """The same change in every recipe of a preset, whatever the bits."""
     by_bits = {bits: replace(recipe, **change) for bits, recipe in preset.by_bits.items()}
     return {"recipe": replace(preset.recipe, **change), "by_bits": by_bits}
@@ -204,7 +204,7 @@ def _recipes(preset: Preset, **change: object) -> dict[str, object]:
 
 def _variants() -> dict[str, Preset]:
     d = DQLIB
-    changed = {
+    changed: dict[str, dict[str, Any]] = {
         "fixed-scales": {"weights": replace(d.weights, factor=False)},
         "scale-a-tensor": {"weights": replace(d.weights, linear="per_tensor")},
         "linear-rate": _recipes(d, schedule="linear"),

@@ -132,9 +132,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _texts_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--input", metavar="FILE", default="-", help="file with one text per line; - for standard input"
-    )
+    parser.add_argument("--input", metavar="FILE", default="-", help="file of one text per line; - for standard input")
     parser.add_argument("--beams", type=_at_least_one, default=4, help="beams of the search (default: %(default)s)")
     parser.add_argument(
         "--max-new-tokens",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # so that an engine without torch stays without
 NEW_TOKENS = 64
 
 #: What a model may ask of a search that only transformers does, with the values that ask for nothing.
-_OF_TRANSFORMERS = {
+_OF_TRANSFORMERS: dict[str, tuple[Any, ...]] = {
     "suppress_tokens": (None, []),
     "begin_suppress_tokens": (None, []),
     "sequence_bias": (None, {}, []),

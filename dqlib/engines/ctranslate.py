@@ -2,9 +2,9 @@
 
 CTranslate2 multiplies int8 weights that have one scale per row with inputs that it rounds to 8 bits per token, as a
 student does. So a weight whose rows have one scale each is handed over as the codes it was trained with, whatever its
-bits.
-CTranslate2 itself would find codes anew, ``rint(127 w / max|w|)`` a row, which are the trained ones, times 127, only
-for binary and ternary weights; it does so for weights that have more than one scale per row or are not quantized.
+bits. CTranslate2 itself would find codes anew, ``rint(127 w / max|w|)`` in each row, which are the trained ones, times
+127, only for binary and ternary weights; it does so for weights that have more than one scale per row or are not
+quantized.
 
 What a student rounds inside of attention (queries, keys, values, probabilities) CTranslate2 leaves in fp32.
 """
@@ -311,7 +311,7 @@ def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding) -> tup
             "to 8 bits with one scale per token" if quantization == "int8" else "not at all",
         )
         kind = "tensor" if model.dqlib_preset.activations.granularity == "per_tensor" else "token"
-        there = "not at all" if a_bits >= FULL_PRECISION else f"to {a_bits} bits with one scale a {kind}"
+        there = "not at all" if a_bits >= FULL_PRECISION else f"to {a_bits} bits with one scale per {kind}"
         if a_bits < FULL_PRECISION:
             notes.append("Inputs of attention and its probabilities are not rounded, as they are in the student.")
         if here != there:

@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGeneration, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
 
 import dqlib
 from dqlib.config import ActivationQuantization, Config, WeightQuantization
@@ -35,6 +43,13 @@ from dqlib.student import (
 from tests.conftest import TINY
 from tests.helpers.folders import reweigh
 from tests.helpers.models import data_of, make_teacher, student_of
+
+
+@pytest.fixture
+def teacher():
+    """Of one architecture: :mod:`tests.core.test_architectures` has what all of them promise."""
+    torch.manual_seed(0)
+    return MBartForConditionalGeneration(MBartConfig(**TINY, encoder_layers=4, decoder_layers=3)).eval()
 
 
 def pickled(what):
@@ -236,7 +251,7 @@ def test_a_student_compiles_into_one_graph_that_learns_the_same(batch, preset):
     torch._dynamo.reset()
     torch.manual_seed(0)
     teacher = BartForConditionalGeneration(BartConfig(**TINY, encoder_layers=1, decoder_layers=1))
-    student = make_student(teacher, Config.parse("4-2-8 1-1"), preset)
+    student = make_student(teacher, Config.parse("4-2-8 1-1"))
     compiled = torch.compile(student, backend="eager", fullgraph=True)  # which refuses what would break a graph
     inputs, gradients, logits = batch.inputs() | {"use_cache": False}, [], []
     for model in (student, compiled):

@@ -151,7 +151,7 @@ def test_weights_with_several_scales_a_row_are_rounded_anew_and_told(tmp_path):
     assert not other.exact
     assert 0 < other.error < 0.01
     assert "were rounded anew" in str(report)
-    assert "the student's to 8 bits with one scale a tensor" in str(report)
+    assert "the student's to 8 bits with one scale per tensor" in str(report)
     assert opened(tmp_path / "out", "ctranslate2").about["notes"] == list(report.notes)
 
 
@@ -208,9 +208,12 @@ def test_the_same_numbers_write_the_same(name, beams, tmp_path):
     assert all(len(row) <= NEW_TOKENS for row in ours)
 
 
-@pytest.mark.parametrize("forced", [{}, {"bos": 7}, {"eos": EOS}, {"bos": 7, "eos": EOS}, {"eos": 9}], ids=str)
-@pytest.mark.parametrize("beams", [1, 4])
-@pytest.mark.parametrize("name", ["bart", "mbart"])
+@pytest.mark.parametrize(
+    ("name", "beams", "forced"),
+    [("bart", 4, {}), ("mbart", 1, {"bos": 7}), ("bart", 1, {"eos": EOS}), ("mbart", 4, {"bos": 7, "eos": EOS}),
+     ("mbart", 4, {"eos": 9})],
+    ids=str,
+)  # fmt: skip
 def test_all_engines_agree_on_an_empty_source_and_a_single_new_token(name, beams, forced, tmp_path):
     pytest.importorskip("onnx")
     teacher = make_teacher(name)
