@@ -67,7 +67,8 @@ class Architecture:
 
     def depths(self, config: PreTrainedConfig) -> tuple[int, int]:
         """Encoder and decoder layers of a model; 0 for the stack that it lacks."""
-        return tuple(getattr(config, s.depth) if s is not None else 0 for s in (self.encoder, self.decoder))
+        encoder, decoder = (getattr(config, s.depth) if s is not None else 0 for s in (self.encoder, self.decoder))
+        return encoder, decoder
 
     def check_fits(self, config: Config, model_config: PreTrainedConfig) -> None:
         """Check that a configuration's depths are ones that a teacher of this architecture can give.

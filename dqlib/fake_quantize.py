@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -65,6 +66,9 @@ class WeightFakeQuantizer(nn.Module):
     """
 
     learned: nn.Parameter | None
+    _key: tuple[Any, ...] | None
+    _of: Callable[[], Tensor | None]  # this and the next are there while there is a key
+    _with: Callable[[], Tensor | None]
 
     def __init__(
         self,
@@ -194,6 +198,7 @@ class WeightFakeQuantizer(nn.Module):
             # the weight's own, as it is where the weight was read from a packed file.
             value = torch.empty_like(weight).copy_(value)
         if learned is not None and not self._is_linear:
+            assert quantized is not None
             slope, inside = self._slope_of(clipped, quantized, inside)
         elif learned is not None and self.blend < 1:
             slope = value / _spread(learned, weight)
@@ -213,6 +218,7 @@ class WeightFakeQuantizer(nn.Module):
         return not self.scheme.learned or self.bits == 1
 
     def _slope_of(self, weight: Tensor, quantized: Quantized, clipped: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert self.learned is not None
         # LSQ (arXiv:1902.08153, eq. 3): d value / d step is q - w / s inside the grid, q outside.
         grouped = weight.reshape(*self.learned.shape, -1)  # (rows, groups, k); GPT-2's weight comes transposed
         step = _spread(quantized.scale, weight)

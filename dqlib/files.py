@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import cast
 
 from dqlib.errors import InputError
 
@@ -129,7 +130,7 @@ def room_in(folder: Path, scratch: Path | None = None) -> Iterator[None]:
     except DiskFullError as error:
         if scratch is None or not Path(error.folder).is_relative_to(scratch):
             raise
-        raise DiskFullError(folder, error.errno) from error
+        raise DiskFullError(folder, cast(int, error.errno)) from error
     except Exception as error:
         number = _full(error)
         if number is None:

@@ -97,6 +97,7 @@ class QuantLinear(nn.Linear):
 
     def quantized(self) -> Quantized:
         """Codes and scales of the weight, (outputs, inputs)."""
+        assert self.weight_quantizer is not None
         return self.weight_quantizer.quantize(self.weight)
 
 
@@ -119,6 +120,7 @@ class QuantConv1D(Conv1D):
 
     def quantized(self) -> Quantized:
         """Codes and scales of the weight, (outputs, inputs)."""
+        assert self.weight_quantizer is not None
         return self.weight_quantizer.quantize(self.weight.T)
 
 
@@ -175,8 +177,8 @@ def _quantized_embedding(base: type[nn.Embedding]) -> type[nn.Embedding]:
     return QuantEmbedding if base is nn.Embedding else type(f"Quant{base.__name__}", (base, QuantEmbedding), {})
 
 
-def _new_embedding(base: type[nn.Embedding]) -> QuantEmbedding:
-    made = _quantized_embedding(base)
+def _new_embedding(base: Any) -> QuantEmbedding:
+    made: Any = _quantized_embedding(base)
     return made.__new__(made)
 
 
@@ -205,7 +207,8 @@ def quantize_linear(
 
 def quantize_embedding(layer: nn.Embedding, quantizer: WeightFakeQuantizer, tied: bool = False) -> None:
     """Turn an embedding of any subclass into a quantized one, in place; ``tied`` as in :func:`quantize_linear`."""
-    layer.__class__ = _quantized_embedding(type(layer))
+    base: Any = type(layer)  # which mypy holds to be not hashable
+    layer.__class__ = _quantized_embedding(base)
     give_quantizer(layer, quantizer, tied)
 
 

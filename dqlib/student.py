@@ -157,6 +157,7 @@ class _Resizing:
 
     def __call__(self, *arguments: Any, **options: Any) -> nn.Embedding:
         model = self._model()
+        assert model is not None  # it is what has this method
         names = architecture_of(model.config)
         heads = {path: submodule(model, path) for path in names.heads_of_vocabulary}
         # The ties that there are: looked up anew, a name that begins like a weight's would be taken for it, and a head
@@ -174,7 +175,7 @@ class _Resizing:
         quantizers: set[WeightFakeQuantizer] = set()
         for module in tables:
             quantizer = getattr(module, "weight_quantizer", None)
-            if quantizer is not None:
+            if module is not None and quantizer is not None:
                 quantizer.resize(module.weight)
                 give_quantizer(module, quantizer, quantizer in quantizers)  # one table may have taken another's place
                 quantizers.add(quantizer)
@@ -214,7 +215,7 @@ class _Quantizing:
             if module is None:
                 continue
             tied = shared is not None and shared[0] is module.weight
-            if not tied:
+            if shared is None or not tied:
                 shared = module.weight, self._quantizer(module, self.c.e_bits, granularity)
             quantize_embedding(module, shared[1], tied)
         if self.preset.position_bits < FULL_PRECISION:
