@@ -109,8 +109,8 @@ def checkpoint_shape(field: str, name: str, revision: str | None = None) -> dict
         place, revision = located(name, revision)
         path = Path(place, "config.json")
         if place == name:
-            path = huggingface_hub.hf_hub_download(name, path.name, revision=revision)
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
+            path = Path(huggingface_hub.hf_hub_download(name, path.name, revision=revision))
+        config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("its config.json is no JSON object")
     if config.get("model_type") not in ARCHITECTURES:

@@ -81,6 +81,7 @@ class TaskTraining:
     def finetune(self, model: PreTrainedModel, folder: Path) -> None:
         """Train the teacher on the pairs, in place; the log goes to ``folder``, which becomes ``folders.teacher``."""
         training, target = self.spec.finetune, self.folders.teacher
+        assert training is not None
         checkpoints = self._checkpoints(target, training, model)
         objective = TaskObjective(training.label_smoothing)
         self._train_on_pairs(model, objective, training, folder, target, f"{self.name}: teacher", checkpoints)
