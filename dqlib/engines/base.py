@@ -135,11 +135,11 @@ class Decoding:
         return decoding
 
     @classmethod
-    def parse(cls, content: dict[str, Any], vocabulary: int) -> Decoding:
+    def parse(cls, content: Any, vocabulary: int) -> Decoding:
         """The decoding that :meth:`as_json` described.
 
         Args:
-            said: what it gave.
+            content: what it gave, or anything else that a file has in its place.
             vocabulary: ids that the model has.
 
         Raises:
@@ -202,7 +202,7 @@ class Engine(ABC):
         *,
         num_beams: int = 4,
         max_new_tokens: int,
-        starts: Sequence[int] | None = None,
+        starts: Sequence[int | None] | None = None,
     ) -> list[list[int]]:
         """What the model writes for token ids, all in one batch.
 
@@ -300,6 +300,7 @@ class Engine(ABC):
 
     def encode(self, texts: Sequence[str], max_new_tokens: int | None = None) -> list[list[int]]:
         """Texts as token ids, cut to what the model reads."""
+        assert self.tokenizer is not None
         longest, positions = self.tokenizer.model_max_length, self.decoding.positions
         if positions is not None:
             longest = min(longest, positions - (self.new_tokens(max_new_tokens) if self.continues else 0))

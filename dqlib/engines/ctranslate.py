@@ -15,6 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import ctranslate2
 import numpy as np
@@ -193,7 +194,7 @@ class CTranslate2Engine(Engine):
     def _write(
         self, sources: list[list[int]], starts: list[int | None], num_beams: int, max_new_tokens: int
     ) -> list[list[int]]:
-        decoding = self.decoding
+        decoding, own_starts = self.decoding, cast("list[int]", starts)  # of models with an encoder
         last = [] if decoding.forced_end is None else [decoding.forced_end]  # of a text of full length
         longest = max_new_tokens - len(last)
         if not longest:
@@ -201,7 +202,7 @@ class CTranslate2Engine(Engine):
         first = [] if decoding.forced_start is None else [decoding.forced_start]
         results = self.translator.translate_batch(
             self._tokens(sources),
-            self._tokens([[start, *first] for start in starts]),
+            self._tokens([[start, *first] for start in own_starts]),
             beam_size=num_beams,
             # of the length that scores are divided by, the end is a part in transformers, too
             return_end_token=True,

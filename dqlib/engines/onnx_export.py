@@ -215,7 +215,7 @@ class Codes:
         filled = np.pad(self.unsigned, ((0, 0), (0, -columns % block)), constant_values=2 ** (self.bits - 1))
         places = 8 // self.bits
         by_place = filled.reshape(rows, -1, block // places, places)
-        shifts = (np.arange(places) * self.bits).astype(np.uint8)
+        shifts: np.ndarray = (np.arange(places) * self.bits).astype(np.uint8)
         return np.bitwise_or.reduce(by_place << shifts, axis=-1).astype(np.uint8)
 
     def scales(self, block: int) -> np.ndarray:
@@ -241,17 +241,19 @@ class _Weights:
 
     def number(self, name: str) -> np.ndarray:
         """A bias, a LayerNorm, a buffer: fp32."""
-        return self.values[name].numpy()
+        value = self.values[name]
+        assert not isinstance(value, Quantized)
+        return value.numpy()
 
     def matrix(self, names: Sequence[str]) -> Codes | np.ndarray:
         """Rows of all these weights: codes, or fp32 where the kernels do not have the grid."""
         parts = [self.values[name] for name in names]
         bits = None if names[0].endswith("embed_positions.weight") else self.bits
         if all(isinstance(part, Quantized) for part in parts):
-            codes = [Codes.of(part, bits) for part in parts]
-            if None not in codes and len({(each.bits, each.scale.shape[1]) for each in codes}) == 1:
-                together = (np.concatenate([getattr(each, f) for each in codes]) for f in ("unsigned", "scale"))
-                return Codes(*together, codes[0].bits)
+            codes = [each for part in parts if (each := Codes.of(part, bits)) is not None]
+            if len(codes) == len(parts) and len({(each.bits, each.scale.shape[1]) for each in codes}) == 1:
+                unsigned, scale = (np.concatenate([getattr(each, f) for each in codes]) for f in ("unsigned", "scale"))
+                return Codes(unsigned, scale, codes[0].bits)
         return np.concatenate([(p.dequantize() if isinstance(p, Quantized) else p).float().numpy() for p in parts])
 
 
@@ -290,14 +292,14 @@ class _Making:
         sublayers = [
             (f"model.encoder.layers.{i}.{part}", part) for i in range(c.encoder_layers) for part in ("attention", "ffn")
         ]
-        final = "model.encoder.layer_norm" if self.pre else None
+        final = "model.encoder.layer_norm"  # where the norms come first
         if self.pre:
             x = self._norm(g, x, "model.encoder.layers.0.self_attn_layer_norm")
         for n, (path, part) in enumerate(sublayers):
             layer = path.rpartition(".")[0]
             if part == "attention":
                 attention = f"{layer}.self_attn"
-                rows = self._rounded(g, x, zero) if int8 else x
+                rows = self._rounded(g, x, zero) if zero is not None else x
                 q, k, v = (
                     g.op("Reshape", self._linear(g, rows, [f"{attention}.{name}_proj"], bias=False), by_text)
                     for name in "qkv"
@@ -311,15 +313,15 @@ class _Making:
                 out, own = f"{attention}.out_proj", f"{layer}.self_attn_layer_norm"
                 following = f"{layer}.final_layer_norm"
             else:
-                rows = self._rounded(g, x, zero) if int8 else x
+                rows = self._rounded(g, x, zero) if zero is not None else x
                 y = self._activated(g, self._linear(g, rows, [f"{layer}.fc1"], bias=False), f"{layer}.fc1")
                 out, own = f"{layer}.fc2", f"{layer}.final_layer_norm"
                 last = n + 1 == len(sublayers)
                 following = final if last else f"{sublayers[n + 1][0].rpartition('.')[0]}.self_attn_layer_norm"
-            delta = self._linear(g, self._rounded(g, y, zero) if int8 else y, [out], bias=False)
+            delta = self._linear(g, self._rounded(g, y, zero) if zero is not None else y, [out], bias=False)
             x, residual = self._add_norm(g, residual, delta, following if self.pre else own, self._bias(g, [out]))
         names = [f"model.decoder.layers.{i}.encoder_attn.{name}_proj" for i in range(c.decoder_layers) for name in "kv"]
-        y = self._linear(g, self._rounded(g, x, zero) if int8 else x, names)  # (rows, 2 layers x features)
+        y = self._linear(g, self._rounded(g, x, zero) if zero is not None else x, names)  # (rows, 2 layers x features)
         heads = c.decoder_attention_heads
         split = g.op("Concat", shape, g.integers(len(names), heads, d // heads), axis=0)
         y = g.op("Transpose", g.op("Reshape", y, split), perm=[2, 0, 3, 1, 4])
@@ -385,8 +387,8 @@ class _Making:
             norm = following if self.pre else f"{layer}.final_layer_norm"
             x, residual = self._add_norm(g, residual, delta, norm)
         x = g.op("Reshape", x, g.integers(-1, d))
-        bias = self.weights.number("final_logits_bias").reshape(-1)
-        bias = g.constant("final_logits_bias", bias) if bias.any() else ""
+        numbers = self.weights.number("final_logits_bias").reshape(-1)
+        bias = g.constant("final_logits_bias", numbers) if numbers.any() else ""
         logits = self._multiply(g, x, ["lm_head"], bias)
         g.output(logits, "logits", TensorProto.FLOAT, ["rows", c.vocab_size])
         return g.model()
@@ -412,7 +414,7 @@ class _Making:
         table = self.weights.matrix([name])
         if isinstance(table, np.ndarray):
             rows = g.op("Gather", g.constant(self._shared(name), table), ids)
-            return rows if factor == 1 else g.op("Mul", rows, g.constant("embed_scale", np.float32(factor)))
+            return rows if factor == 1 else g.op("Mul", rows, g.constant("embed_scale", np.array(factor, np.float32)))
         columns = table.unsigned.shape[1]
         block = max(16, 2 ** math.ceil(math.log2(columns))) if table.scale.shape[1] == 1 else table.block()
         packed = table.packed(8 // table.bits).reshape(len(table.unsigned), -1)
@@ -470,8 +472,8 @@ class _Making:
         return g.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=_EPSILON)
 
     def _norm_numbers(self, g: Graph, path: str) -> tuple[str, str]:
-        names = f"{path}.weight", f"{path}.bias"
-        return tuple(g.constant(name, self.weights.number(name)) for name in names)
+        gamma, beta = (g.constant(name, self.weights.number(name)) for name in (f"{path}.weight", f"{path}.bias"))
+        return gamma, beta
 
     def _add_norm(self, g: Graph, residual: str, delta: str, norm: str, bias: str = "") -> tuple[str, str]:
         """What the next part reads, and what it is added to."""

@@ -8,10 +8,10 @@ scores, the same end. Neither torch nor transformers is needed but for the token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnxruntime
@@ -82,7 +82,7 @@ class OnnxEngine(Engine):
         self.early_stopping = self.decoding.early_stopping
 
     @cached_property
-    def tokenizer(self) -> Tokenizer | None:
+    def tokenizer(self) -> Tokenizer | None:  # type: ignore[override]  # mypy holds it to be read-only: it is not
         """The model's own; None if it was exported without."""
         if not (self.folder / "tokenizer_config.json").is_file():
             return None
@@ -94,15 +94,17 @@ class OnnxEngine(Engine):
         self, sources: list[list[int]], starts: list[int | None], num_beams: int, max_new_tokens: int
     ) -> list[list[int]]:
         steps = self._read_source(sources, num_beams, max_new_tokens)
+        own_starts = cast("list[int]", starts)  # as all models here have an encoder
         if num_beams == 1:
-            return self._greedy(steps, starts, max_new_tokens)
-        return self._beams(steps, starts, num_beams, max_new_tokens)
+            return self._greedy(steps, own_starts, max_new_tokens)
+        return self._beams(steps, own_starts, num_beams, max_new_tokens)
 
     # --- searches
 
     def _greedy(self, steps: _Steps, starts: list[int], longest: int) -> list[list[int]]:
         ends, pad, shortest = self.decoding.ends, self.decoding.pad, self.decoding.min_new_tokens
-        tokens, done = np.array(starts), np.zeros(len(starts), bool)
+        tokens: np.ndarray = np.array(starts)
+        done: np.ndarray = np.zeros(len(starts), bool)
         written = np.full((len(starts), longest), pad)
         for n in range(longest):
             logits = steps.logits(tokens)
@@ -126,13 +128,14 @@ class OnnxEngine(Engine):
         keep = max(2, 1 + len(ends)) * beams  # enough that as many as beams have not ended
         running = np.full((texts, beams, longest), self.decoding.pad)
         finished = running.copy()
-        running_scores = np.full((texts, beams), _NEVER, np.float32)
+        running_scores: np.ndarray = np.full((texts, beams), _NEVER, np.float32)
         running_scores[:, 0] = 0.0
-        scores = np.full((texts, beams), _NEVER, np.float32)
-        is_finished = np.zeros((texts, beams), bool)
-        improvable = np.ones((texts, 1), bool)
+        scores: np.ndarray = np.full((texts, beams), _NEVER, np.float32)
+        is_finished: np.ndarray = np.zeros((texts, beams), bool)
+        improvable: np.ndarray = np.ones((texts, 1), bool)
         among_best = np.arange(keep) < beams
-        tokens, row = np.repeat(starts, beams), np.arange(texts)[:, None]
+        tokens: np.ndarray = np.repeat(starts, beams)
+        row, early_stopping = np.arange(texts)[:, None], cast(bool, self.early_stopping)
         for n in range(longest):
             values, candidates = self._candidates(steps, tokens, n, longest, keep)  # (rows, few)
             few = values.shape[-1]
@@ -151,7 +154,7 @@ class OnnxEngine(Engine):
 
             ended = stops & among_best
             final = best / np.float32((n + 1) ** power)
-            final += (is_finished.all(-1, keepdims=True) & self.early_stopping) * np.float32(_NEVER)
+            final += (is_finished.all(-1, keepdims=True) & early_stopping) * np.float32(_NEVER)
             final += ~improvable * np.float32(_NEVER)
             final += ~ended * np.float32(_NEVER)
             merged = np.concatenate([scores, final], axis=1)
@@ -162,7 +165,7 @@ class OnnxEngine(Engine):
             hope = running_scores[:, :1] / np.float32((n + 1) ** power)
             worst = np.where(is_finished, scores.min(axis=1, keepdims=True), _NEVER)
             improvable &= (hope > worst).any(-1, keepdims=True)
-            if not improvable.any() or (is_finished.all() and self.early_stopping) or stops.all():
+            if not improvable.any() or (is_finished.all() and early_stopping) or stops.all():
                 break
             steps.reorder((row * beams + parents[row, next_]).reshape(-1))
             tokens = running[:, :, n].reshape(-1)
@@ -195,8 +198,8 @@ class OnnxEngine(Engine):
 
     def _read_source(self, input_ids: Sequence[Sequence[int]], beams: int, longest: int) -> _Steps:
         description, texts, source = self._description, len(input_ids), max(map(len, input_ids))
-        ids = np.full((texts, source), self.decoding.pad or 0, np.int64)
-        mask = np.zeros((texts, source), np.int32)
+        ids: np.ndarray = np.full((texts, source), self.decoding.pad or 0, np.int64)
+        mask: np.ndarray = np.zeros((texts, source), np.int32)
         for i, row in enumerate(input_ids):
             ids[i, : len(row)], mask[i, : len(row)] = row, 1
         cross = np.empty(
@@ -226,7 +229,7 @@ class _Steps:
         self,
         session: onnxruntime.InferenceSession,
         search: onnxruntime.InferenceSession,
-        description: dict[str, Any],
+        description: Mapping[str, Any],
         cross: np.ndarray,
         mask: np.ndarray,
         beams: int,
@@ -237,8 +240,10 @@ class _Steps:
         self.session, self.search, self.length = session, search, 0
         self.features = description["heads"] * description["head_dim"]
         self.cache = np.zeros((2 * layers, rows, description["heads"], longest, description["head_dim"]), np.float32)
-        self._ids, self._position = np.zeros((rows, 1), np.int64), np.zeros((1, 1), np.int64)
-        self._before, self._total = np.zeros(rows, np.int32), np.zeros((), np.int32)
+        self._ids: np.ndarray = np.zeros((rows, 1), np.int64)
+        self._position: np.ndarray = np.zeros((1, 1), np.int64)
+        self._before: np.ndarray = np.zeros(rows, np.int32)
+        self._total: np.ndarray = np.zeros((), np.int32)
         self._logits = np.empty((rows, description["vocabulary"]), np.float32)
         self._fixed: dict[str, np.ndarray] = {
             "by_source": np.array([texts, beams, self.features], np.int64),
