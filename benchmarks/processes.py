@@ -49,7 +49,7 @@ def timed(batches: Iterable, untimed: int, times: list[float]) -> Iterator:
 
 def measure(kind: str, count: int, way: str) -> None:
     """Print the steps a second of this process, or of the group that it belongs to."""
-    task = load_settings("laptop").summarization
+    task = load_settings("laptop").task("summarization")
     vocabulary = task.corpus.vocab_size
     order = random.Random(0)
     draw = lambda n: [order.randrange(5, vocabulary) for _ in range(n)]  # noqa: E731

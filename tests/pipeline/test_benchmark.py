@@ -18,7 +18,7 @@ from dqlib.study.report.benchmark_page import write_benchmark
 
 
 def laptop_bench() -> Methods:
-    bench_settings = load_settings("laptop").summarization.methods
+    bench_settings = load_settings("laptop").task("summarization").methods
     assert bench_settings is not None
     return bench_settings
 
@@ -34,7 +34,7 @@ def test_the_bench_has_every_preset_at_every_configuration_that_it_has_a_grid_fo
 
 
 def test_the_tutorial_shows_every_preset_that_its_notebook_tells_of_and_what_parts_are_worth():
-    tutorial = load_settings("tutorial").summarization.methods
+    tutorial = load_settings("tutorial").task("summarization").methods
     assert tutorial.presets == laptop_bench().presets
     assert {run.preset for run in tutorial.runs()} >= {*tutorial.presets, *tutorial.ablations}
     assert tutorial.ablations

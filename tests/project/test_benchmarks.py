@@ -112,7 +112,8 @@ def test_an_agreement_without_a_study_is_told_in_a_sentence(agreement, tmp_path,
 
 def test_the_gpu_script_runs_on_a_cpu_and_keeps_the_rows_of_others(tmp_path):
     header = "name,shape,config,engine,metric,value,unit,baseline,ratio,device"
-    table = tmp_path / "benchmark.csv"
+    table = tmp_path / "tables" / "benchmark.csv"
+    table.parent.mkdir()
     other = "size,BART-base,2-2-8 6-3,dqlib,bytes,1,bytes,teacher,2,a CPU"
     table.write_text(f"{header}\n{other}\n")
     command = [sys.executable, str(FOLDER / "gpu.py"), "--device", "cpu", "--shape", "tiny", "--rounds", "1"]

@@ -82,7 +82,7 @@ def test_layers_that_are_not_built_in_have_a_column_of_the_map():
 
 
 def test_presets_that_are_not_built_in_are_drawn_apart_in_the_figure_of_the_benchmark():
-    bench = load_settings("tutorial").summarization.methods
+    bench = load_settings("tutorial").task("summarization").methods
     names = ["dqlib", "mine", "yours"]
     object.__setattr__(bench, "presets", names)
     rows = [grid.row("summarization", "2-2-8 2-2", preset=name) for name in names]

@@ -141,7 +141,7 @@ def test_checkpoints_of_another_training_are_not_taken_up(tmp_path):
 
 @pytest.mark.parametrize("change", ["source_tokens", "target_tokens", "validation_documents", "tokenizer"])
 def test_checkpoints_of_other_examples_are_of_another_training(tmp_path, change):
-    spec, model = load_settings("tutorial").summarization, torch.nn.Linear(2, 2)
+    spec, model = load_settings("tutorial").task("summarization"), torch.nn.Linear(2, 2)
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
     corpus = LoadedCorpus({}, None, {"sha256": "the same"}, tmp_path)
