@@ -32,11 +32,11 @@ from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 
 from dqlib.errors import InputError
 from dqlib.storage.students import load_student
-from dqlib.study.corpora import hub
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
 from dqlib.study.corpora.tokenizer import load_tokenizer, set_source_language, train_tokenizer
 from dqlib.study.evaluation.records import read_record
 from dqlib.study.notebooks import show
+from dqlib.study.params import checkpoint
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import PREDICTIONS, project_root
 from dqlib.study.pipeline.plan import plan
@@ -220,7 +220,7 @@ def smaller(task):
 def there(snapshots, tmp_path, monkeypatch):
     monkeypatch.chdir(snapshots)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(hub, "_reachable", lambda: pytest.fail("the hub was asked for"))
+    monkeypatch.setattr(checkpoint, "_reachable", lambda: pytest.fail("the hub was asked for"))
     return snapshots
 
 
@@ -359,7 +359,7 @@ def test_without_a_network_a_profile_fails_at_once_and_says_what_to_do(there, tm
     monkeypatch.chdir(there)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    hub._reachable.cache_clear()
+    checkpoint._reachable.cache_clear()
     params = yaml.safe_load(Path("paper.yaml").read_text())
     part, key = block.split(".")
     params["profile"] = f"offline-{key}"
@@ -370,7 +370,7 @@ def test_without_a_network_a_profile_fails_at_once_and_says_what_to_do(there, tm
         with pytest.raises(InputError, match=rf"^{block}: 'nobody/nothing' .* snapshot .* cannot be reached") as caught:
             Study("offline.yaml", "summarization").pretrained()
     finally:
-        hub._reachable.cache_clear()
+        checkpoint._reachable.cache_clear()
     assert time.monotonic() - began < 20
     assert "\n" not in str(caught.value)
     assert not huggingface_hub.constants.HF_HUB_OFFLINE

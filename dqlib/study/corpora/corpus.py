@@ -19,6 +19,7 @@ from dqlib.study.corpora.rows import Row, Rows
 from dqlib.study.corpora.splits import SPLITS, UNSEEN, in_train, truncated
 from dqlib.study.corpora.tokenizer import load_tokenizer, set_source_language, train_tokenizer
 from dqlib.study.params import settings as S
+from dqlib.study.params.checkpoint import fetching, located
 from dqlib.study.params.corpus import EMBEDDED
 
 
@@ -109,8 +110,8 @@ def _tokenizer(corpus: S.Corpus, train: Sequence[Row], folder: str | Path | None
     if folder is not None:
         tokenizer = load_tokenizer(folder)
     elif corpus.tokenizer is not None:
-        with hub.fetching("corpus.tokenizer", corpus.tokenizer):
-            tokenizer = load_tokenizer(*hub.located(corpus.tokenizer, corpus.tokenizer_revision))
+        with fetching("corpus.tokenizer", corpus.tokenizer):
+            tokenizer = load_tokenizer(*located(corpus.tokenizer, corpus.tokenizer_revision))
     else:
         texts = (text for row in train for text in (row["source"], row["target"]))
         longest = max(corpus.source_tokens, corpus.target_tokens)

@@ -62,10 +62,9 @@ def curves(folder: Path, columns: list[str]) -> Figure:
     panel_of = {name: quantity_of(name, preset) for name in columns if name in log}
     quantities = list(dict.fromkeys(panel_of.values()))
     with matplotlib.rc_context(STYLE):
-        size = 6.4, 2.2 * len(quantities) + 0.6
-        figure, panels = pyplot.subplots(
-            len(quantities), 1, figsize=size, sharex=True, squeeze=False, layout="constrained"
-        )
+        rows = max(1, len(quantities))  # a teacher that was not trained here has an empty log
+        size = 6.4, 2.2 * rows + 0.6
+        figure, panels = pyplot.subplots(rows, 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
         for i, (name, quantity) in enumerate(panel_of.items()):
             axes, points = panels[quantities.index(quantity), 0], log.dropna(subset=[name])
             marker = "o" if len(points) < 10 else None

@@ -243,7 +243,7 @@ def _completed(data: Any) -> Any:
 
 def _checkpoint(where: str, name: str, revision: Any, model: dict[str, Any], given: set[str]) -> dict[str, Any]:
     """What a checkpoint says of its shape; nothing where all is given and it is on the hub, for then that can wait."""
-    from dqlib.study.corpora.hub import checkpoint_shape, located  # slow to import
+    from dqlib.study.params.checkpoint import checkpoint_shape, located  # slow to import
 
     if {*SIZES, "vocab_size"} <= given and not Path(located(name)[0], "config.json").is_file():
         return {}

@@ -15,9 +15,9 @@ from dqlib.errors import InputError
 from dqlib.languages import language_id
 from dqlib.storage.reading import read_model
 from dqlib.study.corpora.corpus import LoadedCorpus
-from dqlib.study.corpora.hub import SHAPE, fetching, snapshot
 from dqlib.study.corpora.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from dqlib.study.params import settings as S
+from dqlib.study.params.checkpoint import SHAPE, fetching, snapshot
 
 
 def new_model(model: S.Model, vocab_size: int) -> MBartForConditionalGeneration:

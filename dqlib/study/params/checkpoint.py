@@ -1,0 +1,141 @@
+"""What is named on the hub or lies in a folder: where it is, its shape, and failing at once without a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.utils import get_session
+
+from dqlib.errors import InputError
+from dqlib.files import DiskFullError, room_in
+from dqlib.study.params.model import ARCHITECTURES
+from dqlib.study.params.paths import project_root
+
+#: Seconds that the hub has for a first answer.
+PATIENCE = 5.0
+
+
+def located(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Where a data set or model is: a folder, from the project's if it is relative, or else a name and its revision."""
+    folder = project_root() / Path(name).expanduser()
+    return (str(folder), None) if folder.is_dir() else (name, revision)
+
+
+def snapshot(name: str, revision: str | None = None) -> str:
+    """The folder of a model, of its configuration and weights, fetched from the hub where it is named there."""
+    place, revision = located(name, revision)
+    if place != name:
+        return place
+    wanted = ["config.json", "generation_config.json", "model*.safetensors*"]
+    folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted)
+    if not any(Path(folder).glob("model*.safetensors")):
+        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=["pytorch_model*.bin*"])
+    return folder
+
+
+@contextmanager
+def fetching(field: str, name: str) -> Iterator[None]:
+    """Load something from the hub or a folder; without a network only the cache is looked into, which takes no time.
+
+    Args:
+        field: parameter that names it.
+        name: of what is loaded.
+
+    Raises:
+        DiskFullError: there is no room for it in the cache.
+        InputError: it is not there, cannot be reached, or cannot be read.
+    """
+    on_hub = located(name)[0] == name
+    offline = on_hub and not _reachable()
+    try:
+        with room_in(Path(huggingface_hub.constants.HF_HOME)), _only_the_cache(offline):
+            yield
+    except (DiskFullError, InputError):
+        raise
+    except Exception as error:
+        of_datasets = type(error).__module__.startswith("datasets.")  # which is slow to import, for all other errors
+        if not of_datasets and not isinstance(error, (OSError, ValueError, KeyError)):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        if offline:
+            where = huggingface_hub.constants.ENDPOINT
+            allowed = (
+                f"in the cache (HF_HOME), or the folder of a snapshot in place of the name, since {where} cannot be "
+                f"reached ({reason})"
+            )
+        else:
+            allowed = f"a name on the hub or the folder of a snapshot, with what is asked of it ({reason})"
+        raise InputError(field, name, allowed) from None
+
+
+#: What parameters call the entries of a checkpoint's ``config.json``.
+SHAPE = {
+    "architecture": "model_type",
+    "d_model": "d_model",
+    "encoder_layers": "encoder_layers",
+    "decoder_layers": "decoder_layers",
+    "heads": "encoder_attention_heads",
+    "ffn_dim": "encoder_ffn_dim",
+    "max_positions": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+}
+
+
+def checkpoint_shape(field: str, name: str, revision: str | None = None) -> dict[str, Any]:
+    """What a checkpoint on the hub or in a folder says of its shape, by the names of :data:`SHAPE`.
+
+    Args:
+        field: parameter that names it.
+        name, revision: of the checkpoint.
+
+    Raises:
+        InputError: it is not there, or not a BART or mBART.
+    """
+    with fetching(field, name):
+        place, revision = located(name, revision)
+        path = Path(place, "config.json")
+        if place == name:
+            path = Path(huggingface_hub.hf_hub_download(name, path.name, revision=revision))
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("its config.json is no JSON object")
+    if config.get("model_type") not in ARCHITECTURES:
+        raise InputError(field, name, f"one of {', '.join(ARCHITECTURES)}; it is of {config.get('model_type')!r}")
+    return {ours: config[theirs] for ours, theirs in SHAPE.items() if theirs in config}
+
+
+@cache
+def _reachable() -> bool:
+    """Whether the hub answers, asked once; proxies of the environment are used, as in all else."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PATIENCE)
+    except Exception:  # the session's library has errors of its own for names, routes, certificates and time
+        return False
+    return True
+
+
+@contextmanager
+def _only_the_cache(wanted: bool) -> Iterator[None]:
+    """What ``HF_HUB_OFFLINE=1`` does, which is read when the libraries are imported."""
+    if not wanted:
+        yield
+        return
+    import datasets
+
+    places: tuple[Any, Any] = (huggingface_hub.constants, datasets.config)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
