@@ -123,13 +123,13 @@ class Worker:
 class Bench:
     """The stages of one shape."""
 
-    def __init__(self, key: str, rounds: int, threads: int, job: Path, again: bool) -> None:
+    def __init__(self, key: str, rounds: int, threads: int, work: Path, again: bool) -> None:
         self.key, self.shape, self.rounds, self.threads = key, SHAPES[key], rounds, threads
-        self.job = job / key
+        self.work = work / key
         if again:
-            shutil.rmtree(self.job, ignore_errors=True)
-        self.job.mkdir(parents=True, exist_ok=True)
-        (self.job / "vocabulary.json").write_text(str(self.shape.vocabulary))
+            shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(parents=True, exist_ok=True)
+        (self.work / "vocabulary.json").write_text(str(self.shape.vocabulary))
         self.device = f"{_processor()}, {threads} threads"
         self.teacher_config = f"32-32-32 {self.shape.layers}-{self.shape.layers}"
         self._teacher: PreTrainedModel | None = None
@@ -140,7 +140,7 @@ class Bench:
         if self.shape.whole:
             stages = [self.sizes, self.loading, self.generation, self.low_bit, self.memory, self.training]
         for stage in stages:
-            kept = self.job / f"{stage.__name__}.json"
+            kept = self.work / f"{stage.__name__}.json"
             if not kept.is_file():
                 found = [asdict(row) for row in stage()]
                 scratch = kept.with_suffix(".partial")
@@ -158,9 +158,9 @@ class Bench:
         yield self.row("size", self.teacher_config, "transformers fp32", "size", teacher_bytes, "bytes")
         for config in self.shape.configs:
             student = self.student(config)
-            save_packed(student, self.job / "packed")
-            size = packed_size_bytes(self.job / "packed")
-            shutil.rmtree(self.job / "packed")
+            save_packed(student, self.work / "packed")
+            size = packed_size_bytes(self.work / "packed")
+            shutil.rmtree(self.work / "packed")
             baseline = f"{self.teacher_config} transformers fp32"
             yield self.row("size", config, "packed", "size", size, "bytes", baseline, teacher_bytes / size)
 
@@ -168,9 +168,9 @@ class Bench:
         """Seconds of ``load_packed``."""
         s = self.shape
         found = packed_benchmark.measure(
-            s.fast, 1, self.job / "loading", self.rounds, features=s.features, vocabulary=s.vocabulary
+            s.fast, 1, self.work / "loading", self.rounds, features=s.features, vocabulary=s.vocabulary
         )
-        shutil.rmtree(self.job / "loading")
+        shutil.rmtree(self.work / "loading")
         baseline = f"{s.fast} transformers fp32, read whole"
         seconds, ratio = found.load_seconds, 1 / found.load_ratio
         yield self.row("load", s.fast, "load_packed", "load_time", seconds, "s", baseline, ratio)
@@ -293,7 +293,7 @@ class Bench:
         return "ctranslate2", self._made(f"ctranslate2 {quantization} {config}", make)
 
     def _made(self, name: str, make: Callable[[Path], object]) -> Path:
-        folder = self.job / name.replace(" ", "_")
+        folder = self.work / name.replace(" ", "_")
         if not folder.is_dir():
             make(folder)
             gc.collect()
@@ -395,11 +395,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     logging.disable_progress_bar()
-    if not options.again and any((options.job / key / "sizes.json").is_file() for key in options.shapes):
-        print(f"goes on from what is in {options.job}; with --again all is measured anew", flush=True)
+    if not options.again and any((options.work / key / "sizes.json").is_file() for key in options.shapes):
+        print(f"goes on from what is in {options.work}; with --again all is measured anew", flush=True)
     rows: list[Row] = []
     for key in options.shapes:
-        bench = Bench(key, 1 if options.quick else options.rounds, options.threads, options.job, options.again)
+        bench = Bench(key, 1 if options.quick else options.rounds, options.threads, options.work, options.again)
         for found in bench.rows():
             rows += found
             for row in found:
