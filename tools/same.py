@@ -19,6 +19,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dqlib.files import write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "same"
 TASKS = ("summarization", "eli5", "translation")
@@ -51,9 +53,7 @@ def _record(before: str, after: str) -> int:
     """Let what the code before has made be of the code now, as its provenance tells."""
     stale = [path for path in (ROOT / "runs").rglob("provenance.json") if f'"code": "{before}"' in path.read_text()]
     for path in stale:
-        text = path.read_text().replace(before, after)
-        path.unlink()  # it may be a link into DVC's cache
-        path.write_text(text)
+        write_text(path, path.read_text().replace(before, after))  # in place of a link into DVC's cache, too
     return len(stale)
 
 
@@ -63,7 +63,7 @@ def _of_commit(commit: str) -> dict[str, str]:
         tree = _fresh(BUILD / "before")
         archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
         subprocess.run(["tar", "-x"], cwd=tree, input=archive, check=True)
-        kept.write_text(json.dumps(_digests(tree), indent=1))
+        write_text(kept, json.dumps(_digests(tree), indent=1))
     return json.loads(kept.read_text())
 
 

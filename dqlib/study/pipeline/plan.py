@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 from dqlib.errors import InputError
 from dqlib.presets import get_preset
 from dqlib.storage.footprint import fp32_size_bytes, size_bytes
-from dqlib.student import make_student, set_attention_maps, supervision_maps
 from dqlib.study.corpora.corpus import load_info
 from dqlib.study.params import settings as S
 from dqlib.study.process import workers
@@ -28,7 +27,8 @@ from dqlib.study.process.progress import duration
 from dqlib.study.training.batches import Example, collate
 from dqlib.study.training.loop import make_accelerator, token_counts
 from dqlib.study.training.models import planned_model
-from dqlib.study.training.objectives import DistillationObjective, Objective, TaskObjective
+from dqlib.study.training.objectives import Objective, TaskObjective
+from dqlib.study.training.task import student_and_objective
 
 #: Micro-batches that are timed, after one that is not.
 TIMED = 2
@@ -143,13 +143,7 @@ class _Timed:
                 yield self._student(name, run, benchmark.distillation(run), benchmark.evaluate, count)
 
     def _student(self, name: str, run: S.Run, loop: S.Distillation, evaluation: S.Evaluation, count: int) -> Planned:
-        preset = get_preset(run.preset)
-        student = make_student(self.teacher, run.config, preset)
-        for model in (self.teacher, student):
-            set_attention_maps(model, preset.loss.attention_maps)
-        objective: Objective = TaskObjective()
-        if preset.loss.of_teacher:
-            objective = DistillationObjective(self.teacher, supervision_maps(run.config, self.teacher), preset.loss)
+        student, objective = student_and_objective(self.teacher, run.config, get_preset(run.preset))
         seconds = self._step(student, objective, loop, self.lengths)
         test = self._test(student, evaluation)
         return Planned(name, count, loop.steps, seconds, test, size_bytes(student), self.together)

@@ -17,7 +17,7 @@ from dqlib.architectures import architecture_of
 from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
-from dqlib.presets import Recipe, get_preset
+from dqlib.presets import Preset, Recipe, get_preset
 from dqlib.storage.reading import read_model, save_model
 from dqlib.storage.students import save_student
 from dqlib.student import make_student, round_for_storage, set_attention_maps, supervision_maps
@@ -100,12 +100,7 @@ class TaskTraining:
         depths = architecture_of(teacher.config).depths(teacher.config)
         recipe = preset.recipe_for(config, (config.encoder_layers, config.decoder_layers) != depths)
         training = distillation.training(recipe)
-        student = make_student(teacher, config, preset)
-        for model in (teacher, student):
-            set_attention_maps(model, preset.loss.attention_maps)
-        objective: Objective = TaskObjective()
-        if preset.loss.of_teacher:
-            objective = DistillationObjective(teacher, supervision_maps(config, teacher), preset.loss)
+        student, objective = student_and_objective(teacher, config, preset)
         checkpoints = self._checkpoints(
             target, training, student, teacher=weights_hash(teacher), preset=preset, config=config
         )
@@ -183,6 +178,21 @@ class TaskTraining:
             **parts,
         )  # fmt: skip
         return Checkpoints(self.folders.checkpoints(target), of_training)
+
+
+def student_and_objective(
+    teacher: PreTrainedModel, config: Config, preset: Preset
+) -> tuple[PreTrainedModel, Objective]:
+    """A student that is to be trained, and what its training minimizes under a preset.
+
+    Both models give out the attention maps that the preset compares.
+    """
+    student = make_student(teacher, config, preset)
+    for model in (teacher, student):
+        set_attention_maps(model, preset.loss.attention_maps)
+    if not preset.loss.of_teacher:
+        return student, TaskObjective()
+    return student, DistillationObjective(teacher, supervision_maps(config, teacher), preset.loss)
 
 
 def rescue_folder(target: Path) -> Path:
