@@ -150,7 +150,7 @@ class WeightQuantization:
     """How weights of each bit width become codes.
 
     Args:
-        binary, ternary, uniform: scheme at 1 bit, at 2 bits, and above.
+        one_bit, two_bits, more_bits: scheme at 1 bit, at 2 bits, and above.
         linear, embedding: granularity of the scales in linear layers and in embeddings.
         clip: weights are clipped to [-clip, clip] first, and get no gradient outside; None for no clipping.
         factor: train a factor on each scale, starting from 1, where the scheme's own scale is not trained.
@@ -160,9 +160,9 @@ class WeightQuantization:
         InputError: a scheme has no grid for its bits, or a field is out of range.
     """
 
-    binary: str = "binary"
-    ternary: str = "ternary"
-    uniform: str = "symmetric"
+    one_bit: str = "binary"
+    two_bits: str = "ternary"
+    more_bits: str = "symmetric"
     linear: str = "per_row"
     embedding: str = "per_row"
     clip: float | None = None
@@ -170,7 +170,7 @@ class WeightQuantization:
     full_range: bool = False
 
     def __post_init__(self) -> None:
-        for field, bits in (("binary", 1), ("ternary", 2), ("uniform", 8)):
+        for field, bits in (("one_bit", 1), ("two_bits", 2), ("more_bits", 8)):
             allowed = [name for name, scheme in SCHEMES.items() if bits in scheme.bits]
             if getattr(self, field) not in allowed:
                 raise InputError(field, getattr(self, field), f"one of {', '.join(allowed)}")
@@ -181,7 +181,7 @@ class WeightQuantization:
 
     def scheme(self, bits: int) -> Scheme:
         """The scheme of weights of that many bits."""
-        return Scheme.parse({1: self.binary, 2: self.ternary}.get(bits, self.uniform))
+        return Scheme.parse({1: self.one_bit, 2: self.two_bits}.get(bits, self.more_bits))
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,7 +173,7 @@ XTC = Preset(
 #: paper stops at 2 bits; at 1 bit the factor multiplies the binary scale.
 QUANTGPT = Preset(
     name="quantgpt",
-    weights=WeightQuantization(binary="dynamic", ternary="dynamic", uniform="dynamic", linear="per_tensor"),
+    weights=WeightQuantization(one_bit="dynamic", two_bits="dynamic", more_bits="dynamic", linear="per_tensor"),
     loss=LossWeights(task=0.0, attention=0.0, hidden=0.0, contrastive=0.1),
     recipe=Recipe(scale_learning_rate=0.1),
     by_bits={1: Recipe(learning_rate=4.0, scale_learning_rate=0.1)},
@@ -216,6 +216,11 @@ def _variants() -> dict[str, Preset]:
         "only-logits": {"loss": replace(d.loss, task=0.0, attention=0.0, hidden=0.0)},
         "with-contrast": {"loss": replace(d.loss, contrastive=1.0)},
         "progressive": _recipes(d, progressive=0.4),
+        "four-levels": {"weights": replace(d.weights, two_bits="four_level")},
+        "stretched": {"weights": replace(d.weights, two_bits="stretched")},
+        "learned-threshold": {"weights": replace(d.weights, two_bits="lsq")},
+        "elastic-binary": {"weights": replace(d.weights, one_bit="lsq")},
+        "groups-of-32": {"weights": replace(d.weights, two_bits="four_level", linear="per_group_32")},
     }
     return {f"dqlib-{name}": replace(d, name=f"dqlib-{name}", **change) for name, change in changed.items()}
 

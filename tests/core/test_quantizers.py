@@ -35,7 +35,7 @@ def quantized(weight, bits, granularity, scheme, **options):
 
 def preset(scheme, bits, **options):
     """What a quantizer of that many bits is told, to use that scheme."""
-    return WeightQuantization(**{{1: "binary", 2: "ternary"}.get(bits, "uniform"): str(scheme)}, **options)
+    return WeightQuantization(**{{1: "one_bit", 2: "two_bits"}.get(bits, "more_bits"): str(scheme)}, **options)
 
 
 def top(bits):
@@ -331,10 +331,10 @@ def test_an_unknown_scheme_is_refused_with_those_that_there_are():
 @pytest.mark.parametrize(
     "bad",
     [
-        {"binary": "ternary"},
-        {"ternary": "binary"},
-        {"uniform": "ternary"},
-        {"uniform": "kmeans"},
+        {"one_bit": "ternary"},
+        {"two_bits": "binary"},
+        {"more_bits": "ternary"},
+        {"more_bits": "kmeans"},
         {"clip": 0.0},
         {"clip": float("nan")},
     ],
@@ -970,10 +970,10 @@ def test_one_entry_makes_a_scheme_that_presets_training_and_files_know(monkeypat
     quantizer = WeightFakeQuantizer(weight, 2, "per_row", preset("levels", 2, factor=True))
     quantizer.half_scales = True
     quantized = copy.deepcopy(quantizer).quantize(weight)
-    assert not quantized.ternary
+    assert quantized.encoding == "bits"
     assert set(quantized.codes.unique().tolist()) == {-2, -1, 0, 1}
     packed = PackedWeight.of(quantized, quantizer.scheme, "per_row")
     assert (packed.scheme, packed.code_bytes) == ("levels", 8)
     assert torch.equal(packed.value(), quantizer(weight))
     with pytest.raises(InputError, match=r"uniform: 'levels' .* one of symmetric"):
-        WeightQuantization(uniform="levels")
+        WeightQuantization(more_bits="levels")

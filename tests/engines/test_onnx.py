@@ -101,7 +101,7 @@ def test_rounded_activations_stay_near_the_student(teacher, exported, bits, enco
 
 
 PER_GROUP = replace(get_preset("dqlib"), name="groups", weights=WeightQuantization(linear="per_group_16"))
-ASYMMETRIC = replace(get_preset("dqlib"), name="asymmetric", weights=WeightQuantization(ternary="asymmetric"))
+ASYMMETRIC = replace(get_preset("dqlib"), name="asymmetric", weights=WeightQuantization(two_bits="asymmetric"))
 
 
 @pytest.mark.parametrize(
