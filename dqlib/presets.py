@@ -19,6 +19,9 @@ from dqlib.config import (
 )
 from dqlib.errors import InputError
 
+#: How a learning rate falls after its warm-up, as transformers names it.
+SCHEDULES = ("linear", "cosine", "constant_with_warmup")
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -48,8 +51,8 @@ class Recipe:
         for name in ("warmup", "progressive"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "at least 0 and below 1")
-        if self.schedule not in ("linear", "cosine", "constant_with_warmup"):
-            raise InputError("schedule", self.schedule, "linear, cosine or constant_with_warmup")
+        if self.schedule not in SCHEDULES:
+            raise InputError("schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
 
 
 @dataclass(frozen=True, slots=True)
