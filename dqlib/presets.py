@@ -33,6 +33,9 @@ class Recipe:
         warmup: part of the steps in which the rate rises.
         scale_learning_rate: rate of trained scales, times that of the weights.
         progressive: part of the steps over which the forward pass turns from full-precision to quantized weights.
+        teacher_targets: share of the training pairs whose target is what the teacher writes, drawn anew in every pass;
+            1 is sequence-level distillation (Kim and Rush 2016, arXiv:1606.07947).
+        labelled_text: share of the examples that are texts without a reference, with what the teacher writes of them.
 
     Raises:
         InputError: a field is out of range.
@@ -43,6 +46,8 @@ class Recipe:
     warmup: float = 0.05
     scale_learning_rate: float = 1.0
     progressive: float = 0.0
+    teacher_targets: float = 0.0
+    labelled_text: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "scale_learning_rate"):
@@ -51,8 +56,16 @@ class Recipe:
         for name in ("warmup", "progressive"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "at least 0 and below 1")
+        for name in ("teacher_targets", "labelled_text"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(name, getattr(self, name), "a share, from 0 to 1")
         if self.schedule not in SCHEDULES:
             raise InputError("schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+
+    @property
+    def pseudo_labels(self) -> bool:
+        """Whether a student is trained on what the teacher writes."""
+        return self.teacher_targets > 0 or self.labelled_text > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +237,9 @@ def _variants() -> dict[str, Preset]:
         "learned-threshold": {"weights": replace(d.weights, two_bits="lsq")},
         "elastic-binary": {"weights": replace(d.weights, one_bit="lsq")},
         "groups-of-32": {"weights": replace(d.weights, two_bits="four_level", linear="per_group_32")},
+        "sequence-level": _recipes(d, teacher_targets=1.0),
+        "sequence-level-mixed": _recipes(d, teacher_targets=0.5),
+        "labelled-text": _recipes(d, labelled_text=0.5),
     }
     return {f"dqlib-{name}": replace(d, name=f"dqlib-{name}", **change) for name, change in changed.items()}
 

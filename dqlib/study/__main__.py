@@ -43,6 +43,7 @@ def make(options: Options) -> None:
         "corpus": study.corpus,
         "pretrained": study.pretrained,
         "teacher": study.teacher,
+        "pseudo-labels": study.asked_pseudo_labels if options.if_asked else study.pseudo_labels,
         "student": lambda: study.student(options.config or study.task.headline, options.preset),
         "students": lambda: run_students(study),
         "benchmark": lambda: run_benchmark(study),
@@ -126,14 +127,17 @@ _TASK = {"--task": {"default": "summarization", "help": "name of the task (defau
 _ONE_TASK = {"--task": {"help": "name of one task; all that fit, when left out"}}
 _CONFIG = {"--config": {"help": "of a student, such as '2-2-8 2-1'"}}
 _PRESET = {"--preset": {"help": "of a student; the task's own, when left out"}}
-_PARTS = ("corpus", "pretrained", "teacher", "student", "students", "benchmark")
+_IF_ASKED = {"action": "store_true", "help": "pseudo-labels only if a preset of the parameters is trained on them"}
+_PARTS = ("corpus", "pretrained", "teacher", "pseudo-labels", "student", "students", "benchmark")
 
 COMMANDS = {
     "profile": Command(
         choose,
         {"profile": {}, "--run": {"action": "store_true", "help": "run the study under it, and print its tables"}},
     ),
-    "make": Command(make, {"part": {"choices": _PARTS}, **_PARAMS, **_TASK, **_CONFIG, **_PRESET}),
+    "make": Command(
+        make, {"part": {"choices": _PARTS}, **_PARAMS, **_TASK, **_CONFIG, **_PRESET, "--if-asked": _IF_ASKED}
+    ),
     "job": Command(
         job, {"job": {"choices": ("pretrain", "finetune", "distill")}, **_PARAMS, **_TASK, **_CONFIG, **_PRESET}
     ),

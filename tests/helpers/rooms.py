@@ -15,7 +15,7 @@ ARROWS: dict[str, set[str]] = {
     "corpora": {"core", "params", "process"},
     "training": {"core", "params", "process", "corpora"},
     "evaluation": {"core", "params", "process", "corpora", "training"},
-    "pipeline": {"core", "params", "process", "corpora", "training", "evaluation"},
+    "pipeline": {"core", "engines", "params", "process", "corpora", "training", "evaluation"},
     "report": {"core", "engines", "params", "process", "corpora", "training", "evaluation", "pipeline"},
 }
 ARROWS["notebooks"] = ARROWS["report"] | {"report"}

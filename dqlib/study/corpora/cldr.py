@@ -108,6 +108,14 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
     return splits
 
 
+def unpaired(corpus: S.Corpus) -> Iterator[Row]:
+    """Endless phrases of the training split in English, drawn from another seed; some are the corpus's own."""
+    for row in phrases(corpus.languages, corpus.seed + 1):
+        if split_of(row["group"]) == "train":
+            del row["target"]
+            yield row
+
+
 def phrases(languages: list[str], seed: int, unseen: bool = False) -> Iterator[Row]:
     """Endless rows with ``group``, ``language``, ``source`` (English) and ``target``, languages in turn.
 

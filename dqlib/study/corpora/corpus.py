@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.languages import language_id
 from dqlib.study.corpora import files, hub
-from dqlib.study.corpora.rows import Row, Rows
-from dqlib.study.corpora.splits import SPLITS, UNSEEN, in_train, truncated
+from dqlib.study.corpora.rows import Row, Rows, write_rows
+from dqlib.study.corpora.splits import SPLITS, UNSEEN, in_train, of_train_alone, truncated
 from dqlib.study.corpora.tokenizer import load_tokenizer, set_source_language, train_tokenizer
 from dqlib.study.params import settings as S
 from dqlib.study.params.checkpoint import fetching, located
@@ -55,7 +55,7 @@ def build_corpus(corpus: S.Corpus, folder: str | Path, tokenizer_folder: str | P
     made = _rows_of_splits(corpus)
     with atomic_folder(folder) as scratch:
         digest = hashlib.sha256()
-        splits = {split: _written(rows, scratch / f"{split}.jsonl", digest) for split, rows in made.items()}
+        splits = {split: write_rows(rows, scratch / f"{split}.jsonl", digest) for split, rows in made.items()}
         for split, rows in splits.items():
             if not rows:
                 raise InputError(f"corpus.{split}", 0, "a split with at least one pair; allow more pairs or packages")
@@ -88,21 +88,27 @@ def load_info(folder: str | Path) -> dict:
     return json.loads((Path(folder) / "corpus.json").read_text())
 
 
+def unpaired_rows(spec: S.Task, corpus: LoadedCorpus) -> Iterator[Row]:
+    """Texts that are in no pair of a corpus, for a teacher to label: rows with ``source`` and their language.
+
+    Each is there once, and none repeats what is held out (:func:`dqlib.study.corpora.splits.of_train_alone`).
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    origin, where = spec.corpus.origin, spec.pseudo_labels.unpaired or ""
+    if origin == "embedded":
+        rows = importlib.import_module(EMBEDDED[spec.corpus.name].module).unpaired(spec.corpus)
+    else:
+        rows = files.unpaired(spec.corpus, where) if origin == "files" else hub.unpaired(spec.corpus, where)
+    return of_train_alone(rows, corpus.splits)
+
+
 def _rows_of_splits(corpus: S.Corpus) -> Mapping[str, Iterable[Row]]:
     """The rows of every split, from where the parameters say."""
     if corpus.origin == "embedded":
         return importlib.import_module(EMBEDDED[corpus.name].module).build(corpus)
     return files.build(corpus) if corpus.origin == "files" else hub.build(corpus)
-
-
-def _written(rows: Iterable[Row], path: Path, digest: hashlib._Hash) -> Rows:
-    """Write rows to a file, one after the other, and add its bytes to a digest."""
-    with path.open("wb") as file:
-        for row in rows:
-            line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-            digest.update(line)
-            file.write(line)
-    return Rows(path)
 
 
 def _tokenizer(corpus: S.Corpus, train: Sequence[Row], folder: str | Path | None) -> PreTrainedTokenizerFast:

@@ -78,6 +78,29 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
     }
 
 
+def unpaired(corpus: S.Corpus, path: str) -> Iterator[Row]:
+    """Texts without a target from a file that has them in the column of the pairs' sources.
+
+    Raises:
+        InputError: the file, a column or a line is missing or bad, or a language has no token.
+    """
+    for row in read_rows(path, _of_source(corpus)):
+        named = named_row(row[corpus.source], "", row.get(corpus.language or ""), corpus, path)
+        del named["target"]
+        yield named
+
+
+def unpaired_digests(corpus: S.Corpus, path: str | None) -> list[str]:
+    """SHA-256 of the files that :func:`unpaired` reads; nothing for corpora that are not from files.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    if corpus.origin != "files" or path is None:
+        return []
+    return [_digest(each, *_last_change(each)) for each in files_of(path, _of_source(corpus))]
+
+
 def file_digests(corpus: S.Corpus) -> dict[str, list[str]]:
     """SHA-256 of the files that each split is read from; nothing for corpora that are not from files.
 
@@ -109,7 +132,12 @@ def _named_files(corpus: S.Corpus) -> dict[str, str]:
 
 
 def _columns(corpus: S.Corpus) -> list[str]:
-    return [corpus.source, corpus.target, *([corpus.language] if corpus.language else [])]
+    source, *language = _of_source(corpus)
+    return [source, corpus.target, *language]
+
+
+def _of_source(corpus: S.Corpus) -> list[str]:
+    return [corpus.source, *([corpus.language] if corpus.language else [])]
 
 
 def _file_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:

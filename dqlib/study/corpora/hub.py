@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,19 @@ def build(corpus: S.Corpus) -> dict[str, Iterator[Row]]:
                 yield row
 
     return {name: itertools.islice(rows(getattr(corpus, name) or name), corpus.limit) for name in SPLITS}
+
+
+def unpaired(corpus: S.Corpus, split: str) -> Iterator[Row]:
+    """Texts without a target from a split of the data set.
+
+    Raises:
+        InputError: the data set cannot be reached, a column is missing, or a language has no token.
+    """
+    for source, _, language in hub_rows(dataclasses.replace(corpus, target=corpus.source), split):
+        row = named_row(source, "", language, corpus, corpus.dataset or "")
+        del row["target"]
+        if row["source"]:
+            yield row
 
 
 def hub_rows(corpus: S.Corpus, split: str) -> Iterator[tuple[str, str, str | None]]:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from dqlib.errors import InputError
 from dqlib.study.corpora.rows import Row
@@ -36,6 +37,8 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 #: Folders whose docstrings describe tests or copies of other projects, not an interface.
 SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "_vendor", "site-packages", "__pycache__", "idlelib"})
+
+T = TypeVar("T")
 
 #: Shortest and longest summary and shortest body, in words.
 SUMMARY_WORDS = (3, 30)
@@ -59,6 +62,37 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
         InputError: a package is not installed.
     """
     return in_splits(build_pairs(corpus.packages, processes=S.available_cores()), corpus.limit)
+
+
+def unpaired(corpus: S.Corpus) -> Iterator[Row]:
+    """Every docstring of a module of the training split, in the form of a pair's source, in the order of a hash.
+
+    What is longer than a summary alone is read as the body of a pair is, without its first paragraph; of others the
+    whole text is the body. Those of fewer than :data:`MIN_BODY_WORDS` words are left out.
+
+    Raises:
+        InputError: a package is not installed.
+    """
+    return in_train_split(corpus.packages, module_texts)
+
+
+def in_train_split(packages: list[str], of_module: Callable[[str, Path], list[Row]]) -> Iterator[Row]:
+    """Rows with ``group``, ``name`` and ``source`` of all modules of the training split, in the order of a hash."""
+    files = [file for package in packages for file in python_files(package) if split_of(file[0]) == "train"]
+    rows = [row for rows in _of_all(files, of_module, S.available_cores()) for row in rows]
+    yield from sorted(rows, key=lambda row: hashlib.sha256(f"{row['name']} {row['source']}".encode()).digest())
+
+
+def module_texts(module: str, path: Path) -> list[Row]:
+    """The docstrings of one file as rows without a target; none where the file cannot be read or parsed."""
+    rows = []
+    for name, _, docstring in documented(module, path):
+        head, _, body = inspect.cleandoc(docstring).partition("\n\n")
+        texts = (" ".join(text.split()) for text in (body, head))
+        text = next((text for text in texts if len(text.split()) >= MIN_BODY_WORDS), None)
+        if text is not None:
+            rows.append({"group": module, "name": name, "source": _source(name, text)})
+    return rows
 
 
 def in_splits(pairs: list[Pair], limit: int | None) -> dict[str, list[Row]]:
@@ -118,11 +152,7 @@ def build_pairs(
         InputError: a package is not installed.
     """
     files = [file for package in packages for file in python_files(package)]
-    if processes > 1:
-        with ProcessPoolExecutor(processes) as pool:
-            modules = list(pool.map(of_module, *zip(*files, strict=True), chunksize=64))
-    else:
-        modules = [of_module(module, path) for module, path in files]
+    modules = _of_all(files, of_module, processes)
     seen: set[str] = set()
     unique = []
     for pair in (pair for pairs in modules for pair in pairs):
@@ -131,6 +161,14 @@ def build_pairs(
             seen.add(key)
             unique.append(pair)
     return unique
+
+
+def _of_all(files: list[tuple[str, Path]], of_module: Callable[[str, Path], list[T]], processes: int) -> list[list[T]]:
+    """What a function gives for each file, in their order, on several processes."""
+    if processes > 1 and files:
+        with ProcessPoolExecutor(processes) as pool:
+            return list(pool.map(of_module, *zip(*files, strict=True), chunksize=64))
+    return [of_module(module, path) for module, path in files]
 
 
 def documented(module: str, path: Path) -> Iterator[tuple[str, Documented, str]]:
@@ -165,7 +203,11 @@ def _pair(module: str, name: str, docstring: str) -> Pair | None:
     one_line = "\n" not in head.strip()
     if not one_line or not shortest <= len(summary.split()) <= longest or len(body.split()) < MIN_BODY_WORDS:
         return None
-    return Pair(module, name, f"{name}: {name_in_words(name)}. {body}", summary)
+    return Pair(module, name, _source(name, body), summary)
+
+
+def _source(name: str, body: str) -> str:
+    return f"{name}: {name_in_words(name)}. {body}"
 
 
 def name_in_words(name: str) -> str:

@@ -15,11 +15,20 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import docstring_parser
 
-from dqlib.study.corpora.pydoc import Documented, Pair, build_pairs, documented, in_splits, name_in_words
+from dqlib.study.corpora.pydoc import (
+    Documented,
+    Pair,
+    build_pairs,
+    documented,
+    in_splits,
+    in_train_split,
+    name_in_words,
+)
 from dqlib.study.corpora.rows import Row
 from dqlib.study.params import settings as S
 
@@ -37,6 +46,15 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
         InputError: a package is not installed.
     """
     return in_splits(build_answers(corpus.packages, processes=S.available_cores()), corpus.limit)
+
+
+def unpaired(corpus: S.Corpus) -> Iterator[Row]:
+    """The same questions about every argument of a documented function or class of the training split.
+
+    Raises:
+        InputError: a package is not installed.
+    """
+    return in_train_split(corpus.packages, module_questions)
 
 
 def build_answers(packages: list[str], processes: int = 1) -> list[Pair]:
@@ -64,33 +82,56 @@ def module_answers(module: str, path: Path) -> list[Pair]:
     ]
 
 
+def module_questions(module: str, path: Path) -> list[Row]:
+    """A question about each argument of what one file documents, answered or not, as rows without a target."""
+    rows = []
+    for name, node, docstring in documented(module, path):
+        signature, parsed = _signature(node), _parsed(docstring)
+        if signature is not None and parsed is not None and parsed.short_description:
+            sources = _sources(name, signature, parsed)
+            rows += [{"group": module, "name": f"{name}({a})", "source": source} for a, source in sources.items()]
+    return rows
+
+
 def question(argument: str, name: str) -> str:
     """The question about an argument of a function or class."""
     return f"What does the argument {argument} of {name.rpartition('.')[2]} mean?"
 
 
 def _answers(module: str, name: str, node: Documented, docstring: str) -> list[Pair]:
-    signature = _signature(node)
-    if signature is None:
+    signature, parsed = _signature(node), _parsed(docstring)
+    if signature is None or parsed is None:
         return []
-    try:
-        parsed = docstring_parser.parse(inspect.cleandoc(docstring))
-    except Exception:  # odd docstrings make the parser fail in many ways, and one of them is worth nothing here
-        return []
-    known = _arguments(signature)
+    sources = _sources(name, signature, parsed)
     answers = {each.arg_name.lstrip("*\\"): " ".join((each.description or "").split()) for each in parsed.params}
     shortest, longest = ANSWER_WORDS
-    answers = {a: answer for a, answer in answers.items() if a in known and shortest <= len(answer.split()) <= longest}
-    if not answers:
-        return []
-    name = name.removesuffix(".__init__")
-    summary = " ".join((parsed.short_description or "").split())
-    support, names = f"{name}: {name_in_words(name)}. {summary}", ", ".join(known)
     return [
-        Pair(module, f"{name}({argument})", f"{question(argument, name)} {support} {known[argument]} ({names})", answer)
+        Pair(module, f"{name.removesuffix('.__init__')}({argument})", sources[argument], answer)
         for argument, answer in answers.items()
-        if answer not in support  # a docstring of an unknown convention is all summary
+        if argument in sources and shortest <= len(answer.split()) <= longest
+        if answer not in _support(name, parsed)  # a docstring of an unknown convention is all summary
     ]
+
+
+def _parsed(docstring: str) -> docstring_parser.Docstring | None:
+    """A docstring in its parts; odd ones make the parser fail in many ways, and none of them is worth anything here."""
+    try:
+        return docstring_parser.parse(inspect.cleandoc(docstring))
+    except Exception:
+        return None
+
+
+def _support(name: str, parsed: docstring_parser.Docstring) -> str:
+    """What is known of a function beside its signature."""
+    name = name.removesuffix(".__init__")
+    return f"{name}: {name_in_words(name)}. {' '.join((parsed.short_description or '').split())}"
+
+
+def _sources(name: str, signature: ast.arguments, parsed: docstring_parser.Docstring) -> dict[str, str]:
+    """The source of a question about each argument."""
+    known, support, name = _arguments(signature), _support(name, parsed), name.removesuffix(".__init__")
+    names = ", ".join(known)
+    return {a: f"{question(a, name)} {support} {written} ({names})" for a, written in known.items()}
 
 
 def _signature(node: Documented) -> ast.arguments | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -60,6 +61,16 @@ class Rows(Sequence[Row]):
 
     def __repr__(self) -> str:
         return f"Rows({str(self.path)!r}, {len(self):,} rows)"
+
+
+def write_rows(rows: Iterable[Row], path: Path, digest: hashlib._Hash) -> Rows:
+    """Write rows to a file, one after the other, and add its bytes to a digest."""
+    with path.open("wb") as file:
+        for row in rows:
+            line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+            digest.update(line)
+            file.write(line)
+    return Rows(path)
 
 
 def _line_starts(path: Path) -> array:

@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerFast
 
@@ -67,18 +68,49 @@ def in_train(splits: Mapping[str, Sequence[Row]], column: str) -> dict[str, tupl
     train has a text of the same words.
     """
 
-    def runs(text: str) -> set[tuple[str, ...]]:
-        words = [sys.intern(word) for word in _WORD.findall(text.lower().split(": ", 1)[-1])]
-        return {tuple(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
-
-    held_out = {split: [runs(row[column]) for row in rows] for split, rows in splits.items() if split != "train"}
+    held_out = {split: [_runs(row[column]) for row in rows] for split, rows in splits.items() if split != "train"}
     wanted = set().union(*itertools.chain.from_iterable(held_out.values()))
     train: set[tuple[str, ...]] = set()
     for row in splits["train"]:
-        train |= runs(row[column]) & wanted
+        train |= _runs(row[column]) & wanted
     parts = {}
     for split, texts in held_out.items():
         shared = [each for each in texts if len(each & train) >= len(each) / 2]
         long = sum(len(next(iter(each))) == RUN for each in shared)
         parts[split] = round(long / len(texts), 4), round(len(shared) / len(texts), 4)
     return parts
+
+
+def of_train_alone(rows: Iterable[Row], splits: Mapping[str, Sequence[Row]]) -> Iterator[Row]:
+    """Of texts that are in no pair, those that may be trained on: each once, none that the pairs have.
+
+    Left out are sources of any split, by their words, and texts with half or more of the runs (see :func:`in_train`)
+    of a source or a target of another split than train.
+
+    Args:
+        rows: with ``source`` and, in a translation, ``language``.
+        splits: of the corpus.
+    """
+    seen = {(row.get("language"), *_words(row["source"])) for split in splits.values() for row in split}
+    held_out = {frozenset(_runs(row[column])) for split, part in splits.items() if split != "train"
+                for row in part for column in ("source", "target")}  # fmt: skip
+    texts_with: dict[tuple[str, ...], list[frozenset]] = {}
+    for runs in held_out:
+        for run in runs:
+            texts_with.setdefault(run, []).append(runs)
+    for row in rows:
+        key = (row.get("language"), *_words(row["source"]))
+        shared = Counter(text for run in _runs(row["source"]) for text in texts_with.get(run, ()))
+        if key not in seen and not any(count >= len(text) / 2 for text, count in shared.items()):
+            seen.add(key)
+            yield row
+
+
+def _words(text: str) -> list[str]:
+    """The words by which texts are compared, without the name before the first colon."""
+    return [sys.intern(word) for word in _WORD.findall(text.lower().split(": ", 1)[-1])]
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    words = _words(text)
+    return {tuple(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))}

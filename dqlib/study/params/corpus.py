@@ -16,16 +16,18 @@ class Embedded:
     Args:
         module: its function ``build`` takes the parameters of a corpus and gives the rows of every split.
         needs: parameters that have to be given.
+        unpaired: whether its function ``unpaired`` gives texts for a teacher to label, of which no pair is made.
     """
 
     module: str
     needs: tuple[str, ...]
+    unpaired: bool = False
 
 
 EMBEDDED = {
-    "pydoc": Embedded("dqlib.study.corpora.pydoc", needs=("packages",)),
-    "pydoc-qa": Embedded("dqlib.study.corpora.pydoc_qa", needs=("packages",)),
-    "cldr": Embedded("dqlib.study.corpora.cldr", needs=("languages", "limit")),
+    "pydoc": Embedded("dqlib.study.corpora.pydoc", needs=("packages",), unpaired=True),
+    "pydoc-qa": Embedded("dqlib.study.corpora.pydoc_qa", needs=("packages",), unpaired=True),
+    "cldr": Embedded("dqlib.study.corpora.cldr", needs=("languages", "limit"), unpaired=True),
 }
 ORIGINS = ("embedded", "files", "hub")
 

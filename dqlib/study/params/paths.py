@@ -40,6 +40,11 @@ class Folders:
         return self.root / "teacher"
 
     @property
+    def pseudo_labels(self) -> Path:
+        """What the teacher writes for its students."""
+        return self.root / "pseudo-labels"
+
+    @property
     def students(self) -> Path:
         """All students."""
         return self.root / "students"

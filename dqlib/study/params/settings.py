@@ -14,18 +14,20 @@ from typing import Any
 from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.presets import QUANTIZATION_ONLY, get_preset
-from dqlib.study.params.corpus import Corpus, Support
+from dqlib.study.params.corpus import EMBEDDED, Corpus, Support
 from dqlib.study.params.evaluation import Evaluation
 from dqlib.study.params.methods import Methods, Run
 from dqlib.study.params.model import SIZES, Model
 from dqlib.study.params.paths import Folders, project_root
+from dqlib.study.params.pseudo_labels import PseudoLabels
 from dqlib.study.params.schema import NAMED_BLOCKS, a_name, bounded, build, read
 from dqlib.study.params.tasks import TASKS
 from dqlib.study.params.training import Distillation, Finetuning, Loop, Pretraining, Training
 
 __all__ = [
     "SIZES", "TASKS", "Compute", "Corpus", "Distillation", "Evaluation", "Finetuning", "Loop", "Methods", "Model",
-    "Pretraining", "Run", "Settings", "Support", "Task", "Training", "available_cores", "load_settings", "profile_path",
+    "Pretraining", "PseudoLabels", "Run", "Settings", "Support", "Task", "Training", "available_cores", "load_settings",
+    "profile_path",
 ]  # fmt: skip
 
 
@@ -47,6 +49,7 @@ class Task:
     configs: list[str]
     controls: list[str] = field(default_factory=list)
     methods: Methods | None = None
+    pseudo_labels: PseudoLabels = field(default_factory=PseudoLabels)
 
     def __post_init__(self) -> None:
         if not self.configs:
@@ -54,12 +57,17 @@ class Task:
         for config, preset in self.students():
             self._check(config)
             get_preset(preset).check_fits(config, self.architecture)
+            self.uses_pseudo_labels(config, preset)
         for run in self.methods.runs() if self.methods else []:
             self._check(run.config)
+            self.uses_pseudo_labels(run.config, run.preset)
         for name in ("configs", "controls"):
             slugs = [Config.parse(text).slug for text in getattr(self, name)]
             if len(set(slugs)) < len(slugs):
                 raise InputError(name, getattr(self, name), "a list without repetitions")
+        if self.corpus.origin == "embedded" and self.pseudo_labels.unpaired is not None:
+            allowed = f"left out: '{self.corpus.name}' knows its texts without a target itself"
+            raise InputError("pseudo_labels.unpaired", self.pseudo_labels.unpaired, allowed)
         if self.pretrain is not None and self.model.base_task:
             raise InputError("pretrain", "a block", f"null: the model is that of '{self.model.base_task}'")
         if self.finetune is None and (self.model.pretrained is None or self.model.base_task):
@@ -85,6 +93,25 @@ class Task:
     def architecture(self) -> str:
         """Of the teacher: mBART's, unless it comes from elsewhere."""
         return "mbart" if self.model.pretrained is None or self.model.base_task else self.model.architecture
+
+    def uses_pseudo_labels(self, config: Config, preset: str) -> bool:
+        """Whether a student is trained on what the teacher writes.
+
+        Raises:
+            InputError: it is to be trained on texts without a target, and the corpus has none.
+        """
+        recipe = get_preset(preset).recipe_for(config)
+        if recipe.labelled_text and not self.has_unpaired_text:
+            allowed = f"0 for the corpus '{self.corpus.name}', unless pseudo_labels.unpaired names texts in no pair"
+            raise InputError(f"preset '{preset}', labelled_text", recipe.labelled_text, allowed)
+        return recipe.pseudo_labels
+
+    @property
+    def has_unpaired_text(self) -> bool:
+        """Whether there are texts that are in no pair, which a teacher may label."""
+        if self.corpus.origin != "embedded":
+            return self.pseudo_labels.unpaired is not None
+        return EMBEDDED[self.corpus.name].unpaired
 
     def _check(self, config: Config) -> None:
         config.check_fits(self.model.encoder_layers, self.model.decoder_layers)

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dqlib.config import Config
-from dqlib.files import write_text
+from dqlib.files import atomic_folder, write_text
 from dqlib.presets import get_preset
 from dqlib.study.corpora.corpus import build_corpus, load_info
-from dqlib.study.corpora.files import file_digests
+from dqlib.study.corpora.files import file_digests, unpaired_digests
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import PROVENANCE, project_root
@@ -90,6 +90,41 @@ class Study:
             provenance |= {"corpus": _provenance_hash(self.corpus()), "model": self.task.model}
         return self._made(self.folders.teacher, provenance, lambda: self._run("finetune"))
 
+    def pseudo_labels(self) -> Path:
+        """Folder of what the teacher writes for its students, with what it needs.
+
+        Raises:
+            InputError: a file that texts are read from is missing, or no text is in no pair.
+        """
+        labels, teacher = self.task.pseudo_labels, self.teacher()
+        provenance: dict[str, object] = {"labels": labels, "corpus": _provenance_hash(self.corpus())}
+        provenance |= {"teacher": hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()}
+        if files := unpaired_digests(self.task.corpus, labels.unpaired):
+            provenance["files"] = files
+
+        def make() -> None:
+            from dqlib.study.pipeline.pseudo_labels import make_pseudo_labels  # torch is needed only now
+
+            make_pseudo_labels(self.settings, self.name, provenance_text(provenance))
+
+        return self._made(self.folders.pseudo_labels, provenance, make)
+
+    def asked_pseudo_labels(self) -> Path:
+        """The same where a student or a run of the benchmark is trained on them, else a folder without any.
+
+        The stage of the pipeline, on which those of students depend, makes its folder in every study.
+        """
+        runs = self.task.methods.runs() if self.task.methods else []
+        students = [*self.task.students(), *((run.config, run.preset) for run in runs)]
+        if any(self.task.uses_pseudo_labels(*student) for student in students):
+            return self.pseudo_labels()
+
+        def empty() -> None:
+            with atomic_folder(self.folders.pseudo_labels):
+                pass
+
+        return self._made(self.folders.pseudo_labels, {"labels": None}, empty)
+
     def student(self, config: Config | str, preset: str | None = None) -> Path:
         """Folder of a student, with what it needs.
 
@@ -103,7 +138,7 @@ class Study:
         config = Config.parse(str(config))
         config.check_fits(self.task.model.encoder_layers, self.task.model.decoder_layers)
         preset = preset or self.task.distill.preset
-        folder, provenance = self.student_folder(config, preset), self._of_student(preset)
+        folder, provenance = self.student_folder(config, preset), self._of_student(config, preset)
         return self._made(folder, provenance, lambda: self._run("distill", config, preset))
 
     def student_folder(self, config: Config, preset: str) -> Path:
@@ -112,10 +147,16 @@ class Study:
 
     def has_student(self, config: Config, preset: str) -> bool:
         """Whether a student is there as the parameters want it; its teacher is made if it is missing."""
-        return is_made(self.student_folder(config, preset), provenance_text(self._of_student(preset)))
+        return is_made(self.student_folder(config, preset), provenance_text(self._of_student(config, preset)))
 
-    def _of_student(self, preset: str) -> dict[str, object]:
+    def labels_of(self, config: Config, preset: str) -> dict[str, str]:
+        """The part of a student's provenance that tells of pseudo-labels, which are made if it is trained on them."""
+        asked = self.task.uses_pseudo_labels(config, preset)
+        return {"pseudo_labels": _provenance_hash(self.pseudo_labels())} if asked else {}
+
+    def _of_student(self, config: Config, preset: str) -> dict[str, object]:
         return {
+            **self.labels_of(config, preset),
             "teacher": _provenance_hash(self.teacher()),
             "distill": dataclasses.replace(self.task.distill, preset=preset),
             "preset": repr(get_preset(preset)),

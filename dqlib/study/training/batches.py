@@ -17,6 +17,7 @@ from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.tokenizer import EOS_ID, LONGEST_TEXT, MASK_ID, PAD_ID, source_ids, target_ids
 from dqlib.study.params import settings as S
 from dqlib.study.training.examples import BATCH, Example, lengths
+from dqlib.study.training.mixture import Mixture
 
 #: Examples that are sorted by length together; large enough for little padding, small enough to mix.
 BUCKET = 2048
@@ -111,7 +112,7 @@ def bucketed(examples: Sequence[Example], batch_tokens: int, order: random.Rando
 
 
 def steps(
-    examples: Sequence[Example],
+    examples: Sequence[Example] | Mixture,
     training: S.Training,
     noise: Callable[[Example, random.Random], Example] | None = None,
 ) -> Iterator[list[list[Example]]]:
@@ -120,19 +121,20 @@ def steps(
     The order depends on the seed and the epoch alone, not on how many processes share a step.
 
     Args:
-        examples: the training examples.
+        examples: the training examples, or what each pass selects its own from.
         training: batch size, micro-batches per step and seed.
         noise: changes each example anew in every epoch (text infilling).
     """
     epoch = 0
     while True:
         order = random.Random(f"{training.seed} {epoch}")
-        batches = bucketed(examples, training.batch_tokens // training.micro_batches, order)
+        chosen = examples.of_pass(training.seed, epoch) if isinstance(examples, Mixture) else examples
+        batches = bucketed(chosen, training.batch_tokens // training.micro_batches, order)
         group = min(training.micro_batches, len(batches))
         groups = [batches[i : i + group] for i in range(0, len(batches) - group + 1, group)]
         order.shuffle(groups)
         for step in groups:
-            picked = [[examples[i] for i in batch] for batch in step]
+            picked = [[chosen[i] for i in batch] for batch in step]
             if noise is not None:
                 picked = [[noise(example, order) for example in batch] for batch in picked]
             yield picked

@@ -10,6 +10,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import overload
 
@@ -103,9 +104,46 @@ class StoredExamples(Sequence[Example]):
         )
 
 
+class Picked(Sequence[Example]):
+    """Some examples of several sequences, in any order.
+
+    Args:
+        parts: the sequences.
+        numbers: of the examples, counted through all parts.
+
+    Attributes:
+        lengths: of all sources and of all targets, in tokens.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Example]], numbers: array) -> None:
+        self._parts, self._numbers = parts, numbers
+        self._firsts = list(accumulate(map(len, parts[:-1]), initial=0))
+        sources, targets = (
+            np.concatenate([np.asarray(each, np.int32) for each in column])[numbers]
+            for column in zip(*map(lengths, parts), strict=True)
+        )
+        self.lengths = array("i", sources.tobytes()), array("i", targets.tobytes())
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = self._numbers[index]
+        part = bisect_right(self._firsts, number) - 1
+        return self._parts[part][number - self._firsts[part]]
+
+
 def lengths(examples: Sequence[Example]) -> tuple[Sequence[int], Sequence[int]]:
     """Tokens of every source and of every target."""
-    if isinstance(examples, StoredExamples):
+    if isinstance(examples, StoredExamples | Picked):
         return examples.lengths
     return array("i", (len(e.source) for e in examples)), array("i", (len(e.target) for e in examples))
 

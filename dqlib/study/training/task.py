@@ -22,6 +22,7 @@ from dqlib.storage.reading import read_model, save_model
 from dqlib.storage.students import save_student
 from dqlib.student import make_student, round_for_storage, set_attention_maps, supervision_maps
 from dqlib.study.corpora.corpus import LoadedCorpus
+from dqlib.study.corpora.pseudo_labels import LoadedLabels, load_labels
 from dqlib.study.corpora.rows import Row, Rows
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
@@ -30,6 +31,7 @@ from dqlib.study.training.batches import SHORTEST, encode, infill, steps, window
 from dqlib.study.training.checkpoints import Checkpoints, identity, weights_hash
 from dqlib.study.training.examples import Example, StoredExamples, stored
 from dqlib.study.training.loop import Trainer, TrainingError
+from dqlib.study.training.mixture import Mixture
 from dqlib.study.training.objectives import DistillationObjective, Objective, TaskObjective
 
 
@@ -94,18 +96,25 @@ class TaskTraining:
             config: bits and layers.
             folder: where the log goes.
             target: what ``folder`` is to become.
+
+        Raises:
+            InputError: the preset asks for what the teacher writes, and that is missing or another teacher's.
         """
         preset = get_preset(distillation.preset)
         teacher = read_model(self.folders.teacher).to(self.accelerator.device)
         depths = architecture_of(teacher.config).depths(teacher.config)
         recipe = preset.recipe_for(config, (config.encoder_layers, config.decoder_layers) != depths)
         training = distillation.training(recipe)
+        digest, labels, of_labels = weights_hash(teacher), None, {}
+        if recipe.pseudo_labels:
+            labels = load_labels(self.folders.pseudo_labels, self.corpus.info["sha256"], digest)
+            of_labels = {"pseudo_labels": labels.sha256}
         student, objective = student_and_objective(teacher, config, preset)
         checkpoints = self._checkpoints(
-            target, training, student, teacher=weights_hash(teacher), preset=preset, config=config
+            target, training, student, teacher=digest, preset=preset, config=config, **of_labels
         )
         name = f"{self.name}: {config} {preset.name}"
-        self._train_on_pairs(student, objective, training, folder, target, name, checkpoints, recipe)
+        self._train_on_pairs(student, objective, training, folder, target, name, checkpoints, recipe, labels)
         round_for_storage(student)
         return student
 
@@ -119,12 +128,23 @@ class TaskTraining:
         name: str,
         checkpoints: Checkpoints,
         recipe: Recipe | None = None,
+        labels: LoadedLabels | None = None,
     ) -> None:
-        """Train on pairs; where training fails, the last good weights are kept beside ``target``."""
+        """Train on pairs, and on what a teacher wrote where there are ``labels``.
+
+        Where training fails, the last good weights are kept beside ``target``.
+        """
         corpus = self.corpus
         make = partial(encode, tokenizer=corpus.tokenizer, corpus=self.spec.corpus)
         description = f"pairs of {self.spec.corpus.source_tokens} and {self.spec.corpus.target_tokens}"
-        examples = self._examples("train", corpus.splits["train"], make, description)
+        pairs = self._examples("train", corpus.splits["train"], make, description)
+        examples: Sequence[Example] | Mixture = pairs
+        if labels is not None and recipe is not None:
+            targets, texts = (
+                self._examples(f"labelled-{part}", rows, make, f"{description} {labels.sha256}")
+                for part, rows in (("pairs", labels.pairs), ("texts", labels.texts))
+            )
+            examples = Mixture(pairs, targets, texts, recipe)
         validation = self._examples("validation", self._validation_rows(), make, description)
         make(corpus.splits["validation"][:1])  # a tokenizer is saved as its last call left it: found or made, the same
         try:
