@@ -17,6 +17,7 @@ MAKERS = {
     "pretrain": "training",
     "teacher": "evaluation",
     "teacher-translation": "evaluation",
+    "pseudo-labels": "evaluation",
     "students": "evaluation",
     "benchmark": "evaluation",
 }

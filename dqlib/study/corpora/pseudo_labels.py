@@ -59,6 +59,11 @@ def write_labels(folder: str | Path, rows: Mapping[str, Iterable[Row]], about: M
         (scratch / _INFO).write_text(json.dumps(info, indent=2) + "\n")
 
 
+def load_labels_info(folder: str | Path) -> dict[str, Any]:
+    """What is known of pseudo-labels: the hashes of corpus, teacher and rows, sizes, and how they were written."""
+    return json.loads((Path(folder) / _INFO).read_text())
+
+
 def load_labels(folder: str | Path, corpus: str, teacher: str) -> LoadedLabels:
     """Read and check what :func:`write_labels` wrote.
 
@@ -73,7 +78,7 @@ def load_labels(folder: str | Path, corpus: str, teacher: str) -> LoadedLabels:
     folder, again = Path(folder), "`python -m dqlib.study make pseudo-labels` makes them"
     if not (folder / _INFO).is_file():
         raise InputError("pseudo-labels", str(folder), f"a folder that is there; {again}")
-    info = json.loads((folder / _INFO).read_text())
+    info = load_labels_info(folder)
     for name, value in (("corpus", corpus), ("teacher", teacher)):
         if info[name] != value:
             allowed = f"of the {name} that the student is trained with, {value[:12]}; {again} for it"

@@ -49,7 +49,9 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
 
 
 def unpaired(corpus: S.Corpus) -> Iterator[Row]:
-    """The same questions about every argument of a documented function or class of the training split.
+    """The same questions about every argument of what is documented in a module of the training split.
+
+    Only modules that describe arguments in some convention count, as for pairs.
 
     Raises:
         InputError: a package is not installed.
@@ -72,10 +74,7 @@ def build_answers(packages: list[str], processes: int = 1) -> list[Pair]:
 
 def module_answers(module: str, path: Path) -> list[Pair]:
     """Questions with answers of one file; none where the file cannot be read or parsed."""
-    try:
-        if not DESCRIBES.search(path.read_bytes()):
-            return []  # most of the time goes into parsing, and most files describe no argument
-    except OSError:
+    if not _describes(path):
         return []
     return [
         pair for name, node, docstring in documented(module, path) for pair in _answers(module, name, node, docstring)
@@ -83,14 +82,27 @@ def module_answers(module: str, path: Path) -> list[Pair]:
 
 
 def module_questions(module: str, path: Path) -> list[Row]:
-    """A question about each argument of what one file documents, answered or not, as rows without a target."""
-    rows = []
+    """A question about each argument of what one file documents, answered or not, as rows without a target.
+
+    None where the file describes no argument at all, or cannot be read or parsed.
+    """
+    rows: list[Row] = []
+    if not _describes(path):
+        return rows
     for name, node, docstring in documented(module, path):
         signature, parsed = _signature(node), _parsed(docstring)
         if signature is not None and parsed is not None and parsed.short_description:
             sources = _sources(name, signature, parsed)
             rows += [{"group": module, "name": f"{name}({a})", "source": source} for a, source in sources.items()]
     return rows
+
+
+def _describes(path: Path) -> bool:
+    """Whether a file may describe an argument: most do not, and most of the time would go into parsing them."""
+    try:
+        return DESCRIBES.search(path.read_bytes()) is not None
+    except OSError:
+        return False
 
 
 def question(argument: str, name: str) -> str:

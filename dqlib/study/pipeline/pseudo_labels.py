@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -108,7 +108,7 @@ def make_pseudo_labels(settings: S.Settings, task: str, provenance: str) -> None
         missing = [(part, first) for part in PARTS for first in firsts[part] if not _chunk(work, part, first).is_file()]
         jobs = [Job(f"{part} from {first:,} on", _label, (labelling, part, first)) for part, first in missing]
         run_all(f"{task}: pseudo-labels", jobs)
-        labelled = {part: (row for first in firsts[part] for row in Rows(_chunk(work, part, first))) for part in PARTS}
+        labelled = {part: _joined([_chunk(work, part, first) for first in firsts[part]]) for part in PARTS}
         about = {"corpus": corpus.info["sha256"], **json.loads((work / _ENGINE).read_text())}
         write_labels(target, labelled, about)
         shutil.rmtree(work)
@@ -180,6 +180,12 @@ def _label(labelling: _Labelling, part: str, first: int) -> None:
     with atomic_file(_chunk(work, part, first)) as scratch:
         labelled = ({**row, "target": target} for row, target in zip(rows, targets, strict=True))
         write_rows(labelled, scratch, hashlib.sha256())
+
+
+def _joined(paths: Sequence[Path]) -> Iterator[Row]:
+    """The rows of several files, one file after the other."""
+    for path in paths:
+        yield from Rows(path)
 
 
 def _chunk(work: Path, part: str, first: int) -> Path:

@@ -18,6 +18,7 @@ from dqlib.files import atomic_folder, write_text
 from dqlib.presets import get_preset
 from dqlib.study.corpora.corpus import build_corpus, load_info
 from dqlib.study.corpora.files import file_digests, unpaired_digests
+from dqlib.study.corpora.pseudo_labels import load_labels_info
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import PROVENANCE, project_root
@@ -97,7 +98,7 @@ class Study:
             InputError: a file that texts are read from is missing, or no text is in no pair.
         """
         labels, teacher = self.task.pseudo_labels, self.teacher()
-        provenance: dict[str, object] = {"labels": labels, "corpus": _provenance_hash(self.corpus())}
+        provenance = {"labels": labels, "corpus": _provenance_hash(self.corpus()), "code": code_hash()}
         provenance |= {"teacher": hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()}
         if files := unpaired_digests(self.task.corpus, labels.unpaired):
             provenance["files"] = files
@@ -152,7 +153,7 @@ class Study:
     def labels_of(self, config: Config, preset: str) -> dict[str, str]:
         """The part of a student's provenance that tells of pseudo-labels, which are made if it is trained on them."""
         asked = self.task.uses_pseudo_labels(config, preset)
-        return {"pseudo_labels": _provenance_hash(self.pseudo_labels())} if asked else {}
+        return {"pseudo_labels": load_labels_info(self.pseudo_labels())["sha256"]} if asked else {}
 
     def _of_student(self, config: Config, preset: str) -> dict[str, object]:
         return {
