@@ -36,6 +36,8 @@ class Recipe:
         teacher_targets: share of the training pairs whose target is what the teacher writes, drawn anew in every pass;
             1 is sequence-level distillation (Kim and Rush 2016, arXiv:1606.07947).
         labelled_text: share of the examples that are texts without a reference, with what the teacher writes of them.
+        on_policy: share of the steps whose targets are the student's own, judged by the teacher alone (GKD,
+            arXiv:2306.13649).
 
     Raises:
         InputError: a field is out of range.
@@ -48,6 +50,7 @@ class Recipe:
     progressive: float = 0.0
     teacher_targets: float = 0.0
     labelled_text: float = 0.0
+    on_policy: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "scale_learning_rate"):
@@ -56,7 +59,7 @@ class Recipe:
         for name in ("warmup", "progressive"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "at least 0 and below 1")
-        for name in ("teacher_targets", "labelled_text"):
+        for name in ("teacher_targets", "labelled_text", "on_policy"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(name, getattr(self, name), "a share, from 0 to 1")
         if self.schedule not in SCHEDULES:
@@ -102,6 +105,9 @@ class Preset:
     def __post_init__(self) -> None:
         if not self.rate_of_fewer_layers > 0:
             raise InputError("rate_of_fewer_layers", self.rate_of_fewer_layers, "a positive number")
+        for recipe in (self.recipe, *self.by_bits.values()):
+            if recipe.on_policy and not self.loss.of_teacher:
+                raise InputError("on_policy", recipe.on_policy, "0 where no loss compares with a teacher")
 
     def recipe_for(self, config: Config, fewer_layers: bool = False) -> Recipe:
         """The recipe for a student of that many weight bits, with as many layers as its teacher or fewer."""
@@ -240,6 +246,7 @@ def _variants() -> dict[str, Preset]:
         "sequence-level": _recipes(d, teacher_targets=1.0),
         "sequence-level-mixed": _recipes(d, teacher_targets=0.5),
         "labelled-text": _recipes(d, labelled_text=0.5),
+        "on-policy": _recipes(d, on_policy=0.25),
     }
     return {f"dqlib-{name}": replace(d, name=f"dqlib-{name}", **change) for name, change in changed.items()}
 

@@ -35,6 +35,7 @@ from dqlib.study.process.progress import report
 from dqlib.study.training.batches import Example, bucketed, collate
 from dqlib.study.training.checkpoints import Checkpoints, random_states, restore_random_states
 from dqlib.study.training.objectives import Objective
+from dqlib.study.training.on_policy import OnPolicy
 
 #: Rows of the log of one training, about.
 LOG_ROWS = 50
@@ -104,6 +105,7 @@ class Trainer:
             part of the steps in which its weights turn from full precision to quantized (validations see quantized
             weights from the first one on, since those are what is kept).
         checkpoints: where to leave them every ``training.checkpoint_steps`` steps; None for none.
+        on_policy: which steps are on the model's own targets, without the task's loss; None for none.
     """
 
     model: PreTrainedModel
@@ -116,6 +118,7 @@ class Trainer:
     name: str
     recipe: Recipe = Recipe()  # noqa: RUF009 (frozen)
     checkpoints: Checkpoints | None = None
+    on_policy: OnPolicy | None = None
 
     def train(self) -> PreTrainedModel:
         """Train, and return the model with the weights of its best validation, in evaluation mode.
@@ -160,7 +163,7 @@ class Trainer:
         self._step = 0  # the last one that was taken
         self._rate = 0.0  # its learning rate
         self._sums: dict[str, Tensor] = {}  # of the loss terms, over the steps since the last row of the log
-        self._summed_steps = 0
+        self._summed_steps: dict[str, int] = {}  # of each term, which some steps are without
         self._best_loss: float = math.inf
         self._best_weights: dict[str, Tensor] | None = None
 
@@ -194,9 +197,13 @@ class Trainer:
             set_blend(self.model, min(1.0, self._step / (self.recipe.progressive * self.training.steps)))
         denominators = token_counts(micro_batches)
         share = micro_batches[rank::world]
+        self._own = self.on_policy is not None and self.on_policy.is_step(self._step)
+        if self._own:
+            with self._enough_memory():
+                share, denominators = self._own_targets(share)
         for number, examples in enumerate(share, start=1):
             with _synchronized(self.accelerator, self._wrapped, last=number == len(share)), self._enough_memory():
-                self._backward(examples, denominators)
+                terms = self._backward(examples, denominators)
         norm = self.accelerator.clip_grad_norm_(self._wrapped.parameters(), self.training.clip)
         if not torch.isfinite(norm):
             raise self._not_finite()
@@ -204,26 +211,45 @@ class Trainer:
         self._optimizer.zero_grad()
         self._rate = self._schedule.get_last_lr()[0]
         self._schedule.step()
-        self._summed_steps += 1
+        for term in terms:
+            self._summed_steps[term] = self._summed_steps.get(term, 0) + 1
 
-    def _backward(self, examples: list[Example], denominators: tuple[float, float]) -> None:
-        """Add the gradient of one micro-batch, and its loss terms to the sums."""
+    def _own_targets(self, share: list[list[Example]]) -> tuple[list[list[Example]], tuple[float, float]]:
+        """This process's micro-batches with targets of the model's own, and the tokens of the whole step."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        assert self.on_policy is not None
+        with self.accelerator.autocast():
+            share = [
+                self.on_policy.targets(self.model, examples, self._step, rank + number * world)
+                for number, examples in enumerate(share)
+            ]
+        counts = torch.tensor(token_counts(share), dtype=torch.float64, device=self.accelerator.device)
+        sources, targets = self.accelerator.reduce(counts, "sum").tolist()
+        return share, (sources, targets)
+
+    def _backward(self, examples: list[Example], denominators: tuple[float, float]) -> list[str]:
+        """Add the gradient of one micro-batch, and its loss terms to the sums; gives their names."""
         batch = collate(examples).to(self.accelerator.device)
         with self.accelerator.autocast():
             terms = self.objective.terms(self._wrapped, batch, denominators)
+        if self._own:
+            terms.pop("task", None)  # the model's own tokens are no references
         total = sum(self.objective.weight(term) * value for term, value in terms.items())
         # processes average their gradients, and a step is a sum
         self.accelerator.backward(total * self.accelerator.num_processes)
-        for term, value in {"loss": total, **terms}.items():
+        terms = {"loss": total, **terms}
+        for term, value in terms.items():
             self._sums[term] = self._sums.get(term, 0.0) + value.detach()
+        return list(terms)
 
     def _log_row(self) -> None:
         """Log the averages since the last row and, where it is time, a validation."""
-        means = self.accelerator.reduce(torch.stack(list(self._sums.values())), "sum") / self._summed_steps
+        sums = self.accelerator.reduce(torch.stack(list(self._sums.values())), "sum")
+        means = sums / sums.new_tensor([self._summed_steps[term] for term in self._sums])
         row = {"step": self._step, "learning_rate": self._rate, **dict(zip(self._sums, means.tolist(), strict=True))}
         if not all(map(math.isfinite, row.values())):
             raise self._not_finite()
-        self._sums, self._summed_steps = {}, 0
+        self._sums, self._summed_steps = {}, {}
         if self._step in self._validate_at:
             row["validation_loss"] = self._validate()
         if self.accelerator.is_main_process:

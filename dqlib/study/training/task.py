@@ -33,6 +33,7 @@ from dqlib.study.training.examples import Example, StoredExamples, stored
 from dqlib.study.training.loop import Trainer, TrainingError
 from dqlib.study.training.mixture import Mixture
 from dqlib.study.training.objectives import DistillationObjective, Objective, TaskObjective
+from dqlib.study.training.on_policy import OnPolicy
 
 
 @dataclass(frozen=True)
@@ -139,18 +140,22 @@ class TaskTraining:
         description = f"pairs of {self.spec.corpus.source_tokens} and {self.spec.corpus.target_tokens}"
         pairs = self._examples("train", corpus.splits["train"], make, description)
         examples: Sequence[Example] | Mixture = pairs
-        if labels is not None and recipe is not None:
+        recipe = recipe or Recipe()
+        if labels is not None:
             targets, texts = (
                 self._examples(f"labelled-{part}", rows, make, f"{description} {labels.sha256}")
                 for part, rows in (("pairs", labels.pairs), ("texts", labels.texts))
             )
             examples = Mixture(pairs, targets, texts, recipe)
+        on_policy = None
+        if recipe.on_policy:
+            on_policy = OnPolicy(recipe.on_policy, self.spec.corpus.target_tokens, training.seed)
         validation = self._examples("validation", self._validation_rows(), make, description)
         make(corpus.splits["validation"][:1])  # a tokenizer is saved as its last call left it: found or made, the same
         try:
             Trainer(
                 model, objective, steps(examples, training), validation, training, self.accelerator, folder / LOG, name,
-                recipe or Recipe(), checkpoints,
+                recipe, checkpoints, on_policy,
             ).train()  # fmt: skip
         except TrainingError as error:
             if not error.restored:
