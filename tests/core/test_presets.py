@@ -65,6 +65,9 @@ def test_an_unknown_preset_is_refused_with_those_that_there_are(name):
         {"progressive": 1.0},
         {"progressive": -0.5},
         {"schedule": "step"},
+        {"teacher_targets": 1.1},
+        {"labelled_text": -0.1},
+        {"on_policy": float("nan")},
     ],
 )
 def test_a_recipe_out_of_bounds_is_named(bad):
@@ -123,3 +126,11 @@ def test_a_preset_is_varied_by_replacing_a_part():
     assert varied.weights == get_preset("dqlib").weights
     with pytest.raises(InputError, match=r"^hidden: "):
         replace(get_preset("dqlib").loss, hidden=-1.0)
+
+
+def test_steps_on_a_student_s_own_targets_need_a_teacher():
+    with pytest.raises(InputError, match=r"^on_policy: 0\.5 .* 0 where no loss compares with a teacher"):
+        replace(VARIANTS["quantization-only"], recipe=Recipe(on_policy=0.5))
+    assert Recipe(teacher_targets=1.0).pseudo_labels
+    assert Recipe(labelled_text=0.1).pseudo_labels
+    assert not Recipe(on_policy=0.5).pseudo_labels
