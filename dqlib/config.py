@@ -3,7 +3,8 @@
 A configuration ``W-E-A e-d`` gives bits of weights, embeddings and activations, then layers.
 
 ``2-2-8 6-3`` is the DQ-BART headline (16.5x smaller), ``2-2-8 1-1`` its limit (27.7x).
-Thirty-two bits stand for full precision, so ``32-32-32 6-3`` is distillation alone.
+Thirty-two bits stand for full precision, so ``32-32-32 6-3`` is distillation alone. Layers may be narrower, too:
+``2-2-8 6-3 h8 f2048`` has 8 heads in every attention, and 2048 neurons in every feed-forward layer.
 """
 
 from __future__ import annotations
@@ -18,8 +19,13 @@ FULL_PRECISION = 32
 WEIGHT_BITS = (*range(1, 9), FULL_PRECISION)
 ACTIVATION_BITS = (4, 8, FULL_PRECISION)
 
-_PATTERN = re.compile(r"(\d{1,4})-(\d{1,4})-(\d{1,4})[ _](\d{1,4})-(\d{1,4})", re.ASCII)
-_FORM = "of the form 'W-E-A e-d', such as '2-2-8 6-3' (bits of weights, embeddings, activations; layers)"
+_PATTERN = re.compile(
+    r"(\d{1,4})-(\d{1,4})-(\d{1,4})[ _](\d{1,4})-(\d{1,4})(?:[ _]h(\d{1,4}))?(?:[ _]f(\d{1,6}))?", re.ASCII
+)
+_FORM = (
+    "of the form 'W-E-A e-d', such as '2-2-8 6-3' (bits of weights, embeddings, activations; layers), with heads and "
+    "neurons after it where they are fewer, as in '2-2-8 6-3 h8 f2048'"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,8 @@ class Config:
         a_bits: bits of an activation, one of :data:`ACTIVATION_BITS`.
         encoder_layers: number of encoder layers, at least 1.
         decoder_layers: number of decoder layers, at least 1.
+        heads: of every attention; None for as many as the teacher has.
+        ffn: neurons of every feed-forward layer; None for as many as the teacher has.
 
     Raises:
         InputError: a field is out of range.
@@ -42,6 +50,8 @@ class Config:
     a_bits: int
     encoder_layers: int
     decoder_layers: int
+    heads: int | None = None
+    ffn: int | None = None
 
     def __post_init__(self) -> None:
         for field, allowed in (("w_bits", WEIGHT_BITS), ("e_bits", WEIGHT_BITS), ("a_bits", ACTIVATION_BITS)):
@@ -53,10 +63,14 @@ class Config:
                 raise InputError(field, getattr(self, field), "at least 0")
         if not self.encoder_layers + self.decoder_layers:
             raise InputError("encoder_layers", 0, "at least 1 where decoder_layers is 0")
+        for field in ("heads", "ffn"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise InputError(field, value, "at least 1")
 
     @classmethod
     def parse(cls, text: object) -> Config:
-        """Read ``2-2-8 6-3`` (or ``2-2-8_6-3``, as file names have it).
+        """Read ``2-2-8 6-3`` or ``2-2-8 6-3 h8 f2048`` (or ``2-2-8_6-3_h8_f2048``, as file names have it).
 
         Raises:
             InputError: the text has another form, or a number is out of range.
@@ -65,12 +79,12 @@ class Config:
         if match is None:
             raise InputError("config", text, _FORM)
         try:
-            return cls(*map(int, match.groups()))
+            return cls(*(None if group is None else int(group) for group in match.groups()))  # type: ignore[arg-type]
         except InputError as error:
             raise InputError(f"config {text!r}, {error.field}", error.value, error.allowed) from None
 
     def __str__(self) -> str:
-        return f"{self.bits} {self.encoder_layers}-{self.decoder_layers}"
+        return " ".join([f"{self.bits} {self.encoder_layers}-{self.decoder_layers}", *self.widths])
 
     @property
     def bits(self) -> str:
@@ -78,21 +92,38 @@ class Config:
         return f"{self.w_bits}-{self.e_bits}-{self.a_bits}"
 
     @property
+    def widths(self) -> list[str]:
+        """The last part, ``h8`` and ``f2048``, as far as they differ from the teacher's."""
+        return [f"{letter}{n}" for letter, n in (("h", self.heads), ("f", self.ffn)) if n is not None]
+
+    @property
+    def narrow(self) -> bool:
+        """Whether layers have fewer heads or neurons than the teacher's."""
+        return bool(self.widths)
+
+    @property
     def slug(self) -> str:
-        """The configuration as a file or stage name: ``2-2-8_6-3``."""
+        """The configuration as a file or stage name: ``2-2-8_6-3``, ``2-2-8_6-3_h8_f2048``."""
         return str(self).replace(" ", "_")
 
-    def check_fits(self, encoder_layers: int, decoder_layers: int) -> None:
-        """Check that a teacher of that depth has the layers this student would copy.
+    def check_fits(
+        self, encoder_layers: int, decoder_layers: int, heads: int | None = None, ffn: int | None = None
+    ) -> None:
+        """Check that a teacher of that shape has the layers, heads and neurons that this student would copy.
+
+        Args:
+            encoder_layers, decoder_layers: of the teacher.
+            heads, ffn: fewest heads of one of its attentions, and neurons of one of its feed-forward layers; None for
+                no check.
 
         Raises:
-            InputError: the student is deeper than the teacher.
+            InputError: the student is deeper or wider than the teacher.
         """
-        for field, depth in (("encoder_layers", encoder_layers), ("decoder_layers", decoder_layers)):
-            if getattr(self, field) > depth:
-                raise InputError(
-                    f"config '{self}', {field}", getattr(self, field), f"at most {depth}, as many as the teacher has"
-                )
+        teacher = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers, "heads": heads, "ffn": ffn}
+        for field, most in teacher.items():
+            value = getattr(self, field)
+            if value is not None and most is not None and value > most:
+                raise InputError(f"config '{self}', {field}", value, f"at most {most}, as many as the teacher has")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ divergence at a temperature, QuantGPT (arXiv:2203.10705, section 3.1) for the co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -189,10 +189,19 @@ class MemoryBank:
 
 @dataclass(frozen=True, slots=True)
 class LayerMaps:
-    """Teacher layer (from 0) that supervises each student layer, in the encoder and the decoder."""
+    """Teacher layer (from 0) that supervises each student layer, in the encoder and the decoder.
+
+    ``heads`` are the teacher's heads that each layer of the student still has, by part (``encoder``, ``decoder``,
+    ``cross``): attention maps are compared with those. A part that is not there has all of them.
+    """
 
     encoder: Sequence[int]
     decoder: Sequence[int]
+    heads: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
+
+    def of_heads(self, part: str, layer: int, teacher: Tensor) -> Tensor:
+        """The teacher's maps, (batch, heads, query, key), of the heads that a layer of the student has."""
+        return teacher[:, list(self.heads[part][layer])] if part in self.heads else teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,13 +305,10 @@ def reference_terms(
     if weights.logits:
         terms["logits"] = mse(student.logits, teacher.logits)
     if weights.attention:
-        for name, field, layers in (
-            ("encoder_attention", "encoder_attentions", maps.encoder),
-            ("decoder_attention", "decoder_attentions", maps.decoder),
-            ("cross_attention", "cross_attentions", maps.decoder),
-        ):
-            ours, theirs = _given(student, teacher, field)
-            terms[name] = torch.stack([mse(ours[i], theirs[j]) for i, j in enumerate(layers)]).sum()
+        for part, layers in (("encoder", maps.encoder), ("decoder", maps.decoder), ("cross", maps.decoder)):
+            ours, theirs = _given(student, teacher, f"{part}_attentions")
+            losses = [mse(ours[i], maps.of_heads(part, i, theirs[j])) for i, j in enumerate(layers)]
+            terms[f"{part}_attention"] = torch.stack(losses).sum()
     if weights.hidden:
         for side, layers in (("encoder", maps.encoder), ("decoder", maps.decoder)):
             ours, theirs = _given(student, teacher, f"{side}_hidden_states")
@@ -335,10 +341,11 @@ def _parts(
     for side, layers, mask, denominator, keys in wanted:
         if not layers:
             continue
-        field, skip = ("attentions", 0) if kind == "attention" else ("hidden_states", 1)  # first: the embeddings
-        field = f"{side}_{field}" if several else field
-        ours, theirs = _given(student, teacher, field)
+        output, skip = ("attentions", 0) if kind == "attention" else ("hidden_states", 1)  # first: the embeddings
+        ours, theirs = _given(student, teacher, f"{side}_{output}" if several else output)
         pairs = [(ours[i + skip], theirs[j + skip]) for i, j in enumerate(layers)]
+        if kind == "attention":
+            pairs = [(own, maps.of_heads(side, i, other)) for i, (own, other) in enumerate(pairs)]
         parts.append(Part(f"{side}_{kind}", pairs, mask, keys, denominator))
     return parts
 

@@ -33,6 +33,7 @@ from dqlib.layers import (
 )
 from dqlib.losses import LayerMaps
 from dqlib.presets import Preset, get_preset
+from dqlib.pruning import Calibration, check_widths, importance, norms, prune
 
 _WITH_WEIGHT = (nn.Linear, nn.Embedding, Conv1D)
 
@@ -64,27 +65,50 @@ def supervision_map(student_layers: int, teacher_layers: int) -> list[int]:
     return layer_map(student_layers, teacher_layers, "last") if student_layers else []
 
 
-def supervision_maps(config: Config, teacher: PreTrainedModel) -> LayerMaps:
-    """Teacher layer that supervises each layer of a student, in both stacks."""
+def supervision_maps(config: Config, teacher: PreTrainedModel, student: PreTrainedModel | None = None) -> LayerMaps:
+    """Teacher layer that supervises each layer of a student, in both stacks, and the heads that it still has.
+
+    Args:
+        config: of the student.
+        teacher: of the student.
+        student: knows which of the teacher's heads it keeps; needed where the configuration has fewer of them.
+
+    Raises:
+        InputError: the configuration has fewer heads, and the student is not given or does not know which.
+    """
     encoder, decoder = architecture_of(teacher.config).depths(teacher.config)
-    return LayerMaps(supervision_map(config.encoder_layers, encoder), supervision_map(config.decoder_layers, decoder))
+    kept = getattr(student, "dqlib_kept_heads", None)
+    if config.heads is not None and kept is None:
+        found = None if student is None else type(student).__name__
+        raise InputError("student", found, f"a student of make_student or load_student, to know the heads of '{config}'")
+    return LayerMaps(
+        supervision_map(config.encoder_layers, encoder), supervision_map(config.decoder_layers, decoder), kept or {}
+    )
 
 
-def make_student(teacher: PreTrainedModel, config: Config, preset: Preset | str = "dqlib") -> PreTrainedModel:
-    """A student of the teacher: layers copied, weights and activations fake-quantized.
+def make_student(
+    teacher: PreTrainedModel,
+    config: Config,
+    preset: Preset | str = "dqlib",
+    calibration: Calibration | None = None,
+) -> PreTrainedModel:
+    """A student of the teacher: layers copied and made narrower, weights and activations fake-quantized.
 
     Args:
         teacher: a model in full precision, of one of the known architectures; it is not changed.
-        config: bits and layers.
+        config: bits and layers, and heads and neurons where they are fewer.
         preset: preset that says how bits become codes, and which layer a single one copies.
+        calibration: batches of the teacher's inputs with ``labels``, some hundred examples in all; heads and neurons on
+            which the teacher's loss there depends least are left out (:func:`dqlib.pruning.importance`). None leaves
+            out those of the smallest weights, which costs accuracy. Not needed where none are left out.
 
     Returns:
         A model of the teacher's class, in training mode.
 
     Raises:
-        InputError: the architecture is unknown, the teacher has too few layers or is quantized, the preset is not
-            defined for architecture or bits, a weight is not finite, or a setting of its generation is none that a file
-            may have.
+        InputError: the architecture is unknown, the teacher has too few layers, heads or neurons or is quantized, the
+            preset is not defined for architecture or bits, a weight is not finite, a setting of its generation is none
+            that a file may have, or the calibration set is empty or has no labels.
     """
     names, preset = architecture_of(teacher.config), get_preset(preset)
     names.check_fits(config, teacher.config)
@@ -96,11 +120,20 @@ def make_student(teacher: PreTrainedModel, config: Config, preset: Preset | str 
         raise InputError(
             "scale_attn_by_inverse_layer_idx", True, "False where layers are left out, since it counts them by place"
         )
+    if config.narrow:
+        check_widths(teacher, config, preset)
+    if calibration is not None and not len(calibration):
+        raise InputError("calibration", "no batches", "one batch at least, or be left out")
     student = copy.deepcopy(teacher)
+    scores = {}
+    if config.narrow:  # of the whole teacher, whose loss says something
+        scores = norms(student) if calibration is None else importance(student.eval(), calibration)
+    origins = {}
     for side, stack in names.stacks.items():
         depth = getattr(config, f"{side}_layers")
         layers = student.get_submodule(stack.layers)
-        kept = [layers[i] for i in layer_map(depth, len(layers), preset.single_layer)]
+        origins[side] = layer_map(depth, len(layers), preset.single_layer)
+        kept = [layers[i] for i in origins[side]]
         del layers[:]
         layers.extend(kept)
         for index, layer in enumerate(layers):
@@ -109,6 +142,8 @@ def make_student(teacher: PreTrainedModel, config: Config, preset: Preset | str 
                     module.layer_idx = index  # the key-value cache is addressed by it
         setattr(student.config, stack.depth, depth)
     student.config.num_hidden_layers = config.encoder_layers or config.decoder_layers
+    if config.narrow:
+        prune(student, config, scores, origins)
     return quantize_model(student, config, preset).train()
 
 

@@ -27,6 +27,7 @@ from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.generation import check_generation
 from dqlib.presets import Preset
+from dqlib.pruning import narrow
 from dqlib.storage.live import stored
 from dqlib.storage.manifest import WEIGHTS, Manifest, check_replaceable, opened, read_file, read_tensors, seal
 from dqlib.storage.reading import (
@@ -41,7 +42,7 @@ from dqlib.storage.reading import (
     read_tokenizer,
 )
 from dqlib.storage.stored import Stored, record, restored
-from dqlib.storage.students import check_depths, describe
+from dqlib.storage.students import check_shape, describe
 from dqlib.student import quantize_model
 
 Each = TypeVar("Each", bound="Named")
@@ -111,8 +112,8 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     largest = max((size for each in parameters for size in each.shape), default=1)
     model_config = config_of(json_object(read_file(folder, manifest, CONFIG), CONFIG), CONFIG, largest)
     config, preset = Config.parse(manifest.about.get("config")), Preset.described(manifest.about)
-    model = _built(model_config, manifest.about.get("class"), parameters)
-    check_depths(config, model)
+    model = _built(model_config, manifest.about.get("class"), parameters, config.heads)
+    check_shape(config, model)
     assign(model, parameters, Stored.value)
     if GENERATION in manifest.files:
         settings = json_object(read_file(folder, manifest, GENERATION), GENERATION)
@@ -148,7 +149,9 @@ def has_tokenizer(manifest: Manifest) -> bool:
     return any(name.startswith("tokenizer") for name in manifest.files)
 
 
-def _built(config: PreTrainedConfig, name: object, parameters: Sequence[Stored]) -> PreTrainedModel:
+def _built(
+    config: PreTrainedConfig, name: object, parameters: Sequence[Stored], heads: int | None = None
+) -> PreTrainedModel:
     """A model without numbers, if these parameters fit it, which is found out before it takes any memory.
 
     Raises:
@@ -156,14 +159,14 @@ def _built(config: PreTrainedConfig, name: object, parameters: Sequence[Stored])
             fit.
     """
     kind = model_class(config, name)
-    empty = empty_model(kind, config, len(parameters), CONFIG)
+    empty = empty_model(kind, config, len(parameters), CONFIG, heads)
     _check_fit(empty, parameters)
     stored_buffers = empty.state_dict().keys()
     if all(name in stored_buffers for name, _ in empty.named_buffers()):
         return empty  # without numbers of its own, it gets all of them
     try:
         with no_init_weights():
-            return kind(config)
+            return narrow(kind(config), heads)
     except Exception as error:  # whatever a model does with a field that it did not check
         raise InputError(CONFIG, one_line(error), f"one that a {name} can be built of") from None
 

@@ -62,8 +62,10 @@ def load_student(folder: str | Path) -> PreTrainedModel:
     about = opened(folder, "student").about
     config, preset = Config.parse(about.get("config")), Preset.described(about)
     learned: dict[str, Tensor] = {}
-    model = read_model(folder, about.get("class") or "", scales=learned)
-    check_depths(config, model)
+    model = read_model(folder, about.get("class") or "", scales=learned, heads=config.heads)
+    check_shape(config, model)
+    if config.heads is not None:
+        model.dqlib_kept_heads = _kept_heads(about.get("kept_heads"), config, model)
     quantize_model(model, config, preset)
     check_finite(learned)
     names: dict[nn.Parameter, list[str]] = {}
@@ -86,15 +88,41 @@ def load_student(folder: str | Path) -> PreTrainedModel:
     return model.eval()
 
 
-def check_depths(config: Config, model: PreTrainedModel) -> None:
-    """Check that a model has the layers that its configuration as a student tells of.
+def check_shape(config: Config, model: PreTrainedModel) -> None:
+    """Check that a model has the layers and neurons that its configuration as a student tells of.
+
+    Its heads were made as many as that says (:func:`dqlib.pruning.narrow`), and its tensors fit.
 
     Raises:
         InputError: it has not.
     """
-    depths = architecture_of(model.config).depths(model.config)
+    names = architecture_of(model.config)
+    depths = names.depths(model.config)
     if depths != (config.encoder_layers, config.decoder_layers):
         raise InputError("config", str(config), f"one of {depths[0]}-{depths[1]} layers, as {CONFIG} has it")
+    for field in names.neuron_fields if config.ffn is not None else ():
+        if getattr(model.config, field) != config.ffn:
+            raise InputError("config", str(config), f"one of f{getattr(model.config, field)}, as {CONFIG} has it")
+
+
+def _kept_heads(kept: Any, config: Config, model: PreTrainedModel) -> dict[str, list[list[int]]]:
+    """The teacher's heads that each layer of a student has, as a manifest has them.
+
+    Raises:
+        InputError: they are not as many as the configuration says, or none of the teacher's.
+    """
+    names, layers = architecture_of(model.config), {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
+    expected = {side: layers[side] for side in names.stacks}
+    if len(names.attentions) > 1:
+        expected["cross"] = config.decoder_layers
+    most = max(getattr(model.config, field) for field in names.head_fields)
+    sound = isinstance(kept, dict) and {part: len(kept[part]) for part in kept} == expected
+    for heads in [heads for part in kept.values() for heads in part] if sound else ():
+        whole = isinstance(heads, list) and all(type(head) is int and 0 <= head < most for head in heads)
+        sound = sound and whole and len(heads) == config.heads and sorted(set(heads)) == heads
+    if not sound:
+        raise InputError("kept_heads", kept, f"{config.heads} of the teacher's heads for each attention, in order")
+    return kept
 
 
 def save_pretrained(
@@ -126,6 +154,8 @@ def _save(
     rounded = rounded or any(quantizer.half_scales for quantizer in weight_quantizers(model))
     numbers = sum(value.numel() for name, value in model.named_parameters() if not name.endswith(LEARNED))
     about = describe(model) | {"half_scales": rounded, "numbers": numbers}
+    if model.dqlib_config.heads is not None:  # which teach the maps of a student that is trained on
+        about["kept_heads"] = model.dqlib_kept_heads
     with saved(folder, "student", about, tokenizer) as scratch:
         save_weights(model, scratch, state_dict=state, **options)
         config = json.loads((scratch / CONFIG).read_text(encoding="utf-8")) | {ELSEWHERE: OF_A_STUDENT}
