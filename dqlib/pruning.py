@@ -8,7 +8,7 @@ the configuration gives the student's width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -187,8 +187,10 @@ def narrow(model: PreTrainedModel, heads: int | None) -> PreTrainedModel:
     Raises:
         InputError: an attention has fewer heads.
     """
+    if heads is None:
+        return model
     names = architecture_of(model.config)
-    for side in names.stacks if heads is not None else ():
+    for side in names.stacks:
         for each in units(model, side):
             if each.attention is not None:
                 if heads > each.count:
@@ -260,7 +262,7 @@ def _moved(path: str, stack: str, layer: int) -> str:
     return f"{stack}.{layer}.{path.removeprefix(f'{stack}.').partition('.')[2]}"
 
 
-def _gate(each: Units, gates: list[Tensor]):  # noqa: ANN202 - a hook of torch
+def _gate(each: Units, gates: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
     """Multiply the inputs of a projection by gates of 1, one per example and unit, which are appended."""
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -280,7 +282,7 @@ def _loss(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     with torch.enable_grad():
         loss = model(**{name: value.to(model.device) for name, value in batch.items()}).loss
     if not torch.isfinite(loss):
-        raise InputError("calibration", float(loss), "batches whose loss is a finite number")
+        raise InputError("calibration", loss.item(), "batches whose loss is a finite number")
     return loss * (batch["labels"] >= 0).sum()
 
 

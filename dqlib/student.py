@@ -80,7 +80,7 @@ def supervision_maps(config: Config, teacher: PreTrainedModel, student: PreTrain
     kept = getattr(student, "dqlib_kept_heads", None)
     if config.heads is not None and kept is None:
         found = None if student is None else type(student).__name__
-        raise InputError("student", found, f"a student of make_student or load_student, to know the heads of '{config}'")
+        raise InputError("student", found, f"of make_student or load_student, to know which heads '{config}' has")
     return LayerMaps(
         supervision_map(config.encoder_layers, encoder), supervision_map(config.decoder_layers, decoder), kept or {}
     )
@@ -125,7 +125,7 @@ def make_student(
     if calibration is not None and not len(calibration):
         raise InputError("calibration", "no batches", "one batch at least, or be left out")
     student = copy.deepcopy(teacher)
-    scores = {}
+    scores: dict[str, Tensor] = {}
     if config.narrow:  # of the whole teacher, whose loss says something
         scores = norms(student) if calibration is None else importance(student.eval(), calibration)
     origins = {}

@@ -116,7 +116,8 @@ def _kept_heads(kept: Any, config: Config, model: PreTrainedModel) -> dict[str, 
     if len(names.attentions) > 1:
         expected["cross"] = config.decoder_layers
     most = max(getattr(model.config, field) for field in names.head_fields)
-    sound = isinstance(kept, dict) and {part: len(kept[part]) for part in kept} == expected
+    sound = isinstance(kept, dict) and all(isinstance(layers, list) for layers in kept.values())
+    sound = sound and {part: len(kept[part]) for part in kept} == expected
     for heads in [heads for part in kept.values() for heads in part] if sound else ():
         whole = isinstance(heads, list) and all(type(head) is int and 0 <= head < most for head in heads)
         sound = sound and whole and len(heads) == config.heads and sorted(set(heads)) == heads
