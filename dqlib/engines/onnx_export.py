@@ -104,7 +104,8 @@ def export_onnx(
     check_replaceable(folder, *ENGINES[1:])
     config = getattr(model, "dqlib_config", None)
     rounded = config is not None and config.a_bits <= 8
-    values = values_of(model)
+    values, size = values_of(model), features // heads
+    heads = heads if config is None or config.heads is None else config.heads
     if encoder is None:
         encoder = "int8" if _int8_serves(values) else "packed"
     description = {
@@ -115,7 +116,7 @@ def export_onnx(
         "encoder": encoder if rounded else "packed",
         "layers": model_config.decoder_layers,
         "heads": heads,
-        "head_dim": features // heads,
+        "head_dim": size,
         "vocabulary": model_config.vocab_size,
         "decoding": decoding(model),
     }
@@ -272,6 +273,7 @@ class _Making:
     def encoder(self) -> onnx.ModelProto:
         """Ids (batch, source) and mask to keys and values (2 x decoder layers, batch, heads, source, head_dim)."""
         c, d, int8 = self.config, self.features, self.int8_encoder
+        heads, size = self._heads("encoder")
         g = Graph("encoder", self.numbers)
         ids = g.input("input_ids", TensorProto.INT64, ["batch", "source"])
         mask = g.input("mask", TensorProto.INT32, ["batch", "source"])
@@ -285,7 +287,7 @@ class _Making:
             self._lookup(g, ids, "model.encoder.embed_tokens.weight", self._embed_scale),
             self._lookup(g, places, "model.encoder.embed_positions.weight"),
         )
-        by_text = g.op("Concat", shape, g.integers(d), axis=0)  # (batch, source, features)
+        by_text = g.op("Concat", shape, g.integers(heads * size), axis=0)  # (batch, source, features of all heads)
         x = self._norm(g, g.op("Reshape", x, g.integers(-1, d)), "model.encoder.layernorm_embedding")
         residual = x
         zero = self._zero_points(g, x) if int8 else None
@@ -307,9 +309,9 @@ class _Making:
                 bias = self._bias(g, [f"{attention}.{name}_proj" for name in "qkv"])
                 y = g.fused(
                     "MultiHeadAttention", q, k, v, bias, mask,
-                    num_heads=c.encoder_attention_heads, mask_filter_value=_MASKED,
+                    num_heads=heads, mask_filter_value=_MASKED,
                 )  # fmt: skip
-                y = g.op("Reshape", y, g.integers(-1, d))
+                y = g.op("Reshape", y, g.integers(-1, heads * size))
                 out, own = f"{attention}.out_proj", f"{layer}.self_attn_layer_norm"
                 following = f"{layer}.final_layer_norm"
             else:
@@ -322,10 +324,10 @@ class _Making:
             x, residual = self._add_norm(g, residual, delta, following if self.pre else own, self._bias(g, [out]))
         names = [f"model.decoder.layers.{i}.encoder_attn.{name}_proj" for i in range(c.decoder_layers) for name in "kv"]
         y = self._linear(g, self._rounded(g, x, zero) if zero is not None else x, names)  # (rows, 2 layers x features)
-        heads = c.decoder_attention_heads
-        split = g.op("Concat", shape, g.integers(len(names), heads, d // heads), axis=0)
+        heads, size = self._heads("decoder")
+        split = g.op("Concat", shape, g.integers(len(names), heads, size), axis=0)
         y = g.op("Transpose", g.op("Reshape", y, split), perm=[2, 0, 3, 1, 4])
-        g.output(y, "cross", TensorProto.FLOAT, [len(names), "batch", heads, "source", d // heads])
+        g.output(y, "cross", TensorProto.FLOAT, [len(names), "batch", heads, "source", size])
         return g.model()
 
     def decoder(self) -> onnx.ModelProto:
@@ -335,7 +337,7 @@ class _Making:
         earlier tokens are read from, and this token's written to, buffers (rows, heads, capacity, head_dim) that are
         bound as input and as output.
         """
-        c, d, heads = self.config, self.features, self.config.decoder_attention_heads
+        c, d, (heads, size) = self.config, self.features, self._heads("decoder")
         g = Graph("decoder", self.numbers)
         ids = g.input("ids", TensorProto.INT64, ["rows", 1])
         place = g.input("position", TensorProto.INT64, [1, 1])
@@ -343,8 +345,8 @@ class _Making:
         mask = g.input("mask", TensorProto.INT32, ["texts", "source"])
         before = g.input("before", TensorProto.INT32, ["rows"])
         total = g.input("total", TensorProto.INT32, [])
-        cache = ["rows", heads, "capacity", d // heads]
-        source = ["texts", heads, "source", d // heads]
+        cache: list[int | str] = ["rows", heads, "capacity", size]
+        source: list[int | str] = ["texts", heads, "source", size]
         x = g.op(
             "Add",
             self._lookup(g, ids, "model.decoder.embed_tokens.weight", self._embed_scale),
@@ -353,7 +355,7 @@ class _Making:
         x = residual = self._norm(g, x, "model.decoder.layernorm_embedding")
         if self.pre:
             x = self._norm(g, x, "model.decoder.layers.0.self_attn_layer_norm")
-        by_row = g.integers(-1, 1, d)
+        by_row = g.integers(-1, 1, heads * size)
         for i in range(c.decoder_layers):
             layer = f"model.decoder.layers.{i}"
             own, across = f"{layer}.self_attn", f"{layer}.encoder_attn"
@@ -369,7 +371,9 @@ class _Making:
             delta = self._linear(g, y, [f"{own}.out_proj"])
             norm = f"{layer}.encoder_attn_layer_norm" if self.pre else f"{own}_layer_norm"
             x, residual = self._add_norm(g, residual, delta, norm)
-            q = g.op("Reshape", self._linear(g, x, [f"{across}.q_proj"]), by_source)  # (texts, beams, features)
+            q = g.op(
+                "Reshape", self._linear(g, x, [f"{across}.q_proj"]), by_source
+            )  # (texts, beams, features of all heads)
             y = g.fused(
                 "MultiHeadAttention", q,
                 g.input(f"source keys {i}", TensorProto.FLOAT, source),
@@ -404,6 +408,11 @@ class _Making:
         return g.model()
 
     # --- parts of them
+
+    def _heads(self, side: str) -> tuple[int, int]:
+        """Heads of the attentions of a stack, fewer than the configuration has in a narrow student, and their size."""
+        size = self.features // getattr(self.config, f"{side}_attention_heads")
+        return len(self.weights.number(f"model.{side}.layers.0.self_attn.q_proj.bias")) // size, size
 
     @property
     def _embed_scale(self) -> float:

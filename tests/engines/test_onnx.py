@@ -130,6 +130,21 @@ def test_packed_codes_are_those_of_the_quantizer(bits):
     assert codes.scales(16).shape == (5, 3)
 
 
+@pytest.mark.parametrize("bits", ["2-2-32", "8-8-8"])
+@pytest.mark.parametrize("widths", ["h1 f12", "h3 f33", "h2"])
+def test_narrow_students_are_served_as_they_are(teacher, exported, widths, bits):
+    student = make_student(teacher, Config.parse(f"{bits} 3-2 {widths}")).eval()
+    engine, tokens = exported(student), [2, 20, 21]
+    ours, theirs = step_logits(engine, SOURCES, tokens), torch_logits(student, SOURCES, tokens)
+    if bits == "8-8-8":
+        assert np.abs(ours - theirs).mean() < 0.05 * theirs.std()
+        return
+    assert np.abs(ours - theirs).max() < 1e-4
+    engine.early_stopping = True
+    options = {"num_beams": 3, "max_new_tokens": 8}
+    assert engine.generate_ids(SOURCES, **options) == generated(student, SOURCES, early_stopping=True, **options)
+
+
 # --- the same searches
 
 
