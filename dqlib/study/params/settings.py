@@ -76,9 +76,9 @@ class Task:
 
     @property
     def headline(self) -> Config:
-        """The student that the task's notebook shows: at two bits with layers left out, or else the first."""
+        """The student that the task's notebook shows: at two bits with whole layers left out, or else the first."""
         students = [Config.parse(text) for text in self.configs]
-        small = [c for c in students if c.w_bits == 2 and c.decoder_layers < self.model.decoder_layers]
+        small = [c for c in students if c.w_bits == 2 and c.decoder_layers < self.model.decoder_layers and not c.narrow]
         return (small or students)[0]
 
     @property
@@ -86,8 +86,17 @@ class Task:
         """Of the teacher: mBART's, unless it comes from elsewhere."""
         return "mbart" if self.model.pretrained is None or self.model.base_task else self.model.architecture
 
+    def check_fits(self, config: Config) -> None:
+        """Check that the task's teacher has the layers, heads and neurons that a student would copy.
+
+        Raises:
+            InputError: the student is deeper or wider than the teacher.
+        """
+        model = self.model
+        config.check_fits(model.encoder_layers, model.decoder_layers, model.heads, model.ffn_dim)
+
     def _check(self, config: Config) -> None:
-        config.check_fits(self.model.encoder_layers, self.model.decoder_layers)
+        self.check_fits(config)
         for side in ("encoder_layers", "decoder_layers"):
             if not getattr(config, side):
                 raise InputError(f"config '{config}', {side}", 0, "at least 1")

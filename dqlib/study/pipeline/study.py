@@ -94,14 +94,14 @@ class Study:
         """Folder of a student, with what it needs.
 
         Args:
-            config: bits and layers.
+            config: bits and layers, and heads and neurons where they are fewer.
             preset: its name; the task's own, when None.
 
         Raises:
-            InputError: the configuration is malformed, or deeper than the teacher.
+            InputError: the configuration is malformed, or deeper or wider than the teacher.
         """
         config = Config.parse(str(config))
-        config.check_fits(self.task.model.encoder_layers, self.task.model.decoder_layers)
+        self.task.check_fits(config)
         preset = preset or self.task.distill.preset
         folder, provenance = self.student_folder(config, preset), self._of_student(preset)
         return self._made(folder, provenance, lambda: self._run("distill", config, preset))

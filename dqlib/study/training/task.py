@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tokenizers
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from dqlib.architectures import architecture_of
@@ -18,6 +19,7 @@ from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.presets import Preset, Recipe, get_preset
+from dqlib.pruning import Calibration
 from dqlib.storage.reading import read_model, save_model
 from dqlib.storage.students import save_student
 from dqlib.student import make_student, round_for_storage, set_attention_maps, supervision_maps
@@ -26,11 +28,14 @@ from dqlib.study.corpora.rows import Row, Rows
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import LOG, Folders
-from dqlib.study.training.batches import SHORTEST, encode, infill, steps, windows
+from dqlib.study.training.batches import SHORTEST, collate, encode, infill, steps, windows
 from dqlib.study.training.checkpoints import Checkpoints, identity, weights_hash
 from dqlib.study.training.examples import Example, StoredExamples, stored
 from dqlib.study.training.loop import Trainer, TrainingError
 from dqlib.study.training.objectives import DistillationObjective, Objective, TaskObjective
+
+#: Training examples that the importance of heads and neurons is estimated on, and how many are read at a time.
+CALIBRATION, CALIBRATION_BATCH = 128, 16
 
 
 @dataclass(frozen=True)
@@ -91,16 +96,18 @@ class TaskTraining:
 
         Args:
             distillation: steps, batches, and the preset's name.
-            config: bits and layers.
+            config: bits and layers, and heads and neurons where they are fewer.
             folder: where the log goes.
             target: what ``folder`` is to become.
         """
         preset = get_preset(distillation.preset)
         teacher = read_model(self.folders.teacher).to(self.accelerator.device)
         depths = architecture_of(teacher.config).depths(teacher.config)
-        recipe = preset.recipe_for(config, (config.encoder_layers, config.decoder_layers) != depths)
+        fewer = (config.encoder_layers, config.decoder_layers) != depths
+        recipe = preset.recipe_for(config, fewer or config.narrow)
         training = distillation.training(recipe)
-        student, objective = student_and_objective(teacher, config, preset)
+        calibration = self.calibration() if config.narrow else None
+        student, objective = student_and_objective(teacher, config, preset, calibration)
         checkpoints = self._checkpoints(
             target, training, student, teacher=weights_hash(teacher), preset=preset, config=config
         )
@@ -108,6 +115,12 @@ class TaskTraining:
         self._train_on_pairs(student, objective, training, folder, target, name, checkpoints, recipe)
         round_for_storage(student)
         return student
+
+    def calibration(self) -> list[dict[str, Tensor]]:
+        """Batches of the first pairs of the training set, with labels: what a teacher is asked what matters on."""
+        examples = encode(self.corpus.splits["train"][:CALIBRATION], self.corpus.tokenizer, self.spec.corpus)
+        batches = [collate(examples[i : i + CALIBRATION_BATCH]) for i in range(0, len(examples), CALIBRATION_BATCH)]
+        return [batch.inputs() | {"labels": batch.labels} for batch in batches]
 
     def _train_on_pairs(
         self,
@@ -181,18 +194,19 @@ class TaskTraining:
 
 
 def student_and_objective(
-    teacher: PreTrainedModel, config: Config, preset: Preset
+    teacher: PreTrainedModel, config: Config, preset: Preset, calibration: Calibration | None = None
 ) -> tuple[PreTrainedModel, Objective]:
     """A student that is to be trained, and what its training minimizes under a preset.
 
-    Both models give out the attention maps that the preset compares.
+    Both models give out the attention maps that the preset compares. ``calibration`` as in
+    :func:`dqlib.student.make_student`.
     """
-    student = make_student(teacher, config, preset)
+    student = make_student(teacher, config, preset, calibration)
     for model in (teacher, student):
         set_attention_maps(model, preset.loss.attention_maps)
     if not preset.loss.of_teacher:
         return student, TaskObjective()
-    return student, DistillationObjective(teacher, supervision_maps(config, teacher), preset.loss)
+    return student, DistillationObjective(teacher, supervision_maps(config, teacher, student), preset.loss)
 
 
 def rescue_folder(target: Path) -> Path:
