@@ -88,7 +88,7 @@ def heat_map(metrics: pandas.DataFrame) -> Figure:
                 j, i, text, ha="center", va="center", fontsize=9 if known else 7,
                 color="white" if known and value < 82 else ("black" if known else TEACHER_COLOUR),
             )  # fmt: skip
-        axes.set_xticks(range(len(layers)), [text.replace(" ", "\n") for text in layers])
+        axes.set_xticks(range(len(layers)), [text.replace(" ", "\n", 1) for text in layers])
         axes.set_yticks(range(len(bits)), bits if first_task == rows.task.iloc[0] else [])
         axes.set_xlabel("layers")
         axes.grid(False)
