@@ -78,8 +78,9 @@ class Task:
     def headline(self) -> Config:
         """The student that the task's notebook shows: at two bits with whole layers left out, or else the first."""
         students = [Config.parse(text) for text in self.configs]
-        small = [c for c in students if c.w_bits == 2 and c.decoder_layers < self.model.decoder_layers and not c.narrow]
-        return (small or students)[0]
+        whole = [c for c in students if not c.narrow]
+        small = [c for c in whole if c.w_bits == 2 and c.decoder_layers < self.model.decoder_layers]
+        return (small or whole or students)[0]
 
     @property
     def architecture(self) -> str:
