@@ -810,7 +810,8 @@ def test_a_factor_of_zero_learns_on(scheme, bits, half_scales):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_row"])
 @pytest.mark.parametrize(
-    ("scheme", "bits"), [("binary", 1), ("lsq", 1), ("ternary", 2), ("four_level", 2), ("stretched", 2), ("symmetric", 8)]
+    ("scheme", "bits"),
+    [("binary", 1), ("lsq", 1), ("ternary", 2), ("four_level", 2), ("stretched", 2), ("symmetric", 8)],
 )
 def test_scales_of_half_precision_weights_are_finite_and_near_those_of_single(scheme, bits, granularity, dtype):
     weight = randn(256, 512).to(dtype)  # the sum of whose magnitudes is no number of fp16
