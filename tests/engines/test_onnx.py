@@ -19,8 +19,9 @@ from tests.helpers.folders import reseal
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
-from dqlib.engines.onnx_export import Codes, export_onnx  # noqa: E402
+from dqlib.engines.onnx_export import export_onnx  # noqa: E402
 from dqlib.engines.onnx_model import OnnxEngine  # noqa: E402
+from dqlib.engines.onnx_weights import Codes  # noqa: E402
 from dqlib.quantizers import quantize  # noqa: E402
 
 SOURCES = [[10, 11, 12, 13, 14, 15, 2], [30, 31, 2], [40, 41, 42, 43, 44, 2], [50, 51, 52, 53, 2]]
