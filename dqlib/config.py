@@ -4,12 +4,14 @@ A configuration ``W-E-A e-d`` gives bits of weights, embeddings and activations,
 
 ``2-2-8 6-3`` is the DQ-BART headline (16.5x smaller), ``2-2-8 1-1`` its limit (27.7x).
 Thirty-two bits stand for full precision, so ``32-32-32 6-3`` is distillation alone.
+``auto:0.45MB 6-3`` gives a budget of bytes instead of bits, which are then chosen module by module.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 
 from dqlib.errors import InputError
 from dqlib.schemes import SCHEMES, Scheme
@@ -18,8 +20,17 @@ FULL_PRECISION = 32
 WEIGHT_BITS = (*range(1, 9), FULL_PRECISION)
 ACTIVATION_BITS = (4, 8, FULL_PRECISION)
 
+#: Bits that a budget of bytes chooses from, and those of its activations.
+BUDGET_BITS = (1, 2, 4, 8)
+BUDGET_ACTIVATION_BITS = 8
+
 _PATTERN = re.compile(r"(\d{1,4})-(\d{1,4})-(\d{1,4})[ _](\d{1,4})-(\d{1,4})", re.ASCII)
-_FORM = "of the form 'W-E-A e-d', such as '2-2-8 6-3' (bits of weights, embeddings, activations; layers)"
+_BUDGET = re.compile(r"auto[:-](\d{1,9}(?:\.\d{1,6})?)(MB|kB)(?:[ _](\d{1,4})-(\d{1,4}))?", re.ASCII)
+_UNITS = {"MB": 10**6, "kB": 10**3}
+_FORM = (
+    "of the form 'W-E-A e-d', such as '2-2-8 6-3' (bits of weights, embeddings, activations; layers), or "
+    "'auto:0.45MB e-d' (bytes in MB or kB; without layers, those of the teacher)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,11 @@ class Config:
         a_bits: bits of an activation, one of :data:`ACTIVATION_BITS`.
         encoder_layers: number of encoder layers, at least 1.
         decoder_layers: number of decoder layers, at least 1.
+        budget: bytes of all tensors of its packed file. Bits are then chosen per module, of :data:`BUDGET_BITS`;
+            ``w_bits`` is what most weights of linear layers got, ``e_bits`` what most weights of embeddings got,
+            and both are 0 until they are chosen.
+        modules: bits of each module with a weight of its own, by its path, once they are chosen.
+        all_layers: the text names no layers, those of the teacher are meant; both numbers are 0 until it is known.
 
     Raises:
         InputError: a field is out of range.
@@ -42,45 +58,76 @@ class Config:
     a_bits: int
     encoder_layers: int
     decoder_layers: int
+    budget: int | None = None
+    modules: tuple[tuple[str, int], ...] = ()
+    all_layers: bool = False
 
     def __post_init__(self) -> None:
         for field, allowed in (("w_bits", WEIGHT_BITS), ("e_bits", WEIGHT_BITS), ("a_bits", ACTIVATION_BITS)):
             value = getattr(self, field)
-            if value not in allowed:
+            if value not in allowed and not (self.is_open and value == 0 and field != "a_bits"):
                 raise InputError(field, value, f"one of {', '.join(map(str, allowed))}")
+        for path, bits in self.modules:
+            if bits not in WEIGHT_BITS:
+                raise InputError(f"bits of {path}", bits, f"one of {', '.join(map(str, WEIGHT_BITS))}")
         for field in ("encoder_layers", "decoder_layers"):
             if getattr(self, field) < 0:
                 raise InputError(field, getattr(self, field), "at least 0")
-        if not self.encoder_layers + self.decoder_layers:
+        if not self.encoder_layers + self.decoder_layers and not self.all_layers:
             raise InputError("encoder_layers", 0, "at least 1 where decoder_layers is 0")
 
     @classmethod
     def parse(cls, text: object) -> Config:
-        """Read ``2-2-8 6-3`` (or ``2-2-8_6-3``, as file names have it).
+        """Read ``2-2-8 6-3`` (or ``2-2-8_6-3``, as file names have it), or ``auto:0.45MB 6-3``.
 
         Raises:
             InputError: the text has another form, or a number is out of range.
         """
         match = _PATTERN.fullmatch(text.strip()) if isinstance(text, str) else None
-        if match is None:
+        budget = _BUDGET.fullmatch(text.strip()) if isinstance(text, str) else None
+        if match is None and budget is None:
             raise InputError("config", text, _FORM)
         try:
-            return cls(*map(int, match.groups()))
+            if match is not None:
+                w_bits, e_bits, a_bits, *depths = map(int, match.groups())
+                return cls(w_bits, e_bits, a_bits, depths[0], depths[1])
+            assert budget is not None
+            number, unit, *layers = budget.groups()
+            encoder, decoder = (int(depth or 0) for depth in layers)
+            size = int(Decimal(number) * _UNITS[unit])
+            return cls(0, 0, BUDGET_ACTIVATION_BITS, encoder, decoder, size, all_layers=layers[0] is None)
         except InputError as error:
             raise InputError(f"config {text!r}, {error.field}", error.value, error.allowed) from None
 
     def __str__(self) -> str:
-        return f"{self.bits} {self.encoder_layers}-{self.decoder_layers}"
+        return self.bits if self.all_layers else f"{self.bits} {self.encoder_layers}-{self.decoder_layers}"
 
     @property
     def bits(self) -> str:
-        """The first half, ``W-E-A``."""
+        """The first half, ``W-E-A`` or ``auto:0.45MB``."""
+        if self.budget is not None:
+            return f"auto:{in_megabytes(self.budget)}"
         return f"{self.w_bits}-{self.e_bits}-{self.a_bits}"
 
     @property
     def slug(self) -> str:
-        """The configuration as a file or stage name: ``2-2-8_6-3``."""
-        return str(self).replace(" ", "_")
+        """The configuration as a file or stage name: ``2-2-8_6-3``, ``auto-0.45MB_6-3``."""
+        return str(self).replace(" ", "_").replace(":", "-")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a budget, and no bits have been chosen for it yet."""
+        return self.budget is not None and not self.modules
+
+    def with_layers_of(self, encoder_layers: int, decoder_layers: int) -> Config:
+        """The configuration for a teacher of that depth, whose layers it has where it names none."""
+        if not self.all_layers:
+            return self
+        return replace(self, encoder_layers=encoder_layers, decoder_layers=decoder_layers)
+
+    def uniform(self, bits: int) -> Config:
+        """The same shape and activations, with so many bits in all linear layers and embeddings."""
+        return replace(self, w_bits=bits, e_bits=bits, budget=None, modules=(), all_layers=False)
 
     def check_fits(self, encoder_layers: int, decoder_layers: int) -> None:
         """Check that a teacher of that depth has the layers this student would copy.
@@ -93,6 +140,11 @@ class Config:
                 raise InputError(
                     f"config '{self}', {field}", getattr(self, field), f"at most {depth}, as many as the teacher has"
                 )
+
+
+def in_megabytes(size: int) -> str:
+    """Bytes as a configuration has them, exactly: ``0.45MB``."""
+    return f"{Decimal(size).scaleb(-6).normalize():f}MB"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dqlib.config import (
+    BUDGET_BITS,
     FULL_PRECISION,
     ActivationQuantization,
     Config,
@@ -97,6 +98,15 @@ class Preset:
             return recipe
         return replace(recipe, learning_rate=recipe.learning_rate * self.rate_of_fewer_layers)
 
+    @property
+    def budget_bits(self) -> tuple[int, ...]:
+        """Bits that a budget of bytes chooses from: those of :data:`BUDGET_BITS` that there is a grid for."""
+        return tuple(bits for bits in BUDGET_BITS if bits in self.weight_bits)
+
+    def has_grids(self, config: Config) -> bool:
+        """Whether the method is defined for the bits of a configuration."""
+        return config.is_open or {config.w_bits, config.e_bits} <= set(self.weight_bits)
+
     def describe(self) -> dict[str, Any]:
         """How weights and activations become codes, as JSON has it; losses and recipes are left out."""
         return {
@@ -131,11 +141,11 @@ class Preset:
         Raises:
             InputError: it is not.
         """
-        for name in ("w_bits", "e_bits"):
-            if getattr(config, name) not in self.weight_bits:
+        bits = {"w_bits": config.w_bits, "e_bits": config.e_bits} | dict(config.modules)
+        for name, value in () if config.is_open else bits.items():
+            if value not in self.weight_bits:
                 allowed = ", ".join(map(str, self.weight_bits))
-                raise InputError(f"{name} of '{config}'", getattr(config, name),
-                                 f"one of {allowed} with the preset '{self.name}'")  # fmt: skip
+                raise InputError(f"{name} of '{config}'", value, f"one of {allowed} with the preset '{self.name}'")
         if self.architectures is not None and architecture not in self.architectures:
             raise InputError("preset", self.name, f"one that serves the architecture '{architecture}'; "
                              f"this one serves {', '.join(self.architectures)}")  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -70,27 +71,39 @@ def supervision_maps(config: Config, teacher: PreTrainedModel) -> LayerMaps:
     return LayerMaps(supervision_map(config.encoder_layers, encoder), supervision_map(config.decoder_layers, decoder))
 
 
-def make_student(teacher: PreTrainedModel, config: Config, preset: Preset | str = "dqlib") -> PreTrainedModel:
+def make_student(
+    teacher: PreTrainedModel,
+    config: Config,
+    preset: Preset | str = "dqlib",
+    calibration: Sequence[Mapping[str, Tensor]] | None = None,
+) -> PreTrainedModel:
     """A student of the teacher: layers copied, weights and activations fake-quantized.
 
     Args:
         teacher: a model in full precision, of one of the known architectures; it is not changed.
         config: bits and layers.
         preset: preset that says how bits become codes, and which layer a single one copies.
+        calibration: inputs of the teacher (``input_ids``, ``attention_mask``, ``labels`` or ``decoder_input_ids``),
+            on which the bits of each module are chosen where the configuration has a budget.
 
     Returns:
         A model of the teacher's class, in training mode.
 
     Raises:
         InputError: the architecture is unknown, the teacher has too few layers or is quantized, the preset is not
-            defined for architecture or bits, a weight is not finite, or a setting of its generation is none that a file
-            may have.
+            defined for architecture or bits, a weight is not finite, a setting of its generation is none that a file
+            may have, or a budget is below the smallest student or comes without calibration.
     """
     names, preset = architecture_of(teacher.config), get_preset(preset)
+    config = config.with_layers_of(*names.depths(teacher.config))
     names.check_fits(config, teacher.config)
     preset.check_fits(config, teacher.config.model_type)
     _check_model(teacher)
     check_generation(teacher)
+    if config.is_open:
+        from dqlib.storage.budget import choose_bits  # the floor above, which counts bytes
+
+        config = choose_bits(teacher, config, preset, calibration)
     fewer = (config.encoder_layers, config.decoder_layers) != names.depths(teacher.config)
     if fewer and getattr(teacher.config, "scale_attn_by_inverse_layer_idx", False):
         raise InputError(
@@ -116,9 +129,11 @@ def quantize_model(model: PreTrainedModel, config: Config, preset: Preset | str 
     """Fake-quantize a model in place and return it: linear layers, embeddings, head, attention.
 
     Raises:
-        InputError: as :func:`make_student`.
+        InputError: as :func:`make_student`; or the bits of a budget are not chosen yet.
     """
     names, preset = architecture_of(model.config), get_preset(preset)
+    if config.is_open:
+        raise InputError("config", str(config), "one whose bits are chosen, as make_student does")
     preset.check_fits(config, model.config.model_type)
     _check_model(model)
     _Quantizing(model, names, config, preset).run()
@@ -189,6 +204,7 @@ class _Quantizing:
         self.model, self.names, self.c, self.preset = model, names, c, preset
         self.activation = ActivationFakeQuantizer(c.a_bits, preset.activations)
         self.paths = {id(module): path for path, module in model.named_modules()}
+        self.bits = {id(self._weight(path)): bits for path, bits in c.modules}
 
     def run(self) -> None:
         table = self._embeddings()
@@ -216,7 +232,7 @@ class _Quantizing:
                 continue
             tied = shared is not None and shared[0] is module.weight
             if shared is None or not tied:
-                shared = module.weight, self._quantizer(module, self.c.e_bits, granularity)
+                shared = module.weight, self._quantizer(module, self._bits(module, self.c.e_bits), granularity)
             quantize_embedding(module, shared[1], tied)
         if self.preset.position_bits < FULL_PRECISION:
             for path in self.names.positions:
@@ -232,7 +248,8 @@ class _Quantizing:
         quantizer, tied = None, False
         if table is not None:  # the quantizer of the table that the head is tied to, or one of its own
             tied = head.weight is table[0]
-            quantizer = table[1] if tied else self._quantizer(head, self.c.e_bits, self.preset.weights.embedding)
+            bits = self._bits(head, self.c.e_bits)
+            quantizer = table[1] if tied else self._quantizer(head, bits, self.preset.weights.embedding)
         quantize_linear(head, quantizer, self.activation, tied=tied)
 
     def _attention(self, module: nn.Module | None) -> None:
@@ -256,7 +273,22 @@ class _Quantizing:
     def _weights(self, layer: nn.Linear | Conv1D) -> WeightFakeQuantizer | None:
         if self.c.w_bits >= FULL_PRECISION:
             return None
-        return self._quantizer(layer, self.c.w_bits, self.preset.weights.linear)
+        return self._quantizer(layer, self._bits(layer, self.c.w_bits), self.preset.weights.linear)
+
+    def _weight(self, path: str) -> Tensor:
+        """The weight of a module that has bits of its own."""
+        weight = getattr(submodule(self.model, path), "weight", None)
+        if weight is None:
+            raise InputError("modules", path, f"a module of {type(self.model).__name__} with a weight")
+        return weight
+
+    def _bits(self, module: nn.Module, uniform: int) -> int:
+        """Bits of a module: its own, or those of all where the configuration is uniform."""
+        if not self.c.modules:
+            return uniform
+        if id(module.weight) not in self.bits:
+            raise InputError(f"bits of {self.paths[id(module)]}", None, "given: each module of a budget has its own")
+        return self.bits[id(module.weight)]
 
     def _quantizer(
         self, module: nn.Module, bits: int, granularity: str, quantization: WeightQuantization | None = None
@@ -280,6 +312,19 @@ def quantized_modules(model: nn.Module) -> dict[str, QuantLinear | QuantConv1D |
         for name, module in model.named_modules()
         if isinstance(module, QuantLinear | QuantConv1D | QuantEmbedding) and module.weight_quantizer is not None
     }
+
+
+def module_quantizers(model: PreTrainedModel) -> dict[str, WeightFakeQuantizer]:
+    """The quantizers of linear layers, embeddings and heads by path; tied ones once, under the first of their paths.
+
+    Tables of positions, whose bits are the preset's, are left out.
+    """
+    positions = architecture_of(model.config).positions
+    found: dict[WeightFakeQuantizer, str] = {}
+    for path, module in quantized_modules(model).items():
+        if path not in positions and module.weight_quantizer is not None:
+            found.setdefault(module.weight_quantizer, path)
+    return {path: quantizer for quantizer, path in found.items()}
 
 
 def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

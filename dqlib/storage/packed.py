@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.initialization import no_init_weights
 
-from dqlib.config import FULL_PRECISION, Config
+from dqlib.config import FULL_PRECISION
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.generation import check_generation
@@ -41,7 +41,7 @@ from dqlib.storage.reading import (
     read_tokenizer,
 )
 from dqlib.storage.stored import Stored, record, restored
-from dqlib.storage.students import check_depths, describe
+from dqlib.storage.students import at_depths, describe, described_config
 from dqlib.student import quantize_model
 
 Each = TypeVar("Each", bound="Named")
@@ -110,16 +110,15 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     parameters = [restored(record, tensors) for record in manifest.parameters]
     largest = max((size for each in parameters for size in each.shape), default=1)
     model_config = config_of(json_object(read_file(folder, manifest, CONFIG), CONFIG), CONFIG, largest)
-    config, preset = Config.parse(manifest.about.get("config")), Preset.described(manifest.about)
+    config, preset = described_config(manifest.about), Preset.described(manifest.about)
     model = _built(model_config, manifest.about.get("class"), parameters)
-    check_depths(config, model)
+    config = at_depths(config, model)
     assign(model, parameters, Stored.value)
     if GENERATION in manifest.files:
         settings = json_object(read_file(folder, manifest, GENERATION), GENERATION)
         model.generation_config = generation_of(settings, model_config, GENERATION)
     # The weights are quantized already: what is left to do at run time is to round activations.
-    activations_only = replace(config, w_bits=FULL_PRECISION, e_bits=FULL_PRECISION)
-    quantize_model(model, activations_only, replace(preset, position_bits=FULL_PRECISION))
+    quantize_model(model, config.uniform(FULL_PRECISION), replace(preset, position_bits=FULL_PRECISION))
     model.dqlib_config, model.dqlib_preset, model.dqlib_packed = config, preset, parameters
     return model.eval()
 
