@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+from dqlib.registration import register
+
 #: Where each public name lives: ``import dqlib`` alone loads nothing, PyTorch least of all.
 _HOMES = {
     "Config": "config",
@@ -36,3 +38,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+register()
