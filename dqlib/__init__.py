@@ -17,6 +17,7 @@ _HOMES = {
     "round_for_storage": "student",
     "forget": "student",
     "distillation_terms": "losses",
+    "DistillationMixin": "trainer",
     "save_student": "storage.students",
     "load_student": "storage.students",
     "save_packed": "storage.packed",
