@@ -409,12 +409,17 @@ save_weights = PreTrainedModel.save_pretrained
 
 @wraps(save_weights)
 def _save_as_what_it_is(self: PreTrainedModel, save_directory: str | Path, *args: Any, **options: Any) -> None:
-    """Save a student as :func:`dqlib.storage.students.save_student` does, and any other model as ever."""
-    if not is_student(self):
+    """Save a student as :func:`dqlib.storage.students.save_student` does, a packed model packed, others as ever.
+
+    Of a model with adapters, transformers saves these alone.
+    """
+    if not hasattr(self, "dqlib_config") or getattr(self, "_hf_peft_config_loaded", False):
         save_weights(self, save_directory, *args, **options)
         return
-    from dqlib.storage.students import save_pretrained  # the floor above, which only a saved student needs
-
+    if is_student(self):  # of the floor above, which only what is saved needs
+        from dqlib.storage.students import save_pretrained
+    else:
+        from dqlib.storage.packed import save_pretrained
     save_pretrained(self, save_directory, *args, **options)
 
 
