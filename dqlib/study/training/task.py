@@ -97,8 +97,7 @@ class TaskTraining:
         """
         preset = get_preset(distillation.preset)
         teacher = read_model(self.folders.teacher).to(self.accelerator.device)
-        depths = architecture_of(teacher.config).depths(teacher.config)
-        recipe = preset.recipe_for(config, (config.encoder_layers, config.decoder_layers) != depths)
+        recipe = recipe_of(preset, config, teacher)
         training = distillation.training(recipe)
         student, objective = student_and_objective(teacher, config, preset)
         checkpoints = self._checkpoints(
@@ -192,7 +191,14 @@ def student_and_objective(
         set_attention_maps(model, preset.loss.attention_maps)
     if not preset.loss.of_teacher:
         return student, TaskObjective()
-    return student, DistillationObjective(teacher, supervision_maps(config, teacher), preset.loss)
+    recipe = recipe_of(preset, config, teacher)
+    return student, DistillationObjective(teacher, supervision_maps(config, teacher), preset.loss, recipe=recipe)
+
+
+def recipe_of(preset: Preset, config: Config, teacher: PreTrainedModel) -> Recipe:
+    """How a student of a teacher is trained under a preset."""
+    depths = architecture_of(teacher.config).depths(teacher.config)
+    return preset.recipe_for(config, (config.encoder_layers, config.decoder_layers) != depths)
 
 
 def rescue_folder(target: Path) -> Path:
