@@ -108,9 +108,9 @@ def test_a_layer_that_errs_harms_no_other():
     with torch.no_grad():
         student.model.encoder.layers[0].fc2.weight.normal_()
         ours, theirs = layerwise_states(student, teacher, data.inputs, maps_of(student, teacher))
-    same = {side: [torch.allclose(*pair, atol=1e-5) for pair in zip(ours.leaving[side], theirs.leaving[side], strict=True)]
-            for side in ours.leaving}  # fmt: skip
-    assert same == {"encoder": [False, True, True], "decoder": [True, True]}
+    for side, expected in {"encoder": [False, True, True], "decoder": [True, True]}.items():
+        pairs = zip(ours.leaving[side], theirs.leaving[side], strict=True)
+        assert [torch.allclose(*pair, atol=1e-5) for pair in pairs] == expected
     torch.testing.assert_close(ours.logits, theirs.logits)
 
 
