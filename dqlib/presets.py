@@ -34,6 +34,9 @@ class Recipe:
         warmup: part of the steps in which the rate rises.
         scale_learning_rate: rate of trained scales, times that of the weights.
         progressive: part of the steps over which the forward pass turns from full-precision to quantized weights.
+        layerwise: part of the steps, at the start, in which each layer learns alone (:mod:`dqlib.layerwise`); it has a
+            rise and a fall of the rate of its own.
+        layerwise_rate: rate of these steps, times that of the others.
 
     Raises:
         InputError: a field is out of range.
@@ -44,16 +47,22 @@ class Recipe:
     warmup: float = 0.05
     scale_learning_rate: float = 1.0
     progressive: float = 0.0
+    layerwise: float = 0.0
+    layerwise_rate: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "scale_learning_rate"):
+        for name in ("learning_rate", "scale_learning_rate", "layerwise_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(name, getattr(self, name), "a positive number")
-        for name in ("warmup", "progressive"):
+        for name in ("warmup", "progressive", "layerwise"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "at least 0 and below 1")
         if self.schedule not in SCHEDULES:
             raise InputError("schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+
+    def layerwise_steps(self, steps: int) -> int:
+        """How many of so many steps are layer-wise; at least one is left for all layers together."""
+        return min(round(self.layerwise * steps), steps - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +99,9 @@ class Preset:
     def __post_init__(self) -> None:
         if not self.rate_of_fewer_layers > 0:
             raise InputError("rate_of_fewer_layers", self.rate_of_fewer_layers, "a positive number")
+        for recipe in (self.recipe, *self.by_bits.values()):
+            if recipe.layerwise and not self.loss.of_teacher:
+                raise InputError("layerwise", recipe.layerwise, "0 where no loss compares with a teacher")
 
     def recipe_for(self, config: Config, fewer_layers: bool = False) -> Recipe:
         """The recipe for a student of that many weight bits, with as many layers as its teacher or fewer."""
@@ -234,6 +246,7 @@ def _variants() -> dict[str, Preset]:
         "learned-threshold": {"weights": replace(d.weights, two_bits="lsq")},
         "elastic-binary": {"weights": replace(d.weights, one_bit="lsq")},
         "groups-of-32": {"weights": replace(d.weights, two_bits="four_level", linear="per_group_32")},
+        "layerwise": _recipes(d, layerwise=0.2),
     }
     return {f"dqlib-{name}": replace(d, name=f"dqlib-{name}", **change) for name, change in changed.items()}
 

@@ -102,11 +102,10 @@ class TaskTraining:
         """
         preset = get_preset(distillation.preset)
         teacher = read_model(self.folders.teacher).to(self.accelerator.device)
-        depths = architecture_of(teacher.config).depths(teacher.config)
         calibration = calibration_batches(self.corpus, self.spec.corpus)
         student, objective = student_and_objective(teacher, config, preset, calibration)
         config = student.dqlib_config  # with the bits that were chosen, where there is a budget
-        recipe = preset.recipe_for(config, (config.encoder_layers, config.decoder_layers) != depths)
+        recipe = recipe_of(preset, config, teacher)
         training = distillation.training(recipe)
         checkpoints = self._checkpoints(
             target, training, student, teacher=weights_hash(teacher), preset=preset, config=repr(config)
@@ -198,7 +197,7 @@ def calibration_batches(corpus: LoadedCorpus, spec: S.Corpus) -> list[dict[str, 
 
 
 def student_and_objective(
-    teacher: PreTrainedModel, config: Config, preset: Preset, calibration: Calibration
+    teacher: PreTrainedModel, config: Config, preset: Preset, calibration: Calibration | None = None
 ) -> tuple[PreTrainedModel, Objective]:
     """A student that is to be trained, and what its training minimizes under a preset.
 
@@ -210,7 +209,14 @@ def student_and_objective(
         set_attention_maps(model, preset.loss.attention_maps)
     if not preset.loss.of_teacher:
         return student, TaskObjective()
-    return student, DistillationObjective(teacher, supervision_maps(config, teacher), preset.loss)
+    recipe = recipe_of(preset, config, teacher)
+    return student, DistillationObjective(teacher, supervision_maps(config, teacher), preset.loss, recipe=recipe)
+
+
+def recipe_of(preset: Preset, config: Config, teacher: PreTrainedModel) -> Recipe:
+    """How a student of a teacher is trained under a preset."""
+    depths = architecture_of(teacher.config).depths(teacher.config)
+    return preset.recipe_for(config, (config.encoder_layers, config.decoder_layers) != depths)
 
 
 def rescue_folder(target: Path) -> Path:
