@@ -106,12 +106,12 @@ def measure(text: str, teacher_bytes: int, folder: Path, rounds: int, **shape: i
             if i:
                 taken[way].append(once)
     weights = [p.content for p in load_packed(folder / "packed").dqlib_packed if isinstance(p.content, PackedWeight)]
-    codes = [unpack(w.codes, w.shape, w.bits, w.ternary) for w in weights]
+    codes = [unpack(w.codes, w.shape, w.bits, w.encoding) for w in weights]
     fp32_bytes = FP32_BYTES * sum(code.numel() for code in codes)
     packing, unpacking = [], []
     for _ in range(rounds):
-        packing.append(seconds(lambda: [pack(c, w.bits, w.ternary) for c, w in zip(codes, weights, strict=True)]))
-        unpacking.append(seconds(lambda: [unpack(w.codes, w.shape, w.bits, w.ternary) for w in weights]))
+        packing.append(seconds(lambda: [pack(c, w.bits, w.encoding) for c, w in zip(codes, weights, strict=True)]))
+        unpacking.append(seconds(lambda: [unpack(w.codes, w.shape, w.bits, w.encoding) for w in weights]))
     return Row(
         text,
         packed_size_bytes(folder / "packed"),

@@ -26,13 +26,13 @@ from tables import Row, put_rows
 
 from dqlib.config import Config
 from dqlib.presets import get_preset
-from dqlib.student import make_student, supervision_maps
 from dqlib.study.params.settings import Training, available_cores, load_settings
 from dqlib.study.training import loop as training_loop
 from dqlib.study.training.batches import Example, steps
 from dqlib.study.training.loop import Trainer, make_accelerator
 from dqlib.study.training.models import new_model
-from dqlib.study.training.objectives import DistillationObjective, Objective, TaskObjective
+from dqlib.study.training.objectives import Objective, TaskObjective
+from dqlib.study.training.task import student_and_objective
 
 KINDS = ("fine-tuning", "distillation")
 WAYS = ("processes", "compiled", "bf16")
@@ -61,9 +61,7 @@ def measure(kind: str, count: int, way: str) -> None:
     if kind == "distillation":
         layers = (task.model.encoder_layers, task.model.decoder_layers)
         config = Config(2, 2, 8, layers[0], max(1, layers[1] // 2))
-        preset = get_preset(task.distill.preset)
-        objective = DistillationObjective(model, supervision_maps(config, model), preset.loss)
-        model = make_student(model, config, preset)
+        model, objective = student_and_objective(model, config, get_preset(task.distill.preset))
     training_loop.report = lambda *_: None
     spec = Training(
         steps=count, learning_rate=1e-4, batch_tokens=task.distill.batch_tokens, validations=1, precision=precision,

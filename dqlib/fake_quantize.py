@@ -214,22 +214,23 @@ class WeightFakeQuantizer(nn.Module):
 
     @property
     def _is_linear(self) -> bool:
-        """Whether the value is linear in what is trained: factor * (q * s), or gamma * mean|w| * sign(w)."""
-        return not self.scheme.learned or self.bits == 1
+        """Whether the value is linear in what is trained: factor * (q * s), or gamma * mean|w| * sign(w) of dynamic."""
+        return self.scheme.trained is None or self.bits in self.scheme.trained.linear_bits
 
     def _slope_of(self, weight: Tensor, quantized: Quantized, clipped: Tensor | None) -> tuple[Tensor, Tensor]:
         assert self.learned is not None
-        # LSQ (arXiv:1902.08153, eq. 3): d value / d step is q - w / s inside the grid, q outside.
+        # LSQ (arXiv:1902.08153, eq. 3): d value / d step is q - w / s inside the grid, q outside. Of one bit, it is
+        # the sign of the weight (BiT, arXiv:2205.13016). A row of zeros stays zero whatever its step is.
+        assert self.scheme.trained is not None
         grouped = weight.reshape(*self.learned.shape, -1)  # (rows, groups, k); GPT-2's weight comes transposed
         step = _spread(quantized.scale, weight)
-        ratio = weight / step
-        codes = quantized.codes
-        inside = ratio.abs() <= codes.abs().amax().clamp(min=2 ** (self.bits - 1) - 1)
-        slope = torch.where(inside, codes - ratio, codes.to(ratio.dtype))
-        assert self.scheme.trained is not None
+        ratio = weight / step.where(step > 0, 1.0)
+        codes = quantized.codes.to(ratio.dtype)
+        inside = ratio.abs() <= self.scheme.trained.reach(self.bits)
+        slope = codes if self.bits == 1 else torch.where(inside, codes - ratio, codes)
         unit = self.scheme.trained.slope(grouped, self.bits)
         slope = slope * (_spread(unit.squeeze(-1), weight) if isinstance(unit, Tensor) else unit)
-        return slope, inside if clipped is None else inside & clipped
+        return slope.where(step > 0, 0.0), inside if clipped is None else inside & clipped
 
 
 class _FakeQuantize(torch.autograd.Function):

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dqlib.config import (
+    BUDGET_BITS,
     FULL_PRECISION,
     ActivationQuantization,
     Config,
@@ -18,6 +19,9 @@ from dqlib.config import (
     WeightQuantization,
 )
 from dqlib.errors import InputError
+
+#: How a learning rate falls after its warm-up, as transformers names it.
+SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,9 @@ class Recipe:
         warmup: part of the steps in which the rate rises.
         scale_learning_rate: rate of trained scales, times that of the weights.
         progressive: part of the steps over which the forward pass turns from full-precision to quantized weights.
+        layerwise: part of the steps, at the start, in which each layer learns alone (:mod:`dqlib.layerwise`); it has a
+            rise and a fall of the rate of its own.
+        layerwise_rate: rate of these steps, times that of the others.
 
     Raises:
         InputError: a field is out of range.
@@ -40,16 +47,22 @@ class Recipe:
     warmup: float = 0.05
     scale_learning_rate: float = 1.0
     progressive: float = 0.0
+    layerwise: float = 0.0
+    layerwise_rate: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "scale_learning_rate"):
+        for name in ("learning_rate", "scale_learning_rate", "layerwise_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(name, getattr(self, name), "a positive number")
-        for name in ("warmup", "progressive"):
+        for name in ("warmup", "progressive", "layerwise"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "at least 0 and below 1")
-        if self.schedule not in ("linear", "cosine", "constant_with_warmup"):
-            raise InputError("schedule", self.schedule, "linear, cosine or constant_with_warmup")
+        if self.schedule not in SCHEDULES:
+            raise InputError("schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+
+    def layerwise_steps(self, steps: int) -> int:
+        """How many of so many steps are layer-wise; at least one is left for all layers together."""
+        return min(round(self.layerwise * steps), steps - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +99,9 @@ class Preset:
     def __post_init__(self) -> None:
         if not self.rate_of_fewer_layers > 0:
             raise InputError("rate_of_fewer_layers", self.rate_of_fewer_layers, "a positive number")
+        for recipe in (self.recipe, *self.by_bits.values()):
+            if recipe.layerwise and not self.loss.of_teacher:
+                raise InputError("layerwise", recipe.layerwise, "0 where no loss compares with a teacher")
 
     def recipe_for(self, config: Config, fewer_layers: bool = False) -> Recipe:
         """The recipe for a student of that many weight bits, with as many layers as its teacher or fewer."""
@@ -93,6 +109,15 @@ class Preset:
         if not fewer_layers:
             return recipe
         return replace(recipe, learning_rate=recipe.learning_rate * self.rate_of_fewer_layers)
+
+    @property
+    def budget_bits(self) -> tuple[int, ...]:
+        """Bits that a budget of bytes chooses from: those of :data:`BUDGET_BITS` that there is a grid for."""
+        return tuple(bits for bits in BUDGET_BITS if bits in self.weight_bits)
+
+    def has_grids(self, config: Config) -> bool:
+        """Whether the method is defined for the bits of a configuration."""
+        return config.is_open or {config.w_bits, config.e_bits} <= set(self.weight_bits)
 
     def describe(self) -> dict[str, Any]:
         """How weights and activations become codes, as JSON has it; losses and recipes are left out."""
@@ -128,11 +153,11 @@ class Preset:
         Raises:
             InputError: it is not.
         """
-        for name in ("w_bits", "e_bits"):
-            if getattr(config, name) not in self.weight_bits:
+        bits = {"w_bits": config.w_bits, "e_bits": config.e_bits} | dict(config.modules)
+        for name, value in () if config.is_open else bits.items():
+            if value not in self.weight_bits:
                 allowed = ", ".join(map(str, self.weight_bits))
-                raise InputError(f"{name} of '{config}'", getattr(config, name),
-                                 f"one of {allowed} with the preset '{self.name}'")  # fmt: skip
+                raise InputError(f"{name} of '{config}'", value, f"one of {allowed} with the preset '{self.name}'")
         if self.architectures is not None and architecture not in self.architectures:
             raise InputError("preset", self.name, f"one that serves the architecture '{architecture}'; "
                              f"this one serves {', '.join(self.architectures)}")  # fmt: skip
@@ -173,7 +198,7 @@ XTC = Preset(
 #: paper stops at 2 bits; at 1 bit the factor multiplies the binary scale.
 QUANTGPT = Preset(
     name="quantgpt",
-    weights=WeightQuantization(binary="dynamic", ternary="dynamic", uniform="dynamic", linear="per_tensor"),
+    weights=WeightQuantization(one_bit="dynamic", two_bits="dynamic", more_bits="dynamic", linear="per_tensor"),
     loss=LossWeights(task=0.0, attention=0.0, hidden=0.0, contrastive=0.1),
     recipe=Recipe(scale_learning_rate=0.1),
     by_bits={1: Recipe(learning_rate=4.0, scale_learning_rate=0.1)},
@@ -216,6 +241,12 @@ def _variants() -> dict[str, Preset]:
         "only-logits": {"loss": replace(d.loss, task=0.0, attention=0.0, hidden=0.0)},
         "with-contrast": {"loss": replace(d.loss, contrastive=1.0)},
         "progressive": _recipes(d, progressive=0.4),
+        "four-levels": {"weights": replace(d.weights, two_bits="four_level")},
+        "stretched": {"weights": replace(d.weights, two_bits="stretched")},
+        "learned-threshold": {"weights": replace(d.weights, two_bits="lsq")},
+        "elastic-binary": {"weights": replace(d.weights, one_bit="lsq")},
+        "groups-of-32": {"weights": replace(d.weights, two_bits="four_level", linear="per_group_32")},
+        "layerwise": _recipes(d, layerwise=0.2),
     }
     return {f"dqlib-{name}": replace(d, name=f"dqlib-{name}", **change) for name, change in changed.items()}
 

@@ -28,15 +28,15 @@ BLOCK = 2**17
 class Quantized:
     """Integer codes (int8, shape of the weight) with scales and, on an asymmetric grid, zero points.
 
-    Scales have the shape of :meth:`dqlib.config.Granularity.scale_shape`. ``ternary`` says that the grid of the
-    two bits has only the codes -1, 0, 1.
+    Scales have the shape of :meth:`dqlib.config.Granularity.scale_shape`. ``encoding`` says of which codes the grid
+    is: those of :data:`dqlib.storage.packing.ENCODINGS`.
     """
 
     codes: Tensor
     scale: Tensor
     bits: int
     zero_point: Tensor | None = None
-    ternary: bool = False
+    encoding: str = "bits"
 
     def dequantize(self, out: Tensor | None = None) -> Tensor:
         """The weight that the codes stand for, ``(q - z) * s``; written to ``out`` if that is given."""
@@ -64,16 +64,22 @@ def quantize(
     * ``binary``, 1 bit, ``q`` in {-1, +1}: ``s = mean|w|`` (XNOR-Net, arXiv:1603.05279, eq. 6).
     * ``ternary``, 2 bits, ``q`` in {-1, 0, +1}: ``q = sign(w)`` where ``|w| > 0.7 mean|w|``, ``s`` the mean of
       those ``|w|`` (TWN, arXiv:1605.04711; the 2-bit weights of DQ-BART, arXiv:2203.11239, section 2.1).
+    * ``four_level``, 2 bits, ``q`` in {-3, -1, 1, 3}: the nearest to ``w / s``, ``s = 0.625 mean|w|``, so that two
+      neighbours are 1.25 mean|w| apart.
+    * ``stretched``, 2 bits: the same levels, ``s = learned / 4``, where ``learned`` is a trained clip (stretched
+      elastic quantization of ParetoQ, arXiv:2502.02631).
     * ``symmetric``, 2 to 8 bits: ``q = round(w / s)``, ``s = max|w| / (2^(b-1) - 1)``.
     * ``asymmetric``, 2 to 8 bits: ``s = (max w - min w) / (2^b - 1)``, an integer ``z`` that maps ``min w`` near
       the lowest code, -2^(b-1).
-    * ``lsq``, 2 to 8 bits: ``s`` is ``learned``, ``q = clip(round(w / s), -2^(b-1) + 1, 2^(b-1) - 1)`` (Learned
-      Step Size Quantization, arXiv:1902.08153, eq. 1, on a symmetric grid).
+    * ``lsq``, 1 to 8 bits: ``s`` is ``learned``, ``q = clip(round(w / s), -2^(b-1) + 1, 2^(b-1) - 1)`` (Learned
+      Step Size Quantization, arXiv:1902.08153, eq. 1, on a symmetric grid). At 2 bits that is ternary with a trained
+      threshold, ``s / 2``; at 1 bit ``q = sign(w)`` (elastic binarization of BiT, arXiv:2205.13016).
     * ``dynamic``, 1 to 8 bits: the clip is ``gamma mean|w|`` with ``learned`` gamma, its step that clip over
       2^(b-1) - 1 (module-wise dynamic scaling of QuantGPT, arXiv:2203.10705, section 3.2). At 1 bit, where the
       paper has no grid, ``gamma`` multiplies the binary scale.
 
-    For ``binary``, ``ternary`` and ``symmetric``, ``learned`` is a factor on the scale, after the codes are found.
+    For ``binary``, ``ternary``, ``four_level`` and ``symmetric``, ``learned`` is a factor on the scale, after the codes
+    are found.
 
     Args:
         weight: (rows, columns), floating point.
@@ -105,7 +111,7 @@ def quantize(
         scale.view(shape),
         bits,
         None if zero_point is None else zero_point.view(shape),
-        ternary=scheme.grid(bits, full_range) == range(-1, 2),
+        encoding=scheme.encoding(bits, full_range),
     )
 
 
@@ -158,8 +164,9 @@ def block_of_rows(weight: Tensor) -> int | None:
 def initial_learned(weight: Tensor, bits: int, granularity: Granularity | str, scheme: Scheme | str) -> Tensor:
     """Where training of a scale starts, in the shape of the scales.
 
-    ``lsq``: ``2 mean|w| / sqrt(2^(b-1) - 1)`` (arXiv:1902.08153, section 2.1). ``dynamic``: the gamma of least
-    squared error between the weight and what its codes stand for, to 1/16. Others: 1.
+    ``lsq``: ``2 mean|w| / sqrt(2^(b-1) - 1)`` (arXiv:1902.08153, section 2.1), at 1 bit ``mean|w|``. ``stretched``:
+    ``2.5 mean|w|``, the clip of least squared error for a normal weight; ParetoQ's code starts from ``max|w|``.
+    ``dynamic``: the gamma of least squared error between the weight and what its codes stand for, to 1/16. Others: 1.
 
     Raises:
         InputError: as :func:`quantize`.

@@ -20,6 +20,10 @@ if TYPE_CHECKING:  # names and bits are asked for without torch, which takes sec
 #: Threshold of ternary weights as a part of mean|w| (Ternary Weight Networks, arXiv:1605.04711, eq. 5).
 TERNARY_THRESHOLD = 0.7
 
+#: Distance of two neighbours of four levels, as a part of mean|w|. For a normal distribution, of which mean|w| is 0.798
+#: standard deviations, the step of least squared error is 1.25 mean|w| (Max 1960, table II: 0.996 deviations).
+FOUR_LEVEL_STEP = 1.25
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -45,10 +49,15 @@ class TrainedScale:
     Args:
         start: (w, bits) to where its training starts, (rows, groups, 1).
         slope: (w, bits) to what d value / d step is multiplied by, so that it becomes the gradient of what is trained.
+        reach: (bits) to the largest |w| / step on the grid; beyond it the weight gets no gradient.
+        linear_bits: of grids whose codes do not depend on what is trained: the value is linear in it, and the weight
+            gets a gradient everywhere.
     """
 
     start: Callable[[Tensor, int], Tensor]
     slope: Callable[[Tensor, int], Tensor | float]
+    reach: Callable[[int], float]
+    linear_bits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,7 @@ class Scheme:
         source: paper and equation.
         trained: how its scale is trained; None where it follows from the weight. A trained factor may multiply that.
         lowest: whether the lowest code, -2^(b-1), is used: ``never``, ``always``, or with ``full_range``.
+        odd: whether codes are the odd numbers from -(2^b - 1) to 2^b - 1, as they always are at 1 bit.
     """
 
     name: str
@@ -70,6 +80,7 @@ class Scheme:
     source: str
     trained: TrainedScale | None = None
     lowest: str = "never"
+    odd: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -106,10 +117,16 @@ class Scheme:
 
     def grid(self, bits: int, full_range: bool = False) -> Sequence[int]:
         """The codes that a weight of that many bits may have."""
-        if bits == 1:
-            return -1, 1
+        if bits == 1 or self.odd:
+            return range(1 - 2**bits, 2**bits, 2)
         top, whole = largest_code(bits), self.lowest == "always" or (full_range and self.lowest == "full_range")
         return range(-top - whole, top + 1)
+
+    def encoding(self, bits: int, full_range: bool = False) -> str:
+        """How codes become digits in :func:`dqlib.storage.packing.pack`: ``ternary``, ``odd`` or ``bits``."""
+        if self.odd and bits > 1:
+            return "odd"
+        return "ternary" if self.grid(bits, full_range) == range(-1, 2) else "bits"
 
 
 def largest_code(bits: int) -> int:
@@ -140,6 +157,23 @@ def _ternary(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
     return q, scale.to(w.dtype), None
 
 
+def _four_level(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
+    scale = w.abs().mean(dim=-1, keepdim=True) * (FOUR_LEVEL_STEP / 2)
+    return _odd(w, scale, grid.bits), scale, None
+
+
+def _stretched(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
+    assert grid.learned is not None, "stretched needs a learned scale"
+    step = _kept_from_zero(grid.learned / 2**grid.bits, w.abs().mean(dim=-1, keepdim=True))
+    return _odd(w, step, grid.bits), step, None
+
+
+def _odd(w: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The odd number nearest to w / scale, of those that the bits have; of two, the higher one."""
+    half = 2 ** (bits - 1)
+    return w.div(2 * _no_zeros(scale)).floor_().clamp_(-half, half - 1).mul_(2).add_(1)
+
+
 def _symmetric(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
     half, top = 2 ** (grid.bits - 1), largest_code(grid.bits)
     scale = w.abs().amax(dim=-1, keepdim=True) / (half if grid.full_range else top)
@@ -161,6 +195,8 @@ def _asymmetric(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
 
 def _lsq(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
     assert grid.learned is not None, "lsq needs a learned scale"
+    if grid.bits == 1:
+        return _signs(w), _kept_from_zero(grid.learned, w.abs().mean(dim=-1, keepdim=True)), None
     return _on_a_trained_grid(w, grid.learned, w.abs().mean(dim=-1, keepdim=True), grid.bits)
 
 
@@ -173,19 +209,25 @@ def _dynamic(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
 
 
 def _on_a_trained_grid(w: Tensor, step: Tensor, mean: Tensor, bits: int) -> tuple[Tensor, Tensor, None]:
-    """Codes of a grid whose step is trained, kept away from zero.
+    """Codes of a grid whose step is trained, kept away from zero."""
+    step, top = _kept_from_zero(step, mean), largest_code(bits)
+    return w.div(_no_zeros(step)).round_().clamp_(-top, top), step, None
 
-    The floor, a thousandth of mean|w| (and the smallest normal number for a row of zeros), keeps a step that
-    training drives to zero from turning every code into an extreme one.
+
+def _kept_from_zero(step: Tensor, mean: Tensor) -> Tensor:
+    """A trained step that is at least a thousandth of mean|w|, and zero for a row of zeros.
+
+    A step that training drives to zero would turn every code into an extreme one; codes that cannot be zero need a
+    step that is, where the weights are.
     """
     import torch
 
-    step = torch.maximum(step, mean * 1e-3).clamp(min=torch.finfo(w.dtype).tiny)
-    top = largest_code(bits)
-    return torch.round(w / step).clamp(-top, top), step, None
+    return torch.maximum(step, mean * 1e-3).clamp(min=torch.finfo(mean.dtype).tiny).where(mean > 0, 0.0)
 
 
 def _start_of_lsq(w: Tensor, bits: int) -> Tensor:
+    if bits == 1:
+        return w.abs().mean(dim=-1, keepdim=True)
     return 2 * w.abs().mean(dim=-1, keepdim=True) / largest_code(bits) ** 0.5
 
 
@@ -225,19 +267,38 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("asymmetric", _SOME_BITS, _asymmetric, "uniform quantization with a zero point", lowest="always"),
         Scheme("ternary", (2,), _ternary, "Ternary Weight Networks, arXiv:1605.04711"),
         Scheme("binary", (1,), _binary, "XNOR-Net, arXiv:1603.05279, eq. 6"),
+        Scheme("four_level", (2,), _four_level, "four levels around zero, as in ParetoQ, arXiv:2502.02631", odd=True),
+        Scheme(
+            "stretched",
+            (2,),
+            _stretched,
+            "stretched elastic quantization of ParetoQ, arXiv:2502.02631",
+            TrainedScale(  # a clip, which is four steps; its gradient is divided as LSQ's is
+                lambda w, bits: w.abs().mean(dim=-1, keepdim=True) * (FOUR_LEVEL_STEP / 2 * 2**bits),
+                lambda w, bits: (w.size(-1) * largest_code(bits)) ** -0.5 / 2**bits,
+                lambda bits: 2**bits,
+            ),
+            odd=True,
+        ),
         Scheme(
             "lsq",
-            _SOME_BITS,
+            (1, *_SOME_BITS),
             _lsq,
-            "Learned Step Size Quantization, arXiv:1902.08153, eq. 1 and 3, sections 2.1 and 2.2",
-            TrainedScale(_start_of_lsq, lambda w, bits: (w.size(-1) * largest_code(bits)) ** -0.5),
+            "Learned Step Size Quantization, arXiv:1902.08153, eq. 1 and 3, sections 2.1 and 2.2; at 1 bit the elastic "
+            "binarization of BiT, arXiv:2205.13016",
+            TrainedScale(_start_of_lsq, lambda w, bits: (w.size(-1) * largest_code(bits)) ** -0.5, largest_code),
         ),
         Scheme(
             "dynamic",
             (1, *_SOME_BITS),
             _dynamic,
             "module-wise dynamic scaling of QuantGPT, arXiv:2203.10705, section 3.2",
-            TrainedScale(_start_of_dynamic, lambda w, bits: w.abs().mean(dim=-1, keepdim=True) / largest_code(bits)),
+            TrainedScale(
+                _start_of_dynamic,
+                lambda w, bits: w.abs().mean(dim=-1, keepdim=True) / largest_code(bits),
+                largest_code,
+                linear_bits=(1,),
+            ),
         ),
     )
 }

@@ -65,7 +65,7 @@ class Live:
             return 8 * FP16_BYTES, 0 if self.is_zeros else FP16_BYTES * numel, 0
         q = self.layer.quantized()
         scale_bytes = FP16_BYTES * q.scale.numel() + (0 if q.zero_point is None else whole(q.zero_point).nbytes)
-        return q.bits, packed_size(numel, q.bits, q.ternary), scale_bytes
+        return q.bits, packed_size(numel, q.bits, q.encoding), scale_bytes
 
     def quantized(self) -> Quantized | None:
         """Codes and scales; None for what is not quantized.

@@ -16,7 +16,7 @@ from typing import Any
 
 from dqlib.config import Granularity
 from dqlib.errors import InputError
-from dqlib.storage.packing import packed_size
+from dqlib.storage.packing import ENCODINGS, packed_size
 
 MANIFEST = "dqlib.json"
 FORMAT, VERSION = "dqlib", 2
@@ -45,7 +45,7 @@ ITEM_BYTES = {"F16": 2, "U8": 1, "I8": 1, "I16": 2, "I32": 4}
 #: Endings of files that may hold pickles, which no packed model has.
 PICKLES = frozenset({".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"})
 
-_ENCODINGS = ("ternary", "bits", "fp16", "zeros")
+_ENCODINGS = (*ENCODINGS, "fp16", "zeros")
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +338,7 @@ def expected_tensors(record: Mapping[str, Any]) -> dict[str, tuple[str, tuple[in
         return {name: ("F16", shape)}
     rows, columns = matrix(record)
     scale_shape = Granularity.parse(record["granularity"]).scale_shape(rows, columns)
-    size = packed_size(rows * columns, record["bits"], record["encoding"] == "ternary")
+    size = packed_size(rows * columns, record["bits"], record["encoding"])
     tensors = {f"{name}.codes": ("U8", (size,)), f"{name}.scale": ("F16", scale_shape)}
     if "zero_point" in record:
         tensors[f"{name}.zero_point"] = ZERO_POINTS[record["zero_point"]], scale_shape

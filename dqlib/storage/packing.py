@@ -1,4 +1,4 @@
-"""Codes as bytes and back: eight codes of one bit per byte, five of three values, two of four bits.
+"""Codes as bytes and back: eight codes of one bit per byte, five of three values, four of four, two of four bits.
 
 Bytes are laid out in *planes*: where ``k`` codes share a byte and there are ``m`` bytes, code ``i`` is in byte
 ``i mod m`` at place ``i // m``. Each step then works on whole stretches of memory. ``docs/packed-format.md``
@@ -23,6 +23,10 @@ if TYPE_CHECKING:  # sizes are asked for without torch, which takes seconds to i
 #: Codes of three values in a byte: 3^5 = 243 of its 256 values are used, 1.6 bits per code.
 TRITS = 5
 
+#: How codes are given: ``ternary`` -1, 0, 1; ``odd`` the odd numbers from -(2^b - 1) to 2^b - 1; ``bits`` -2^(b-1) to
+#: 2^(b-1) - 1, and, as there is no zero among two values, the odd numbers at 1 bit.
+ENCODINGS = ("ternary", "odd", "bits")
+
 #: Bytes that are unpacked at a time, so that all passes but the first find them in the cache of a core.
 BLOCK = 2**17
 
@@ -39,43 +43,44 @@ class _Part:
         return -(-count // self.places)
 
 
-def packed_size(count: int, bits: int, ternary: bool = False) -> int:
+def packed_size(count: int, bits: int, encoding: str = "bits") -> int:
     """Bytes of that many packed codes.
 
     Args:
         count: number of codes.
         bits: of a code, 1 to 8.
-        ternary: five codes per byte, for codes -1, 0, 1.
+        encoding: one of :data:`ENCODINGS`; five ternary codes share a byte.
 
     Raises:
         InputError: there are no codes of such bits.
     """
-    return sum(part.size(count) for part in _parts(bits, ternary))
+    return sum(part.size(count) for part in _parts(bits, encoding))
 
 
-def pack(codes: Tensor, bits: int, ternary: bool = False) -> Tensor:
+def pack(codes: Tensor, bits: int, encoding: str = "bits") -> Tensor:
     """Codes as bytes.
 
     Args:
-        codes: int8 of any shape; -1 and 1 for one bit, -1, 0, 1 where ``ternary``, else -2^(b-1) to 2^(b-1) - 1.
-        bits: of a code, 1 to 8.
-        ternary: five codes per byte; with 2 bits.
+        codes: int8 of any shape, on the grid of the encoding.
+        bits: of a code, 1 to 8; 2 for ``ternary``.
+        encoding: one of :data:`ENCODINGS`.
 
     Returns:
         uint8 (:func:`packed_size`,). Spare places of the last bytes are zero.
 
     Raises:
-        InputError: a code is not on the grid, or there are no codes of such bits.
+        InputError: a code is not on the grid, or there are no codes of such bits or encoding.
     """
     import torch
 
-    parts = _parts(bits, ternary)
+    parts = _parts(bits, encoding)
     flat = codes.detach().cpu().contiguous().view(-1).numpy()
-    low, high = (-1, 1) if bits == 1 or ternary else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    if flat.size and (flat.min() < low or flat.max() > high or (bits == 1 and not flat.all())):
-        raise InputError("codes", f"{flat.min()} to {flat.max()}", "-1 or 1" if bits == 1 else f"{low} to {high}")
-    digits = (flat > 0) if bits == 1 else flat - np.int8(low)  # wraps around at 8 bits, as it should
-    digits = digits.view(np.uint8)
+    odd, (low, high) = _is_odd(bits, encoding), _range(bits, encoding)
+    if flat.size and (flat.min() < low or flat.max() > high or (odd and not (flat & 1).all())):
+        raise InputError("codes", f"{flat.min()} to {flat.max()}", f"{'odd numbers from ' * odd}{low} to {high}")
+    digits = (flat - np.int8(low)).view(np.uint8)  # wraps around at 8 bits, as it should
+    if odd:
+        digits >>= np.uint8(1)
     packed = []
     for part in parts:
         whole = torch.zeros(part.size(flat.size), dtype=torch.uint8)
@@ -88,14 +93,14 @@ def pack(codes: Tensor, bits: int, ternary: bool = False) -> Tensor:
     return torch.cat(packed)
 
 
-def unpack(packed: Tensor, shape: Sequence[int], bits: int, ternary: bool = False) -> Tensor:
+def unpack(packed: Tensor, shape: Sequence[int], bits: int, encoding: str = "bits") -> Tensor:
     """The codes that :func:`pack` made bytes of.
 
     Args:
         packed: uint8, one dimension.
         shape: of the codes.
         bits: of a code, 1 to 8.
-        ternary: as they were packed.
+        encoding: as they were packed.
 
     Returns:
         int8 of that shape.
@@ -105,13 +110,13 @@ def unpack(packed: Tensor, shape: Sequence[int], bits: int, ternary: bool = Fals
     """
     import torch
 
-    count, size = prod(shape), packed_size(prod(shape), bits, ternary)
+    count, size, ternary = prod(shape), packed_size(prod(shape), bits, encoding), encoding == "ternary"
     if packed.numel() != size:
         raise InputError("packed", f"{packed.numel()} bytes", f"{size} bytes for {count} codes of {bits} bits")
     if ternary and size and packed.max() >= 3**TRITS:
         raise InputError("packed", f"a byte of {packed.max()}", f"bytes below {3**TRITS} for ternary codes")
     codes = large_tensor((count,), torch.int8)
-    parts, start = _parts(bits, ternary), 0
+    parts, start = _parts(bits, encoding), 0
     for part in parts:
         bytes_ = packed.numpy()[start : start + part.size(count)]
         start += bytes_.size
@@ -120,10 +125,10 @@ def unpack(packed: Tensor, shape: Sequence[int], bits: int, ternary: bool = Fals
         else:
             _unpack_bits(bytes_, codes.numpy().view(np.uint8), part)
     signed = codes.numpy()
-    if bits == 1:
+    if _is_odd(bits, encoding):
         np.add(signed, signed, out=signed)
     if not ternary:
-        np.subtract(signed, np.int8(1) if bits == 1 else np.uint8(2 ** (bits - 1)).view(np.int8), out=signed)
+        np.add(signed, np.int8(_range(bits, encoding)[0]), out=signed)
     return codes.view(*shape)
 
 
@@ -141,11 +146,26 @@ def large_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(memory[start : start + size]).view(dtype).view(*shape)
 
 
-def _parts(bits: int, ternary: bool) -> list[_Part]:
+def _is_odd(bits: int, encoding: str) -> bool:
+    return bits == 1 or encoding == "odd"
+
+
+def _range(bits: int, encoding: str) -> tuple[int, int]:
+    """The lowest and the highest code."""
+    if _is_odd(bits, encoding):
+        return 1 - 2**bits, 2**bits - 1
+    return (-1, 1) if encoding == "ternary" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def _parts(bits: int, encoding: str) -> list[_Part]:
     """Codes of 3, 5, 6 and 7 bits are packed as parts of 4, 2 and 1 bits, the low bits first."""
     if bits not in range(1, 9):
         raise InputError("bits", bits, "a whole number from 1 to 8")
-    if ternary:
+    if encoding not in ENCODINGS:
+        raise InputError("encoding", encoding, f"one of {', '.join(ENCODINGS)}")
+    if encoding == "odd" and bits == 8:
+        raise InputError("bits", bits, "at most 7 for odd codes, which are int8")
+    if encoding == "ternary":
         if bits != 2:
             raise InputError("bits", bits, "2 for ternary codes")
         return [_Part(0, 3, TRITS)]

@@ -58,7 +58,9 @@ def plain_model(model: PreTrainedModel, codes: bool = False) -> PreTrainedModel:
     """
     if not hasattr(model, "dqlib_config"):
         return copy.deepcopy(model).cpu().float().eval()
-    config = type(model.config).from_dict(model.config.to_dict())
+    fields = model.config.to_dict()
+    fields.pop("quantization_config", None)
+    config = type(model.config).from_dict(fields)
     with no_init_weights():
         plain = narrow(type(model)(config), model.dqlib_config.heads)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
@@ -185,19 +185,25 @@ def save_model(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer 
 
 
 @contextmanager
-def saved(folder: str | Path, kind: str, about: Mapping[str, Any], tokenizer: Tokenizer | None) -> Iterator[Path]:
+def saved(
+    folder: str | Path,
+    kind: str,
+    about: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
+    parameters: Sequence[Mapping[str, Any]] = (),
+) -> Iterator[Path]:
     """Save a model, written aside, in place of one that may be there; other files of the folder stay.
 
     Args:
         folder: to save into.
-        kind, about: of its manifest.
+        kind, about, parameters: of its manifest.
         tokenizer: written beside the model.
     """
     with added_to(folder, MANIFEST) as scratch:
         yield scratch
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
-        seal(scratch, kind, about)
+        seal(scratch, kind, about, parameters)
     for path in _files_of_model(Path(folder)):
         if path.name not in opened(folder, kind).files:
             path.unlink()  # of the one before

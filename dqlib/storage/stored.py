@@ -27,7 +27,7 @@ class PackedWeight:
     Args:
         shape: (rows, columns) of the codes.
         bits: of a code.
-        ternary: whether codes are packed five per byte.
+        encoding: of the codes, one of :data:`dqlib.storage.packing.ENCODINGS`.
         scheme, granularity: how they were made, as :func:`dqlib.quantizers.quantize` names it; not needed to read them.
         transposed: whether the parameter is (columns, rows), as in GPT-2.
         codes: uint8, packed.
@@ -37,7 +37,7 @@ class PackedWeight:
 
     shape: tuple[int, int]
     bits: int
-    ternary: bool
+    encoding: str
     scheme: str
     granularity: str
     transposed: bool
@@ -59,20 +59,20 @@ class PackedWeight:
         return cls(
             tuple(quantized.codes.shape),
             quantized.bits,
-            quantized.ternary,
+            quantized.encoding,
             str(scheme),
             str(granularity),
             transposed,
-            pack(quantized.codes, quantized.bits, quantized.ternary),
+            pack(quantized.codes, quantized.bits, quantized.encoding),
             half,
             None if quantized.zero_point is None else whole(quantized.zero_point.detach().cpu()),
         )
 
     def quantized(self) -> Quantized:
         """Codes (int8), scales and zero points (fp32), as a quantizer makes them."""
-        codes = unpack(self.codes, self.shape, self.bits, self.ternary)
+        codes = unpack(self.codes, self.shape, self.bits, self.encoding)
         zero_point = None if self.zero_point is None else self.zero_point.float()
-        return Quantized(codes, self.scale.float(), self.bits, zero_point, self.ternary)
+        return Quantized(codes, self.scale.float(), self.bits, zero_point, self.encoding)
 
     def value(self) -> Tensor:
         """The parameter (fp32) that the codes stand for."""
@@ -88,7 +88,7 @@ class PackedWeight:
     @property
     def code_bytes(self) -> int:
         """Bytes of the codes."""
-        return packed_size(self.shape[0] * self.shape[1], self.bits, self.ternary)
+        return packed_size(self.shape[0] * self.shape[1], self.bits, self.encoding)
 
     @property
     def scale_bytes(self) -> int:
@@ -162,7 +162,7 @@ def record(each: Stored) -> dict[str, Any]:
     fields: dict[str, Any] = {"names": list(each.names), "kind": each.kind, "shape": list(each.shape)}
     content = each.content
     if isinstance(content, PackedWeight):
-        fields["encoding"] = "ternary" if content.ternary else "bits"
+        fields["encoding"] = content.encoding
         fields |= {"bits": content.bits, "scheme": content.scheme, "granularity": content.granularity}
         if content.transposed:
             fields["transposed"] = True
@@ -186,7 +186,7 @@ def restored(record: Mapping[str, Any], raw: Mapping[str, RawTensor]) -> Stored:
     else:
         zero_point = raw.get(f"{names[0]}.zero_point")
         content = PackedWeight(
-            matrix(record), record["bits"], record["encoding"] == "ternary", record["scheme"], record["granularity"],
+            matrix(record), record["bits"], record["encoding"], record["scheme"], record["granularity"],
             record.get("transposed", False), _tensor(raw[f"{names[0]}.codes"]), _tensor(raw[f"{names[0]}.scale"]),
             None if zero_point is None else _tensor(zero_point),
         )  # fmt: skip

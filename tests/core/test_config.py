@@ -4,9 +4,9 @@ from dqlib.config import Config
 from dqlib.errors import InputError
 
 READ = ["2-2-8 6-3", "1-1-8 12-1", "32-32-32 6-3", "8-4-4 2-2", "5-7-32 2-0", "3-6-8 0-12"]
-NARROW = ["2-2-8 6-3 h8 f2048", "2-2-8 6-3 h8", "2-2-8 6-3 f10", "32-32-32 0-1 h1 f1"]
+NARROW = ["auto:0.45MB 6-3 h8 f2048", "2-2-8 6-3 h8 f2048", "2-2-8 6-3 h8", "2-2-8 6-3 f10", "32-32-32 0-1 h1 f1"]
 MALFORMED = ["2-2 6-3", "2-2-8", "2-2-8 6", "2-2-8  6-3x", "a-2-8 6-3", "", None, "2-2-8-6-3"]
-MALFORMED_WIDTHS = ["2-2-8 6-3 f8 h8", "2-2-8 6-3 h", "2-2-8 6-3 8", "2-2-8 h8 6-3", "2-2-8 6-3 h8f8"]
+MALFORMED_WIDTHS = ["2-2-8 6-3 f8 h8", "2-2-8 6-3 h", "2-2-8 6-3 8", "2-2-8 h8 6-3", "2-2-8 6-3 h8f8", "auto:1MB h8"]
 
 
 @pytest.mark.parametrize("text", [*READ, *NARROW])

@@ -65,6 +65,9 @@ def test_an_unknown_preset_is_refused_with_those_that_there_are(name):
         {"progressive": 1.0},
         {"progressive": -0.5},
         {"schedule": "step"},
+        {"layerwise": 1.0},
+        {"layerwise": -0.1},
+        {"layerwise_rate": 0.0},
     ],
 )
 def test_a_recipe_out_of_bounds_is_named(bad):
@@ -75,6 +78,14 @@ def test_a_recipe_out_of_bounds_is_named(bad):
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
 def test_a_recipe_at_its_bounds_is_allowed(schedule):
     Recipe(learning_rate=1e-9, schedule=schedule, warmup=0.0, scale_learning_rate=1e9, progressive=0.999)
+
+
+def test_layerwise_steps_are_part_of_all_steps_and_leave_one():
+    assert [Recipe(layerwise=0.2).layerwise_steps(steps) for steps in (250, 10, 2, 1)] == [50, 2, 0, 0]
+    assert Recipe(layerwise=0.99).layerwise_steps(10) == 9
+    assert Recipe().layerwise_steps(10) == 0
+    with pytest.raises(InputError, match=r"^layerwise: 0.2 .* must be 0 where no loss compares with a teacher"):
+        replace(get_preset("quantization-only"), by_bits={2: Recipe(layerwise=0.2)})
 
 
 def test_some_bits_may_have_a_recipe_of_their_own():

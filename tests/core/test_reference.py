@@ -49,7 +49,7 @@ def test_gradients_are_those_of_dq_bart(case):
     # Weights beyond the clip get no gradient; a plain straight-through estimator gives them one.
     scheme, bits, granularity = case.split(".")
     bits = int(bits.removesuffix("bit"))
-    field = {2: "ternary"}.get(bits, "uniform")
+    field = {2: "two_bits"}.get(bits, "more_bits")
     weight = DQ_BART["weight"].clone().requires_grad_()
     quantizer = WeightFakeQuantizer(weight, bits, granularity, WeightQuantization(clip=CLIP, **{field: scheme}))
     quantizer(weight).backward(DQ_BART["grad_output"])

@@ -455,7 +455,7 @@ def test_a_method_of_one_s_own_is_saved_with_the_student(teacher, batch, tmp_pat
     preset = replace(
         get_preset("dqlib"),
         name="mine",
-        weights=WeightQuantization(uniform="lsq", linear="per_group_8", embedding="per_tensor", clip=1.0),
+        weights=WeightQuantization(more_bits="lsq", linear="per_group_8", embedding="per_tensor", clip=1.0),
         activations=ActivationQuantization(clip=3.0),
         position_bits=4,
     )

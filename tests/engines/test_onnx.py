@@ -19,8 +19,9 @@ from tests.helpers.folders import reseal
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
-from dqlib.engines.onnx_export import Codes, export_onnx  # noqa: E402
+from dqlib.engines.onnx_export import export_onnx  # noqa: E402
 from dqlib.engines.onnx_model import OnnxEngine  # noqa: E402
+from dqlib.engines.onnx_weights import Codes  # noqa: E402
 from dqlib.quantizers import quantize  # noqa: E402
 
 SOURCES = [[10, 11, 12, 13, 14, 15, 2], [30, 31, 2], [40, 41, 42, 43, 44, 2], [50, 51, 52, 53, 2]]
@@ -101,7 +102,7 @@ def test_rounded_activations_stay_near_the_student(teacher, exported, bits, enco
 
 
 PER_GROUP = replace(get_preset("dqlib"), name="groups", weights=WeightQuantization(linear="per_group_16"))
-ASYMMETRIC = replace(get_preset("dqlib"), name="asymmetric", weights=WeightQuantization(ternary="asymmetric"))
+ASYMMETRIC = replace(get_preset("dqlib"), name="asymmetric", weights=WeightQuantization(two_bits="asymmetric"))
 
 
 @pytest.mark.parametrize(

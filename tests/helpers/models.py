@@ -192,10 +192,18 @@ def data_of(name: str) -> Data:
 ASYMMETRIC = replace(
     get_preset("dqlib"),
     name="asymmetric",
-    weights=WeightQuantization(ternary="asymmetric", uniform="asymmetric", linear="per_group_4", clip=0.5, factor=True),
+    weights=WeightQuantization(
+        two_bits="asymmetric", more_bits="asymmetric", linear="per_group_4", clip=0.5, factor=True
+    ),
     activations=ActivationQuantization(granularity="per_tensor", unsigned=False, clip=2.5),
     position_bits=5,
 )
 LSQ = replace(
-    get_preset("dqlib"), name="lsq", weights=WeightQuantization(ternary="lsq", uniform="lsq", linear="per_tensor")
+    get_preset("dqlib"), name="lsq", weights=WeightQuantization(two_bits="lsq", more_bits="lsq", linear="per_tensor")
+)
+#: Odd codes with trained scales, in groups.
+FOUR_LEVELS = replace(
+    get_preset("dqlib"),
+    name="stretched",
+    weights=WeightQuantization(one_bit="lsq", two_bits="stretched", linear="per_group_4", clip=0.5),
 )

@@ -110,5 +110,5 @@ def test_every_scheme_of_the_table_is_drawn_in_a_colour_of_its_own(weight):
 
 
 def test_a_trained_scale_is_shown_where_its_training_starts(weight):
-    quantizer = WeightFakeQuantizer(weight, 2, "per_tensor", WeightQuantization(ternary="dynamic"))
+    quantizer = WeightFakeQuantizer(weight, 2, "per_tensor", WeightQuantization(two_bits="dynamic"))
     torch.testing.assert_close(errors.quantized(weight, 2, "dynamic").dequantize(), quantizer(weight).detach())

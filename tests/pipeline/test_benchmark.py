@@ -2,12 +2,13 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pandas
 import pytest
 
 from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.files import write_text
-from dqlib.study.evaluation.bootstrap import paired_p_value
+from dqlib.study.evaluation.bootstrap import paired_p_value, welch_p_value
 from dqlib.study.evaluation.records import COLUMNS, Record, read_record, write_record
 from dqlib.study.params.paths import PREDICTIONS, Folders
 from dqlib.study.params.settings import Methods, Run, load_settings
@@ -91,6 +92,28 @@ def test_the_p_value_is_small_for_a_clear_difference_and_large_for_noise():
     assert paired_p_value(better, worse, 500) == paired_p_value(worse, better, 500)  # two-sided
 
 
+def test_the_p_value_over_seeds_is_that_of_welch():
+    ours, theirs = np.array([0.174, 0.181, 0.169]), np.array([0.266, 0.251, 0.270])
+    # t = -12.989 with 3.2806 degrees of freedom; the tails of Student's density, integrated numerically
+    assert welch_p_value(ours, theirs) == pytest.approx(6.214191e-4, rel=1e-5)
+    assert welch_p_value(ours, theirs) == welch_p_value(theirs, ours)
+    assert welch_p_value(ours, ours + 1e-4) > 0.9
+    assert welch_p_value(ours[:1], theirs) is None  # one seed has no spread
+    assert welch_p_value(np.ones(3), np.ones(3)) is None
+
+
+def test_the_gap_to_the_teacher_is_told_beside_that_of_the_whole_preset_after_equal_steps():
+    rows = [("dqlib", 1, 100, 3.30), ("dqlib", 2, 100, 3.32), ("dqlib-plain", 1, 100, 3.60), ("dqlib", 1, 800, 3.11)]
+    parts = pandas.DataFrame(rows, columns=["part", "seed", "steps", "validation_loss"])
+    parts = parts.assign(config="2-2-8 2-1", teacher_loss=3.0, size_bytes=10, minutes=1.0)
+    gaps = tables.gap_table(parts).set_index(["part", "steps"])
+    assert gaps.gap.tolist() == pytest.approx([0.31, 0.60, 0.11])
+    assert gaps.loc[("dqlib-plain", 100), "ratio"] == pytest.approx(0.60 / 0.31)
+    assert gaps.loc[("dqlib", 800), "ratio"] == 1
+    assert gaps.seeds.tolist() == [2, 1, 1]
+    assert gaps.p_value.isna().all()  # two seeds against one
+
+
 @pytest.mark.parametrize(("headline", "metric"), [("rougeL", "rougeL"), ("bleu", "chrf")])
 def test_scores_by_document_are_read_line_by_line_and_those_of_translations_are_chrf(tmp_path, headline, metric):
     folders, config = Folders(tmp_path), Config.parse("2-2-8 2-1")
@@ -128,6 +151,12 @@ def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):
     assert table[table.preset == "dq-bart-faithful"].p_value.isna().all()
     changed = tables.ablation_table(table, benchmark_of(study))
     assert changed.changed.tolist() == ["fixed-scales"]
+    parts = tables.parts_table(study)
+    assert len(parts) == len(runs)
+    assert (parts.teacher_loss == round(pandas.read_csv(study.folders.teacher / "log.csv").validation_loss.min(), 4)).all()
+    first = pandas.read_csv(folder_of(study, runs[0]) / "log.csv").validation_loss.min()
+    assert round(first, 4) in parts.validation_loss.tolist()
+    assert (parts.minutes > 0).all()
     faithful = table[table.preset == "dq-bart-faithful"].iloc[0]
     assert faithful.size_bytes > 1.5 * ours.size_bytes  # its head needs the embedding in full precision
     write_benchmark(study)

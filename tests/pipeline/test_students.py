@@ -20,8 +20,7 @@ from dqlib.study.process import workers
 from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.workers import Job, run_all
 from dqlib.study.report import tables
-from dqlib.study.training.loop import make_accelerator
-from dqlib.study.training.task import TaskTraining
+from dqlib.study.training.task import calibration_batches
 
 
 def write_environment(path):
@@ -137,8 +136,7 @@ def test_a_narrow_student_of_a_task_keeps_what_matters_on_its_training_pairs(mad
     log = pandas.read_csv(folder / "log.csv")
     assert log.cross_attention.notna().any()  # maps of one head and of four
     corpus = load_corpus(study.folders.corpus)
-    training = TaskTraining(study.name, study.task, study.folders, corpus, make_accelerator(1, "no"))
-    batches = training.calibration()
+    batches = calibration_batches(corpus, study.task.corpus)
     assert sum(len(batch["labels"]) for batch in batches) == 128
     scores = importance(read_model(study.folders.teacher), batches)
     best = [[int(scores[f"model.encoder.layers.{i}.self_attn.out_proj"].argmax())] for i in range(2)]

@@ -152,6 +152,27 @@ def test_a_progressive_training_is_validated_on_the_quantized_weights_that_it_ke
     assert [blend for (blend,) in objective.seen] == pytest.approx([min(1.0, step / 6) for step in range(1, 9)])
 
 
+def test_a_layerwise_part_is_counted_and_has_a_rate_of_its_own(small, tmp_path):
+    student, recipe = make_student(small, Config.parse("2-2-8 2-1")), Recipe(layerwise=0.4, layerwise_rate=0.5)
+    objective = DistillationObjective(small, LayerMaps([0, 1], [1]), LossWeights(), recipe=recipe)
+    training = S.Training(steps=20, learning_rate=1e-3, batch_tokens=200, micro_batches=1, validations=2, warmup=0.25)
+    batches, accelerator, log = steps(copying(60, 0), training), make_accelerator(0), tmp_path / "log.csv"
+    Trainer(student, objective, batches, copying(9, 1), training, accelerator, log, "t", recipe).train()
+    rows = read(tmp_path)
+    assert [int(row["step"]) for row in rows] == list(range(1, 21))
+    rates = [1e3 * float(row["learning_rate"]) for row in rows]
+    alone, together = (
+        [0, 1 / 2, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6],
+        [0, 1 / 3, 2 / 3, *(i / 9 for i in range(9, 0, -1))],
+    )
+    assert rates == pytest.approx([0.5 * rate for rate in alone] + together, abs=1e-5)
+    layers = [row["decoder_layers"] for row in rows]
+    assert all(layers[:8])
+    assert not any(layers[8:])
+    assert [bool(row["decoder_hidden"]) for row in rows] == [False] * 8 + [True] * 12
+    assert float(layers[7]) < float(layers[1])
+
+
 def test_a_step_with_too_few_micro_batches_for_all_processes_is_refused(small, tmp_path, monkeypatch):
     monkeypatch.setattr(Accelerator, "num_processes", 3)
     before = {name: value.clone() for name, value in small.state_dict().items()}

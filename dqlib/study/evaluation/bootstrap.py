@@ -1,7 +1,8 @@
-"""Resampling of the test documents (the bootstrap): 95% intervals, and paired p-values of differences."""
+"""How sure a number is: 95% intervals and p-values, over test documents (the bootstrap) and over seeds (Welch)."""
 
 from __future__ import annotations
 
+import mpmath
 import numpy as np
 
 
@@ -67,3 +68,23 @@ def two_sided(differences: np.ndarray) -> float:
     """
     side = min((differences <= 0).mean(), (differences >= 0).mean())
     return float(min(1.0, max(2 * side, 1 / len(differences))))
+
+
+def welch_p_value(ours: np.ndarray, theirs: np.ndarray) -> float | None:
+    """Two-sided p-value of a difference of means of two samples of unlike variance (Welch 1947), such as of seeds.
+
+    Args:
+        ours, theirs: (seeds,), one number each.
+
+    Returns:
+        None where a sample has fewer than two numbers, or both have no spread.
+    """
+    if min(len(ours), len(theirs)) < 2:
+        return None
+    errors = [float(np.var(sample, ddof=1)) / len(sample) for sample in (ours, theirs)]
+    if not sum(errors):
+        return None
+    squared = (float(np.mean(ours)) - float(np.mean(theirs))) ** 2 / sum(errors)
+    degrees = sum(errors) ** 2 / sum(e**2 / (len(x) - 1) for e, x in zip(errors, (ours, theirs), strict=True))
+    # The tails of Student's t with that many degrees of freedom, as an incomplete beta function.
+    return float(mpmath.betainc(degrees / 2, 0.5, 0, degrees / (degrees + squared), regularized=True))

@@ -52,7 +52,7 @@ def bits_per_weight(codes: Quantized) -> float:
     scale_bytes = FP16_BYTES * codes.scale.numel()
     if codes.zero_point is not None:
         scale_bytes += whole(codes.zero_point).nbytes
-    return (8 / TRITS if codes.ternary else codes.bits) + 8 * scale_bytes / codes.codes.numel()
+    return (8 / TRITS if codes.encoding == "ternary" else codes.bits) + 8 * scale_bytes / codes.codes.numel()
 
 
 def errors(weight: Tensor, granularities: Sequence[str] = GRANULARITIES) -> pandas.DataFrame:

@@ -22,7 +22,7 @@ from dqlib.study.notebooks.errors import error_at
 from dqlib.study.notebooks.show import shown
 from dqlib.study.report.style import COLOURS, GREY, STYLE, TEACHER_COLOUR
 
-LSQ = WeightQuantization(uniform="lsq", ternary="lsq")
+LSQ = WeightQuantization(more_bits="lsq", two_bits="lsq")
 
 
 @dataclass(frozen=True, slots=True)

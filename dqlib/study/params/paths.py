@@ -8,6 +8,9 @@ from pathlib import Path
 #: Names of the files that every trained model's folder holds.
 LOG, PREDICTIONS, RECORD, DETAILS = "log.csv", "predictions.jsonl", "record.json", "details.json"
 
+#: What the training of a run of the benchmark cost, in its folder.
+COST = "cost.json"
+
 #: Folders of the results.
 TABLES, FIGURES = "tables", "figures"
 

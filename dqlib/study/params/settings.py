@@ -99,7 +99,7 @@ class Task:
     def _check(self, config: Config) -> None:
         self.check_fits(config)
         for side in ("encoder_layers", "decoder_layers"):
-            if not getattr(config, side):
+            if not getattr(config, side) and not config.all_layers:
                 raise InputError(f"config '{config}', {side}", 0, "at least 1")
 
 

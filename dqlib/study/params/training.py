@@ -6,10 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from dqlib.errors import InputError
-from dqlib.presets import Recipe, get_preset
+from dqlib.presets import SCHEDULES, Recipe, get_preset
 from dqlib.study.params.schema import LONGEST, MANY, SEEDS, below_one, bounded, one_of
-
-SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 
 #: Of matrix products; weights, their gradients and the optimizer are fp32.
 PRECISIONS = ("fp32", "bf16")

@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,7 +30,7 @@ from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.evaluation.records import Record, Scores, read_record, write_record
 from dqlib.study.evaluation.scoring import score
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import LOG, PROVENANCE, RECORD, Folders
+from dqlib.study.params.paths import COST, LOG, PROVENANCE, RECORD, Folders
 from dqlib.study.process.locks import only_maker
 from dqlib.study.training.loop import Log, make_accelerator
 from dqlib.study.training.models import new_model, pretrained_model, starting_model
@@ -105,6 +107,9 @@ def distill(settings: S.Settings, task: str, config: Config, preset: str | None 
 def make_run(settings: S.Settings, task: str, run: S.Run, target: Path, provenance: str) -> None:
     """Make and test the student of one run of the benchmark; its weights are not kept.
 
+    What its training cost is the time of this process on the processor, in minutes; of a training that was stopped and
+    went on, that of its last part.
+
     Args:
         settings: of the study.
         task: whose benchmark it is.
@@ -117,7 +122,9 @@ def make_run(settings: S.Settings, task: str, run: S.Run, target: Path, provenan
     distillation = benchmark.distillation(run)
     training = _training(settings, task, _accelerator(distillation))
     with made(training.accelerator, folders, target) as folder:
+        start = time.process_time()
         student = training.distill(distillation, run.config, folder, target)
+        write_text(folder / COST, json.dumps({"minutes": round((time.process_time() - start) / 60, 2)}) + "\n")
         score_student(training, student, distillation, benchmark.evaluate, folder)
         write_text(folder / PROVENANCE, provenance)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,10 @@ from dqlib.presets import PRESETS, get_preset
 from dqlib.storage.footprint import size_bytes
 from dqlib.storage.reading import read_model
 from dqlib.student import make_student
-from dqlib.study.evaluation.bootstrap import paired_p_value
+from dqlib.study.evaluation.bootstrap import paired_p_value, welch_p_value
 from dqlib.study.evaluation.records import COLUMNS, read_record
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import LOG
+from dqlib.study.params.paths import COST, LOG
 from dqlib.study.params.settings import Run
 from dqlib.study.pipeline.benchmark import benchmark_of, folder_of
 from dqlib.study.pipeline.study import Study
@@ -59,7 +61,7 @@ def benchmark_table(study: Study) -> pandas.DataFrame:
     for run in sorted(benchmark.runs_of_equal_steps(), key=lambda run: _order(benchmark, run)):
         row = asdict(read_record(folder_of(study, run)))
         baseline, p_value = compared[run.preset, run.config]
-        size = sizes[run.preset, run.config]
+        size = sizes.get((run.preset, run.config), row["size_bytes"])
         row |= {"size_bytes": size, "compression": round(row["teacher_size_bytes"] / size, 2)}
         rows.append(row | {"baseline": baseline, "p_value": p_value})
     table = pandas.DataFrame(rows, columns=list(BENCHMARK_COLUMNS))
@@ -67,9 +69,9 @@ def benchmark_table(study: Study) -> pandas.DataFrame:
 
 
 def _sizes(study: Study, pairs: list[tuple[str, Config]]) -> dict[tuple[str, Config], int]:
-    """Bytes of each student; they depend on shapes alone, so an untrained one is counted."""
+    """Bytes of each student; they depend on shapes alone, so an untrained one is counted, but where bits are chosen."""
     teacher = read_model(study.folders.teacher)
-    return {pair: size_bytes(make_student(teacher, pair[1], pair[0])) for pair in pairs}
+    return {pair: size_bytes(make_student(teacher, pair[1], pair[0])) for pair in pairs if not pair[1].is_open}
 
 
 def _compared(
@@ -89,24 +91,67 @@ def _compared(
     return baseline, round(paired_p_value(*scores), 4)
 
 
-def validation_table(study: Study) -> pandas.DataFrame:
-    """The last validation loss of each run, in nats per token: it tells presets apart where test scores do not.
+def parts_table(study: Study) -> pandas.DataFrame:
+    """The validation loss of each run and its teacher, in nats per token, and what the run cost.
+
+    It tells methods and their parts apart where test scores do not: over seeds it spreads by a hundredth of a nat.
 
     Returns:
-        Columns ``preset``, ``config``, ``seed``, ``validation_loss``.
+        Columns ``part`` (a preset, whole or with one part changed), ``config``, ``seed``, ``steps``,
+        ``validation_loss``, ``teacher_loss``, ``size_bytes``, ``minutes`` (of one core, for the training).
     """
     rows, benchmark = [], benchmark_of(study)
-    for run in sorted(benchmark.runs_of_equal_steps(), key=lambda run: _order(benchmark, run)):
-        log = pandas.read_csv(folder_of(study, run) / LOG)
-        rows.append((run.preset, str(run.config), run.seed, round(log.validation_loss.dropna().iloc[-1], 4)))
-    return pandas.DataFrame(rows, columns=["preset", "config", "seed", "validation_loss"])
+    runs = sorted(benchmark.runs_of_equal_steps(), key=lambda run: _order(benchmark, run)) + benchmark.longer_runs()
+    sizes = _sizes(study, list(dict.fromkeys((run.preset, run.config) for run in runs)))
+    teacher_loss = _best_validation(study.folders.teacher)
+    for run in runs:
+        folder = folder_of(study, run)
+        minutes = json.loads((folder / COST).read_text())["minutes"]
+        steps, size = run.steps or benchmark.distill.steps, sizes[run.preset, run.config]
+        losses = _best_validation(folder), teacher_loss
+        rows.append((run.preset, str(run.config), run.seed, steps, *losses, size, minutes))
+    names = ["part", "config", "seed", "steps", "validation_loss", "teacher_loss", "size_bytes", "minutes"]
+    return pandas.DataFrame(rows, columns=names)
+
+
+def _best_validation(folder: Path) -> float:
+    """Validation loss of the weights that a training kept."""
+    return round(pandas.read_csv(folder / LOG).validation_loss.min(), 4)
+
+
+def gap_table(parts: pandas.DataFrame, against: str = WHOLE) -> pandas.DataFrame:
+    """Gap of each part to the teacher, in nats per token, beside that of the whole preset after equal steps.
+
+    Args:
+        parts: :func:`parts_table`.
+        against: the whole preset.
+
+    Returns:
+        Columns ``config``, ``steps``, ``part``, ``gap`` and ``gap_std`` (mean and spread over seeds), ``ratio`` to the
+        whole preset's gap, ``p_value`` of the difference over seeds (Welch's test; None with one seed), ``seeds``,
+        ``size_bytes``, ``minutes``.
+    """
+    rows = []
+    for (config, steps), group in parts.assign(gap=parts.validation_loss - parts.teacher_loss).groupby(
+        ["config", "steps"], sort=False
+    ):
+        whole = group[group.part == against].gap.to_numpy()
+        for part, runs in group.groupby("part", sort=False):
+            gaps = runs.gap.to_numpy()
+            ratio = gaps.mean() / whole.mean() if len(whole) else None
+            p_value = welch_p_value(gaps, whole) if part != against else None
+            spread = gaps.std(ddof=1) if len(gaps) > 1 else None
+            rows.append((config, steps, part, gaps.mean(), spread, ratio, p_value, len(gaps),
+                         runs.size_bytes.iloc[0], runs.minutes.mean()))  # fmt: skip
+    names = ["config", "steps", "part", "gap", "gap_std", "ratio", "p_value", "seeds", "size_bytes", "minutes"]
+    return pandas.DataFrame(rows, columns=names)
 
 
 def benchmark_summary(table: pandas.DataFrame) -> pandas.DataFrame:
     """Mean over seeds of each preset at each config: score, retention, their spread, size and p-value.
 
     Args:
-        table: :func:`benchmark_table`, and the losses of :func:`validation_table` where they are merged into it.
+        table: :func:`benchmark_table`, and the losses of :func:`parts_table` where they are merged into it.
 
     Returns:
         Columns ``config``, ``preset``, ``score``, ``score_std`` (over seeds), ``retention``, ``size_bytes``,

@@ -50,28 +50,30 @@ def presets_figure(table: pandas.DataFrame, benchmark: S.Methods, task: str) -> 
 
 
 def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods, against: str = WHOLE) -> Figure:
-    """Change of the score where one part of a preset is changed, with its seeds.
+    """Change of the validation loss where one part of a preset is changed, with its seeds.
 
     Args:
-        table: :func:`benchmark_table`.
+        table: :func:`benchmark_table` with the losses of :func:`dqlib.study.report.benchmark_page.with_losses`.
         benchmark: its parameters; the first of its ``ablation_configs`` is drawn.
         against: the whole preset.
     """
     config = str(Config.parse(benchmark.ablation_configs[0]))
     rows = table[(table.config == config) & table.seed.isin(benchmark.ablation_seeds or benchmark.seeds)]
-    whole, names = rows[rows.preset == against].score.mean(), benchmark.ablations
+    whole, names = rows[rows.preset == against].validation_loss.mean(), benchmark.ablations
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(6.4, 0.6 + 0.42 * max(2, len(names))), layout="constrained")
         axes.axvline(0, color=colour_of(against), linestyle="--", linewidth=1.2)
         for place, name in enumerate(names):
-            changes = rows[rows.preset == name].score - whole
+            changes = rows[rows.preset == name].validation_loss - whole
             axes.plot(changes, [place] * len(changes), "o", ms=4, alpha=0.6, color=TEACHER_COLOUR)
             axes.plot([changes.mean()], [place], "|", ms=14, mew=2.4, color=TEACHER_COLOUR)
         axes.set_yticks(range(len(names)), [name.removeprefix(f"{against}-") for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        metric = METRIC_NAMES.get(table.headline.iloc[0], table.headline.iloc[0])
-        axes.set_xlabel(f"change of {metric} (points) against {against} at {config}\ndots: seeds, bar: their mean")
+        axes.set_xlabel(
+            "change of the validation loss (nats per token; left is better)\n"
+            f"against {against} at {config}; dots: seeds, bar: their mean"
+        )
     pyplot.close(figure)
     return figure
 

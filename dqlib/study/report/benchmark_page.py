@@ -17,19 +17,20 @@ from dqlib.study.report.names import percent
 from dqlib.study.report.pages import markdown_table
 from dqlib.study.report.style import save
 
-METHODS, LONGER, VALIDATION = "methods.csv", "methods_longer.csv", "methods_validation.csv"
+METHODS, LONGER, PARTS = "methods.csv", "methods_longer.csv", "parts.csv"
 FOLDER = "methods"
 
 
 def write_benchmark(study: Study) -> Path:
     """Write ``methods.csv`` and the folder ``methods`` with the figures and the page, and return that folder."""
     run_benchmark(study)
-    benchmark, table, losses = benchmark_of(study), tables.benchmark_table(study), tables.validation_table(study)
+    benchmark, table, parts = benchmark_of(study), tables.benchmark_table(study), tables.parts_table(study)
     results = project_root() / study.settings.results
     folder = results / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     write_metrics(table, results / TABLES / METHODS)
-    write_metrics(losses, results / TABLES / VALIDATION)
+    write_metrics(parts, results / TABLES / PARTS)
+    table = with_losses(table, parts)
     save(presets_figure(table, benchmark, study.name), folder, "methods")
     if benchmark.ablations:
         save(ablation_figure(table, benchmark), folder, "ablation")
@@ -37,11 +38,11 @@ def write_benchmark(study: Study) -> Path:
         longer = tables.longer_table(study)
         write_metrics(longer, results / TABLES / LONGER)
         save(longer_figure(longer, benchmark, read_record(study.folders.teacher).score), folder, "longer")
-    write_text(folder / "README.md", _page(study, table.merge(losses)))
+    write_text(folder / "README.md", _page(study, table, parts))
     return folder
 
 
-def _page(study: Study, table: pandas.DataFrame) -> str:
+def _page(study: Study, table: pandas.DataFrame, parts: pandas.DataFrame) -> str:
     benchmark, teacher = benchmark_of(study), read_record(study.folders.teacher)
     summary = summary_for_reading(tables.benchmark_summary(table))
     ours = summary[~summary.preset.isin(benchmark.ablations)]
@@ -61,7 +62,14 @@ of {benchmark.distill.batch_tokens} tokens, the same teacher ({teacher.headline}
 {markdown_table(ours)}
 Score: {teacher.headline}, mean over seeds ± their standard deviation. p: two-sided paired bootstrap over the test
 documents, on each document's mean over the seeds, against the preset named beside it. Validation loss: of the task, in
-nats per token, on pairs of the validation split ([`{VALIDATION}`](../{TABLES}/{VALIDATION})).
+nats per token, on pairs of the validation split ([`{PARTS}`](../{TABLES}/{PARTS})).
+
+## The gap to the teacher
+
+{markdown_table(gaps_for_reading(tables.gap_table(parts)))}
+Gap: validation loss less the teacher's, in nats per token, mean over seeds ± their standard deviation; its ratio to
+that of `{tables.WHOLE}` after equal steps; p: of that difference over seeds, two-sided, by Welch's test. Minutes: of
+one core, for the training.
 
 ![All presets](methods.svg)
 {ablation if benchmark.ablations else ""}{_longer(study) if benchmark.longer_runs() else ""}"""
@@ -94,6 +102,30 @@ def summary_for_reading(summary: pandas.DataFrame) -> pandas.DataFrame:
             "against": summary.baseline.map(lambda x: "" if pandas.isna(x) else x),
             "p": summary.p_value.map(lambda x: "" if pandas.isna(x) else f"{x:.4f}"),
             **losses,
+        }
+    )
+
+
+def with_losses(table: pandas.DataFrame, parts: pandas.DataFrame) -> pandas.DataFrame:
+    """The table of the benchmark with the validation loss of each run."""
+    losses = parts.rename(columns={"part": "preset", "steps": "train_steps"})
+    on = ["preset", "config", "seed", "train_steps"]
+    return table.merge(losses[[*on, "validation_loss"]], on=on)
+
+
+def gaps_for_reading(gaps: pandas.DataFrame) -> pandas.DataFrame:
+    """:func:`dqlib.study.report.benchmark.gap_table` with readable numbers."""
+    spread = gaps.gap_std.map(lambda x: "" if pandas.isna(x) else f" ± {x:.3f}")
+    return pandas.DataFrame(
+        {
+            "config": gaps.config,
+            "steps": gaps.steps,
+            "preset": gaps.part,
+            "gap": gaps.gap.map("{:.3f}".format) + spread,
+            "ratio": gaps.ratio.map(lambda x: "" if pandas.isna(x) else f"{x:.2f}"),
+            "p": gaps.p_value.map(lambda x: "" if pandas.isna(x) else f"{x:.4f}"),
+            "kB": gaps.size_bytes.map(lambda x: f"{x / 1000:.0f}"),
+            "minutes": gaps.minutes.map("{:.1f}".format),
         }
     )
 

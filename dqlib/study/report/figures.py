@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from dqlib.config import Config
 from dqlib.study.report.names import (
     METRIC_NAMES,
     QUANTIZATION_ALONE,
@@ -37,8 +38,13 @@ def _joint(metrics: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _bits_in(students: pandas.DataFrame) -> list[str]:
-    """``W-E-A`` of all students, most bits first."""
-    return sorted({bits_of(row) for _, row in students.iterrows()}, key=lambda bits: [-int(n) for n in bits.split("-")])
+    """``W-E-A`` of all students, most bits first, then budgets, most bytes first."""
+    known = {bits_of(row): Config.parse(row.config) for _, row in students.iterrows()}
+    return sorted(known, key=lambda bits: (known[bits].budget is not None, *_descending(known[bits])))
+
+
+def _descending(config: Config) -> list[int]:
+    return [-(config.budget or 0), -config.w_bits, -config.e_bits, -config.a_bits]
 
 
 def tradeoffs(metrics: pandas.DataFrame) -> Figure:

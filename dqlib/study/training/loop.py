@@ -102,7 +102,8 @@ class Trainer:
         name: of the job, for the progress bar and errors.
         recipe: of a student: ``scale_learning_rate`` multiplies the rate of its trained scales; ``progressive`` is the
             part of the steps in which its weights turn from full precision to quantized (validations see quantized
-            weights from the first one on, since those are what is kept).
+            weights from the first one on, since those are what is kept); the ``layerwise`` part of the steps has an
+            optimizer and a schedule of its own.
         checkpoints: where to leave them every ``training.checkpoint_steps`` steps; None for none.
     """
 
@@ -131,7 +132,7 @@ class Trainer:
         self.model.train()
         while self._step < training.steps:
             self._take_step()
-            if self._step % self._log_every == 0 or self._step in self._validate_at:
+            if self._step % self._log_every == 0 or self._step in self._validate_at | {self._layerwise_steps}:
                 self._log_row()
             if self._step % training.checkpoint_steps == 0 and self._step < training.steps:
                 self._save_checkpoint()
@@ -139,19 +140,11 @@ class Trainer:
 
     def _prepare(self) -> None:
         training = self.training
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, training, self.recipe.scale_learning_rate),
-            lr=training.learning_rate,
-            betas=(0.9, 0.98),
-            eps=1e-6,
-            fused=True,
-        )
-        warmup = math.ceil(training.warmup * training.steps)
-        self._schedule = get_scheduler(training.schedule, optimizer, warmup, training.steps)
         if training.compile:
             self.model.compile(dynamic=True)
         self._wrapped = self.accelerator.prepare(self.model)
-        self._optimizer = self.accelerator.prepare(optimizer)
+        self._layerwise_steps = self.recipe.layerwise_steps(training.steps)
+        self._begin_part(1)
         self._log = Log(self.log_path)
         self._log_every = max(1, training.steps // LOG_ROWS)
         self._validate_at = {
@@ -164,6 +157,21 @@ class Trainer:
         self._best_loss: float = math.inf
         self._best_weights: dict[str, Tensor] | None = None
 
+    def _begin_part(self, step: int) -> None:
+        """A new optimizer and schedule for the part of the training that a step, counted from 1, belongs to."""
+        training, first = self.training, self._layerwise_steps
+        layerwise = step <= first
+        steps = first if layerwise else training.steps - first
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(self.model, training, self.recipe, self.recipe.layerwise_rate if layerwise else 1.0),
+            betas=(0.9, 0.98),
+            eps=1e-6,
+            fused=True,
+        )
+        warmup = math.ceil(training.warmup * steps)
+        self._schedule = get_scheduler(training.schedule, optimizer, warmup, steps)
+        self._optimizer = self.accelerator.prepare(optimizer)
+
     def _resume(self) -> None:
         """Go on from the last checkpoint, if there is one."""
         state = None if self.checkpoints is None else _latest(self.checkpoints, self.name, self.accelerator)
@@ -172,6 +180,7 @@ class Trainer:
         self._step, self._summed_steps = state["step"], state["since"]
         self._best_loss, self._best_weights = state["best_loss"], state["best_weights"]
         self.model.load_state_dict(state["model"])
+        self._begin_part(self._step)
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._log.rows += state["rows"]
@@ -187,6 +196,9 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         micro_batches = next(self.batches)
         self._step += 1
+        if self._step == self._layerwise_steps + 1 > 1:
+            self._begin_part(self._step)
+        self.objective.begin(self._step, self.training.steps)
         if len(micro_batches) < world:  # a process without any would leave the others waiting for its gradients
             allowed = f"at most {len(micro_batches)}: the corpus gives a step of '{self.name}' no more micro-batches"
             raise InputError("compute.processes", world, allowed)
@@ -354,13 +366,14 @@ def _synchronized(accelerator: Accelerator, model: nn.Module, last: bool) -> Abs
     return nullcontext() if last else accelerator.no_sync(model)
 
 
-def _parameter_groups(model: nn.Module, training: S.Training, scale_learning_rate: float) -> list[dict]:
+def _parameter_groups(model: nn.Module, training: S.Training, recipe: Recipe, factor: float) -> list[dict]:
     """Weight decay for matrices; none for biases, LayerNorms and trained scales, which have a rate of their own."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     scales = [p for name, p in named if name.endswith(LEARNED)]
     others = [p for name, p in named if not name.endswith(LEARNED)]
+    rate = training.learning_rate * factor
     return [
-        {"params": [p for p in others if p.dim() > 1], "weight_decay": training.weight_decay},
-        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
-        {"params": scales, "weight_decay": 0.0, "lr": training.learning_rate * scale_learning_rate},
+        {"params": [p for p in others if p.dim() > 1], "weight_decay": training.weight_decay, "lr": rate},
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0, "lr": rate},
+        {"params": scales, "weight_decay": 0.0, "lr": rate * recipe.scale_learning_rate},
     ]

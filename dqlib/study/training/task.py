@@ -34,8 +34,8 @@ from dqlib.study.training.examples import Example, StoredExamples, stored
 from dqlib.study.training.loop import Trainer, TrainingError
 from dqlib.study.training.objectives import DistillationObjective, Objective, TaskObjective
 
-#: Training examples that the importance of heads and neurons is estimated on, and how many are read at a time.
-CALIBRATION, CALIBRATION_BATCH = 128, 16
+#: Training pairs on which a student is shaped before its training, and how many of them go through a model at a time.
+CALIBRATION, CALIBRATION_BATCH = 128, 32
 
 
 @dataclass(frozen=True)
@@ -102,25 +102,18 @@ class TaskTraining:
         """
         preset = get_preset(distillation.preset)
         teacher = read_model(self.folders.teacher).to(self.accelerator.device)
-        depths = architecture_of(teacher.config).depths(teacher.config)
-        fewer = (config.encoder_layers, config.decoder_layers) != depths
-        recipe = preset.recipe_for(config, fewer or config.narrow)
-        training = distillation.training(recipe)
-        calibration = self.calibration() if config.narrow else None
+        calibration = calibration_batches(self.corpus, self.spec.corpus)
         student, objective = student_and_objective(teacher, config, preset, calibration)
+        config = student.dqlib_config  # with the bits that were chosen, where there is a budget
+        recipe = recipe_of(preset, config, teacher)
+        training = distillation.training(recipe)
         checkpoints = self._checkpoints(
-            target, training, student, teacher=weights_hash(teacher), preset=preset, config=config
+            target, training, student, teacher=weights_hash(teacher), preset=preset, config=repr(config)
         )
         name = f"{self.name}: {config} {preset.name}"
         self._train_on_pairs(student, objective, training, folder, target, name, checkpoints, recipe)
         round_for_storage(student)
         return student
-
-    def calibration(self) -> list[dict[str, Tensor]]:
-        """Batches of the first pairs of the training set, with labels: what a teacher is asked what matters on."""
-        examples = encode(self.corpus.splits["train"][:CALIBRATION], self.corpus.tokenizer, self.spec.corpus)
-        batches = [collate(examples[i : i + CALIBRATION_BATCH]) for i in range(0, len(examples), CALIBRATION_BATCH)]
-        return [batch.inputs() | {"labels": batch.labels} for batch in batches]
 
     def _train_on_pairs(
         self,
@@ -193,6 +186,16 @@ class TaskTraining:
         return Checkpoints(self.folders.checkpoints(target), of_training)
 
 
+def calibration_batches(corpus: LoadedCorpus, spec: S.Corpus) -> list[dict[str, Tensor]]:
+    """The first training pairs as batches of a model's inputs with labels: what a student is shaped by before training.
+
+    Every run of a task takes the same, so that what is chosen on them is the same for all.
+    """
+    examples = encode(corpus.splits["train"][:CALIBRATION], corpus.tokenizer, spec)
+    batches = [collate(examples[i : i + CALIBRATION_BATCH]) for i in range(0, len(examples), CALIBRATION_BATCH)]
+    return [batch.inputs() | {"labels": batch.labels} for batch in batches]
+
+
 def student_and_objective(
     teacher: PreTrainedModel, config: Config, preset: Preset, calibration: Calibration | None = None
 ) -> tuple[PreTrainedModel, Objective]:
@@ -202,11 +205,20 @@ def student_and_objective(
     :func:`dqlib.student.make_student`.
     """
     student = make_student(teacher, config, preset, calibration)
+    config = student.dqlib_config
     for model in (teacher, student):
         set_attention_maps(model, preset.loss.attention_maps)
     if not preset.loss.of_teacher:
         return student, TaskObjective()
-    return student, DistillationObjective(teacher, supervision_maps(config, teacher, student), preset.loss)
+    recipe = recipe_of(preset, config, teacher)
+    maps = supervision_maps(config, teacher, student)
+    return student, DistillationObjective(teacher, maps, preset.loss, recipe=recipe)
+
+
+def recipe_of(preset: Preset, config: Config, teacher: PreTrainedModel) -> Recipe:
+    """How a student of a teacher is trained under a preset."""
+    depths = architecture_of(teacher.config).depths(teacher.config)
+    return preset.recipe_for(config, config.narrow or (config.encoder_layers, config.decoder_layers) != depths)
 
 
 def rescue_folder(target: Path) -> Path:
