@@ -2,9 +2,9 @@
 
 CTranslate2 multiplies int8 weights that have one scale per row with inputs that it rounds to 8 bits per token, as a
 student does. So a weight whose rows have one scale each is handed over as the codes it was trained with, whatever its
-bits. CTranslate2 itself would find codes anew, ``rint(127 w / max|w|)`` in each row, which are the trained ones, times
-127, only for binary and ternary weights; it does so for weights that have more than one scale per row or are not
-quantized.
+bits and levels. CTranslate2 itself would find codes anew, ``rint(127 w / max|w|)`` in each row, which are the trained
+ones, times 127, only for binary and ternary weights (of four levels, 127 is no multiple of 3); it does so for weights
+that have more than one scale per row or are not quantized.
 
 What a student rounds inside of attention (queries, keys, values, probabilities) CTranslate2 leaves in fp32.
 """

@@ -53,7 +53,7 @@ class Layers:
         columns = table.unsigned.shape[1]
         block = max(16, 2 ** math.ceil(math.log2(columns))) if table.scale.shape[1] == 1 else table.block()
         packed = table.packed(8 // table.bits).reshape(len(table.unsigned), -1)
-        return g.fused(
+        rows = g.fused(
             "GatherBlockQuantized",
             g.constant(f"{self._shared(name)} table", packed),
             ids,
@@ -63,6 +63,10 @@ class Layers:
             gather_axis=0,
             quantize_axis=1,
         )
+        if not table.shifted:
+            return rows
+        missing = g.constant(f"{self._shared(name)} table missing", table.missing()[:, None] * np.float32(factor))
+        return g.op("Add", rows, g.op("Gather", missing, ids))
 
     def _shared(self, name: str) -> str:
         """One name for all names of a number, so that it is written once."""
@@ -89,10 +93,13 @@ class Layers:
             g.constant(f"{name}.weight codes", weight.packed(block)),
             g.constant(f"{name}.weight scales", weight.scales(block)),
         ]
-        return g.fused(
+        y = g.fused(
             "MatMulNBits", *inputs, *(("", "", bias) if bias else ()),
             K=columns, N=rows, bits=weight.bits, block_size=block, accuracy_level=self.level,
         )  # fmt: skip
+        if not weight.shifted:
+            return y
+        return g.op("Add", y, g.op("Mul", g.row_sums(x), g.constant(f"{name}.weight missing", weight.missing())))
 
     def bias(self, g: Graph, paths: Sequence[str]) -> str:
         """The biases of these layers as one."""
@@ -142,12 +149,13 @@ class Layers:
         weight, name = self.weights.matrix([f"{path}.weight" for path in paths]), _joint(paths)
         if isinstance(weight, np.ndarray) or weight.scale.shape[1] > 1:
             raise InputError("encoder", "int8", f"packed, since {name}.weight has no grid of one scale per row")
+        codes, scale = weight.signed()
         y = g.fused(
             "MatMulIntegerToFloat",
             x[0],
-            g.constant(f"{name}.weight int8", weight.signed()),
+            g.constant(f"{name}.weight int8", codes),
             g.constant("unit", np.array(1, np.float32)),
-            g.constant(f"{name}.weight scale", weight.scale[:, 0]),
+            g.constant(f"{name}.weight scale", scale),
             g.constant("128", np.array(128, np.uint8)),
         )
         return g.op("Mul", y, x[1])

@@ -103,10 +103,10 @@ def weights_of(folder):
 
 
 @pytest.mark.parametrize("bits", ["2-2-8", "1-1-8", "3-5-8", "4-4-8", "8-8-8"])
-@pytest.mark.parametrize("preset", ["dqlib", LSQ], ids=["a scale a row", "a scale a tensor"])
+@pytest.mark.parametrize(
+    "preset", ["dqlib", LSQ, "dqlib-four-levels", "dqlib-stretched"], ids=lambda p: getattr(p, "name", p)
+)
 def test_codes_survive_whatever_their_bits(preset, bits, tmp_path):
-    if preset is LSQ and bits == "1-1-8":
-        pytest.skip("no grid of one bit")
     student = student_of(make_teacher("bart"), "bart", bits, preset).eval()
     with torch.no_grad():  # a trained scale, whose largest code in a row is any
         for module in quantized_modules(student).values():
@@ -142,10 +142,13 @@ def test_a_factor_that_training_made_negative_keeps_its_sign(tmp_path):
 
 @pytest.mark.parametrize("bits", [1, 2])
 def test_codes_that_the_engine_itself_finds_are_those_of_binary_and_ternary_weights(bits):
-    # rint(127 w / max|w|) a row; at 4 bits it finds others, which is why the trained ones are handed over.
+    # rint(127 w / max|w|) a row; of four levels or 4 bits it finds others, so the trained ones are handed over.
     weight = torch.randn(8, 32)
-    for b, same in ((bits, True), (4, False)):
-        quantized = quantize(weight, b)
+    for quantized, same in (
+        (quantize(weight, bits), True),
+        (quantize(weight, 2, "per_row", "four_level"), False),  # 127 is no multiple of 3
+        (quantize(weight, 4), False),
+    ):
         value = quantized.dequantize()
         found = torch.round(127 * value / value.abs().amax(dim=1, keepdim=True))
         largest = quantized.codes.abs().amax(dim=1, keepdim=True)
