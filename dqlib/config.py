@@ -298,11 +298,15 @@ class LossWeights:
 
     Args:
         task, logits, attention, hidden, contrastive: weights.
-        logits_loss: ``kl`` (at ``temperature``) or ``mse``.
-        attention_maps: compare ``probabilities`` or ``scores`` (before the softmax).
+        logits_loss: ``kl`` (at ``temperature``), ``tsld`` (the same, a token counting as much as the teacher finds it
+            hard, see :func:`dqlib.losses.token_scale`) or ``mse``.
+        attention_maps: compare ``probabilities``, ``scores`` (before the softmax) or, in self-attention, ``relations``
+            (of queries, of keys and of values among themselves).
         reduction: ``tokens`` averages over tokens that are not padding and over layers; ``reference`` as DQ-BART's
             code does: over all positions, padding too, summed over layers, embeddings' output counted as one.
         contrastive_temperature, momentum: of the contrastive loss and its memory bank.
+        token_temperature: softens what ``tsld`` makes of hard and easy tokens.
+        layers: of the student that attention and hidden states are compared in: ``all``, or the ``last`` of each stack.
 
     Raises:
         InputError: a weight is negative, or a choice is unknown or one that the reduction does not have.
@@ -319,6 +323,8 @@ class LossWeights:
     reduction: str = "tokens"
     contrastive_temperature: float = 0.1
     momentum: float = 0.5
+    token_temperature: float = 10.0
+    layers: str = "all"
 
     def __post_init__(self) -> None:
         for field, allowed in _CHOICES.items():
@@ -327,7 +333,7 @@ class LossWeights:
         for field in ("task", "logits", "attention", "hidden", "contrastive"):
             if not getattr(self, field) >= 0:
                 raise InputError(field, getattr(self, field), "at least 0")
-        for field in ("temperature", "contrastive_temperature"):
+        for field in ("temperature", "contrastive_temperature", "token_temperature"):
             if not getattr(self, field) > 0:
                 raise InputError(field, getattr(self, field), "a positive number")
         if not 0 <= self.momentum < 1:
@@ -351,11 +357,14 @@ class LossWeights:
 _OF_REFERENCE = (
     ("logits_loss", "logits", "mse"),
     ("attention_maps", "attention", "probabilities"),
+    ("layers", "attention", "all"),
+    ("layers", "hidden", "all"),
     ("contrastive", "contrastive", 0.0),
 )
 
 _CHOICES = {
-    "logits_loss": ("kl", "mse"),
-    "attention_maps": ("probabilities", "scores"),
+    "logits_loss": ("kl", "tsld", "mse"),
+    "attention_maps": ("probabilities", "scores", "relations"),
     "reduction": ("tokens", "reference"),
+    "layers": ("all", "last"),
 }

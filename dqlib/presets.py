@@ -37,6 +37,11 @@ class Recipe:
         layerwise: part of the steps, at the start, in which each layer learns alone (:mod:`dqlib.layerwise`); it has a
             rise and a fall of the rate of its own.
         layerwise_rate: rate of these steps, times that of the others.
+        layer_losses_until: part of the steps over which the weights of attention and hidden states fall to 0, in a
+            straight line; at 1 they stay.
+        average: part of the steps, at the end, over which weights are averaged (Izmailov et al. 2018,
+            arXiv:1803.05407); the averages are what is validated and kept.
+        weight_decay: in place of the study's; None for that.
 
     Raises:
         InputError: a field is out of range.
@@ -49,20 +54,37 @@ class Recipe:
     progressive: float = 0.0
     layerwise: float = 0.0
     layerwise_rate: float = 1.0
+    layer_losses_until: float = 1.0
+    average: float = 0.0
+    weight_decay: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "scale_learning_rate", "layerwise_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(name, getattr(self, name), "a positive number")
-        for name in ("warmup", "progressive", "layerwise"):
+        for name in ("warmup", "progressive", "layerwise", "average"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "at least 0 and below 1")
         if self.schedule not in SCHEDULES:
             raise InputError("schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        if not 0 < self.layer_losses_until <= 1:
+            raise InputError("layer_losses_until", self.layer_losses_until, "above 0 and at most 1")
+        if self.weight_decay is not None and not self.weight_decay >= 0:
+            raise InputError("weight_decay", self.weight_decay, "at least 0, or None for the study's")
 
     def layerwise_steps(self, steps: int) -> int:
         """How many of so many steps are layer-wise; at least one is left for all layers together."""
         return min(round(self.layerwise * steps), steps - 1)
+
+    def averaged_steps(self, steps: int) -> int:
+        """How many of so many steps, the last ones, are averaged; none of the layer-wise ones."""
+        return min(round(self.average * steps), steps - self.layerwise_steps(steps))
+
+    def layer_losses(self, step: int, steps: int) -> float:
+        """What the weights of attention and hidden states are multiplied by in a step, counted from 1, of so many."""
+        if self.layer_losses_until == 1:
+            return 1.0
+        return max(0.0, 1 - (step - 1) / (self.layer_losses_until * steps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +124,8 @@ class Preset:
         for recipe in (self.recipe, *self.by_bits.values()):
             if recipe.layerwise and not self.loss.of_teacher:
                 raise InputError("layerwise", recipe.layerwise, "0 where no loss compares with a teacher")
+            if recipe.layer_losses_until < 1 and not (self.loss.task or self.loss.logits):
+                raise InputError("layer_losses_until", recipe.layer_losses_until, "1 where task and logits weigh 0")
 
     def recipe_for(self, config: Config, fewer_layers: bool = False) -> Recipe:
         """The recipe for a student of that many weight bits, with as many layers as its teacher or fewer."""
@@ -247,6 +271,13 @@ def _variants() -> dict[str, Preset]:
         "elastic-binary": {"weights": replace(d.weights, one_bit="lsq")},
         "groups-of-32": {"weights": replace(d.weights, two_bits="four_level", linear="per_group_32")},
         "layerwise": _recipes(d, layerwise=0.2),
+        "token-scaled": {"loss": replace(d.loss, logits_loss="tsld")},
+        "warm-logits": {"loss": replace(d.loss, temperature=2.0)},
+        "relations": {"loss": replace(d.loss, attention_maps="relations")},
+        "last-layer": {"loss": replace(d.loss, layers="last")},
+        "fading-layers": _recipes(d, layer_losses_until=0.5),
+        "averaged": _recipes(d, average=0.2),
+        "no-decay": _recipes(d, weight_decay=0.0),
     }
     return {f"dqlib-{name}": replace(d, name=f"dqlib-{name}", **change) for name, change in changed.items()}
 

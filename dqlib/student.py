@@ -412,17 +412,17 @@ def forget(model: nn.Module) -> None:
 
 
 def set_attention_maps(model: PreTrainedModel, kind: str) -> None:
-    """Which maps the attentions of a model give out: ``probabilities`` or ``scores``.
+    """Which maps the attentions of a model give out: ``probabilities``, ``scores`` or ``relations``.
 
     It has an effect with the attention implementation ``dqlib``, which every student has.
     """
     names = architecture_of(model.config)
     for stack in names.stacks.values():
         for layer in model.get_submodule(stack.layers):
-            for path in names.attentions:
+            for number, path in enumerate(names.attentions):  # the first reads what it writes, the next another text
                 module = submodule(layer, path)
                 if module is not None:
-                    module.attention_maps = kind
+                    module.attention_maps = "probabilities" if kind == "relations" and number else kind
 
 
 def is_student(model: nn.Module) -> bool:

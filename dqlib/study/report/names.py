@@ -69,7 +69,7 @@ def quantity_of(term: str, preset: str = "") -> str:
     logits = known[preset].loss.logits_loss if preset in known else ""
     if term in ("task", "validation_loss"):
         return "loss (nats a token)"
-    if term == "logits" and logits == "kl":
+    if term == "logits" and logits in ("kl", "tsld"):
         return "divergence from the teacher (nats a token)"
     if term == "logits" and logits == "mse":
         return "squared difference from the teacher's logits"

@@ -32,6 +32,7 @@ from dqlib.student import set_blend
 from dqlib.study.params import settings as S
 from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.progress import report
+from dqlib.study.training.average import Average
 from dqlib.study.training.batches import Example, bucketed, collate
 from dqlib.study.training.checkpoints import Checkpoints, random_states, restore_random_states
 from dqlib.study.training.objectives import Objective
@@ -103,7 +104,8 @@ class Trainer:
         recipe: of a student: ``scale_learning_rate`` multiplies the rate of its trained scales; ``progressive`` is the
             part of the steps in which its weights turn from full precision to quantized (validations see quantized
             weights from the first one on, since those are what is kept); the ``layerwise`` part of the steps has an
-            optimizer and a schedule of its own.
+            optimizer and a schedule of its own; after the first of the steps whose weights are averaged, the averages
+            are what is validated and kept.
         checkpoints: where to leave them every ``training.checkpoint_steps`` steps; None for none.
     """
 
@@ -132,7 +134,7 @@ class Trainer:
         self.model.train()
         while self._step < training.steps:
             self._take_step()
-            if self._step % self._log_every == 0 or self._step in self._validate_at | {self._layerwise_steps}:
+            if self._step % self._log_every == 0 or self._step in self._validate_at | self._last_of_parts:
                 self._log_row()
             if self._step % training.checkpoint_steps == 0 and self._step < training.steps:
                 self._save_checkpoint()
@@ -145,6 +147,10 @@ class Trainer:
         self._wrapped = self.accelerator.prepare(self.model)
         self._layerwise_steps = self.recipe.layerwise_steps(training.steps)
         self._begin_part(1)
+        recipe, steps = self.recipe, training.steps
+        self._average = Average(self.model, steps - recipe.averaged_steps(steps))
+        #: Steps after which another objective begins: a row of the log ends there.
+        self._last_of_parts = {self._layerwise_steps, math.ceil(recipe.layer_losses_until * steps)}
         self._log = Log(self.log_path)
         self._log_every = max(1, training.steps // LOG_ROWS)
         self._validate_at = {
@@ -180,6 +186,7 @@ class Trainer:
         self._step, self._summed_steps = state["step"], state["since"]
         self._best_loss, self._best_weights = state["best_loss"], state["best_weights"]
         self.model.load_state_dict(state["model"])
+        self._average.load_state_dict(state["average"])
         self._begin_part(self._step)
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
@@ -214,6 +221,7 @@ class Trainer:
             raise self._not_finite()
         self._optimizer.step()
         self._optimizer.zero_grad()
+        self._average.add(self._step)
         self._rate = self._schedule.get_last_lr()[0]
         self._schedule.step()
         self._summed_steps += 1
@@ -247,11 +255,12 @@ class Trainer:
         """The validation loss; the weights are kept where it is the best so far."""
         if self.recipe.progressive:
             set_blend(self.model, 1.0)  # the next step turns it back
-        loss = validation_loss(self.model, self.validation, self.training, self.accelerator)
+        with self._average.in_place():
+            loss = validation_loss(self.model, self.validation, self.training, self.accelerator)
+            if loss < self._best_loss:
+                self._best_loss = loss
+                self._best_weights = copy.deepcopy(self.model.state_dict())
         self.model.train()
-        if loss < self._best_loss:
-            self._best_loss = loss
-            self._best_weights = copy.deepcopy(self.model.state_dict())
         return loss
 
     def _save_checkpoint(self) -> None:
@@ -268,6 +277,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "schedule": self._schedule.state_dict(),
+                "average": self._average.state_dict(),
                 "rows": self._log.rows,
                 "processes": processes,
             }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -74,7 +74,7 @@ class DistillationObjective:
         maps: teacher layer that supervises each student layer.
         weights: of the terms.
         bank: memory of the contrastive loss; made from the weights, where they ask for one.
-        recipe: says which steps are layer-wise.
+        recipe: says which steps are layer-wise, and what layers' terms weigh in the course of the others.
     """
 
     teacher: PreTrainedModel
@@ -85,7 +85,7 @@ class DistillationObjective:
 
     def __post_init__(self) -> None:
         self.teacher.eval()
-        self._layerwise = False
+        self._layerwise, self._layers = False, 1.0
         if self.weights.attention:
             self.teacher.set_attn_implementation(attention.NAME)  # returns the maps; full precision in a teacher
         if self.weights.contrastive and self.weights.momentum:
@@ -93,27 +93,31 @@ class DistillationObjective:
 
     def begin(self, step: int, steps: int) -> None:
         self._layerwise = step <= self.recipe.layerwise_steps(steps)
+        self._layers = self.recipe.layer_losses(step, steps)
 
     def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
         if self._layerwise:
             student = extract_model_from_parallel(model)
             states = layerwise_states(student, self.teacher, batch.inputs(), self.maps, model)
             return layerwise_terms(*states, batch.labels, batch.attention_mask.bool(), denominators)
+        weights = self.weights if self._layers else replace(self.weights, attention=0.0, hidden=0.0)
         wanted = {
-            "output_attentions": self.weights.attention > 0,
-            "output_hidden_states": self.weights.hidden > 0 or self.weights.contrastive > 0,
+            "output_attentions": weights.attention > 0,
+            "output_hidden_states": weights.hidden > 0 or weights.contrastive > 0,
+            "use_cache": False,  # nothing is generated
         }
         inputs = batch.inputs()
         student = model(**inputs, **wanted)
         with torch.no_grad():
             teacher = self.teacher(**inputs, **wanted)
         mask = batch.attention_mask.bool()
-        return distillation_terms(
-            student, teacher, batch.labels, mask, self.maps, self.weights, denominators, self.bank
-        )
+        return distillation_terms(student, teacher, batch.labels, mask, self.maps, weights, denominators, self.bank)
 
     def weight(self, term: str) -> float:
-        return 1.0 if self._layerwise else self.weights.of(term)
+        if self._layerwise:
+            return 1.0
+        of_layers = term.endswith(("attention", "hidden"))
+        return self.weights.of(term) * (self._layers if of_layers else 1.0)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {} if self.bank is None else self.bank.state_dict()
