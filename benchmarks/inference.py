@@ -13,6 +13,7 @@ times better than the baseline a value is: smaller, faster, less memory. What is
   process had after its imports;
 * ``generation``: 256 tokens to exactly 32, of one text and of eight with 4 beams, each engine with each baseline;
 * ``low-bit``: greedy search of 1, 4 and 16 texts, ONNX Runtime on 2 bits and CTranslate2 on 8 bits, the same student;
+* ``levels``: a token in greedy search on ONNX Runtime, four levels (at 2 bits, and at 4) against three;
 * ``training``: a step of distillation, quantized against plain (``benchmarks/fake_quantization.py``).
 
 Engines are processes that live side by side and generate one after another, all in each round; medians count, and of
@@ -138,7 +139,9 @@ class Bench:
         """Each stage's rows, measured or kept from an earlier run."""
         stages = [self.sizes, self.generation]
         if self.shape.whole:
-            stages = [self.sizes, self.loading, self.generation, self.low_bit, self.memory, self.training]
+            stages = [
+                self.sizes, self.loading, self.generation, self.low_bit, self.levels, self.memory, self.training
+            ]  # fmt: skip
         for stage in stages:
             kept = self.work / f"{stage.__name__}.json"
             if not kept.is_file():
@@ -200,6 +203,18 @@ class Bench:
         for texts in (1, 4, 16):
             seconds = self.in_turn(engines, texts=texts, beams=1)
             yield from self.compared("low-bit", seconds, list(engines)[:1], "latency", texts, 1)
+
+    def levels(self) -> Iterator[Row]:
+        """What a token takes to decode with three levels and with four, after a source that takes next to nothing."""
+        fast, four = self.shape.fast, "dqlib-four-levels"
+        engines = {
+            f"{fast} onnxruntime": self.onnx(fast),
+            f"{fast} onnxruntime four levels": self.onnx(fast, preset=four),
+            f"{fast} onnxruntime four levels, 4 bits": self.onnx(fast, preset=four, bits=4),
+        }
+        whole = self.in_turn(engines, texts=1, beams=1, source=8)
+        seconds = {name: [each / self.shape.tokens for each in found] for name, found in whole.items()}
+        yield from self.compared("levels", seconds, list(engines)[:1], "latency of a token", 1, 1)
 
     def memory(self) -> Iterator[Row]:
         """Resident memory and seconds to load, each in a process of its own."""
@@ -265,9 +280,9 @@ class Bench:
             self._teacher.generation_config.min_new_tokens = s.tokens
         return self._teacher
 
-    def student(self, config: str) -> PreTrainedModel:
+    def student(self, config: str, preset: str = "dqlib") -> PreTrainedModel:
         """What a training starts from, rounded as what one ends with."""
-        student = make_student(self.teacher(), Config.parse(config)).eval()
+        student = make_student(self.teacher(), Config.parse(config), preset).eval()
         round_for_storage(student)
         return student
 
@@ -275,10 +290,14 @@ class Bench:
         """The teacher's folder."""
         return "transformers", self._made("transformers", lambda folder: self.teacher().save_pretrained(folder))
 
-    def onnx(self, config: str, encoder: str = "int8") -> tuple[str, Path]:
+    def onnx(
+        self, config: str, encoder: str = "int8", preset: str = "dqlib", bits: int | None = None
+    ) -> tuple[str, Path]:
         """A student's folder for ONNX Runtime."""
-        name = f"onnx {encoder} {config}"
-        return "onnxruntime", self._made(name, lambda f: export_onnx(self.student(config), f, encoder=encoder))
+        name = f"onnx {encoder} {preset} {bits or ''} {config}"
+        return "onnxruntime", self._made(
+            name, lambda f: export_onnx(self.student(config, preset), f, bits=bits, encoder=encoder)
+        )
 
     def ctranslate2(self, config: str, quantization: str) -> tuple[str, Path] | None:
         """A teacher's or student's folder for CTranslate2; None where that is not installed."""
@@ -308,9 +327,11 @@ class Bench:
         finally:
             worker.close()
 
-    def in_turn(self, engines: dict[str, tuple[str, Path]], texts: int, beams: int) -> dict[str, list[float]]:
+    def in_turn(
+        self, engines: dict[str, tuple[str, Path]], texts: int, beams: int, source: int | None = None
+    ) -> dict[str, list[float]]:
         """Seconds of each engine in each round, after one that does not count."""
-        request = {"texts": texts, "beams": beams, "source": self.shape.source, "tokens": self.shape.tokens}
+        request = {"texts": texts, "beams": beams, "source": source or self.shape.source, "tokens": self.shape.tokens}
         seconds: dict[str, list[float]] = {name: [] for name in engines}
         with ExitStack() as stack:
             workers = {name: stack.enter_context(self.worker(*engine)) for name, engine in engines.items()}

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+from dqlib.registration import register
+
 #: Where each public name lives: ``import dqlib`` alone loads nothing, PyTorch least of all.
 _HOMES = {
     "Config": "config",
@@ -15,6 +17,7 @@ _HOMES = {
     "round_for_storage": "student",
     "forget": "student",
     "distillation_terms": "losses",
+    "DistillationMixin": "trainer",
     "save_student": "storage.students",
     "load_student": "storage.students",
     "save_packed": "storage.packed",
@@ -36,3 +39,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+register()

@@ -46,6 +46,16 @@ class Architecture:
         heads_of_vocabulary: paths of the output projection.
         linears: paths of linear layers outside of the stacks.
         joint_projection: whether one projection makes query, keys and values, in this order.
+        query: name, within an attention, of the projection that makes queries; empty where it is the joint one.
+        outputs: paths, within a layer, of the projections that read the heads of each of ``attentions``.
+        head_size: attribute of an attention with the features of one head.
+        heads_width: attributes of an attention with the features of all heads.
+        head_bias: name, within an attention, of a table of biases with a column per head; it stands in the first layer
+            of a stack and serves all, so all of them have the same heads. Empty where there is none.
+        neurons: paths, within a layer, of the projections whose outputs are neurons, in this order, gated or not.
+        neurons_to: paths, within a layer, of the projections that read neurons.
+        head_fields: fields of the model's configuration with the numbers of heads.
+        neuron_fields: fields of the model's configuration with the numbers of neurons.
     """
 
     encoder: Stack | None
@@ -58,6 +68,15 @@ class Architecture:
     heads_of_vocabulary: tuple[str, ...] = ("lm_head",)
     linears: tuple[str, ...] = ()
     joint_projection: bool = False
+    query: str = ""
+    outputs: tuple[str, ...] = ()
+    head_size: str = "head_dim"
+    heads_width: tuple[str, ...] = ()
+    head_bias: str = ""
+    neurons: tuple[str, ...] = ()
+    neurons_to: tuple[str, ...] = ()
+    head_fields: tuple[str, ...] = ()
+    neuron_fields: tuple[str, ...] = ()
 
     @property
     def stacks(self) -> dict[str, Stack]:
@@ -70,13 +89,20 @@ class Architecture:
         encoder, decoder = (getattr(config, s.depth) if s is not None else 0 for s in (self.encoder, self.decoder))
         return encoder, decoder
 
+    def widths(self, config: PreTrainedConfig) -> tuple[int, int]:
+        """Fewest heads of an attention of a model, and fewest neurons of a feed-forward layer."""
+        neurons = [getattr(config, field) for field in self.neuron_fields]
+        # GPT-2 has four times as many neurons as features, where nothing is said
+        neurons = [4 * config.hidden_size if number is None else number for number in neurons]
+        return min(getattr(config, field) for field in self.head_fields), min(neurons)
+
     def check_fits(self, config: Config, model_config: PreTrainedConfig) -> None:
-        """Check that a configuration's depths are ones that a teacher of this architecture can give.
+        """Check that a configuration's shape is one that a teacher of this architecture can give.
 
         Raises:
-            InputError: deeper than the teacher, or layers on a side that it lacks, or none on one that it has.
+            InputError: deeper or wider than the teacher, or layers on a side that it lacks, or none on one that it has.
         """
-        config.check_fits(*self.depths(model_config))
+        config.check_fits(*self.depths(model_config), *self.widths(model_config))
         for side in self.stacks:
             if not getattr(config, f"{side}_layers"):
                 raise InputError(f"config '{config}', {side}_layers", 0, "at least 1 for this architecture")
@@ -89,6 +115,12 @@ _SEQUENCE_TO_SEQUENCE: dict[str, Any] = {
     "key_value": ("k_proj", "v_proj"),
     "heads": "num_heads",
     "token_embeddings": ("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens"),
+    "query": "q_proj",
+    "outputs": ("self_attn.out_proj", "encoder_attn.out_proj"),
+    "neurons": ("fc1",),
+    "neurons_to": ("fc2",),
+    "head_fields": ("encoder_attention_heads", "decoder_attention_heads"),
+    "neuron_fields": ("encoder_ffn_dim", "decoder_ffn_dim"),
 }
 _BART = Architecture(
     **_SEQUENCE_TO_SEQUENCE,
@@ -106,6 +138,16 @@ ARCHITECTURES: dict[str, Architecture] = {
         key_value=("k", "v"),
         heads="n_heads",
         token_embeddings=("shared", "encoder.embed_tokens", "decoder.embed_tokens"),
+        query="q",
+        outputs=("layer.0.SelfAttention.o", "layer.1.EncDecAttention.o"),
+        head_size="key_value_proj_dim",
+        heads_width=("inner_dim",),
+        head_bias="relative_attention_bias",
+        # after the cross-attention of a decoder's layer, where an encoder's has none; wi, or wi_0 gated by wi_1
+        neurons=tuple(f"layer.{i}.DenseReluDense.{name}" for i in (1, 2) for name in ("wi", "wi_0", "wi_1")),
+        neurons_to=("layer.1.DenseReluDense.wo", "layer.2.DenseReluDense.wo"),
+        head_fields=("num_heads",),
+        neuron_fields=("d_ff",),
     ),
     "bert": Architecture(
         encoder=Stack("bert.encoder.layer", "num_hidden_layers"),
@@ -117,6 +159,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         positions=("bert.embeddings.position_embeddings", "bert.embeddings.token_type_embeddings"),
         heads_of_vocabulary=("cls.predictions.decoder",),
         linears=("bert.pooler.dense", "cls.predictions.transform.dense"),
+        query="query",
+        outputs=("attention.output.dense",),
+        head_size="attention_head_size",
+        heads_width=("all_head_size",),
+        neurons=("intermediate.dense",),
+        neurons_to=("output.dense",),
+        head_fields=("num_attention_heads",),
+        neuron_fields=("intermediate_size",),
     ),
     "gpt2": Architecture(
         encoder=None,
@@ -127,6 +177,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         token_embeddings=("transformer.wte",),
         positions=("transformer.wpe",),
         joint_projection=True,
+        outputs=("attn.c_proj",),
+        heads_width=("split_size",),
+        neurons=("mlp.c_fc",),
+        neurons_to=("mlp.c_proj",),
+        head_fields=("n_head",),
+        neuron_fields=("n_inner",),
     ),
 }
 

@@ -9,6 +9,7 @@ values are rounded here, with all that a cache holds. A module without ``activat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ def quantized_attention(
     Returns:
         Output (batch, query, heads, head_dim) and attention maps (batch, heads, query, key), which are what a
         student is compared by: the probabilities before rounding and dropout, or, in a module whose
-        ``attention_maps`` is ``"scores"``, what the softmax is taken of, zero where masked.
+        ``attention_maps`` is ``"scores"``, what the softmax is taken of, zero where masked; or, in one of
+        ``"relations"`` that sees a whole text, what :func:`relations` gives.
     """
     round_to_grid = getattr(module, "activation", _FULL_PRECISION)
     scaling = query.size(-1) ** -0.5 if scaling is None else scaling
@@ -53,12 +55,32 @@ def quantized_attention(
     if attention_mask is not None:
         scores = scores + attention_mask
     probabilities = torch.softmax(scores, dim=-1)
+    kind = getattr(module, "attention_maps", "probabilities")
     dropped = nn.functional.dropout(probabilities, p=dropout, training=module.training)
     output = torch.matmul(round_to_grid(dropped, unsigned=True), value)  # (batch, heads, query, head_dim)
     maps = probabilities
-    if getattr(module, "attention_maps", "probabilities") == "scores":
+    if kind == "scores":
         maps = scores.masked_fill(scores < torch.finfo(scores.dtype).min / 2, 0.0)
+    elif kind == "relations" and query.size(2) == key.size(2):  # a generation's last token has no relations to others
+        maps = relations((query, key, value), attention_mask)
     return output.transpose(1, 2).contiguous(), maps
+
+
+def relations(states: Sequence[Tensor], attention_mask: Tensor | None) -> Tensor:
+    """How much the tokens of a text have to do with each other, in their queries, their keys and their values.
+
+    ``softmax(A A^T / sqrt(d))`` for each kind A (MiniLMv2, arXiv:2012.15828, eq. 5), with what is masked left out.
+
+    Args:
+        states: of each kind, (batch, heads, token, head_dim).
+        attention_mask: as for :func:`quantized_attention`.
+
+    Returns:
+        (batch, kinds x heads, token, token), kind after kind.
+    """
+    scores = [torch.matmul(x, x.transpose(2, 3)) * x.size(-1) ** -0.5 for x in states]
+    scores = scores if attention_mask is None else [each + attention_mask for each in scores]
+    return torch.softmax(torch.cat(scores, dim=1), dim=-1)
 
 
 def register() -> None:

@@ -4,12 +4,16 @@ A configuration ``W-E-A e-d`` gives bits of weights, embeddings and activations,
 
 ``2-2-8 6-3`` is the DQ-BART headline (16.5x smaller), ``2-2-8 1-1`` its limit (27.7x).
 Thirty-two bits stand for full precision, so ``32-32-32 6-3`` is distillation alone.
+``auto:0.45MB 6-3`` gives a budget of bytes instead of bits, which are then chosen module by module.
+Layers may be narrower, too: ``2-2-8 6-3 h8 f2048`` has 8 heads in every attention, and 2048 neurons in every
+feed-forward layer.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 
 from dqlib.errors import InputError
 from dqlib.schemes import SCHEMES, Scheme
@@ -18,8 +22,19 @@ FULL_PRECISION = 32
 WEIGHT_BITS = (*range(1, 9), FULL_PRECISION)
 ACTIVATION_BITS = (4, 8, FULL_PRECISION)
 
-_PATTERN = re.compile(r"(\d{1,4})-(\d{1,4})-(\d{1,4})[ _](\d{1,4})-(\d{1,4})", re.ASCII)
-_FORM = "of the form 'W-E-A e-d', such as '2-2-8 6-3' (bits of weights, embeddings, activations; layers)"
+#: Bits that a budget of bytes chooses from, and those of its activations.
+BUDGET_BITS = (1, 2, 4, 8)
+BUDGET_ACTIVATION_BITS = 8
+
+_SHAPE = r"(\d{1,4})-(\d{1,4})(?:[ _]h(\d{1,4}))?(?:[ _]f(\d{1,6}))?"
+_PATTERN = re.compile(rf"(\d{{1,4}})-(\d{{1,4}})-(\d{{1,4}})[ _]{_SHAPE}", re.ASCII)
+_BUDGET = re.compile(rf"auto[:-](\d{{1,9}}(?:\.\d{{1,6}})?)(MB|kB)(?:[ _]{_SHAPE})?", re.ASCII)
+_UNITS = {"MB": 10**6, "kB": 10**3}
+_FORM = (
+    "of the form 'W-E-A e-d', such as '2-2-8 6-3' (bits of weights, embeddings, activations; layers), or "
+    "'auto:0.45MB e-d' (bytes in MB or kB; without layers, those of the teacher), with heads and neurons after the "
+    "layers where they are fewer, as in '2-2-8 6-3 h8 f2048'"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +47,13 @@ class Config:
         a_bits: bits of an activation, one of :data:`ACTIVATION_BITS`.
         encoder_layers: number of encoder layers, at least 1.
         decoder_layers: number of decoder layers, at least 1.
+        budget: bytes of all tensors of its packed file. Bits are then chosen per module, of :data:`BUDGET_BITS`;
+            ``w_bits`` is what most weights of linear layers got, ``e_bits`` what most weights of embeddings got,
+            and both are 0 until they are chosen.
+        modules: bits of each module with a weight of its own, by its path, once they are chosen.
+        all_layers: the text names no layers, those of the teacher are meant; both numbers are 0 until it is known.
+        heads: of every attention; None for as many as the teacher has.
+        ffn: neurons of every feed-forward layer; None for as many as the teacher has.
 
     Raises:
         InputError: a field is out of range.
@@ -42,57 +64,119 @@ class Config:
     a_bits: int
     encoder_layers: int
     decoder_layers: int
+    budget: int | None = None
+    modules: tuple[tuple[str, int], ...] = ()
+    all_layers: bool = False
+    heads: int | None = None
+    ffn: int | None = None
 
     def __post_init__(self) -> None:
         for field, allowed in (("w_bits", WEIGHT_BITS), ("e_bits", WEIGHT_BITS), ("a_bits", ACTIVATION_BITS)):
             value = getattr(self, field)
-            if value not in allowed:
+            if value not in allowed and not (self.is_open and value == 0 and field != "a_bits"):
                 raise InputError(field, value, f"one of {', '.join(map(str, allowed))}")
+        for path, bits in self.modules:
+            if bits not in WEIGHT_BITS:
+                raise InputError(f"bits of {path}", bits, f"one of {', '.join(map(str, WEIGHT_BITS))}")
         for field in ("encoder_layers", "decoder_layers"):
             if getattr(self, field) < 0:
                 raise InputError(field, getattr(self, field), "at least 0")
-        if not self.encoder_layers + self.decoder_layers:
+        if not self.encoder_layers + self.decoder_layers and not self.all_layers:
             raise InputError("encoder_layers", 0, "at least 1 where decoder_layers is 0")
+        for field in ("heads", "ffn"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise InputError(field, value, "at least 1")
 
     @classmethod
     def parse(cls, text: object) -> Config:
-        """Read ``2-2-8 6-3`` (or ``2-2-8_6-3``, as file names have it).
+        """Read ``2-2-8 6-3``, ``2-2-8 6-3 h8 f2048`` or ``auto:0.45MB 6-3``, with ``_`` for spaces as in file names.
 
         Raises:
             InputError: the text has another form, or a number is out of range.
         """
         match = _PATTERN.fullmatch(text.strip()) if isinstance(text, str) else None
-        if match is None:
+        budget = _BUDGET.fullmatch(text.strip()) if isinstance(text, str) else None
+        if match is None and budget is None:
             raise InputError("config", text, _FORM)
         try:
-            return cls(*map(int, match.groups()))
+            whole = match or budget
+            assert whole is not None
+            *bits, encoder, decoder, heads, ffn = whole.groups()
+            depths = int(encoder or 0), int(decoder or 0)
+            widths = [None if number is None else int(number) for number in (heads, ffn)]
+            if match is not None:
+                w_bits, e_bits, a_bits = map(int, bits)
+                return cls(w_bits, e_bits, a_bits, *depths, heads=widths[0], ffn=widths[1])
+            size, whole_depth = int(Decimal(bits[0]) * _UNITS[bits[1]]), encoder is None
+            return cls(0, 0, BUDGET_ACTIVATION_BITS, *depths, size, (), whole_depth, *widths)
         except InputError as error:
             raise InputError(f"config {text!r}, {error.field}", error.value, error.allowed) from None
 
     def __str__(self) -> str:
-        return f"{self.bits} {self.encoder_layers}-{self.decoder_layers}"
+        layers = [] if self.all_layers else [f"{self.encoder_layers}-{self.decoder_layers}"]
+        return " ".join([self.bits, *layers, *self.widths])
 
     @property
     def bits(self) -> str:
-        """The first half, ``W-E-A``."""
+        """The first half, ``W-E-A`` or ``auto:0.45MB``."""
+        if self.budget is not None:
+            return f"auto:{in_megabytes(self.budget)}"
         return f"{self.w_bits}-{self.e_bits}-{self.a_bits}"
 
     @property
-    def slug(self) -> str:
-        """The configuration as a file or stage name: ``2-2-8_6-3``."""
-        return str(self).replace(" ", "_")
+    def widths(self) -> list[str]:
+        """The last part, ``h8`` and ``f2048``, as far as they differ from the teacher's."""
+        return [f"{letter}{n}" for letter, n in (("h", self.heads), ("f", self.ffn)) if n is not None]
 
-    def check_fits(self, encoder_layers: int, decoder_layers: int) -> None:
-        """Check that a teacher of that depth has the layers this student would copy.
+    @property
+    def narrow(self) -> bool:
+        """Whether layers have fewer heads or neurons than the teacher's."""
+        return bool(self.widths)
+
+    @property
+    def slug(self) -> str:
+        """The configuration as a file or stage name: ``2-2-8_6-3_h8_f2048``, ``auto-0.45MB_6-3``."""
+        return str(self).replace(" ", "_").replace(":", "-")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a budget, and no bits have been chosen for it yet."""
+        return self.budget is not None and not self.modules
+
+    def with_layers_of(self, encoder_layers: int, decoder_layers: int) -> Config:
+        """The configuration for a teacher of that depth, whose layers it has where it names none."""
+        if not self.all_layers:
+            return self
+        return replace(self, encoder_layers=encoder_layers, decoder_layers=decoder_layers)
+
+    def uniform(self, bits: int) -> Config:
+        """The same shape and activations, with so many bits in all linear layers and embeddings."""
+        return replace(self, w_bits=bits, e_bits=bits, budget=None, modules=(), all_layers=False)
+
+    def check_fits(
+        self, encoder_layers: int, decoder_layers: int, heads: int | None = None, ffn: int | None = None
+    ) -> None:
+        """Check that a teacher of that shape has the layers, heads and neurons that this student would copy.
+
+        Args:
+            encoder_layers, decoder_layers: of the teacher.
+            heads, ffn: fewest heads of one of its attentions, and neurons of one of its feed-forward layers; None for
+                no check.
 
         Raises:
-            InputError: the student is deeper than the teacher.
+            InputError: the student is deeper or wider than the teacher.
         """
-        for field, depth in (("encoder_layers", encoder_layers), ("decoder_layers", decoder_layers)):
-            if getattr(self, field) > depth:
-                raise InputError(
-                    f"config '{self}', {field}", getattr(self, field), f"at most {depth}, as many as the teacher has"
-                )
+        teacher = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers, "heads": heads, "ffn": ffn}
+        for field, most in teacher.items():
+            value = getattr(self, field)
+            if value is not None and most is not None and value > most:
+                raise InputError(f"config '{self}', {field}", value, f"at most {most}, as many as the teacher has")
+
+
+def in_megabytes(size: int) -> str:
+    """Bytes as a configuration has them, exactly: ``0.45MB``."""
+    return f"{Decimal(size).scaleb(-6).normalize():f}MB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +298,15 @@ class LossWeights:
 
     Args:
         task, logits, attention, hidden, contrastive: weights.
-        logits_loss: ``kl`` (at ``temperature``) or ``mse``.
-        attention_maps: compare ``probabilities`` or ``scores`` (before the softmax).
+        logits_loss: ``kl`` (at ``temperature``), ``tsld`` (the same, a token counting as much as the teacher finds it
+            hard, see :func:`dqlib.losses.token_scale`) or ``mse``.
+        attention_maps: compare ``probabilities``, ``scores`` (before the softmax) or, in self-attention, ``relations``
+            (of queries, of keys and of values among themselves).
         reduction: ``tokens`` averages over tokens that are not padding and over layers; ``reference`` as DQ-BART's
             code does: over all positions, padding too, summed over layers, embeddings' output counted as one.
         contrastive_temperature, momentum: of the contrastive loss and its memory bank.
+        token_temperature: softens what ``tsld`` makes of hard and easy tokens.
+        layers: of the student that attention and hidden states are compared in: ``all``, or the ``last`` of each stack.
 
     Raises:
         InputError: a weight is negative, or a choice is unknown or one that the reduction does not have.
@@ -235,6 +323,8 @@ class LossWeights:
     reduction: str = "tokens"
     contrastive_temperature: float = 0.1
     momentum: float = 0.5
+    token_temperature: float = 10.0
+    layers: str = "all"
 
     def __post_init__(self) -> None:
         for field, allowed in _CHOICES.items():
@@ -243,7 +333,7 @@ class LossWeights:
         for field in ("task", "logits", "attention", "hidden", "contrastive"):
             if not getattr(self, field) >= 0:
                 raise InputError(field, getattr(self, field), "at least 0")
-        for field in ("temperature", "contrastive_temperature"):
+        for field in ("temperature", "contrastive_temperature", "token_temperature"):
             if not getattr(self, field) > 0:
                 raise InputError(field, getattr(self, field), "a positive number")
         if not 0 <= self.momentum < 1:
@@ -267,11 +357,14 @@ class LossWeights:
 _OF_REFERENCE = (
     ("logits_loss", "logits", "mse"),
     ("attention_maps", "attention", "probabilities"),
+    ("layers", "attention", "all"),
+    ("layers", "hidden", "all"),
     ("contrastive", "contrastive", 0.0),
 )
 
 _CHOICES = {
-    "logits_loss": ("kl", "mse"),
-    "attention_maps": ("probabilities", "scores"),
+    "logits_loss": ("kl", "tsld", "mse"),
+    "attention_maps": ("probabilities", "scores", "relations"),
     "reduction": ("tokens", "reference"),
+    "layers": ("all", "last"),
 }

@@ -220,17 +220,17 @@ class WeightFakeQuantizer(nn.Module):
     def _slope_of(self, weight: Tensor, quantized: Quantized, clipped: Tensor | None) -> tuple[Tensor, Tensor]:
         assert self.learned is not None
         # LSQ (arXiv:1902.08153, eq. 3): d value / d step is q - w / s inside the grid, q outside. Of one bit, it is
-        # the sign of the weight (BiT, arXiv:2205.13016, section 4.3).
+        # the sign of the weight (BiT, arXiv:2205.13016). A row of zeros stays zero whatever its step is.
         assert self.scheme.trained is not None
         grouped = weight.reshape(*self.learned.shape, -1)  # (rows, groups, k); GPT-2's weight comes transposed
         step = _spread(quantized.scale, weight)
-        ratio = weight / step
+        ratio = weight / step.where(step > 0, 1.0)
         codes = quantized.codes.to(ratio.dtype)
         inside = ratio.abs() <= self.scheme.trained.reach(self.bits)
         slope = codes if self.bits == 1 else torch.where(inside, codes - ratio, codes)
         unit = self.scheme.trained.slope(grouped, self.bits)
         slope = slope * (_spread(unit.squeeze(-1), weight) if isinstance(unit, Tensor) else unit)
-        return slope, inside if clipped is None else inside & clipped
+        return slope.where(step > 0, 0.0), inside if clipped is None else inside & clipped
 
 
 class _FakeQuantize(torch.autograd.Function):

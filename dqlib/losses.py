@@ -5,13 +5,14 @@ number of those positions; a training step that is split over micro-batches or p
 number of the whole step, so that splitting changes nothing.
 
 Sources: DQ-BART (arXiv:2203.11239, section 2.2, eq. 4), Hinton et al. 2015 (arXiv:1503.02531) for the
-divergence at a temperature, QuantGPT (arXiv:2203.10705, section 3.1) for the contrast of tokens.
+divergence at a temperature, TSLD (arXiv:2308.06744) for its scale per token, QuantGPT (arXiv:2203.10705,
+section 3.1) for the contrast of tokens, MiniLMv2 (arXiv:2012.15828, section 3.1) for relations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -45,7 +46,12 @@ def cross_entropy(
 
 
 def logits_kl(
-    student: Tensor, teacher: Tensor, mask: Tensor, denominator: Tensor | float | None = None, temperature: float = 1.0
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    denominator: Tensor | float | None = None,
+    temperature: float = 1.0,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Kullback-Leibler divergence of the student's token distribution from the teacher's.
 
@@ -54,13 +60,43 @@ def logits_kl(
         mask: (batch, target), True where a token counts.
         denominator: tokens to divide by; those that count here, when None.
         temperature: softens both; the loss is scaled by its square, so gradients keep their size.
+        scale: (batch, target), how much each token counts; 1 when None.
     """
     student, teacher = student[mask], teacher[mask]
     if temperature != 1:
         student, teacher = student / temperature, teacher / temperature
     student_log, teacher_log = torch.log_softmax(student, dim=-1), torch.log_softmax(teacher, dim=-1)
-    total = torch.nn.functional.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
+    divergence = torch.nn.functional.kl_div
+    if scale is None:
+        total = divergence(student_log, teacher_log, reduction="sum", log_target=True)
+    else:
+        per_token = divergence(student_log, teacher_log, reduction="none", log_target=True).sum(dim=-1)
+        total = (per_token * scale[mask]).sum()
     return total * temperature**2 / _denominator(denominator, mask)
+
+
+def token_scale(teacher: Tensor, labels: Tensor, temperature: float = 10.0) -> Tensor:
+    """How much each token of a text counts: the more, the less the teacher expects what the reference says there.
+
+    ``c_n = N softmax_n(-log p_teacher(y_n) / tau)`` over the N tokens of a text that count (TSLD, arXiv:2308.06744,
+    section 4.2). The paper leaves N out, and adds up texts; with it tokens count 1 on average, so that weights and
+    denominators of losses mean what they do without a scale.
+
+    Args:
+        teacher: logits, (batch, target, vocabulary); (batch, classes) of a classifier.
+        labels: (batch, target), -100 where padded; (batch,) of a classifier, where every scale is 1.
+        temperature: tau; the larger, the more alike are all tokens.
+
+    Returns:
+        The shape of the labels, 0 where they are -100.
+    """
+    loss = torch.nn.functional.cross_entropy(
+        teacher.flatten(0, -2), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    texts = labels.view(len(labels), -1)
+    mask = texts != IGNORED_LABEL
+    hardness = (loss.view_as(texts) / temperature).masked_fill(~mask, torch.finfo(loss.dtype).min)
+    return (torch.softmax(hardness, dim=-1) * mask.sum(dim=-1, keepdim=True) * mask).view_as(labels)
 
 
 def logits_mse(student: Tensor, teacher: Tensor, mask: Tensor, denominator: Tensor | float | None = None) -> Tensor:
@@ -109,6 +145,22 @@ def attention_mse(
     if keys is not None:
         per_query = per_query / keys.clamp(min=1)
     return (per_query * mask).sum() / _denominator(denominator, mask)
+
+
+def relation_kl(student: Tensor, teacher: Tensor, mask: Tensor, denominator: Tensor | float | None = None) -> Tensor:
+    """Divergence of the student's relations from the teacher's, averaged over kinds, heads and the tokens that count.
+
+    MiniLMv2 (arXiv:2012.15828, section 3.1), whose relation heads are the heads of the attention here.
+
+    Args:
+        student, teacher: probabilities, (batch, kinds x heads, token, token), as :mod:`dqlib.attention` gives them.
+        mask: (batch, token), True where a token counts.
+        denominator: tokens to divide by; those that count here, when None.
+    """
+    tiny = torch.finfo(teacher.dtype).tiny  # what is masked is 0 in both
+    difference = teacher.clamp(min=tiny).log() - student.clamp(min=tiny).log()
+    per_token = (teacher * difference).sum(dim=-1).mean(dim=1)  # (batch, token)
+    return (per_token * mask).sum() / _denominator(denominator, mask)
 
 
 def token_contrastive(
@@ -189,10 +241,19 @@ class MemoryBank:
 
 @dataclass(frozen=True, slots=True)
 class LayerMaps:
-    """Teacher layer (from 0) that supervises each student layer, in the encoder and the decoder."""
+    """Teacher layer (from 0) that supervises each student layer, in the encoder and the decoder.
+
+    ``heads`` are the teacher's heads that each layer of the student still has, by part (``encoder``, ``decoder``,
+    ``cross``): attention maps are compared with those. A part that is not there has all of them.
+    """
 
     encoder: Sequence[int]
     decoder: Sequence[int]
+    heads: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
+
+    def of_heads(self, part: str, layer: int, teacher: Tensor) -> Tensor:
+        """The teacher's maps, (batch, heads, query, key), of the heads that a layer of the student has."""
+        return teacher[:, list(self.heads[part][layer])] if part in self.heads else teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,18 +315,21 @@ def distillation_terms(
     terms: dict[str, Tensor] = {}
     if weights.task:
         terms["task"] = cross_entropy(student.logits, labels, targets)
-    if weights.logits and weights.logits_loss == "kl":
-        terms["logits"] = logits_kl(student.logits, teacher.logits, target_mask, targets, weights.temperature)
-    elif weights.logits:
+    if weights.logits and weights.logits_loss == "mse":
         terms["logits"] = logits_mse(student.logits, teacher.logits, target_mask, targets)
+    elif weights.logits:
+        scale = None
+        if weights.logits_loss == "tsld":
+            scale = token_scale(teacher.logits, labels, weights.token_temperature)
+        terms["logits"] = logits_kl(student.logits, teacher.logits, target_mask, targets, weights.temperature, scale)
+    compared = slice(-1 if weights.layers == "last" else 0, None)
     if weights.attention:
         for part in _parts("attention", student, teacher, maps, source, decoder):
-            keys = part.keys if weights.attention_maps == "scores" else None
-            losses = [attention_mse(ours, theirs, part.mask, part.denominator, keys) for ours, theirs in part.pairs]
+            losses = [_attention_loss(part, *pair, weights.attention_maps) for pair in part.pairs[compared]]
             terms[part.name] = torch.stack(losses).mean()
     if weights.hidden:
         for part in _parts("hidden", student, teacher, maps, source, decoder):
-            losses = [hidden_mse(ours, theirs, part.mask, part.denominator) for ours, theirs in part.pairs]
+            losses = [hidden_mse(*pair, part.mask, part.denominator) for pair in part.pairs[compared]]
             terms[part.name] = torch.stack(losses).mean()
     if weights.contrastive:
         last = _parts("hidden", student, teacher, maps, source, decoder)[-1]
@@ -276,6 +340,14 @@ def distillation_terms(
             ours, theirs, last.mask, last.denominator, weights.contrastive_temperature
         )
     return terms
+
+
+def _attention_loss(part: Part, student: Tensor, teacher: Tensor, kind: str) -> Tensor:
+    """Distance of what two attentions give out; those that read another text have no relations, but probabilities."""
+    if kind == "relations" and part.name != "cross_attention":
+        return relation_kl(student, teacher, part.mask, part.denominator)
+    keys = part.keys if kind == "scores" else None
+    return attention_mse(student, teacher, part.mask, part.denominator, keys)
 
 
 def reference_terms(
@@ -296,13 +368,10 @@ def reference_terms(
     if weights.logits:
         terms["logits"] = mse(student.logits, teacher.logits)
     if weights.attention:
-        for name, field, layers in (
-            ("encoder_attention", "encoder_attentions", maps.encoder),
-            ("decoder_attention", "decoder_attentions", maps.decoder),
-            ("cross_attention", "cross_attentions", maps.decoder),
-        ):
-            ours, theirs = _given(student, teacher, field)
-            terms[name] = torch.stack([mse(ours[i], theirs[j]) for i, j in enumerate(layers)]).sum()
+        for part, layers in (("encoder", maps.encoder), ("decoder", maps.decoder), ("cross", maps.decoder)):
+            ours, theirs = _given(student, teacher, f"{part}_attentions")
+            losses = [mse(ours[i], maps.of_heads(part, i, theirs[j])) for i, j in enumerate(layers)]
+            terms[f"{part}_attention"] = torch.stack(losses).sum()
     if weights.hidden:
         for side, layers in (("encoder", maps.encoder), ("decoder", maps.decoder)):
             ours, theirs = _given(student, teacher, f"{side}_hidden_states")
@@ -335,10 +404,11 @@ def _parts(
     for side, layers, mask, denominator, keys in wanted:
         if not layers:
             continue
-        field, skip = ("attentions", 0) if kind == "attention" else ("hidden_states", 1)  # first: the embeddings
-        field = f"{side}_{field}" if several else field
-        ours, theirs = _given(student, teacher, field)
+        output, skip = ("attentions", 0) if kind == "attention" else ("hidden_states", 1)  # first: the embeddings
+        ours, theirs = _given(student, teacher, f"{side}_{output}" if several else output)
         pairs = [(ours[i + skip], theirs[j + skip]) for i, j in enumerate(layers)]
+        if kind == "attention":
+            pairs = [(own, maps.of_heads(side, i, other)) for i, (own, other) in enumerate(pairs)]
         parts.append(Part(f"{side}_{kind}", pairs, mask, keys, denominator))
     return parts
 

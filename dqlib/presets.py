@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dqlib.config import (
+    BUDGET_BITS,
     FULL_PRECISION,
     ActivationQuantization,
     Config,
@@ -33,6 +34,14 @@ class Recipe:
         warmup: part of the steps in which the rate rises.
         scale_learning_rate: rate of trained scales, times that of the weights.
         progressive: part of the steps over which the forward pass turns from full-precision to quantized weights.
+        layerwise: part of the steps, at the start, in which each layer learns alone (:mod:`dqlib.layerwise`); it has a
+            rise and a fall of the rate of its own.
+        layerwise_rate: rate of these steps, times that of the others.
+        layer_losses_until: part of the steps over which the weights of attention and hidden states fall to 0, in a
+            straight line; at 1 they stay.
+        average: part of the steps, at the end, over which weights are averaged (Izmailov et al. 2018,
+            arXiv:1803.05407); the averages are what is validated and kept.
+        weight_decay: in place of the study's; None for that.
         teacher_targets: share of the training pairs whose target is what the teacher writes, drawn anew in every pass;
             1 is sequence-level distillation (Kim and Rush 2016, arXiv:1606.07947).
         labelled_text: share of the examples that are texts without a reference, with what the teacher writes of them.
@@ -48,15 +57,20 @@ class Recipe:
     warmup: float = 0.05
     scale_learning_rate: float = 1.0
     progressive: float = 0.0
+    layerwise: float = 0.0
+    layerwise_rate: float = 1.0
+    layer_losses_until: float = 1.0
+    average: float = 0.0
+    weight_decay: float | None = None
     teacher_targets: float = 0.0
     labelled_text: float = 0.0
     on_policy: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "scale_learning_rate"):
+        for name in ("learning_rate", "scale_learning_rate", "layerwise_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(name, getattr(self, name), "a positive number")
-        for name in ("warmup", "progressive"):
+        for name in ("warmup", "progressive", "layerwise", "average"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "at least 0 and below 1")
         for name in ("teacher_targets", "labelled_text", "on_policy"):
@@ -64,6 +78,24 @@ class Recipe:
                 raise InputError(name, getattr(self, name), "a share, from 0 to 1")
         if self.schedule not in SCHEDULES:
             raise InputError("schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        if not 0 < self.layer_losses_until <= 1:
+            raise InputError("layer_losses_until", self.layer_losses_until, "above 0 and at most 1")
+        if self.weight_decay is not None and not self.weight_decay >= 0:
+            raise InputError("weight_decay", self.weight_decay, "at least 0, or None for the study's")
+
+    def layerwise_steps(self, steps: int) -> int:
+        """How many of so many steps are layer-wise; at least one is left for all layers together."""
+        return min(round(self.layerwise * steps), steps - 1)
+
+    def averaged_steps(self, steps: int) -> int:
+        """How many of so many steps, the last ones, are averaged; none of the layer-wise ones."""
+        return min(round(self.average * steps), steps - self.layerwise_steps(steps))
+
+    def layer_losses(self, step: int, steps: int) -> float:
+        """What the weights of attention and hidden states are multiplied by in a step, counted from 1, of so many."""
+        if self.layer_losses_until == 1:
+            return 1.0
+        return max(0.0, 1 - (step - 1) / (self.layer_losses_until * steps))
 
     @property
     def pseudo_labels(self) -> bool:
@@ -105,9 +137,18 @@ class Preset:
     def __post_init__(self) -> None:
         if not self.rate_of_fewer_layers > 0:
             raise InputError("rate_of_fewer_layers", self.rate_of_fewer_layers, "a positive number")
-        for recipe in (self.recipe, *self.by_bits.values()):
+        for recipe in self.recipes:
+            if recipe.layerwise and not self.loss.of_teacher:
+                raise InputError("layerwise", recipe.layerwise, "0 where no loss compares with a teacher")
+            if recipe.layer_losses_until < 1 and not (self.loss.task or self.loss.logits):
+                raise InputError("layer_losses_until", recipe.layer_losses_until, "1 where task and logits weigh 0")
             if recipe.on_policy and not self.loss.of_teacher:
                 raise InputError("on_policy", recipe.on_policy, "0 where no loss compares with a teacher")
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """All recipes, whatever the bits."""
+        return self.recipe, *self.by_bits.values()
 
     def recipe_for(self, config: Config, fewer_layers: bool = False) -> Recipe:
         """The recipe for a student of that many weight bits, with as many layers as its teacher or fewer."""
@@ -115,6 +156,15 @@ class Preset:
         if not fewer_layers:
             return recipe
         return replace(recipe, learning_rate=recipe.learning_rate * self.rate_of_fewer_layers)
+
+    @property
+    def budget_bits(self) -> tuple[int, ...]:
+        """Bits that a budget of bytes chooses from: those of :data:`BUDGET_BITS` that there is a grid for."""
+        return tuple(bits for bits in BUDGET_BITS if bits in self.weight_bits)
+
+    def has_grids(self, config: Config) -> bool:
+        """Whether the method is defined for the bits of a configuration."""
+        return config.is_open or {config.w_bits, config.e_bits} <= set(self.weight_bits)
 
     def describe(self) -> dict[str, Any]:
         """How weights and activations become codes, as JSON has it; losses and recipes are left out."""
@@ -150,11 +200,11 @@ class Preset:
         Raises:
             InputError: it is not.
         """
-        for name in ("w_bits", "e_bits"):
-            if getattr(config, name) not in self.weight_bits:
+        bits = {"w_bits": config.w_bits, "e_bits": config.e_bits} | dict(config.modules)
+        for name, value in () if config.is_open else bits.items():
+            if value not in self.weight_bits:
                 allowed = ", ".join(map(str, self.weight_bits))
-                raise InputError(f"{name} of '{config}'", getattr(config, name),
-                                 f"one of {allowed} with the preset '{self.name}'")  # fmt: skip
+                raise InputError(f"{name} of '{config}'", value, f"one of {allowed} with the preset '{self.name}'")
         if self.architectures is not None and architecture not in self.architectures:
             raise InputError("preset", self.name, f"one that serves the architecture '{architecture}'; "
                              f"this one serves {', '.join(self.architectures)}")  # fmt: skip
@@ -243,6 +293,14 @@ def _variants() -> dict[str, Preset]:
         "learned-threshold": {"weights": replace(d.weights, two_bits="lsq")},
         "elastic-binary": {"weights": replace(d.weights, one_bit="lsq")},
         "groups-of-32": {"weights": replace(d.weights, two_bits="four_level", linear="per_group_32")},
+        "layerwise": _recipes(d, layerwise=0.2),
+        "token-scaled": {"loss": replace(d.loss, logits_loss="tsld")},
+        "warm-logits": {"loss": replace(d.loss, temperature=2.0)},
+        "relations": {"loss": replace(d.loss, attention_maps="relations")},
+        "last-layer": {"loss": replace(d.loss, layers="last")},
+        "fading-layers": _recipes(d, layer_losses_until=0.5),
+        "averaged": _recipes(d, average=0.2),
+        "no-decay": _recipes(d, weight_decay=0.0),
         "sequence-level": _recipes(d, teacher_targets=1.0),
         "sequence-level-mixed": _recipes(d, teacher_targets=0.5),
         "labelled-text": _recipes(d, labelled_text=0.5),

@@ -66,8 +66,8 @@ def quantize(
       those ``|w|`` (TWN, arXiv:1605.04711; the 2-bit weights of DQ-BART, arXiv:2203.11239, section 2.1).
     * ``four_level``, 2 bits, ``q`` in {-3, -1, 1, 3}: the nearest to ``w / s``, ``s = 0.625 mean|w|``, so that two
       neighbours are 1.25 mean|w| apart.
-    * ``stretched``, 2 bits: the same levels, ``s`` is ``learned`` (stretched elastic quantization of ParetoQ,
-      arXiv:2502.02631).
+    * ``stretched``, 2 bits: the same levels, ``s = learned / 4``, where ``learned`` is a trained clip (stretched
+      elastic quantization of ParetoQ, arXiv:2502.02631).
     * ``symmetric``, 2 to 8 bits: ``q = round(w / s)``, ``s = max|w| / (2^(b-1) - 1)``.
     * ``asymmetric``, 2 to 8 bits: ``s = (max w - min w) / (2^b - 1)``, an integer ``z`` that maps ``min w`` near
       the lowest code, -2^(b-1).
@@ -164,8 +164,9 @@ def block_of_rows(weight: Tensor) -> int | None:
 def initial_learned(weight: Tensor, bits: int, granularity: Granularity | str, scheme: Scheme | str) -> Tensor:
     """Where training of a scale starts, in the shape of the scales.
 
-    ``lsq``: ``2 mean|w| / sqrt(2^(b-1) - 1)`` (arXiv:1902.08153, section 2.1). ``dynamic``: the gamma of least
-    squared error between the weight and what its codes stand for, to 1/16. Others: 1.
+    ``lsq``: ``2 mean|w| / sqrt(2^(b-1) - 1)`` (arXiv:1902.08153, section 2.1), at 1 bit ``mean|w|``. ``stretched``:
+    ``2.5 mean|w|``, the clip of least squared error for a normal weight; ParetoQ's code starts from ``max|w|``.
+    ``dynamic``: the gamma of least squared error between the weight and what its codes stand for, to 1/16. Others: 1.
 
     Raises:
         InputError: as :func:`quantize`.

@@ -164,12 +164,12 @@ def _four_level(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
 
 def _stretched(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
     assert grid.learned is not None, "stretched needs a learned scale"
-    step = _kept_from_zero(grid.learned, w.abs().mean(dim=-1, keepdim=True))
+    step = _kept_from_zero(grid.learned / 2**grid.bits, w.abs().mean(dim=-1, keepdim=True))
     return _odd(w, step, grid.bits), step, None
 
 
 def _odd(w: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """The odd number nearest to w / scale, of those that the bits have."""
+    """The odd number nearest to w / scale, of those that the bits have; of two, the higher one."""
     half = 2 ** (bits - 1)
     return w.div(2 * _no_zeros(scale)).floor_().clamp_(-half, half - 1).mul_(2).add_(1)
 
@@ -210,20 +210,19 @@ def _dynamic(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
 
 def _on_a_trained_grid(w: Tensor, step: Tensor, mean: Tensor, bits: int) -> tuple[Tensor, Tensor, None]:
     """Codes of a grid whose step is trained, kept away from zero."""
-    import torch
-
     step, top = _kept_from_zero(step, mean), largest_code(bits)
-    return torch.round(w / step).clamp(-top, top), step, None
+    return w.div(_no_zeros(step)).round_().clamp_(-top, top), step, None
 
 
 def _kept_from_zero(step: Tensor, mean: Tensor) -> Tensor:
-    """A trained step that is at least a thousandth of mean|w| (for a row of zeros, the smallest normal number).
+    """A trained step that is at least a thousandth of mean|w|, and zero for a row of zeros.
 
-    A step that training drives to zero would turn every code into an extreme one.
+    A step that training drives to zero would turn every code into an extreme one; codes that cannot be zero need a
+    step that is, where the weights are.
     """
     import torch
 
-    return torch.maximum(step, mean * 1e-3).clamp(min=torch.finfo(mean.dtype).tiny)
+    return torch.maximum(step, mean * 1e-3).clamp(min=torch.finfo(mean.dtype).tiny).where(mean > 0, 0.0)
 
 
 def _start_of_lsq(w: Tensor, bits: int) -> Tensor:
@@ -273,10 +272,10 @@ SCHEMES: dict[str, Scheme] = {
             "stretched",
             (2,),
             _stretched,
-            "stretched elastic quantization of ParetoQ, arXiv:2502.02631, section 3",
-            TrainedScale(
-                lambda w, bits: w.abs().mean(dim=-1, keepdim=True) * (FOUR_LEVEL_STEP / 2),
-                lambda w, bits: (w.size(-1) * (2**bits - 1)) ** -0.5,
+            "stretched elastic quantization of ParetoQ, arXiv:2502.02631",
+            TrainedScale(  # a clip, which is four steps; its gradient is divided as LSQ's is
+                lambda w, bits: w.abs().mean(dim=-1, keepdim=True) * (FOUR_LEVEL_STEP / 2 * 2**bits),
+                lambda w, bits: (w.size(-1) * largest_code(bits)) ** -0.5 / 2**bits,
                 lambda bits: 2**bits,
             ),
             odd=True,

@@ -33,6 +33,7 @@ from dqlib.layers import (
 )
 from dqlib.losses import LayerMaps
 from dqlib.presets import Preset, get_preset
+from dqlib.pruning import Calibration, check_widths, importance, norms, prune
 
 _WITH_WEIGHT = (nn.Linear, nn.Embedding, Conv1D)
 
@@ -64,43 +65,80 @@ def supervision_map(student_layers: int, teacher_layers: int) -> list[int]:
     return layer_map(student_layers, teacher_layers, "last") if student_layers else []
 
 
-def supervision_maps(config: Config, teacher: PreTrainedModel) -> LayerMaps:
-    """Teacher layer that supervises each layer of a student, in both stacks."""
+def supervision_maps(config: Config, teacher: PreTrainedModel, student: PreTrainedModel | None = None) -> LayerMaps:
+    """Teacher layer that supervises each layer of a student, in both stacks, and the heads that it still has.
+
+    Args:
+        config: of the student.
+        teacher: of the student.
+        student: knows which of the teacher's heads it keeps; needed where the configuration has fewer of them.
+
+    Raises:
+        InputError: the configuration has fewer heads, and the student is not given or does not know which.
+    """
     encoder, decoder = architecture_of(teacher.config).depths(teacher.config)
-    return LayerMaps(supervision_map(config.encoder_layers, encoder), supervision_map(config.decoder_layers, decoder))
+    kept = getattr(student, "dqlib_kept_heads", None)
+    if config.heads is not None and kept is None:
+        found = None if student is None else type(student).__name__
+        raise InputError("student", found, f"of make_student or load_student, to know which heads '{config}' has")
+    return LayerMaps(
+        supervision_map(config.encoder_layers, encoder), supervision_map(config.decoder_layers, decoder), kept or {}
+    )
 
 
-def make_student(teacher: PreTrainedModel, config: Config, preset: Preset | str = "dqlib") -> PreTrainedModel:
-    """A student of the teacher: layers copied, weights and activations fake-quantized.
+def make_student(
+    teacher: PreTrainedModel,
+    config: Config,
+    preset: Preset | str = "dqlib",
+    calibration: Calibration | None = None,
+) -> PreTrainedModel:
+    """A student of the teacher: layers copied and made narrower, weights and activations fake-quantized.
 
     Args:
         teacher: a model in full precision, of one of the known architectures; it is not changed.
-        config: bits and layers.
+        config: bits and layers, and heads and neurons where they are fewer.
         preset: preset that says how bits become codes, and which layer a single one copies.
+        calibration: batches of the teacher's inputs (``input_ids``, ``attention_mask``, ``labels``), some hundred
+            examples in all, on which the bits of each module are chosen where the configuration has a budget. Heads
+            and neurons on which the teacher's loss there depends least are left out (:func:`dqlib.pruning.importance`);
+            with None, those of the smallest weights are, which costs accuracy. Not needed for anything else.
 
     Returns:
         A model of the teacher's class, in training mode.
 
     Raises:
-        InputError: the architecture is unknown, the teacher has too few layers or is quantized, the preset is not
-            defined for architecture or bits, a weight is not finite, or a setting of its generation is none that a file
-            may have.
+        InputError: the architecture is unknown, the teacher has too few layers, heads or neurons or is quantized, the
+            preset is not defined for architecture or bits, a weight is not finite, a setting of its generation is none
+            that a file may have, a budget is below the smallest student or comes without calibration, or heads or
+            neurons are to be left out on a calibration set that is empty or has no labels.
     """
     names, preset = architecture_of(teacher.config), get_preset(preset)
+    config = config.with_layers_of(*names.depths(teacher.config))
     names.check_fits(config, teacher.config)
     preset.check_fits(config, teacher.config.model_type)
     _check_model(teacher)
     check_generation(teacher)
+    if config.is_open:
+        from dqlib.storage.budget import choose_bits  # the floor above, which counts bytes
+
+        config = choose_bits(teacher, config, preset, calibration)
     fewer = (config.encoder_layers, config.decoder_layers) != names.depths(teacher.config)
     if fewer and getattr(teacher.config, "scale_attn_by_inverse_layer_idx", False):
         raise InputError(
             "scale_attn_by_inverse_layer_idx", True, "False where layers are left out, since it counts them by place"
         )
+    if config.narrow:
+        check_widths(teacher, config, preset)
     student = copy.deepcopy(teacher)
+    scores: dict[str, Tensor] = {}
+    if config.narrow:  # of the whole teacher, whose loss says something
+        scores = norms(student) if calibration is None else importance(student.eval(), calibration)
+    origins = {}
     for side, stack in names.stacks.items():
         depth = getattr(config, f"{side}_layers")
         layers = student.get_submodule(stack.layers)
-        kept = [layers[i] for i in layer_map(depth, len(layers), preset.single_layer)]
+        origins[side] = layer_map(depth, len(layers), preset.single_layer)
+        kept = [layers[i] for i in origins[side]]
         del layers[:]
         layers.extend(kept)
         for index, layer in enumerate(layers):
@@ -109,6 +147,8 @@ def make_student(teacher: PreTrainedModel, config: Config, preset: Preset | str 
                     module.layer_idx = index  # the key-value cache is addressed by it
         setattr(student.config, stack.depth, depth)
     student.config.num_hidden_layers = config.encoder_layers or config.decoder_layers
+    if config.narrow:
+        prune(student, config, scores, origins)
     return quantize_model(student, config, preset).train()
 
 
@@ -116,9 +156,11 @@ def quantize_model(model: PreTrainedModel, config: Config, preset: Preset | str 
     """Fake-quantize a model in place and return it: linear layers, embeddings, head, attention.
 
     Raises:
-        InputError: as :func:`make_student`.
+        InputError: as :func:`make_student`; or the bits of a budget are not chosen yet.
     """
     names, preset = architecture_of(model.config), get_preset(preset)
+    if config.is_open:
+        raise InputError("config", str(config), "one whose bits are chosen, as make_student does")
     preset.check_fits(config, model.config.model_type)
     _check_model(model)
     _Quantizing(model, names, config, preset).run()
@@ -189,6 +231,7 @@ class _Quantizing:
         self.model, self.names, self.c, self.preset = model, names, c, preset
         self.activation = ActivationFakeQuantizer(c.a_bits, preset.activations)
         self.paths = {id(module): path for path, module in model.named_modules()}
+        self.bits = {id(self._weight(path)): bits for path, bits in c.modules}
 
     def run(self) -> None:
         table = self._embeddings()
@@ -216,7 +259,7 @@ class _Quantizing:
                 continue
             tied = shared is not None and shared[0] is module.weight
             if shared is None or not tied:
-                shared = module.weight, self._quantizer(module, self.c.e_bits, granularity)
+                shared = module.weight, self._quantizer(module, self._bits(module, self.c.e_bits), granularity)
             quantize_embedding(module, shared[1], tied)
         if self.preset.position_bits < FULL_PRECISION:
             for path in self.names.positions:
@@ -232,7 +275,8 @@ class _Quantizing:
         quantizer, tied = None, False
         if table is not None:  # the quantizer of the table that the head is tied to, or one of its own
             tied = head.weight is table[0]
-            quantizer = table[1] if tied else self._quantizer(head, self.c.e_bits, self.preset.weights.embedding)
+            bits = self._bits(head, self.c.e_bits)
+            quantizer = table[1] if tied else self._quantizer(head, bits, self.preset.weights.embedding)
         quantize_linear(head, quantizer, self.activation, tied=tied)
 
     def _attention(self, module: nn.Module | None) -> None:
@@ -256,7 +300,22 @@ class _Quantizing:
     def _weights(self, layer: nn.Linear | Conv1D) -> WeightFakeQuantizer | None:
         if self.c.w_bits >= FULL_PRECISION:
             return None
-        return self._quantizer(layer, self.c.w_bits, self.preset.weights.linear)
+        return self._quantizer(layer, self._bits(layer, self.c.w_bits), self.preset.weights.linear)
+
+    def _weight(self, path: str) -> Tensor:
+        """The weight of a module that has bits of its own."""
+        weight = getattr(submodule(self.model, path), "weight", None)
+        if weight is None:
+            raise InputError("modules", path, f"a module of {type(self.model).__name__} with a weight")
+        return weight
+
+    def _bits(self, module: nn.Module, uniform: int) -> int:
+        """Bits of a module: its own, or those of all where the configuration is uniform."""
+        if not self.c.modules:
+            return uniform
+        if id(module.weight) not in self.bits:
+            raise InputError(f"bits of {self.paths[id(module)]}", None, "given: each module of a budget has its own")
+        return self.bits[id(module.weight)]
 
     def _quantizer(
         self, module: nn.Module, bits: int, granularity: str, quantization: WeightQuantization | None = None
@@ -280,6 +339,19 @@ def quantized_modules(model: nn.Module) -> dict[str, QuantLinear | QuantConv1D |
         for name, module in model.named_modules()
         if isinstance(module, QuantLinear | QuantConv1D | QuantEmbedding) and module.weight_quantizer is not None
     }
+
+
+def module_quantizers(model: PreTrainedModel) -> dict[str, WeightFakeQuantizer]:
+    """The quantizers of linear layers, embeddings and heads by path; tied ones once, under the first of their paths.
+
+    Tables of positions, whose bits are the preset's, are left out.
+    """
+    positions = architecture_of(model.config).positions
+    found: dict[WeightFakeQuantizer, str] = {}
+    for path, module in quantized_modules(model).items():
+        if path not in positions and module.weight_quantizer is not None:
+            found.setdefault(module.weight_quantizer, path)
+    return {path: quantizer for quantizer, path in found.items()}
 
 
 def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -340,17 +412,17 @@ def forget(model: nn.Module) -> None:
 
 
 def set_attention_maps(model: PreTrainedModel, kind: str) -> None:
-    """Which maps the attentions of a model give out: ``probabilities`` or ``scores``.
+    """Which maps the attentions of a model give out: ``probabilities``, ``scores`` or ``relations``.
 
     It has an effect with the attention implementation ``dqlib``, which every student has.
     """
     names = architecture_of(model.config)
     for stack in names.stacks.values():
         for layer in model.get_submodule(stack.layers):
-            for path in names.attentions:
+            for number, path in enumerate(names.attentions):  # the first reads what it writes, the next another text
                 module = submodule(layer, path)
                 if module is not None:
-                    module.attention_maps = kind
+                    module.attention_maps = "probabilities" if kind == "relations" and number else kind
 
 
 def is_student(model: nn.Module) -> bool:
@@ -364,12 +436,17 @@ save_weights = PreTrainedModel.save_pretrained
 
 @wraps(save_weights)
 def _save_as_what_it_is(self: PreTrainedModel, save_directory: str | Path, *args: Any, **options: Any) -> None:
-    """Save a student as :func:`dqlib.storage.students.save_student` does, and any other model as ever."""
-    if not is_student(self):
+    """Save a student as :func:`dqlib.storage.students.save_student` does, a packed model packed, others as ever.
+
+    Of a model with adapters, transformers saves these alone.
+    """
+    if not hasattr(self, "dqlib_config") or getattr(self, "_hf_peft_config_loaded", False):
         save_weights(self, save_directory, *args, **options)
         return
-    from dqlib.storage.students import save_pretrained  # the floor above, which only a saved student needs
-
+    if is_student(self):  # of the floor above, which only what is saved needs
+        from dqlib.storage.students import save_pretrained
+    else:
+        from dqlib.storage.packed import save_pretrained
     save_pretrained(self, save_directory, *args, **options)
 
 

@@ -2,9 +2,9 @@
 
 CTranslate2 multiplies int8 weights that have one scale per row with inputs that it rounds to 8 bits per token, as a
 student does. So a weight whose rows have one scale each is handed over as the codes it was trained with, whatever its
-bits. CTranslate2 itself would find codes anew, ``rint(127 w / max|w|)`` in each row, which are the trained ones, times
-127, only for binary and ternary weights; it does so for weights that have more than one scale per row or are not
-quantized.
+bits and levels. CTranslate2 itself would find codes anew, ``rint(127 w / max|w|)`` in each row, which are the trained
+ones, times 127, only for binary and ternary weights (of four levels, 127 is no multiple of 3); it does so for weights
+that have more than one scale per row or are not quantized.
 
 What a student rounds inside of attention (queries, keys, values, probabilities) CTranslate2 leaves in fp32.
 """
@@ -25,11 +25,13 @@ from ctranslate2.specs import model_spec
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from dqlib.architectures import architecture_of
 from dqlib.config import FULL_PRECISION
 from dqlib.engines import ENGINES
 from dqlib.engines.base import Decoding, Engine
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
+from dqlib.pruning import units
 from dqlib.storage.manifest import check_files, check_replaceable, opened, read_file, seal
 from dqlib.storage.plain import plain_model
 from dqlib.storage.reading import json_object, one_line, read_tokenizer
@@ -135,9 +137,10 @@ def export_ctranslate2(
     check_replaceable(folder, *ENGINES[1:])
     decoding = Decoding.exported(model, CTranslate2Engine.name)
     weights: tuple[Exported, ...] = ()
-    spec = _spec(plain_model(model), tokenizer, decoding)
+    heads = None if config is None else config.heads
+    spec = _spec(plain_model(model), tokenizer, decoding, heads)
     if quantization == "int8":
-        codes = None if config is None else _spec(plain_model(model, codes=True), tokenizer, decoding)
+        codes = None if config is None else _spec(plain_model(model, codes=True), tokenizer, decoding, heads)
         weights = _to_int8(spec, codes)
     else:
         spec.optimize(quantization)
@@ -246,21 +249,38 @@ class _Vocabulary:
         return self._tokens[i]
 
 
-def _spec(plain: PreTrainedModel, tokenizer: Tokenizer | None, decoding: Decoding) -> model_spec.ModelSpec:
+def _spec(
+    plain: PreTrainedModel, tokenizer: Tokenizer | None, decoding: Decoding, heads: int | None = None
+) -> model_spec.ModelSpec:
     """CTranslate2's description of a plain model, weights in fp32.
 
     The decoder starts from the first token of the prefix, which the engine gives, so that a text may start from its
     language's. Nor is CTranslate2 told what begins and ends a source: to one without other tokens it answers nothing,
     unread.
+
+    Args:
+        plain: of :func:`dqlib.storage.plain.plain_model`.
+        tokenizer: of the model.
+        decoding: of the model.
+        heads: of every attention, where they are fewer than the model's configuration says.
     """
     config = plain.config
     name, config.normalize_before, config.normalize_embedding = _CONVERTED[config.model_type]
     config.add_final_layer_norm = config.normalize_before
     if config.model_type == "t5":  # the converter asks one for the other
         config.tie_word_embeddings = config.scale_decoder_outputs
+    names = architecture_of(config)
+    for field in names.head_fields if heads is not None else ():
+        setattr(config, field, heads)  # for the converter
     vocabulary = _Vocabulary(plain.get_input_embeddings().num_embeddings, tokenizer, decoding)
     with torch.no_grad():
         spec = converters._MODEL_LOADERS[name](plain, vocabulary)
+    for side in names.stacks if heads is not None else ():
+        size = np.dtype("int32").type(next(units(plain, side)).size)
+        for layer in getattr(spec, side).layer:
+            for name in ("self_attention", "attention"):
+                if hasattr(layer, name):  # the converters cannot say so, but CTranslate2 reads it of any attention
+                    vars(getattr(layer, name))["head_dim"] = size
     spec.config.decoder_start_token = None
     spec.config.bos_token = spec.config.eos_token = f"<id {len(vocabulary.get_vocab())}>"  # no token of the table
     spec.validate()

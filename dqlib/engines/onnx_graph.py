@@ -74,6 +74,7 @@ class Graph:
         self.constants: dict[str, TensorProto] = {}
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
+        self._sums: dict[str, str] = {}
         self._count = 0
 
     def input(self, name: str, kind: int, shape: list[int | str]) -> str:
@@ -122,6 +123,12 @@ class Graph:
     def fused(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
         """Add a node of an operator of ONNX Runtime's own."""
         return self.op(kind, *inputs, outputs=outputs, domain=MICROSOFT, **attributes)
+
+    def row_sums(self, value: str) -> str:
+        """The sum of each row of a value, (..., 1); the same node however often it is asked for."""
+        if value not in self._sums:
+            self._sums[value] = self.op("ReduceSum", value, self.integers(-1), keepdims=1)
+        return self._sums[value]
 
     def model(self) -> onnx.ModelProto:
         """The graph as a model."""

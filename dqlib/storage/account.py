@@ -40,7 +40,7 @@ class Entry:
         kind: ``weights``, ``embedding``, ``positions`` or ``rest``.
         numel: how many numbers.
         bits: of a code, 16 where it is not quantized.
-        code_bytes: codes packed without gaps (ternary: five per byte), or fp16 numbers.
+        code_bytes: codes packed without gaps (three levels: five per byte; four: four), or fp16 numbers.
         scale_bytes: scales (fp16) and zero points.
         repeats: the quantized parameter whose original, needed in full precision by another use, this is.
     """

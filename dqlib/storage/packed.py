@@ -8,12 +8,13 @@ manifest names are read, and every number read is checked. ``docs/packed-format.
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import safetensors.torch
 import torch
@@ -27,10 +28,12 @@ from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.generation import check_generation
 from dqlib.presets import Preset
+from dqlib.pruning import narrow
 from dqlib.storage.live import stored
-from dqlib.storage.manifest import WEIGHTS, Manifest, check_replaceable, opened, read_file, read_tensors, seal
+from dqlib.storage.manifest import FORMAT, WEIGHTS, Manifest, check_replaceable, opened, read_file, read_tensors, seal
 from dqlib.storage.reading import (
     CONFIG,
+    ELSEWHERE,
     GENERATION,
     config_of,
     empty_model,
@@ -39,12 +42,38 @@ from dqlib.storage.reading import (
     model_class,
     one_line,
     read_tokenizer,
+    saved,
 )
+from dqlib.storage.registered import PackedConfig, PackedReader
 from dqlib.storage.stored import Stored, record, restored
-from dqlib.storage.students import check_depths, describe
+from dqlib.storage.students import describe, described_config, in_shape
 from dqlib.student import quantize_model
 
 Each = TypeVar("Each", bound="Named")
+
+#: What stands where transformers looks for the name of a file of weights, so that it tells its user: with dqlib it
+#: knows better (:mod:`dqlib.storage.registered`).
+OF_A_PACKED_MODEL = "these are packed weights, which transformers reads after 'import dqlib'"
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What the folder of a packed model holds, read and checked.
+
+    Args:
+        manifest: of the folder.
+        model_config: of the model.
+        settings: of its generation; None where it has none.
+        config, preset: of the student.
+        parameters: everything in the model's state.
+    """
+
+    manifest: Manifest
+    model_config: PreTrainedConfig
+    settings: dict[str, Any] | None
+    config: Config
+    preset: Preset
+    parameters: list[Stored]
 
 
 def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
@@ -64,7 +93,40 @@ def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer
             else.
         OSError: the folder cannot be written; what was there is as before.
     """
-    folder = Path(folder)
+    folder, parameters = Path(folder), _parameters(model)
+    check_replaceable(folder, "packed")
+    try:
+        with atomic_folder(folder) as scratch:
+            _write(model, parameters, scratch)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(scratch)
+            seal(scratch, "packed", describe(model), list(map(record, parameters)))
+    except OSError as error:
+        raise OSError(
+            error.errno, f"not written, and what was there is as before ({error.strerror})", str(folder)
+        ) from error
+
+
+def save_pretrained(model: PreTrainedModel, folder: str | Path, is_main_process: bool = True, **options: Any) -> None:
+    """What ``save_pretrained`` of a packed model does: pack it again; other files of the folder stay.
+
+    Raises:
+        InputError: the model was changed since it was loaded, or is to be sent to the hub in the same call.
+    """
+    if options.get("push_to_hub"):
+        raise InputError("push_to_hub", True, "left out, and model.push_to_hub be called")
+    if is_main_process:
+        parameters = _parameters(model)
+        with saved(folder, "packed", describe(model), None, list(map(record, parameters))) as scratch:
+            _write(model, parameters, scratch)
+
+
+def _parameters(model: PreTrainedModel) -> list[Stored]:
+    """Everything that a packed model of a student holds.
+
+    Raises:
+        InputError: as :func:`save_packed`.
+    """
     if not hasattr(model, "dqlib_config"):
         raise InputError("model", type(model).__name__, "a student, of make_student, load_student or load_packed")
     model_class(model.config, type(model).__name__)
@@ -73,24 +135,21 @@ def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer
             raise InputError(name, str(value.dtype), "fp32, which a packed model computes in: call model.float(), and "
                              "round_for_storage again before the evaluation")  # fmt: skip
     check_generation(model)
-    check_replaceable(folder, "packed")
-    parameters = list(stored(model))
+    return list(stored(model))
+
+
+def _write(model: PreTrainedModel, parameters: Sequence[Stored], folder: Path) -> None:
+    """Write all files of a packed model but tokenizer and manifest."""
     weights = safetensors.torch.save({name: t for each in parameters for name, t in each.tensors.items()})
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
-    try:
-        with atomic_folder(folder) as scratch:
-            config.save_pretrained(scratch)
-            if getattr(model, "generation_config", None) is not None:
-                model.generation_config.save_pretrained(scratch)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(scratch)
-            (scratch / WEIGHTS).write_bytes(weights)
-            seal(scratch, "packed", describe(model), list(map(record, parameters)))
-    except OSError as error:
-        raise OSError(
-            error.errno, f"not written, and what was there is as before ({error.strerror})", str(folder)
-        ) from error
+    config.save_pretrained(folder)
+    fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    fields |= {"dtype": "float32", "quantization_config": PackedConfig().to_dict(), ELSEWHERE: OF_A_PACKED_MODEL}
+    (folder / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
+    (folder / WEIGHTS).write_bytes(weights)
 
 
 def load_packed(folder: str | Path) -> PreTrainedModel:
@@ -105,23 +164,48 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     Raises:
         InputError: the folder is no packed model, is damaged, or holds a pickle; the tensor or file is named.
     """
+    packed = read_packed(folder)
+    model = _built(packed.model_config, packed.manifest.about.get("class"), packed.parameters, packed.config.heads)
+    assign(model, packed.parameters, Stored.value)
+    if packed.settings is not None:
+        model.generation_config = generation_of(packed.settings, packed.model_config, GENERATION)
+    round_activations(model, packed)
+    # as transformers marks what it loads
+    model.is_quantized, model.quantization_method, model.hf_quantizer = True, FORMAT, PackedReader(PackedConfig())
+    model.config.quantization_config = model.hf_quantizer.quantization_config
+    return model.eval()
+
+
+def read_packed(folder: str | Path) -> Packed:
+    """What the folder of a packed model holds.
+
+    Raises:
+        InputError: as :func:`load_packed`.
+    """
     manifest = opened(folder, "packed")
     tensors = read_tensors(folder, manifest)
     parameters = [restored(record, tensors) for record in manifest.parameters]
     largest = max((size for each in parameters for size in each.shape), default=1)
-    model_config = config_of(json_object(read_file(folder, manifest, CONFIG), CONFIG), CONFIG, largest)
-    config, preset = Config.parse(manifest.about.get("config")), Preset.described(manifest.about)
-    model = _built(model_config, manifest.about.get("class"), parameters)
-    check_depths(config, model)
-    assign(model, parameters, Stored.value)
+    fields = json_object(read_file(folder, manifest, CONFIG), CONFIG)
+    if fields.get("quantization_config") == PackedConfig().to_dict():
+        del fields["quantization_config"]
+    model_config, settings = config_of(fields, CONFIG, largest), None
     if GENERATION in manifest.files:
         settings = json_object(read_file(folder, manifest, GENERATION), GENERATION)
-        model.generation_config = generation_of(settings, model_config, GENERATION)
-    # The weights are quantized already: what is left to do at run time is to round activations.
-    activations_only = replace(config, w_bits=FULL_PRECISION, e_bits=FULL_PRECISION)
-    quantize_model(model, activations_only, replace(preset, position_bits=FULL_PRECISION))
-    model.dqlib_config, model.dqlib_preset, model.dqlib_packed = config, preset, parameters
-    return model.eval()
+        generation_of(settings, model_config, GENERATION)
+    config, preset = described_config(manifest.about), Preset.described(manifest.about)
+    return Packed(manifest, model_config, settings, config, preset, parameters)
+
+
+def round_activations(model: PreTrainedModel, packed: Packed) -> None:
+    """Let a model with the weights of a packed one, which are quantized already, round its activations as the student.
+
+    Raises:
+        InputError: it has not as many layers and neurons as the student's configuration tells.
+    """
+    config = in_shape(packed.config, model)
+    quantize_model(model, config.uniform(FULL_PRECISION), replace(packed.preset, position_bits=FULL_PRECISION))
+    model.dqlib_config, model.dqlib_preset, model.dqlib_packed = config, packed.preset, packed.parameters
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -148,7 +232,9 @@ def has_tokenizer(manifest: Manifest) -> bool:
     return any(name.startswith("tokenizer") for name in manifest.files)
 
 
-def _built(config: PreTrainedConfig, name: object, parameters: Sequence[Stored]) -> PreTrainedModel:
+def _built(
+    config: PreTrainedConfig, name: object, parameters: Sequence[Stored], heads: int | None = None
+) -> PreTrainedModel:
     """A model without numbers, if these parameters fit it, which is found out before it takes any memory.
 
     Raises:
@@ -156,19 +242,19 @@ def _built(config: PreTrainedConfig, name: object, parameters: Sequence[Stored])
             fit.
     """
     kind = model_class(config, name)
-    empty = empty_model(kind, config, len(parameters), CONFIG)
-    _check_fit(empty, parameters)
+    empty = empty_model(kind, config, len(parameters), CONFIG, heads)
+    check_fit(empty, parameters)
     stored_buffers = empty.state_dict().keys()
     if all(name in stored_buffers for name, _ in empty.named_buffers()):
         return empty  # without numbers of its own, it gets all of them
     try:
         with no_init_weights():
-            return kind(config)
+            return narrow(kind(config), heads)
     except Exception as error:  # whatever a model does with a field that it did not check
         raise InputError(CONFIG, one_line(error), f"one that a {name} can be built of") from None
 
 
-def _check_fit(model: nn.Module, parameters: Sequence[Named]) -> None:
+def check_fit(model: nn.Module, parameters: Sequence[Named]) -> None:
     """Check that parameters are those of a model's state, by names and shapes.
 
     Raises:
@@ -212,12 +298,25 @@ def assign(model: nn.Module, parameters: Sequence[Each], value_of: Callable[[Eac
     Raises:
         InputError: a name is missing, is none of the model's, or has another shape there.
     """
-    _check_fit(model, parameters)
+    check_fit(model, parameters)
+    for each, value in values_of(parameters, value_of):
+        _put(model, each.names, value)
+    keep_apart(model, parameters)
+
+
+def values_of(
+    parameters: Sequence[Each], value_of: Callable[[Each], Tensor] = Stored.value
+) -> Iterator[tuple[Each, Tensor]]:
+    """Parameters with their numbers, which all threads of PyTorch make, the largest first."""
     largest_first = sorted(parameters, key=lambda each: -torch.Size(each.shape).numel())
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for each, value in zip(largest_first, pool.map(value_of, largest_first), strict=True):
-            _put(model, each.names, value)
-    _keep_apart(model)
+        yield from zip(largest_first, pool.map(value_of, largest_first), strict=True)
+
+
+def tie(model: nn.Module, names: Sequence[str]) -> None:
+    """Give all names of a parameter the tensor that the first has."""
+    if names[1:]:
+        _put(model, names, model.get_parameter(names[0]).detach())
 
 
 def _put(model: nn.Module, names: Sequence[str], value: Tensor) -> None:
@@ -233,9 +332,9 @@ def _put(model: nn.Module, names: Sequence[str], value: Tensor) -> None:
             module._buffers[field] = value
 
 
-def _keep_apart(model: PreTrainedModel) -> None:
+def keep_apart(model: PreTrainedModel, parameters: Sequence[Named]) -> None:
     """Let transformers know which weights that it ties by default are not tied here, as it does itself on loading."""
-    tied: Mapping[str, str] = model.all_tied_weights_keys
-    for name, other in list(tied.items()):
-        if model.get_parameter(name) is not model.get_parameter(other):
+    first = {name: each.names[0] for each in parameters for name in each.names}
+    for name, other in list(model.all_tied_weights_keys.items()):
+        if first[name] != first[other]:
             del model.all_tied_weights_keys[name]

@@ -69,7 +69,7 @@ def pack(codes: Tensor, bits: int, encoding: str = "bits") -> Tensor:
         uint8 (:func:`packed_size`,). Spare places of the last bytes are zero.
 
     Raises:
-        InputError: a code is not on the grid, or there are no codes of such bits.
+        InputError: a code is not on the grid, or there are no codes of such bits or encoding.
     """
     import torch
 
@@ -77,7 +77,7 @@ def pack(codes: Tensor, bits: int, encoding: str = "bits") -> Tensor:
     flat = codes.detach().cpu().contiguous().view(-1).numpy()
     odd, (low, high) = _is_odd(bits, encoding), _range(bits, encoding)
     if flat.size and (flat.min() < low or flat.max() > high or (odd and not (flat & 1).all())):
-        raise InputError("codes", f"{flat.min()} to {flat.max()}", f"{'odd, ' * odd}{low} to {high}")
+        raise InputError("codes", f"{flat.min()} to {flat.max()}", f"{'odd numbers from ' * odd}{low} to {high}")
     digits = (flat - np.int8(low)).view(np.uint8)  # wraps around at 8 bits, as it should
     if odd:
         digits >>= np.uint8(1)
@@ -161,6 +161,8 @@ def _parts(bits: int, encoding: str) -> list[_Part]:
     """Codes of 3, 5, 6 and 7 bits are packed as parts of 4, 2 and 1 bits, the low bits first."""
     if bits not in range(1, 9):
         raise InputError("bits", bits, "a whole number from 1 to 8")
+    if encoding not in ENCODINGS:
+        raise InputError("encoding", encoding, f"one of {', '.join(ENCODINGS)}")
     if encoding == "odd" and bits == 8:
         raise InputError("bits", bits, "at most 7 for odd codes, which are int8")
     if encoding == "ternary":

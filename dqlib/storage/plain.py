@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from dqlib.pruning import narrow
 from dqlib.quantizers import Quantized
 from dqlib.storage.live import Live, parameters_of
 from dqlib.storage.packed import assign
@@ -57,9 +58,11 @@ def plain_model(model: PreTrainedModel, codes: bool = False) -> PreTrainedModel:
     """
     if not hasattr(model, "dqlib_config"):
         return copy.deepcopy(model).cpu().float().eval()
-    config = type(model.config).from_dict(model.config.to_dict())
+    fields = model.config.to_dict()
+    fields.pop("quantization_config", None)
+    config = type(model.config).from_dict(fields)
     with no_init_weights():
-        plain = type(model)(config)
+        plain = narrow(type(model)(config), model.dqlib_config.heads)
     with torch.no_grad():
         assign(plain, parameters_of(model), codes_of if codes else lambda each: each.value())
     if getattr(model, "generation_config", None) is not None:

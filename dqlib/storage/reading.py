@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
@@ -31,6 +31,7 @@ from dqlib.fake_quantize import LEARNED
 from dqlib.files import added_to
 from dqlib.generation import vocabulary_size
 from dqlib.generation_settings import SETTINGS, checked_settings
+from dqlib.pruning import narrow
 from dqlib.storage.manifest import MANIFEST, check_files, opened, seal
 
 CONFIG, GENERATION, SAFETENSORS = "config.json", "generation_config.json", "model.safetensors"
@@ -130,6 +131,7 @@ def read_model(
     scales: dict[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
     bins: bool = False,
+    heads: int | None = None,
 ) -> PreTrainedModel:
     """The model of a Hugging Face folder, of safetensors, in evaluation mode. No code of the folder is run.
 
@@ -141,6 +143,7 @@ def read_model(
             no student's.
         dtype: of the model; None for that of the file.
         bins: read ``pytorch_model.bin`` where there is nothing else, as torch does without running what is in it.
+        heads: of every attention of a student that has fewer of them than its configuration says.
 
     Raises:
         InputError: configuration or class are not those of a known architecture, there are no weights, a tensor is
@@ -158,12 +161,14 @@ def read_model(
     if name == "seq2seq":
         name = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     kind = model_class(config, (config.architectures or [""])[0] if name is None else name)
-    _check_sizes(kind, config, weights, str(folder / CONFIG))
+    _check_sizes(kind, config, weights, str(folder / CONFIG), heads)
     options: dict[str, Any] = {"state_dict": dict(weights), "dtype": "auto" if dtype is None else dtype}
     if kind.can_generate():
         options["generation_config"] = _generation(folder, config)
     try:
-        model, report = kind.from_pretrained(None, config=config, output_loading_info=True, **options)
+        made = _narrowed(kind, heads)
+        model, report = made.from_pretrained(None, config=config, output_loading_info=True, **options)
+        model.__class__ = kind
     except (ValueError, RuntimeError) as error:  # shapes that differ, say
         allowed = f"one whose weights are those of a {kind.__name__} ({one_line(error)})"
         raise InputError("folder", str(folder), allowed) from None
@@ -180,19 +185,25 @@ def save_model(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer 
 
 
 @contextmanager
-def saved(folder: str | Path, kind: str, about: Mapping[str, Any], tokenizer: Tokenizer | None) -> Iterator[Path]:
+def saved(
+    folder: str | Path,
+    kind: str,
+    about: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
+    parameters: Sequence[Mapping[str, Any]] = (),
+) -> Iterator[Path]:
     """Save a model, written aside, in place of one that may be there; other files of the folder stay.
 
     Args:
         folder: to save into.
-        kind, about: of its manifest.
+        kind, about, parameters: of its manifest.
         tokenizer: written beside the model.
     """
     with added_to(folder, MANIFEST) as scratch:
         yield scratch
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
-        seal(scratch, kind, about)
+        seal(scratch, kind, about, parameters)
     for path in _files_of_model(Path(folder)):
         if path.name not in opened(folder, kind).files:
             path.unlink()  # of the one before
@@ -244,13 +255,16 @@ def json_object(data: bytes, where: str) -> dict[str, Any]:
     return content
 
 
-def empty_model(kind: type[PreTrainedModel], config: PreTrainedConfig, tensors: int, where: str) -> PreTrainedModel:
+def empty_model(
+    kind: type[PreTrainedModel], config: PreTrainedConfig, tensors: int, where: str, heads: int | None = None
+) -> PreTrainedModel:
     """A model without numbers, which takes no memory.
 
     Args:
         kind, config: of the model.
         tensors: that there are for it; no more layers than these are made.
         where: the configuration was read from, for the error.
+        heads: as :func:`read_model` has them.
 
     Raises:
         InputError: the configuration is none that a model can be built of.
@@ -260,7 +274,7 @@ def empty_model(kind: type[PreTrainedModel], config: PreTrainedConfig, tensors: 
         if layers > tensors:
             raise InputError(where, f"{layers} layers", f"of no more layers than the {tensors} tensors of the weights")
         with no_init_weights(), torch.device("meta"):
-            return kind(config)
+            return narrow(kind(config), heads)
     except InputError:
         raise
     except Exception as error:  # whatever a model does with a field that it did not check
@@ -361,15 +375,31 @@ def _check_kind(folder: Path, student: bool) -> None:
         raise InputError(f"{folder / CONFIG}, {ELSEWHERE}", elsewhere, allowed)
 
 
+def _narrowed(kind: type[PreTrainedModel], heads: int | None) -> type[PreTrainedModel]:
+    """A class of the same name whose models are made with fewer heads, since transformers makes them as it loads."""
+    if heads is None:
+        return kind
+
+    def make(self: PreTrainedModel, config: PreTrainedConfig) -> None:
+        kind.__init__(self, config)
+        narrow(self, heads)
+
+    return type(kind.__name__, (kind,), {"__init__": make, "__module__": kind.__module__})
+
+
 def _check_sizes(
-    kind: type[PreTrainedModel], config: PreTrainedConfig, weights: Mapping[str, Tensor], where: str
+    kind: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    weights: Mapping[str, Tensor],
+    where: str,
+    heads: int | None = None,
 ) -> None:
     """Hold a configuration against the tensors that there are, before a model of it takes any memory.
 
     Raises:
         InputError: a tensor has another shape, or the model has far more numbers than the weights.
     """
-    empty = empty_model(kind, config, len(weights), where)
+    empty = empty_model(kind, config, len(weights), where, heads)
     for name, value in empty.state_dict().items():
         if name in weights and weights[name].shape != value.shape:
             allowed = f"of the shape {tuple(value.shape)}, as {where} has it"

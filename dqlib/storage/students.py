@@ -7,6 +7,8 @@ A saved student is a folder in the Hugging Face layout: full-precision weights, 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,27 @@ from dqlib.student import is_student, quantize_model, round_for_storage, save_we
 
 def describe(model: PreTrainedModel) -> dict[str, Any]:
     """What must be known of a student besides its numbers to build it again, as JSON has it."""
-    return {
-        "class": type(model).__name__,
-        "config": str(model.dqlib_config),
-    } | model.dqlib_preset.describe()
+    config: Config = model.dqlib_config
+    about = {"class": type(model).__name__, "config": str(config)} | model.dqlib_preset.describe()
+    if config.modules:
+        about |= {"w_bits": config.w_bits, "e_bits": config.e_bits, "modules": dict(config.modules)}
+    return about
+
+
+def described_config(about: Mapping[str, Any]) -> Config:
+    """The configuration that :func:`describe` described, with the bits of each module where there was a budget.
+
+    Raises:
+        InputError: an entry is missing, or out of range.
+    """
+    config = Config.parse(about.get("config"))
+    if not config.is_open:
+        return config
+    modules = about.get("modules")
+    if not isinstance(modules, dict) or not modules or not all(type(bits) is int for bits in modules.values()):
+        raise InputError("modules", modules, f"bits of each module, which '{config}' has")
+    w_bits, e_bits = (about.get(name, 0) for name in ("w_bits", "e_bits"))
+    return replace(config, w_bits=w_bits, e_bits=e_bits, modules=tuple(modules.items()))
 
 
 def save_student(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
@@ -60,10 +79,12 @@ def load_student(folder: str | Path) -> PreTrainedModel:
             number is not finite.
     """
     about = opened(folder, "student").about
-    config, preset = Config.parse(about.get("config")), Preset.described(about)
+    config, preset = described_config(about), Preset.described(about)
     learned: dict[str, Tensor] = {}
-    model = read_model(folder, about.get("class") or "", scales=learned)
-    check_depths(config, model)
+    model = read_model(folder, about.get("class") or "", scales=learned, heads=config.heads)
+    config = in_shape(config, model)
+    if config.heads is not None:
+        model.dqlib_kept_heads = _kept_heads(about.get("kept_heads"), config, model)
     quantize_model(model, config, preset)
     check_finite(learned)
     names: dict[nn.Parameter, list[str]] = {}
@@ -86,15 +107,44 @@ def load_student(folder: str | Path) -> PreTrainedModel:
     return model.eval()
 
 
-def check_depths(config: Config, model: PreTrainedModel) -> None:
-    """Check that a model has the layers that its configuration as a student tells of.
+def in_shape(config: Config, model: PreTrainedModel) -> Config:
+    """The configuration of a student, once it is checked that the model has the layers and neurons that it tells of.
+
+    The model's heads were made as many as that says (:func:`dqlib.pruning.narrow`), and its tensors fit.
 
     Raises:
         InputError: it has not.
     """
-    depths = architecture_of(model.config).depths(model.config)
+    names = architecture_of(model.config)
+    depths = names.depths(model.config)
+    config = config.with_layers_of(*depths)
     if depths != (config.encoder_layers, config.decoder_layers):
         raise InputError("config", str(config), f"one of {depths[0]}-{depths[1]} layers, as {CONFIG} has it")
+    for field in names.neuron_fields if config.ffn is not None else ():
+        if getattr(model.config, field) != config.ffn:
+            raise InputError("config", str(config), f"one of f{getattr(model.config, field)}, as {CONFIG} has it")
+    return config
+
+
+def _kept_heads(kept: Any, config: Config, model: PreTrainedModel) -> dict[str, list[list[int]]]:
+    """The teacher's heads that each layer of a student has, as a manifest has them.
+
+    Raises:
+        InputError: they are not as many as the configuration says, or none of the teacher's.
+    """
+    names, layers = architecture_of(model.config), {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
+    expected = {side: layers[side] for side in names.stacks}
+    if len(names.attentions) > 1:
+        expected["cross"] = config.decoder_layers
+    most = max(getattr(model.config, field) for field in names.head_fields)
+    sound = isinstance(kept, dict) and all(isinstance(layers, list) for layers in kept.values())
+    sound = sound and {part: len(kept[part]) for part in kept} == expected
+    for heads in [heads for part in kept.values() for heads in part] if sound else ():
+        whole = isinstance(heads, list) and all(type(head) is int and 0 <= head < most for head in heads)
+        sound = sound and whole and len(heads) == config.heads and sorted(set(heads)) == heads
+    if not sound:
+        raise InputError("kept_heads", kept, f"{config.heads} of the teacher's heads for each attention, in order")
+    return kept
 
 
 def save_pretrained(
@@ -126,6 +176,8 @@ def _save(
     rounded = rounded or any(quantizer.half_scales for quantizer in weight_quantizers(model))
     numbers = sum(value.numel() for name, value in model.named_parameters() if not name.endswith(LEARNED))
     about = describe(model) | {"half_scales": rounded, "numbers": numbers}
+    if model.dqlib_config.heads is not None:  # which teach the maps of a student that is trained on
+        about["kept_heads"] = model.dqlib_kept_heads
     with saved(folder, "student", about, tokenizer) as scratch:
         save_weights(model, scratch, state_dict=state, **options)
         config = json.loads((scratch / CONFIG).read_text(encoding="utf-8")) | {ELSEWHERE: OF_A_STUDENT}

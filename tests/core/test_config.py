@@ -3,14 +3,19 @@ import pytest
 from dqlib.config import Config
 from dqlib.errors import InputError
 
+READ = ["2-2-8 6-3", "1-1-8 12-1", "32-32-32 6-3", "8-4-4 2-2", "5-7-32 2-0", "3-6-8 0-12"]
+NARROW = ["auto:0.45MB 6-3 h8 f2048", "2-2-8 6-3 h8 f2048", "2-2-8 6-3 h8", "2-2-8 6-3 f10", "32-32-32 0-1 h1 f1"]
+MALFORMED = ["2-2 6-3", "2-2-8", "2-2-8 6", "2-2-8  6-3x", "a-2-8 6-3", "", None, "2-2-8-6-3"]
+MALFORMED_WIDTHS = ["2-2-8 6-3 f8 h8", "2-2-8 6-3 h", "2-2-8 6-3 8", "2-2-8 h8 6-3", "2-2-8 6-3 h8f8", "auto:1MB h8"]
 
-@pytest.mark.parametrize("text", ["2-2-8 6-3", "1-1-8 12-1", "32-32-32 6-3", "8-4-4 2-2", "5-7-32 2-0", "3-6-8 0-12"])
+
+@pytest.mark.parametrize("text", [*READ, *NARROW])
 def test_a_configuration_prints_back_as_it_was_read(text):
     assert str(Config.parse(text)) == text
     assert Config.parse(Config.parse(text).slug) == Config.parse(text)
 
 
-@pytest.mark.parametrize("text", ["2-2 6-3", "2-2-8", "2-2-8 6", "2-2-8  6-3x", "a-2-8 6-3", "", None, "2-2-8-6-3"])
+@pytest.mark.parametrize("text", [*MALFORMED, *MALFORMED_WIDTHS])
 def test_a_malformed_configuration_is_refused_with_the_form(text):
     with pytest.raises(InputError, match=r"config: .* 'W-E-A e-d'"):
         Config.parse(text)
@@ -27,6 +32,8 @@ def test_a_malformed_configuration_is_refused_with_the_form(text):
         ("2-2-7 6-3", "a_bits"),
         ("2-2-2 6-3", "a_bits"),
         ("2-2-8 0-0", "encoder_layers"),
+        ("2-2-8 6-3 h0", "heads"),
+        ("2-2-8 6-3 f0", "ffn"),
     ],
 )
 def test_a_number_out_of_range_is_named(text, field):
@@ -51,3 +58,17 @@ def test_a_negative_number_of_layers_is_refused(fields):
 def test_more_layers_than_the_teacher_are_refused():
     with pytest.raises(InputError, match=r"decoder_layers: 4 .* at most 3"):
         Config.parse("2-2-8 2-4").check_fits(6, 3)
+
+
+def test_more_heads_or_neurons_than_the_teacher_are_refused():
+    config = Config.parse("2-2-8 2-2 h8 f2048")
+    config.check_fits(2, 2, 8, 2048)
+    with pytest.raises(InputError, match=r"^config '2-2-8 2-2 h8 f2048', heads: 8 .* at most 4"):
+        config.check_fits(2, 2, 4, 2048)
+    with pytest.raises(InputError, match=r"ffn: 2048 .* at most 1024"):
+        config.check_fits(2, 2, 8, 1024)
+
+
+def test_a_configuration_is_a_name_of_a_folder():
+    assert Config.parse("2-2-8 2-4 h2 f256").slug == "2-2-8_2-4_h2_f256"
+    assert not Config.parse("2-2-8 2-4").narrow

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,9 @@ from dqlib.losses import (
     logits_kl,
     logits_mse,
     reference_terms,
+    relation_kl,
     token_contrastive,
+    token_scale,
 )
 from dqlib.student import make_student, set_attention_maps, supervision_map
 from dqlib.study.training.batches import Example, collate
@@ -113,6 +116,9 @@ def test_every_term_has_a_weight(name):
         {"hidden": float("nan")},
         {"logits_loss": "l1"},
         {"attention_maps": "values"},
+        {"layers": "first"},
+        {"token_temperature": 0.0},
+        {"layers": "last", "reduction": "reference", "logits_loss": "mse"},
         {"reduction": "sum"},
         {"temperature": 0.0},
         {"contrastive_temperature": -1.0},
@@ -126,6 +132,79 @@ def test_every_term_has_a_weight(name):
 def test_bad_weights_are_named(bad):
     with pytest.raises(InputError, match=rf"^{next(iter(bad))}: .* must be "):
         LossWeights(**bad)
+
+
+# --- tokens that count more
+
+
+def test_hard_tokens_count_more_and_the_mean_is_one():
+    # By hand: the softmax over a text of the teacher's loss of each token, times the number of tokens.
+    student, teacher = torch.randn(3, 4, 7, dtype=torch.float64), 3 * torch.randn(3, 4, 7, dtype=torch.float64)
+    labels = torch.tensor([[1, 2, 3, -100], [4, -100, -100, -100], [-100] * 4])
+    scale, expected, total = token_scale(teacher, labels, 2.0), torch.zeros(3, 4, dtype=torch.float64), 0.0
+    for b, row in enumerate(labels.tolist()):
+        counting = [n for n, label in enumerate(row) if label != -100]
+        surprise = {n: -float(torch.log_softmax(teacher[b, n], -1)[row[n]]) for n in counting}
+        for n in counting:
+            expected[b, n] = len(counting) * math.exp(surprise[n] / 2) / sum(math.exp(s / 2) for s in surprise.values())
+            p, log_q = torch.softmax(teacher[b, n], -1), torch.log_softmax(student[b, n], -1)
+            total += float(expected[b, n] * (p * (p.log() - log_q)).sum())
+    torch.testing.assert_close(scale, expected)
+    torch.testing.assert_close(scale.sum(dim=-1), (labels >= 0).sum(dim=-1).double())
+    assert logits_kl(student, teacher, labels >= 0, 5.0, scale=scale).item() == pytest.approx(total / 5)
+    even = token_scale(teacher, labels, 1e9)
+    torch.testing.assert_close(
+        logits_kl(student, teacher, labels >= 0, scale=even), logits_kl(student, teacher, labels >= 0)
+    )
+    assert torch.equal(token_scale(teacher[:, 0], torch.tensor([1, 2, 3])), torch.ones(3, dtype=torch.float64))
+
+
+# --- relations of tokens
+
+
+def test_relations_are_those_of_queries_keys_and_values_of_a_text(teacher, batch):
+    # By hand, from what the projections of one layer give: the encoder of full precision, a head at a time.
+    teacher.set_attn_implementation("dqlib")
+    set_attention_maps(teacher, "relations")
+    layer, projected = teacher.model.encoder.layers[0].self_attn, {}
+    for kind in ("q", "k", "v"):
+        hook = lambda module, args, output, kind=kind: projected.__setitem__(kind, output)  # noqa: E731
+        getattr(layer, f"{kind}_proj").register_forward_hook(hook)
+    with torch.no_grad():
+        outputs = teacher(**batch.inputs(), output_attentions=True)
+    found, heads = outputs.encoder_attentions[0], layer.num_heads
+    assert found.size(1) == 3 * heads
+    for number, kind in enumerate(("q", "k", "v")):
+        for head, x in enumerate(projected[kind].chunk(heads, dim=-1)):
+            scores = x @ x.transpose(1, 2) / x.size(-1) ** 0.5
+            scores = scores.masked_fill(~batch.attention_mask.bool().unsqueeze(1), -torch.inf)
+            torch.testing.assert_close(found[:, number * heads + head], torch.softmax(scores, dim=-1))
+    assert outputs.decoder_attentions[0].size(1) == 3 * heads
+    assert (outputs.decoder_attentions[0].triu(1) == 0).all()  # no token sees those after it
+    assert outputs.cross_attentions[0].size(1) == heads  # probabilities: the queries are of another text
+    before = teacher.generate(**{k: v for k, v in batch.inputs().items() if "decoder" not in k}, max_new_tokens=4)
+    set_attention_maps(teacher, "probabilities")
+    after = teacher.generate(**{k: v for k, v in batch.inputs().items() if "decoder" not in k}, max_new_tokens=4)
+    assert torch.equal(before, after)
+
+
+def test_divergence_of_relations_follows_the_formula_and_what_is_masked_adds_nothing():
+    s, t = (torch.softmax(torch.randn(2, 3, 4, 4, dtype=torch.float64), -1) for _ in range(2))
+    s[..., 3], t[..., 3] = 0.0, 0.0
+    s, t = s / s.sum(-1, keepdim=True), t / t.sum(-1, keepdim=True)
+    mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    total = 0.0
+    for b, i in mask.nonzero().tolist():
+        for head in range(3):
+            total += (
+                sum(float(p * (p / q).log()) for p, q in zip(t[b, head, i, :3], s[b, head, i, :3], strict=True)) / 3
+            )
+    assert relation_kl(s, t, mask).item() == pytest.approx(total / 4)
+    assert relation_kl(s, t, mask, 8.0).item() == pytest.approx(total / 8)
+    student = s.clone().requires_grad_()
+    relation_kl(student, t, mask).backward()
+    assert torch.isfinite(student.grad).all()
+    assert relation_kl(t, t, mask).item() == pytest.approx(0, abs=1e-12)
 
 
 # --- scores of attention
@@ -261,6 +340,9 @@ CHOICES = {
     "warm": LossWeights(temperature=2.0),
     "scores": LossWeights(attention_maps="scores"),
     "contrast": LossWeights(contrastive=0.1),
+    "token-scaled": LossWeights(logits_loss="tsld", token_temperature=1.0),
+    "relations": LossWeights(attention_maps="relations"),
+    "last": LossWeights(layers="last"),
 }
 
 
@@ -279,6 +361,21 @@ def pair(teacher):
 
 
 MAPS = LayerMaps(supervision_map(2, 4), supervision_map(1, 3))
+
+
+def test_the_last_layers_alone_are_compared(pair, batch):
+    both, mask = outputs(*pair, batch), batch.attention_mask.bool()
+    terms = {
+        layers: distillation_terms(*both, batch.labels, mask, maps, LossWeights(layers=layers))
+        for layers, maps in (("last", MAPS), ("all", LayerMaps([0, 3], [2])))
+    }
+    student, teacher = both
+    last = student.encoder_hidden_states[2], teacher.encoder_hidden_states[4]
+    torch.testing.assert_close(terms["last"]["encoder_hidden"], hidden_mse(*last, mask))
+    last = student.encoder_attentions[1], teacher.encoder_attentions[3]
+    torch.testing.assert_close(terms["last"]["encoder_attention"], attention_mse(*last, mask))
+    assert terms["last"]["encoder_hidden"] != terms["all"]["encoder_hidden"]
+    assert torch.equal(terms["last"]["decoder_hidden"], terms["all"]["decoder_hidden"])  # it has but one
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 import pytest
 
 from dqlib.architectures import ARCHITECTURES
-from dqlib.config import Config
+from dqlib.config import Config, LossWeights
 from dqlib.errors import InputError
 from dqlib.presets import PRESETS, VARIANTS, Preset, Recipe, get_preset
 
@@ -65,6 +65,13 @@ def test_an_unknown_preset_is_refused_with_those_that_there_are(name):
         {"progressive": 1.0},
         {"progressive": -0.5},
         {"schedule": "step"},
+        {"layerwise": 1.0},
+        {"layerwise": -0.1},
+        {"layerwise_rate": 0.0},
+        {"layer_losses_until": 0.0},
+        {"layer_losses_until": 1.1},
+        {"average": 1.0},
+        {"weight_decay": -0.1},
         {"teacher_targets": 1.1},
         {"labelled_text": -0.1},
         {"on_policy": float("nan")},
@@ -78,6 +85,27 @@ def test_a_recipe_out_of_bounds_is_named(bad):
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
 def test_a_recipe_at_its_bounds_is_allowed(schedule):
     Recipe(learning_rate=1e-9, schedule=schedule, warmup=0.0, scale_learning_rate=1e9, progressive=0.999)
+
+
+def test_layerwise_steps_are_part_of_all_steps_and_leave_one():
+    assert [Recipe(layerwise=0.2).layerwise_steps(steps) for steps in (250, 10, 2, 1)] == [50, 2, 0, 0]
+    assert Recipe(layerwise=0.99).layerwise_steps(10) == 9
+    assert Recipe().layerwise_steps(10) == 0
+    with pytest.raises(InputError, match=r"^layerwise: 0.2 .* must be 0 where no loss compares with a teacher"):
+        replace(get_preset("quantization-only"), by_bits={2: Recipe(layerwise=0.2)})
+
+
+def test_losses_of_layers_fade_in_a_straight_line():
+    fading = Recipe(layer_losses_until=0.5)
+    assert [fading.layer_losses(step, 8) for step in range(1, 9)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.0]
+    assert {Recipe().layer_losses(step, 8) for step in range(1, 9)} == {1.0}
+    with pytest.raises(InputError, match=r"^layer_losses_until: 0.5 .* must be 1 where task and logits weigh 0"):
+        replace(get_preset("dqlib"), loss=LossWeights(task=0.0, logits=0.0), recipe=fading)
+
+
+def test_averaged_steps_are_the_last_and_none_of_the_layerwise_ones():
+    assert [Recipe(average=0.2).averaged_steps(steps) for steps in (250, 10, 2)] == [50, 2, 0]
+    assert Recipe(average=0.9, layerwise=0.4).averaged_steps(10) == 6
 
 
 def test_some_bits_may_have_a_recipe_of_their_own():

@@ -42,6 +42,14 @@ def top(bits):
     return max(1, 2 ** (bits - 1) - 1)
 
 
+ODD = ("four_level", "stretched")  # whose codes are odd numbers
+
+
+def reach(scheme, bits):
+    """The largest |w| / s that gets a gradient where the scale is trained."""
+    return 2**bits if scheme in ODD else top(bits)
+
+
 # --- codes and scales
 
 
@@ -63,11 +71,14 @@ def test_codes_stay_in_their_range_and_scales_have_the_granularity(rows, quads, 
     whole = scheme == "asymmetric" or (full_range and (scheme or default(bits)) == "symmetric")
     assert q.codes.dtype == torch.int8
     assert q.codes.shape == weight.shape
-    assert q.codes.min() >= (-(2 ** (bits - 1)) if whole else -top(bits))
-    assert q.codes.max() <= top(bits)
+    if bits == 1 or scheme in ODD:
+        assert (q.codes % 2 == 1).all()
+        assert q.codes.abs().max() <= 2**bits - 1
+    else:
+        assert q.codes.min() >= (-(2 ** (bits - 1)) if whole else -top(bits))
+        assert q.codes.max() <= top(bits)
     assert q.scale.shape == {"per_row": (rows, 1), "per_tensor": (1, 1), "per_group_4": (rows, quads)}[granularity]
     assert q.bits == bits
-    assert bits != 1 or (q.codes != 0).all()
     assert (q.zero_point is not None) == (scheme == "asymmetric")
 
 
@@ -137,6 +148,46 @@ def test_binary_weights_follow_the_formula():
     assert q.scale.item() == pytest.approx(0.5)
 
 
+def test_four_levels_follow_the_formula():
+    weight = torch.tensor([[1.0, -0.9, 0.1, -0.2, 0.0, 0.56]])  # mean 0.46, levels at 0.2875 and 0.8625 of each sign
+    q = quantize(weight, 2, "per_row", "four_level")
+    assert q.codes.tolist() == [[3, -3, 1, -1, 1, 1]]
+    assert q.scale.item() == pytest.approx(0.2875)
+    torch.testing.assert_close(q.dequantize()[0, :2], torch.tensor([0.8625, -0.8625]))
+    between = torch.tensor([[0.5, -0.5, 0.0]])  # as near to one code as to another: the higher one
+    assert quantize(between, 2, "per_row", "stretched", torch.tensor([[1.0]])).codes.tolist() == [[3, -1, 1]]
+
+
+def test_the_step_of_four_levels_is_that_of_least_error_for_a_normal_weight():
+    # Max 1960, table II: four levels have an error of 0.1188 variances, and the three of ternary weights 0.191.
+    weight = randn(1, 2**20)
+    clip = initial_learned(weight, 2, "per_row", "stretched")
+    fixed = quantize(weight, 2, "per_row", "four_level").dequantize()
+    assert torch.equal(quantize(weight, 2, "per_row", "stretched", clip).dequantize(), fixed)
+
+    def error(value):
+        return (value - weight).square().mean().item()
+
+    assert error(fixed) == pytest.approx(0.1188, abs=0.0005)
+    for part in (0.97, 1.03):
+        assert error(quantize(weight, 2, "per_row", "stretched", part * clip).dequantize()) > error(fixed)
+    assert error(quantize(weight, 2).dequantize()) == pytest.approx(0.191, abs=0.001)
+
+
+def test_stretched_levels_are_those_of_paretoq():
+    # Levels of the clip: -3/4, -1/4, 1/4, 3/4; halves of it part the outer levels from the inner ones.
+    weight = torch.tensor([[0.9, 0.41, 0.39, -0.1, -0.41, -9.0]])
+    q = quantize(weight, 2, "per_row", "stretched", torch.tensor([[0.8]]))
+    assert q.codes.tolist() == [[3, 3, 1, -1, -3, -3]]
+    assert q.scale.item() == pytest.approx(0.2)
+
+
+def test_one_bit_with_a_trained_scale_is_that_scale_and_the_sign():
+    q = quantize(torch.tensor([[1.0, -0.5, 0.0]]), 1, "per_row", "lsq", torch.tensor([[0.7]]))
+    assert q.codes.tolist() == [[1, -1, 1]]
+    assert q.scale.item() == pytest.approx(0.7)
+
+
 def test_asymmetric_weights_follow_the_formula():
     q = quantize(torch.tensor([[-1.0, 0.0, 0.4, 2.0]]), 2, "per_row", "asymmetric")  # step 1, -1 at the lowest code
     assert q.scale.item() == 1
@@ -176,8 +227,15 @@ def test_zeros_stay_zeros_and_finite(scheme, bits, granularity):
     quantizer = WeightFakeQuantizer(weight, bits, "per_row", preset(scheme, bits))
     quantizer(weight.requires_grad_()).sum().backward()
     assert torch.isfinite(weight.grad).all()
+    assert (weight.grad[1] == 1).all()  # it may learn to be another one
     out = quantizer(weight)
     assert (out[1] == 0).all()
+    if quantizer.learned is not None:
+        assert torch.isfinite(quantizer.learned.grad).all()
+        assert quantizer.learned.grad[1] == 0
+        with torch.no_grad():
+            quantizer.learned.add_(1.0)
+        assert (quantizer(weight)[1] == 0).all()
     assert torch.isfinite(out).all()
     zeros = torch.zeros(3, 8)
     assert (quantized(zeros, bits, granularity, scheme).dequantize() == 0).all()
@@ -185,7 +243,7 @@ def test_zeros_stay_zeros_and_finite(scheme, bits, granularity):
 
 def test_clipped_weights_are_those_of_the_clipped_matrix():
     weight = 3 * randn(4, 8)
-    for scheme, bits in [("symmetric", 4), ("asymmetric", 8), ("ternary", 2), ("binary", 1)]:
+    for scheme, bits in [("symmetric", 4), ("asymmetric", 8), ("ternary", 2), ("four_level", 2), ("binary", 1)]:
         ours = quantize(weight, bits, "per_row", scheme, clip=1.5).dequantize()
         assert torch.equal(ours, quantize(weight.clamp(-1.5, 1.5), bits, "per_row", scheme).dequantize())
 
@@ -212,7 +270,9 @@ def test_a_value_without_codes_is_that_of_the_codes(scheme, bits, granularity, o
 
 
 @pytest.mark.parametrize("granularity", ["per_row", "per_group_64", "per_tensor"])
-@pytest.mark.parametrize(("scheme", "bits"), [("binary", 1), ("ternary", 2), ("symmetric", 4), ("asymmetric", 8)])
+@pytest.mark.parametrize(
+    ("scheme", "bits"), [("binary", 1), ("ternary", 2), ("four_level", 2), ("symmetric", 4), ("asymmetric", 8)]
+)
 @pytest.mark.parametrize(("rows", "columns"), [(900, 192), (257, 1024), (3, BLOCK // 2)])
 def test_a_weight_taken_in_blocks_is_that_of_the_whole(rows, columns, scheme, bits, granularity):
     weight = randn(rows, columns)
@@ -324,7 +384,7 @@ def test_a_scheme_without_a_grid_for_the_bits_is_refused():
 
 
 def test_an_unknown_scheme_is_refused_with_those_that_there_are():
-    with pytest.raises(InputError, match=r"scheme: 'kmeans' .* symmetric, asymmetric, ternary, binary, lsq, dynamic"):
+    with pytest.raises(InputError, match=rf"scheme: 'kmeans' .* one of {', '.join(SCHEMES)}"):
         quantize(torch.ones(2, 2), 4, "per_row", "kmeans")
 
 
@@ -371,7 +431,20 @@ def slow_lsq(weight, step, bits):
     """The paper's own pseudocode (arXiv:1902.08153, appendix A); a row of ``weight`` shares a step."""
     count = weight.size(-1) * top(bits)
     step = grad_scale(step, count**-0.5)
+    if bits == 1:  # BiT (arXiv:2205.13016): a sign, whose gradient is that of the weight where it is within the step
+        clipped = weight.clamp(-step.detach(), step.detach())
+        return torch.where(weight < 0, -1.0, 1.0) * step + (clipped - clipped.detach())
     return round_pass((weight / step).clamp(-top(bits), top(bits))) * step
+
+
+def slow_stretched(weight, clip, bits):
+    """ParetoQ (arXiv:2502.02631): half the clip times the nearest of four levels of [-2, 2], as LSQ learns its step."""
+    clip = grad_scale(clip, (weight.size(-1) * top(bits)) ** -0.5)
+    half = 2 ** (bits - 1)
+    levels = weight / clip * half
+    nearest = ((levels - 0.5).round() + 0.5).clamp(0.5 - half, half - 0.5).detach()
+    passed = levels + (nearest - levels).detach()
+    return torch.where(levels.detach().abs() <= half, passed, nearest) * clip / half
 
 
 def slow_dynamic(weight, gamma, bits):
@@ -394,20 +467,21 @@ def test_trained_scales_and_weights_have_the_gradient_of_the_paper(scheme, bits,
     quantizer = WeightFakeQuantizer(weight, bits, granularity, preset(scheme, bits))
     mean = weight.detach().abs().reshape(*quantizer.learned.shape, -1).mean(-1)
     with torch.no_grad():  # a clip of 1.2 mean|w|, so that some weights lie outside of the grid
-        quantizer.learned.copy_(1.2 * mean / top(bits) if scheme == "lsq" else torch.full_like(mean, 1.2))
+        clip = {"lsq": 1.2 * mean / top(bits), "stretched": 1.2 * mean, "dynamic": torch.full_like(mean, 1.2)}
+        quantizer.learned.copy_(clip[scheme])
     out = quantizer(weight)
     out.backward(upstream)
 
     slow_weight = base.clone().requires_grad_()
     slow_scale = quantizer.learned.detach().clone().requires_grad_()
     shape = (*slow_scale.shape, -1)
-    slow = {"lsq": slow_lsq, "dynamic": slow_dynamic}[scheme]
+    slow = {"lsq": slow_lsq, "stretched": slow_stretched, "dynamic": slow_dynamic}[scheme]
     expected = slow(slow_weight.reshape(shape), slow_scale.unsqueeze(-1), bits).reshape(8, 12)
     expected.backward(upstream)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weight.grad, slow_weight.grad, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(quantizer.learned.grad, slow_scale.grad, rtol=1e-4, atol=1e-5)
-    assert bits == 1 or (weight.grad == 0).any()
+    assert (scheme, bits) == ("dynamic", 1) or (weight.grad == 0).any()
 
 
 @pytest.mark.parametrize(("scheme", "bits"), LEARNED)
@@ -422,12 +496,12 @@ def test_the_gradient_of_a_trained_scale_is_the_slope_of_the_loss(scheme, bits):
     with torch.no_grad():
         quantizer.learned.add_(0.125)
         slope = (quantizer(weight).sum(1, keepdim=True) - before) / 0.125
-    scale = (8 * top(bits)) ** -0.5 if scheme == "lsq" else 1.0
+    scale = 1.0 if scheme == "dynamic" else (8 * top(bits)) ** -0.5
     torch.testing.assert_close(quantizer.learned.grad, slope * scale, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("driven_to", [0.0, -1.0, 1e-30])
-@pytest.mark.parametrize(("scheme", "bits"), [("lsq", 4), ("dynamic", 4), ("dynamic", 2)])
+@pytest.mark.parametrize(("scheme", "bits"), [("lsq", 4), ("lsq", 1), ("stretched", 2), ("dynamic", 4), ("dynamic", 2)])
 def test_a_step_that_is_driven_to_zero_stops_at_its_floor(scheme, bits, driven_to):
     # Below it every code is an extreme one, or the division gives NaN, and training does not come back.
     weight = randn(4, 8)
@@ -451,6 +525,8 @@ def test_lsq_starts_from_the_paper_s_step(bits, granularity):
     start = initial_learned(weight, bits, granularity, "lsq")
     mean = weight.abs().view(*start.shape, -1).mean(-1)
     torch.testing.assert_close(start, 2 * mean / (2 ** (bits - 1) - 1) ** 0.5)
+    # At 1 bit from the scale of least error, as BiT does.
+    torch.testing.assert_close(initial_learned(weight, 1, granularity, "lsq"), mean)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -479,7 +555,9 @@ def test_other_scales_start_from_their_formula(scheme, bits):
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize(("scheme", "bits"), [("binary", 1), ("ternary", 2), ("symmetric", 4), ("asymmetric", 8)])
+@pytest.mark.parametrize(
+    ("scheme", "bits"), [("binary", 1), ("ternary", 2), ("four_level", 2), ("symmetric", 4), ("asymmetric", 8)]
+)
 def test_a_trained_factor_multiplies_the_scale_after_the_codes_are_found(scheme, bits, granularity):
     weight, upstream = randn(4, 8).requires_grad_(), randn(4, 8, seed=1)
     quantizer = WeightFakeQuantizer(weight, bits, granularity, preset(scheme, bits, factor=True))
@@ -507,8 +585,8 @@ def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other(sch
     q = quantizer.quantize(weight)
     assert torch.equal(out, q.dequantize())
     inside = torch.ones_like(weight, dtype=torch.bool)
-    if SCHEMES[scheme].learned and bits > 1:
-        inside = (weight / q.scale).abs() <= top(bits)
+    if SCHEMES[scheme].learned and (scheme, bits) != ("dynamic", 1):
+        inside = (weight / q.scale).abs() <= reach(scheme, bits)
     assert torch.equal(weight.grad, upstream * inside)
     with torch.no_grad():
         assert torch.equal(quantizer(weight), out)
@@ -547,7 +625,15 @@ def test_a_trained_scale_sees_clipped_weights(scheme, bits):
 
 @pytest.mark.parametrize(
     ("scheme", "bits", "options"),
-    [("ternary", 2, {}), ("ternary", 2, {"clip": 1.0}), ("symmetric", 4, {"factor": True}), ("dynamic", 2, {})],
+    [
+        ("ternary", 2, {}),
+        ("ternary", 2, {"clip": 1.0}),
+        ("four_level", 2, {"factor": True}),
+        ("symmetric", 4, {"factor": True}),
+        ("dynamic", 2, {}),
+        ("stretched", 2, {"clip": 1.0}),
+        ("lsq", 1, {}),
+    ],
 )
 def test_a_blend_is_so_much_of_the_quantized_weight(scheme, bits, options):
     upstream = randn(4, 8, seed=1)
@@ -639,7 +725,7 @@ def test_a_quantizer_does_not_keep_its_weight_alive():
     assert alive() is None
 
 
-@pytest.mark.parametrize(("scheme", "bits"), [("ternary", 2), ("lsq", 4), ("dynamic", 2)])
+@pytest.mark.parametrize(("scheme", "bits"), [("ternary", 2), ("lsq", 4), ("stretched", 2), ("dynamic", 2)])
 def test_what_is_remembered_in_inference_mode_serves_a_training_step(scheme, bits):
     weight = torch.nn.Parameter(randn(4, 8))
     quantizer = WeightFakeQuantizer(weight, bits, "per_row", preset(scheme, bits, clip=1.0))
@@ -670,7 +756,8 @@ def test_a_weight_that_is_made_in_inference_mode_is_quantized_as_it_is_now():
 @pytest.mark.parametrize(
     ("scheme", "bits", "options", "blend"),
     [("binary", 1, {"factor": True}, 0.5), ("ternary", 2, {"clip": 1.0}, 1.0), ("symmetric", 4, {"clip": 1.0}, 0.5),
-     ("asymmetric", 8, {}, 1.0), ("lsq", 4, {"clip": 1.0}, 1.0), ("dynamic", 2, {"full_range": True}, 0.5)],
+     ("asymmetric", 8, {}, 1.0), ("lsq", 4, {"clip": 1.0}, 1.0), ("dynamic", 2, {"full_range": True}, 0.5),
+     ("four_level", 2, {"factor": True}, 1.0), ("stretched", 2, {"clip": 1.0}, 0.5), ("lsq", 1, {}, 1.0)],
 )  # fmt: skip
 def test_a_quantizer_compiles_into_one_graph_that_learns_the_same(scheme, bits, options, blend):
     torch._dynamo.reset()
@@ -699,7 +786,9 @@ def test_a_change_that_leaves_no_trace_is_seen_after_forgetting():
 
 
 @pytest.mark.parametrize("half_scales", [False, True])
-@pytest.mark.parametrize(("scheme", "bits"), [("binary", 1), ("ternary", 2), ("symmetric", 4), ("dynamic", 1)])
+@pytest.mark.parametrize(
+    ("scheme", "bits"), [("binary", 1), ("ternary", 2), ("four_level", 2), ("symmetric", 4), ("dynamic", 1)]
+)
 def test_a_factor_of_zero_learns_on(scheme, bits, half_scales):
     weight, upstream = randn(3, 8).requires_grad_(), randn(3, 8, seed=1)
     gradients, values = [], []
@@ -719,15 +808,18 @@ def test_a_factor_of_zero_learns_on(scheme, bits, half_scales):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_row"])
 @pytest.mark.parametrize(
-    ("bits", "granularity"), [(1, "per_tensor"), (2, "per_tensor"), (2, "per_row"), (8, "per_row")]
+    ("scheme", "bits"),
+    [("binary", 1), ("lsq", 1), ("ternary", 2), ("four_level", 2), ("stretched", 2), ("symmetric", 8)],
 )
-def test_scales_of_half_precision_weights_are_finite_and_near_those_of_single(bits, granularity, dtype):
+def test_scales_of_half_precision_weights_are_finite_and_near_those_of_single(scheme, bits, granularity, dtype):
     weight = randn(256, 512).to(dtype)  # the sum of whose magnitudes is no number of fp16
-    found, expected = quantize(weight, bits, granularity), quantize(weight.float(), bits, granularity)
+    found, expected = (quantized(w, bits, granularity, scheme) for w in (weight, weight.float()))
     assert found.scale.dtype == dtype
     torch.testing.assert_close(found.scale.float(), expected.scale, rtol=0.02, atol=0)
-    assert torch.equal(fake_quantize_weight(weight, bits, granularity), found.dequantize())
+    learned = learned_for(weight, bits, granularity, scheme)
+    assert torch.equal(fake_quantize_weight(weight, bits, granularity, scheme, learned), found.dequantize())
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -975,5 +1067,5 @@ def test_one_entry_makes_a_scheme_that_presets_training_and_files_know(monkeypat
     packed = PackedWeight.of(quantized, quantizer.scheme, "per_row")
     assert (packed.scheme, packed.code_bytes) == ("levels", 8)
     assert torch.equal(packed.value(), quantizer(weight))
-    with pytest.raises(InputError, match=r"uniform: 'levels' .* one of symmetric"):
+    with pytest.raises(InputError, match=r"more_bits: 'levels' .* one of symmetric"):
         WeightQuantization(more_bits="levels")

@@ -557,6 +557,14 @@ def test_the_footprint_counts_every_number_once(teacher):
     assert fp32_size_bytes(teacher) == 4 * sum(p.numel() for p in teacher.parameters())
 
 
+def test_groups_of_32_are_refused_where_a_layer_is_no_multiple_of_32_wide(teacher):
+    assert teacher.config.encoder_ffn_dim % 32
+    with pytest.raises(
+        InputError, match=r"fc2, granularity: 'per_group_32' .* a group that divides a row of \d+ weights"
+    ):
+        make_student(teacher, Config.parse("2-2-8 4-3"), "dqlib-groups-of-32")
+
+
 def test_an_embedding_that_the_head_needs_in_full_precision_is_counted_so_too(teacher):
     # What DQ-BART's paper counts is not what its code computes with.
     ours, theirs = (make_student(teacher, Config.parse("2-2-8 4-3"), name) for name in ("dqlib", "dq-bart-faithful"))

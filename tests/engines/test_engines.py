@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import MBartConfig
 
+from dqlib.architectures import architecture_of
 from dqlib.config import Config
 from dqlib.engines import ENGINES, engine_of, export_model, load_engine
 from dqlib.engines.agreement import agreement
@@ -42,6 +43,16 @@ def tokenizer():
 def sources():
     data = data_of("bart")
     return [[*row[keep].tolist(), 2] for row, keep in zip(data.inputs["input_ids"], data.source_mask, strict=True)]
+
+
+def narrow_student(name, bits, widths):
+    """A student with some of four heads, its teacher's most important ones."""
+    case, data = CASES[name], data_of(name)
+    heads = dict.fromkeys(architecture_of(case.config).head_fields, 4)
+    torch.manual_seed(2)
+    teacher = case.model(type(case.config).from_dict(case.config.to_dict() | heads)).eval()
+    calibration = [data.inputs | {"labels": data.labels}]
+    return make_student(teacher, Config.parse(f"{bits} {case.layers} {widths}"), "dqlib", calibration).eval()
 
 
 def exported(model, folder, tokenizer=None, **options):
@@ -92,10 +103,10 @@ def weights_of(folder):
 
 
 @pytest.mark.parametrize("bits", ["2-2-8", "1-1-8", "3-5-8", "4-4-8", "8-8-8"])
-@pytest.mark.parametrize("preset", ["dqlib", LSQ], ids=["a scale a row", "a scale a tensor"])
+@pytest.mark.parametrize(
+    "preset", ["dqlib", LSQ, "dqlib-four-levels", "dqlib-stretched"], ids=lambda p: getattr(p, "name", p)
+)
 def test_codes_survive_whatever_their_bits(preset, bits, tmp_path):
-    if preset is LSQ and bits == "1-1-8":
-        pytest.skip("no grid of one bit")
     student = student_of(make_teacher("bart"), "bart", bits, preset).eval()
     with torch.no_grad():  # a trained scale, whose largest code in a row is any
         for module in quantized_modules(student).values():
@@ -131,10 +142,13 @@ def test_a_factor_that_training_made_negative_keeps_its_sign(tmp_path):
 
 @pytest.mark.parametrize("bits", [1, 2])
 def test_codes_that_the_engine_itself_finds_are_those_of_binary_and_ternary_weights(bits):
-    # rint(127 w / max|w|) a row; at 4 bits it finds others, which is why the trained ones are handed over.
+    # rint(127 w / max|w|) a row; of four levels or 4 bits it finds others, so the trained ones are handed over.
     weight = torch.randn(8, 32)
-    for b, same in ((bits, True), (4, False)):
-        quantized = quantize(weight, b)
+    for quantized, same in (
+        (quantize(weight, bits), True),
+        (quantize(weight, 2, "per_row", "four_level"), False),  # 127 is no multiple of 3
+        (quantize(weight, 4), False),
+    ):
         value = quantized.dequantize()
         found = torch.round(127 * value / value.abs().amax(dim=1, keepdim=True))
         largest = quantized.codes.abs().amax(dim=1, keepdim=True)
@@ -240,6 +254,34 @@ def test_all_engines_agree_on_an_empty_source_and_a_single_new_token(name, beams
             assert expected == [[] if forced["eos"] == EOS else [9]] * len(ids)
         elif "bos" in forced:
             assert all(row[0] == 7 for row in expected)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("name", SERVED)
+def test_a_narrow_student_writes_the_same(name, beams, tmp_path):
+    student = narrow_student(name, "2-2-32", "h3 f11")
+    ours, theirs = both(student, tmp_path / "out", num_beams=beams)
+    assert ours == theirs
+    assert any(ours) or name == "marian"  # whose greedy texts are empty
+
+
+@pytest.mark.parametrize(("heads", "others"), [(4, 8), (8, 4)])
+def test_a_narrow_student_whose_stacks_have_heads_of_different_sizes_writes_the_same(heads, others, tmp_path):
+    config = make_teacher("mbart").config.to_dict()
+    config |= {"encoder_attention_heads": heads, "decoder_attention_heads": others}
+    teacher = CASES["mbart"].model(MBartConfig.from_dict(config)).eval()
+    ours, theirs = both(make_student(teacher, Config.parse("2-2-32 2-1 h3")).eval(), tmp_path / "out")
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", ["bart", "mbart", "marian", "t5"])
+def test_the_codes_of_a_narrow_student_survive(name, tmp_path):
+    student = narrow_student(name, "2-2-8", "h3 f11")
+    round_for_storage(student)
+    save_packed(student, tmp_path / "packed")
+    report, fast = exported(load_packed(tmp_path / "packed"), tmp_path / "out")
+    assert report.exact
+    assert all(0 < len(row) <= NEW_TOKENS for row in fast.generate_ids(sources(), num_beams=2, max_new_tokens=8))
 
 
 @pytest.mark.parametrize("name", ["bart", "mbart", "marian", "t5"])

@@ -12,22 +12,30 @@ from dqlib.errors import InputError
 from dqlib.presets import get_preset
 from dqlib.storage.manifest import opened
 from dqlib.storage.packed import load_packed, save_packed
-from dqlib.student import make_student, round_for_storage
+from dqlib.student import make_student, quantized_modules, round_for_storage
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from tests.helpers.folders import reseal
 
 onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 
-from dqlib.engines.onnx_export import Codes, export_onnx  # noqa: E402
+from dqlib.engines.onnx_export import export_onnx  # noqa: E402
 from dqlib.engines.onnx_model import OnnxEngine  # noqa: E402
+from dqlib.engines.onnx_weights import Codes  # noqa: E402
 from dqlib.quantizers import quantize  # noqa: E402
 
 SOURCES = [[10, 11, 12, 13, 14, 15, 2], [30, 31, 2], [40, 41, 42, 43, 44, 2], [50, 51, 52, 53, 2]]
 
 
-def student_of(teacher, bits):
-    return make_student(teacher, Config.parse(f"{bits} 3-2")).eval()
+FOUR_LEVELS = "dqlib-four-levels"
+GROUPS_OF_FOUR_LEVELS = replace(
+    get_preset("dqlib"), name="groups", weights=WeightQuantization(two_bits="four_level", linear="per_group_16")
+)
+GRIDS = pytest.mark.parametrize("preset", ["dqlib", FOUR_LEVELS])
+
+
+def student_of(teacher, bits, preset="dqlib"):
+    return make_student(teacher, Config.parse(f"{bits} 3-2"), preset).eval()
 
 
 def padded(sources):
@@ -66,24 +74,39 @@ def exported(tmp_path):
 # --- the same weights
 
 
-@pytest.mark.parametrize("bits", ["1-1-32", "2-2-32", "3-4-32", "8-8-32", "32-32-32"])
-def test_weights_survive_exactly(teacher, exported, bits):
+@pytest.mark.parametrize(
+    ("bits", "preset"),
+    [
+        *((bits, "dqlib") for bits in ("1-1-32", "2-2-32", "3-4-32", "8-8-32", "32-32-32")),
+        *((bits, FOUR_LEVELS) for bits in ("2-2-32", "1-2-32", "2-8-32")),
+        ("2-2-32", "dqlib-stretched"),
+        ("1-1-32", "dqlib-elastic-binary"),
+        ("2-2-32", GROUPS_OF_FOUR_LEVELS),
+    ],
+)
+def test_weights_survive_exactly(teacher, exported, bits, preset):
     with torch.no_grad():
         teacher.final_logits_bias.normal_()
-    student = student_of(teacher, bits)
+    student = student_of(teacher, bits, preset)
+    with torch.no_grad():
+        for module in quantized_modules(student).values():
+            if module.weight_quantizer.learned is not None:
+                module.weight_quantizer.learned.mul_(torch.rand_like(module.weight_quantizer.learned) + 0.5)
     tokens = [2, 20, 21, 22, 23]
     ours = step_logits(exported(student), SOURCES, tokens)
     assert np.abs(ours - torch_logits(student, SOURCES, tokens)).max() < 1e-4
 
 
-def test_codes_of_more_bits_stand_for_the_same_weights(teacher, exported):
-    student = student_of(teacher, "2-2-32")
+@GRIDS
+def test_codes_of_more_bits_stand_for_the_same_weights(teacher, exported, preset):
+    student = student_of(teacher, "2-2-32", preset)
     ours = step_logits(exported(student, bits=4), SOURCES, [2, 20])
     assert np.abs(ours - torch_logits(student, SOURCES, [2, 20])).max() < 1e-4
 
 
-def test_a_packed_model_is_exported_as_its_student(teacher, exported, tmp_path):
-    student = student_of(teacher, "2-2-32")
+@GRIDS
+def test_a_packed_model_is_exported_as_its_student(teacher, exported, tmp_path, preset):
+    student = student_of(teacher, "2-2-32", preset)
     round_for_storage(student)
     save_packed(student, tmp_path / "packed")
     ours = step_logits(exported(load_packed(tmp_path / "packed")), SOURCES, [2, 20])
@@ -91,9 +114,9 @@ def test_a_packed_model_is_exported_as_its_student(teacher, exported, tmp_path):
 
 
 @pytest.mark.parametrize("encoder", ["int8", "packed"])
-@pytest.mark.parametrize("bits", ["2-2-8", "8-8-8"])
-def test_rounded_activations_stay_near_the_student(teacher, exported, bits, encoder):
-    student = student_of(teacher, bits)
+@pytest.mark.parametrize(("bits", "preset"), [("2-2-8", "dqlib"), ("8-8-8", "dqlib"), ("2-2-8", FOUR_LEVELS)])
+def test_rounded_activations_stay_near_the_student(teacher, exported, bits, preset, encoder):
+    student = student_of(teacher, bits, preset)
     tokens = [2, 20, 21]
     theirs = torch_logits(student, SOURCES, tokens)
     ours = step_logits(exported(student, encoder=encoder), SOURCES, tokens)
@@ -130,12 +153,65 @@ def test_packed_codes_are_those_of_the_quantizer(bits):
     assert codes.scales(16).shape == (5, 3)
 
 
+@pytest.mark.parametrize("bits", ["2-2-32", "8-8-8"])
+@pytest.mark.parametrize("widths", ["h1 f12", "h3 f33", "h2"])
+def test_narrow_students_are_served_as_they_are(teacher, exported, widths, bits):
+    student = make_student(teacher, Config.parse(f"{bits} 3-2 {widths}")).eval()
+    engine, tokens = exported(student), [2, 20, 21]
+    ours, theirs = step_logits(engine, SOURCES, tokens), torch_logits(student, SOURCES, tokens)
+    if bits == "8-8-8":
+        assert np.abs(ours - theirs).mean() < 0.05 * theirs.std()
+        return
+    assert np.abs(ours - theirs).max() < 1e-4
+    engine.early_stopping = True
+    options = {"num_beams": 3, "max_new_tokens": 8}
+    assert engine.generate_ids(SOURCES, **options) == generated(student, SOURCES, early_stopping=True, **options)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_four_levels_are_shifted_by_half_a_scale_where_two_bits_hold_them(bits):
+    quantized = quantize(torch.randn(5, 40), 2, "per_row", "four_level")
+    codes = Codes.of(quantized, bits)
+    assert (codes.bits, codes.shifted) == ((2, True) if bits is None else (4, False))
+    value = (codes.unsigned.astype(np.float32) - 2 ** (codes.bits - 1)) * codes.scale
+    if codes.shifted:
+        value += codes.missing()[:, None]
+    np.testing.assert_allclose(value, quantized.dequantize(), rtol=1e-6)
+    signed, scale = codes.signed()
+    assert signed.dtype == np.int8
+    np.testing.assert_array_equal(signed.T, quantized.codes)
+    np.testing.assert_array_equal(scale, quantized.scale[:, 0])
+
+
+def test_four_levels_with_several_scales_a_row_take_four_bits():
+    weight = torch.randn(5, 64)
+    quantized = quantize(weight, 2, "per_group_32", "four_level")
+    codes = Codes.of(quantized)
+    assert (codes.bits, codes.shifted) == (4, False)
+    value = (codes.unsigned.astype(np.float32) - 8) * codes.scale.repeat(32, axis=1)
+    np.testing.assert_array_equal(value, quantized.dequantize())
+    with pytest.raises(InputError, match=r"^bits: 2 .* at least 4 for codes of 2 bits"):
+        Codes.of(quantized, 2)
+
+
+def test_the_sum_of_an_input_is_computed_once(teacher, tmp_path):
+    for preset, joint in (("dqlib", False), (FOUR_LEVELS, True)):
+        export_onnx(student_of(teacher, "2-2-8", preset), tmp_path / preset, encoder="packed")
+        for graph in ("encoder", "decoder"):
+            nodes = onnx.load(tmp_path / preset / f"{graph}.onnx", load_external_data=False).graph.node
+            read = [node.input[0] for node in nodes if node.op_type == "MatMulNBits"]
+            summed = [node.input[0] for node in nodes if node.op_type == "ReduceSum"]
+            assert sorted(summed) == (sorted(set(read)) if joint else [])
+            assert len(set(read)) < len(read) or graph == "decoder"  # queries, keys and values of the encoder
+
+
 # --- the same searches
 
 
+@GRIDS
 @pytest.mark.parametrize("beams", [1, 4])
-def test_searches_are_those_of_transformers(teacher, exported, beams):
-    student = student_of(teacher, "2-2-32")
+def test_searches_are_those_of_transformers(teacher, exported, beams, preset):
+    student = student_of(teacher, "2-2-32", preset)
     engine = exported(student)
     sources = [*SOURCES, [2]]  # one has nothing but its end
     for new_tokens in (1, 6, 15):
@@ -165,9 +241,10 @@ def test_an_early_end_is_where_transformers_ends(teacher, exported, beams):
     assert min(map(len, theirs)) < 12
 
 
+@GRIDS
 @pytest.mark.parametrize("encoder", ["int8", "packed"])
-def test_padding_and_neighbours_change_nothing(teacher, exported, encoder):
-    engine = exported(student_of(teacher, "2-2-8"), encoder=encoder)
+def test_padding_and_neighbours_change_nothing(teacher, exported, encoder, preset):
+    engine = exported(student_of(teacher, "2-2-8", preset), encoder=encoder)
     together = engine.generate_ids(SOURCES, num_beams=4, max_new_tokens=8)
     assert together == [engine.generate_ids([row], num_beams=4, max_new_tokens=8)[0] for row in SOURCES]
 
@@ -208,11 +285,12 @@ def test_a_size_of_heads_that_no_kernel_has_is_refused_at_export(teacher, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@GRIDS
 @pytest.mark.parametrize(("features", "heads", "others", "inner"), [(24, 3, 8, 5), (40, 5, 1, 33), (8, 1, 4, 1)])
-def test_any_other_width_runs(teacher, exported, features, heads, others, inner):
+def test_any_other_width_runs(teacher, exported, features, heads, others, inner, preset):
     config = teacher.config.to_dict() | {"d_model": features, "decoder_attention_heads": heads}
     config |= {"encoder_attention_heads": others, "encoder_ffn_dim": inner, "decoder_ffn_dim": inner, "vocab_size": 61}
-    student = student_of(type(teacher)(type(teacher.config).from_dict(config)), "2-2-32")
+    student = student_of(type(teacher)(type(teacher.config).from_dict(config)), "2-2-32", preset)
     ours = step_logits(exported(student), SOURCES, [2, 20])
     assert np.abs(ours - torch_logits(student, SOURCES, [2, 20])).max() < 1e-4
 

@@ -201,3 +201,9 @@ ASYMMETRIC = replace(
 LSQ = replace(
     get_preset("dqlib"), name="lsq", weights=WeightQuantization(two_bits="lsq", more_bits="lsq", linear="per_tensor")
 )
+#: Odd codes with trained scales, in groups.
+FOUR_LEVELS = replace(
+    get_preset("dqlib"),
+    name="stretched",
+    weights=WeightQuantization(one_bit="lsq", two_bits="stretched", linear="per_group_4", clip=0.5),
+)

@@ -158,7 +158,7 @@ def test_texts_without_a_target_are_asked_of_a_corpus_that_has_them():
     with pytest.raises(InputError, match=r"preset 'dqlib-labelled-text', labelled_text: 0\.5 .* unless pseudo_labels"):
         replace(task, distill=distill)
     named = replace(task.pseudo_labels, unpaired="data/texts.jsonl")
-    assert replace(task, distill=distill, pseudo_labels=named).uses_pseudo_labels(task.headline, distill.preset)
+    assert replace(task, distill=distill, pseudo_labels=named).uses_pseudo_labels(distill.preset)
     embedded = load_settings("smoke").task("summarization")
     with pytest.raises(InputError, match=r"pseudo_labels\.unpaired: .* left out: 'pydoc' knows"):
         replace(embedded, pseudo_labels=named)

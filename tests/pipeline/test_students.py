@@ -6,7 +6,12 @@ import pytest
 import torch
 import yaml
 
+from dqlib.pruning import importance
+from dqlib.storage.footprint import size_bytes
+from dqlib.storage.reading import read_model
+from dqlib.storage.students import load_student
 from dqlib.study.__main__ import main
+from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.evaluation.records import read_record
 from dqlib.study.params.paths import project_root
 from dqlib.study.pipeline.students import run_students
@@ -15,6 +20,7 @@ from dqlib.study.process import workers
 from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.workers import Job, run_all
 from dqlib.study.report import tables
+from dqlib.study.training.task import calibration_batches
 
 
 def write_environment(path):
@@ -113,3 +119,25 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(study_i
 def test_an_error_of_the_user_is_a_sentence(study_in_a_copy, capsys):
     assert main(["make", "students", "--params", "small.yaml", "--task", "poetry"]) == 2
     assert capsys.readouterr().err.startswith("error: task: 'poetry'")
+
+
+def test_a_narrow_student_of_a_task_keeps_what_matters_on_its_training_pairs(made_study):
+    params = yaml.safe_load((made_study / "small.yaml").read_text())
+    task = params["summarization"]
+    task["configs"] = ["2-2-8_2-2_h1_f32", "2-2-8_2-2"]
+    task["distill"]["steps"], task["evaluate"]["documents"] = 2, 4
+    (made_study / "small.yaml").write_text(yaml.safe_dump(params))
+    study = Study("small.yaml")
+    folder = study.student("2-2-8 2-2 h1 f32")
+    assert folder.name == "2-2-8_2-2_h1_f32"
+    record, student = read_record(folder), load_student(folder)
+    assert (record.config, record.size_bytes) == ("2-2-8 2-2 h1 f32", size_bytes(student))
+    assert study.task.headline.slug == "2-2-8_2-2"
+    log = pandas.read_csv(folder / "log.csv")
+    assert log.cross_attention.notna().any()  # maps of one head and of four
+    corpus = load_corpus(study.folders.corpus)
+    batches = calibration_batches(corpus, study.task.corpus)
+    assert sum(len(batch["labels"]) for batch in batches) == 128
+    scores = importance(read_model(study.folders.teacher), batches)
+    best = [[int(scores[f"model.encoder.layers.{i}.self_attn.out_proj"].argmax())] for i in range(2)]
+    assert student.dqlib_kept_heads["encoder"] == best

@@ -17,6 +17,7 @@ from dqlib.config import Config
 from dqlib.storage.students import save_student
 from dqlib.student import make_student, round_for_storage
 from dqlib.study.corpora.tokenizer import train_tokenizer
+from dqlib.study.params.settings import load_settings
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,16 @@ def test_ratios_are_finite_and_positive_and_are_written(load, tmp_path):
     assert float(written[0]["ratio"]) == pytest.approx(rows[0].ratio, rel=1e-3)
 
 
+def test_the_cost_of_presets_is_that_of_steps_of_all_their_parts(load):
+    benchmark, task = load("distillation"), load_settings("smoke").task("summarization")
+    presets = ["dqlib-layerwise", "dqlib-averaged"]
+    rows = list(benchmark.measure(task, Config.parse("2-2-8 1-1"), presets, rounds=1, count=5))
+    assert [row.engine for row in rows] == presets
+    for row in rows:
+        assert all(math.isfinite(number) and number > 0 for number in (row.value, row.ratio))
+        assert row.baseline == task.distill.preset
+
+
 @pytest.mark.slow
 def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
     pytest.importorskip("onnxruntime")
@@ -62,7 +73,7 @@ def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
     with (tmp_path / "results" / "tables" / "benchmark.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert ",".join(rows[0]) == "name,shape,config,engine,metric,value,unit,baseline,ratio,device"
-    assert {row["name"] for row in rows} == {"size", "load", "generation", "low-bit", "memory", "training"}
+    assert {row["name"] for row in rows} == {"size", "load", "generation", "low-bit", "levels", "memory", "training"}
     assert all(float(row["value"]) > 0 for row in rows)
     assert all(bool(row["baseline"]) == bool(row["ratio"]) for row in rows)
     assert (tmp_path / "results" / "figures" / "benchmark.svg").is_file()

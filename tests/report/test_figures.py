@@ -115,3 +115,15 @@ def test_sizes_add_up_to_the_student():
     (axes,) = figures.sizes(pandas.DataFrame(rows)).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["2-2-8 2-4", "1-1-8 2-4"]
     assert max(patch.get_x() + patch.get_width() for patch in axes.patches) == pytest.approx(4.0)
+
+
+def test_narrow_students_have_a_marker_and_columns_of_their_own():
+    narrow = [grid.row("eli5", f"2-2-8 2-4 {widths}", part=part) for widths, part in (("h2 f256", 0.86), ("f64", 0.85))]
+    metrics = pandas.concat([grid.metrics(), pandas.DataFrame(narrow)])
+    heat = figures.heat_map(metrics).axes[1]
+    expected = ["2-4", "2-4\nf64", "2-4\nh2 f256", "2-2", "1-1"]
+    assert [label.get_text() for label in heat.get_xticklabels()] == expected
+    assert {"86.0", "85.0"} <= {text.get_text() for text in heat.texts}
+    figure = figures.tradeoffs(metrics)
+    assert "fewer heads or neurons" in texts(figure)
+    assert sum(line[0].get_marker() == "v" for line in figure.axes[1].containers) == 2

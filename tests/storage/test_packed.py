@@ -29,13 +29,15 @@ from dqlib.student import quantize_model, quantized_modules, round_for_storage, 
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.params.paths import project_root
 from tests.helpers.folders import reconfigure, reseal
-from tests.helpers.models import ASYMMETRIC, CASES, LSQ, data_of, make_teacher, student_of
+from tests.helpers.models import ASYMMETRIC, CASES, FOUR_LEVELS, LSQ, data_of, make_teacher, student_of
 
 STUDENTS = [
     ("bart", "dqlib", "2-2-8"),
     *((name, "quantgpt", ("1-1-8", "2-1-4", "3-5-8", "8-8-8", "6-7-8")[i % 5]) for i, name in enumerate(CASES)),
     *((name, ASYMMETRIC, bits) for name, bits in (("bart", "2-2-8"), ("gpt2", "8-4-8"), ("t5", "4-2-8"))),
     *((name, LSQ, bits) for name, bits in (("mbart", "2-7-32"), ("gpt2", "3-3-8"))),
+    ("bart", "dqlib-four-levels", "2-2-8"),
+    *((name, FOUR_LEVELS, bits) for name, bits in (("t5", "2-2-8"), ("gpt2", "2-1-8"), ("bert", "1-2-8"))),
     *((name, "dq-bart-faithful", "2-2-8") for name in ("bart", "mbart")),
     ("mbart", "dq-bart-faithful", "32-8-8"),
     ("marian", "xtc", "1-2-8"),
@@ -210,7 +212,8 @@ def test_the_reader_in_the_description_reads_what_is_written(tmp_path):
     text = (project_root() / "docs" / "packed-format.md").read_text()
     described: dict = {}
     exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], described)
-    for name, preset, bits in [*STUDENTS[::3], ("gpt2", ASYMMETRIC, "8-4-8"), ("bart", "dq-bart-faithful", "2-2-8")]:
+    others = [("gpt2", ASYMMETRIC, "8-4-8"), ("bart", "dq-bart-faithful", "2-2-8"), ("gpt2", FOUR_LEVELS, "2-1-8")]
+    for name, preset, bits in [*STUDENTS[::3], *others]:
         save_packed(trained(name, preset, bits), tmp_path / "packed")
         state = load_packed(tmp_path / "packed").state_dict()
         read = described["read"](tmp_path / "packed")
@@ -239,6 +242,18 @@ def test_a_model_of_real_shape_is_as_small_as_claimed(tmp_path):
     assert told.parts["overhead"].size_bytes < 0.005 * told.total.size_bytes
     assert told.with_full_head(2) - told.total.size_bytes == 2 * 50265 * 768
     assert told.parts["full head"].size_bytes == 0
+
+
+@pytest.mark.parametrize(("preset", "codes_a_byte"), [("dqlib", 5), ("dqlib-four-levels", 4), (FOUR_LEVELS, 4)])
+def test_the_account_counts_two_bits_as_the_preset_stores_them(preset, codes_a_byte):
+    student = trained("bart", preset)
+    counted = [entry for entry in footprint(student) if entry.kind in ("weights", "embedding")]
+    assert {entry.bits for entry in counted} == {2}
+    assert all(entry.code_bytes == -(-entry.numel // codes_a_byte) for entry in counted)
+    parts = account(student).parts
+    assert parts["weights"].size_bytes == sum(entry.code_bytes for entry in counted if entry.kind == "weights")
+    # The paper counts two bits for either.
+    assert parts["weights"].paper_bytes == sum(-(-entry.numel // 4) for entry in counted if entry.kind == "weights")
 
 
 def test_a_full_head_costs_what_the_account_says():
@@ -386,6 +401,7 @@ FC1 = "model.encoder.layers.0.fc1.weight"
         ("bits", 3, rf"^{FC1}, bits: 3 .* ternary"),
         ("granularity", "per_column", rf"^{FC1}, granularity: 'per_column'"),
         ("encoding", "zip", rf"^{FC1}, encoding: 'zip' .* ternary"),
+        ("encoding", "odd", rf"^{FC1}\.codes: "),
         ("encoding", "zeros", rf"^{FC1}, crc32: "),
         ("kind", "spare", rf"^{FC1}, kind: 'spare'"),
         ("zero_point", "complex64", rf"^{FC1}, zero_point: 'complex64'"),

@@ -13,14 +13,16 @@ from dqlib.schemes import SCHEMES
 from dqlib.storage import packing
 from dqlib.storage.packing import pack, packed_size, unpack
 
-FORMS = [(bits, False) for bits in range(1, 9)] + [(2, True)]
-EVERY_FORM = pytest.mark.parametrize(("bits", "ternary"), FORMS)
+FORMS = [(bits, "bits") for bits in range(1, 9)] + [(bits, "odd") for bits in range(1, 8)] + [(2, "ternary")]
+EVERY_FORM = pytest.mark.parametrize(("bits", "encoding"), FORMS)
 
 
-def grid(bits, ternary):
-    if ternary:
+def grid(bits, encoding):
+    if encoding == "ternary":
         return [-1, 0, 1]
-    return [-1, 1] if bits == 1 else list(range(-(2 ** (bits - 1)), 2 ** (bits - 1)))
+    if encoding == "odd" or bits == 1:
+        return list(range(1 - 2**bits, 2**bits, 2))
+    return list(range(-(2 ** (bits - 1)), 2 ** (bits - 1)))
 
 
 def digits_by_the_book(data, count, base, places):
@@ -32,35 +34,35 @@ def digits_by_the_book(data, count, base, places):
 @EVERY_FORM
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
-def test_codes_of_any_shape_come_back(bits, ternary, data):
+def test_codes_of_any_shape_come_back(bits, encoding, data):
     shape = data.draw(arrays.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=41))
     seed = data.draw(st.integers(0, 2**32 - 1))
-    codes = torch.from_numpy(np.random.default_rng(seed).choice(np.array(grid(bits, ternary), np.int8), shape))
-    packed = pack(codes, bits, ternary)
+    codes = torch.from_numpy(np.random.default_rng(seed).choice(np.array(grid(bits, encoding), np.int8), shape))
+    packed = pack(codes, bits, encoding)
     assert packed.dtype == torch.uint8
-    assert packed.shape == (packed_size(codes.numel(), bits, ternary),)
-    again = unpack(packed, shape, bits, ternary)
+    assert packed.shape == (packed_size(codes.numel(), bits, encoding),)
+    again = unpack(packed, shape, bits, encoding)
     assert again.dtype == torch.int8
     assert torch.equal(again, codes)
-    assert torch.equal(pack(again, bits, ternary), packed)
+    assert torch.equal(pack(again, bits, encoding), packed)
 
 
 @EVERY_FORM
-def test_every_pair_of_codes_comes_back_at_every_place(bits, ternary):
-    values = torch.tensor(grid(bits, ternary), dtype=torch.int8)
+def test_every_pair_of_codes_comes_back_at_every_place(bits, encoding):
+    values = torch.tensor(grid(bits, encoding), dtype=torch.int8)
     codes = torch.cartesian_prod(values, values).T.contiguous()
     for count in range(max(1, codes.numel() - 9), codes.numel() + 1):
         some = codes.flatten()[:count]
-        assert torch.equal(unpack(pack(some, bits, ternary), (count,), bits, ternary), some)
+        assert torch.equal(unpack(pack(some, bits, encoding), (count,), bits, encoding), some)
 
 
 @EVERY_FORM
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 24, 25, 26, 101])
-def test_bytes_are_laid_out_as_described(bits, ternary, count):
-    values = grid(bits, ternary)
+def test_bytes_are_laid_out_as_described(bits, encoding, count):
+    values = grid(bits, encoding)
     codes = [values[i * 7 % len(values)] for i in range(count)]
-    data = pack(torch.tensor(codes, dtype=torch.int8), bits, ternary).numpy()
-    if ternary:
+    data = pack(torch.tensor(codes, dtype=torch.int8), bits, encoding).numpy()
+    if encoding == "ternary":
         read, data = digits_by_the_book(data, count, 3, 5)
         read = [digit - 1 for digit in read]
     else:
@@ -69,61 +71,72 @@ def test_bytes_are_laid_out_as_described(bits, ternary, count):
             if bits & width:
                 part, data = digits_by_the_book(data, count, 2**width, 8 // width)
                 read, shift = [a + (b << shift) for a, b in zip(read, part, strict=True)], shift + width
-        read = [2 * digit - 1 if bits == 1 else digit - 2 ** (bits - 1) for digit in read]
+        odd = bits == 1 or encoding == "odd"
+        read = [2 * digit - 2**bits + 1 if odd else digit - 2 ** (bits - 1) for digit in read]
     assert read == codes
     assert len(data) == 0
 
 
 @EVERY_FORM
 @pytest.mark.parametrize("block", [1, 3, 16])
-def test_blocks_do_not_show(bits, ternary, block, monkeypatch):
-    codes = torch.from_numpy(np.random.default_rng(0).choice(np.array(grid(bits, ternary), np.int8), (13, 17)))
-    packed = pack(codes, bits, ternary)
+def test_blocks_do_not_show(bits, encoding, block, monkeypatch):
+    codes = torch.from_numpy(np.random.default_rng(0).choice(np.array(grid(bits, encoding), np.int8), (13, 17)))
+    packed = pack(codes, bits, encoding)
     monkeypatch.setattr(packing, "BLOCK", block)
-    assert torch.equal(pack(codes, bits, ternary), packed)
-    assert torch.equal(unpack(packed, codes.shape, bits, ternary), codes)
+    assert torch.equal(pack(codes, bits, encoding), packed)
+    assert torch.equal(unpack(packed, codes.shape, bits, encoding), codes)
 
 
 def test_sizes_are_those_that_are_claimed():
     n = 1000
     assert [packed_size(n, bits) for bits in range(1, 9)] == [125, 250, 375, 500, 625, 750, 875, 1000]
-    assert packed_size(n, 2, ternary=True) == 200
-    assert packed_size(n + 1, 2, ternary=True) == 201
-    assert packed_size(0, 2, ternary=True) == packed_size(0, 3) == 0
+    assert [packed_size(n, bits, "odd") for bits in range(1, 8)] == [125, 250, 375, 500, 625, 750, 875]
+    assert packed_size(n, 2, "ternary") == 200
+    assert packed_size(n + 1, 2, "ternary") == 201
+    assert packed_size(0, 2, "ternary") == packed_size(0, 3) == 0
+
+
+def test_odd_codes_of_one_bit_are_the_codes_of_one_bit():
+    codes = torch.tensor([1, -1, -1, 1, 1], dtype=torch.int8)
+    assert torch.equal(pack(codes, 1, "odd"), pack(codes, 1))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=str)
 @pytest.mark.parametrize("full_range", [False, True])
-def test_what_a_quantizer_calls_ternary_is(scheme, full_range):
+def test_codes_are_those_of_the_encoding_that_a_quantizer_names(scheme, full_range):
     torch.manual_seed(0)
     weight = torch.randn(40, 20)
     for bits in scheme.bits:
         learned = initial_learned(weight, bits, "per_row", scheme) if scheme.learned else None
         quantized = quantize(weight, bits, "per_row", scheme, learned, full_range=full_range)
-        expected = {-1, 0, 1} if quantized.ternary else set(grid(bits, False))
-        assert set(quantized.codes.unique().tolist()) <= expected
-        assert quantized.ternary == (bits == 2 and len(quantized.codes.unique()) < 4)
-        packed = pack(quantized.codes, bits, quantized.ternary)
-        assert torch.equal(unpack(packed, weight.shape, bits, quantized.ternary), quantized.codes)
+        codes, encoding = quantized.codes, quantized.encoding
+        assert set(codes.unique().tolist()) <= set(grid(bits, encoding))
+        assert (encoding == "ternary") == (bits == 2 and len(codes.unique()) < 4)
+        assert (encoding == "odd") == (bits > 1 and bool((codes % 2 == 1).all()))
+        assert torch.equal(unpack(pack(codes, bits, encoding), weight.shape, bits, encoding), codes)
 
 
 @pytest.mark.parametrize(
-    ("codes", "bits", "ternary", "message"),
+    ("codes", "bits", "encoding", "message"),
     [
-        ([2], 2, False, r"^codes: '2 to 2' .* -2 to 1"),
-        ([-2, 1], 2, True, r"^codes: '-2 to 1' .* -1 to 1"),
-        ([0, 1], 1, False, r"^codes: '0 to 1' .* -1 or 1"),
-        ([1], 9, False, r"^bits: 9 .* from 1 to 8"),
-        ([1], 3, True, r"^bits: 3 .* 2 for ternary codes"),
+        ([2], 2, "bits", r"^codes: '2 to 2' .* -2 to 1"),
+        ([-2, 1], 2, "ternary", r"^codes: '-2 to 1' .* -1 to 1"),
+        ([0, 1], 1, "bits", r"^codes: '0 to 1' .* odd numbers from -1 to 1"),
+        ([-3, 2], 2, "odd", r"^codes: '-3 to 2' .* odd numbers from -3 to 3"),
+        ([5], 2, "odd", r"^codes: '5 to 5' .* odd numbers from -3 to 3"),
+        ([1], 9, "bits", r"^bits: 9 .* from 1 to 8"),
+        ([1], 3, "ternary", r"^bits: 3 .* 2 for ternary codes"),
+        ([1], 8, "odd", r"^bits: 8 .* at most 7 for odd codes"),
+        ([1], 2, "zip", r"^encoding: 'zip' .* ternary, odd, bits"),
     ],
 )
-def test_codes_off_the_grid_are_refused(codes, bits, ternary, message):
+def test_codes_off_the_grid_are_refused(codes, bits, encoding, message):
     with pytest.raises(InputError, match=message):
-        pack(torch.tensor(codes, dtype=torch.int8), bits, ternary)
+        pack(torch.tensor(codes, dtype=torch.int8), bits, encoding)
 
 
 def test_bytes_that_no_codes_make_are_refused():
     with pytest.raises(InputError, match=r"^packed: '3 bytes' .* 2 bytes for 10 codes of 2 bits"):
-        unpack(torch.zeros(3, dtype=torch.uint8), (10,), 2, ternary=True)
+        unpack(torch.zeros(3, dtype=torch.uint8), (10,), 2, "ternary")
     with pytest.raises(InputError, match=r"^packed: 'a byte of 243' .* below 243"):
-        unpack(torch.tensor([0, 243], dtype=torch.uint8), (10,), 2, ternary=True)
+        unpack(torch.tensor([0, 243], dtype=torch.uint8), (10,), 2, "ternary")

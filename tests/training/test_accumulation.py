@@ -6,7 +6,7 @@ from transformers import MBartConfig, MBartForConditionalGeneration
 
 from dqlib.config import Config
 from dqlib.losses import LossWeights
-from dqlib.presets import get_preset
+from dqlib.presets import Recipe, get_preset
 from dqlib.student import make_student, set_attention_maps, supervision_maps
 from dqlib.study.training.batches import Example, collate
 from dqlib.study.training.loop import token_counts
@@ -19,12 +19,17 @@ TERMS = {
     "task": LossWeights(**NONE | {"task": 1.0}),
     "logits-kl": LossWeights(**NONE | {"logits": 1.0}, temperature=2.0),
     "logits-mse": LossWeights(**NONE | {"logits": 1.0}, logits_loss="mse"),
+    "logits-tsld": LossWeights(**NONE | {"logits": 1.0}, logits_loss="tsld", token_temperature=1.0),
     "attention": LossWeights(**NONE | {"attention": 1.0}),
     "attention-scores": LossWeights(**NONE | {"attention": 1.0}, attention_maps="scores"),
+    "attention-relations": LossWeights(**NONE | {"attention": 1.0}, attention_maps="relations"),
     "hidden": LossWeights(**NONE | {"hidden": 1.0}),
     "contrastive": LossWeights(**NONE, contrastive=1.0, momentum=0.0),
     "dqlib": get_preset("dqlib").loss,
+    "layerwise": LossWeights(),
 }
+#: Of terms that a recipe asks for.
+RECIPES = {"layerwise": Recipe(layerwise=0.5)}
 CONFIGS = ["32-32-32 2-1", "2-2-8 2-1"]
 
 
@@ -38,17 +43,19 @@ def models(config):
     return teacher, student
 
 
-def gradients(config, examples, parts, weights, steps=1, bank=None):
+def gradients(config, examples, parts, weights, steps=1, recipe=Recipe()):  # noqa: B008 (frozen)
     """Loss and gradients of the last of some steps, each split into so many micro-batches, as the loop takes them."""
     teacher, student = models(config)
     for model in (teacher, student):
         set_attention_maps(model, weights.attention_maps)
     maps = supervision_maps(Config.parse(config), teacher)
-    objective = DistillationObjective(teacher, maps, weights) if weights.of_teacher else TaskObjective()
+    distillation = DistillationObjective(teacher, maps, weights, recipe=recipe)
+    objective = distillation if weights.of_teacher else TaskObjective()
     size = -(-len(examples) // parts)
     micro_batches = [examples[i : i + size] for i in range(0, len(examples), size)]
     assert len(micro_batches) == parts
     for _ in range(steps):
+        objective.begin(1, 2)
         student.zero_grad()
         loss = 0.0
         for each in micro_batches:
@@ -68,10 +75,11 @@ def difference(ones, others):
 @pytest.mark.parametrize("term", TERMS)
 def test_micro_batches_leave_loss_and_gradients_as_they_are(term, config):
     examples = copying(8, 3)  # of different lengths, so that each split pads in its own way
-    loss, whole = gradients(config, examples, 1, TERMS[term])
+    recipe = RECIPES.get(term, Recipe())
+    loss, whole = gradients(config, examples, 1, TERMS[term], recipe=recipe)
     assert max(value.abs().max() for value in whole.values()) > 1e-4
     for parts in (2, 4):
-        split_loss, split = gradients(config, examples, parts, TERMS[term])
+        split_loss, split = gradients(config, examples, parts, TERMS[term], recipe=recipe)
         assert split_loss == pytest.approx(loss, rel=1e-6)
         assert difference(whole, split) < 1e-6
 

@@ -52,11 +52,11 @@ def training(folder):
             layer.dropout = 0.1  # so that random states matter
     loop = S.Training(steps=24, learning_rate=1e-3, batch_tokens=200, validations=3, checkpoint_steps=3)
     accelerator = make_accelerator(0)
-    objective = DistillationObjective(teacher, LayerMaps([0, 1], [1]), get_preset("quantgpt").loss)
+    recipe, log = Recipe(scale_learning_rate=0.5, progressive=0.4, layerwise=0.3, average=0.4), folder / "log.csv"
+    objective = DistillationObjective(teacher, LayerMaps([0, 1], [1]), get_preset("quantgpt").loss, recipe=recipe)
     noise = lambda example, order: infill(example, order, S.Pretraining(steps=1, learning_rate=1.0, batch_tokens=1))
     batches = steps(copying(60, 0), loop, noise)
     kept = Checkpoints(folder / "checkpoints", "the same")
-    recipe, log = Recipe(scale_learning_rate=0.5, progressive=0.4), folder / "log.csv"
     Trainer(student, objective, batches, copying(11, 1), loop, accelerator, log, "t", recipe, kept).train()
     (folder / "hash").write_text(weights_hash(student))
 

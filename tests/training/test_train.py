@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from transformers import MBartConfig, MBartForConditionalGeneration
 
+import dqlib
 from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.losses import LayerMaps, LossWeights
@@ -150,6 +151,86 @@ def test_a_progressive_training_is_validated_on_the_quantized_weights_that_it_ke
     Trainer(student, objective, batches, copying(9, 1), training, accelerator, log, "t", recipe).train()
     assert validated == [{1.0}] * 4
     assert [blend for (blend,) in objective.seen] == pytest.approx([min(1.0, step / 6) for step in range(1, 9)])
+
+
+def test_a_layerwise_part_is_counted_and_has_a_rate_of_its_own(small, tmp_path):
+    student, recipe = make_student(small, Config.parse("2-2-8 2-1")), Recipe(layerwise=0.4, layerwise_rate=0.5)
+    objective = DistillationObjective(small, LayerMaps([0, 1], [1]), LossWeights(), recipe=recipe)
+    training = S.Training(steps=20, learning_rate=1e-3, batch_tokens=200, micro_batches=1, validations=2, warmup=0.25)
+    batches, accelerator, log = steps(copying(60, 0), training), make_accelerator(0), tmp_path / "log.csv"
+    Trainer(student, objective, batches, copying(9, 1), training, accelerator, log, "t", recipe).train()
+    rows = read(tmp_path)
+    assert [int(row["step"]) for row in rows] == list(range(1, 21))
+    rates = [1e3 * float(row["learning_rate"]) for row in rows]
+    alone, together = (
+        [0, 1 / 2, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6],
+        [0, 1 / 3, 2 / 3, *(i / 9 for i in range(9, 0, -1))],
+    )
+    assert rates == pytest.approx([0.5 * rate for rate in alone] + together, abs=1e-5)
+    layers = [row["decoder_layers"] for row in rows]
+    assert all(layers[:8])
+    assert not any(layers[8:])
+    assert [bool(row["decoder_hidden"]) for row in rows] == [False] * 8 + [True] * 12
+    assert float(layers[7]) < float(layers[1])
+
+
+def test_losses_of_layers_fade_and_then_cost_nothing(small, tmp_path):
+    student, recipe = make_student(small, Config.parse("2-2-8 2-1")), Recipe(layer_losses_until=0.5)
+    objective = DistillationObjective(small, LayerMaps([0, 1], [1]), LossWeights(), recipe=recipe)
+    training = S.Training(steps=8, learning_rate=1e-3, batch_tokens=200, micro_batches=1, validations=1)
+    batches, accelerator, log = steps(copying(60, 0), training), make_accelerator(0), tmp_path / "log.csv"
+    Trainer(student, objective, batches, copying(9, 1), training, accelerator, log, "t", recipe).train()
+    names = ("encoder_attention", "decoder_attention", "cross_attention", "encoder_hidden", "decoder_hidden")
+    for row, weight in zip(read(tmp_path), (1, 0.75, 0.5, 0.25, 0, 0, 0, 0), strict=True):
+        terms = [row[name] for name in names]
+        assert all(terms) if weight else not any(terms)
+        layers = weight * sum(map(float, filter(None, terms)))
+        assert float(row["loss"]) == pytest.approx(float(row["task"]) + float(row["logits"]) + layers, rel=1e-4)
+
+
+def test_the_mean_of_the_last_weights_is_validated_and_kept(small, tmp_path, monkeypatch):
+    student, recipe, taken = make_student(small, Config.parse("2-2-8 2-1")), Recipe(average=0.4), []
+    step, validated = torch.optim.AdamW.step, []
+
+    def watched(self, *args, **options):
+        result = step(self, *args, **options)
+        taken.append([p.detach().clone() for p in student.parameters()])
+        return result
+
+    def watched_validation(model, *rest):
+        validated.append(validation_loss(model, *rest))
+        return validated[-1]
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    monkeypatch.setattr("dqlib.study.training.loop.validation_loss", watched_validation)
+    training = S.Training(
+        steps=10, learning_rate=1e-3, batch_tokens=200, micro_batches=1, validations=1, schedule="constant_with_warmup"
+    )
+    batches, accelerator, held_out = steps(copying(60, 0), training), make_accelerator(0), copying(9, 1)
+    objective = DistillationObjective(small, LayerMaps([0, 1], [1]), LossWeights())
+    log = tmp_path / "log.csv"
+    Trainer(student, objective, batches, held_out, training, accelerator, log, "t", recipe).train()
+    assert len(taken) == 10
+    for kept, *last in zip(student.parameters(), *taken[6:], strict=True):
+        torch.testing.assert_close(kept.detach(), torch.stack(last).mean(dim=0))
+    # A student that went on with what it made of other weights would not have this loss.
+    dqlib.forget(student)
+    assert validated == [validation_loss(student, held_out, training, accelerator)]
+
+
+def test_validation_of_a_mean_leaves_the_training_as_it_is(small, tmp_path):
+    losses = []
+    for validations in (1, 6):
+        torch.manual_seed(0)
+        student, recipe = make_student(small, Config.parse("2-2-8 2-1")), Recipe(average=0.5)
+        training = S.Training(
+            steps=6, learning_rate=1e-3, batch_tokens=200, micro_batches=1, validations=validations, seed=1
+        )
+        batches, accelerator, log = steps(copying(60, 0), training), make_accelerator(0), tmp_path / "log.csv"
+        objective = DistillationObjective(small, LayerMaps([0, 1], [1]), LossWeights())
+        Trainer(student, objective, batches, copying(9, 1), training, accelerator, log, "t", recipe).train()
+        losses.append([row["loss"] for row in read(tmp_path)])
+    assert losses[0] == losses[1]
 
 
 def test_a_step_with_too_few_micro_batches_for_all_processes_is_refused(small, tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ class Record:
             role=role,
             config=str(config),
             preset=preset,
-            **asdict(config),
+            **{name: getattr(config, name) for name in SHAPE},
             seed=training.seed if training else 0,
             train_steps=training.steps if training else 0,
             n_test=scores.n_test,
@@ -126,6 +126,9 @@ class Record:
 
 #: A score in percent that tables show as 0.00. A teacher below it leaves nothing that a part could be kept of.
 ZERO = 0.005
+#: What a record tells of a configuration besides its text, which alone has heads and neurons; where there is a
+#: budget, the bits that most weights have.
+SHAPE = ("w_bits", "e_bits", "a_bits", "encoder_layers", "decoder_layers")
 METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
 COLUMNS = tuple(field.name for field in fields(Record))
 

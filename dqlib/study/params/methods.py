@@ -93,7 +93,7 @@ class Methods:
             for seed in seeds
             for config in map(Config.parse, texts)
             for name in names
-            if {config.w_bits, config.e_bits} <= set(get_preset(name).weight_bits)
+            if get_preset(name).has_grids(config)
         ]
 
     def longer_runs(self) -> list[Run]:

@@ -57,10 +57,10 @@ class Task:
         for config, preset in self.students():
             self._check(config)
             get_preset(preset).check_fits(config, self.architecture)
-            self.uses_pseudo_labels(config, preset)
+            self.uses_pseudo_labels(preset)
         for run in self.methods.runs() if self.methods else []:
             self._check(run.config)
-            self.uses_pseudo_labels(run.config, run.preset)
+            self.uses_pseudo_labels(run.preset)
         for name in ("configs", "controls"):
             slugs = [Config.parse(text).slug for text in getattr(self, name)]
             if len(set(slugs)) < len(slugs):
@@ -84,27 +84,38 @@ class Task:
 
     @property
     def headline(self) -> Config:
-        """The student that the task's notebook shows: at two bits with layers left out, or else the first."""
+        """The student that the task's notebook shows: at two bits with whole layers left out, or else the first."""
         students = [Config.parse(text) for text in self.configs]
-        small = [c for c in students if c.w_bits == 2 and c.decoder_layers < self.model.decoder_layers]
-        return (small or students)[0]
+        whole = [c for c in students if not c.narrow]
+        small = [c for c in whole if c.w_bits == 2 and c.decoder_layers < self.model.decoder_layers]
+        return (small or whole or students)[0]
 
     @property
     def architecture(self) -> str:
         """Of the teacher: mBART's, unless it comes from elsewhere."""
         return "mbart" if self.model.pretrained is None or self.model.base_task else self.model.architecture
 
-    def uses_pseudo_labels(self, config: Config, preset: str) -> bool:
-        """Whether a student is trained on what the teacher writes.
+    def check_fits(self, config: Config) -> None:
+        """Check that the task's teacher has the layers, heads and neurons that a student would copy.
+
+        Raises:
+            InputError: the student is deeper or wider than the teacher.
+        """
+        model = self.model
+        config.check_fits(model.encoder_layers, model.decoder_layers, model.heads, model.ffn_dim)
+
+    def uses_pseudo_labels(self, preset: str) -> bool:
+        """Whether students of a preset, of some bits at least, are trained on what the teacher writes.
 
         Raises:
             InputError: it is to be trained on texts without a target, and the corpus has none.
         """
-        recipe = get_preset(preset).recipe_for(config)
-        if recipe.labelled_text and not self.has_unpaired_text:
-            allowed = f"0 for the corpus '{self.corpus.name}', unless pseudo_labels.unpaired names texts in no pair"
-            raise InputError(f"preset '{preset}', labelled_text", recipe.labelled_text, allowed)
-        return recipe.pseudo_labels
+        recipes = get_preset(preset).recipes
+        for share in (recipe.labelled_text for recipe in recipes if not self.has_unpaired_text):
+            if share:
+                allowed = f"0 for the corpus '{self.corpus.name}', unless pseudo_labels.unpaired names texts in no pair"
+                raise InputError(f"preset '{preset}', labelled_text", share, allowed)
+        return any(recipe.pseudo_labels for recipe in recipes)
 
     @property
     def has_unpaired_text(self) -> bool:
@@ -114,9 +125,9 @@ class Task:
         return EMBEDDED[self.corpus.name].unpaired
 
     def _check(self, config: Config) -> None:
-        config.check_fits(self.model.encoder_layers, self.model.decoder_layers)
+        self.check_fits(config)
         for side in ("encoder_layers", "decoder_layers"):
-            if not getattr(config, side):
+            if not getattr(config, side) and not config.all_layers:
                 raise InputError(f"config '{config}', {side}", 0, "at least 1")
 
 

@@ -100,4 +100,6 @@ class Distillation(Loop):
         """The training that a preset's recipe makes of this."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Loop)}
         values["learning_rate"] *= recipe.learning_rate
+        if recipe.weight_decay is not None:
+            values["weight_decay"] = recipe.weight_decay
         return Training(**values, schedule=recipe.schedule, warmup=recipe.warmup)

@@ -68,6 +68,6 @@ def _provenance(study: Study, run: S.Run) -> str:
             "distill": replace(benchmark.distill, steps=benchmark.distillation(run).steps),
             "evaluate": benchmark.evaluate,
             "code": code_hash(),
-            **study.labels_of(run.config, run.preset),
+            **study.labels_of(run.preset),
         }
     )

@@ -28,7 +28,7 @@ from dqlib.study.training.batches import Example, collate
 from dqlib.study.training.loop import make_accelerator, token_counts
 from dqlib.study.training.models import planned_model
 from dqlib.study.training.objectives import Objective, TaskObjective
-from dqlib.study.training.task import student_and_objective
+from dqlib.study.training.task import CALIBRATION_BATCH, student_and_objective
 
 #: Micro-batches that are timed, after one that is not.
 TIMED = 2
@@ -143,7 +143,9 @@ class _Timed:
                 yield self._student(name, run, benchmark.distillation(run), benchmark.evaluate, count)
 
     def _student(self, name: str, run: S.Run, loop: S.Distillation, evaluation: S.Evaluation, count: int) -> Planned:
-        student, objective = student_and_objective(self.teacher, run.config, get_preset(run.preset))
+        batch = collate(_random_examples(self.teacher, CALIBRATION_BATCH, self.lengths))
+        calibration = [batch.inputs() | {"labels": batch.labels}]
+        student, objective = student_and_objective(self.teacher, run.config, get_preset(run.preset), calibration)
         seconds = self._step(student, objective, loop, self.lengths)
         test = self._test(student, evaluation)
         return Planned(name, count, loop.steps, seconds, test, size_bytes(student), self.together)

@@ -116,8 +116,8 @@ class Study:
         The stage of the pipeline, on which those of students depend, makes its folder in every study.
         """
         runs = self.task.methods.runs() if self.task.methods else []
-        students = [*self.task.students(), *((run.config, run.preset) for run in runs)]
-        if any(self.task.uses_pseudo_labels(*student) for student in students):
+        presets = {preset for _, preset in self.task.students()} | {run.preset for run in runs}
+        if any(map(self.task.uses_pseudo_labels, presets)):
             return self.pseudo_labels()
 
         def empty() -> None:
@@ -130,16 +130,16 @@ class Study:
         """Folder of a student, with what it needs.
 
         Args:
-            config: bits and layers.
+            config: bits and layers, and heads and neurons where they are fewer.
             preset: its name; the task's own, when None.
 
         Raises:
-            InputError: the configuration is malformed, or deeper than the teacher.
+            InputError: the configuration is malformed, or deeper or wider than the teacher.
         """
         config = Config.parse(str(config))
-        config.check_fits(self.task.model.encoder_layers, self.task.model.decoder_layers)
+        self.task.check_fits(config)
         preset = preset or self.task.distill.preset
-        folder, provenance = self.student_folder(config, preset), self._of_student(config, preset)
+        folder, provenance = self.student_folder(config, preset), self._of_student(preset)
         return self._made(folder, provenance, lambda: self._run("distill", config, preset))
 
     def student_folder(self, config: Config, preset: str) -> Path:
@@ -148,16 +148,16 @@ class Study:
 
     def has_student(self, config: Config, preset: str) -> bool:
         """Whether a student is there as the parameters want it; its teacher is made if it is missing."""
-        return is_made(self.student_folder(config, preset), provenance_text(self._of_student(config, preset)))
+        return is_made(self.student_folder(config, preset), provenance_text(self._of_student(preset)))
 
-    def labels_of(self, config: Config, preset: str) -> dict[str, str]:
+    def labels_of(self, preset: str) -> dict[str, str]:
         """The part of a student's provenance that tells of pseudo-labels, which are made if it is trained on them."""
-        asked = self.task.uses_pseudo_labels(config, preset)
+        asked = self.task.uses_pseudo_labels(preset)
         return {"pseudo_labels": load_labels_info(self.pseudo_labels())["sha256"]} if asked else {}
 
-    def _of_student(self, config: Config, preset: str) -> dict[str, object]:
+    def _of_student(self, preset: str) -> dict[str, object]:
         return {
-            **self.labels_of(config, preset),
+            **self.labels_of(preset),
             "teacher": _provenance_hash(self.teacher()),
             "distill": dataclasses.replace(self.task.distill, preset=preset),
             "preset": repr(get_preset(preset)),

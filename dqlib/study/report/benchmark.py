@@ -61,7 +61,7 @@ def benchmark_table(study: Study) -> pandas.DataFrame:
     for run in sorted(benchmark.runs_of_equal_steps(), key=lambda run: _order(benchmark, run)):
         row = asdict(read_record(folder_of(study, run)))
         baseline, p_value = compared[run.preset, run.config]
-        size = sizes[run.preset, run.config]
+        size = sizes.get((run.preset, run.config), row["size_bytes"])
         row |= {"size_bytes": size, "compression": round(row["teacher_size_bytes"] / size, 2)}
         rows.append(row | {"baseline": baseline, "p_value": p_value})
     table = pandas.DataFrame(rows, columns=list(BENCHMARK_COLUMNS))
@@ -69,9 +69,9 @@ def benchmark_table(study: Study) -> pandas.DataFrame:
 
 
 def _sizes(study: Study, pairs: list[tuple[str, Config]]) -> dict[tuple[str, Config], int]:
-    """Bytes of each student; they depend on shapes alone, so an untrained one is counted."""
+    """Bytes of each student; they depend on shapes alone, so an untrained one is counted, but where bits are chosen."""
     teacher = read_model(study.folders.teacher)
-    return {pair: size_bytes(make_student(teacher, pair[1], pair[0])) for pair in pairs}
+    return {pair: size_bytes(make_student(teacher, pair[1], pair[0])) for pair in pairs if not pair[1].is_open}
 
 
 def _compared(

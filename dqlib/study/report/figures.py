@@ -13,11 +13,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, SHAPES, UNDECIDED, bits_of, quantity_of, shape_of
+from dqlib.config import Config
+from dqlib.study.report.names import (
+    METRIC_NAMES,
+    QUANTIZATION_ALONE,
+    SHAPES,
+    UNDECIDED,
+    bits_of,
+    layers_of,
+    quantity_of,
+    shape_of,
+)
 from dqlib.study.report.style import COLOURS, STYLE, TEACHER_COLOUR, colour_of, line_styles, plain_log_scale
 
 #: Marker and line of each shape.
-SHAPE_STYLES = {"full": ("o", "-"), "half": ("s", "--"), "one": ("^", ":"), "other": ("D", "-.")}
+SHAPE_STYLES = {"full": ("o", "-"), "half": ("s", "--"), "one": ("^", ":"), "other": ("D", "-."), "narrow": ("v", "-.")}
 #: As wide as a page shows at 600 pixels without shrinking text below what can be read.
 WIDTH = 7.5
 
@@ -28,8 +38,13 @@ def _joint(metrics: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _bits_in(students: pandas.DataFrame) -> list[str]:
-    """``W-E-A`` of all students, most bits first."""
-    return sorted({bits_of(row) for _, row in students.iterrows()}, key=lambda bits: [-int(n) for n in bits.split("-")])
+    """``W-E-A`` of all students, most bits first, then budgets, most bytes first."""
+    known = {bits_of(row): Config.parse(row.config) for _, row in students.iterrows()}
+    return sorted(known, key=lambda bits: (known[bits].budget is not None, *_descending(known[bits])))
+
+
+def _descending(config: Config) -> list[int]:
+    return [-(config.budget or 0), -config.w_bits, -config.e_bits, -config.a_bits]
 
 
 def tradeoffs(metrics: pandas.DataFrame) -> Figure:
@@ -64,10 +79,12 @@ def heat_map(metrics: pandas.DataFrame) -> Figure:
 
     def draw(axes: Axes, rows: pandas.DataFrame) -> None:
         students = _joint(rows)
-        layers = sorted(set(zip(students.encoder_layers, students.decoder_layers, strict=True)), reverse=True)
+        numbers = zip(students.encoder_layers, students.decoder_layers, strict=True)
+        found = {(*each, layers_of(row)) for each, (_, row) in zip(numbers, students.iterrows(), strict=True)}
+        layers = [text for *_, text in sorted(found, key=lambda each: (-each[0], -each[1], each[2]))]
         grid, missing = np.full((len(bits), len(layers)), np.nan), {}
         for _, row in students.iterrows():
-            place = bits.index(bits_of(row)), layers.index((row.encoder_layers, row.decoder_layers))
+            place = bits.index(bits_of(row)), layers.index(layers_of(row))
             grid[place], missing[place] = 100 * row.retention, UNDECIDED
         axes.imshow(grid, cmap="cividis", vmin=60, vmax=100, aspect="auto")
         for (i, j), value in np.ndenumerate(grid):
@@ -77,7 +94,7 @@ def heat_map(metrics: pandas.DataFrame) -> Figure:
                 j, i, text, ha="center", va="center", fontsize=9 if known else 7,
                 color="white" if known and value < 82 else ("black" if known else TEACHER_COLOUR),
             )  # fmt: skip
-        axes.set_xticks(range(len(layers)), [f"{encoder}-{decoder}" for encoder, decoder in layers])
+        axes.set_xticks(range(len(layers)), [text.replace(" ", "\n", 1) for text in layers])
         axes.set_yticks(range(len(bits)), bits if first_task == rows.task.iloc[0] else [])
         axes.set_xlabel("layers")
         axes.grid(False)

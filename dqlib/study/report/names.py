@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas
 
+from dqlib.config import Config
 from dqlib.presets import PRESETS, QUANTIZATION_ONLY, VARIANTS
 from dqlib.study.params.tasks import TASKS
 
@@ -25,6 +26,7 @@ SHAPES = {
     "half": "half the decoder",
     "one": "one and one",
     "other": "other layers",
+    "narrow": "fewer heads or neurons",
 }
 QUANTIZATION_ALONE = QUANTIZATION_ONLY.name
 
@@ -38,10 +40,17 @@ def percent(part: float) -> str:
 
 
 def shape_of(row: Any, teacher: Any) -> str:
-    """Which of :data:`SHAPES` a student has, from the layers in its row and in its teacher's."""
+    """Which of :data:`SHAPES` a student has, from its configuration and the layers in its and its teacher's row."""
+    if Config.parse(row.config).narrow:
+        return "narrow"
     layers, full = (row.encoder_layers, row.decoder_layers), (teacher.encoder_layers, teacher.decoder_layers)
     named = {full: "full", (full[0], full[1] // 2): "half", (1, 1): "one"}
     return named.get(layers, "other")
+
+
+def layers_of(row: pandas.Series) -> str:
+    """``e-d`` of a row, with heads and neurons after it where they are fewer."""
+    return row.config.partition(" ")[2]
 
 
 def bits_of(row: pandas.Series) -> str:
@@ -60,7 +69,7 @@ def quantity_of(term: str, preset: str = "") -> str:
     logits = known[preset].loss.logits_loss if preset in known else ""
     if term in ("task", "validation_loss"):
         return "loss (nats a token)"
-    if term == "logits" and logits == "kl":
+    if term == "logits" and logits in ("kl", "tsld"):
         return "divergence from the teacher (nats a token)"
     if term == "logits" and logits == "mse":
         return "squared difference from the teacher's logits"

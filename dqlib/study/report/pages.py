@@ -19,7 +19,7 @@ from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import figures
 from dqlib.study.report.claims import SIGNIFICANT
-from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, SHAPES, TITLES, percent, shape_of
+from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, SHAPES, TITLES, layers_of, percent, shape_of
 from dqlib.study.report.style import save
 from dqlib.study.report.tables import Collected, collect
 
@@ -80,7 +80,8 @@ def overview_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
         teacher = teachers[row.task]
         name = _named(row)
         if row.role == "student":
-            shape = SHAPES[shape_of(row, teacher)]
+            shape = shape_of(row, teacher)
+            shape = f"`{layers_of(row)}`" if shape == "narrow" else SHAPES[shape]
             name = f"`{row.config.split()[0]}`, {shape}" + ("" if name == "student" else f", {name}")
         column = f"{row.task}, {METRIC_NAMES.get(row.headline, row.headline)}"
         retention = "" if row.role == "teacher" else f" ({percent(row.retention)})"

@@ -35,6 +35,8 @@ NAMED_COLOURS = {
     "dynamic": "#D55E00",
     "lsq": "#E69F00",
     "ternary": "#009E73",
+    "four_level": "#000000",
+    "stretched": "#882255",
     "binary": "#CC79A7",
 }
 #: Markers of presets and of granularities, which tell them apart without colour; :func:`marker_of` has the others'.

@@ -32,6 +32,7 @@ from dqlib.student import set_blend
 from dqlib.study.params import settings as S
 from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.progress import report
+from dqlib.study.training.average import Average
 from dqlib.study.training.batches import Example, bucketed, collate
 from dqlib.study.training.checkpoints import Checkpoints, random_states, restore_random_states
 from dqlib.study.training.objectives import Objective
@@ -103,7 +104,9 @@ class Trainer:
         name: of the job, for the progress bar and errors.
         recipe: of a student: ``scale_learning_rate`` multiplies the rate of its trained scales; ``progressive`` is the
             part of the steps in which its weights turn from full precision to quantized (validations see quantized
-            weights from the first one on, since those are what is kept).
+            weights from the first one on, since those are what is kept); the ``layerwise`` part of the steps has an
+            optimizer and a schedule of its own; after the first of the steps whose weights are averaged, the averages
+            are what is validated and kept.
         checkpoints: where to leave them every ``training.checkpoint_steps`` steps; None for none.
         on_policy: which steps are on the model's own targets, without the task's loss; None for none.
     """
@@ -134,7 +137,7 @@ class Trainer:
         self.model.train()
         while self._step < training.steps:
             self._take_step()
-            if self._step % self._log_every == 0 or self._step in self._validate_at:
+            if self._step % self._log_every == 0 or self._step in self._validate_at | self._last_of_parts:
                 self._log_row()
             if self._step % training.checkpoint_steps == 0 and self._step < training.steps:
                 self._save_checkpoint()
@@ -142,19 +145,15 @@ class Trainer:
 
     def _prepare(self) -> None:
         training = self.training
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, training, self.recipe.scale_learning_rate),
-            lr=training.learning_rate,
-            betas=(0.9, 0.98),
-            eps=1e-6,
-            fused=True,
-        )
-        warmup = math.ceil(training.warmup * training.steps)
-        self._schedule = get_scheduler(training.schedule, optimizer, warmup, training.steps)
         if training.compile:
             self.model.compile(dynamic=True)
         self._wrapped = self.accelerator.prepare(self.model)
-        self._optimizer = self.accelerator.prepare(optimizer)
+        self._layerwise_steps = self.recipe.layerwise_steps(training.steps)
+        self._begin_part(1)
+        recipe, steps = self.recipe, training.steps
+        self._average = Average(self.model, steps - recipe.averaged_steps(steps))
+        #: Steps after which another objective begins: a row of the log ends there.
+        self._last_of_parts = {self._layerwise_steps, math.ceil(recipe.layer_losses_until * steps)}
         self._log = Log(self.log_path)
         self._log_every = max(1, training.steps // LOG_ROWS)
         self._validate_at = {
@@ -167,6 +166,21 @@ class Trainer:
         self._best_loss: float = math.inf
         self._best_weights: dict[str, Tensor] | None = None
 
+    def _begin_part(self, step: int) -> None:
+        """A new optimizer and schedule for the part of the training that a step, counted from 1, belongs to."""
+        training, first = self.training, self._layerwise_steps
+        layerwise = step <= first
+        steps = first if layerwise else training.steps - first
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(self.model, training, self.recipe, self.recipe.layerwise_rate if layerwise else 1.0),
+            betas=(0.9, 0.98),
+            eps=1e-6,
+            fused=True,
+        )
+        warmup = math.ceil(training.warmup * steps)
+        self._schedule = get_scheduler(training.schedule, optimizer, warmup, steps)
+        self._optimizer = self.accelerator.prepare(optimizer)
+
     def _resume(self) -> None:
         """Go on from the last checkpoint, if there is one."""
         state = None if self.checkpoints is None else _latest(self.checkpoints, self.name, self.accelerator)
@@ -175,6 +189,8 @@ class Trainer:
         self._step, self._summed_steps = state["step"], state["since"]
         self._best_loss, self._best_weights = state["best_loss"], state["best_weights"]
         self.model.load_state_dict(state["model"])
+        self._average.load_state_dict(state["average"])
+        self._begin_part(self._step)
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._log.rows += state["rows"]
@@ -190,6 +206,9 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         micro_batches = next(self.batches)
         self._step += 1
+        if self._step == self._layerwise_steps + 1 > 1:
+            self._begin_part(self._step)
+        self.objective.begin(self._step, self.training.steps)
         if len(micro_batches) < world:  # a process without any would leave the others waiting for its gradients
             allowed = f"at most {len(micro_batches)}: the corpus gives a step of '{self.name}' no more micro-batches"
             raise InputError("compute.processes", world, allowed)
@@ -197,7 +216,8 @@ class Trainer:
             set_blend(self.model, min(1.0, self._step / (self.recipe.progressive * self.training.steps)))
         denominators = token_counts(micro_batches)
         share = micro_batches[rank::world]
-        self._own = self.on_policy is not None and self.on_policy.is_step(self._step)
+        together = self._step > self._layerwise_steps
+        self._own = self.on_policy is not None and together and self.on_policy.is_step(self._step)
         if self._own:
             with self._enough_memory():
                 share, denominators = self._own_targets(share)
@@ -209,6 +229,7 @@ class Trainer:
             raise self._not_finite()
         self._optimizer.step()
         self._optimizer.zero_grad()
+        self._average.add(self._step)
         self._rate = self._schedule.get_last_lr()[0]
         self._schedule.step()
         for term in terms:
@@ -261,11 +282,12 @@ class Trainer:
         """The validation loss; the weights are kept where it is the best so far."""
         if self.recipe.progressive:
             set_blend(self.model, 1.0)  # the next step turns it back
-        loss = validation_loss(self.model, self.validation, self.training, self.accelerator)
+        with self._average.in_place():
+            loss = validation_loss(self.model, self.validation, self.training, self.accelerator)
+            if loss < self._best_loss:
+                self._best_loss = loss
+                self._best_weights = copy.deepcopy(self.model.state_dict())
         self.model.train()
-        if loss < self._best_loss:
-            self._best_loss = loss
-            self._best_weights = copy.deepcopy(self.model.state_dict())
         return loss
 
     def _save_checkpoint(self) -> None:
@@ -282,6 +304,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "schedule": self._schedule.state_dict(),
+                "average": self._average.state_dict(),
                 "rows": self._log.rows,
                 "processes": processes,
             }
@@ -380,13 +403,14 @@ def _synchronized(accelerator: Accelerator, model: nn.Module, last: bool) -> Abs
     return nullcontext() if last else accelerator.no_sync(model)
 
 
-def _parameter_groups(model: nn.Module, training: S.Training, scale_learning_rate: float) -> list[dict]:
+def _parameter_groups(model: nn.Module, training: S.Training, recipe: Recipe, factor: float) -> list[dict]:
     """Weight decay for matrices; none for biases, LayerNorms and trained scales, which have a rate of their own."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     scales = [p for name, p in named if name.endswith(LEARNED)]
     others = [p for name, p in named if not name.endswith(LEARNED)]
+    rate = training.learning_rate * factor
     return [
-        {"params": [p for p in others if p.dim() > 1], "weight_decay": training.weight_decay},
-        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
-        {"params": scales, "weight_decay": 0.0, "lr": training.learning_rate * scale_learning_rate},
+        {"params": [p for p in others if p.dim() > 1], "weight_decay": training.weight_decay, "lr": rate},
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0, "lr": rate},
+        {"params": scales, "weight_decay": 0.0, "lr": rate * recipe.scale_learning_rate},
     ]

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dqlib import attention
+from dqlib.layerwise import layerwise_states, layerwise_terms
 from dqlib.losses import LayerMaps, LossWeights, MemoryBank, cross_entropy, distillation_terms
+from dqlib.presets import Recipe
 from dqlib.study.training.batches import Batch
 
 
 class Objective(Protocol):
     """Named loss terms and their weights in the total."""
+
+    def begin(self, step: int, steps: int) -> None:
+        """Make ready for a step, counted from 1, of so many: what changes in the course of a training follows it."""
+        ...
 
     def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
         """Unweighted loss terms of a micro-batch, divided by the source and target tokens of the whole step."""
@@ -39,6 +46,9 @@ class TaskObjective:
     """Cross-entropy of the references."""
 
     label_smoothing: float = 0.0
+
+    def begin(self, step: int, steps: int) -> None:
+        pass
 
     def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
         logits = model(**batch.inputs()).logits
@@ -64,36 +74,50 @@ class DistillationObjective:
         maps: teacher layer that supervises each student layer.
         weights: of the terms.
         bank: memory of the contrastive loss; made from the weights, where they ask for one.
+        recipe: says which steps are layer-wise, and what layers' terms weigh in the course of the others.
     """
 
     teacher: PreTrainedModel
     maps: LayerMaps
     weights: LossWeights
     bank: MemoryBank | None = None
+    recipe: Recipe = Recipe()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         self.teacher.eval()
+        self._layerwise, self._layers = False, 1.0
         if self.weights.attention:
             self.teacher.set_attn_implementation(attention.NAME)  # returns the maps; full precision in a teacher
         if self.weights.contrastive and self.weights.momentum:
             self.bank = MemoryBank(self.teacher.config.vocab_size, self.weights.momentum)
 
+    def begin(self, step: int, steps: int) -> None:
+        self._layerwise = step <= self.recipe.layerwise_steps(steps)
+        self._layers = self.recipe.layer_losses(step, steps)
+
     def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+        if self._layerwise:
+            student = extract_model_from_parallel(model)
+            states = layerwise_states(student, self.teacher, batch.inputs(), self.maps, model)
+            return layerwise_terms(*states, batch.labels, batch.attention_mask.bool(), denominators)
+        weights = self.weights if self._layers else replace(self.weights, attention=0.0, hidden=0.0)
         wanted = {
-            "output_attentions": self.weights.attention > 0,
-            "output_hidden_states": self.weights.hidden > 0 or self.weights.contrastive > 0,
+            "output_attentions": weights.attention > 0,
+            "output_hidden_states": weights.hidden > 0 or weights.contrastive > 0,
+            "use_cache": False,  # nothing is generated
         }
         inputs = batch.inputs()
         student = model(**inputs, **wanted)
         with torch.no_grad():
             teacher = self.teacher(**inputs, **wanted)
         mask = batch.attention_mask.bool()
-        return distillation_terms(
-            student, teacher, batch.labels, mask, self.maps, self.weights, denominators, self.bank
-        )
+        return distillation_terms(student, teacher, batch.labels, mask, self.maps, weights, denominators, self.bank)
 
     def weight(self, term: str) -> float:
-        return self.weights.of(term)
+        if self._layerwise:
+            return 1.0
+        of_layers = term.endswith(("attention", "hidden"))
+        return self.weights.of(term) * (self._layers if of_layers else 1.0)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {} if self.bank is None else self.bank.state_dict()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tokenizers
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from dqlib.architectures import architecture_of
@@ -18,6 +19,7 @@ from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.presets import Preset, Recipe, get_preset
+from dqlib.pruning import Calibration
 from dqlib.storage.reading import read_model, save_model
 from dqlib.storage.students import save_student
 from dqlib.student import make_student, round_for_storage, set_attention_maps, supervision_maps
@@ -27,13 +29,16 @@ from dqlib.study.corpora.rows import Row, Rows
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import LOG, Folders
-from dqlib.study.training.batches import SHORTEST, encode, infill, steps, windows
+from dqlib.study.training.batches import SHORTEST, collate, encode, infill, steps, windows
 from dqlib.study.training.checkpoints import Checkpoints, identity, weights_hash
 from dqlib.study.training.examples import Example, StoredExamples, stored
 from dqlib.study.training.loop import Trainer, TrainingError
 from dqlib.study.training.mixture import Mixture
 from dqlib.study.training.objectives import DistillationObjective, Objective, TaskObjective
 from dqlib.study.training.on_policy import OnPolicy
+
+#: Training pairs on which a student is shaped before its training, and how many of them go through a model at a time.
+CALIBRATION, CALIBRATION_BATCH = 128, 32
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class TaskTraining:
 
         Args:
             distillation: steps, batches, and the preset's name.
-            config: bits and layers.
+            config: bits and layers, and heads and neurons where they are fewer.
             folder: where the log goes.
             target: what ``folder`` is to become.
 
@@ -103,16 +108,17 @@ class TaskTraining:
         """
         preset = get_preset(distillation.preset)
         teacher = read_model(self.folders.teacher).to(self.accelerator.device)
-        depths = architecture_of(teacher.config).depths(teacher.config)
-        recipe = preset.recipe_for(config, (config.encoder_layers, config.decoder_layers) != depths)
+        calibration = calibration_batches(self.corpus, self.spec.corpus)
+        student, objective = student_and_objective(teacher, config, preset, calibration)
+        config = student.dqlib_config  # with the bits that were chosen, where there is a budget
+        recipe = recipe_of(preset, config, teacher)
         training = distillation.training(recipe)
         digest, labels, of_labels = weights_hash(teacher), None, {}
         if recipe.pseudo_labels:
             labels = load_labels(self.folders.pseudo_labels, self.corpus.info["sha256"], digest)
             of_labels = {"pseudo_labels": labels.sha256}
-        student, objective = student_and_objective(teacher, config, preset)
         checkpoints = self._checkpoints(
-            target, training, student, teacher=digest, preset=preset, config=config, **of_labels
+            target, training, student, teacher=digest, preset=preset, config=repr(config), **of_labels
         )
         name = f"{self.name}: {config} {preset.name}"
         self._train_on_pairs(student, objective, training, folder, target, name, checkpoints, recipe, labels)
@@ -205,19 +211,39 @@ class TaskTraining:
         return Checkpoints(self.folders.checkpoints(target), of_training)
 
 
+def calibration_batches(corpus: LoadedCorpus, spec: S.Corpus) -> list[dict[str, Tensor]]:
+    """The first training pairs as batches of a model's inputs with labels: what a student is shaped by before training.
+
+    Every run of a task takes the same, so that what is chosen on them is the same for all.
+    """
+    examples = encode(corpus.splits["train"][:CALIBRATION], corpus.tokenizer, spec)
+    batches = [collate(examples[i : i + CALIBRATION_BATCH]) for i in range(0, len(examples), CALIBRATION_BATCH)]
+    return [batch.inputs() | {"labels": batch.labels} for batch in batches]
+
+
 def student_and_objective(
-    teacher: PreTrainedModel, config: Config, preset: Preset
+    teacher: PreTrainedModel, config: Config, preset: Preset, calibration: Calibration | None = None
 ) -> tuple[PreTrainedModel, Objective]:
     """A student that is to be trained, and what its training minimizes under a preset.
 
-    Both models give out the attention maps that the preset compares.
+    Both models give out the attention maps that the preset compares. ``calibration`` as in
+    :func:`dqlib.student.make_student`.
     """
-    student = make_student(teacher, config, preset)
+    student = make_student(teacher, config, preset, calibration)
+    config = student.dqlib_config
     for model in (teacher, student):
         set_attention_maps(model, preset.loss.attention_maps)
     if not preset.loss.of_teacher:
         return student, TaskObjective()
-    return student, DistillationObjective(teacher, supervision_maps(config, teacher), preset.loss)
+    recipe = recipe_of(preset, config, teacher)
+    maps = supervision_maps(config, teacher, student)
+    return student, DistillationObjective(teacher, maps, preset.loss, recipe=recipe)
+
+
+def recipe_of(preset: Preset, config: Config, teacher: PreTrainedModel) -> Recipe:
+    """How a student of a teacher is trained under a preset."""
+    depths = architecture_of(teacher.config).depths(teacher.config)
+    return preset.recipe_for(config, config.narrow or (config.encoder_layers, config.decoder_layers) != depths)
 
 
 def rescue_folder(target: Path) -> Path:

@@ -1,0 +1,180 @@
+"""Graphs of BART and mBART: a source to keys and values, one step of decoding, the best tokens of a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from dqlib.engines.onnx_graph import Graph, Numbers
+from dqlib.engines.onnx_layers import Layers
+from dqlib.engines.onnx_weights import Weights
+
+#: Architectures that are served, and whether their LayerNorms come before attention and feed-forward layers.
+SERVED = {"bart": False, "mbart": True}
+
+_POSITION_OFFSET = 2  # of BART's learned positions
+_MASKED = -3e38
+
+
+class BartGraphs(Layers):
+    """The three graphs of a model.
+
+    Args:
+        config, weights, numbers, rounded: as of :class:`dqlib.engines.onnx_layers.Layers`.
+        int8_encoder: whether the encoder multiplies codes of 8 bits.
+    """
+
+    def __init__(self, config: Any, weights: Weights, numbers: Numbers, rounded: bool, int8_encoder: bool) -> None:
+        super().__init__(config, weights, numbers, rounded, SERVED[config.model_type])
+        self.int8_encoder = int8_encoder
+
+    def encoder(self) -> onnx.ModelProto:
+        """Ids (batch, source) and mask to keys and values (2 x decoder layers, batch, heads, source, head_dim)."""
+        c, d, int8 = self.config, self.features, self.int8_encoder
+        heads, size = self.heads("encoder")
+        g = Graph("encoder", self.numbers)
+        ids = g.input("input_ids", TensorProto.INT64, ["batch", "source"])
+        mask = g.input("mask", TensorProto.INT32, ["batch", "source"])
+        shape = g.op("Shape", ids)
+        length = g.op("Gather", shape, g.constant("one", np.array(1, np.int64)))
+        # Range straight into Gather is fused to a Slice that some versions of ONNX Runtime cannot run.
+        places = g.op("Range", g.constant("zero", np.array(0, np.int64)), length, "one")
+        places = g.op("Add", places, g.integers(_POSITION_OFFSET))
+        x = g.op(
+            "Add",
+            self.lookup(g, ids, "model.encoder.embed_tokens.weight", self.embed_scale),
+            self.lookup(g, places, "model.encoder.embed_positions.weight"),
+        )
+        by_text = g.op("Concat", shape, g.integers(heads * size), axis=0)  # (batch, source, features of all heads)
+        x = self.norm(g, g.op("Reshape", x, g.integers(-1, d)), "model.encoder.layernorm_embedding")
+        residual = x
+        zero = self.zero_points(g, x) if int8 else None
+        sublayers = [
+            (f"model.encoder.layers.{i}.{part}", part) for i in range(c.encoder_layers) for part in ("attention", "ffn")
+        ]
+        final = "model.encoder.layer_norm"  # where the norms come first
+        if self.pre:
+            x = self.norm(g, x, "model.encoder.layers.0.self_attn_layer_norm")
+        for n, (path, part) in enumerate(sublayers):
+            layer = path.rpartition(".")[0]
+            if part == "attention":
+                attention = f"{layer}.self_attn"
+                rows = self.rounded(g, x, zero) if zero is not None else x
+                q, k, v = (
+                    g.op("Reshape", self.linear(g, rows, [f"{attention}.{name}_proj"], bias=False), by_text)
+                    for name in "qkv"
+                )
+                bias = self.bias(g, [f"{attention}.{name}_proj" for name in "qkv"])
+                y = g.fused(
+                    "MultiHeadAttention", q, k, v, bias, mask,
+                    num_heads=heads, mask_filter_value=_MASKED,
+                )  # fmt: skip
+                y = g.op("Reshape", y, g.integers(-1, heads * size))
+                out, own = f"{attention}.out_proj", f"{layer}.self_attn_layer_norm"
+                following = f"{layer}.final_layer_norm"
+            else:
+                rows = self.rounded(g, x, zero) if zero is not None else x
+                y = self.activated(g, self.linear(g, rows, [f"{layer}.fc1"], bias=False), f"{layer}.fc1")
+                out, own = f"{layer}.fc2", f"{layer}.final_layer_norm"
+                last = n + 1 == len(sublayers)
+                following = final if last else f"{sublayers[n + 1][0].rpartition('.')[0]}.self_attn_layer_norm"
+            delta = self.linear(g, self.rounded(g, y, zero) if zero is not None else y, [out], bias=False)
+            x, residual = self.add_norm(g, residual, delta, following if self.pre else own, self.bias(g, [out]))
+        names = [f"model.decoder.layers.{i}.encoder_attn.{name}_proj" for i in range(c.decoder_layers) for name in "kv"]
+        y = self.linear(g, self.rounded(g, x, zero) if zero is not None else x, names)  # (rows, 2 layers x features)
+        heads, size = self.heads("decoder")
+        split = g.op("Concat", shape, g.integers(len(names), heads, size), axis=0)
+        y = g.op("Transpose", g.op("Reshape", y, split), perm=[2, 0, 3, 1, 4])
+        g.output(y, "cross", TensorProto.FLOAT, [len(names), "batch", heads, "source", size])
+        return g.model()
+
+    def decoder(self) -> onnx.ModelProto:
+        """One step: a token a row to logits (rows, vocabulary).
+
+        Rows are texts x beams. All beams of a text attend to the same source, as so many queries. Keys and values of
+        earlier tokens are read from, and this token's written to, buffers (rows, heads, capacity, head_dim) that are
+        bound as input and as output.
+        """
+        c, d = self.config, self.features
+        g = Graph("decoder", self.numbers)
+        ids = g.input("ids", TensorProto.INT64, ["rows", 1])
+        place = g.input("position", TensorProto.INT64, [1, 1])
+        g.input("by_source", TensorProto.INT64, [3])  # texts, beams, features of all heads
+        g.input("mask", TensorProto.INT32, ["texts", "source"])
+        g.input("before", TensorProto.INT32, ["rows"])
+        g.input("total", TensorProto.INT32, [])
+        x = g.op(
+            "Add",
+            self.lookup(g, ids, "model.decoder.embed_tokens.weight", self.embed_scale),
+            self.lookup(g, place, "model.decoder.embed_positions.weight"),
+        )
+        x = residual = self.norm(g, x, "model.decoder.layernorm_embedding")
+        if self.pre:
+            x = self.norm(g, x, "model.decoder.layers.0.self_attn_layer_norm")
+        for i in range(c.decoder_layers):
+            x, residual = self._decoder_layer(g, i, x, residual)
+        x = g.op("Reshape", x, g.integers(-1, d))
+        numbers = self.weights.number("final_logits_bias").reshape(-1)
+        bias = g.constant("final_logits_bias", numbers) if numbers.any() else ""
+        logits = self.multiply(g, x, ["lm_head"], bias)
+        g.output(logits, "logits", TensorProto.FLOAT, ["rows", c.vocab_size])
+        return g.model()
+
+    def _decoder_layer(self, g: Graph, i: int, x: str, residual: str) -> tuple[str, str]:
+        """The next layer's input, and what its result is added to."""
+        c, layer = self.config, f"model.decoder.layers.{i}"
+        delta = self._attended_to_earlier(g, i, x)
+        norm = f"{layer}.encoder_attn_layer_norm" if self.pre else f"{layer}.self_attn_layer_norm"
+        x, residual = self.add_norm(g, residual, delta, norm)
+        delta = self._attended_to_source(g, i, x)
+        norm = f"{layer}.final_layer_norm" if self.pre else f"{layer}.encoder_attn_layer_norm"
+        x, residual = self.add_norm(g, residual, delta, norm)
+        y = self.linear(g, x, [f"{layer}.fc1"], bias=c.activation_function != "gelu")
+        delta = self.linear(g, self.activated(g, y, f"{layer}.fc1", biased=True), [f"{layer}.fc2"])
+        following = f"model.decoder.layers.{i + 1}.self_attn_layer_norm"
+        if i + 1 == c.decoder_layers:
+            following = "model.decoder.layer_norm"
+        norm = following if self.pre else f"{layer}.final_layer_norm"
+        return self.add_norm(g, residual, delta, norm)
+
+    def _attended_to_earlier(self, g: Graph, i: int, x: str) -> str:
+        """What a token takes from the tokens before it."""
+        own, (heads, size) = f"model.decoder.layers.{i}.self_attn", self.heads("decoder")
+        shape: list[int | str] = ["rows", heads, "capacity", size]
+        keys = g.input(f"keys {i}", TensorProto.FLOAT, shape)
+        values = g.input(f"values {i}", TensorProto.FLOAT, shape)
+        joint = self.linear(g, x, [f"{own}.{name}_proj" for name in "qkv"])
+        y, new_keys, new_values = g.fused(
+            "GroupQueryAttention", joint, "", "", keys, values, "before", "total",
+            outputs=3, num_heads=heads, kv_num_heads=heads,
+        )  # fmt: skip
+        g.output(new_keys, f"new keys {i}", TensorProto.FLOAT, shape)
+        g.output(new_values, f"new values {i}", TensorProto.FLOAT, shape)
+        return self.linear(g, y, [f"{own}.out_proj"])
+
+    def _attended_to_source(self, g: Graph, i: int, x: str) -> str:
+        """What a token takes from the source."""
+        across, (heads, size) = f"model.decoder.layers.{i}.encoder_attn", self.heads("decoder")
+        shape: list[int | str] = ["texts", heads, "source", size]
+        q = g.op("Reshape", self.linear(g, x, [f"{across}.q_proj"]), "by_source")
+        y = g.fused(
+            "MultiHeadAttention", q,
+            g.input(f"source keys {i}", TensorProto.FLOAT, shape),
+            g.input(f"source values {i}", TensorProto.FLOAT, shape),
+            "", "mask", num_heads=heads, mask_filter_value=_MASKED,
+        )  # fmt: skip
+        by_row = g.integers(-1, 1, heads * size)
+        return self.linear(g, g.op("Reshape", y, by_row), [f"{across}.out_proj"])
+
+    def candidates(self) -> onnx.ModelProto:
+        """Logits (rows, vocabulary) to the ``k`` best tokens of each row and their log-probabilities, best first."""
+        g = Graph("candidates", self.numbers)
+        logits = g.input("logits", TensorProto.FLOAT, ["rows", self.config.vocab_size])
+        count = g.input("k", TensorProto.INT64, [1])
+        best, tokens = g.op("TopK", g.op("LogSoftmax", logits, axis=-1), count, outputs=2, axis=-1)
+        g.output(best, "best", TensorProto.FLOAT, ["rows", "count"])
+        g.output(tokens, "tokens", TensorProto.INT64, ["rows", "count"])
+        return g.model()

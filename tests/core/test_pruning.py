@@ -1,0 +1,307 @@
+"""Fewer heads and neurons: what is left computes as before, what is left out matters least, readers make the shape."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dqlib.architectures import architecture_of, submodule
+from dqlib.config import Config, LossWeights, WeightQuantization
+from dqlib.errors import InputError
+from dqlib.losses import distillation_terms
+from dqlib.presets import get_preset
+from dqlib.pruning import importance, narrow, norms, prune, units
+from dqlib.storage.account import account
+from dqlib.storage.footprint import fp32_size_bytes, size_bytes
+from dqlib.storage.manifest import MANIFEST
+from dqlib.storage.packed import load_packed, save_packed
+from dqlib.storage.plain import plain_model
+from dqlib.storage.students import load_student, save_student
+from dqlib.student import make_student, round_for_storage, supervision_maps
+from tests.helpers.folders import reseal
+from tests.helpers.models import CASES, data_of, make_teacher
+
+EVERY = pytest.mark.parametrize("name", CASES)
+WANTED = {"output_attentions": True, "output_hidden_states": True}
+
+
+def calibration_of(name):
+    data = data_of(name)
+    return [data.inputs | {"labels": data.labels}]
+
+
+def narrow_student(name, bits="2-2-8", layers=None, widths="h1 f10", preset="dqlib"):
+    config = Config.parse(f"{bits} {layers or CASES[name].layers} {widths}")
+    return make_student(make_teacher(name), config, preset, calibration_of(name))
+
+
+def all_units(model):
+    return {each.path: each for side in architecture_of(model.config).stacks for each in units(model, side)}
+
+
+def silenced(teacher, kept):
+    """The teacher, in which only some units of each path say anything."""
+    for each in all_units(teacher).values():
+        mask = torch.zeros(each.count)
+        mask[kept[each.path]] = 1
+        mask = mask.repeat_interleave(each.size).double()
+        each.reader.register_forward_pre_hook(lambda _, inputs, mask=mask: (inputs[0] * mask,))
+    return teacher
+
+
+# --- what is left
+
+
+@EVERY
+def test_what_is_left_computes_as_the_teacher_whose_other_heads_and_neurons_are_silent(name):
+    teacher, inputs = make_teacher(name).double(), data_of(name).inputs
+    heads, neurons = [1], [0, 3, 4, 7, 23]
+    scores = {}
+    for path, each in all_units(teacher).items():
+        scores[path] = torch.zeros(each.count)
+        scores[path][heads if each.attention is not None else neurons] = 1.0
+    config = Config.parse(f"32-32-32 {CASES[name].depths} h1 f5")
+    student = make_student(teacher, replace(config, heads=None, ffn=None))
+    origins = {side: range(getattr(config, f"{side}_layers")) for side in architecture_of(teacher.config).stacks}
+    prune(student.eval(), config, scores, origins)
+    assert {len(each) for part in student.dqlib_kept_heads.values() for each in part} == {1}
+    kept = {path: torch.nonzero(score).flatten().tolist() for path, score in scores.items()}
+    with torch.no_grad():
+        ours, theirs = student(**inputs).logits, silenced(teacher, kept)(**inputs).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+    assert {each.count for each in all_units(student).values()} == {1, 5}
+
+
+@EVERY
+def test_all_heads_and_neurons_are_the_teacher(name):
+    teacher, inputs = make_teacher(name), data_of(name).inputs
+    heads, neurons = architecture_of(teacher.config).widths(teacher.config)
+    whole, widest = (
+        make_student(teacher, Config.parse(f"2-2-8 {CASES[name].layers}{widths}"), "dqlib").eval()
+        for widths in ("", f" h{heads} f{neurons}")
+    )
+    with torch.no_grad():
+        assert torch.equal(whole(**inputs).logits, widest(**inputs).logits)
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), widest.state_dict().values(), strict=True)
+    )
+
+
+def test_layers_that_share_biases_by_head_keep_the_same_heads():
+    student = narrow_student("t5", "32-32-32", "3-2")
+    assert len(set(map(tuple, student.dqlib_kept_heads["encoder"]))) == 1
+    kept = student.dqlib_kept_heads["encoder"][0]
+    ours, theirs = (
+        model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias for model in (student, make_teacher("t5"))
+    )
+    assert torch.equal(ours.weight, theirs.weight[:, kept])
+
+
+def test_a_copied_layer_keeps_what_matters_in_the_layer_that_it_is_a_copy_of():
+    teacher = make_teacher("bart")
+    scores = importance(teacher, calibration_of("bart"))
+    student = narrow_student("bart", "32-32-32", "2-1", "h1 f3")
+    for ours, theirs in ((0, 0), (1, 2)):  # layers of the encoder
+        best = scores[f"model.encoder.layers.{theirs}.fc2"].argsort(descending=True)[:3].sort().values
+        path = "model.encoder.layers.{}.fc1.weight"
+        state, of_teacher = student.state_dict(), teacher.state_dict()
+        assert torch.equal(state[path.format(ours)], of_teacher[path.format(theirs)][best])
+        head = int(scores[f"model.encoder.layers.{theirs}.self_attn.out_proj"].argmax())
+        assert student.dqlib_kept_heads["encoder"][ours] == [head]
+
+
+# --- importance
+
+
+@EVERY
+def test_importance_is_the_derivative_of_the_loss_by_a_gate(name):
+    teacher, data = make_teacher(name).double(), data_of(name)
+    one = {key: value[:1] for key, value in data.inputs.items()} | {"labels": data.labels[:1]}
+    counted = int((one["labels"] >= 0).sum())
+    scores = importance(teacher, [one])
+    assert scores.keys() == all_units(teacher).keys()
+    coarse = name.startswith(("t5", "gpt2"))  # which compute a norm, or the loss, in fp32 whatever the rest is in
+    step, error = (1e-2, {"rel": 2e-2, "abs": 2e-3}) if coarse else (1e-6, {"rel": 1e-4, "abs": 1e-7})
+    for path, each in list(all_units(teacher).items())[::2]:
+        for unit in range(min(each.count, 3)):
+            losses = []
+            for sign in (1, -1):
+                gate = torch.ones(each.count, dtype=torch.double)
+                gate[unit] += sign * step
+                gate = gate.repeat_interleave(each.size)
+                hook = each.reader.register_forward_pre_hook(lambda _, inputs, gate=gate: (inputs[0] * gate,))
+                losses.append(float(teacher(**one).loss.detach()) * counted)
+                hook.remove()
+            expected = abs(losses[0] - losses[1]) / (2 * step)
+            assert float(scores[path][unit]) == pytest.approx(expected, **error)
+
+
+def test_importance_is_a_mean_over_examples_however_they_are_batched():
+    teacher, data = make_teacher("bart").double(), data_of("bart")
+    whole = importance(teacher, calibration_of("bart"))
+    rows = [{key: value[i : i + 1] for key, value in data.inputs.items()} | {"labels": data.labels[i : i + 1]}
+            for i in range(3)]  # fmt: skip
+    for path, score in importance(teacher, rows).items():
+        torch.testing.assert_close(score, whole[path])
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not any(each.reader._forward_pre_hooks for each in all_units(teacher).values())
+
+
+@EVERY
+def test_without_a_calibration_set_the_smallest_weights_are_left_out(name):
+    teacher = make_teacher(name)
+    with torch.no_grad():
+        for each in all_units(teacher).values():
+            weight = each.reader.weight if type(each.reader).__name__ == "Conv1D" else each.reader.weight.T
+            weight[: each.size] *= 1e-3  # of the first head or neuron
+    assert all(int(score.argmin()) == 0 for score in norms(teacher).values())
+    student = make_student(teacher, Config.parse(f"2-2-8 {CASES[name].layers} h1 f23"), "dqlib")
+    assert all(kept == [1] for part in student.dqlib_kept_heads.values() for kept in part)
+
+
+# --- training
+
+
+@EVERY
+@pytest.mark.parametrize("reduction", ["tokens", "reference"])
+def test_attention_maps_are_compared_with_those_of_the_same_heads(name, reduction):
+    if reduction == "reference" and not CASES[name].encodes_and_decodes:
+        pytest.skip("of encoder-decoders only")
+    teacher, data = make_teacher(name), data_of(name)
+    config = Config.parse(f"32-32-32 {CASES[name].layers} h1")
+    student = make_student(teacher, config, "dqlib", calibration_of(name))
+    maps = supervision_maps(config, teacher, student)
+    weights = LossWeights(logits_loss="mse", reduction=reduction)
+    with torch.no_grad():
+        ours, theirs = student(**data.inputs, **WANTED), teacher(**data.inputs, **WANTED)
+        terms = distillation_terms(ours, theirs, data.labels, data.source_mask, maps, weights)
+        # the first layer of the first stack reads what the teacher's reads, so its head gives the same map
+        first = next(part for part in ("encoder", "decoder") if part in maps.heads)
+        field = next(f for f in (f"{first}_attentions", "attentions") if f in ours)
+        head = maps.heads[first][0][0]
+        torch.testing.assert_close(getattr(ours, field)[0][:, 0], getattr(theirs, field)[0][:, head])
+    assert {term for term in terms if term.endswith("attention")} == {f"{part}_attention" for part in maps.heads}
+    assert all(torch.isfinite(value) for value in terms.values())
+
+
+def test_maps_need_the_student_where_heads_are_left_out():
+    teacher = make_teacher("bart")
+    config = Config.parse("2-2-8 2-1 h1")
+    with pytest.raises(InputError, match=r"^student: None .* which heads '2-2-8 2-1 h1' has"):
+        supervision_maps(config, teacher)
+    assert not supervision_maps(Config.parse("2-2-8 2-1 f8"), teacher).heads
+
+
+@EVERY
+def test_a_narrow_student_learns(name):
+    student, data = narrow_student(name), data_of(name)
+    student(**data.inputs, labels=data.labels).loss.backward()
+    assert all(each.reader.weight.grad.abs().sum() > 0 for each in all_units(student).values())
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.generates])
+def test_a_narrow_student_generates_with_its_cache_as_without(name):
+    student, inputs = narrow_student(name, "32-32-32").eval(), data_of(name).inputs
+    inputs = {key: value[:1] for key, value in inputs.items() if key != "decoder_input_ids"}
+    with torch.no_grad():
+        written = [
+            student.generate(**inputs, max_new_tokens=6, do_sample=False, use_cache=cache) for cache in (True, False)
+        ]
+    assert torch.equal(*written)
+
+
+# --- storage
+
+
+@EVERY
+@pytest.mark.parametrize("widths", ["h1 f10", "h1", "f10"])
+def test_a_narrow_student_is_saved_packed_and_read_again_bit_for_bit(name, widths, tmp_path):
+    student, inputs = narrow_student(name, widths=widths), data_of(name).inputs
+    round_for_storage(student.eval())
+    save_student(student, tmp_path / "student")
+    save_packed(student, tmp_path / "packed")
+    again, packed = load_student(tmp_path / "student"), load_packed(tmp_path / "packed")
+    with torch.no_grad():
+        logits = student(**inputs).logits
+        assert torch.equal(again(**inputs).logits, logits)
+        assert torch.equal(packed(**inputs).logits, logits)
+    assert type(again) is type(packed) is type(student)
+    assert getattr(again, "dqlib_kept_heads", None) == getattr(student, "dqlib_kept_heads", None)
+    save_packed(packed, tmp_path / "twice")
+    assert (tmp_path / "twice" / MANIFEST).read_bytes() == (tmp_path / "packed" / MANIFEST).read_bytes()
+    plain = plain_model(student)
+    assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in packed.state_dict().items()}
+
+
+@EVERY
+def test_the_account_is_that_of_the_narrow_shape(name, tmp_path):
+    student = narrow_student(name)
+    whole = make_student(make_teacher(name), Config.parse(f"2-2-8 {CASES[name].layers}"), "dqlib")
+    removed = fp32_size_bytes(whole) - fp32_size_bytes(student)
+    assert 0 < removed == account(whole).total.fp32_bytes - account(student).total.fp32_bytes
+    save_packed(_rounded(student), tmp_path / "packed")
+    assert account(tmp_path / "packed").tensor_bytes == size_bytes(student) == account(student).tensor_bytes
+    assert size_bytes(student) < size_bytes(whole)
+
+
+def _rounded(student):
+    round_for_storage(student)
+    return student
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"config": "2-2-8 2-1 h2 f10"}, r"weight: .* is not allowed; it must be of the shape"),
+        ({"config": "2-2-8 2-1 f10"}, r"weight: .* is not allowed; it must be of the shape"),
+        ({"config": "2-2-8 2-1 h3 f10"}, r"heads: 3 .* at most 2"),
+        ({"config": "2-2-8 2-1 h1 f11"}, r"^config: '2-2-8 2-1 h1 f11' .* one of f10, as config.json has it"),
+        ({"kept_heads": None}, r"^kept_heads: None .* 1 of the teacher's heads"),
+        ({"kept_heads": {"encoder": [[0], [0]], "decoder": [[0]]}}, r"^kept_heads: .* 1 of the teacher's heads"),
+        ({"kept_heads": {"encoder": [[0], [2]], "decoder": [[0]], "cross": [[0]]}}, r"^kept_heads: "),
+        ({"kept_heads": {"encoder": [[0], [0, 1]], "decoder": [[0]], "cross": [[0]]}}, r"^kept_heads: "),
+        ({"kept_heads": {"encoder": 3, "decoder": [[0]], "cross": [[0]]}}, r"^kept_heads: "),
+    ],
+)
+def test_a_manifest_that_tells_of_another_shape_is_refused(about, message, tmp_path):
+    save_student(narrow_student("bart"), tmp_path)
+    reseal(tmp_path, about=json.loads((tmp_path / MANIFEST).read_text())["about"] | about)
+    with pytest.raises(InputError, match=message) as caught:
+        load_student(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+# --- refusing
+
+
+@pytest.mark.parametrize(
+    ("widths", "calibration", "message"),
+    [
+        ("h3", None, r"^config '2-2-8 2-1 h3', heads: 3 .* at most 2, as many as the teacher has"),
+        ("f25", None, r"^config '2-2-8 2-1 f25', ffn: 25 .* at most 24, as many as the teacher has"),
+        ("h1", [], r"^calibration: 'no batches' .* one batch at least"),
+        ("h1", [{"input_ids": torch.tensor([[3]])}], r"^calibration: \['input_ids'\] .* with labels"),
+        ("h1", ["a text"], r"^calibration: 'str' .* with labels"),
+        ("h1", [{"input_ids": torch.tensor([[3]]), "labels": torch.tensor([[-100]])}], r"^calibration: nan .* finite"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(widths, calibration, message):
+    with pytest.raises(InputError, match=message) as caught:
+        make_student(make_teacher("bart"), Config.parse(f"2-2-8 2-1 {widths}"), "dqlib", calibration)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("widths", "field"), [("h1 f20", "heads"), ("h2 f20", "ffn")])
+def test_widths_that_the_groups_of_weights_do_not_divide_are_refused(widths, field):
+    preset = replace(get_preset("dqlib"), name="groups", weights=WeightQuantization(linear="per_group_16"))
+    with pytest.raises(InputError, match=rf"{field}: .* the groups of 16 weights of 'groups' divide"):
+        make_student(make_teacher("bart"), Config.parse(f"2-2-8 2-1 {widths}"), preset)
+
+
+def test_a_model_is_not_made_wider():
+    with pytest.raises(InputError, match=r"^heads: 3 .* at most 2"):
+        narrow(make_teacher("gpt2"), 3)
+    assert submodule(narrow(make_teacher("gpt2"), 1), "transformer.h.0.attn").num_heads == 1
