@@ -104,8 +104,8 @@ class Trainer:
         name: of the job, for the progress bar and errors.
         recipe: of a student: ``scale_learning_rate`` multiplies the rate of its trained scales; ``progressive`` is the
             part of the steps in which its weights turn from full precision to quantized (validations see quantized
-            weights from the first one on, since those are what is kept); the ``layerwise`` part of the steps has an
-            optimizer and a schedule of its own; after the first of the steps whose weights are averaged, the averages
+            weights from the first one on, since those are what is kept); the ``layerwise`` part of the steps has a
+            schedule of its own; after the first of the steps whose weights are averaged, the averages
             are what is validated and kept.
         checkpoints: where to leave them every ``training.checkpoint_steps`` steps; None for none.
         on_policy: which steps are on the model's own targets, without the task's loss; None for none.
@@ -148,6 +148,10 @@ class Trainer:
         if training.compile:
             self.model.compile(dynamic=True)
         self._wrapped = self.accelerator.prepare(self.model)
+        groups = _parameter_groups(self.model, training, self.recipe.scale_learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._optimizer = self.accelerator.prepare(optimizer)
         self._layerwise_steps = self.recipe.layerwise_steps(training.steps)
         self._begin_part(1)
         recipe, steps = self.recipe, training.steps
@@ -167,19 +171,16 @@ class Trainer:
         self._best_weights: dict[str, Tensor] | None = None
 
     def _begin_part(self, step: int) -> None:
-        """A new optimizer and schedule for the part of the training that a step, counted from 1, belongs to."""
+        """A new schedule for the part of the training that a step, counted from 1, belongs to.
+
+        What the optimizer knows of gradients stays: without it, the first steps of the next part do harm.
+        """
         training, first = self.training, self._layerwise_steps
-        layerwise = step <= first
-        steps = first if layerwise else training.steps - first
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, training, self.recipe, self.recipe.layerwise_rate if layerwise else 1.0),
-            betas=(0.9, 0.98),
-            eps=1e-6,
-            fused=True,
-        )
-        warmup = math.ceil(training.warmup * steps)
-        self._schedule = get_scheduler(training.schedule, optimizer, warmup, steps)
-        self._optimizer = self.accelerator.prepare(optimizer)
+        steps, factor = (first, self.recipe.layerwise_rate) if step <= first else (training.steps - first, 1.0)
+        optimizer = self._optimizer.optimizer  # schedules do not know accelerate's
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = group["initial_lr"] = rate * factor
+        self._schedule = get_scheduler(training.schedule, optimizer, math.ceil(training.warmup * steps), steps)
 
     def _resume(self) -> None:
         """Go on from the last checkpoint, if there is one."""
@@ -403,14 +404,13 @@ def _synchronized(accelerator: Accelerator, model: nn.Module, last: bool) -> Abs
     return nullcontext() if last else accelerator.no_sync(model)
 
 
-def _parameter_groups(model: nn.Module, training: S.Training, recipe: Recipe, factor: float) -> list[dict]:
+def _parameter_groups(model: nn.Module, training: S.Training, scale_learning_rate: float) -> list[dict]:
     """Weight decay for matrices; none for biases, LayerNorms and trained scales, which have a rate of their own."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     scales = [p for name, p in named if name.endswith(LEARNED)]
     others = [p for name, p in named if not name.endswith(LEARNED)]
-    rate = training.learning_rate * factor
     return [
-        {"params": [p for p in others if p.dim() > 1], "weight_decay": training.weight_decay, "lr": rate},
-        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0, "lr": rate},
-        {"params": scales, "weight_decay": 0.0, "lr": rate * recipe.scale_learning_rate},
+        {"params": [p for p in others if p.dim() > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": scales, "weight_decay": 0.0, "lr": training.learning_rate * scale_learning_rate},
     ]
