@@ -97,6 +97,16 @@ def test_weights_survive_exactly(teacher, exported, bits, preset):
     assert np.abs(ours - torch_logits(student, SOURCES, tokens)).max() < 1e-4
 
 
+def test_weights_of_a_budget_survive_exactly_each_at_its_bits(teacher, exported):
+    calibration = [padded(SOURCES) | {"labels": torch.tensor([[20, 21, 2]] * len(SOURCES))}]
+    config = make_student(teacher, Config.parse("auto:0.02MB"), calibration=calibration).dqlib_config
+    assert len({bits for _, bits in config.modules}) > 2
+    student = make_student(teacher, replace(config, a_bits=32)).eval()
+    tokens = [2, 20, 21, 22, 23]
+    ours = step_logits(exported(student), SOURCES, tokens)
+    assert np.abs(ours - torch_logits(student, SOURCES, tokens)).max() < 1e-4
+
+
 @GRIDS
 def test_codes_of_more_bits_stand_for_the_same_weights(teacher, exported, preset):
     student = student_of(teacher, "2-2-32", preset)
