@@ -113,10 +113,10 @@ def test_a_method_without_a_grid_at_one_bit_has_no_sensitivity_there():
 def test_a_student_of_a_budget_has_no_more_bytes_and_the_best_bits_that_fit(name):
     teacher, calibration = make_teacher(name), calibration_of(name)
     smallest, largest = extremes(name, teacher)
-    middle, sums = (smallest + largest) // 2, []
+    middle, sums, measured = (smallest + largest) // 2, [], sensitivities(teacher, calibration)
     for budget in (smallest, middle, largest - 1, largest):
         config = Config.parse(f"auto:{in_megabytes(budget)} {CASES[name].layers}")
-        chosen = choose_bits(teacher, config, calibration=calibration)
+        chosen = choose_bits(teacher, config, measured=measured)
         student = make_student(teacher, chosen)
         assert size_bytes(student) <= budget
         assert {path: each.bits for path, each in module_quantizers(student).items()} == dict(chosen.modules)
