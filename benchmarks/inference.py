@@ -147,7 +147,8 @@ class Bench:
         stages = [self.sizes, self.generation]
         if self.shape.whole:
             stages = [
-                self.sizes, self.loading, self.generation, self.low_bit, self.levels, self.narrow, self.memory, self.training
+                self.sizes, self.loading, self.generation, self.low_bit, self.levels, self.narrow, self.memory,
+                self.training,
             ]  # fmt: skip
         for stage in stages:
             kept = self.work / f"{stage.__name__}.json"

@@ -38,6 +38,7 @@ def draw(collected: Collected) -> dict[str, Figure]:
         "retention": figures.heat_map(collected.metrics),
         "accumulation": figures.accumulation(collected.positions, collected.lengths, collected.metrics),
         "sizes": figures.sizes(collected.sizes),
+        "sensitivity": figures.sensitivity(collected.sensitivity),
     }
     students = collected.training[~collected.training.model.isin(["pre-training", "teacher"])]
     joint = students[students.preset != QUANTIZATION_ALONE]
@@ -150,8 +151,9 @@ one row per trained model.
 ![Quality against size]({FIGURES}/tradeoff.svg)
 
 A config `W-E-A e-d` gives the bits of weights, embeddings and activations, then encoder and decoder
-layers. The line is the teacher, its band and the bars are 95% bootstrap intervals over the test documents.
-*Smaller* is the teacher's size in full precision over the student's.
+layers; `auto:0.45MB e-d` gives bytes, and bits are chosen per module. The line is the teacher, its band and the bars
+are 95% bootstrap intervals over the test documents. *Smaller* is the teacher's size in full precision over the
+student's.
 """
 
 
@@ -228,6 +230,11 @@ as in ROUGE-L), along the reference and by its length ([`positions.csv`](tables/
 Where the bytes are ([`sizes.csv`](tables/sizes.csv)):
 
 ![Size by module]({FIGURES}/sizes.svg)
+
+Which modules need their bits: the loss that each adds when it alone has few, before any training, on the first
+training pairs ([`sensitivity.csv`](tables/sensitivity.csv)). A config `auto:0.45MB` chooses bits by it:
+
+![Sensitivity of modules]({FIGURES}/sensitivity.svg)
 """
 
 

@@ -12,8 +12,11 @@ import numpy as np
 import pandas
 from transformers import PreTrainedModel
 
+from dqlib.architectures import architecture_of
 from dqlib.config import Config
-from dqlib.presets import QUANTIZATION_ONLY
+from dqlib.presets import QUANTIZATION_ONLY, get_preset
+from dqlib.sensitivity import sensitivities
+from dqlib.storage.budget import module_entries
 from dqlib.storage.footprint import footprint
 from dqlib.storage.reading import read_model
 from dqlib.storage.students import load_student
@@ -27,6 +30,7 @@ from dqlib.study.params.paths import DETAILS, LOG
 from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.claims import Tables, claims_table
+from dqlib.study.training.task import calibration_batches
 
 #: Draws of the test documents, the same for all models of a task.
 RESAMPLES = 10_000
@@ -107,6 +111,7 @@ class Collected:
     accumulation: pandas.DataFrame
     similarity: pandas.DataFrame
     sizes: pandas.DataFrame
+    sensitivity: pandas.DataFrame
 
     def claims(self) -> pandas.DataFrame:
         """The papers' claims, each with what was measured."""
@@ -130,6 +135,7 @@ def collect(studies: Sequence[Study]) -> Collected:
         accumulation=collect_accumulation(studies),
         similarity=collect_similarity(studies),
         sizes=collect_sizes(studies),
+        sensitivity=collect_sensitivity(studies),
     )
 
 
@@ -233,6 +239,27 @@ def collect_sizes(studies: Sequence[Study]) -> pandas.DataFrame:
             rows.append({**student.key, "part": part, "bytes": codes})
         rows.append({**student.key, "part": "scales", "bytes": sum(entry.scale_bytes for entry in entries)})
     return pandas.DataFrame(rows)
+
+
+def collect_sensitivity(studies: Sequence[Study]) -> pandas.DataFrame:
+    """What each module of each teacher loses when it alone has few bits, by the quantizers of the task's preset.
+
+    Returns:
+        Columns ``task``, ``preset``, ``module``, ``bits``, ``size_bytes`` (of the module at these bits) and
+        ``loss_increase`` (nats per token, see :mod:`dqlib.sensitivity`).
+    """
+    quiet()
+    rows = []
+    for study in studies:
+        teacher, preset = read_model(study.teacher()), get_preset(study.task.distill.preset)
+        calibration = calibration_batches(load_corpus(study.folders.corpus), study.task.corpus)
+        whole = Config.parse("auto:0MB").with_layers_of(*architecture_of(teacher.config).depths(teacher.config))
+        entries, _ = module_entries(teacher, whole, preset)
+        for module, losses in sensitivities(teacher, calibration, preset).items():
+            for bits, loss in losses.items():
+                size = entries[module][bits].size_bytes
+                rows.append((study.name, preset.name, module, bits, size, round(loss, 6)))
+    return pandas.DataFrame(rows, columns=["task", "preset", "module", "bits", "size_bytes", "loss_increase"])
 
 
 def _pairs(studies: Sequence[Study]) -> Iterator[tuple[Trained, Trained]]:
