@@ -129,3 +129,15 @@ def _first(count):
 def _digest(folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def test_texts_in_no_pair_are_other_phrases_of_the_training_combinations(corpus):
+    spec = S.Corpus(**SPEC, languages=LANGUAGES, limit=3000)
+    drawn = list(itertools.islice(unpaired(spec), 2000))
+    assert {split_of(row["group"]) for row in drawn} == {"train"}
+    kept = list(of_train_alone(drawn, corpus.splits))
+    assert 1000 < len(kept) < 2000
+    assert all("target" not in row for row in kept)
+    assert {row["language"] for row in kept} == set(LANGUAGES)
+    known = {(row["language"], row["source"]) for split in corpus.splits.values() for row in split}
+    assert not known & {(row["language"], row["source"]) for row in kept}

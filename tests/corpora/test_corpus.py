@@ -4,6 +4,7 @@ import json
 import random
 import sys
 import time
+from dataclasses import replace
 
 import pandas
 import pyarrow
@@ -12,10 +13,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from dqlib.errors import InputError
-from dqlib.study.corpora.corpus import build_corpus, load_corpus
+from dqlib.study.corpora import hub
+from dqlib.study.corpora.corpus import build_corpus, load_corpus, unpaired_rows
 from dqlib.study.corpora.files import read_rows
-from dqlib.study.corpora.pydoc import build_pairs, module_pairs, name_in_words
-from dqlib.study.corpora.splits import SPLITS, split_of
+from dqlib.study.corpora.pydoc import build_pairs, module_pairs, module_texts, name_in_words
+from dqlib.study.corpora.splits import SPLITS, of_train_alone, split_of
 from dqlib.study.corpora.tokenizer import _of_words, source_ids, target_ids, train_tokenizer
 from dqlib.study.params import settings as S
 
@@ -320,3 +322,60 @@ def test_a_hub_translation_may_keep_its_pairs_in_one_column(tmp_path, monkeypatc
     assert load_corpus(tmp_path / "c").splits["test"] == [{"source": "one", "target": "unu", "language": "ro"}]
     with pytest.raises(InputError, match=r"column: 'en' .* translation\.en"):
         build_corpus(S.Corpus(**spec, source="en", target="ro"), tmp_path / "d")
+
+
+# --- texts in no pair
+
+
+def test_every_docstring_that_is_long_enough_is_a_text_in_the_form_of_a_source(tmp_path):
+    path = tmp_path / "files.py"
+    path.write_text(SOURCE)
+    texts = {row["name"]: row["source"] for row in module_texts("gardens.files", path)}
+    pairs = {pair.name: pair.source for pair in module_pairs("gardens.files", path)}
+    assert pairs.items() < texts.items()
+    (wrapped,) = texts.keys() - pairs.keys()  # the other one has four words
+    assert texts[wrapped].startswith("gardens.files.Garden.wrapped: garden wrapped. A summary that runs over two")
+    assert module_texts("none", tmp_path / "none.py") == []
+
+
+def test_a_text_that_a_pair_has_or_that_repeats_what_is_held_out_is_left_out():
+    held_out = "one two three four five six seven eight nine ten eleven twelve"
+    splits = {"train": [{"source": "a.b: known text", "target": "gist"}],
+              "validation": [{"source": "c.d: " + held_out, "target": "Water every plant."}], "test": []}  # fmt: skip
+    texts = ["e.f: Known text", "g: other text", "h: other text", "i: " + held_out + " and more", "j: water every plant.",
+             "k: one two three and so on", "l: and water every plant, too"]  # fmt: skip
+    kept = [row["source"] for row in of_train_alone(({"source": text} for text in texts), splits)]
+    assert kept == [texts[1], *texts[5:]]
+
+
+def test_texts_in_no_pair_may_come_from_a_file_in_the_column_of_the_sources(tmp_path):
+    for name, text in (("train", "one"), ("validation", "two"), ("test", "three")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": f"{text} text", "gist": "it", "to": "ro"}))
+    texts = [{"text": f"{text} text", "to": "ro"} for text in ("four", "three", "four", "one", "five")]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in SPLITS}
+    corpus = S.Corpus(**{**EMBEDDED, "origin": "files"}, **files, source="text", target="gist", languages=["ro"],
+                      language="to")  # fmt: skip
+    build_corpus(corpus, tmp_path / "c")
+    given = S.load_settings("smoke").task("translation")
+    spec = replace(given, corpus=corpus, pseudo_labels=S.PseudoLabels(unpaired=str(tmp_path / "texts.jsonl")))
+    loaded = load_corpus(tmp_path / "c")
+    assert list(unpaired_rows(spec, loaded)) == [{"source": f"{text} text", "language": "ro"} for text in ("four", "five")]
+    spec = replace(spec, pseudo_labels=S.PseudoLabels(unpaired=str(tmp_path / "none.jsonl")))
+    with pytest.raises(InputError, match=r"none\.jsonl"):
+        list(unpaired_rows(spec, loaded))
+
+
+def test_texts_in_no_pair_may_be_a_split_of_the_hub(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(path, name, split, **options):
+        asked.append(split)
+        return datasets.Dataset.from_list([{"text": "four"}, {"text": " "}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    corpus = S.Corpus(**{**EMBEDDED, "origin": "hub"}, dataset="any/thing", source="text", target="gist")
+    assert list(hub.unpaired(corpus, "unsupervised")) == [{"source": "four"}]
+    assert asked == ["unsupervised"]

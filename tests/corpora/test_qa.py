@@ -6,7 +6,7 @@ import pytest
 
 from dqlib.errors import InputError
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
-from dqlib.study.corpora.pydoc_qa import ANSWER_WORDS, build_answers, module_answers
+from dqlib.study.corpora.pydoc_qa import ANSWER_WORDS, build_answers, module_answers, module_questions
 from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.params import settings as S
@@ -125,3 +125,12 @@ def test_a_module_is_in_one_split(corpus):
 def test_an_unknown_package_is_named():
     with pytest.raises(InputError, match="packages: 'no_such_package'"):
         build_answers(["no_such_package"])
+
+
+def test_every_argument_may_be_asked_for_in_the_words_of_a_pair(package, tmp_path):
+    path = tmp_path / package / "water.py"
+    asked = {row["name"]: row["source"] for row in module_questions("gardens.water", path)}
+    answered = {pair.name: pair.source for pair in module_answers("gardens.water", path)}
+    assert answered.items() < asked.items()
+    assert asked.keys() - answered.keys() == {"gardens.water.water(slowly)"}  # whose description is short
+    assert module_questions("none", tmp_path / "none.py") == []
