@@ -27,8 +27,9 @@ METRICS, METRICS_JSON, TRAINING = "metrics.csv", "metrics.json", "training.csv"
 
 
 def studies_of(params: str) -> list[Study]:
-    """Every task of a parameter file."""
-    return [Study(params, task) for task in load_settings(params).tasks]
+    """The tasks of a parameter file that are compared with each other: those whose models write texts."""
+    settings = load_settings(params)
+    return [Study(params, name, settings) for name, task in settings.tasks.items() if task.form.writes]
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
@@ -277,7 +278,7 @@ def print_summary(params: str = "params.yaml") -> None:
     if not metrics_path.is_file():
         raise InputError("results", settings.results, f"a folder with {METRICS}, which `dvc repro compare` writes")
     metrics = pandas.read_csv(metrics_path)
-    for task in settings.tasks:
+    for task in metrics.task.unique():
         print(f"{TITLES[task]}\n{short_table(metrics[metrics.task == task]).to_string(index=False)}\n")
     shown = folder.relative_to(project_root())
     print(f"Read on in {shown}/README.md; figures are in {shown}/{FIGURES}/, executed notebooks in")

@@ -10,7 +10,7 @@ import copy
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, get_scheduler
 from dqlib.errors import InputError
 from dqlib.fake_quantize import LEARNED
 from dqlib.files import write_text
-from dqlib.losses import cross_entropy
+from dqlib.losses import IGNORED_LABEL, cross_entropy
 from dqlib.presets import Recipe
 from dqlib.student import set_blend
 from dqlib.study.params import settings as S
@@ -37,6 +37,10 @@ from dqlib.study.training.batches import Example, bucketed, collate
 from dqlib.study.training.checkpoints import Checkpoints, random_states, restore_random_states
 from dqlib.study.training.objectives import Objective
 from dqlib.study.training.on_policy import OnPolicy
+from dqlib.study.training.text_batches import ModelBatch
+
+#: What makes a batch of examples.
+Collate = Callable[[Sequence[Example]], ModelBatch]
 
 #: Rows of the log of one training, about.
 LOG_ROWS = 50
@@ -109,6 +113,7 @@ class Trainer:
             are what is validated and kept.
         checkpoints: where to leave them every ``training.checkpoint_steps`` steps; None for none.
         on_policy: which steps are on the model's own targets, without the task's loss; None for none.
+        collate: makes a batch of examples.
     """
 
     model: PreTrainedModel
@@ -122,6 +127,7 @@ class Trainer:
     recipe: Recipe = Recipe()  # noqa: RUF009 (frozen)
     checkpoints: Checkpoints | None = None
     on_policy: OnPolicy | None = None
+    collate: Collate = collate
 
     def train(self) -> PreTrainedModel:
         """Train, and return the model with the weights of its best validation, in evaluation mode.
@@ -251,7 +257,7 @@ class Trainer:
 
     def _backward(self, examples: list[Example], denominators: tuple[float, float]) -> list[str]:
         """Add the gradient of one micro-batch, and its loss terms to the sums; gives their names."""
-        batch = collate(examples).to(self.accelerator.device)
+        batch = self.collate(examples).to(self.accelerator.device)
         with self.accelerator.autocast():
             terms = self.objective.terms(self._wrapped, batch, denominators)
         if self._own:
@@ -284,7 +290,7 @@ class Trainer:
         if self.recipe.progressive:
             set_blend(self.model, 1.0)  # the next step turns it back
         with self._average.in_place():
-            loss = validation_loss(self.model, self.validation, self.training, self.accelerator)
+            loss = validation_loss(self.model, self.validation, self.training, self.accelerator, self.collate)
             if loss < self._best_loss:
                 self._best_loss = loss
                 self._best_weights = copy.deepcopy(self.model.state_dict())
@@ -366,24 +372,33 @@ class Trainer:
 
 @torch.no_grad()
 def validation_loss(
-    model: PreTrainedModel, examples: Sequence[Example], training: S.Training, accelerator: Accelerator
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    training: S.Training,
+    accelerator: Accelerator,
+    collate: Collate = collate,
 ) -> float:
-    """Cross-entropy per token over all examples, with dropout off, shared by the processes."""
+    """Cross-entropy per label over all examples, with dropout off, shared by the processes."""
     model.eval()
     batches = bucketed(examples, training.batch_tokens)
     total = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     for indices in batches[accelerator.process_index :: accelerator.num_processes]:
         batch = collate([examples[i] for i in indices]).to(accelerator.device)
         total[0] += cross_entropy(model(**batch.inputs()).logits, batch.labels, 1.0)
-        total[1] += sum(len(examples[i].target) for i in indices)
+        total[1] += sum(labelled(examples[i]) for i in indices)
     total = accelerator.reduce(total, "sum")
     return (total[0] / total[1]).item()
 
 
 def token_counts(micro_batches: list[list[Example]]) -> tuple[float, float]:
-    """Source and target tokens of a whole step."""
+    """Source tokens of a whole step, and labels: target tokens, classes, or tokens that were masked."""
     examples = [example for batch in micro_batches for example in batch]
-    return float(sum(len(e.source) for e in examples)), float(sum(len(e.target) for e in examples))
+    return float(sum(len(e.source) for e in examples)), float(sum(map(labelled, examples)))
+
+
+def labelled(example: Example) -> int:
+    """Labels of an example that count in the loss."""
+    return len(example.target) - example.target.count(IGNORED_LABEL)
 
 
 def _latest(checkpoints: Checkpoints, name: str, accelerator: Accelerator) -> dict[str, Any] | None:
