@@ -214,11 +214,11 @@ class Bench:
 
     def levels(self) -> Iterator[Row]:
         """What a token takes to decode with three levels and with four, after a source that takes next to nothing."""
-        fast, four = self.shape.fast, "dqlib-four-levels"
+        fast, three = self.shape.fast, "dqlib-ternary"
         engines = {
+            f"{fast} onnxruntime three levels": self.onnx(fast, preset=three),
             f"{fast} onnxruntime": self.onnx(fast),
-            f"{fast} onnxruntime four levels": self.onnx(fast, preset=four),
-            f"{fast} onnxruntime four levels, 4 bits": self.onnx(fast, preset=four, bits=4),
+            f"{fast} onnxruntime, 4 bits": self.onnx(fast, bits=4),
         }
         whole = self.in_turn(engines, texts=1, beams=1, source=8)
         seconds = {name: [each / self.shape.tokens for each in found] for name, found in whole.items()}

@@ -47,6 +47,10 @@ class Recipe:
         labelled_text: share of the examples that are texts without a reference, with what the teacher writes of them.
         on_policy: share of the steps whose targets are the student's own, judged by the teacher alone (GKD,
             arXiv:2306.13649).
+        short_sources: part of the steps, at the start, whose sources are cut short, so that a step of as many tokens
+            has more of them, and more targets (sequence length warm-up, Li et al. 2022, arXiv:2108.06084). The teacher
+            reads the same, so that what it says of them is right.
+        short_length: of these sources, as a part of the corpus's ``source_tokens``.
 
     Raises:
         InputError: a field is out of range.
@@ -65,6 +69,8 @@ class Recipe:
     teacher_targets: float = 0.0
     labelled_text: float = 0.0
     on_policy: float = 0.0
+    short_sources: float = 0.0
+    short_length: float = 0.375
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "scale_learning_rate", "layerwise_rate"):
@@ -73,13 +79,14 @@ class Recipe:
         for name in ("warmup", "progressive", "layerwise", "average"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "at least 0 and below 1")
-        for name in ("teacher_targets", "labelled_text", "on_policy"):
+        for name in ("teacher_targets", "labelled_text", "on_policy", "short_sources"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(name, getattr(self, name), "a share, from 0 to 1")
         if self.schedule not in SCHEDULES:
             raise InputError("schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
-        if not 0 < self.layer_losses_until <= 1:
-            raise InputError("layer_losses_until", self.layer_losses_until, "above 0 and at most 1")
+        for name in ("layer_losses_until", "short_length"):
+            if not 0 < getattr(self, name) <= 1:
+                raise InputError(name, getattr(self, name), "above 0 and at most 1")
         if self.weight_decay is not None and not self.weight_decay >= 0:
             raise InputError("weight_decay", self.weight_decay, "at least 0, or None for the study's")
 
@@ -251,21 +258,38 @@ QUANTGPT = Preset(
     by_bits={1: Recipe(learning_rate=4.0, scale_learning_rate=0.1)},
 )
 
-#: Ours: one scale per row, times a trained factor; the four losses of DQ-BART, the divergence from the teacher's next
-#: token far above the others; a rate that stays small for long at its end, larger where bits are few or layers missing.
+
+def _by_rate(rates: Mapping[int, float], **recipe: Any) -> dict[int, Recipe]:
+    """Recipes of weight bits that need a rate of their own, alike in all else."""
+    return {bits: Recipe(rate, **recipe) for bits, rate in rates.items()}
+
+
+#: What all recipes of ours share: a rate that stays small for long at its end, and short sources for most of the steps.
+_OURS: dict[str, Any] = {"schedule": "cosine", "short_sources": 0.85}
+
+#: Ours: one scale per row, times a trained factor, and four levels at 2 bits; the four losses of DQ-BART, the
+#: divergence from the teacher's next token far above the others; a larger rate where bits are few or layers missing.
 DQLIB = Preset(
     name="dqlib",
-    weights=WeightQuantization(factor=True),
+    weights=WeightQuantization(two_bits="four_level", factor=True),
     loss=LossWeights(logits=10.0, hidden=0.1),
-    recipe=Recipe(schedule="cosine"),
-    by_bits={bits: Recipe(rate, "cosine") for bits, rate in ((1, 4.0), (2, 1.5), (8, 0.5))},
+    recipe=Recipe(**_OURS),
+    by_bits=_by_rate({1: 4.0, 2: 0.9, 8: 0.5}, **_OURS),
     rate_of_fewer_layers=2.0,
+)
+
+#: Ours with three levels at 2 bits, which take 1.6 bits in a file: the smallest.
+DQLIB_TERNARY = replace(
+    DQLIB,
+    name="dqlib-ternary",
+    weights=WeightQuantization(factor=True),
+    by_bits=_by_rate({1: 4.0, 2: 1.5, 8: 0.5}, **_OURS),
 )
 
 #: Quantization alone, without a teacher: what joint distillation is measured against.
 QUANTIZATION_ONLY = replace(DQLIB, name="quantization-only", loss=LossWeights(logits=0.0, attention=0.0, hidden=0.0))
 
-PRESETS: dict[str, Preset] = {p.name: p for p in (DQ_BART_FAITHFUL, DQ_BART, XTC, QUANTGPT, DQLIB)}
+PRESETS: dict[str, Preset] = {p.name: p for p in (DQ_BART_FAITHFUL, DQ_BART, XTC, QUANTGPT, DQLIB_TERNARY, DQLIB)}
 
 
 def _recipes(preset: Preset, **change: Any) -> dict[str, Any]:
@@ -288,11 +312,12 @@ def _variants() -> dict[str, Preset]:
         "only-logits": {"loss": replace(d.loss, task=0.0, attention=0.0, hidden=0.0)},
         "with-contrast": {"loss": replace(d.loss, contrastive=1.0)},
         "progressive": _recipes(d, progressive=0.4),
-        "four-levels": {"weights": replace(d.weights, two_bits="four_level")},
+        "whole-sources": _recipes(d, short_sources=0.0),
+        "first": {"weights": DQLIB_TERNARY.weights} | _recipes(DQLIB_TERNARY, short_sources=0.0),  # before these two
         "stretched": {"weights": replace(d.weights, two_bits="stretched")},
         "learned-threshold": {"weights": replace(d.weights, two_bits="lsq")},
         "elastic-binary": {"weights": replace(d.weights, one_bit="lsq")},
-        "groups-of-32": {"weights": replace(d.weights, two_bits="four_level", linear="per_group_32")},
+        "groups-of-32": {"weights": replace(d.weights, linear="per_group_32")},
         "layerwise": _recipes(d, layerwise=0.2),
         "token-scaled": {"loss": replace(d.loss, logits_loss="tsld")},
         "warm-logits": {"loss": replace(d.loss, temperature=2.0)},

@@ -360,7 +360,9 @@ def test_texts_in_no_pair_may_come_from_a_file_in_the_column_of_the_sources(tmp_
     given = S.load_settings("smoke").task("translation")
     spec = replace(given, corpus=corpus, pseudo_labels=S.PseudoLabels(unpaired=str(tmp_path / "texts.jsonl")))
     loaded = load_corpus(tmp_path / "c")
-    assert list(unpaired_rows(spec, loaded)) == [{"source": f"{text} text", "language": "ro"} for text in ("four", "five")]
+    assert list(unpaired_rows(spec, loaded)) == [
+        {"source": f"{text} text", "language": "ro"} for text in ("four", "five")
+    ]
     spec = replace(spec, pseudo_labels=S.PseudoLabels(unpaired=str(tmp_path / "none.jsonl")))
     with pytest.raises(InputError, match=r"none\.jsonl"):
         list(unpaired_rows(spec, loaded))

@@ -104,7 +104,7 @@ def weights_of(folder):
 
 @pytest.mark.parametrize("bits", ["2-2-8", "1-1-8", "3-5-8", "4-4-8", "8-8-8"])
 @pytest.mark.parametrize(
-    "preset", ["dqlib", LSQ, "dqlib-four-levels", "dqlib-stretched"], ids=lambda p: getattr(p, "name", p)
+    "preset", ["dqlib", LSQ, "dqlib-ternary", "dqlib-stretched"], ids=lambda p: getattr(p, "name", p)
 )
 def test_codes_survive_whatever_their_bits(preset, bits, tmp_path):
     student = student_of(make_teacher("bart"), "bart", bits, preset).eval()

@@ -28,14 +28,14 @@ from dqlib.quantizers import quantize  # noqa: E402
 SOURCES = [[10, 11, 12, 13, 14, 15, 2], [30, 31, 2], [40, 41, 42, 43, 44, 2], [50, 51, 52, 53, 2]]
 
 
-FOUR_LEVELS = "dqlib-four-levels"
+FOUR_LEVELS = "dqlib"
 GROUPS_OF_FOUR_LEVELS = replace(
     get_preset("dqlib"), name="groups", weights=WeightQuantization(two_bits="four_level", linear="per_group_16")
 )
-GRIDS = pytest.mark.parametrize("preset", ["dqlib", FOUR_LEVELS])
+GRIDS = pytest.mark.parametrize("preset", ["dqlib-ternary", FOUR_LEVELS])
 
 
-def student_of(teacher, bits, preset="dqlib"):
+def student_of(teacher, bits, preset="dqlib-ternary"):
     return make_student(teacher, Config.parse(f"{bits} 3-2"), preset).eval()
 
 
@@ -78,7 +78,7 @@ def exported(tmp_path):
 @pytest.mark.parametrize(
     ("bits", "preset"),
     [
-        *((bits, "dqlib") for bits in ("1-1-32", "2-2-32", "3-4-32", "8-8-32", "32-32-32")),
+        *((bits, "dqlib-ternary") for bits in ("1-1-32", "2-2-32", "3-4-32", "8-8-32", "32-32-32")),
         *((bits, FOUR_LEVELS) for bits in ("2-2-32", "1-2-32", "2-8-32")),
         ("2-2-32", "dqlib-stretched"),
         ("1-1-32", "dqlib-elastic-binary"),
@@ -126,7 +126,9 @@ def test_a_packed_model_is_exported_as_its_student(teacher, exported, tmp_path, 
 
 
 @pytest.mark.parametrize("encoder", ["int8", "packed"])
-@pytest.mark.parametrize(("bits", "preset"), [("2-2-8", "dqlib"), ("8-8-8", "dqlib"), ("2-2-8", FOUR_LEVELS)])
+@pytest.mark.parametrize(
+    ("bits", "preset"), [("2-2-8", "dqlib-ternary"), ("8-8-8", "dqlib-ternary"), ("2-2-8", FOUR_LEVELS)]
+)
 def test_rounded_activations_stay_near_the_student(teacher, exported, bits, preset, encoder):
     student = student_of(teacher, bits, preset)
     tokens = [2, 20, 21]
@@ -141,7 +143,7 @@ ASYMMETRIC = replace(get_preset("dqlib"), name="asymmetric", weights=WeightQuant
 
 @pytest.mark.parametrize(
     ("bits", "preset"),
-    [("32-8-8", "dqlib"), ("2-2-8", PER_GROUP), ("2-2-8", ASYMMETRIC)],
+    [("32-8-8", "dqlib-ternary"), ("2-2-8", PER_GROUP), ("2-2-8", ASYMMETRIC)],
     ids=["32-8-8", "groups", "asymmetric"],
 )
 def test_an_encoder_of_int8_is_for_one_scale_a_row_and_others_are_packed(teacher, tmp_path, bits, preset):
@@ -207,7 +209,7 @@ def test_four_levels_with_several_scales_a_row_take_four_bits():
 
 
 def test_the_sum_of_an_input_is_computed_once(teacher, tmp_path):
-    for preset, joint in (("dqlib", False), (FOUR_LEVELS, True)):
+    for preset, joint in (("dqlib-ternary", False), (FOUR_LEVELS, True)):
         export_onnx(student_of(teacher, "2-2-8", preset), tmp_path / preset, encoder="packed")
         for graph in ("encoder", "decoder"):
             nodes = onnx.load(tmp_path / preset / f"{graph}.onnx", load_external_data=False).graph.node

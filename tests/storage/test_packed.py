@@ -36,7 +36,7 @@ STUDENTS = [
     *((name, "quantgpt", ("1-1-8", "2-1-4", "3-5-8", "8-8-8", "6-7-8")[i % 5]) for i, name in enumerate(CASES)),
     *((name, ASYMMETRIC, bits) for name, bits in (("bart", "2-2-8"), ("gpt2", "8-4-8"), ("t5", "4-2-8"))),
     *((name, LSQ, bits) for name, bits in (("mbart", "2-7-32"), ("gpt2", "3-3-8"))),
-    ("bart", "dqlib-four-levels", "2-2-8"),
+    ("bart", "dqlib-ternary", "2-2-8"),
     *((name, FOUR_LEVELS, bits) for name, bits in (("t5", "2-2-8"), ("gpt2", "2-1-8"), ("bert", "1-2-8"))),
     *((name, "dq-bart-faithful", "2-2-8") for name in ("bart", "mbart")),
     ("mbart", "dq-bart-faithful", "32-8-8"),
@@ -244,7 +244,7 @@ def test_a_model_of_real_shape_is_as_small_as_claimed(tmp_path):
     assert told.parts["full head"].size_bytes == 0
 
 
-@pytest.mark.parametrize(("preset", "codes_a_byte"), [("dqlib", 5), ("dqlib-four-levels", 4), (FOUR_LEVELS, 4)])
+@pytest.mark.parametrize(("preset", "codes_a_byte"), [("dqlib-ternary", 5), ("dqlib", 4), (FOUR_LEVELS, 4)])
 def test_the_account_counts_two_bits_as_the_preset_stores_them(preset, codes_a_byte):
     student = trained("bart", preset)
     counted = [entry for entry in footprint(student) if entry.kind in ("weights", "embedding")]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 
 import tokenizers
@@ -151,21 +152,13 @@ class TaskTraining:
 
         Where training fails, the last good weights are kept beside ``target``.
         """
-        corpus = self.corpus
-
-        def make(rows: Sequence[Row]) -> list[Example]:
-            return self.kind.encode(rows, corpus, self.spec.corpus)
-
-        description = f"pairs of {self.spec.corpus.source_tokens} and {self.spec.corpus.target_tokens}"
-        pairs = self._examples("train", corpus.splits["train"], make, description)
-        examples: Sequence[Example] | Mixture = pairs
-        recipe = recipe or Recipe()
-        if labels is not None:
-            targets, texts = (
-                self._examples(f"labelled-{part}", rows, make, f"{description} {labels.sha256}")
-                for part, rows in (("pairs", labels.pairs), ("texts", labels.texts))
-            )
-            examples = Mixture(pairs, targets, texts, recipe)
+        corpus, recipe = self.corpus, recipe or Recipe()
+        make, description = self._encoder(self.spec.corpus)
+        batches = steps(self._training_examples(self.spec.corpus, recipe, labels), training)
+        if recipe.short_sources:
+            length = max(SHORTEST, round(recipe.short_length * self.spec.corpus.source_tokens))
+            short = self._training_examples(replace(self.spec.corpus, source_tokens=length), recipe, labels)
+            batches = chain(islice(steps(short, training), round(recipe.short_sources * training.steps)), batches)
         on_policy = None
         if recipe.on_policy:
             on_policy = OnPolicy(recipe.on_policy, self.spec.corpus.target_tokens, training.seed)
@@ -173,7 +166,7 @@ class TaskTraining:
         make(corpus.splits["validation"][:1])  # a tokenizer is saved as its last call left it: found or made, the same
         try:
             Trainer(
-                model, objective, steps(examples, training), validation, training, self.accelerator, folder / LOG, name,
+                model, objective, batches, validation, training, self.accelerator, folder / LOG, name,
                 recipe, checkpoints, on_policy, self.kind.collate(corpus.tokenizer),
             ).train()  # fmt: skip
         except TrainingError as error:
@@ -184,6 +177,28 @@ class TaskTraining:
                 with atomic_folder(kept) as aside:
                     save_student(model, aside) if hasattr(model, "dqlib_preset") else save_model(model, aside)
             raise TrainingError(f"{error} The weights of the best validation are kept in {kept}.") from None
+
+    def _encoder(self, spec: S.Corpus) -> tuple[Callable[[Sequence[Row]], list[Example]], str]:
+        """What makes examples of rows, as long as the parameters of a corpus say, and what it does, in words."""
+
+        def make(rows: Sequence[Row]) -> list[Example]:
+            return self.kind.encode(rows, self.corpus, spec)
+
+        return make, f"pairs of {spec.source_tokens} and {spec.target_tokens}"
+
+    def _training_examples(
+        self, spec: S.Corpus, recipe: Recipe, labels: LoadedLabels | None
+    ) -> Sequence[Example] | Mixture:
+        """The training pairs at the lengths of ``spec``, mixed with what a teacher wrote where there are ``labels``."""
+        make, description = self._encoder(spec)
+        pairs = self._examples("train", self.corpus.splits["train"], make, description)
+        if labels is None:
+            return pairs
+        targets, texts = (
+            self._examples(f"labelled-{part}", rows, make, f"{description} {labels.sha256}")
+            for part, rows in (("pairs", labels.pairs), ("texts", labels.texts))
+        )
+        return Mixture(pairs, targets, texts, recipe)
 
     def _validation_rows(self) -> Rows:
         return self.corpus.splits["validation"][: self.spec.evaluate.validation_documents]
