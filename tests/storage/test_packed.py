@@ -36,7 +36,7 @@ STUDENTS = [
     *((name, "quantgpt", ("1-1-8", "2-1-4", "3-5-8", "8-8-8", "6-7-8")[i % 5]) for i, name in enumerate(CASES)),
     *((name, ASYMMETRIC, bits) for name, bits in (("bart", "2-2-8"), ("gpt2", "8-4-8"), ("t5", "4-2-8"))),
     *((name, LSQ, bits) for name, bits in (("mbart", "2-7-32"), ("gpt2", "3-3-8"))),
-    ("bart", "dqlib-ternary", "2-2-8"),
+    ("bart", "dqlib", "2-2-8"),
     *((name, FOUR_LEVELS, bits) for name, bits in (("t5", "2-2-8"), ("gpt2", "2-1-8"), ("bert", "1-2-8"))),
     *((name, "dq-bart-faithful", "2-2-8") for name in ("bart", "mbart")),
     ("mbart", "dq-bart-faithful", "32-8-8"),
@@ -51,7 +51,7 @@ EVERY = pytest.mark.parametrize(
 )
 
 
-def trained(name="bart", preset="dqlib", bits="2-2-8"):
+def trained(name="bart", preset="dqlib-ternary", bits="2-2-8"):
     """A student whose trained scales and buffers are what training leaves, rounded as before an evaluation."""
     student = student_of(make_teacher(name), name, bits, preset).eval()
     with torch.no_grad():
@@ -233,7 +233,7 @@ def test_a_model_of_real_shape_is_as_small_as_claimed(tmp_path):
         for parameter in model.parameters():
             parameter.uniform_(-0.1, 0.1)
     model.tie_weights()
-    quantize_model(model, Config.parse("2-2-8 1-1"))
+    quantize_model(model, Config.parse("2-2-8 1-1"), "dqlib-ternary")
     round_for_storage(model)
     save_packed(model, tmp_path)
     told = account(tmp_path, teacher_bytes=557_882_724)  # BART-base in fp32
@@ -257,7 +257,7 @@ def test_the_account_counts_two_bits_as_the_preset_stores_them(preset, codes_a_b
 
 
 def test_a_full_head_costs_what_the_account_says():
-    ours, theirs = (account(trained("bart", preset)) for preset in ("dqlib", "dq-bart-faithful"))
+    ours, theirs = (account(trained("bart", preset)) for preset in ("dqlib-ternary", "dq-bart-faithful"))
     positions = ours.parts["positions"]  # which the faithful one leaves in full precision
     more = theirs.total.size_bytes - theirs.parts["rest"].size_bytes - theirs.parts["scales"].size_bytes
     less = ours.with_full_head(2) - ours.parts["rest"].size_bytes - ours.parts["scales"].size_bytes
