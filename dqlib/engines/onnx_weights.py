@@ -51,10 +51,15 @@ class Codes:
     shifted: bool = False
 
     @classmethod
-    def of(cls, quantized: Quantized, bits: int | None = None) -> Codes | None:
+    def of(cls, quantized: Quantized, bits: int | None = None, shifted: bool = False) -> Codes | None:
         """Codes in the fewest bits that hold them, or in ``bits``; None for a grid that the kernels do not have.
 
         Odd codes with several scales per row take a bit more: each group would have a sum of its own.
+
+        Args:
+            quantized: the weight.
+            bits: 2, 4 or 8.
+            shifted: shift codes of one bit, too, which are odd, so that they can stand with those of four levels.
 
         Raises:
             InputError: ``bits`` do not hold the codes.
@@ -63,7 +68,7 @@ class Codes:
         group = columns // quantized.scale.size(-1)
         if quantized.zero_point is not None or (group < columns and group % BLOCKS[-1]):
             return None
-        odd = quantized.encoding == "odd"
+        odd = quantized.encoding == "odd" or (shifted and quantized.bits == 1)
         least = _kernel_bits(quantized.bits + (odd and group < columns))
         if bits is not None and bits < least:
             raise InputError("bits", bits, f"at least {least} for codes of {quantized.bits} bits")
@@ -134,6 +139,9 @@ class Weights:
         bits = None if names[0].endswith("embed_positions.weight") else self.bits
         if all(isinstance(part, Quantized) for part in parts):
             codes = [each for part in parts if (each := Codes.of(part, bits)) is not None]
+            if len({(e.bits, e.shifted) for e in codes}) > 1:  # bits are those of a module, not of all
+                most, shifted = max(e.bits for e in codes), any(e.shifted for e in codes)
+                codes = [each for part in parts if (each := Codes.of(part, most, shifted)) is not None]
             if len(codes) == len(parts) and len({(e.bits, e.scale.shape[1], e.shifted) for e in codes}) == 1:
                 unsigned, scale = (np.concatenate([getattr(each, f) for each in codes]) for f in ("unsigned", "scale"))
                 return Codes(unsigned, scale, codes[0].bits, codes[0].shifted)

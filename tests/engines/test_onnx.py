@@ -13,7 +13,7 @@ from dqlib.presets import get_preset
 from dqlib.storage.footprint import size_bytes
 from dqlib.storage.manifest import opened
 from dqlib.storage.packed import load_packed, save_packed
-from dqlib.student import make_student, quantized_modules, round_for_storage
+from dqlib.student import make_student, module_quantizers, quantized_modules, round_for_storage
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from tests.helpers.folders import reseal
 
@@ -206,6 +206,23 @@ def test_four_levels_with_several_scales_a_row_take_four_bits():
     np.testing.assert_array_equal(value, quantized.dequantize())
     with pytest.raises(InputError, match=r"^bits: 2 .* at least 4 for codes of 2 bits"):
         Codes.of(quantized, 2)
+
+
+@GRIDS
+@pytest.mark.parametrize("a_bits", [32, 8])
+def test_modules_of_different_bits_stay_codes(teacher, tmp_path, preset, a_bits):
+    # Queries, keys and values of a decoder layer are one matrix to the kernel.
+    paths = module_quantizers(student_of(teacher, "2-2-8"))
+    for bits in ((1, 2), (2, 4), (1, 2, 4, 8)):
+        mixed = Config.parse(f"2-2-{a_bits} 3-2")
+        mixed = replace(mixed, modules=tuple((path, bits[i % len(bits)]) for i, path in enumerate(paths)))
+        student = make_student(teacher, mixed, preset).eval()
+        export_onnx(student, tmp_path / "onnx")
+        nodes = onnx.load(tmp_path / "onnx" / "decoder.onnx", load_external_data=False).graph.node
+        assert not any(node.op_type == "MatMul" for node in nodes)
+        theirs = torch_logits(student, SOURCES, [2, 20])
+        difference = np.abs(step_logits(OnnxEngine(tmp_path / "onnx", threads=1), SOURCES, [2, 20]) - theirs)
+        assert difference.max() < 1e-4 if a_bits == 32 else difference.mean() < 0.05 * theirs.std()
 
 
 def test_the_sum_of_an_input_is_computed_once(teacher, tmp_path):
