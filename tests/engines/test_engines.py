@@ -131,7 +131,7 @@ def test_codes_survive_whatever_their_bits(preset, bits, tmp_path):
 def test_codes_of_a_budget_survive_where_one_matrix_of_the_engine_joins_several_of_other_bits(tmp_path):
     teacher, data = make_teacher("bart"), data_of("bart")
     calibration = [data.inputs | {"labels": data.labels}]
-    student = make_student(teacher, Config.parse("auto:0.008MB"), calibration=calibration).eval()
+    student = make_student(teacher, Config.parse("auto:0.008MB"), "dqlib-ternary", calibration).eval()
     attention = student.model.encoder.layers[0].self_attn
     joined = {getattr(attention, name).weight_quantizer.bits for name in ("q_proj", "k_proj", "v_proj")}
     assert len(joined) > 1
@@ -274,7 +274,7 @@ def test_a_narrow_student_writes_the_same(name, beams, tmp_path):
     student = narrow_student(name, "2-2-32", "h3 f11")
     ours, theirs = both(student, tmp_path / "out", num_beams=beams)
     assert ours == theirs
-    assert any(ours) or name == "marian"  # whose greedy texts are empty
+    assert any(ours) or name.startswith("marian")  # whose greedy texts are empty
 
 
 @pytest.mark.parametrize(("heads", "others"), [(4, 8), (8, 4)])

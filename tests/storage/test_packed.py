@@ -32,7 +32,7 @@ from tests.helpers.folders import reconfigure, reseal
 from tests.helpers.models import ASYMMETRIC, CASES, FOUR_LEVELS, LSQ, data_of, make_teacher, student_of
 
 STUDENTS = [
-    ("bart", "dqlib", "2-2-8"),
+    ("bart", "dqlib-ternary", "2-2-8"),
     *((name, "quantgpt", ("1-1-8", "2-1-4", "3-5-8", "8-8-8", "6-7-8")[i % 5]) for i, name in enumerate(CASES)),
     *((name, ASYMMETRIC, bits) for name, bits in (("bart", "2-2-8"), ("gpt2", "8-4-8"), ("t5", "4-2-8"))),
     *((name, LSQ, bits) for name, bits in (("mbart", "2-7-32"), ("gpt2", "3-3-8"))),
