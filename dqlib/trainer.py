@@ -66,7 +66,7 @@ class DistillationMixin:
         if teacher.config.model_type != model.config.model_type:
             raise InputError("teacher", teacher.config.model_type, f"of the student's kind, {model.config.model_type}")
         names.check_fits(model.dqlib_config, teacher.config)
-        super().__init__(model, args, *rest, **options)
+        super().__init__(model, args, *rest, **options)  # type: ignore[call-arg]  # of the trainer beside the mixin
         if self.args.label_smoothing_factor:
             raise InputError("label_smoothing_factor", self.args.label_smoothing_factor, "0 beside a teacher")
         self.loss_is_scaled_for_ga = self.preset.loss.reduction == "tokens"

@@ -305,7 +305,7 @@ def assign(model: nn.Module, parameters: Sequence[Each], value_of: Callable[[Eac
 
 
 def values_of(
-    parameters: Sequence[Each], value_of: Callable[[Each], Tensor] = Stored.value
+    parameters: Sequence[Each], value_of: Callable[[Any], Tensor] = Stored.value
 ) -> Iterator[tuple[Each, Tensor]]:
     """Parameters with their numbers, which all threads of PyTorch make, the largest first."""
     largest_first = sorted(parameters, key=lambda each: -torch.Size(each.shape).numel())

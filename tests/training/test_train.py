@@ -1,4 +1,6 @@
 import csv
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,13 @@ from dqlib.errors import InputError
 from dqlib.losses import LayerMaps, LossWeights
 from dqlib.presets import Recipe
 from dqlib.student import make_student, quantized_modules
+from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.params import settings as S
+from dqlib.study.pipeline.study import Study
 from dqlib.study.training.batches import steps
 from dqlib.study.training.loop import Trainer, TrainingError, make_accelerator, validation_loss
 from dqlib.study.training.objectives import DistillationObjective, TaskObjective
+from dqlib.study.training.task import TaskTraining
 from tests.conftest import TINY
 from tests.helpers.examples import copying
 
@@ -250,3 +255,23 @@ class BrokenObjective(TaskObjective):
 def test_a_loss_that_is_not_finite_stops_and_is_named(small, tmp_path):
     with pytest.raises(TrainingError, match=r"loss term broken .* step 1"):
         run(small, BrokenObjective(), tmp_path)
+
+
+def test_short_sources_come_first_and_more_of_them_in_a_step(made_study):
+    study = Study("small.yaml")
+    spec = study.task
+    training = replace(spec.distill, steps=8, batch_tokens=256, micro_batches=1).training(Recipe())
+    corpus = load_corpus(study.folders.corpus)
+    task = TaskTraining(study.name, spec, study.folders, corpus, make_accelerator(0))
+
+    def longest(recipe):
+        taken = [batch for (batch,) in islice(task.batches(training, recipe), 8)]
+        return [max(len(e.source) for e in batch) for batch in taken], [len(batch) for batch in taken]
+
+    whole, counts = longest(Recipe())
+    short, more = longest(Recipe(short_sources=0.75, short_length=0.25))
+    limit = max(8, round(0.25 * spec.corpus.source_tokens))
+    assert max(short[:6]) <= limit < max(whole)
+    assert sum(more[:6]) > sum(counts[:6])
+    assert (short[6:], more[6:]) == (whole[:2], counts[:2])  # the whole sources begin as they would have alone
+    assert longest(Recipe(short_sources=0.0)) == (whole, counts)

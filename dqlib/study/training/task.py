@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
@@ -154,11 +154,6 @@ class TaskTraining:
         """
         corpus, recipe = self.corpus, recipe or Recipe()
         make, description = self._encoder(self.spec.corpus)
-        batches = steps(self._training_examples(self.spec.corpus, recipe, labels), training)
-        if recipe.short_sources:
-            length = max(SHORTEST, round(recipe.short_length * self.spec.corpus.source_tokens))
-            short = self._training_examples(replace(self.spec.corpus, source_tokens=length), recipe, labels)
-            batches = chain(islice(steps(short, training), round(recipe.short_sources * training.steps)), batches)
         on_policy = None
         if recipe.on_policy:
             on_policy = OnPolicy(recipe.on_policy, self.spec.corpus.target_tokens, training.seed)
@@ -166,8 +161,8 @@ class TaskTraining:
         make(corpus.splits["validation"][:1])  # a tokenizer is saved as its last call left it: found or made, the same
         try:
             Trainer(
-                model, objective, batches, validation, training, self.accelerator, folder / LOG, name,
-                recipe, checkpoints, on_policy, self.kind.collate(corpus.tokenizer),
+                model, objective, self.batches(training, recipe, labels), validation, training, self.accelerator,
+                folder / LOG, name, recipe, checkpoints, on_policy, self.kind.collate(corpus.tokenizer),
             ).train()  # fmt: skip
         except TrainingError as error:
             if not error.restored:
@@ -177,6 +172,18 @@ class TaskTraining:
                 with atomic_folder(kept) as aside:
                     save_student(model, aside) if hasattr(model, "dqlib_preset") else save_model(model, aside)
             raise TrainingError(f"{error} The weights of the best validation are kept in {kept}.") from None
+
+    def batches(
+        self, training: S.Training, recipe: Recipe, labels: LoadedLabels | None = None
+    ) -> Iterator[list[list[Example]]]:
+        """The micro-batches of each step: of short sources first, as long as the recipe says, then of whole ones."""
+        spec, first = self.spec.corpus, round(recipe.short_sources * training.steps)
+        whole = steps(self._training_examples(spec, recipe, labels), training)
+        if not first:
+            return whole
+        length = max(SHORTEST, round(recipe.short_length * spec.source_tokens))
+        short = self._training_examples(replace(spec, source_tokens=length), recipe, labels)
+        return chain(islice(steps(short, training), first), whole)
 
     def _encoder(self, spec: S.Corpus) -> tuple[Callable[[Sequence[Row]], list[Example]], str]:
         """What makes examples of rows, as long as the parameters of a corpus say, and what it does, in words."""
