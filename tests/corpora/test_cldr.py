@@ -8,9 +8,9 @@ import pytest
 from babel import Locale
 
 from dqlib.errors import InputError
-from dqlib.study.corpora.cldr import KINDS, names, phrases
+from dqlib.study.corpora.cldr import KINDS, names, phrases, unpaired
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
-from dqlib.study.corpora.splits import SPLITS, UNSEEN, split_of
+from dqlib.study.corpora.splits import SPLITS, UNSEEN, of_train_alone, split_of
 from dqlib.study.params import settings as S
 
 LANGUAGES = ["ro", "de", "fr"]

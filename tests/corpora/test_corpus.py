@@ -342,7 +342,7 @@ def test_a_text_that_a_pair_has_or_that_repeats_what_is_held_out_is_left_out():
     held_out = "one two three four five six seven eight nine ten eleven twelve"
     splits = {"train": [{"source": "a.b: known text", "target": "gist"}],
               "validation": [{"source": "c.d: " + held_out, "target": "Water every plant."}], "test": []}  # fmt: skip
-    texts = ["e.f: Known text", "g: other text", "h: other text", "i: " + held_out + " and more", "j: water every plant.",
+    texts = ["e.f: Known text", "g: other text", "h: other text", f"i: {held_out} and more", "j: water every plant.",
              "k: one two three and so on", "l: and water every plant, too"]  # fmt: skip
     kept = [row["source"] for row in of_train_alone(({"source": text} for text in texts), splits)]
     assert kept == [texts[1], *texts[5:]]
@@ -360,7 +360,9 @@ def test_texts_in_no_pair_may_come_from_a_file_in_the_column_of_the_sources(tmp_
     given = S.load_settings("smoke").task("translation")
     spec = replace(given, corpus=corpus, pseudo_labels=S.PseudoLabels(unpaired=str(tmp_path / "texts.jsonl")))
     loaded = load_corpus(tmp_path / "c")
-    assert list(unpaired_rows(spec, loaded)) == [{"source": f"{text} text", "language": "ro"} for text in ("four", "five")]
+    assert list(unpaired_rows(spec, loaded)) == [
+        {"source": f"{text} text", "language": "ro"} for text in ("four", "five")
+    ]
     spec = replace(spec, pseudo_labels=S.PseudoLabels(unpaired=str(tmp_path / "none.jsonl")))
     with pytest.raises(InputError, match=r"none\.jsonl"):
         list(unpaired_rows(spec, loaded))
