@@ -14,6 +14,8 @@ times better than the baseline a value is: smaller, faster, less memory. What is
 * ``generation``: 256 tokens to exactly 32, of one text and of eight with 4 beams, each engine with each baseline;
 * ``low-bit``: greedy search of 1, 4 and 16 texts, ONNX Runtime on 2 bits and CTranslate2 on 8 bits, the same student;
 * ``levels``: a token in greedy search on ONNX Runtime, four levels (at 2 bits, and at 4) against three;
+* ``narrow``: a student without some layers, and students of all layers that have as many weights but fewer heads or
+  neurons: greedy search of one text, each engine against the same engine with the first;
 * ``training``: a step of distillation, quantized against plain (``benchmarks/fake_quantization.py``).
 
 Engines are processes that live side by side and generate one after another, all in each round; medians count, and of
@@ -73,18 +75,23 @@ class Shape:
     inner: int
     configs: tuple[str, ...]
     fast: str
+    narrow: tuple[str, ...] = ()
     source: int = 256
     tokens: int = 32
     whole: bool = False
 
 
 _SIX = ("8-8-8 6-6", "2-2-8 6-6", "2-2-8 6-3", "2-2-8 3-1", "2-2-8 1-1", "1-1-8 3-1")
+#: Of as many weights in linear layers as ``2-2-8 6-3``, whose decoder has lost three layers.
+_NARROW = ("2-2-8 6-6 f1536", "2-2-8 6-6 h8 f2304", "2-2-8 6-6 h6 f2688")
 _TWELVE = ("8-8-8 12-12", "2-2-8 12-12", "2-2-8 12-6", "2-2-8 6-2", "2-2-8 1-1", "1-1-8 6-2")
 SHAPES = {
-    "base": Shape("bart", 50265, 768, 12, 6, 3072, _SIX, "2-2-8 6-3", whole=True),
+    "base": Shape("bart", 50265, 768, 12, 6, 3072, _SIX, "2-2-8 6-3", _NARROW, whole=True),
     "large": Shape("bart", 50265, 1024, 16, 12, 4096, _TWELVE, "2-2-8 12-6"),
     "mbart-large": Shape("mbart", 250027, 1024, 16, 12, 4096, _TWELVE, "2-2-8 12-6"),
-    "tiny": Shape("bart", 300, 96, 12, 2, 64, ("2-2-8 2-1", "1-1-8 1-1"), "2-2-8 2-1", 12, 4, whole=True),
+    "tiny": Shape(
+        "bart", 300, 96, 12, 2, 64, ("2-2-8 2-1", "1-1-8 1-1"), "2-2-8 2-1", ("2-2-8 2-2 h8 f48",), 12, 4, whole=True
+    ),
 }
 NAMES = {"base": "BART-base", "large": "BART-large", "mbart-large": "mBART-large", "tiny": "tiny"}
 CLASSES = {"bart": (BartConfig, BartForConditionalGeneration), "mbart": (MBartConfig, MBartForConditionalGeneration)}
@@ -140,7 +147,8 @@ class Bench:
         stages = [self.sizes, self.generation]
         if self.shape.whole:
             stages = [
-                self.sizes, self.loading, self.generation, self.low_bit, self.levels, self.memory, self.training
+                self.sizes, self.loading, self.generation, self.low_bit, self.levels, self.narrow, self.memory,
+                self.training,
             ]  # fmt: skip
         for stage in stages:
             kept = self.work / f"{stage.__name__}.json"
@@ -159,7 +167,7 @@ class Bench:
         """Bytes of packed files."""
         teacher_bytes = fp32_size_bytes(self.teacher())
         yield self.row("size", self.teacher_config, "transformers fp32", "size", teacher_bytes, "bytes")
-        for config in self.shape.configs:
+        for config in (*self.shape.configs, *self.shape.narrow):
             student = self.student(config)
             save_packed(student, self.work / "packed")
             size = packed_size_bytes(self.work / "packed")
@@ -216,6 +224,16 @@ class Bench:
         seconds = {name: [each / self.shape.tokens for each in found] for name, found in whole.items()}
         yield from self.compared("levels", seconds, list(engines)[:1], "latency of a token", 1, 1)
 
+    def narrow(self) -> Iterator[Row]:
+        """Greedy search of one text, by students of as many weights: without layers, and with narrower ones."""
+        configs = (self.shape.fast, *self.shape.narrow)
+        for engine, make in (("onnxruntime", self.onnx), ("ctranslate2 int8", self._int8)):
+            made = {f"{config} {engine}": make(config) for config in configs}
+            engines = {name: each for name, each in made.items() if each is not None}
+            if engines:
+                seconds = self.in_turn(engines, texts=1, beams=1)
+                yield from self.compared("narrow", seconds, list(engines)[:1], "latency", 1, 1)
+
     def memory(self) -> Iterator[Row]:
         """Resident memory and seconds to load, each in a process of its own."""
         teacher, fast = self.teacher_config, self.shape.fast
@@ -243,8 +261,7 @@ class Bench:
                 ratio = statistics.median(b / v for b, v in zip(found[baseline][metric], values, strict=True))
                 unit = "s" if metric == "load_time" else "MB"
                 what = "load" if metric == "load_time" else "memory"
-                config, _, engine = name.partition(" ")
-                config, engine = f"{config} {engine.partition(' ')[0]}", engine.partition(" ")[2]
+                config, engine = _parted(name)
                 value, against = statistics.median(values), "" if name == baseline else baseline
                 yield self.row(what, config, engine, metric, value, unit, against, ratio if against else None)
 
@@ -311,6 +328,9 @@ class Bench:
 
         return "ctranslate2", self._made(f"ctranslate2 {quantization} {config}", make)
 
+    def _int8(self, config: str) -> tuple[str, Path] | None:
+        return self.ctranslate2(config, "int8")
+
     def _made(self, name: str, make: Callable[[Path], object]) -> Path:
         folder = self.work / name.replace(" ", "_")
         if not folder.is_dir():
@@ -347,7 +367,7 @@ class Bench:
     ) -> Iterator[Row]:
         """A row for each engine and baseline."""
         for name, ours in seconds.items():
-            bits, layers, engine = name.split(" ", 2)
+            config, engine = _parted(name)
             median = statistics.median(ours)
             value, unit = (texts / median, "texts/s") if metric == "throughput" else (1000 * median, "ms")
             label = f"{metric}, {texts} text{'s' * (texts > 1)}, {f'{beams} beams' if beams > 1 else 'greedy'}"
@@ -356,7 +376,7 @@ class Bench:
                 ratio = None
                 if other:
                     ratio = statistics.median(b / v for b, v in zip(seconds[other], ours, strict=True))
-                yield self.row(what, f"{bits} {layers}", engine, label, value, unit, other, ratio)
+                yield self.row(what, config, engine, label, value, unit, other, ratio)
 
     def row(
         self, name: str, config: str, engine: str, metric: str, value: float, unit: str,
@@ -364,6 +384,13 @@ class Bench:
     ) -> Row:  # fmt: skip
         """A row of this shape."""
         return Row(name, NAMES[self.key], config, engine, metric, value, unit, baseline, ratio, self.device)
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """Configuration and engine of what is measured."""
+    words = name.split()
+    first = next(i for i, word in enumerate(words) if word in ("transformers", "onnxruntime", "ctranslate2"))
+    return " ".join(words[:first]), " ".join(words[first:])
 
 
 def draw(rows: list[Row], folder: Path) -> None:

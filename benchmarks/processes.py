@@ -30,8 +30,8 @@ from dqlib.study.params.settings import Training, available_cores, load_settings
 from dqlib.study.training import loop as training_loop
 from dqlib.study.training.batches import Example, steps
 from dqlib.study.training.loop import Trainer, make_accelerator
-from dqlib.study.training.models import new_model
 from dqlib.study.training.objectives import Objective, TaskObjective
+from dqlib.study.training.seq2seq import new_model
 from dqlib.study.training.task import student_and_objective
 
 KINDS = ("fine-tuning", "distillation")

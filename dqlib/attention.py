@@ -76,11 +76,11 @@ def relations(states: Sequence[Tensor], attention_mask: Tensor | None) -> Tensor
         attention_mask: as for :func:`quantized_attention`.
 
     Returns:
-        (batch, kinds x heads, token, token), kind after kind.
+        (batch, heads, kinds x token, token), kind after kind.
     """
     scores = [torch.matmul(x, x.transpose(2, 3)) * x.size(-1) ** -0.5 for x in states]
     scores = scores if attention_mask is None else [each + attention_mask for each in scores]
-    return torch.softmax(torch.cat(scores, dim=1), dim=-1)
+    return torch.softmax(torch.cat(scores, dim=2), dim=-1)
 
 
 def register() -> None:

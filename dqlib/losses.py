@@ -153,14 +153,14 @@ def relation_kl(student: Tensor, teacher: Tensor, mask: Tensor, denominator: Ten
     MiniLMv2 (arXiv:2012.15828, section 3.1), whose relation heads are the heads of the attention here.
 
     Args:
-        student, teacher: probabilities, (batch, kinds x heads, token, token), as :mod:`dqlib.attention` gives them.
+        student, teacher: probabilities, (batch, heads, kinds x token, token), as :mod:`dqlib.attention` gives them.
         mask: (batch, token), True where a token counts.
         denominator: tokens to divide by; those that count here, when None.
     """
     tiny = torch.finfo(teacher.dtype).tiny  # what is masked is 0 in both
     difference = teacher.clamp(min=tiny).log() - student.clamp(min=tiny).log()
-    per_token = (teacher * difference).sum(dim=-1).mean(dim=1)  # (batch, token)
-    return (per_token * mask).sum() / _denominator(denominator, mask)
+    of_kinds = (teacher * difference).sum(dim=-1).unflatten(-1, (-1, mask.size(-1)))  # (batch, heads, kinds, token)
+    return (of_kinds.mean(dim=(1, 2)) * mask).sum() / _denominator(denominator, mask)
 
 
 def token_contrastive(

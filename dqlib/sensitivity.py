@@ -6,7 +6,8 @@ what the weights of one module add to it, quantized as a preset does it, while a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,16 +48,19 @@ def sensitivities(
     Raises:
         InputError: there is no calibration, or no token in it counts; or as :func:`dqlib.student.make_student`.
     """
-    preset, depths = get_preset(preset), architecture_of(teacher.config).depths(teacher.config)
+    preset, names = get_preset(preset), architecture_of(teacher.config)
+    depths, decoder = names.depths(teacher.config), names.decoder
     divergence = _Divergence(teacher, calibration)
     found: Sensitivities = {}
     for bits in preset.budget_bits:
         student = make_student(teacher, Config(bits, bits, activation_bits, *depths), preset).eval()
         set_blend(student, 0.0)  # all weights are seen in full precision, activations rounded
-        before = divergence(student)
+        encoded = divergence.encoded(student)
+        before = divergence(student, encoded)
         for path, quantizer in module_quantizers(student).items():
             quantizer.blend = 1.0
-            found.setdefault(path, {})[bits] = divergence(student) - before
+            same = decoder is not None and path.startswith(f"{decoder.layers}.")  # what the encoder gives
+            found.setdefault(path, {})[bits] = divergence(student, encoded if same else None) - before
             quantizer.blend = 0.0
     return found
 
@@ -76,16 +80,31 @@ class _Divergence:
         if not self.tokens:
             raise InputError("calibration", "tokens none of which counts", "texts with labels other than -100")
 
-    def __call__(self, model: PreTrainedModel) -> float:
-        """Nats per token."""
-        each = zip(self.batches, self.logits, self.masks, strict=True)
-        return sum(float(logits_kl(_logits(model, batch), logits, mask, self.tokens)) for batch, logits, mask in each)
+    def encoded(self, model: PreTrainedModel) -> list[dict[str, Any]]:
+        """What an encoder gives of each batch, to be given to its decoder again; nothing of other models."""
+        if not model.config.is_encoder_decoder:
+            return [{} for _ in self.batches]
+        read = [
+            {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch} for batch in self.batches
+        ]
+        return [{"encoder_outputs": model.get_encoder()(**inputs)} for inputs in read]
+
+    def __call__(self, model: PreTrainedModel, encoded: Sequence[Mapping[str, Any]] | None = None) -> float:
+        """Nats per token; ``encoded`` is what the model's encoder gives, where it is known."""
+        total = 0.0
+        for i, batch in enumerate(self.batches):
+            logits = _logits(model, {**batch, **(encoded[i] if encoded else {})})
+            total += float(logits_kl(logits, self.logits[i], self.masks[i], self.tokens))
+        return total
 
 
-def _logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+def _logits(model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
     """Logits of a batch; the model makes the decoder's inputs of the labels where they are not given."""
     needed = "decoder_input_ids" not in batch and model.config.is_encoder_decoder
-    return model(**{name: value for name, value in batch.items() if name != "labels" or needed}).logits
+    inputs = {name: value for name, value in batch.items() if name != "labels" or needed}
+    if "encoder_outputs" in inputs:
+        inputs.pop("input_ids")
+    return model(**inputs).logits
 
 
 def _counting(batch: Mapping[str, Tensor], logits: Tensor) -> Tensor:

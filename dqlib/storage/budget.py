@@ -47,7 +47,7 @@ def choose_bits(
     names, preset = architecture_of(teacher.config), get_preset(preset)
     config = config.with_layers_of(*names.depths(teacher.config))
     names.check_fits(config, teacher.config)
-    entries, rest = _entries(teacher, config, preset, calibration)
+    entries, rest = module_entries(teacher, config, preset, calibration)
     sizes = [[each.size_bytes for each in by_bits.values()] for by_bits in entries.values()]
     smallest = rest + sum(map(min, sizes))
     assert config.budget is not None
@@ -65,6 +65,31 @@ def choose_bits(
     chosen = {path: list(of)[place] for (path, of), place in zip(entries.items(), places, strict=True)}
     most = {kind: _most(entries, chosen, kind) for kind in ("weights", "embedding")}
     return replace(config, w_bits=most["weights"], e_bits=most["embedding"], modules=tuple(chosen.items()))
+
+
+def module_entries(
+    teacher: PreTrainedModel, config: Config, preset: Preset, calibration: Calibration | None = None
+) -> tuple[dict[str, dict[int, Entry]], int]:
+    """Bytes of each module at each of ``preset.budget_bits``, by its path in the student, and those of all else.
+
+    Raises:
+        InputError: the preset has a grid for none of the bits; or as :func:`dqlib.student.make_student`.
+    """
+    if not preset.budget_bits:
+        raise InputError("preset", preset.name, "one with a grid for some of 1, 2, 4 and 8 bits, for a budget")
+    entries: dict[str, dict[int, Entry]] = {}
+    rest = 0
+    for bits in preset.budget_bits:
+        student = make_student(teacher, config.uniform(bits), preset, calibration)
+        coded = {f"{path}.weight": path for path in module_quantizers(student)}
+        rest = 0
+        for entry in footprint(student):
+            path = next((coded[name] for name in entry.names if name in coded), None)
+            if path is None or entry.repeats is not None:
+                rest += entry.size_bytes
+            else:
+                entries.setdefault(path, {})[bits] = entry
+    return entries, rest
 
 
 def knapsack(sizes: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], capacity: int) -> list[int]:
@@ -146,27 +171,6 @@ def _hull(sizes: Sequence[int], losses: Sequence[float]) -> list[tuple[int, floa
 
 def _slope(a: tuple[int, float], b: tuple[int, float]) -> float:
     return (b[1] - a[1]) / (b[0] - a[0])
-
-
-def _entries(
-    teacher: PreTrainedModel, config: Config, preset: Preset, calibration: Calibration | None
-) -> tuple[dict[str, dict[int, Entry]], int]:
-    """Bytes of each module at each number of bits, by its path in the student, and those of all else."""
-    if not preset.budget_bits:
-        raise InputError("preset", preset.name, "one with a grid for some of 1, 2, 4 and 8 bits, for a budget")
-    entries: dict[str, dict[int, Entry]] = {}
-    rest = 0
-    for bits in preset.budget_bits:
-        student = make_student(teacher, config.uniform(bits), preset, calibration)
-        coded = {f"{path}.weight": path for path in module_quantizers(student)}
-        rest = 0
-        for entry in footprint(student):
-            path = next((coded[name] for name in entry.names if name in coded), None)
-            if path is None or entry.repeats is not None:
-                rest += entry.size_bytes
-            else:
-                entries.setdefault(path, {})[bits] = entry
-    return entries, rest
 
 
 def _paths_in_teacher(teacher: PreTrainedModel, config: Config, preset: Preset) -> Callable[[str], str]:

@@ -15,6 +15,30 @@ def test_a_configuration_prints_back_as_it_was_read(text):
     assert Config.parse(Config.parse(text).slug) == Config.parse(text)
 
 
+@pytest.mark.parametrize("text", ["auto:0.45MB", "auto:0.45MB 2-4", "auto:120MB 0-12", "auto:0.000001MB"])
+def test_a_budget_prints_back_as_it_was_read(text):
+    config = Config.parse(text)
+    assert str(config) == text
+    assert Config.parse(config.slug) == config
+    assert ":" not in config.slug
+    assert config.is_open
+    assert config.all_layers == (" " not in text)
+    assert config.a_bits == 8
+
+
+def test_a_budget_has_one_form_in_every_unit():
+    assert Config.parse("auto:450kB 2-4") == Config.parse("auto:0.450MB_2-4")
+    assert Config.parse("auto:450kB").budget == 450_000
+
+
+@pytest.mark.parametrize(
+    "text", ["auto", "auto:", "auto:0.45", "auto:0.45 MB", "auto:-1MB", "auto:0.45MB 2", "auto:1GB"]
+)
+def test_a_malformed_budget_is_refused_with_the_form(text):
+    with pytest.raises(InputError, match=r"config: .* 'auto:0.45MB e-d'"):
+        Config.parse(text)
+
+
 @pytest.mark.parametrize("text", [*MALFORMED, *MALFORMED_WIDTHS])
 def test_a_malformed_configuration_is_refused_with_the_form(text):
     with pytest.raises(InputError, match=r"config: .* 'W-E-A e-d'"):

@@ -173,14 +173,18 @@ def test_relations_are_those_of_queries_keys_and_values_of_a_text(teacher, batch
     with torch.no_grad():
         outputs = teacher(**batch.inputs(), output_attentions=True)
     found, heads = outputs.encoder_attentions[0], layer.num_heads
-    assert found.size(1) == 3 * heads
+    tokens = found.size(-1)
+    assert found.shape[1:] == (heads, 3 * tokens, tokens)
+    narrow = LayerMaps([0], [], {"encoder": [[1]]}).of_heads("encoder", 0, found)  # of a student that kept one head
+    assert torch.equal(narrow, found[:, 1:2])
     for number, kind in enumerate(("q", "k", "v")):
         for head, x in enumerate(projected[kind].chunk(heads, dim=-1)):
             scores = x @ x.transpose(1, 2) / x.size(-1) ** 0.5
             scores = scores.masked_fill(~batch.attention_mask.bool().unsqueeze(1), -torch.inf)
-            torch.testing.assert_close(found[:, number * heads + head], torch.softmax(scores, dim=-1))
-    assert outputs.decoder_attentions[0].size(1) == 3 * heads
-    assert (outputs.decoder_attentions[0].triu(1) == 0).all()  # no token sees those after it
+            of_kind = found[:, head, number * tokens : (number + 1) * tokens]
+            torch.testing.assert_close(of_kind, torch.softmax(scores, dim=-1))
+    of_decoder = outputs.decoder_attentions[0].unflatten(2, (3, -1))
+    assert (of_decoder.triu(1) == 0).all()  # no token sees those after it
     assert outputs.cross_attentions[0].size(1) == heads  # probabilities: the queries are of another text
     before = teacher.generate(**{k: v for k, v in batch.inputs().items() if "decoder" not in k}, max_new_tokens=4)
     set_attention_maps(teacher, "probabilities")
@@ -189,16 +193,16 @@ def test_relations_are_those_of_queries_keys_and_values_of_a_text(teacher, batch
 
 
 def test_divergence_of_relations_follows_the_formula_and_what_is_masked_adds_nothing():
-    s, t = (torch.softmax(torch.randn(2, 3, 4, 4, dtype=torch.float64), -1) for _ in range(2))
+    s, t = (torch.softmax(torch.randn(2, 3, 8, 4, dtype=torch.float64), -1) for _ in range(2))
     s[..., 3], t[..., 3] = 0.0, 0.0
     s, t = s / s.sum(-1, keepdim=True), t / t.sum(-1, keepdim=True)
     mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
     total = 0.0
     for b, i in mask.nonzero().tolist():
         for head in range(3):
-            total += (
-                sum(float(p * (p / q).log()) for p, q in zip(t[b, head, i, :3], s[b, head, i, :3], strict=True)) / 3
-            )
+            for row in (i, 4 + i):  # of both kinds
+                p, q = t[b, head, row, :3], s[b, head, row, :3]
+                total += float((p * (p / q).log()).sum()) / 6
     assert relation_kl(s, t, mask).item() == pytest.approx(total / 4)
     assert relation_kl(s, t, mask, 8.0).item() == pytest.approx(total / 8)
     student = s.clone().requires_grad_()

@@ -230,6 +230,9 @@ def test_a_narrow_student_is_saved_packed_and_read_again_bit_for_bit(name, width
         assert torch.equal(packed(**inputs).logits, logits)
     assert type(again) is type(packed) is type(student)
     assert getattr(again, "dqlib_kept_heads", None) == getattr(student, "dqlib_kept_heads", None)
+    registered = type(student).from_pretrained(tmp_path / "packed", attn_implementation="dqlib").eval()
+    with torch.no_grad():
+        assert torch.equal(registered(**inputs).logits, logits)
     save_packed(packed, tmp_path / "twice")
     assert (tmp_path / "twice" / MANIFEST).read_bytes() == (tmp_path / "packed" / MANIFEST).read_bytes()
     plain = plain_model(student)
@@ -250,6 +253,17 @@ def test_the_account_is_that_of_the_narrow_shape(name, tmp_path):
 def _rounded(student):
     round_for_storage(student)
     return student
+
+
+def test_bits_are_chosen_for_narrow_layers_too(tmp_path):
+    teacher = make_teacher("bart")
+    config = Config.parse("auto:0.005MB 2-1 h1 f10")
+    student = make_student(teacher, config, "dqlib", calibration_of("bart"))
+    assert size_bytes(student) <= 5000
+    assert student.dqlib_config.modules
+    assert {each.count for each in all_units(student).values()} == {1, 10}
+    save_student(student, tmp_path)
+    assert str(load_student(tmp_path).dqlib_config) == str(config)
 
 
 @pytest.mark.parametrize(

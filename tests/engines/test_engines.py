@@ -128,6 +128,18 @@ def test_codes_survive_whatever_their_bits(preset, bits, tmp_path):
     assert np.array_equal(codes, (table.codes * (table.scale > 0)).numpy())  # a row of zeros has codes of zero
 
 
+def test_codes_of_a_budget_survive_where_one_matrix_of_the_engine_joins_several_of_other_bits(tmp_path):
+    teacher, data = make_teacher("bart"), data_of("bart")
+    calibration = [data.inputs | {"labels": data.labels}]
+    student = make_student(teacher, Config.parse("auto:0.008MB"), calibration=calibration).eval()
+    attention = student.model.encoder.layers[0].self_attn
+    joined = {getattr(attention, name).weight_quantizer.bits for name in ("q_proj", "k_proj", "v_proj")}
+    assert len(joined) > 1
+    round_for_storage(student)
+    report, _ = exported(student, tmp_path / "out")
+    assert report.exact
+
+
 def test_a_factor_that_training_made_negative_keeps_its_sign(tmp_path):
     student = student_of(make_teacher("bart"), "bart").eval()
     layer = student.model.encoder.layers[0].fc1

@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from dqlib.config import Config, WeightQuantization
+from dqlib.config import Config, WeightQuantization, in_megabytes
 from dqlib.errors import InputError
 from dqlib.presets import get_preset
+from dqlib.storage.footprint import size_bytes
 from dqlib.storage.manifest import opened
 from dqlib.storage.packed import load_packed, save_packed
 from dqlib.student import make_student, quantized_modules, round_for_storage
@@ -92,6 +93,17 @@ def test_weights_survive_exactly(teacher, exported, bits, preset):
         for module in quantized_modules(student).values():
             if module.weight_quantizer.learned is not None:
                 module.weight_quantizer.learned.mul_(torch.rand_like(module.weight_quantizer.learned) + 0.5)
+    tokens = [2, 20, 21, 22, 23]
+    ours = step_logits(exported(student), SOURCES, tokens)
+    assert np.abs(ours - torch_logits(student, SOURCES, tokens)).max() < 1e-4
+
+
+def test_weights_of_a_budget_survive_exactly_each_at_its_bits(teacher, exported):
+    calibration = [padded(SOURCES) | {"labels": torch.tensor([[20, 21, 2]] * len(SOURCES))}]
+    budget = in_megabytes(size_bytes(make_student(teacher, Config.parse("4-4-8 3-2"))))
+    config = make_student(teacher, Config.parse(f"auto:{budget} 3-2"), calibration=calibration).dqlib_config
+    assert len({bits for _, bits in config.modules}) > 1
+    student = make_student(teacher, replace(config, a_bits=32)).eval()
     tokens = [2, 20, 21, 22, 23]
     ours = step_logits(exported(student), SOURCES, tokens)
     assert np.abs(ours - torch_logits(student, SOURCES, tokens)).max() < 1e-4

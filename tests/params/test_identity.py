@@ -19,6 +19,11 @@ MAKERS = {
     "teacher-translation": "evaluation",
     "pseudo-labels": "evaluation",
     "students": "evaluation",
+    "corpus-texts": "corpora",
+    "pretrain-classifier": "training",
+    "teacher-classifier": "evaluation",
+    "teacher-language": "evaluation",
+    "students-texts": "evaluation",
     "benchmark": "evaluation",
 }
 

@@ -81,7 +81,7 @@ def test_every_model_of_every_task_has_a_row_with_the_documented_columns(clone):
 def test_figures_report_and_executed_notebooks_are_there(clone):
     results = clone / "runs" / "smoke" / "results"
     training = [f"training_{task}" for task in ("summarization", "eli5", "translation")]
-    for name in ("tradeoff", "retention", "accumulation", "sizes", *training):
+    for name in ("tradeoff", "retention", "accumulation", "sizes", "sensitivity", *training):
         assert (results / "figures" / f"{name}.svg").read_text().count("<svg") == 1
         assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"figures/{name}.svg" in (results / "README.md").read_text()

@@ -10,7 +10,7 @@ from dqlib.student import make_student
 from dqlib.study.__main__ import main
 from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline.plan import plan
-from dqlib.study.training.models import planned_model
+from dqlib.study.training.kinds import training_of
 from tests.conftest import write_small_study
 
 
@@ -42,7 +42,7 @@ def test_every_training_is_planned_at_its_steps_and_size_and_nothing_is_made(set
     assert by_name[students[0]].steps == spec.distill.steps
     longer = {run.steps or spec.methods.distill.steps for run in spec.methods.runs()}
     assert {each.steps for each in planned.trainings[2 + len(students) :]} == longer
-    teacher = planned_model(spec)
+    teacher = training_of(spec.form).planned(spec, False)
     assert by_name["summarization: teacher"].size_bytes == fp32_size_bytes(teacher)
     student = make_student(teacher, Config.parse("2-2-8 2-1"), "dqlib")
     assert by_name["summarization: 2-2-8 2-1 dqlib"].size_bytes == size_bytes(student)

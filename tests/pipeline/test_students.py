@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from dqlib.pruning import importance
-from dqlib.storage.footprint import size_bytes
+from dqlib.storage.footprint import footprint, size_bytes
 from dqlib.storage.reading import read_model
 from dqlib.storage.students import load_student
 from dqlib.study.__main__ import main
@@ -19,7 +19,7 @@ from dqlib.study.pipeline.study import Study
 from dqlib.study.process import workers
 from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.workers import Job, run_all
-from dqlib.study.report import tables
+from dqlib.study.report import figures, tables
 from dqlib.study.training.task import calibration_batches
 
 
@@ -114,6 +114,36 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(study_i
     assert not any(Study("small.yaml").has_student(*student) for student in study.task.students())
     changed(params, steps=2)
     assert all(Study("small.yaml").has_student(*student) for student in study.task.students())
+
+
+def test_a_student_of_a_budget_is_made_and_shown_like_any_other(study_in_a_copy):
+    params = project_root() / "small.yaml"
+    content = yaml.safe_load(params.read_text())
+    task = content["summarization"]
+    task["distill"]["steps"] = 2
+    task["configs"], task["controls"] = ["2-2-8 2-1", "auto:0.03MB", "auto:20kB 2-1"], []
+    params.write_text(yaml.safe_dump(content))
+    study = Study("small.yaml")
+    folder = run_students(study)
+    assert sorted(path.name for path in folder.iterdir()) == ["2-2-8_2-1", "auto-0.02MB_2-1", "auto-0.03MB"]
+    for name, layers, budget in (("auto-0.03MB", (2, 2), 30_000), ("auto-0.02MB_2-1", (2, 1), 20_000)):
+        record, student = read_record(folder / name), load_student(folder / name)
+        assert record.config == name.replace("auto-", "auto:").replace("_", " ")
+        assert (record.encoder_layers, record.decoder_layers) == layers
+        assert record.size_bytes == size_bytes(student) <= budget
+        assert len({bits for _, bits in student.dqlib_config.modules}) > 1
+        assert record.w_bits == student.dqlib_config.w_bits
+    models = [model.record.config for model in tables.trained(study)]
+    assert models[1:] == ["2-2-8 2-1", "auto:0.03MB", "auto:0.02MB 2-1"]
+    legend = figures.tradeoffs(tables.collect_metrics([study])).legends[0]
+    assert [text.get_text() for text in legend.get_texts()][1:4] == ["2-2-8", "auto:0.03MB", "auto:0.02MB"]
+
+    table = tables.collect_sensitivity([study])
+    assert set(table.bits) == {1, 2, 4, 8}
+    uniform = load_student(folder / "2-2-8_2-1")
+    sizes = {name: entry.size_bytes for entry in footprint(uniform) for name in entry.names}
+    for row in table[(table.bits == 2) & ~table.module.str.contains("decoder.layers.1")].itertuples():
+        assert row.size_bytes == sizes[f"{row.module}.weight"]
 
 
 def test_an_error_of_the_user_is_a_sentence(study_in_a_copy, capsys):

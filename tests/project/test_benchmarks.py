@@ -73,7 +73,18 @@ def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
     with (tmp_path / "results" / "tables" / "benchmark.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert ",".join(rows[0]) == "name,shape,config,engine,metric,value,unit,baseline,ratio,device"
-    assert {row["name"] for row in rows} == {"size", "load", "generation", "low-bit", "levels", "memory", "training"}
+    assert {row["name"] for row in rows} == {
+        "size",
+        "load",
+        "generation",
+        "low-bit",
+        "levels",
+        "narrow",
+        "memory",
+        "training",
+    }
+    narrow = [(row["config"], row["engine"]) for row in rows if row["name"] == "narrow" and row["ratio"]]
+    assert ("2-2-8 2-2 h8 f48", "onnxruntime") in narrow
     assert all(float(row["value"]) > 0 for row in rows)
     assert all(bool(row["baseline"]) == bool(row["ratio"]) for row in rows)
     assert (tmp_path / "results" / "figures" / "benchmark.svg").is_file()

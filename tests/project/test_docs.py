@@ -58,7 +58,8 @@ def test_a_student_is_packed_and_writes_by_the_code_of_the_page(tmp_path, monkey
     assert capsys.readouterr().out.endswith("\n")
 
 
-def test_a_checkpoint_becomes_a_small_file_by_the_code_of_the_page(tmp_path, monkeypatch):
+@pytest.mark.parametrize("config", ["2-2-8 6-3", "2-2-8 6-6 h2 f24"])
+def test_a_checkpoint_becomes_a_small_file_by_the_code_of_the_page(config, tmp_path, monkeypatch):
     teacher = save_checkpoint(tmp_path / "checkpoint")
     page = (ROOT / "docs" / "your-model.md").read_text()
     monkeypatch.chdir(tmp_path)
@@ -67,13 +68,13 @@ def test_a_checkpoint_becomes_a_small_file_by_the_code_of_the_page(tmp_path, mon
     pairs = [(["sum a list", "name of the text file", long], ["return the sum", "file name", long])]
     losses: list[float] = []
     names = {
-        "CHECKPOINT": "checkpoint", "CONFIG": "2-2-8 6-3", "LEARNING_RATE": 1e-3, "STEPS": 12, "LENGTH": 100,
+        "CHECKPOINT": "checkpoint", "CONFIG": config, "LEARNING_RATE": 1e-3, "STEPS": 12, "LENGTH": 100,
         "TRAINING": itertools.cycle(pairs), "VALIDATION": pairs, "losses": losses,
     }  # fmt: skip
     exec(code.replace("    loss.backward()\n", "    losses.append(float(loss.detach()))\n    loss.backward()\n"), names)
     assert losses[-1] < 0.8 * losses[0]
     rates = [group["initial_lr"] for group in names["optimizer"].param_groups]
-    assert rates == [pytest.approx(1.5 * 2 * 1e-3)] * 2  # 2 bits, fewer layers
+    assert rates == [pytest.approx(1.5 * 2 * 1e-3)] * 2  # 2 bits, fewer or narrower layers
     assert names["validation_loss"]() == pytest.approx(names["best_loss"], rel=0.01)  # but for fp16
     names["student"].eval()
     assert read_tokenizer("student").get_vocab() == names["tokenizer"].get_vocab()

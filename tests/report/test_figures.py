@@ -127,3 +127,26 @@ def test_narrow_students_have_a_marker_and_columns_of_their_own():
     figure = figures.tradeoffs(metrics)
     assert "fewer heads or neurons" in texts(figure)
     assert sum(line[0].get_marker() == "v" for line in figure.axes[1].containers) == 2
+
+
+def test_sensitivities_are_a_map_of_layers_and_modules_per_task_and_number_of_bits():
+    layers = ("encoder.layers.0", "encoder.layers.1", "decoder.layers.0")
+    modules = ["model.shared", *(f"model.{layer}.{name}" for layer in layers for name in ("self_attn.q_proj", "fc1"))]
+    rows = [
+        {"task": task, "module": module, "bits": bits, "loss_increase": (i + 1) / 10**bits}
+        for task in ("eli5", "translation")
+        for bits in (1, 4)
+        for i, module in enumerate(modules)
+    ]
+    *panels, bar = figures.sensitivity(pandas.DataFrame(rows)).axes
+    assert [axes.get_title() for axes in panels] == ["eli5", "translation", "", ""]
+    assert [axes.get_ylabel() for axes in panels] == ["1 bit", "", "4 bits", ""]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["shared", *map(_short, layers)]
+    assert [label.get_text() for label in panels[2].get_xticklabels()] == ["self.q", "fc1"]
+    drawn = np.asarray(panels[0].images[0].get_array())
+    assert np.allclose(drawn, [[0.1, 0.1], [0.2, 0.3], [0.4, 0.5], [0.6, 0.7]])  # a table fills its row
+    assert "nats" in bar.get_ylabel()
+
+
+def _short(layer):
+    return layer.replace(".layers.", " ")

@@ -17,6 +17,7 @@ from datasets.exceptions import DatasetGenerationError
 from dqlib.files import DiskFullError, atomic_folder, write_text
 from dqlib.study.__main__ import main
 from dqlib.study.corpora import hub
+from dqlib.study.params.kinds import KINDS, SEQ2SEQ
 from dqlib.study.params.paths import PROVENANCE, project_root
 from dqlib.study.params.settings import Corpus, available_cores, load_settings
 from dqlib.study.training.examples import Example, stored
@@ -298,7 +299,7 @@ def test_a_disk_full_while_a_data_set_is_fetched_is_told_as_one_sentence(monkeyp
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     corpus = Corpus("mine", "hub", 300, 8, 8, dataset=".")
     with pytest.raises(DiskFullError, match="No space left on device; what was there"):
-        next(hub.hub_rows(corpus, "train"))
+        next(hub.hub_rows(corpus, KINDS[SEQ2SEQ], "train"))
 
 
 def test_a_disk_full_while_results_are_written_keeps_the_old_file(tmp_path):

@@ -7,6 +7,7 @@ import importlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
@@ -15,19 +16,23 @@ from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.languages import language_id
 from dqlib.study.corpora import files, hub
+from dqlib.study.corpora.classes import classes
 from dqlib.study.corpora.rows import Row, Rows, write_rows
-from dqlib.study.corpora.splits import SPLITS, UNSEEN, in_train, of_train_alone, truncated
+from dqlib.study.corpora.splits import SPLITS, UNSEEN, in_train, lengths, of_train_alone
 from dqlib.study.corpora.tokenizer import load_tokenizer, set_source_language, train_tokenizer
 from dqlib.study.params import settings as S
 from dqlib.study.params.checkpoint import fetching, located
 from dqlib.study.params.corpus import EMBEDDED
+from dqlib.study.params.kinds import KINDS, SEQ2SEQ
 
 
 @dataclass(frozen=True)
 class LoadedCorpus:
     """A built corpus: rows with ``source`` and ``target`` by split, the tokenizer, and what is known of it.
 
-    In a translation each row has a ``language``, that of its ``target``. Rows are read when they are asked for.
+    In a translation each row has a ``language``, that of its ``target``. In a classification the ``target`` is one of
+    the ``labels``, and there may be a ``second`` text; in language modelling there is none. Rows are read when they are
+    asked for.
     """
 
     splits: dict[str, Rows]
@@ -35,42 +40,55 @@ class LoadedCorpus:
     info: dict
     folder: Path
 
+    @property
+    def labels(self) -> list[str]:
+        """Classes in the order of a model's logits; none, where targets are texts."""
+        return self.info.get("labels", [])
+
     def test_sets(self, documents: int | None = None) -> dict[str, Rows]:
         """The first so many rows of every test set (None for all), by name."""
         return {name: self.splits[name][:documents] for name in ("test", UNSEEN) if name in self.splits}
 
 
-def build_corpus(corpus: S.Corpus, folder: str | Path, tokenizer_folder: str | Path | None = None) -> None:
+def build_corpus(
+    corpus: S.Corpus, folder: str | Path, tokenizer_folder: str | Path | None = None, kind: str = SEQ2SEQ
+) -> None:
     """Make the splits and the tokenizer and write them to a folder; the same inputs give the same bytes.
 
     Args:
         corpus: what to build.
         folder: where to.
         tokenizer_folder: of another corpus, whose tokenizer this one is to use.
+        kind: of the task.
 
     Raises:
         InputError: a file, column, package or locale is missing or bad, a language has no token in a ready
-            tokenizer, or a split is empty.
+            tokenizer, a split is empty, or classes are not those of train.
     """
-    made = _rows_of_splits(corpus)
+    form = KINDS[kind]
+    made = _rows_of_splits(corpus, form)
     with atomic_folder(folder) as scratch:
         digest = hashlib.sha256()
         splits = {split: write_rows(rows, scratch / f"{split}.jsonl", digest) for split, rows in made.items()}
         for split, rows in splits.items():
             if not rows:
                 raise InputError(f"corpus.{split}", 0, "a split with at least one pair; allow more pairs or packages")
-        tokenizer = _tokenizer(corpus, splits["train"], tokenizer_folder)
+        of_classes = classes(splits, partial(_place, corpus, form)) if form.labels else {}
+        tokenizer = _tokenizer(corpus, splits["train"], tokenizer_folder, form)
         tokenizer.save_pretrained(scratch / "tokenizer")
-        sources, targets = (in_train(splits, column) for column in ("source", "target"))
+        shared = {name: in_train(splits, name) for name in _texts(form, splits["train"])}
         info = {
             "name": corpus.name,
+            "kind": kind,
             "origin": corpus.origin,
             "sha256": digest.hexdigest(),
             "sizes": {split: len(rows) for split, rows in splits.items()},
-            "truncated": truncated(splits, tokenizer, corpus),
-            "source_overlap": sources["test"][0],
-            "target_overlap": targets["test"][0],
-            "in_train": {split: {"sources": sources[split][1], "targets": targets[split][1]} for split in sources},
+            **lengths(splits, tokenizer, corpus, form),
+            **{f"{name}_overlap": parts["test"][0] for name, parts in shared.items()},
+            "in_train": {
+                split: {f"{name}s": parts[split][1] for name, parts in shared.items()} for split in shared["source"]
+            },
+            **of_classes,
         }
         (scratch / "corpus.json").write_text(json.dumps(info, indent=2) + "\n")
 
@@ -80,7 +98,9 @@ def load_corpus(folder: str | Path) -> LoadedCorpus:
     folder = Path(folder)
     paths = {split: folder / f"{split}.jsonl" for split in (*SPLITS, UNSEEN)}
     splits = {split: Rows(path) for split, path in paths.items() if split in SPLITS or path.is_file()}
-    return LoadedCorpus(splits, load_tokenizer(folder / "tokenizer"), load_info(folder), folder)
+    info = load_info(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer", kind=KINDS[info.get("kind", SEQ2SEQ)])
+    return LoadedCorpus(splits, tokenizer, info, folder)
 
 
 def load_info(folder: str | Path) -> dict:
@@ -104,24 +124,39 @@ def unpaired_rows(spec: S.Task, corpus: LoadedCorpus) -> Iterator[Row]:
     return of_train_alone(rows, corpus.splits)
 
 
-def _rows_of_splits(corpus: S.Corpus) -> Mapping[str, Iterable[Row]]:
+def _rows_of_splits(corpus: S.Corpus, kind: S.Kind) -> Mapping[str, Iterable[Row]]:
     """The rows of every split, from where the parameters say."""
     if corpus.origin == "embedded":
         return importlib.import_module(EMBEDDED[corpus.name].module).build(corpus)
-    return files.build(corpus) if corpus.origin == "files" else hub.build(corpus)
+    return files.build(corpus, kind) if corpus.origin == "files" else hub.build(corpus, kind)
 
 
-def _tokenizer(corpus: S.Corpus, train: Sequence[Row], folder: str | Path | None) -> PreTrainedTokenizerFast:
+def _place(corpus: S.Corpus, kind: S.Kind, split: str, number: int) -> str:
+    """Where a row of a split is, counted from 0."""
+    if corpus.origin == "files":
+        return files.place_of(corpus, kind, split, number)
+    return f"corpus.{split}, row {number + 1}"
+
+
+def _texts(kind: S.Kind, rows: Sequence[Row]) -> list[str]:
+    """Our names for the columns of texts."""
+    return [name for name in kind.columns if name in rows[0] and not (kind.labels and name == "target")]
+
+
+def _tokenizer(
+    corpus: S.Corpus, train: Sequence[Row], folder: str | Path | None, kind: S.Kind
+) -> PreTrainedTokenizerFast:
     """The tokenizer of that folder, the ready one that the corpus names, or one trained on the training split."""
     if folder is not None:
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, kind=kind)
     elif corpus.tokenizer is not None:
         with fetching("corpus.tokenizer", corpus.tokenizer):
-            tokenizer = load_tokenizer(*located(corpus.tokenizer, corpus.tokenizer_revision))
+            tokenizer = load_tokenizer(*located(corpus.tokenizer, corpus.tokenizer_revision), kind)
     else:
-        texts = (text for row in train for text in (row["source"], row["target"]))
+        names = _texts(kind, train)
+        texts = (row[name] for row in train for name in names)
         longest = max(corpus.source_tokens, corpus.target_tokens)
-        return train_tokenizer(texts, corpus.vocab_size, longest, corpus.languages)
+        return train_tokenizer(texts, corpus.vocab_size, longest, corpus.languages, kind.template)
     set_source_language(tokenizer, corpus.source_language)
     for language in corpus.languages:
         language_id(tokenizer, language)

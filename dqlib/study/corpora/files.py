@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import itertools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +18,8 @@ import pyarrow.parquet
 import pyarrow.types
 
 from dqlib.errors import InputError
+from dqlib.study.corpora.classes import class_name
+from dqlib.study.corpora.documents import documents
 from dqlib.study.corpora.rows import Row, named_row
 from dqlib.study.corpora.splits import SPLITS, UNSEEN
 from dqlib.study.params import settings as S
@@ -30,7 +33,7 @@ _DAMAGE = (OSError, EOFError, zlib.error)
 csv.field_size_limit(2**31 - 1)  # long documents are cut where they are tokenized, as those of other kinds are
 
 
-def read_rows(path: str | Path, columns: list[str]) -> list[dict[str, str]]:
+def read_rows(path: str | Path, columns: list[str], of_class: str | None = None) -> list[dict[str, str]]:
     """Rows of a data file, with the wanted columns as stripped text.
 
     Args:
@@ -38,13 +41,14 @@ def read_rows(path: str | Path, columns: list[str]) -> list[dict[str, str]]:
             paths start at the project's folder. A ``*`` in it stands for the name of a column: then each column is
             a text file of its own, and line by line they belong together.
         columns: names of the columns to keep.
+        of_class: the one of them that may hold whole numbers.
 
     Raises:
         InputError: the file is missing, unreadable, empty or of another kind; a column is missing; a
             line is bad (the message has its number); text files do not have the same lines.
     """
     path = project_root() / path
-    rows = _aligned_rows(path, columns) if "*" in path.name else _file_rows(path, columns)
+    rows = _aligned_rows(path, columns) if "*" in path.name else _file_rows(path, columns, of_class)
     if not rows:
         raise InputError("file", str(path), "a file with at least one row")
     return rows
@@ -63,19 +67,26 @@ def files_of(path: str | Path, columns: list[str]) -> list[Path]:
     return files
 
 
-def build(corpus: S.Corpus) -> dict[str, list[Row]]:
+def build(corpus: S.Corpus, kind: S.Kind) -> dict[str, list[Row]]:
     """The rows of every split of a corpus from files.
 
     Raises:
         InputError: a file, column or line is missing or bad, or a language has no token.
     """
-    return {
-        split: [
-            named_row(row[corpus.source], row[corpus.target], row.get(corpus.language or ""), corpus, path)
-            for row in read_rows(path, _columns(corpus))[: corpus.limit]
+    splits = {}
+    for split, path in _named_files(corpus).items():
+        rows = read_rows(path, _columns(corpus, kind), corpus.target if kind.labels else None)[: corpus.limit]
+        names = text_columns(corpus, kind)
+        if names.keys() == {"source"}:
+            splits[split] = list(documents(row[corpus.source] for row in rows))
+            continue
+        splits[split] = [
+            named_row(
+                {ours: row[theirs] for ours, theirs in names.items()}, row.get(corpus.language or ""), corpus, path
+            )
+            for row in rows
         ]
-        for split, path in _named_files(corpus).items()
-    }
+    return splits
 
 
 def unpaired(corpus: S.Corpus, path: str) -> Iterator[Row]:
@@ -85,9 +96,7 @@ def unpaired(corpus: S.Corpus, path: str) -> Iterator[Row]:
         InputError: the file, a column or a line is missing or bad, or a language has no token.
     """
     for row in read_rows(path, _of_source(corpus)):
-        named = named_row(row[corpus.source], "", row.get(corpus.language or ""), corpus, path)
-        del named["target"]
-        yield named
+        yield named_row({"source": row[corpus.source]}, row.get(corpus.language or ""), corpus, path)
 
 
 def unpaired_digests(corpus: S.Corpus, path: str | None) -> list[str]:
@@ -101,7 +110,22 @@ def unpaired_digests(corpus: S.Corpus, path: str | None) -> list[str]:
     return [_digest(each, *_last_change(each)) for each in files_of(path, _of_source(corpus))]
 
 
-def file_digests(corpus: S.Corpus) -> dict[str, list[str]]:
+def text_columns(corpus: S.Corpus, kind: S.Kind) -> dict[str, str]:
+    """Our names for the columns of a row, and those that the parameters give them."""
+    return {name: column for name in kind.columns if (column := getattr(corpus, name)) is not None}
+
+
+def place_of(corpus: S.Corpus, kind: S.Kind, split: str, number: int) -> str:
+    """Where in its file a row of a split is, counted from 0: the path and the line."""
+    path, columns = project_root() / _named_files(corpus)[split], _columns(corpus, kind)
+    if "*" in path.name:
+        return f"{path}, line {number + 1}"
+    of_kind, reader = _reader(path)
+    line, _ = next(itertools.islice(reader(path, of_kind, columns), number, None))
+    return f"{path}, line {line}"
+
+
+def file_digests(corpus: S.Corpus, kind: S.Kind) -> dict[str, list[str]]:
     """SHA-256 of the files that each split is read from; nothing for corpora that are not from files.
 
     Raises:
@@ -109,7 +133,7 @@ def file_digests(corpus: S.Corpus) -> dict[str, list[str]]:
     """
     if corpus.origin != "files":
         return {}
-    files = {split: files_of(path, _columns(corpus)) for split, path in _named_files(corpus).items()}
+    files = {split: files_of(path, _columns(corpus, kind)) for split, path in _named_files(corpus).items()}
     return {split: [_digest(path, *_last_change(path)) for path in paths] for split, paths in files.items()}
 
 
@@ -131,24 +155,29 @@ def _named_files(corpus: S.Corpus) -> dict[str, str]:
     return {split: getattr(corpus, split) for split in (*SPLITS, UNSEEN) if getattr(corpus, split)}
 
 
-def _columns(corpus: S.Corpus) -> list[str]:
-    source, *language = _of_source(corpus)
-    return [source, corpus.target, *language]
+def _columns(corpus: S.Corpus, kind: S.Kind) -> list[str]:
+    return [*text_columns(corpus, kind).values(), *([corpus.language] if corpus.language else [])]
 
 
 def _of_source(corpus: S.Corpus) -> list[str]:
     return [corpus.source, *([corpus.language] if corpus.language else [])]
 
 
-def _file_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
+def _file_rows(path: Path, columns: list[str], of_class: str | None) -> list[dict[str, str]]:
+    kind, reader = _reader(path)
+    return [
+        {column: (_class if column == of_class else _text)(row, column, number, path) for column in columns}
+        for number, row in reader(path, kind, columns)
+    ]
+
+
+def _reader(path: Path) -> tuple[str, Callable[[Path, str, list[str]], Iterator[tuple[int, dict[str, Any]]]]]:
+    """The kind of a file, and what reads its rows with their lines."""
     _check_exists(path)
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if kind not in KINDS:
         raise InputError("file", str(path), f"one of {', '.join(KINDS)}, or one of them followed by .gz")
-    reader = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(kind, _json_rows)
-    return [
-        {column: _text(row, column, number, path) for column in columns} for number, row in reader(path, kind, columns)
-    ]
+    return kind, {".csv": _csv_rows, ".parquet": _parquet_rows}.get(kind, _json_rows)
 
 
 def _aligned_rows(pattern: Path, columns: list[str]) -> list[dict[str, str]]:
@@ -240,8 +269,11 @@ def _parquet_rows(path: Path, kind: str, columns: list[str]) -> Iterator[tuple[i
         for column in columns:
             if names.count(column) != 1:
                 raise InputError(f"{path}, column", column, f"one of {', '.join(names)}")
-            if not _holds_text(table.schema.field(column).type):  # other values may have no counterpart in Python
-                raise InputError(f"{path}, column {column}", str(table.schema.field(column).type), "text")
+            held = table.schema.field(column).type
+            if not (
+                _holds_text(held) or pyarrow.types.is_integer(held) or pyarrow.types.is_boolean(held)
+            ):  # other values may have no counterpart in Python
+                raise InputError(f"{path}, column {column}", str(held), "text")
         for number, values in enumerate(zip(*(table[column] for column in columns), strict=True), start=1):
             yield number, {column: value.as_py() for column, value in zip(columns, values, strict=True)}
     except (*_DAMAGE, pyarrow.ArrowException, UnicodeDecodeError) as error:
@@ -251,6 +283,14 @@ def _parquet_rows(path: Path, kind: str, columns: list[str]) -> Iterator[tuple[i
 def _holds_text(kind: pyarrow.DataType) -> bool:
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     return kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), pyarrow.null())
+
+
+def _class(row: dict[str, Any], column: str, number: int, path: Path) -> str:
+    """The class of a row, as text."""
+    name = class_name(row.get(column))
+    if column in row and name is None:
+        raise InputError(f"{path}, line {number}, column {column}", row[column], "a class: text or a whole number")
+    return _text({**row, column: name} if name is not None else row, column, number, path)
 
 
 def _text(row: dict[str, Any], column: str, number: int, path: Path) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dqlib.errors import InputError
+from dqlib.study.corpora.classes import class_name
+from dqlib.study.corpora.documents import documents
+from dqlib.study.corpora.files import text_columns
 from dqlib.study.corpora.rows import Row, named_row
 from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.params.checkpoint import fetching, located
+from dqlib.study.params.kinds import KINDS, SEQ2SEQ
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
     from dqlib.study.params import settings as S
 
 
-def build(corpus: S.Corpus) -> dict[str, Iterator[Row]]:
+def build(corpus: S.Corpus, kind: S.Kind) -> dict[str, Iterator[Row]]:
     """The rows of every split of a corpus from the hub, read when they are asked for; empty texts are left out.
 
     Raises:
@@ -26,12 +30,19 @@ def build(corpus: S.Corpus) -> dict[str, Iterator[Row]]:
     """
 
     def rows(split: str) -> Iterator[Row]:
-        for source, target, language in hub_rows(corpus, split):
-            row = named_row(source, target, language, corpus, corpus.dataset or "")
-            if row["source"] and row["target"]:
+        for texts, language in hub_rows(corpus, kind, split):
+            row = named_row(texts, language, corpus, corpus.dataset or "")
+            if all(row[name] for name in texts):
                 yield row
 
-    return {name: itertools.islice(rows(getattr(corpus, name) or name), corpus.limit) for name in SPLITS}
+    def of_split(name: str) -> Iterator[Row]:
+        split = getattr(corpus, name) or name
+        if text_columns(corpus, kind).keys() == {"source"}:
+            some = itertools.islice(hub_rows(corpus, kind, split), corpus.limit)
+            return documents(texts["source"] for texts, _ in some)
+        return itertools.islice(rows(split), corpus.limit)
+
+    return {name: of_split(name) for name in SPLITS}
 
 
 def unpaired(corpus: S.Corpus, split: str) -> Iterator[Row]:
@@ -40,18 +51,20 @@ def unpaired(corpus: S.Corpus, split: str) -> Iterator[Row]:
     Raises:
         InputError: the data set cannot be reached, a column is missing, or a language has no token.
     """
-    for source, _, language in hub_rows(dataclasses.replace(corpus, target=corpus.source), split):
-        row = named_row(source, "", language, corpus, corpus.dataset or "")
-        del row["target"]
-        if row["source"]:
-            yield row
+    kind = dataclasses.replace(KINDS[SEQ2SEQ], columns=("source",))
+    for texts, language in hub_rows(corpus, kind, split):
+        if texts["source"].strip():
+            yield named_row(texts, language, corpus, corpus.dataset or "")
 
 
-def hub_rows(corpus: S.Corpus, split: str) -> Iterator[tuple[str, str, str | None]]:
-    """Source, target and language of the rows of a split, none of them kept; empty texts where a row has none.
+def hub_rows(corpus: S.Corpus, kind: S.Kind, split: str) -> Iterator[tuple[dict[str, str], str | None]]:
+    """Texts, by our names for their columns, and language of the rows of a split, none of them kept.
+
+    A text is empty where a row has none. A class has its name, if the data set gives it one, or its number.
 
     Args:
         corpus: its data set, columns and support documents.
+        kind: of the task, which says what columns there are.
         split: name of the split, or a part of it as ``datasets`` writes it: ``train[1%:]``.
 
     Raises:
@@ -59,17 +72,35 @@ def hub_rows(corpus: S.Corpus, split: str) -> Iterator[tuple[str, str, str | Non
     """
     assert corpus.dataset is not None  # the parameters are checked
     data = _loaded(corpus.dataset, corpus.dataset_config, split, corpus.revision, "corpus.dataset")
-    paths = [corpus.source, corpus.target, *([corpus.language] if corpus.language else [])]
+    columns = text_columns(corpus, kind)
+    paths = [*columns.values(), *([corpus.language] if corpus.language else [])]
     passages = None
     if corpus.support is not None:
         paths.append(corpus.support.id)
         passages = _Passages(corpus.support)
     data = _with_columns(data, paths)
+    class_of = _class_of(data.features[corpus.target]) if kind.labels else None
     for row in data:
-        source, target = (next(_texts(row, path), "") for path in (corpus.source, corpus.target))
-        if passages is not None and source:
-            source = passages.added_to(source, row[passages.support.id])
-        yield source, target, row[corpus.language] if corpus.language else None
+        texts = {ours: next(_texts(row, theirs), "") for ours, theirs in columns.items()}
+        if class_of is not None:
+            texts["target"] = class_of(row[corpus.target])
+        if passages is not None and texts["source"]:
+            texts["source"] = passages.added_to(texts["source"], row[passages.support.id])
+        yield texts, row[corpus.language] if corpus.language else None
+
+
+def _class_of(feature: Any) -> Callable[[Any], str]:
+    """What gives the class of a row its name."""
+
+    def name(value: Any) -> str:
+        if hasattr(feature, "int2str") and isinstance(value, int) and value >= 0:
+            return feature.int2str(value)
+        found = class_name(value)
+        if found is None:
+            raise InputError("corpus.target", value, "the column of a class: text or whole numbers")
+        return found
+
+    return name
 
 
 class _Passages:

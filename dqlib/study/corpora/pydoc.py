@@ -29,8 +29,11 @@ from typing import TypeVar
 
 from dqlib.errors import InputError
 from dqlib.study.corpora.rows import Row
-from dqlib.study.corpora.splits import SPLITS, split_of
+from dqlib.study.corpora.splits import SPLITS, TEST_PERCENT, split_of
 from dqlib.study.params import settings as S
+
+#: What is found in one file.
+Found = TypeVar("Found")
 
 #: What may have a docstring.
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -100,9 +103,18 @@ def in_splits(pairs: list[Pair], limit: int | None) -> dict[str, list[Row]]:
 
     They are in the order of a hash, so that the first so many of a split are an even sample over all packages.
     """
+    return rows_in_splits([dataclasses.asdict(pair) for pair in pairs], limit)
+
+
+def rows_in_splits(rows: list[Row], limit: int | None, test_percent: int = TEST_PERCENT) -> dict[str, list[Row]]:
+    """What :func:`in_splits` does, of rows with a ``group`` and a ``name``."""
+
+    def place(row: Row) -> bytes:
+        return hashlib.sha256(f"{row['name']} {row.get('target', '')}".encode()).digest()
+
     splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    for pair in sorted(pairs, key=lambda pair: hashlib.sha256(f"{pair.name} {pair.target}".encode()).digest())[:limit]:
-        splits[split_of(pair.group)].append(dataclasses.asdict(pair))
+    for row in sorted(rows, key=place)[:limit]:
+        splits[split_of(row["group"], test_percent)].append(row)
     return splits
 
 
@@ -151,16 +163,28 @@ def build_pairs(
     Raises:
         InputError: a package is not installed.
     """
-    files = [file for package in packages for file in python_files(package)]
-    modules = _of_all(files, of_module, processes)
     seen: set[str] = set()
     unique = []
-    for pair in (pair for pairs in modules for pair in pairs):
+    for pair in (pair for pairs in each_module(packages, of_module, processes) for pair in pairs):
         key = re.sub(r"\W+", " ", pair.target.lower()).strip()
         if key not in seen:
             seen.add(key)
             unique.append(pair)
     return unique
+
+
+def each_module(packages: list[str], of_module: Callable[[str, Path], Found], processes: int = 1) -> list[Found]:
+    """What a function finds in each file of some packages, in a fixed order.
+
+    Args:
+        packages: importable package names, and ``"stdlib"``.
+        of_module: takes a module's name and its file; a function of a module, so that processes can call it.
+        processes: how many processes parse; the result does not depend on it.
+
+    Raises:
+        InputError: a package is not installed.
+    """
+    return _of_all([file for package in packages for file in python_files(package)], of_module, processes)
 
 
 def _of_all(files: list[tuple[str, Path]], of_module: Callable[[str, Path], list[T]], processes: int) -> list[list[T]]:
@@ -196,6 +220,12 @@ def documented(module: str, path: Path) -> Iterator[tuple[str, Documented, str]]
 
 
 def _pair(module: str, name: str, docstring: str) -> Pair | None:
+    found = summary_and_body(docstring)
+    return None if found is None else Pair(module, name, f"{name}: {name_in_words(name)}. {found[1]}", found[0])
+
+
+def summary_and_body(docstring: str) -> tuple[str, str] | None:
+    """The first line of a docstring and what comes after it; None where it has no such line, or either is too short."""
     head, _, body = inspect.cleandoc(docstring).partition("\n\n")
     summary = " ".join(head.split())
     body = " ".join(body.split())
@@ -203,7 +233,7 @@ def _pair(module: str, name: str, docstring: str) -> Pair | None:
     one_line = "\n" not in head.strip()
     if not one_line or not shortest <= len(summary.split()) <= longest or len(body.split()) < MIN_BODY_WORDS:
         return None
-    return Pair(module, name, _source(name, body), summary)
+    return summary, body
 
 
 def _source(name: str, body: str) -> str:

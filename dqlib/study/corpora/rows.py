@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -82,9 +82,9 @@ def _line_starts(path: Path) -> array:
     return starts
 
 
-def named_row(source: str, target: str, language: str | None, corpus: S.Corpus, path: str) -> Row:
+def named_row(texts: Mapping[str, str], language: str | None, corpus: S.Corpus, path: str) -> Row:
     """A row of a file or of the hub under our names for its columns, with its language where there are any."""
-    named = {"source": source.strip(), "target": target.strip()}
+    named = {name: text.strip() for name, text in texts.items()}
     if corpus.languages:
         language = language if corpus.language else corpus.languages[0]
         if language not in corpus.languages:

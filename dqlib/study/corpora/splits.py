@@ -8,6 +8,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -21,6 +22,8 @@ UNSEEN = "test_unseen"
 
 #: Of a hundred groups of an embedded corpus, this many go to validation and to test.
 VALIDATION_PERCENT, TEST_PERCENT = 4, 5
+#: Of a classification, more go to test: a class tells less of a model than a text does.
+CLASSES_TEST_PERCENT = 8
 
 #: Words of the runs by which texts are compared. Where a script has no spaces, a character counts as a word.
 RUN = 8
@@ -31,34 +34,43 @@ _WORD = re.compile(rf"[{_NO_SPACES}]|[^\s{_NO_SPACES}]+")
 COUNTED = 500
 
 
-def split_of(group: str) -> str:
+def split_of(group: str, test_percent: int = TEST_PERCENT) -> str:
     """Split of a content group: a hash decides, so that a module is in one split, here and everywhere."""
     percent = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) % 100
-    if percent < TEST_PERCENT:
+    if percent < test_percent:
         return "test"
-    return "validation" if percent < TEST_PERCENT + VALIDATION_PERCENT else "train"
+    return "validation" if percent < test_percent + VALIDATION_PERCENT else "train"
 
 
-def truncated(
-    splits: Mapping[str, Sequence[Row]], tokenizer: PreTrainedTokenizerFast, corpus: S.Corpus
-) -> dict[str, dict[str, int]]:
-    """How many sources and targets of each split are longer than the model reads."""
+def lengths(
+    splits: Mapping[str, Sequence[Row]], tokenizer: PreTrainedTokenizerFast, corpus: S.Corpus, kind: S.Kind
+) -> dict[str, dict[str, Any]]:
+    """By split, the texts that are ``truncated``, or the ``tokens`` of documents, which are read to their end."""
+    if kind.writes or kind.labels:
+        return {"truncated": {split: _truncated(rows, tokenizer, corpus, kind) for split, rows in splits.items()}}
 
-    def longer(rows: Sequence[Row], column: str, most: int) -> int:
-        texts, count = (row[column] for row in rows), 0
+    def count(rows: Sequence[Row]) -> int:
+        texts = (row["source"] for row in rows)
+        return sum(len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in texts)
+
+    return {"truncated": {}, "tokens": {split: count(rows) for split, rows in splits.items()}}
+
+
+def _truncated(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, corpus: S.Corpus, kind: S.Kind
+) -> dict[str, int]:
+    """How many sources (two texts of one row count as one) and targets are longer than the model reads."""
+
+    def longer(columns: Sequence[str], most: int) -> int:
+        texts, count = ([row[column] for column in columns if column in row] for row in rows), 0
         while some := list(itertools.islice(texts, COUNTED)):
-            read = [beginning(text, most) for text in some]
-            ids = tokenizer(read, verbose=False)["input_ids"]
-            count += sum(len(ids[i]) > most or len(read[i]) < len(some[i]) for i in range(len(some)))
+            read = [[beginning(text, most) for text in each] for each in some]
+            ids = tokenizer(*map(list, zip(*read, strict=True)), verbose=False)["input_ids"]
+            count += sum(len(ids[i]) > most or read[i] != some[i] for i in range(len(some)))
         return count
 
-    return {
-        split: {
-            "sources": longer(rows, "source", corpus.source_tokens),
-            "targets": longer(rows, "target", corpus.target_tokens),
-        }
-        for split, rows in splits.items()
-    }
+    of_targets = {"targets": longer(("target",), corpus.target_tokens)} if kind.writes else {}
+    return {"sources": longer(("source", "second"), corpus.source_tokens)} | of_targets
 
 
 def in_train(splits: Mapping[str, Sequence[Row]], column: str) -> dict[str, tuple[float, float]]:

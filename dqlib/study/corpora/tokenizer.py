@@ -1,8 +1,9 @@
 """Tokenizers: a byte-level BPE with BART's special tokens, trained on a corpus, or a ready one of BART or mBART.
 
 All have the same ids for ``<s>``, ``<pad>``, ``</s>`` and ``<unk>``; that of ``<mask>`` is the tokenizer's own. BART's
-puts texts between ``<s>`` and ``</s>``, ours ends them with ``</s>``, mBART's ends a source with ``</s> en_XX``. A
-target ends with ``</s>`` in all of them; in a translation the decoder starts from the token of its language.
+puts texts between ``<s>`` and ``</s>``, ours ends them with ``</s>`` (a classifier's does as BART's), mBART's ends a
+source with ``</s> en_XX``. A target ends with ``</s>`` in all of them; in a translation the decoder starts from the
+token of its language.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dqlib.errors import InputError
 from dqlib.languages import language_id, language_token
+from dqlib.study.params import settings as S
+from dqlib.study.params.kinds import KINDS, SEQ2SEQ
 
 BOS, PAD, EOS, UNKNOWN, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL_TOKENS = (BOS, PAD, EOS, UNKNOWN, MASK)  # their ids are their places, as in BART
@@ -31,18 +34,27 @@ _LONG_WORD = re.compile(
 )
 
 
-def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    source: str | Path, revision: str | None = None, kind: S.Kind = KINDS[SEQ2SEQ]
+) -> PreTrainedTokenizerFast:
     """Read a tokenizer from a folder, or from the hub.
 
+    Args:
+        source, revision: of the tokenizer.
+        kind: of the tasks that it is for.
+
     Raises:
-        InputError: its special tokens have other ids than models here are trained with, or a text does not end
-            with ``</s>`` or with that and a language's token.
+        InputError: its special tokens have other ids than models here are trained with, or it lacks one; a text that
+            is read by an encoder-decoder does not end with ``</s>`` or with that and a language's token.
     """
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-    for name, wanted in (("bos", BOS_ID), ("pad", PAD_ID), ("eos", EOS_ID), ("unk", UNKNOWN_ID)):
+    for name, wanted in kind.tokens.items():
         found = getattr(tokenizer, f"{name}_token_id")
-        if found != wanted:
-            raise InputError(f"tokenizer '{source}', {name}_token_id", found, f"{wanted}, as in BART and mBART")
+        if found is None or (wanted is not None and found != wanted):
+            allowed = f"{wanted}, as in BART and mBART" if wanted is not None else f"given, for {kind.description}"
+            raise InputError(f"tokenizer '{source}', {name}_token_id", found, allowed)
+    if not kind.writes:
+        return tokenizer
     ids = tokenizer("a")["input_ids"]
     place = -2 if marks_source(tokenizer) else -1
     if len(ids) < 2 or ids[place] != EOS_ID:
@@ -91,7 +103,11 @@ def beginning(text: str, most: int) -> str:
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, max_length: int, languages: Iterable[str] = ()
+    texts: Iterable[str],
+    vocab_size: int,
+    max_length: int,
+    languages: Iterable[str] = (),
+    template: tuple[str, str] = KINDS[SEQ2SEQ].template,
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer whose encodings end with ``</s>``; the same texts give the same tokenizer.
 
@@ -100,6 +116,7 @@ def train_tokenizer(
         vocab_size: most tokens, special ones included.
         max_length: most tokens that its models read.
         languages: codes of the languages that get a token each, after the other special tokens.
+        template: how one text is marked, and two.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -111,9 +128,9 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(map(_of_words, texts), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {EOS}", pair=f"$A $B {EOS}", special_tokens=[(EOS, EOS_ID)]
-    )
+    single, pair = template
+    marks = [(name, place) for place, name in enumerate(SPECIAL_TOKENS) if name in f"{single} {pair}"]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=marks)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
@@ -121,6 +138,7 @@ def train_tokenizer(
         eos_token=EOS,
         unk_token=UNKNOWN,
         mask_token=MASK,
+        **({"cls_token": BOS, "sep_token": EOS} if BOS in single else {}),
         model_max_length=max_length,
     )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,23 @@ import pandas
 
 from dqlib.config import Config
 from dqlib.files import write_text
+from dqlib.study.corpora.rows import Row
 from dqlib.study.params import settings as S
+from dqlib.study.params.kinds import KINDS
 from dqlib.study.params.paths import DETAILS, PREDICTIONS, RECORD
+from dqlib.study.params.tasks import kind_of
+
+#: What a trained model did with one test document.
+Line = dict[str, str | float | bool]
 
 
 @dataclass(frozen=True)
 class Detail:
     """One metric of one test set in one language, with its 95% interval.
 
-    Scores are percent, ``words`` and ``reference_words`` words per text, ``length_ratio`` the words of all predictions
-    over those of all references. ``language`` is None where there are no languages; ``signature`` says how the metric
-    was computed.
+    Scores are percent (but for perplexity and bits per byte), ``words`` and ``reference_words`` words per text,
+    ``length_ratio`` the words of all predictions over those of all references. ``language`` is None where there are no
+    languages; ``signature`` says how the metric was computed.
     """
 
     test_set: str
@@ -36,7 +42,7 @@ class Detail:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of the test documents, in percent, and the interval of the headline metric.
+    """Scores of the test documents, in percent or as they are counted, and the interval of the headline metric.
 
     A translation's are those of its first language and of the test set ``test``; ``details`` has all.
     """
@@ -72,6 +78,11 @@ class Record:
     rougeLsum: float | None  # noqa: N815
     bleu: float | None
     chrf: float | None
+    accuracy: float | None
+    f1: float | None
+    mcc: float | None
+    perplexity: float | None
+    bits_per_byte: float | None
     headline: str
     score: float
     score_low: float
@@ -117,7 +128,7 @@ class Record:
             score=score,
             score_low=round(scores.low, 4),
             score_high=round(scores.high, 4),
-            retention=1.0 if teacher is None else (round(score / teacher.score, 4) if teacher.score >= ZERO else None),
+            retention=1.0 if teacher is None else retained(score, teacher.score, scores.headline),
             size_bytes=size_bytes,
             teacher_size_bytes=teacher_size,
             compression=round(teacher_size / size_bytes, 2),
@@ -129,18 +140,37 @@ ZERO = 0.005
 #: What a record tells of a configuration besides its text, which alone has heads and neurons; where there is a
 #: budget, the bits that most weights have.
 SHAPE = ("w_bits", "e_bits", "a_bits", "encoder_layers", "decoder_layers")
-METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
+METRICS = tuple(metric for kind in KINDS.values() for metric in kind.metrics)
+#: Metrics that are lower for better models.
+FALLING = frozenset(metric for kind in KINDS.values() for metric in kind.falling)
 COLUMNS = tuple(field.name for field in fields(Record))
+
+
+def retained(score: float, teacher: float, headline: str) -> float | None:
+    """The part of the teacher's score that is left; of a metric that is lower for better models, the inverse.
+
+    None where the teacher has none.
+    """
+    if headline in FALLING:
+        score, teacher = teacher, score
+    return round(score / teacher, 4) if teacher >= ZERO else None
+
+
+def columns_of(task: str) -> tuple[str, ...]:
+    """Columns of a task's records: the metrics of other kinds of tasks are none of them."""
+    own = kind_of(task).metrics
+    return tuple(name for name in COLUMNS if name not in METRICS or name in own)
 
 
 def write_record(record: Record, folder: Path) -> None:
     """Keep the record beside its model."""
-    write_text(folder / RECORD, json.dumps(asdict(record), indent=2) + "\n")
+    columns = {name: getattr(record, name) for name in columns_of(record.task)}
+    write_text(folder / RECORD, json.dumps(columns, indent=2) + "\n")
 
 
 def read_record(folder: Path) -> Record:
     """Read what :func:`write_record` wrote."""
-    return Record(**json.loads((folder / RECORD).read_text()))
+    return Record(**(dict.fromkeys(METRICS) | json.loads((folder / RECORD).read_text())))
 
 
 def write_details(details: Sequence[Detail], folder: Path) -> None:
@@ -150,6 +180,19 @@ def write_details(details: Sequence[Detail], folder: Path) -> None:
         for detail in details
     ]
     write_text(folder / DETAILS, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+
+
+def renamed(details: Sequence[Detail], method: str) -> list[Detail]:
+    """Details of a simpler method that stands beside a model: ``accuracy`` of ``majority`` is ``majority_accuracy``."""
+    return [replace(detail, metric=f"{method}_{detail.metric}") for detail in details]
+
+
+def places(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[int]]:
+    """Indices of the rows of each key, in the order in which keys come."""
+    found: dict[Any, list[int]] = {}
+    for i, row in enumerate(rows):
+        found.setdefault(key(row), []).append(i)
+    return found
 
 
 def read_details(folder: Path) -> list[Detail]:
@@ -171,7 +214,9 @@ def read_predictions(folder: Path, language: str | None = None) -> list[dict]:
 
 def metrics_table(records: Sequence[Record]) -> pandas.DataFrame:
     """Records as a table with the columns of ``metrics.csv``, in the order given."""
-    return pandas.DataFrame([asdict(record) for record in records], columns=list(COLUMNS))
+    used = {name for record in records for name in columns_of(record.task)}
+    columns = [name for name in COLUMNS if name in used or not records]
+    return pandas.DataFrame([asdict(record) for record in records], columns=columns)
 
 
 def write_metrics(table: pandas.DataFrame, path: Path) -> None:

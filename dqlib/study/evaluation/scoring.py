@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -19,13 +18,11 @@ from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation import bleu as translation_metrics
 from dqlib.study.evaluation.bootstrap import bootstrap_interval, interval, resampled_sums
 from dqlib.study.evaluation.generation import generate
-from dqlib.study.evaluation.records import Detail, Scores, write_details
+from dqlib.study.evaluation.records import Detail, Line, Scores, places, write_details
 from dqlib.study.evaluation.rouge import ROUGE, rouge
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import PREDICTIONS
 from dqlib.study.training.batches import encode
-
-Line = dict[str, str | float | bool]
 
 
 def score(
@@ -71,13 +68,13 @@ def text_scores(rows: Sequence[Row], predictions: Sequence[str], resamples: int)
     """
     by_document = rouge([row["target"] for row in rows], predictions)
     details: list[Detail] = []
-    for test_set, places in _places(rows, lambda row: row["test_set"]).items():
+    for test_set, where in places(rows, lambda row: row["test_set"]).items():
         signature = f"rouge-score {version('rouge-score')}|stemmer:porter|f-measure"
         for kind in ROUGE:
-            values = by_document[kind][places]
+            values = by_document[kind][where]
             low, high = bootstrap_interval(values, resamples)
             details.append(Detail(test_set, None, kind, float(values.mean()), low, high, signature))
-        details += _lengths(test_set, None, [rows[i] for i in places], [predictions[i] for i in places], resamples)
+        details += _lengths(test_set, None, [rows[i] for i in where], [predictions[i] for i in where], resamples)
     lines = [
         _line(row, prediction) | {"rougeL": round(value, 2)}
         for row, prediction, value in zip(rows, predictions, by_document["rougeL"].tolist(), strict=True)
@@ -102,14 +99,14 @@ def translation_scores(
     sentences = translation_metrics.sentence_chrf(references, predictions)
     matches = translation_metrics.exact(references, predictions)
     details: list[Detail] = []
-    for (test_set, code), places in _places(rows, _key).items():
-        ours, theirs = [predictions[i] for i in places], [references[i] for i in places]
+    for (test_set, code), where in places(rows, _key).items():
+        ours, theirs = [predictions[i] for i in where], [references[i] for i in where]
         for metric, score_of in (("bleu", translation_metrics.bleu), ("chrf", translation_metrics.chrf)):
             corpus = score_of(theirs, ours, resamples)
             details.append(Detail(test_set, code, metric, corpus.value, corpus.low, corpus.high, corpus.signature))
-        low, high = bootstrap_interval(matches[places], resamples)
-        details.append(Detail(test_set, code, "exact", float(matches[places].mean()), low, high, "whole text"))
-        details += _lengths(test_set, code, [rows[i] for i in places], ours, resamples)
+        low, high = bootstrap_interval(matches[where], resamples)
+        details.append(Detail(test_set, code, "exact", float(matches[where].mean()), low, high, "whole text"))
+        details += _lengths(test_set, code, [rows[i] for i in where], ours, resamples)
     lines = [
         _line(row, prediction)
         | {"language": row["language"], "test_set": row["test_set"], "chrf": round(value, 2), "exact": match > 0}
@@ -156,11 +153,3 @@ def _line(row: Row, prediction: str) -> Line:
 
 def _key(row: Row) -> tuple[str, str | None]:
     return row["test_set"], row.get("language")
-
-
-def _places(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[int]]:
-    """Indices of the rows of each key, in the order in which keys come."""
-    places: dict[Any, list[int]] = {}
-    for i, row in enumerate(rows):
-        places.setdefault(key(row), []).append(i)
-    return places

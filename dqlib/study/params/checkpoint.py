@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -74,8 +74,8 @@ def fetching(field: str, name: str) -> Iterator[None]:
         raise InputError(field, name, allowed) from None
 
 
-#: What parameters call the entries of a checkpoint's ``config.json``.
-SHAPE = {
+#: What parameters call the entries of a checkpoint's ``config.json``, by its ``model_type``; a number is said by none.
+_ENCODER_DECODER = {
     "architecture": "model_type",
     "d_model": "d_model",
     "encoder_layers": "encoder_layers",
@@ -85,17 +85,52 @@ SHAPE = {
     "max_positions": "max_position_embeddings",
     "vocab_size": "vocab_size",
 }
+_BERT = {
+    "architecture": "model_type",
+    "d_model": "hidden_size",
+    "encoder_layers": "num_hidden_layers",
+    "decoder_layers": 0,
+    "heads": "num_attention_heads",
+    "ffn_dim": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+}
+_GPT2 = {
+    "architecture": "model_type",
+    "d_model": "n_embd",
+    "encoder_layers": 0,
+    "decoder_layers": "n_layer",
+    "heads": "n_head",
+    "ffn_dim": "n_inner",
+    "max_positions": "n_positions",
+    "vocab_size": "vocab_size",
+}
+SHAPES: dict[str, Mapping[str, Any]] = {
+    "bart": _ENCODER_DECODER,
+    "mbart": _ENCODER_DECODER,
+    "bert": _BERT,
+    "gpt2": _GPT2,
+}
+
+
+def shape_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the content of a ``config.json`` says of a model's shape, by the names of parameters."""
+    entries = SHAPES[config["model_type"]]
+    shape = {ours: config.get(theirs) if isinstance(theirs, str) else theirs for ours, theirs in entries.items()}
+    if "n_inner" in entries.values() and shape["ffn_dim"] is None and shape["d_model"] is not None:
+        shape["ffn_dim"] = 4 * shape["d_model"]  # GPT-2 says it where it is another one
+    return {name: value for name, value in shape.items() if value is not None}
 
 
 def checkpoint_shape(field: str, name: str, revision: str | None = None) -> dict[str, Any]:
-    """What a checkpoint on the hub or in a folder says of its shape, by the names of :data:`SHAPE`.
+    """What a checkpoint on the hub or in a folder says of its shape, by the names of :func:`shape_of`.
 
     Args:
         field: parameter that names it.
         name, revision: of the checkpoint.
 
     Raises:
-        InputError: it is not there, or not a BART or mBART.
+        InputError: it is not there, or not of an architecture that tasks have.
     """
     with fetching(field, name):
         place, revision = located(name, revision)
@@ -107,7 +142,7 @@ def checkpoint_shape(field: str, name: str, revision: str | None = None) -> dict
             raise ValueError("its config.json is no JSON object")
     if config.get("model_type") not in ARCHITECTURES:
         raise InputError(field, name, f"one of {', '.join(ARCHITECTURES)}; it is of {config.get('model_type')!r}")
-    return {ours: config[theirs] for ours, theirs in SHAPE.items() if theirs in config}
+    return shape_of(config)
 
 
 @cache

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from dqlib.errors import InputError
+from dqlib.study.params.kinds import SEQ2SEQ
 from dqlib.study.params.schema import LONGEST, MANY, SEEDS, a_name, bounded, one_of
 
 
@@ -17,17 +18,22 @@ class Embedded:
         module: its function ``build`` takes the parameters of a corpus and gives the rows of every split.
         needs: parameters that have to be given.
         unpaired: whether its function ``unpaired`` gives texts for a teacher to label, of which no pair is made.
+        kind: of the tasks that it is for.
     """
 
     module: str
     needs: tuple[str, ...]
     unpaired: bool = False
+    kind: str = SEQ2SEQ
 
 
 EMBEDDED = {
     "pydoc": Embedded("dqlib.study.corpora.pydoc", needs=("packages",), unpaired=True),
     "pydoc-qa": Embedded("dqlib.study.corpora.pydoc_qa", needs=("packages",), unpaired=True),
     "cldr": Embedded("dqlib.study.corpora.cldr", needs=("languages", "limit"), unpaired=True),
+    "pydoc-match": Embedded("dqlib.study.corpora.pydoc_match", needs=("packages",), kind="classification"),
+    "pydoc-topic": Embedded("dqlib.study.corpora.pydoc_topic", needs=("packages",), kind="classification"),
+    "pydoc-text": Embedded("dqlib.study.corpora.pydoc_text", needs=("packages",), kind="language_modelling"),
 }
 ORIGINS = ("embedded", "files", "hub")
 
@@ -55,6 +61,10 @@ class Corpus:
     ``test_unseen``, the origin ``hub`` the ``dataset`` with ``dataset_config`` and ``revision``; in both ``source``
     and ``target`` name the columns. ``limit`` is the most pairs (of each file; null for all).
 
+    In a classification ``target`` is the column of the class (text or whole numbers), and ``second`` that of the second
+    text of a pair; ``source_tokens`` is the length of both texts together. A language model reads the column ``source``
+    in blocks of ``source_tokens``. Neither has ``target_tokens``.
+
     A ``dataset`` is a name on the hub, or the folder of a snapshot. Its splits are those of the same names, unless
     ``train``, ``validation`` or ``test`` say otherwise (``train[1%:]``). A column may be a path through nested columns
     (``translation.ro``); of a list, the first text that is not empty is taken. ``support`` adds support documents.
@@ -74,7 +84,7 @@ class Corpus:
     origin: str
     vocab_size: int
     source_tokens: int
-    target_tokens: int
+    target_tokens: int = 0
     packages: list[str] = field(default_factory=list)
     limit: int | None = None
     train: str | None = None
@@ -93,13 +103,14 @@ class Corpus:
     tokenizer_revision: str | None = None
     source_language: str | None = None
     support: Support | None = None
+    second: str | None = None
 
     def __post_init__(self) -> None:
         one_of("origin", self.origin, ORIGINS)
         a_name("name", self.name)
         bounded(
             self, vocab_size=(1 if self.tokenizer else 300, 10**7), source_tokens=(8, LONGEST),
-            target_tokens=(8, LONGEST), limit=(100, MANY), seed=SEEDS,
+            target_tokens=(0, LONGEST), limit=(100, MANY), seed=SEEDS,
         )  # fmt: skip
         self._check_languages()
         if self.origin == "embedded":

@@ -5,22 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dqlib.errors import InputError
+from dqlib.study.params.kinds import KINDS
 from dqlib.study.params.schema import LONGEST, below_one, bounded, one_of
 from dqlib.study.params.tasks import TASKS
 
 #: Parameters of a model's shape.
 SIZES = ("d_model", "encoder_layers", "decoder_layers", "heads", "ffn_dim", "max_positions")
 #: Of checkpoints.
-ARCHITECTURES = ("bart", "mbart")
+ARCHITECTURES = tuple(name for kind in KINDS.values() for name in kind.architectures)
 
 
 @dataclass(frozen=True)
 class Model:
-    """Shape of the teacher: a pre-LayerNorm encoder-decoder, or that of the ``pretrained`` model to start from.
+    """Shape of the teacher: that of a new model of the task's kind, or of the ``pretrained`` model to start from.
+
+    A model that is new here is an mBART (pre-LayerNorm), a BERT (``decoder_layers: 0``) or a GPT-2 (no encoder layers).
 
     ``pretrained`` is a folder, a name on the hub (at ``revision``), or another task of the file: then the teacher
-    starts from that task's model after text infilling, with its tokenizer. Shape, ``architecture`` and the vocabulary
-    of what it names need not be given, and must be the same if they are; a model that is new here is an mBART.
+    starts from that task's model after pre-training, with its tokenizer. Shape, ``architecture`` and the vocabulary
+    of what it names need not be given, and must be the same if they are.
     """
 
     d_model: int
@@ -40,7 +43,7 @@ class Model:
         if not self.init_std > 0:
             raise InputError("init_std", self.init_std, "a positive number")
         widths = dict.fromkeys(("d_model", "heads", "ffn_dim"), (1, 10**6))
-        bounded(self, **widths, encoder_layers=(1, 1000), decoder_layers=(1, 1000), max_positions=(1, LONGEST))
+        bounded(self, **widths, encoder_layers=(0, 1000), decoder_layers=(0, 1000), max_positions=(1, LONGEST))
         if self.d_model % self.heads:
             raise InputError("heads", self.heads, f"a divisor of d_model, {self.d_model}")
         below_one("dropout", self.dropout)

@@ -16,18 +16,19 @@ from dqlib.errors import InputError
 from dqlib.presets import QUANTIZATION_ONLY, get_preset
 from dqlib.study.params.corpus import EMBEDDED, Corpus, Support
 from dqlib.study.params.evaluation import Evaluation
+from dqlib.study.params.kinds import KINDS, SEQ2SEQ, Kind
 from dqlib.study.params.methods import Methods, Run
 from dqlib.study.params.model import SIZES, Model
 from dqlib.study.params.paths import Folders, project_root
 from dqlib.study.params.pseudo_labels import PseudoLabels
-from dqlib.study.params.schema import NAMED_BLOCKS, a_name, bounded, build, read
+from dqlib.study.params.schema import NAMED_BLOCKS, a_name, bounded, build, one_of, read
 from dqlib.study.params.tasks import TASKS
 from dqlib.study.params.training import Distillation, Finetuning, Loop, Pretraining, Training
 
 __all__ = [
-    "SIZES", "TASKS", "Compute", "Corpus", "Distillation", "Evaluation", "Finetuning", "Loop", "Methods", "Model",
-    "Pretraining", "PseudoLabels", "Run", "Settings", "Support", "Task", "Training", "available_cores", "load_settings",
-    "profile_path",
+    "KINDS", "SIZES", "TASKS", "Compute", "Corpus", "Distillation", "Evaluation", "Finetuning", "Kind", "Loop",
+    "Methods", "Model", "Pretraining", "PseudoLabels", "Run", "Settings", "Support", "Task", "Training",
+    "available_cores", "load_settings", "profile_path",
 ]  # fmt: skip
 
 
@@ -36,7 +37,7 @@ class Task:
     """One experiment: its corpus, its teacher and the configurations of its students.
 
     ``controls`` are configurations that are trained once more by quantization alone, without a teacher.
-    ``pretrain: null`` leaves text infilling out: the teacher starts from the model that ``model.pretrained`` names, or
+    ``pretrain: null`` leaves pre-training out: the teacher starts from the model that ``model.pretrained`` names, or
     from random weights. ``finetune: null`` takes a checkpoint that has been fine-tuned as the teacher.
     """
 
@@ -50,8 +51,10 @@ class Task:
     controls: list[str] = field(default_factory=list)
     methods: Methods | None = None
     pseudo_labels: PseudoLabels = field(default_factory=PseudoLabels)
+    kind: str = SEQ2SEQ
 
     def __post_init__(self) -> None:
+        self._check_kind()
         if not self.configs:
             raise InputError("configs", self.configs, "a list with at least one configuration")
         for config, preset in self.students():
@@ -93,7 +96,36 @@ class Task:
     @property
     def architecture(self) -> str:
         """Of the teacher: mBART's, unless it comes from elsewhere."""
-        return "mbart" if self.model.pretrained is None or self.model.base_task else self.model.architecture
+        new = self.model.pretrained is None or self.model.base_task
+        return self.form.architecture if new else self.model.architecture
+
+    @property
+    def form(self) -> Kind:
+        """What is known of its kind."""
+        return KINDS[self.kind]
+
+    def _check_kind(self) -> None:
+        """Refuse a corpus or a shape that is for tasks of another kind."""
+        one_of("kind", self.kind, tuple(KINDS))
+        corpus, kind = self.corpus, self.form
+        if corpus.origin == "embedded" and EMBEDDED[corpus.name].kind != self.kind:
+            names = ", ".join(name for name, each in EMBEDDED.items() if each.kind == self.kind)
+            raise InputError("corpus.name", corpus.name, f"one of {names}, whose rows are {kind.description}")
+        if kind.writes and corpus.target_tokens < 8:
+            raise InputError("corpus.target_tokens", corpus.target_tokens, "at least 8")
+        for name in ("target_tokens", "support") if not kind.writes else ():
+            if getattr(corpus, name):
+                raise InputError(f"corpus.{name}", getattr(corpus, name), f"left out, for {kind.description}")
+        if corpus.second and "second" not in kind.columns:
+            raise InputError("corpus.second", corpus.second, f"left out, for {kind.description}")
+        for name, wanted in kind.layers.items():
+            if bool(getattr(self.model, name)) != wanted:
+                allowed = "at least 1" if wanted else f"0, for {kind.description}"
+                raise InputError(f"model.{name}", getattr(self.model, name), allowed)
+        if self.model.pretrained is not None and not self.model.base_task:
+            one_of("model.architecture", self.model.architecture, kind.architectures)
+        if self.pretrain is not None and kind.pretraining is None:
+            raise InputError("pretrain", "a block", f"null, for {kind.description}: fine-tuning is all of its training")
 
     def check_fits(self, config: Config) -> None:
         """Check that the task's teacher has the layers, heads and neurons that a student would copy.
@@ -108,9 +140,15 @@ class Task:
         """Whether students of a preset, of some bits at least, are trained on what the teacher writes.
 
         Raises:
-            InputError: it is to be trained on texts without a target, and the corpus has none.
+            InputError: it is to be trained on texts without a target, and the corpus has none; on what models write,
+                and these write nothing.
         """
         recipes = get_preset(preset).recipes
+        if not self.form.writes:
+            for name in ("pseudo_labels", "on_policy"):
+                if any(getattr(recipe, name) for recipe in recipes):
+                    raise InputError(f"preset '{preset}', {name}", True, f"off, for {self.form.description}")
+            return False
         for share in (recipe.labelled_text for recipe in recipes if not self.has_unpaired_text):
             if share:
                 allowed = f"0 for the corpus '{self.corpus.name}', unless pseudo_labels.unpaired names texts in no pair"
@@ -126,8 +164,8 @@ class Task:
 
     def _check(self, config: Config) -> None:
         self.check_fits(config)
-        for side in ("encoder_layers", "decoder_layers"):
-            if not getattr(config, side) and not config.all_layers:
+        for side, wanted in self.form.layers.items():
+            if wanted and not getattr(config, side) and not config.all_layers:
                 raise InputError(f"config '{config}', {side}", 0, "at least 1")
 
 
@@ -156,7 +194,8 @@ class Settings:
         a_name("results", self.results, folders=True)
         if not self.tasks:
             raise InputError("params", self.profile, f"a file with at least one of {', '.join(TASKS)}")
-        for name in self.tasks:
+        for name, task in self.tasks.items():
+            one_of(f"{name}.kind", task.kind, (TASKS[name].kind,))
             self._check_languages(name)
             self._check_micro_batches(name)
             if self.tasks[name].model.base_task:
@@ -164,9 +203,11 @@ class Settings:
 
     @property
     def in_pipeline(self) -> bool:
-        """Whether the stages of ``dvc.yaml`` make it: all tasks, none of the hub, summarization pre-trained."""
+        """Whether the stages of ``dvc.yaml`` make it: all tasks that are compared, none of the hub, summarization
+        pre-trained."""
         of_hub = any(task.corpus.origin == "hub" for task in self.tasks.values())
-        return list(self.tasks) == list(TASKS) and not of_hub and self.pretrained_folder("summarization") is not None
+        compared = {name for name, known in TASKS.items() if KINDS[known.kind].writes}
+        return compared <= set(self.tasks) and not of_hub and self.pretrained_folder("summarization") is not None
 
     @property
     def runs(self) -> Path:
@@ -220,6 +261,8 @@ class Settings:
         """A model that another task has pre-trained brings its shape and its tokenizer."""
         task = self.tasks[name]
         base = self.tasks.get(task.model.base_task or "")
+        if base is not None and base.kind != task.kind:
+            raise InputError(f"{name}.model.pretrained", task.model.pretrained, f"a model of {task.form.description}")
         if base is None or base is task or base.model.pretrained is not None or base.pretrain is None:
             allowed = "a folder, a name on the hub, or another task of this file that is pre-trained here"
             raise InputError(f"{name}.model.pretrained", task.model.pretrained, allowed)
@@ -262,6 +305,8 @@ def _completed(data: Any) -> Any:
     """
     given = {name: data[name] for name in TASKS if isinstance(data, dict) and isinstance(data.get(name), dict)}
     for name, task in given.items():
+        task = {"kind": TASKS[name].kind} | task
+        data = data | {name: task}
         model, corpus = task.get("model"), task.get("corpus")
         start = model.get("pretrained") if isinstance(model, dict) and isinstance(corpus, dict) else None
         if start in given:

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dqlib.study.params.kinds import KINDS, SEQ2SEQ, Kind
+
 
 @dataclass(frozen=True)
-class TaskKind:
+class KnownTask:
     """What is known of a task beside its parameters.
 
     Args:
         title: its name on pages.
         translates: whether each target starts with the token of its language.
+        kind: name of what its models do, one of :data:`dqlib.study.params.kinds.KINDS`.
     """
 
     title: str
     translates: bool = False
+    kind: str = SEQ2SEQ
 
 
 #: Every task, in the order in which they are shown.
 TASKS = {
-    "summarization": TaskKind("Summarization"),
-    "eli5": TaskKind("Long-form question answering"),
-    "translation": TaskKind("Translation", translates=True),
+    "summarization": KnownTask("Summarization"),
+    "eli5": KnownTask("Long-form question answering"),
+    "translation": KnownTask("Translation", translates=True),
+    "matching": KnownTask("Matching of summary and body", kind="classification"),
+    "topics": KnownTask("Classification by topic", kind="classification"),
+    "language": KnownTask("Language modelling", kind="language_modelling"),
 }
+
+
+def kind_of(task: str) -> Kind:
+    """What the models of a task do; a name that is none of :data:`TASKS` is taken for a text from a text."""
+    return KINDS[TASKS[task].kind if task in TASKS else SEQ2SEQ]

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import time
@@ -27,18 +28,17 @@ from dqlib.storage.footprint import fp32_size_bytes, size_bytes
 from dqlib.storage.reading import save_model
 from dqlib.storage.students import save_student
 from dqlib.study.corpora.corpus import load_corpus
-from dqlib.study.evaluation.records import Record, Scores, read_record, write_record
-from dqlib.study.evaluation.scoring import score
+from dqlib.study.evaluation.records import Record, Scores, read_record, write_details, write_record
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import COST, LOG, PROVENANCE, RECORD, Folders
 from dqlib.study.process.locks import only_maker
 from dqlib.study.training.loop import Log, make_accelerator
-from dqlib.study.training.models import new_model, pretrained_model, starting_model
+from dqlib.study.training.models import pretrained_model, starting_model
 from dqlib.study.training.task import TaskTraining
 
 
 def pretrain(settings: S.Settings, task: str) -> None:
-    """Make the model that the teacher starts from: by text infilling, or a copy of one that others have pre-trained.
+    """Make the model that the teacher starts from: by pre-training, or a copy of what others have pre-trained.
 
     Raises:
         InputError: the task's teacher does not start from a pre-trained model of its own, or all texts of a split
@@ -47,7 +47,7 @@ def pretrain(settings: S.Settings, task: str) -> None:
     spec, folders = settings.task(task), settings.folders(task)
     accelerator = _accelerator(spec.pretrain or spec.distill)
     if spec.model.pretrained is not None and not spec.model.base_task:
-        model = pretrained_model(spec.model)
+        model = pretrained_model(spec.model, spec.form)
         with made(accelerator, folders, folders.pretrained) as folder:
             if accelerator.is_main_process:
                 save_model(model, folder)
@@ -56,7 +56,7 @@ def pretrain(settings: S.Settings, task: str) -> None:
     if spec.pretrain is None:
         raise InputError(f"{task}.pretrain", None, "given, to pre-train")
     training = _training(settings, task, accelerator)
-    model = new_model(spec.model, len(training.corpus.tokenizer))
+    model = training.kind.new(spec, training.corpus.tokenizer)
     with made(accelerator, folders, folders.pretrained) as folder:
         training.pretrain(model, folder)
         if accelerator.is_main_process:
@@ -89,6 +89,7 @@ def finetune(settings: S.Settings, task: str) -> None:
                 size_bytes=fp32_size_bytes(model), teacher=None,
             )  # fmt: skip
             write_record(record, folder)
+            _add_baselines(training, scores, folder)
 
 
 def distill(settings: S.Settings, task: str, config: Config, preset: str | None = None) -> None:
@@ -218,7 +219,20 @@ def _training(settings: S.Settings, task: str, accelerator: Accelerator) -> Task
 def _score(
     training: TaskTraining, model: PreTrainedModel, evaluation: S.Evaluation, folder: Path, name: str
 ) -> Scores | None:
+    score = importlib.import_module(training.spec.form.scoring).score
     return score(model, evaluation, training.spec, training.corpus, training.accelerator, folder, name)
+
+
+def _add_baselines(training: TaskTraining, scores: Scores, folder: Path) -> None:
+    """Leave beside a teacher's details what simpler methods reach on the same test, and say it."""
+    module = training.spec.form.baselines
+    if module is None:
+        return
+    found = importlib.import_module(module).baselines(training.spec.evaluate, training.spec, training.corpus)
+    write_details([*scores.details, *found], folder)
+    beside = [f"{each.metric} {each.value:.2f}" for each in found if each.metric.endswith(f"_{scores.headline}")]
+    headline = f"{scores.headline} {scores.means[scores.headline]:.2f}"
+    print(f"{training.name}: {headline}; beside it: {', '.join(beside)}", flush=True)
 
 
 def _accelerator(training: S.Loop) -> Accelerator:

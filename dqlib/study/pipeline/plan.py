@@ -8,9 +8,10 @@ accelerator if there is one, else of its cores, of which trainings that run at t
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -21,14 +22,16 @@ from dqlib.errors import InputError
 from dqlib.presets import get_preset
 from dqlib.storage.footprint import fp32_size_bytes, size_bytes
 from dqlib.study.corpora.corpus import load_info
+from dqlib.study.evaluation.perplexity import stride_of
 from dqlib.study.params import settings as S
 from dqlib.study.process import workers
 from dqlib.study.process.progress import duration
-from dqlib.study.training.batches import Example, collate
+from dqlib.study.training.examples import Example
+from dqlib.study.training.kinds import training_of
 from dqlib.study.training.loop import make_accelerator, token_counts
-from dqlib.study.training.models import planned_model
 from dqlib.study.training.objectives import Objective, TaskObjective
 from dqlib.study.training.task import CALIBRATION_BATCH, student_and_objective
+from dqlib.study.training.text_batches import ModelBatch
 
 #: Micro-batches that are timed, after one that is not.
 TIMED = 2
@@ -117,19 +120,19 @@ class _Timed:
         self.name, self.spec, self.together = task, settings.task(task), together
         self.processes = settings.compute.processes
         self.info_folder = settings.folders(task).corpus
-        corpus = self.spec.corpus
-        self.lengths = corpus.source_tokens, corpus.target_tokens
-        self.teacher = planned_model(self.spec)
+        self.kind = training_of(self.spec.form)
+        self.teacher = self.kind.planned(self.spec, False)
 
     def trainings(self) -> Iterator[Planned]:
         """Of the teacher, of all students, of the benchmark."""
         spec, size = self.spec, fp32_size_bytes(self.teacher)
         if spec.pretrain is not None and spec.model.pretrained is None:
             window = spec.pretrain.window + 1
-            seconds = self._step(self.teacher, TaskObjective(), spec.pretrain, (window, window))
+            texts = replace(spec.corpus, source_tokens=window, target_tokens=window if spec.form.writes else 0)
+            seconds = self._step(self.kind.planned(spec, True), TaskObjective(), spec.pretrain, texts)
             yield Planned(f"{self.name}: pre-training", 1, spec.pretrain.steps, seconds, 0.0, size, 1)
         if spec.finetune is not None:
-            seconds = self._step(self.teacher, TaskObjective(), spec.finetune, self.lengths)
+            seconds = self._step(self.teacher, TaskObjective(), spec.finetune, spec.corpus)
             test = self._test(self.teacher, spec.evaluate)
             yield Planned(f"{self.name}: teacher", 1, spec.finetune.steps, seconds, test, size, 1)
         with _threads(1 if self.together > 1 and not workers.devices() else torch.get_num_threads()):
@@ -143,25 +146,26 @@ class _Timed:
                 yield self._student(name, run, benchmark.distillation(run), benchmark.evaluate, count)
 
     def _student(self, name: str, run: S.Run, loop: S.Distillation, evaluation: S.Evaluation, count: int) -> Planned:
-        batch = collate(_random_examples(self.teacher, CALIBRATION_BATCH, self.lengths))
-        calibration = [batch.inputs() | {"labels": batch.labels}]
+        batch = self._batch(self.kind.longest(self.teacher, CALIBRATION_BATCH, self.spec.corpus))
+        calibration = [batch.with_labels()]
         student, objective = student_and_objective(self.teacher, run.config, get_preset(run.preset), calibration)
-        seconds = self._step(student, objective, loop, self.lengths)
+        seconds = self._step(student, objective, loop, self.spec.corpus)
         test = self._test(student, evaluation)
         return Planned(name, count, loop.steps, seconds, test, size_bytes(student), self.together)
 
-    def _step(self, model: PreTrainedModel, objective: Objective, loop: S.Loop, lengths: tuple[int, int]) -> float:
+    def _step(self, model: PreTrainedModel, objective: Objective, loop: S.Loop, corpus: S.Corpus) -> float:
         """Seconds of one step: of a micro-batch, times how many of it a process has, and of the optimizer."""
         accelerator = make_accelerator(loop.seed, loop.precision)
         for each in (self.teacher, model):
             each.to(accelerator.device)
         model.train()
-        texts = max(1, loop.batch_tokens // loop.micro_batches // sum(lengths))
-        examples = _random_examples(model, texts, lengths)
+        (one,) = self.kind.longest(model, 1, corpus)
+        texts = max(1, loop.batch_tokens // loop.micro_batches // (len(one.source) + len(one.target)))
+        examples = self.kind.longest(model, texts, corpus)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
 
         def micro_batch() -> None:
-            batch = collate(examples).to(accelerator.device)
+            batch = self._batch(examples).to(accelerator.device)
             with accelerator.autocast():
                 terms = objective.terms(model, batch, token_counts([examples]))
             sum(objective.weight(term) * value for term, value in terms.items()).backward()
@@ -176,24 +180,42 @@ class _Timed:
 
     @torch.no_grad()
     def _test(self, model: PreTrainedModel, evaluation: S.Evaluation) -> float | None:
-        """Seconds of a test; None where all documents of a corpus are wanted that is not built yet."""
-        documents = evaluation.documents
-        if documents is None:
-            if not (self.info_folder / "corpus.json").is_file():
-                return None
-            documents = load_info(self.info_folder)["sizes"]["test"]
+        """Seconds of a test; None where the number of its texts depends on a corpus that is not built yet."""
+        texts = self._test_texts(evaluation)
+        if texts is None:
+            return None
         model.eval()
-        size = min(evaluation.batch_size, documents)
-        batch = collate(_random_examples(model, size, self.lengths)).to(model.device)
-        length = self.lengths[1]
+        size = min(evaluation.batch_size, texts)
+        inputs = self._batch(self.kind.longest(model, size, self.spec.corpus)).to(model.device).inputs()
+        length = self.spec.corpus.target_tokens
 
-        def write() -> None:
+        def answer() -> None:
+            if not self.spec.form.writes:
+                model(**inputs)
+                return
             model.generate(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, num_beams=evaluation.beams,
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], num_beams=evaluation.beams,
                 do_sample=False, min_new_tokens=length, max_new_tokens=length,
             )  # fmt: skip
 
-        return _seconds(write) * documents / size / self.processes
+        return _seconds(answer) * texts / size / self.processes
+
+    def _test_texts(self, evaluation: S.Evaluation) -> int | None:
+        """Texts, or windows of documents, that a test reads; None where they are not known yet."""
+        built = (self.info_folder / "corpus.json").is_file()
+        blocks = not (self.spec.form.writes or self.spec.form.labels)
+        if evaluation.documents is not None and not blocks:
+            return evaluation.documents
+        if not built:
+            return None
+        info = load_info(self.info_folder)
+        if not blocks:
+            return info["sizes"]["test"]
+        share = min(1.0, (evaluation.documents or math.inf) / info["sizes"]["test"])
+        return math.ceil(share * info["tokens"]["test"] / stride_of(self.spec.corpus))
+
+    def _batch(self, examples: Sequence[Example]) -> ModelBatch:
+        return self.kind.collate(None)(examples)
 
 
 def _seconds(run: Callable[[], None]) -> float:
@@ -215,10 +237,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _random_examples(model: PreTrainedModel, count: int, lengths: tuple[int, int]) -> list[Example]:
-    generator = torch.Generator().manual_seed(0)
-    source, target = lengths
-    ids = torch.randint(10, model.config.vocab_size, (count, source + target), generator=generator).tolist()
-    return [Example(row[:source], row[source:]) for row in ids]

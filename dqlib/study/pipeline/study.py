@@ -59,14 +59,14 @@ class Study:
         """
         spec, tokenizer = self.task.corpus, None
         provenance: dict[str, object] = {"corpus": spec}
-        if files := file_digests(spec):
+        if files := file_digests(spec, self.task.form):
             provenance["files"] = files
         if self.base:
             provenance["base"] = _provenance_hash(self.base.corpus())
             tokenizer = self.base.folders.corpus / "tokenizer"
 
         def build() -> None:
-            build_corpus(spec, self.folders.corpus, tokenizer)
+            build_corpus(spec, self.folders.corpus, tokenizer, self.task.kind)
             print(_description(self.folders.corpus, spec), flush=True)
 
         return self._made(self.folders.corpus, provenance, build)
@@ -219,19 +219,23 @@ def provenance_text(provenance: Mapping[str, object]) -> str:
 
 
 def _description(folder: Path, corpus: S.Corpus) -> str:
-    """Sizes of a built corpus, sources that the model will not read to their end, texts that train has too."""
+    """Sizes of a built corpus, sources that the model will not read to their end, texts that train has too, classes."""
     info = load_info(folder)
     cut = sum(split["sources"] for split in info["truncated"].values())
-    pairs = sum(info["sizes"].values())
+    rows = sum(info["sizes"].values())
     sizes = ", ".join(f"{size:,} {split}" for split, size in info["sizes"].items())
     known = [
-        f"{100 * part['sources']:.1f}% of sources and {100 * part['targets']:.1f}% of targets in {split}"
+        f"{' and '.join(f'{100 * share:.1f}% of {name}' for name, share in part.items())} in {split}"
         for split, part in info["in_train"].items()
     ]
-    return (
-        f"{pairs:,} pairs ({sizes}); {cut:,} sources are longer than {corpus.source_tokens} tokens and will be cut\n"
-        f"in train, too, whole or nearly so: {'; '.join(known)}"
-    )
+    lines = [f"{rows:,} {'documents' if not info['truncated'] else 'pairs'} ({sizes})"]
+    if info["truncated"]:
+        lines[0] += f"; {cut:,} sources are longer than {corpus.source_tokens} tokens and will be cut"
+    lines.append(f"in train, too, whole or nearly so: {'; '.join(known)}")
+    for split, counts in info.get("balance", {}).items():
+        shares = ", ".join(f"{100 * count / info['sizes'][split]:.1f}% {label}" for label, count in counts.items())
+        lines.append(f"classes in {split}: {shares}")
+    return "\n".join(lines)
 
 
 def _provenance_hash(folder: Path) -> str:

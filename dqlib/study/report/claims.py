@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas
 
+from dqlib.study.evaluation.records import FALLING
 from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED, percent
 
 #: A claim of "little loss" holds where at least this part of the teacher's score is left.
@@ -108,7 +109,8 @@ def _joint(tables: Tables) -> Iterable[Verdict]:
     claim = "(a) Distilling and quantizing together beats quantization alone"
     for row in tables.comparisons.itertuples():
         scores = f"{row.score:.2f} against {row.baseline_score:.2f} {METRIC_NAMES[row.headline]}"
-        better = _significant(row.score - row.baseline_score, row.p_value)
+        more = row.score - row.baseline_score
+        better = _significant(-more if row.headline in FALLING else more, row.p_value)
         yield Verdict(claim, row.task, f"{row.config}: {scores}, p = {_p(row.p_value)}", better)
 
 

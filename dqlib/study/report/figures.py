@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 
 import matplotlib
 import numpy as np
@@ -180,6 +181,60 @@ def sizes(accounts: pandas.DataFrame) -> Figure:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(parts), fontsize=8)
     return figure
+
+
+def sensitivity(table: pandas.DataFrame) -> Figure:
+    """What each module loses when it alone has few bits: a map of layers and modules per task and number of bits.
+
+    A table that is not in a layer (the embedding, which is the head too) fills a row of its own.
+
+    Args:
+        table: columns ``task``, ``module``, ``bits``, ``loss_increase``.
+    """
+    tasks, widths = list(dict.fromkeys(table.task)), sorted(set(table.bits))
+    shown = table.assign(loss=table.loss_increase.clip(lower=LEAST_LOSS))
+    norm = matplotlib.colors.LogNorm(LEAST_LOSS, max(float(shown.loss.max()), 10 * LEAST_LOSS))
+    with matplotlib.rc_context(STYLE | {"font.size": 8}):
+        figure, panels = pyplot.subplots(
+            len(widths), len(tasks), figsize=(WIDTH, 1.0 + 1.55 * len(widths)), layout="constrained", squeeze=False,
+            sharex="col",
+        )  # fmt: skip
+        for (bits, task), axes in zip(product(widths, tasks), panels.flat, strict=True):
+            grid, rows, columns = _by_layer(shown[(shown.task == task) & (shown.bits == bits)])
+            image = axes.imshow(grid, norm=norm, cmap="cividis", aspect="auto", interpolation="none")
+            axes.set_yticks(range(len(rows)), rows if task == tasks[0] else [], fontsize=6)
+            axes.set_xticks(range(len(columns)), columns, fontsize=6, rotation=90)
+            axes.grid(False)
+            axes.spines[:].set_visible(False)
+            if bits == widths[0]:
+                axes.set_title(task, fontsize=9)
+            if task == tasks[0]:
+                axes.set_ylabel(f"{bits} bit{'s' * (bits > 1)}")
+        figure.colorbar(image, ax=panels, label="loss added (nats per token)", shrink=0.6)
+    pyplot.close(figure)
+    return figure
+
+
+#: Losses below are drawn as this, in nats per token.
+LEAST_LOSS = 1e-5
+
+
+def _by_layer(table: pandas.DataFrame) -> tuple[np.ndarray, list[str], list[str]]:
+    """Losses of the modules of one model: a row per layer and a column per module, with the names of both."""
+    layers, names = [], []
+    for module in table.module:
+        found = _LAYER.search(module)
+        layers.append(f"{found['side']} {found['layer']}" if found else module.rpartition(".")[2])
+        name = found["module"] if found else ""
+        names.append(name.replace("encoder_attn", "cross").replace("self_attn", "self").replace("_proj", ""))
+    rows, columns = list(dict.fromkeys(layers)), [name for name in dict.fromkeys(names) if name]
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for layer, name, loss in zip(layers, names, table.loss, strict=True):
+        grid[rows.index(layer), columns.index(name) if name else slice(None)] = loss
+    return grid, rows, columns
+
+
+_LAYER = re.compile(r"(?P<side>encoder|decoder)\.(?:layers|block|layer)\.(?P<layer>\d+)\.(?P<module>.+)")
 
 
 def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:

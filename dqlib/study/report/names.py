@@ -19,6 +19,11 @@ METRIC_NAMES = {
     "rougeLsum": "ROUGE-Lsum",
     "bleu": "BLEU",
     "chrf": "chrF",
+    "accuracy": "accuracy",
+    "f1": "macro-F1",
+    "mcc": "MCC",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
 }
 #: What a student's layers are called.
 SHAPES = {

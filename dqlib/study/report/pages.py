@@ -27,8 +27,9 @@ METRICS, METRICS_JSON, TRAINING = "metrics.csv", "metrics.json", "training.csv"
 
 
 def studies_of(params: str) -> list[Study]:
-    """Every task of a parameter file."""
-    return [Study(params, task) for task in load_settings(params).tasks]
+    """The tasks of a parameter file that are compared with each other: those whose models write texts."""
+    settings = load_settings(params)
+    return [Study(params, name, settings) for name, task in settings.tasks.items() if task.form.writes]
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
@@ -38,6 +39,7 @@ def draw(collected: Collected) -> dict[str, Figure]:
         "retention": figures.heat_map(collected.metrics),
         "accumulation": figures.accumulation(collected.positions, collected.lengths, collected.metrics),
         "sizes": figures.sizes(collected.sizes),
+        "sensitivity": figures.sensitivity(collected.sensitivity),
     }
     students = collected.training[~collected.training.model.isin(["pre-training", "teacher"])]
     joint = students[students.preset != QUANTIZATION_ALONE]
@@ -150,8 +152,9 @@ one row per trained model.
 ![Quality against size]({FIGURES}/tradeoff.svg)
 
 A config `W-E-A e-d` gives the bits of weights, embeddings and activations, then encoder and decoder
-layers. The line is the teacher, its band and the bars are 95% bootstrap intervals over the test documents.
-*Smaller* is the teacher's size in full precision over the student's.
+layers; `auto:0.45MB e-d` gives bytes, and bits are chosen per module. The line is the teacher, its band and the bars
+are 95% bootstrap intervals over the test documents. *Smaller* is the teacher's size in full precision over the
+student's.
 """
 
 
@@ -228,6 +231,11 @@ as in ROUGE-L), along the reference and by its length ([`positions.csv`](tables/
 Where the bytes are ([`sizes.csv`](tables/sizes.csv)):
 
 ![Size by module]({FIGURES}/sizes.svg)
+
+Which modules need their bits: the loss that each adds when it alone has few, before any training, on the first
+training pairs ([`sensitivity.csv`](tables/sensitivity.csv)). A config `auto:0.45MB` chooses bits by it:
+
+![Sensitivity of modules]({FIGURES}/sensitivity.svg)
 """
 
 
@@ -270,7 +278,7 @@ def print_summary(params: str = "params.yaml") -> None:
     if not metrics_path.is_file():
         raise InputError("results", settings.results, f"a folder with {METRICS}, which `dvc repro compare` writes")
     metrics = pandas.read_csv(metrics_path)
-    for task in settings.tasks:
+    for task in metrics.task.unique():
         print(f"{TITLES[task]}\n{short_table(metrics[metrics.task == task]).to_string(index=False)}\n")
     shown = folder.relative_to(project_root())
     print(f"Read on in {shown}/README.md; figures are in {shown}/{FIGURES}/, executed notebooks in")

@@ -12,21 +12,29 @@ import numpy as np
 import pandas
 from transformers import PreTrainedModel
 
+from dqlib.architectures import architecture_of
 from dqlib.config import Config
-from dqlib.presets import QUANTIZATION_ONLY
+from dqlib.presets import QUANTIZATION_ONLY, get_preset
+from dqlib.sensitivity import sensitivities
+from dqlib.storage.budget import module_entries
 from dqlib.storage.footprint import footprint
 from dqlib.storage.reading import read_model
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.evaluation import bleu as translation_metrics
 from dqlib.study.evaluation.bootstrap import interval, resampled_sums, two_sided
+from dqlib.study.evaluation.perplexity import resampled_perplexity
 from dqlib.study.evaluation.recall import Recall, accumulation, by_length, by_position, read_recall
-from dqlib.study.evaluation.records import ZERO, Record, metrics_table, read_predictions, read_record
+from dqlib.study.evaluation.records import FALLING, ZERO, Record, metrics_table, read_predictions, read_record
 from dqlib.study.evaluation.similarity import held_out, similarity_table
 from dqlib.study.params.paths import DETAILS, LOG
 from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.claims import Tables, claims_table
+from dqlib.study.training.task import calibration_batches
+
+#: Columns that name a model in every table.
+KEYS = ["task", "config", "preset"]
 
 #: Draws of the test documents, the same for all models of a task.
 RESAMPLES = 10_000
@@ -77,6 +85,8 @@ class Trained:
         if self.record.headline == "bleu":
             references, predictions = ([line[name] for line in lines] for name in ("reference", "prediction"))
             return translation_metrics.resampled_bleu(references, predictions, RESAMPLES)
+        if self.record.headline == "perplexity":
+            return resampled_perplexity(lines, RESAMPLES)
         scores = np.array([[line[self.record.headline]] for line in lines])
         return resampled_sums(scores, RESAMPLES)[:, 0] / len(scores)
 
@@ -107,6 +117,7 @@ class Collected:
     accumulation: pandas.DataFrame
     similarity: pandas.DataFrame
     sizes: pandas.DataFrame
+    sensitivity: pandas.DataFrame
 
     def claims(self) -> pandas.DataFrame:
         """The papers' claims, each with what was measured."""
@@ -118,18 +129,24 @@ class Collected:
 
 
 def collect(studies: Sequence[Study]) -> Collected:
-    """Read all tables from the folders of the trained models; models that are missing are made."""
+    """Read all tables from the folders of the trained models; models that are missing are made.
+
+    What compares texts word by word, or tokens of a decoder that reads a source, is of tasks alone whose models write
+    texts.
+    """
+    writing = [study for study in studies if study.task.form.writes]
     return Collected(
         metrics=collect_metrics(studies),
         training=collect_training(studies),
         details=collect_details(studies),
         comparisons=collect_comparisons(studies),
         retention=collect_retention(studies),
-        positions=_beside_teacher(studies, by_position),
-        lengths=_beside_teacher(studies, by_length),
-        accumulation=collect_accumulation(studies),
-        similarity=collect_similarity(studies),
+        positions=_beside_teacher(writing, by_position),
+        lengths=_beside_teacher(writing, by_length),
+        accumulation=collect_accumulation(writing),
+        similarity=collect_similarity(writing),
         sizes=collect_sizes(studies),
+        sensitivity=collect_sensitivity(studies),
     )
 
 
@@ -190,7 +207,10 @@ def collect_retention(studies: Sequence[Study]) -> pandas.DataFrame:
     for teacher, student in _pairs(studies):
         low = high = np.nan
         if interval(teacher.resampled)[0] >= ZERO:
-            low, high = interval(student.resampled / np.maximum(teacher.resampled, ZERO))
+            ours, theirs = student.resampled, teacher.resampled
+            if student.record.headline in FALLING:
+                ours, theirs = theirs, ours
+            low, high = interval(ours / np.maximum(theirs, ZERO))
         rows.append(student.key | {"retention": student.record.retention, "low": low, "high": high})
     return pandas.DataFrame(rows).astype({"retention": float}).round(4)
 
@@ -218,7 +238,7 @@ def collect_similarity(studies: Sequence[Study]) -> pandas.DataFrame:
         table["teacher"] = table.decoder.iloc[0]
         wanted = ["decoder", "teacher", "more_alike", "low", "high", "encoder", "embedding", "divergence"]
         tables.append(pandas.concat([keys, table[wanted]], axis=1))
-    return pandas.concat(tables, ignore_index=True)
+    return pandas.concat(tables, ignore_index=True) if tables else pandas.DataFrame(columns=KEYS)
 
 
 def collect_sizes(studies: Sequence[Study]) -> pandas.DataFrame:
@@ -235,6 +255,27 @@ def collect_sizes(studies: Sequence[Study]) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
+def collect_sensitivity(studies: Sequence[Study]) -> pandas.DataFrame:
+    """What each module of each teacher loses when it alone has few bits, by the quantizers of the task's preset.
+
+    Returns:
+        Columns ``task``, ``preset``, ``module``, ``bits``, ``size_bytes`` (of the module at these bits) and
+        ``loss_increase`` (nats per token, see :mod:`dqlib.sensitivity`).
+    """
+    quiet()
+    rows = []
+    for study in studies:
+        teacher, preset = read_model(study.teacher()), get_preset(study.task.distill.preset)
+        calibration = calibration_batches(load_corpus(study.folders.corpus), study.task)
+        whole = Config.parse("auto:0MB").with_layers_of(*architecture_of(teacher.config).depths(teacher.config))
+        entries, _ = module_entries(teacher, whole, preset)
+        for module, losses in sensitivities(teacher, calibration, preset).items():
+            for bits, loss in losses.items():
+                size = entries[module][bits].size_bytes
+                rows.append((study.name, preset.name, module, bits, size, round(loss, 6)))
+    return pandas.DataFrame(rows, columns=["task", "preset", "module", "bits", "size_bytes", "loss_increase"])
+
+
 def _pairs(studies: Sequence[Study]) -> Iterator[tuple[Trained, Trained]]:
     for study in studies:
         teacher, *students = trained(study)
@@ -248,6 +289,7 @@ def _beside_teacher(
     tables = [
         measure(student.recall, teacher.recall).assign(**student.key).round(4) for teacher, student in _pairs(studies)
     ]
+    if not tables:
+        return pandas.DataFrame(columns=KEYS)
     table = pandas.concat(tables, ignore_index=True)
-    keys = ["task", "config", "preset"]
-    return table[[*keys, *(column for column in table if column not in keys)]]
+    return table[[*KEYS, *(column for column in table if column not in KEYS)]]

@@ -43,6 +43,10 @@ class Batch:
             "decoder_input_ids": self.decoder_input_ids,
         }
 
+    def with_labels(self) -> dict[str, Tensor]:
+        """The same with ``labels`` from which the model's own loss is computed."""
+        return self.inputs() | {"labels": self.labels}
+
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
         return Batch(*(getattr(self, name).to(device) for name in self.__slots__))

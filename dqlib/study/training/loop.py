@@ -10,7 +10,7 @@ import copy
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, get_scheduler
 from dqlib.errors import InputError
 from dqlib.fake_quantize import LEARNED
 from dqlib.files import write_text
-from dqlib.losses import cross_entropy
+from dqlib.losses import IGNORED_LABEL, cross_entropy
 from dqlib.presets import Recipe
 from dqlib.student import set_blend
 from dqlib.study.params import settings as S
@@ -37,6 +37,10 @@ from dqlib.study.training.batches import Example, bucketed, collate
 from dqlib.study.training.checkpoints import Checkpoints, random_states, restore_random_states
 from dqlib.study.training.objectives import Objective
 from dqlib.study.training.on_policy import OnPolicy
+from dqlib.study.training.text_batches import ModelBatch
+
+#: What makes a batch of examples.
+Collate = Callable[[Sequence[Example]], ModelBatch]
 
 #: Rows of the log of one training, about.
 LOG_ROWS = 50
@@ -104,11 +108,12 @@ class Trainer:
         name: of the job, for the progress bar and errors.
         recipe: of a student: ``scale_learning_rate`` multiplies the rate of its trained scales; ``progressive`` is the
             part of the steps in which its weights turn from full precision to quantized (validations see quantized
-            weights from the first one on, since those are what is kept); the ``layerwise`` part of the steps has an
-            optimizer and a schedule of its own; after the first of the steps whose weights are averaged, the averages
+            weights from the first one on, since those are what is kept); the ``layerwise`` part of the steps has a
+            schedule of its own; after the first of the steps whose weights are averaged, the averages
             are what is validated and kept.
         checkpoints: where to leave them every ``training.checkpoint_steps`` steps; None for none.
         on_policy: which steps are on the model's own targets, without the task's loss; None for none.
+        collate: makes a batch of examples.
     """
 
     model: PreTrainedModel
@@ -122,6 +127,7 @@ class Trainer:
     recipe: Recipe = Recipe()  # noqa: RUF009 (frozen)
     checkpoints: Checkpoints | None = None
     on_policy: OnPolicy | None = None
+    collate: Collate = collate
 
     def train(self) -> PreTrainedModel:
         """Train, and return the model with the weights of its best validation, in evaluation mode.
@@ -148,6 +154,10 @@ class Trainer:
         if training.compile:
             self.model.compile(dynamic=True)
         self._wrapped = self.accelerator.prepare(self.model)
+        groups = _parameter_groups(self.model, training, self.recipe.scale_learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._optimizer = self.accelerator.prepare(optimizer)
         self._layerwise_steps = self.recipe.layerwise_steps(training.steps)
         self._begin_part(1)
         recipe, steps = self.recipe, training.steps
@@ -167,19 +177,16 @@ class Trainer:
         self._best_weights: dict[str, Tensor] | None = None
 
     def _begin_part(self, step: int) -> None:
-        """A new optimizer and schedule for the part of the training that a step, counted from 1, belongs to."""
+        """A new schedule for the part of the training that a step, counted from 1, belongs to.
+
+        What the optimizer knows of gradients stays: without it, the first steps of the next part do harm.
+        """
         training, first = self.training, self._layerwise_steps
-        layerwise = step <= first
-        steps = first if layerwise else training.steps - first
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, training, self.recipe, self.recipe.layerwise_rate if layerwise else 1.0),
-            betas=(0.9, 0.98),
-            eps=1e-6,
-            fused=True,
-        )
-        warmup = math.ceil(training.warmup * steps)
-        self._schedule = get_scheduler(training.schedule, optimizer, warmup, steps)
-        self._optimizer = self.accelerator.prepare(optimizer)
+        steps, factor = (first, self.recipe.layerwise_rate) if step <= first else (training.steps - first, 1.0)
+        optimizer = self._optimizer.optimizer  # schedules do not know accelerate's
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = group["initial_lr"] = rate * factor
+        self._schedule = get_scheduler(training.schedule, optimizer, math.ceil(training.warmup * steps), steps)
 
     def _resume(self) -> None:
         """Go on from the last checkpoint, if there is one."""
@@ -250,7 +257,7 @@ class Trainer:
 
     def _backward(self, examples: list[Example], denominators: tuple[float, float]) -> list[str]:
         """Add the gradient of one micro-batch, and its loss terms to the sums; gives their names."""
-        batch = collate(examples).to(self.accelerator.device)
+        batch = self.collate(examples).to(self.accelerator.device)
         with self.accelerator.autocast():
             terms = self.objective.terms(self._wrapped, batch, denominators)
         if self._own:
@@ -283,7 +290,7 @@ class Trainer:
         if self.recipe.progressive:
             set_blend(self.model, 1.0)  # the next step turns it back
         with self._average.in_place():
-            loss = validation_loss(self.model, self.validation, self.training, self.accelerator)
+            loss = validation_loss(self.model, self.validation, self.training, self.accelerator, self.collate)
             if loss < self._best_loss:
                 self._best_loss = loss
                 self._best_weights = copy.deepcopy(self.model.state_dict())
@@ -365,24 +372,33 @@ class Trainer:
 
 @torch.no_grad()
 def validation_loss(
-    model: PreTrainedModel, examples: Sequence[Example], training: S.Training, accelerator: Accelerator
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    training: S.Training,
+    accelerator: Accelerator,
+    collate: Collate = collate,
 ) -> float:
-    """Cross-entropy per token over all examples, with dropout off, shared by the processes."""
+    """Cross-entropy per label over all examples, with dropout off, shared by the processes."""
     model.eval()
     batches = bucketed(examples, training.batch_tokens)
     total = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     for indices in batches[accelerator.process_index :: accelerator.num_processes]:
         batch = collate([examples[i] for i in indices]).to(accelerator.device)
         total[0] += cross_entropy(model(**batch.inputs()).logits, batch.labels, 1.0)
-        total[1] += sum(len(examples[i].target) for i in indices)
+        total[1] += sum(labelled(examples[i]) for i in indices)
     total = accelerator.reduce(total, "sum")
     return (total[0] / total[1]).item()
 
 
 def token_counts(micro_batches: list[list[Example]]) -> tuple[float, float]:
-    """Source and target tokens of a whole step."""
+    """Source tokens of a whole step, and labels: target tokens, classes, or tokens that were masked."""
     examples = [example for batch in micro_batches for example in batch]
-    return float(sum(len(e.source) for e in examples)), float(sum(len(e.target) for e in examples))
+    return float(sum(len(e.source) for e in examples)), float(sum(map(labelled, examples)))
+
+
+def labelled(example: Example) -> int:
+    """Labels of an example that count in the loss."""
+    return len(example.target) - example.target.count(IGNORED_LABEL)
 
 
 def _latest(checkpoints: Checkpoints, name: str, accelerator: Accelerator) -> dict[str, Any] | None:
@@ -403,14 +419,13 @@ def _synchronized(accelerator: Accelerator, model: nn.Module, last: bool) -> Abs
     return nullcontext() if last else accelerator.no_sync(model)
 
 
-def _parameter_groups(model: nn.Module, training: S.Training, recipe: Recipe, factor: float) -> list[dict]:
+def _parameter_groups(model: nn.Module, training: S.Training, scale_learning_rate: float) -> list[dict]:
     """Weight decay for matrices; none for biases, LayerNorms and trained scales, which have a rate of their own."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     scales = [p for name, p in named if name.endswith(LEARNED)]
     others = [p for name, p in named if not name.endswith(LEARNED)]
-    rate = training.learning_rate * factor
     return [
-        {"params": [p for p in others if p.dim() > 1], "weight_decay": training.weight_decay, "lr": rate},
-        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0, "lr": rate},
-        {"params": scales, "weight_decay": 0.0, "lr": rate * recipe.scale_learning_rate},
+        {"params": [p for p in others if p.dim() > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": scales, "weight_decay": 0.0, "lr": training.learning_rate * scale_learning_rate},
     ]

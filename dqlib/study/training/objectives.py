@@ -14,7 +14,7 @@ from dqlib import attention
 from dqlib.layerwise import layerwise_states, layerwise_terms
 from dqlib.losses import LayerMaps, LossWeights, MemoryBank, cross_entropy, distillation_terms
 from dqlib.presets import Recipe
-from dqlib.study.training.batches import Batch
+from dqlib.study.training.text_batches import ModelBatch
 
 
 class Objective(Protocol):
@@ -24,7 +24,7 @@ class Objective(Protocol):
         """Make ready for a step, counted from 1, of so many: what changes in the course of a training follows it."""
         ...
 
-    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+    def terms(self, model: nn.Module, batch: ModelBatch, denominators: tuple[float, float]) -> dict[str, Tensor]:
         """Unweighted loss terms of a micro-batch, divided by the source and target tokens of the whole step."""
         ...
 
@@ -50,7 +50,7 @@ class TaskObjective:
     def begin(self, step: int, steps: int) -> None:
         pass
 
-    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+    def terms(self, model: nn.Module, batch: ModelBatch, denominators: tuple[float, float]) -> dict[str, Tensor]:
         logits = model(**batch.inputs()).logits
         return {"task": cross_entropy(logits, batch.labels, denominators[1], self.label_smoothing)}
 
@@ -95,7 +95,7 @@ class DistillationObjective:
         self._layerwise = step <= self.recipe.layerwise_steps(steps)
         self._layers = self.recipe.layer_losses(step, steps)
 
-    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+    def terms(self, model: nn.Module, batch: ModelBatch, denominators: tuple[float, float]) -> dict[str, Tensor]:
         if self._layerwise:
             student = extract_model_from_parallel(model)
             states = layerwise_states(student, self.teacher, batch.inputs(), self.maps, model)

@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -29,9 +29,10 @@ from dqlib.study.corpora.rows import Row, Rows
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import LOG, Folders
-from dqlib.study.training.batches import SHORTEST, collate, encode, infill, steps, windows
+from dqlib.study.training.batches import SHORTEST, steps
 from dqlib.study.training.checkpoints import Checkpoints, identity, weights_hash
 from dqlib.study.training.examples import Example, StoredExamples, stored
+from dqlib.study.training.kinds import KindTraining, training_of
 from dqlib.study.training.loop import Trainer, TrainingError
 from dqlib.study.training.mixture import Mixture
 from dqlib.study.training.objectives import DistillationObjective, Objective, TaskObjective
@@ -59,8 +60,13 @@ class TaskTraining:
     corpus: LoadedCorpus
     accelerator: Accelerator
 
+    @cached_property
+    def kind(self) -> KindTraining:
+        """What its trainings have of their own."""
+        return training_of(self.spec.form)
+
     def pretrain(self, model: PreTrainedModel, folder: Path) -> None:
-        """Text infilling on the texts of the pairs: teaches a new model to read its source.
+        """Text infilling, or masked language modelling, on the texts of the corpus: teaches a new model to read.
 
         Args:
             model: trained in place.
@@ -71,8 +77,11 @@ class TaskTraining:
         """
         training, tokenizer = self.spec.pretrain, self.corpus.tokenizer
         assert training is not None
-        noise = partial(infill, pretraining=training, mask=tokenizer.mask_token_id)
-        make = partial(windows, tokenizer=tokenizer, length=training.window)
+        noise, windows = self.kind.noise(training, tokenizer), self.kind.windows
+
+        def make(rows: Sequence[Row]) -> list[Example]:
+            return windows(rows, tokenizer, training.window)
+
         examples = self._examples("train", self.corpus.splits["train"], make, f"windows of {training.window}")
         order = random.Random(0)  # the same masks at every validation
         validation = [noise(example, order) for example in windows(self._validation_rows(), tokenizer, training.window)]
@@ -84,6 +93,7 @@ class TaskTraining:
             model, TaskObjective(), steps(examples, training, noise), validation, training, self.accelerator,
             folder / LOG, f"{self.name}: pre-training",
             checkpoints=self._checkpoints(self.folders.pretrained, training, model),
+            collate=self.kind.collate(tokenizer),
         ).train()  # fmt: skip
 
     def finetune(self, model: PreTrainedModel, folder: Path) -> None:
@@ -108,7 +118,7 @@ class TaskTraining:
         """
         preset = get_preset(distillation.preset)
         teacher = read_model(self.folders.teacher).to(self.accelerator.device)
-        calibration = calibration_batches(self.corpus, self.spec.corpus)
+        calibration = calibration_batches(self.corpus, self.spec)
         student, objective = student_and_objective(teacher, config, preset, calibration)
         config = student.dqlib_config  # with the bits that were chosen, where there is a budget
         recipe = recipe_of(preset, config, teacher)
@@ -142,7 +152,10 @@ class TaskTraining:
         Where training fails, the last good weights are kept beside ``target``.
         """
         corpus = self.corpus
-        make = partial(encode, tokenizer=corpus.tokenizer, corpus=self.spec.corpus)
+
+        def make(rows: Sequence[Row]) -> list[Example]:
+            return self.kind.encode(rows, corpus, self.spec.corpus)
+
         description = f"pairs of {self.spec.corpus.source_tokens} and {self.spec.corpus.target_tokens}"
         pairs = self._examples("train", corpus.splits["train"], make, description)
         examples: Sequence[Example] | Mixture = pairs
@@ -161,7 +174,7 @@ class TaskTraining:
         try:
             Trainer(
                 model, objective, steps(examples, training), validation, training, self.accelerator, folder / LOG, name,
-                recipe, checkpoints, on_policy,
+                recipe, checkpoints, on_policy, self.kind.collate(corpus.tokenizer),
             ).train()  # fmt: skip
         except TrainingError as error:
             if not error.restored:
@@ -211,14 +224,18 @@ class TaskTraining:
         return Checkpoints(self.folders.checkpoints(target), of_training)
 
 
-def calibration_batches(corpus: LoadedCorpus, spec: S.Corpus) -> list[dict[str, Tensor]]:
+def calibration_batches(corpus: LoadedCorpus, spec: S.Task) -> list[dict[str, Tensor]]:
     """The first training pairs as batches of a model's inputs with labels: what a student is shaped by before training.
 
     Every run of a task takes the same, so that what is chosen on them is the same for all.
     """
-    examples = encode(corpus.splits["train"][:CALIBRATION], corpus.tokenizer, spec)
-    batches = [collate(examples[i : i + CALIBRATION_BATCH]) for i in range(0, len(examples), CALIBRATION_BATCH)]
-    return [batch.inputs() | {"labels": batch.labels} for batch in batches]
+    kind = training_of(spec.form)
+    collate = kind.collate(corpus.tokenizer)
+    examples = kind.encode(corpus.splits["train"][:CALIBRATION], corpus, spec.corpus)[:CALIBRATION]
+    return [
+        collate(examples[first : first + CALIBRATION_BATCH]).with_labels()
+        for first in range(0, len(examples), CALIBRATION_BATCH)
+    ]
 
 
 def student_and_objective(

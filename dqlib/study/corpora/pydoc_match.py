@@ -1,0 +1,112 @@
+"""The embedded pair task: do a summary line and a body belong to the same docstring?
+
+In form it is like QNLI and MRPC of GLUE: two texts (``source`` the summary, ``second`` the body), a class (``target``).
+
+* Half of the pairs are as they were written. In the other half two docstrings have exchanged their bodies: two of the
+  same module, and of like length; what is left over of a module is exchanged within its package and split. So every
+  summary and every body occurs once, and neither of them alone tells the class.
+* Names are masked in both texts, since they would give the answer away: those that the module defines or is called,
+  and all that is written as an identifier (``like_this``, ``likeThis``, ``like.this``, ``like()``, `` `like` ``).
+
+As in :mod:`dqlib.study.corpora.pydoc`, files are parsed and never imported, and the module decides the split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from dqlib.study.corpora.pydoc import Pair, build_pairs, documented, rows_in_splits, summary_and_body
+from dqlib.study.corpora.rows import Row
+from dqlib.study.corpora.splits import CLASSES_TEST_PERCENT, SPLITS, split_of
+from dqlib.study.params import settings as S
+
+#: What stands for a name.
+MASK = "NAME"
+
+#: Classes.
+MATCHES, OTHER = "match", "other"
+
+#: What is written as an identifier: between backticks, called, dotted, with an underscore or a capital inside.
+_IDENTIFIER = re.compile(
+    r"``?[^`\s]+``?|\b[\w.]+\(\)|\b\w+(?:\.\w+)+\b|\b\w*_\w*\b|\b[a-z]+[A-Z]\w*\b|\b[A-Z]+[a-z]+[A-Z]\w*\b"
+)
+_WORD = re.compile(r"\w+")
+
+#: Letters of a name that is masked; shorter ones are words of the language.
+SHORTEST_NAME = 3
+
+
+def build(corpus: S.Corpus) -> dict[str, list[Row]]:
+    """The rows of every split.
+
+    Raises:
+        InputError: a package is not installed.
+    """
+    pairs = build_pairs(corpus.packages, S.available_cores(), masked_pairs)
+    return rows_in_splits(paired(pairs), corpus.limit, CLASSES_TEST_PERCENT)
+
+
+def masked_pairs(module: str, path: Path) -> list[Pair]:
+    """Bodies (``source``) and summaries (``target``) of one file, names masked."""
+    found = [(name, parts) for name, _, text in documented(module, path) if (parts := summary_and_body(text))]
+    names = maskable(part for name, _ in found for part in name.split("."))
+    return [Pair(module, name, masked(body, names), masked(summary, names)) for name, (summary, body) in found]
+
+
+def maskable(names: Iterable[str]) -> frozenset[str]:
+    """The names that are masked, in lower case: those that are no short words."""
+    return frozenset(name.lower() for name in names if len(name) >= SHORTEST_NAME)
+
+
+def masked(text: str, names: frozenset[str]) -> str:
+    """A text without what is written as an identifier, and without the names of :func:`maskable`."""
+    return masked_words(_IDENTIFIER.sub(MASK, text), names)
+
+
+def masked_words(text: str, names: frozenset[str]) -> str:
+    """A text without the names of :func:`maskable`, whatever their case."""
+    return _WORD.sub(lambda word: MASK if word[0].lower() in names else word[0], text)
+
+
+def paired(pairs: list[Pair]) -> list[Row]:
+    """Summaries with a body each, half of them with that of another docstring.
+
+    Args:
+        pairs: of body and summary; of those with the same body, the first is taken.
+    """
+    unique = list({pair.source: pair for pair in reversed(pairs)}.values())[::-1]
+    modules: dict[str, list[Pair]] = {}
+    for pair in unique:
+        modules.setdefault(pair.group, []).append(pair)
+    left: dict[tuple[str, str], list[Pair]] = {}
+    couples: list[tuple[Pair, Pair]] = []
+    for module, group in modules.items():
+        found, rest = _couples(group)
+        couples += found
+        left.setdefault((module.partition(".")[0], _split(module)), []).extend(rest)
+    couples += [couple for group in left.values() for couple in _couples(group)[0]]
+    couples.sort(key=lambda couple: hashlib.sha256(f"{couple[0].name} {couple[1].name}".encode()).digest())
+    rows = []
+    exchanged = dict.fromkeys(SPLITS, False)  # in turn, in each split
+    for one, other in couples:
+        split = _split(one.group)
+        exchanged[split] = not exchanged[split]
+        bodies = (other, one) if exchanged[split] else (one, other)
+        for pair, body in zip((one, other), bodies, strict=True):
+            target = MATCHES if pair is body else OTHER
+            row = {"group": pair.group, "name": pair.name, "source": pair.target, "second": body.source}
+            rows.append(row | {"target": target})
+    return rows
+
+
+def _split(module: str) -> str:
+    return split_of(module, CLASSES_TEST_PERCENT)
+
+
+def _couples(pairs: list[Pair]) -> tuple[list[tuple[Pair, Pair]], list[Pair]]:
+    """Neighbours by the length of their bodies, two by two, and the one that is left over, if there is one."""
+    ordered = sorted(pairs, key=lambda pair: (len(pair.source.split()), pair.name, pair.source))
+    return list(zip(ordered[::2], ordered[1::2], strict=False)), ordered[len(ordered) // 2 * 2 :]

@@ -1,0 +1,155 @@
+"""The test of a classifier: accuracy, F1 and the correlation of Matthews, from the confusion of classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel
+
+from dqlib.files import write_text
+from dqlib.study.corpora.corpus import LoadedCorpus
+from dqlib.study.corpora.rows import Row
+from dqlib.study.evaluation.bootstrap import interval, resampled_sums
+from dqlib.study.evaluation.records import Detail, Line, Scores, places, write_details
+from dqlib.study.params import settings as S
+from dqlib.study.params.paths import PREDICTIONS
+from dqlib.study.process.progress import report
+from dqlib.study.training.kinds import training_of
+
+#: What each metric is, as details have it.
+SIGNATURES = {
+    "accuracy": "share of the texts",
+    "f1": "mean over the classes that occur (macro)",
+    "mcc": "Matthews correlation of several classes (Gorodkin 2004)",
+}
+
+
+def score(
+    model: PreTrainedModel,
+    evaluation: S.Evaluation,
+    spec: S.Task,
+    corpus: LoadedCorpus,
+    accelerator: Accelerator,
+    folder: Path,
+    name: str,
+) -> Scores | None:
+    """Classify the test sets, leave predictions and details in the folder, and give the scores.
+
+    Returns:
+        The scores on the main process, None on the others.
+    """
+    rows = [row | {"test_set": key} for key, each in corpus.test_sets(evaluation.documents).items() for row in each]
+    chances = probabilities(model, rows, evaluation, spec, corpus, accelerator, name)
+    if not accelerator.is_main_process:
+        return None
+    scores, lines = class_scores(rows, chances, corpus.labels, evaluation.bootstrap)
+    write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_details(scores.details, folder)
+    return scores
+
+
+@torch.no_grad()
+def probabilities(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    evaluation: S.Evaluation,
+    spec: S.Task,
+    corpus: LoadedCorpus,
+    accelerator: Accelerator,
+    name: str,
+) -> np.ndarray:
+    """Probability of each class for each row, (rows, classes), shared by the processes; all of them get the whole."""
+    model.eval()
+    kind = training_of(spec.form)
+    examples, collate = kind.encode(rows, corpus, spec.corpus), kind.collate(corpus.tokenizer)
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].source))
+    batches = [order[i : i + evaluation.batch_size] for i in range(0, len(order), evaluation.batch_size)]
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    found: list[tuple[int, list[float]]] = []
+    for number, indices in enumerate(mine, start=1):
+        batch = collate([examples[i] for i in indices]).to(accelerator.device)
+        chances = torch.softmax(model(**batch.inputs()).logits.float(), dim=-1)
+        found += zip(indices, chances.tolist(), strict=True)
+        if accelerator.is_main_process:
+            report(name, number, len(mine))
+    return np.array([chances for _, chances in sorted(gather_object(found))])
+
+
+def class_scores(
+    rows: Sequence[Row], chances: np.ndarray, labels: Sequence[str], resamples: int
+) -> tuple[Scores, list[Line]]:
+    """Accuracy (the headline), macro-F1 and Matthews' correlation, in percent; accuracy of each text is 0 or 100.
+
+    Args:
+        rows: with ``target`` and ``test_set``; the scores are those of the test set ``test``.
+        chances: (rows, classes).
+        labels: of the classes.
+        resamples: of the bootstrap.
+    """
+    number = {label: i for i, label in enumerate(labels)}
+    truth = np.array([number[row["target"]] for row in rows])
+    predicted = chances.argmax(axis=1)
+    details: list[Detail] = []
+    for test_set, where in places(rows, lambda row: row["test_set"]).items():
+        details += details_of(truth[where], predicted[where], len(labels), resamples, test_set)
+    judged = {each.metric: each for each in details if each.test_set == "test"}
+    means = {metric: each.value for metric, each in judged.items()}
+    headline = judged["accuracy"]
+    count = sum(row["test_set"] == "test" for row in rows)
+    lines: list[Line] = [
+        {name: row[name] for name in ("source", "second") if name in row}
+        | {"reference": row["target"], "prediction": labels[guess], "probability": round(float(chance[guess]), 4)}
+        | {"accuracy": 100.0 * (labels[guess] == row["target"])}
+        | ({"test_set": row["test_set"]} if row["test_set"] != "test" else {})
+        for row, guess, chance in zip(rows, predicted.tolist(), chances, strict=True)
+    ]
+    return Scores(count, means, "accuracy", headline.low, headline.high, tuple(details)), lines
+
+
+def details_of(
+    truth: np.ndarray, predicted: np.ndarray, classes: int, resamples: int, test_set: str = "test"
+) -> list[Detail]:
+    """Every metric with its interval over the texts.
+
+    Args:
+        truth, predicted: numbers of classes, (texts,).
+        classes: how many there are.
+        resamples: of the bootstrap.
+        test_set: that they are of.
+    """
+    cells = np.eye(classes * classes, dtype=np.int64)[truth * classes + predicted]  # (texts, cells)
+    whole = cells.sum(axis=0).reshape(1, classes, classes)
+    drawn = resampled_sums(cells, resamples).reshape(-1, classes, classes)
+    value, resampled = metrics(whole), metrics(drawn)
+    return [
+        Detail(test_set, None, metric, float(value[metric][0]), *interval(resampled[metric]), SIGNATURES[metric])
+        for metric in SIGNATURES
+    ]
+
+
+def metrics(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics of confusion matrices in percent, (matrices,) each.
+
+    F1 is averaged over the classes that occur, in truth or prediction. The correlation is that of several classes; it
+    is 0 where truth or prediction is one class alone.
+
+    Args:
+        confusion: texts by class (rows) and prediction (columns), (matrices, classes, classes).
+    """
+    confusion = confusion.astype(float)
+    right = np.diagonal(confusion, axis1=1, axis2=2)  # (matrices, classes)
+    true, predicted, texts = confusion.sum(axis=2), confusion.sum(axis=1), confusion.sum(axis=(1, 2))
+    both = true + predicted
+    f1 = np.divide(2 * right, both, out=np.zeros_like(right), where=both > 0)
+    f1 = f1.sum(axis=1) / (both > 0).sum(axis=1)
+    hits = right.sum(axis=1)
+    covariance = hits * texts - (true * predicted).sum(axis=1)
+    spread = (texts**2 - (true**2).sum(axis=1)) * (texts**2 - (predicted**2).sum(axis=1))
+    mcc = np.divide(covariance, np.sqrt(spread), out=np.zeros_like(covariance), where=spread > 0)
+    return {"accuracy": 100 * hits / texts, "f1": 100 * f1, "mcc": 100 * mcc}

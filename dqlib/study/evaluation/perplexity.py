@@ -1,0 +1,187 @@
+"""The test of a language model: perplexity of a token and bits per byte, document by document.
+
+A document is read in windows of ``source_tokens`` that go on by half of that, the stride, and the new tokens of each
+window count: each token of the text counts once, and but for the first window it is predicted from at least half a
+window of text. A document is read on its own, after the token that ends texts.
+
+Perplexity depends on how a tokenizer cuts texts; bits per byte of the text (UTF-8) do not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from dqlib.files import write_text
+from dqlib.losses import IGNORED_LABEL
+from dqlib.study.corpora.corpus import LoadedCorpus
+from dqlib.study.corpora.rows import Row
+from dqlib.study.evaluation.bootstrap import interval, resampled_sums
+from dqlib.study.evaluation.records import Detail, Line, Scores, places, write_details
+from dqlib.study.params import settings as S
+from dqlib.study.params.paths import PREDICTIONS
+from dqlib.study.process.progress import report
+from dqlib.study.training.examples import Example
+from dqlib.study.training.kinds import training_of
+from dqlib.study.training.language_modelling import stream
+
+
+def stride_of(corpus: S.Corpus) -> int:
+    """Tokens that one window begins after the one before it: half of a window."""
+    return corpus.source_tokens // 2
+
+
+def score(
+    model: PreTrainedModel,
+    evaluation: S.Evaluation,
+    spec: S.Task,
+    corpus: LoadedCorpus,
+    accelerator: Accelerator,
+    folder: Path,
+    name: str,
+) -> Scores | None:
+    """Measure the test sets, leave each document's numbers and the details in the folder, and give the scores.
+
+    Returns:
+        The scores on the main process, None on the others.
+    """
+    rows = [row | {"test_set": key} for key, each in corpus.test_sets(evaluation.documents).items() for row in each]
+    measured = document_losses(model, rows, evaluation, spec, corpus, accelerator, name)
+    if not accelerator.is_main_process:
+        return None
+    signature = f"windows of {spec.corpus.source_tokens} tokens, stride {stride_of(spec.corpus)}"
+    scores, lines = text_scores(rows, measured, evaluation.bootstrap, signature)
+    write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_details(scores.details, folder)
+    return scores
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Part of a document: ``example`` is read, and its last ``new`` tokens count."""
+
+    document: int
+    example: Example
+    new: int
+
+
+def windows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, length: int, stride: int) -> list[Window]:
+    """Windows in which each token of each document counts once."""
+    found = []
+    for number, row in enumerate(rows):
+        ids = stream(row["source"], tokenizer)[:-1]  # the token that ends a text is none of it
+        done = 0  # tokens that were predicted
+        for start in range(0, max(len(ids) - 1, 1), stride):
+            block = ids[start : start + length + 1]
+            new = start + len(block) - 1 - done
+            if new > 0:
+                found.append(Window(number, Example(block[:-1], block[1:]), new))
+            done += max(new, 0)
+    return found
+
+
+@torch.no_grad()
+def document_losses(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    evaluation: S.Evaluation,
+    spec: S.Task,
+    corpus: LoadedCorpus,
+    accelerator: Accelerator,
+    name: str,
+) -> np.ndarray:
+    """Nats, tokens and bytes of each document, (documents, 3); shared by the processes, all of them get the whole."""
+    model.eval()
+    collate = training_of(spec.form).collate(corpus.tokenizer)
+    every = windows(rows, corpus.tokenizer, spec.corpus.source_tokens, stride_of(spec.corpus))
+    every.sort(key=lambda window: len(window.example.source))
+    batches = [every[i : i + evaluation.batch_size] for i in range(0, len(every), evaluation.batch_size)]
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    found: list[tuple[int, float, int]] = []
+    for number, some in enumerate(mine, start=1):
+        batch = collate([window.example for window in some]).to(accelerator.device)
+        logits = model(**batch.inputs()).logits.float()
+        nats = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), batch.labels, ignore_index=IGNORED_LABEL, reduction="none"
+        )
+        for window, losses in zip(some, nats.double(), strict=True):
+            end = len(window.example.source)
+            found.append((window.document, float(losses[end - window.new : end].sum()), window.new))
+        if accelerator.is_main_process:
+            report(name, number, len(mine))
+    measured: np.ndarray = np.zeros((len(rows), 3))
+    for document, loss, tokens in sorted(gather_object(found)):
+        measured[document, :2] += loss, tokens
+    measured[:, 2] = [len(row["source"].encode()) for row in rows]
+    return measured
+
+
+def text_scores(rows: Sequence[Row], measured: np.ndarray, resamples: int, signature: str) -> tuple[Scores, list[Line]]:
+    """Perplexity of a token (the headline) and bits per byte of all documents together.
+
+    Args:
+        rows: with ``test_set``; the scores are those of the test set ``test``.
+        measured: nats, tokens and bytes of each document, (documents, 3).
+        resamples: of the bootstrap.
+        signature: how it was measured.
+    """
+    details: list[Detail] = []
+    for test_set, where in places(rows, lambda row: row["test_set"]).items():
+        details += details_of(measured[where], resamples, signature, test_set)
+    judged = {each.metric: each for each in details if each.test_set == "test"}
+    headline = judged["perplexity"]
+    lines: list[Line] = [
+        {"source": row["source"][:200], "nats": round(nats, 4), "tokens": int(tokens), "bytes": int(size)}
+        | ({"name": row["name"]} if "name" in row else {})
+        | ({"test_set": row["test_set"]} if row["test_set"] != "test" else {})
+        for row, (nats, tokens, size) in zip(rows, measured.tolist(), strict=True)
+    ]
+    count = sum(row["test_set"] == "test" for row in rows)
+    means = {metric: each.value for metric, each in judged.items()}
+    return Scores(count, means, "perplexity", headline.low, headline.high, tuple(details)), lines
+
+
+def details_of(measured: np.ndarray, resamples: int, signature: str, test_set: str = "test") -> list[Detail]:
+    """Both metrics, with their intervals over the documents.
+
+    Args:
+        measured: nats, tokens and bytes of each document, (documents, 3).
+        resamples: of the bootstrap.
+        signature: how they were measured.
+        test_set: that they are of.
+    """
+    value, resampled = metrics(measured.sum(axis=0, keepdims=True)), metrics(resampled_sums(measured, resamples))
+    return [
+        Detail(test_set, None, metric, float(value[metric][0]), *interval(resampled[metric]), signature)
+        for metric in value
+    ]
+
+
+def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics of sums over documents, (sums,) each.
+
+    Args:
+        sums: nats, tokens and bytes, (sums, 3).
+    """
+    nats, tokens, size = sums.T
+    return {"perplexity": np.exp(nats / tokens), "bits_per_byte": nats / math.log(2) / size}
+
+
+def resampled_perplexity(lines: Sequence[Line], resamples: int) -> np.ndarray:
+    """Perplexity of documents drawn again with replacement, (resamples,); the same draws for as many documents.
+
+    Args:
+        lines: ``nats`` and ``tokens`` of each document.
+        resamples: how many times all documents are drawn.
+    """
+    measured = np.array([[line["nats"], line["tokens"], line["bytes"]] for line in lines], dtype=float)
+    return metrics(resampled_sums(measured, resamples))["perplexity"]

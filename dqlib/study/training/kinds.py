@@ -1,0 +1,52 @@
+"""What the trainings of a kind of tasks have of their own: models, examples, batches, masks.
+
+Each kind has a module with one :class:`KindTraining`, named in :data:`dqlib.study.params.kinds.KINDS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from dqlib.study.corpora.corpus import LoadedCorpus
+from dqlib.study.corpora.rows import Row
+from dqlib.study.params import settings as S
+from dqlib.study.training.examples import Example
+from dqlib.study.training.text_batches import ModelBatch
+
+Noise = Callable[[Example, random.Random], Example]
+
+
+@dataclass(frozen=True)
+class KindTraining:
+    """The parts of a training that depend on the kind of the task.
+
+    Args:
+        new: a model with random weights, to be pre-trained or, without pre-training, fine-tuned.
+        started: what a teacher starts from, of the pre-trained model or a new one.
+        planned: a model of a teacher's shape with random weights, where nothing is to be fetched; the second argument
+            says whether it is to be pre-trained.
+        encode: rows as examples.
+        collate: what makes a batch of examples, for a tokenizer, or for one that is trained here where it is None.
+        longest: so many examples of random tokens, each as long as the parameters of a corpus allow, for a model.
+        windows: texts of rows as examples of pre-training, at most so many tokens each.
+        noise: what changes each of these anew in every epoch.
+    """
+
+    new: Callable[[S.Task, PreTrainedTokenizerFast], PreTrainedModel]
+    started: Callable[[PreTrainedModel, S.Task, LoadedCorpus], PreTrainedModel]
+    planned: Callable[[S.Task, bool], PreTrainedModel]
+    encode: Callable[[Sequence[Row], LoadedCorpus, S.Corpus], list[Example]]
+    collate: Callable[[PreTrainedTokenizerFast | None], Callable[[Sequence[Example]], ModelBatch]]
+    longest: Callable[[PreTrainedModel, int, S.Corpus], list[Example]]
+    windows: Callable[[Sequence[Row], PreTrainedTokenizerFast, int], list[Example]]
+    noise: Callable[[S.Pretraining, PreTrainedTokenizerFast], Noise]
+
+
+def training_of(kind: S.Kind) -> KindTraining:
+    """The parts of a kind."""
+    return importlib.import_module(kind.training).TRAINING

@@ -1,0 +1,201 @@
+"""Corpora of classifications and of running text: what is in them, and what is refused."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pandas
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from dqlib.errors import InputError
+from dqlib.study.corpora import pydoc_match, pydoc_text, pydoc_topic
+from dqlib.study.corpora.corpus import build_corpus, load_corpus
+from dqlib.study.corpora.documents import LONGEST_DOCUMENT, documents
+from dqlib.study.corpora.pydoc import Pair, python_files
+from dqlib.study.corpora.splits import CLASSES_TEST_PERCENT, split_of
+from dqlib.study.params import settings as S
+
+KINDS = {"pydoc-match": "classification", "pydoc-topic": "classification", "pydoc-text": "language_modelling"}
+MODULE = '''"""Tools of the {name} kind."""
+
+def water_all(plants):
+    """Water every plant {where}.
+
+    {body} `plants` that were watered today are left out, and garden.pump() is needed for it."""
+
+def dig_up(plant):
+    """Take one plant away {where}.
+
+    {body} The bed has a gap then, which water_all does not fill with another plant."""
+'''
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """Two packages of many modules, which are in all splits."""
+    for package, place in (("gardens", "lawn"), ("kitchens", "window sill")):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("")
+        for number in range(60):
+            where = f"on the {place} of {package} number {number}"
+            text = MODULE.format(name=f"{package} {number}", body=f"It is {where}.", where=where)
+            (tmp_path / package / f"beds{number}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    return ["gardens", "kitchens"]
+
+
+def embedded(name, packages):
+    return S.Corpus(name, "embedded", 400, 48, packages=packages)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_corpus_built_twice_is_byte_identical_and_split_by_module(name, packages, tmp_path):
+    for folder in ("one", "other"):
+        build_corpus(embedded(name, packages), tmp_path / folder, kind=KINDS[name])
+    corpus = load_corpus(tmp_path / "one")
+    assert corpus.info == load_corpus(tmp_path / "other").info
+    modules = {split: {row["group"] for row in rows} for split, rows in corpus.splits.items()}
+    assert not modules["train"] & modules["test"]
+    assert all(modules.values())
+    assert len(corpus.info["sha256"]) == 64
+
+
+def test_half_of_the_pairs_have_exchanged_bodies_within_their_module(packages):
+    splits = pydoc_match.build(embedded("pydoc-match", packages))
+    files = [file for package in packages for file in python_files(package)]
+    pairs = [pair for module, path in files for pair in pydoc_match.masked_pairs(module, path)]
+    original = {pair.source: (pair.target, pair.group) for pair in pairs}
+    for rows in splits.values():
+        counts = Counter(row["target"] for row in rows)
+        assert abs(counts["match"] - counts["other"]) <= 2
+        for row in rows:
+            summary, module = original[row["second"]]
+            assert (summary == row["source"] and module == row["group"]) == (row["target"] == "match")
+            assert module.partition(".")[0] == row["group"].partition(".")[0]
+            assert split_of(module, CLASSES_TEST_PERCENT) == split_of(row["group"], CLASSES_TEST_PERCENT)
+    bodies = [row["second"] for rows in splits.values() for row in rows]
+    assert len(bodies) == len(set(bodies))  # so neither text alone tells the class
+
+
+def test_names_and_identifiers_are_masked():
+    names = pydoc_match.maskable(["Garden", "dig", "to"])
+    text = "Use `x` of garden to dig: run_all, runAll, a.b.C, HTMLParser, pump() and plants; it's PEP 257."
+    assert pydoc_match.masked(text, names) == (
+        "Use NAME of NAME to NAME: NAME, NAME, NAME, HTMLParser, NAME and plants; it's PEP 257."
+    )
+
+
+def test_bodies_that_occur_twice_and_single_docstrings_are_left_out():
+    pairs = [Pair("a.b", f"a.b.{i}", "the same body", f"Summary {i}.") for i in range(3)]
+    assert pydoc_match.paired(pairs) == []
+
+
+def test_names_of_packages_and_their_modules_do_not_tell_the_topic(packages):
+    splits = pydoc_topic.build(embedded("pydoc-topic", packages))
+    rows = [row for each in splits.values() for row in each]
+    assert {row["target"] for row in rows} == set(packages)
+    assert not any("gardens" in row["source"].lower() or "kitchens" in row["source"].lower() for row in rows)
+    assert len({row["source"] for row in rows}) > 100
+
+
+def test_a_module_is_one_document_and_each_docstring_is_there_once(packages):
+    rows = [row for each in pydoc_text.build(embedded("pydoc-text", packages)).values() for row in each]
+    assert len({row["name"] for row in rows}) == len(rows) == 120
+    lines = [line for row in rows for line in row["source"].splitlines()]
+    assert len(lines) == len(set(lines))
+
+
+def test_classes_and_their_balance_are_known_of_a_corpus(packages, tmp_path):
+    build_corpus(embedded("pydoc-match", packages), tmp_path / "made", kind="classification")
+    corpus = load_corpus(tmp_path / "made")
+    assert corpus.labels == ["match", "other"]
+    for split, counts in corpus.info["balance"].items():
+        assert sum(counts.values()) == corpus.info["sizes"][split]
+    ids = corpus.tokenizer("a garden", "its plants")["input_ids"]
+    assert corpus.tokenizer.convert_ids_to_tokens(ids)[0] == "<s>"
+    assert ids.count(corpus.tokenizer.sep_token_id) == 2
+
+
+def from_files(tmp_path, train, test, **columns):
+    for split, rows in {"train": train, "validation": train[:3], "test": test}.items():
+        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    return S.Corpus("mine", "files", 300, 16, **files, **({"source": "text", "target": "label"} | columns))
+
+
+ROWS = [{"text": f"text {i}", "label": i % 3} for i in range(12)]
+
+
+def test_a_column_of_labels_may_be_text_or_whole_numbers(tmp_path):
+    for labels in ([0, 1, 10], ["0", "1", "10"], ["neg", "neutral", "pos"], [True, False, True]):
+        rows = [{"text": f"text {i}", "label": labels[i % 3]} for i in range(12)]
+        build_corpus(from_files(tmp_path, rows, rows[:4]), tmp_path / "made", kind="classification")
+        wanted = list(map(str, labels)) if len(set(labels)) == 3 else ["False", "True"]
+        assert load_corpus(tmp_path / "made").labels == wanted
+    frame = pandas.DataFrame(ROWS)
+    for split in ("train", "validation", "test"):
+        frame.to_parquet(tmp_path / f"{split}.parquet")
+        frame.to_csv(tmp_path / f"{split}.csv")
+    for kind in ("parquet", "csv"):
+        corpus = from_files(tmp_path, ROWS, ROWS)
+        files = {split: str(tmp_path / f"{split}.{kind}") for split in ("train", "validation", "test")}
+        build_corpus(replace(corpus, **files), tmp_path / "made", kind="classification")
+        assert load_corpus(tmp_path / "made").labels == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (ROWS, [*ROWS[:2], {"text": "x", "label": 7}], r"test\.jsonl, line 3, class: '7' .* a class of train: 0, 1, 2"),
+        (ROWS, [{"text": "x", "label": 0.5}], r"line 1, column label: 0\.5 .* a class: text or a whole number"),
+        (ROWS, [{"text": "x", "label": None}], r"line 1, column label: None .* a class"),
+        (ROWS, [{"text": " ", "label": 1}], r"test\.jsonl, line 1, column text: ' ' .* text that is not empty"),
+        (ROWS, [{"text": "x"}], r"test\.jsonl, line 1, column: 'label' .* one of text"),
+        ([{"text": str(i), "label": 1} for i in range(9)], ROWS, r"corpus\.train, classes: '1' .* two or more"),
+    ],
+)
+def test_bad_classes_are_refused_in_one_sentence_with_the_line(tmp_path, train, test, message):
+    with pytest.raises(InputError, match=message) as caught:
+        build_corpus(from_files(tmp_path, train, test), tmp_path / "made", kind="classification")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "made").exists()
+
+
+def test_pairs_that_are_longer_than_the_model_reads_are_counted(tmp_path):
+    rows = [{"a": "word " * (1 + 20 * (i % 2)), "b": "text", "label": i % 2} for i in range(8)]
+    corpus = from_files(tmp_path, rows, rows[:4], source="a", second="b")
+    build_corpus(corpus, tmp_path / "made", kind="classification")
+    assert load_corpus(tmp_path / "made").info["truncated"]["test"] == {"sources": 2}
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_data_set_of_the_hub_has_the_schema_of_glue(tmp_path, named):
+    label = ClassLabel(names=["not_entailment", "entailment"]) if named else Value("int64")
+    text = Value("string")
+    features = Features({"question": text, "sentence": text, "label": label, "idx": Value("int32")})
+    rows = [{"question": f"q {i}?", "sentence": f"s {i}.", "label": i % 2, "idx": i} for i in range(20)]
+    data = DatasetDict({split: Dataset.from_list(rows, features) for split in ("train", "validation")})
+    for split, each in data.items():
+        each.to_parquet(tmp_path / "snapshot" / f"{split}.parquet")
+    corpus = S.Corpus(
+        "qnli", "hub", 300, 16, dataset=str(tmp_path / "snapshot"), train="train[4:]", validation="train[:4]",
+        test="validation", source="question", second="sentence", target="label",
+    )  # fmt: skip
+    build_corpus(corpus, tmp_path / "made", kind="classification")
+    made = load_corpus(tmp_path / "made")
+    assert made.labels == (["entailment", "not_entailment"] if named else ["0", "1"])
+    assert made.info["sizes"] == {"train": 16, "validation": 4, "test": 20}
+    assert made.splits["test"][0].keys() == {"source", "second", "target"}
+
+
+def test_lines_of_running_text_become_documents(tmp_path):
+    assert list(documents(["= A =", " ", "", "one line ", "another"])) == [{"source": "= A =\none line\nanother"}]
+    many = list(documents(["word " * 2000] * 25))
+    assert [len(row["source"]) >= LONGEST_DOCUMENT - 25 for row in many] == [True, True, False]
+    rows = [{"text": f"line {i} of a text"} for i in range(40)]
+    corpus = from_files(tmp_path, rows, rows[:5], target="target")
+    build_corpus(corpus, tmp_path / "made", kind="language_modelling")
+    made = load_corpus(tmp_path / "made")
+    assert made.info["sizes"] == {"train": 1, "validation": 1, "test": 1}
+    assert made.info["tokens"]["test"] > 5

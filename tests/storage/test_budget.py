@@ -1,0 +1,248 @@
+"""Bits of each module under a budget: the exact optimum, within the bytes, and a student like any other."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dqlib.config import FULL_PRECISION, Config, in_megabytes
+from dqlib.errors import InputError
+from dqlib.losses import logits_kl
+from dqlib.presets import get_preset
+from dqlib.sensitivity import sensitivities
+from dqlib.storage.account import account
+from dqlib.storage.budget import choose_bits, knapsack
+from dqlib.storage.footprint import size_bytes
+from dqlib.storage.packed import load_packed, save_packed
+from dqlib.storage.students import load_student, save_student
+from dqlib.student import make_student, module_quantizers, quantize_model, quantized_modules, round_for_storage
+from tests.helpers.models import CASES, data_of, make_teacher
+
+EVERY = pytest.mark.parametrize("name", CASES)
+
+
+def calibration_of(name):
+    data = data_of(name)
+    return [data.inputs | {"labels": data.labels}]
+
+
+def extremes(name, teacher):
+    """Bytes of the smallest and the largest student that a budget may become."""
+    bytes_of = [size_bytes(make_student(teacher, Config.parse(f"{b}-{b}-8 {CASES[name].layers}"))) for b in (1, 8)]
+    return tuple(bytes_of)
+
+
+def mixed(name="mbart"):
+    """A student with half of the bytes between the smallest and the largest."""
+    teacher = make_teacher(name)
+    smallest, largest = extremes(name, teacher)
+    config = Config.parse(f"auto:{in_megabytes((smallest + largest) // 2)} {CASES[name].layers}")
+    return make_student(teacher, config, calibration=calibration_of(name)).eval()
+
+
+def logits(model, name):
+    with torch.no_grad():
+        return model(**data_of(name).inputs).logits
+
+
+# --- the knapsack
+
+number = st.one_of(st.integers(0, 3).map(float), st.floats(-1, 10, allow_nan=False))
+group = st.lists(st.tuples(st.integers(0, 40), number), min_size=1, max_size=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(group, min_size=1, max_size=6), st.floats(0, 1.1))
+def test_the_knapsack_is_as_good_as_trying_all(groups, part):
+    sizes, losses = ([[pair[i] for pair in of] for of in groups] for i in (0, 1))
+    smallest, largest = sum(map(min, sizes)), sum(map(max, sizes))
+    capacity = int(smallest + part * (largest - smallest))
+    places = knapsack(sizes, losses, capacity)
+    assert sum(of[place] for of, place in zip(sizes, places, strict=True)) <= capacity
+    every = product(*(range(len(of)) for of in sizes))
+    fitting = [each for each in every if sum(of[i] for of, i in zip(sizes, each, strict=True)) <= capacity]
+    best = min(sum(of[i] for of, i in zip(losses, each, strict=True)) for each in fitting)
+    assert sum(of[place] for of, place in zip(losses, places, strict=True)) == pytest.approx(best, abs=1e-8)
+
+
+# --- what a module loses
+
+
+def test_a_sensitivity_is_the_loss_of_a_teacher_with_that_one_weight_replaced():
+    teacher, (batch,) = make_teacher("bart"), calibration_of("bart")
+    found = sensitivities(teacher, [batch], activation_bits=FULL_PRECISION)
+    inputs, counts = data_of("bart").inputs, batch["labels"] >= 0
+    for bits in (1, 2):
+        student = make_student(teacher, Config.parse(f"{bits}-{bits}-32 3-2"))
+        for path in ("model.shared", "model.decoder.layers.1.fc2"):
+            other = make_teacher("bart")
+            other.get_submodule(path).weight.data.copy_(student.get_submodule(path).quantized().dequantize())
+            with torch.no_grad():
+                lost = logits_kl(other(**inputs).logits, teacher(**inputs).logits, counts)
+            assert found[path][bits] == pytest.approx(float(lost), abs=1e-5)
+            assert found[path][bits] > found[path][8]
+
+
+@EVERY
+def test_every_quantized_weight_has_a_sensitivity_at_each_number_of_bits(name):
+    teacher = make_teacher(name)
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    found = sensitivities(teacher, calibration_of(name))
+    student = make_student(teacher, Config.parse(f"2-2-8 {CASES[name].depths}"))
+    positions = {id(each) for path, each in quantized_modules(student).items() if each.weight_quantizer.bits == 8}
+    weights = {id(each.weight) for each in quantized_modules(student).values() if id(each) not in positions}
+    assert {id(student.get_submodule(path).weight) for path in found} == weights
+    assert len(found) == len(weights)
+    assert all(set(by_bits) == {1, 2, 4, 8} for by_bits in found.values())
+    assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
+    assert not teacher.training
+
+
+def test_a_method_without_a_grid_at_one_bit_has_no_sensitivity_there():
+    found = sensitivities(make_teacher("bart"), calibration_of("bart"), "dq-bart-faithful")
+    assert all(set(by_bits) == {2, 4, 8} for by_bits in found.values())
+
+
+# --- bits within a budget
+
+
+@EVERY
+def test_a_student_of_a_budget_has_no_more_bytes_and_the_best_bits_that_fit(name):
+    teacher, calibration = make_teacher(name), calibration_of(name)
+    smallest, largest = extremes(name, teacher)
+    middle, sums, measured = (smallest + largest) // 2, [], sensitivities(teacher, calibration)
+    for budget in (smallest, middle, largest - 1, largest):
+        config = Config.parse(f"auto:{in_megabytes(budget)} {CASES[name].layers}")
+        chosen = choose_bits(teacher, config, measured=measured)
+        student = make_student(teacher, chosen)
+        assert size_bytes(student) <= budget
+        assert {path: each.bits for path, each in module_quantizers(student).items()} == dict(chosen.modules)
+        sums.append(sum(bits for _, bits in chosen.modules))
+        if budget == middle:
+            assert make_student(teacher, config, calibration=calibration).dqlib_config == chosen
+    assert sums[0] < sums[1] < sums[2] < sums[3]
+
+
+def test_a_budget_for_everything_gives_all_the_most_bits_and_the_smallest_one_the_fewest():
+    teacher = make_teacher("bart")
+    for budget, bits in zip(extremes("bart", teacher), (1, 8), strict=True):
+        student = make_student(
+            teacher, Config.parse(f"auto:{in_megabytes(budget)} 2-1"), calibration=calibration_of("bart")
+        )
+        uniform = make_student(teacher, Config.parse(f"{bits}-{bits}-8 2-1"))
+        assert {b for _, b in student.dqlib_config.modules} == {bits}
+        assert (student.dqlib_config.w_bits, student.dqlib_config.e_bits) == (bits, bits)
+        assert torch.equal(logits(student.eval(), "bart"), logits(uniform.eval(), "bart"))
+
+
+def test_layers_that_a_text_does_not_name_are_the_teachers():
+    teacher = make_teacher("bart")
+    student = make_student(teacher, Config.parse("auto:0.01MB"), calibration=calibration_of("bart"))
+    config = student.dqlib_config
+    assert (config.encoder_layers, config.decoder_layers) == (3, 2)
+    assert str(config) == "auto:0.01MB"
+
+
+def test_a_layer_that_was_copied_has_the_sensitivity_of_the_one_it_came_from():
+    teacher = make_teacher("bart")  # of three encoder layers a student with two has the first and the last
+    smallest, largest = extremes("bart", teacher)
+    measured = sensitivities(teacher, calibration_of("bart"))
+    for path in measured:
+        measured[path] = dict.fromkeys((1, 2, 4, 8), 0.0)
+    measured["model.encoder.layers.2.fc1"] = {1: 1.0, 2: 0.5, 4: 0.2, 8: 0.0}
+    config = Config.parse(f"auto:{in_megabytes((smallest + largest) // 2)} 2-1")
+    bits = dict(choose_bits(teacher, config, measured=measured).modules)
+    assert bits["model.encoder.layers.1.fc1"] == 8
+    assert {b for path, b in bits.items() if path != "model.encoder.layers.1.fc1"} == {1}
+
+
+def test_more_bits_are_never_taken_to_be_worse():
+    teacher = make_teacher("bart")
+    measured = sensitivities(teacher, calibration_of("bart"))
+    for path in measured:
+        measured[path] = {1: 1.0, 2: 0.5, 4: 0.1, 8: 0.1 + 1e-9}  # as rounding of activations may have it
+    _, largest = extremes("bart", teacher)
+    config = Config.parse(f"auto:{in_megabytes(largest)} 2-1")
+    assert {b for _, b in choose_bits(teacher, config, measured=measured).modules} == {8}
+
+
+# --- a student like any other
+
+
+@EVERY
+def test_a_student_of_mixed_bits_is_the_same_saved_and_packed_in_the_bytes_that_are_counted(name, tmp_path):
+    student = mixed(name)
+    assert len({bits for _, bits in student.dqlib_config.modules}) > 1
+    round_for_storage(student)
+    save_student(student, tmp_path / "student")
+    save_packed(student, tmp_path / "packed")
+    for loaded in (load_student(tmp_path / "student"), load_packed(tmp_path / "packed")):
+        assert loaded.dqlib_config == student.dqlib_config
+        assert torch.equal(logits(loaded, name), logits(student, name))
+        assert size_bytes(loaded) == size_bytes(student)
+    assert account(tmp_path / "packed").tensor_bytes == size_bytes(student) <= student.dqlib_config.budget
+    save_packed(load_packed(tmp_path / "packed"), tmp_path / "again")
+    for path in (tmp_path / "packed").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_every_parameter_of_a_student_of_mixed_bits_learns():
+    student, data = mixed("mbart").train(), data_of("mbart")
+    output = student(**data.inputs).logits
+    torch.nn.functional.cross_entropy(output.flatten(0, 1), data.labels.flatten()).backward()
+    without = [name for name, p in student.named_parameters() if p.grad is None or not p.grad.any()]
+    assert [name for name in without if "k_proj.bias" not in name] == []  # a softmax does not see these
+
+
+# --- what is refused
+
+
+def test_a_budget_below_the_smallest_student_is_refused_with_its_bytes():
+    teacher = make_teacher("bart")
+    smallest, _ = extremes("bart", teacher)
+    allowed = rf"budget of 'auto:0.0001MB 2-1': '0.0001MB' .* at least {in_megabytes(smallest)}"
+    with pytest.raises(InputError, match=allowed):
+        make_student(teacher, Config.parse("auto:0.1kB 2-1"), calibration=calibration_of("bart"))
+    just = Config.parse(f"auto:{in_megabytes(smallest - 1)} 2-1")
+    with pytest.raises(InputError, match="smallest"):
+        make_student(teacher, just, calibration=calibration_of("bart"))
+
+
+@pytest.mark.parametrize("calibration", [None, []])
+def test_a_budget_without_calibration_is_refused(calibration):
+    with pytest.raises(InputError, match=r"calibration: .* at least one batch"):
+        make_student(make_teacher("bart"), Config.parse("auto:0.008MB 2-1"), calibration=calibration)
+
+
+def test_a_calibration_in_which_no_token_counts_is_refused():
+    (batch,) = calibration_of("bart")
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    with pytest.raises(InputError, match="none of which counts"):
+        make_student(make_teacher("bart"), Config.parse("auto:0.008MB 2-1"), calibration=[batch])
+
+
+def test_bits_that_are_not_chosen_yet_quantize_nothing():
+    with pytest.raises(InputError, match="one whose bits are chosen"):
+        quantize_model(make_teacher("bart"), Config.parse("auto:0.008MB"))
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ((("model.shared", 2),), r"bits of model\..*fc1|bits of model\..*proj"),
+        ((("model.nowhere", 2),), "modules: 'model.nowhere'"),
+    ],
+)
+def test_modules_that_are_not_those_of_the_model_are_named(modules, message):
+    config = replace(Config.parse("auto:0.008MB 3-2"), w_bits=2, e_bits=2, modules=modules)
+    with pytest.raises(InputError, match=message):
+        quantize_model(make_teacher("bart"), config)
+
+
+def test_a_method_without_a_grid_for_any_of_the_bits_has_no_budget():
+    preset = replace(get_preset("dqlib"), weight_bits=(3, 5, FULL_PRECISION))
+    with pytest.raises(InputError, match="1, 2, 4 and 8"):
+        make_student(make_teacher("bart"), Config.parse("auto:1MB"), preset, calibration_of("bart"))
