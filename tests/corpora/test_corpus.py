@@ -342,8 +342,8 @@ def test_a_text_that_a_pair_has_or_that_repeats_what_is_held_out_is_left_out():
     held_out = "one two three four five six seven eight nine ten eleven twelve"
     splits = {"train": [{"source": "a.b: known text", "target": "gist"}],
               "validation": [{"source": "c.d: " + held_out, "target": "Water every plant."}], "test": []}  # fmt: skip
-    texts = ["e.f: Known text", "g: other text", "h: other text", "i: " + held_out + " and more",
-             "j: water every plant.", "k: one two three and so on", "l: and water every plant, too"]  # fmt: skip
+    texts = ["e.f: Known text", "g: other text", "h: other text", f"i: {held_out} and more", "j: water every plant.",
+             "k: one two three and so on", "l: and water every plant, too"]  # fmt: skip
     kept = [row["source"] for row in of_train_alone(({"source": text} for text in texts), splits)]
     assert kept == [texts[1], *texts[5:]]
 

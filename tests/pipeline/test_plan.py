@@ -9,7 +9,7 @@ from dqlib.storage.footprint import fp32_size_bytes, size_bytes
 from dqlib.student import make_student
 from dqlib.study.__main__ import main
 from dqlib.study.params.settings import load_settings
-from dqlib.study.pipeline.plan import plan
+from dqlib.study.pipeline.plan import _Timed, plan
 from dqlib.study.training.kinds import training_of
 from tests.conftest import write_small_study
 
@@ -65,3 +65,20 @@ def test_the_command_prints_a_table_and_errors_as_a_sentence(settings, capsys):
     ):
         assert main(["plan", *wrong]) == 2
         assert capsys.readouterr().err.startswith(error)
+
+
+def test_what_the_teacher_writes_and_a_student_draws_is_counted(settings, tmp_path, monkeypatch):
+    draw = _Timed._drawing
+    monkeypatch.setattr(_Timed, "_drawing", lambda *given: 1000.0 + draw(*given))
+    params = yaml.safe_load((tmp_path / "small.yaml").read_text())
+    task = params["summarization"]
+    task |= {"configs": ["2-2-8_2-1"], "controls": [], "methods": None, "pseudo_labels": {"pairs": 30, "texts": 40}}
+    task["distill"]["preset"] = "dqlib-on-policy"
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(params))
+    *_, student = plan(load_settings("small.yaml"), "summarization").trainings
+    task["distill"]["preset"] = "dqlib-labelled-text"
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(params))
+    *_, labels, _ = plan(load_settings("small.yaml"), "summarization").trainings
+    assert (labels.name, labels.steps) == ("summarization: pseudo-labels, at most", 0)
+    assert labels.total_seconds == labels.test_seconds > 0
+    assert 250 < student.seconds < 1000  # every fourth step draws

@@ -41,7 +41,6 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 #: Folders whose docstrings describe tests or copies of other projects, not an interface.
 SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "_vendor", "site-packages", "__pycache__", "idlelib"})
 
-
 #: Shortest and longest summary and shortest body, in words.
 SUMMARY_WORDS = (3, 30)
 MIN_BODY_WORDS = 8
@@ -187,7 +186,7 @@ def each_module(packages: list[str], of_module: Callable[[str, Path], Found], pr
 
 
 def _of_all(files: list[tuple[str, Path]], of_module: Callable[[str, Path], Found], processes: int) -> list[Found]:
-    """What a function gives for each file, in their order, on several processes."""
+    """What a function finds for each file, in their order, on several processes."""
     if processes > 1 and files:
         with ProcessPoolExecutor(processes) as pool:
             return list(pool.map(of_module, *zip(*files, strict=True), chunksize=64))

@@ -156,6 +156,13 @@ class Task:
         return any(recipe.pseudo_labels for recipe in recipes)
 
     @property
+    def asks_for_pseudo_labels(self) -> bool:
+        """Whether a student or a run of the benchmark is trained on what the teacher writes."""
+        presets = {preset for _, preset in self.students()}
+        presets |= {run.preset for run in self.methods.runs()} if self.methods else set()
+        return any(map(self.uses_pseudo_labels, presets))
+
+    @property
     def has_unpaired_text(self) -> bool:
         """Whether there are texts that are in no pair, which a teacher may label."""
         if self.corpus.origin != "embedded":

@@ -30,7 +30,8 @@ from dqlib.study.training.examples import Example
 from dqlib.study.training.kinds import training_of
 from dqlib.study.training.loop import make_accelerator, token_counts
 from dqlib.study.training.objectives import Objective, TaskObjective
-from dqlib.study.training.task import CALIBRATION_BATCH, student_and_objective
+from dqlib.study.training.on_policy import OnPolicy
+from dqlib.study.training.task import CALIBRATION_BATCH, recipe_of, student_and_objective
 from dqlib.study.training.text_batches import ModelBatch
 
 #: Micro-batches that are timed, after one that is not.
@@ -135,6 +136,8 @@ class _Timed:
             seconds = self._step(self.teacher, TaskObjective(), spec.finetune, spec.corpus)
             test = self._test(self.teacher, spec.evaluate)
             yield Planned(f"{self.name}: teacher", 1, spec.finetune.steps, seconds, test, size, 1)
+        if spec.asks_for_pseudo_labels:
+            yield Planned(f"{self.name}: pseudo-labels, at most", 1, 0, 0.0, self._labelling(), 0, 1)
         with _threads(1 if self.together > 1 and not workers.devices() else torch.get_num_threads()):
             for config, preset in spec.students():
                 run = S.Run(preset, config, spec.distill.seed, spec.distill.steps)
@@ -150,6 +153,9 @@ class _Timed:
         calibration = [batch.with_labels()]
         student, objective = student_and_objective(self.teacher, run.config, get_preset(run.preset), calibration)
         seconds = self._step(student, objective, loop, self.spec.corpus)
+        recipe = recipe_of(get_preset(run.preset), student.dqlib_config, self.teacher)
+        if recipe.on_policy:
+            seconds += recipe.on_policy * self._drawing(student, loop)
         test = self._test(student, evaluation)
         return Planned(name, count, loop.steps, seconds, test, size_bytes(student), self.together)
 
@@ -159,9 +165,7 @@ class _Timed:
         for each in (self.teacher, model):
             each.to(accelerator.device)
         model.train()
-        (one,) = self.kind.longest(model, 1, corpus)
-        texts = max(1, loop.batch_tokens // loop.micro_batches // (len(one.source) + len(one.target)))
-        examples = self.kind.longest(model, texts, corpus)
+        examples = self._micro_batch(model, loop, corpus)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
 
         def micro_batch() -> None:
@@ -177,6 +181,34 @@ class _Timed:
         times = [(_seconds(micro_batch), _seconds(update)) for _ in range(1 + TIMED)][1:]
         share = -(-loop.micro_batches // self.processes)
         return sum(one * share + other for one, other in times) / TIMED
+
+    def _micro_batch(self, model: PreTrainedModel, loop: S.Loop, corpus: S.Corpus) -> list[Example]:
+        (one,) = self.kind.longest(model, 1, corpus)
+        texts = max(1, loop.batch_tokens // loop.micro_batches // (len(one.source) + len(one.target)))
+        return self.kind.longest(model, texts, corpus)
+
+    def _drawing(self, student: PreTrainedModel, loop: S.Loop) -> float:
+        """Seconds in which a student draws targets of full length for what a process has of a step."""
+        examples = self._micro_batch(student, loop, self.spec.corpus)
+        own = OnPolicy(1.0, self.spec.corpus.target_tokens, loop.seed)
+        share = -(-loop.micro_batches // self.processes)
+        return share * _seconds(lambda: own.targets(student, examples, 1, 0))
+
+    def _labelling(self) -> float | None:
+        """Seconds in which PyTorch writes all pseudo-labels; None where the corpus is not built, which says how many.
+
+        CTranslate2, which writes them on cores, takes about half of that.
+        """
+        labels, pairs = self.spec.pseudo_labels, self.spec.pseudo_labels.pairs
+        if pairs is None:
+            if not (self.info_folder / "corpus.json").is_file():
+                return None
+            pairs = load_info(self.info_folder)["sizes"]["train"]
+        texts = pairs + (labels.texts if self.spec.has_unpaired_text else 0)
+        as_test = replace(self.spec.evaluate, documents=texts, beams=labels.beams, batch_size=labels.batch_size)
+        with _threads(1 if self.together > 1 and not workers.devices() else torch.get_num_threads()):
+            seconds = self._test(self.teacher, as_test)
+        return None if seconds is None else seconds / self.together
 
     @torch.no_grad()
     def _test(self, model: PreTrainedModel, evaluation: S.Evaluation) -> float | None:
@@ -218,7 +250,7 @@ class _Timed:
         return self.kind.collate(None)(examples)
 
 
-def _seconds(run: Callable[[], None]) -> float:
+def _seconds(run: Callable[[], object]) -> float:
     """Wall-clock seconds of a call, on an accelerator to its end."""
     wait = torch.accelerator.synchronize if torch.accelerator.is_available() else lambda: None
     wait()

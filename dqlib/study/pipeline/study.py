@@ -115,9 +115,7 @@ class Study:
 
         The stage of the pipeline, on which those of students depend, makes its folder in every study.
         """
-        runs = self.task.methods.runs() if self.task.methods else []
-        presets = {preset for _, preset in self.task.students()} | {run.preset for run in runs}
-        if any(map(self.task.uses_pseudo_labels, presets)):
+        if self.task.asks_for_pseudo_labels:
             return self.pseudo_labels()
 
         def empty() -> None:
