@@ -9,7 +9,7 @@ from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.files import write_text
 from dqlib.study.evaluation.bootstrap import paired_p_value, welch_p_value
-from dqlib.study.evaluation.records import COLUMNS, Record, read_record, write_record
+from dqlib.study.evaluation.records import COLUMNS, Record, columns_of, read_record, write_record
 from dqlib.study.params.paths import PREDICTIONS, Folders
 from dqlib.study.params.settings import Methods, Run, load_settings
 from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, run_benchmark
@@ -142,7 +142,7 @@ def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):
     assert times[1:] == [(folder / "record.json").stat().st_mtime_ns for folder in folders[1:]]
 
     table = tables.benchmark_table(study)
-    assert tuple(table.columns) == (*COLUMNS, "baseline", "p_value")
+    assert tuple(table.columns) == (*columns_of("summarization"), "baseline", "p_value")
     equal = [folder_of(study, run) for run in benchmark_of(study).runs_of_equal_steps()]
     assert [read_record(folder).score for folder in equal] == table.score.tolist()
     ours = table[table.preset == "dqlib"].iloc[0]

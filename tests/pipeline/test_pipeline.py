@@ -15,7 +15,7 @@ import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from dqlib.storage.students import load_student
-from dqlib.study.evaluation.records import COLUMNS
+from dqlib.study.evaluation.records import columns_of
 from dqlib.study.params.paths import project_root
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,7 @@ def clone(tmp_path_factory):
 
 def test_every_model_of_every_task_has_a_row_with_the_documented_columns(clone):
     metrics = pandas.read_csv(clone / "runs" / "smoke" / "results" / "tables" / "metrics.csv")
-    assert tuple(metrics.columns) == COLUMNS
+    assert tuple(metrics.columns) == columns_of("summarization")
     assert metrics.task.drop_duplicates().tolist() == ["summarization", "eli5", "translation"]
     first = metrics[metrics.task == "summarization"]
     assert first.role.tolist() == ["teacher", "student", "student", "student"]
@@ -194,7 +194,7 @@ def test_the_benchmark_is_a_group_of_its_own(clone):
     assert not (results / "tables" / "methods.csv").exists()  # the default study did not run it
     call(clone, "dvc", "repro", "-q", "methods")
     table = pandas.read_csv(results / "tables" / "methods.csv")
-    assert tuple(table.columns) == (*COLUMNS, "baseline", "p_value")
+    assert tuple(table.columns) == (*columns_of("summarization"), "baseline", "p_value")
     assert table.preset.tolist() == ["dq-bart-faithful", "dqlib"]
     assert (results / "methods" / "methods.svg").read_text().count("<svg") == 1
     assert "dq-bart-faithful" in (results / "methods" / "README.md").read_text()

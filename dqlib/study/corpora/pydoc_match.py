@@ -5,8 +5,9 @@ In form it is like QNLI and MRPC of GLUE: two texts (``source`` the summary, ``s
 * Half of the pairs are as they were written. In the other half two docstrings have exchanged their bodies: two of the
   same module, and of like length; what is left over of a module is exchanged within its package and split. So every
   summary and every body occurs once, and neither of them alone tells the class.
-* Names are masked in both texts, since they would give the answer away: those that the module defines or is called,
-  and all that is written as an identifier (``like_this``, ``likeThis``, ``like.this``, ``like()``, `` `like` ``).
+* Names are masked, since they would give the answer away: the parts of the qualified names of both docstrings, in all
+  four texts, exchanged or not, and all that is written as an identifier (``like_this``, ``likeThis``, ``like.this``,
+  ``like()``, `` `like` ``).
 
 As in :mod:`dqlib.study.corpora.pydoc`, files are parsed and never imported, and the module decides the split.
 """
@@ -45,15 +46,14 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
     Raises:
         InputError: a package is not installed.
     """
-    pairs = build_pairs(corpus.packages, S.available_cores(), masked_pairs)
+    pairs = build_pairs(corpus.packages, S.available_cores(), bodies_and_summaries)
     return rows_in_splits(paired(pairs), corpus.limit, CLASSES_TEST_PERCENT)
 
 
-def masked_pairs(module: str, path: Path) -> list[Pair]:
-    """Bodies (``source``) and summaries (``target``) of one file, names masked."""
+def bodies_and_summaries(module: str, path: Path) -> list[Pair]:
+    """Bodies (``source``) and summaries (``target``) of one file, as they are written."""
     found = [(name, parts) for name, _, text in documented(module, path) if (parts := summary_and_body(text))]
-    names = maskable(part for name, _ in found for part in name.split("."))
-    return [Pair(module, name, masked(body, names), masked(summary, names)) for name, (summary, body) in found]
+    return [Pair(module, name, body, summary) for name, (summary, body) in found]
 
 
 def maskable(names: Iterable[str]) -> frozenset[str]:
@@ -95,10 +95,11 @@ def paired(pairs: list[Pair]) -> list[Row]:
         split = _split(one.group)
         exchanged[split] = not exchanged[split]
         bodies = (other, one) if exchanged[split] else (one, other)
+        names = maskable(part for pair in (one, other) for part in pair.name.split("."))
         for pair, body in zip((one, other), bodies, strict=True):
             target = MATCHES if pair is body else OTHER
-            row = {"group": pair.group, "name": pair.name, "source": pair.target, "second": body.source}
-            rows.append(row | {"target": target})
+            texts = {"source": masked(pair.target, names), "second": masked(body.source, names)}
+            rows.append({"group": pair.group, "name": pair.name, **texts, "target": target})
     return rows
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -122,15 +122,18 @@ def shape_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in shape.items() if value is not None}
 
 
-def checkpoint_shape(field: str, name: str, revision: str | None = None) -> dict[str, Any]:
+def checkpoint_shape(
+    field: str, name: str, revision: str | None = None, architectures: Collection[str] = ARCHITECTURES
+) -> dict[str, Any]:
     """What a checkpoint on the hub or in a folder says of its shape, by the names of :func:`shape_of`.
 
     Args:
         field: parameter that names it.
         name, revision: of the checkpoint.
+        architectures: that it may be of.
 
     Raises:
-        InputError: it is not there, or not of an architecture that tasks have.
+        InputError: it is not there, or of another architecture.
     """
     with fetching(field, name):
         place, revision = located(name, revision)
@@ -140,8 +143,8 @@ def checkpoint_shape(field: str, name: str, revision: str | None = None) -> dict
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("its config.json is no JSON object")
-    if config.get("model_type") not in ARCHITECTURES:
-        raise InputError(field, name, f"one of {', '.join(ARCHITECTURES)}; it is of {config.get('model_type')!r}")
+    if config.get("model_type") not in architectures:
+        raise InputError(field, name, f"one of {', '.join(architectures)}; it is of {config.get('model_type')!r}")
     return shape_of(config)
 
 

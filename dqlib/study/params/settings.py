@@ -323,7 +323,7 @@ def _completed(data: Any) -> Any:
             revision = model.get("revision")
             if corpus.get("tokenizer") is None:
                 corpus = corpus | {"tokenizer": start, "tokenizer_revision": revision}
-            found = _checkpoint(f"{name}.model", start, revision, model, {*model, *corpus})
+            found = _checkpoint(name, start, revision, model, {*model, *corpus})
         else:
             continue
         vocabulary = {key: found.pop(key) for key in ("vocab_size",) if key in found}
@@ -331,13 +331,14 @@ def _completed(data: Any) -> Any:
     return data
 
 
-def _checkpoint(where: str, name: str, revision: Any, model: dict[str, Any], given: set[str]) -> dict[str, Any]:
+def _checkpoint(task: str, name: str, revision: Any, model: dict[str, Any], given: set[str]) -> dict[str, Any]:
     """What a checkpoint says of its shape; nothing where all is given and it is on the hub, for then that can wait."""
     from dqlib.study.params.checkpoint import checkpoint_shape, located  # slow to import
 
     if {*SIZES, "vocab_size"} <= given and not Path(located(name)[0], "config.json").is_file():
         return {}
-    found = checkpoint_shape(f"{where}.pretrained", name, revision if isinstance(revision, str) else None)
+    where, revision = f"{task}.model", revision if isinstance(revision, str) else None
+    found = checkpoint_shape(f"{where}.pretrained", name, revision, KINDS[TASKS[task].kind].architectures)
     for key in model.keys() & found.keys():
         if model[key] != found[key]:
             raise InputError(f"{where}.{key}", model[key], f"{found[key]}, as in the model '{name}'")

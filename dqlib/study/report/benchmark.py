@@ -16,7 +16,7 @@ from dqlib.storage.footprint import size_bytes
 from dqlib.storage.reading import read_model
 from dqlib.student import make_student
 from dqlib.study.evaluation.bootstrap import paired_p_value, welch_p_value
-from dqlib.study.evaluation.records import COLUMNS, read_record
+from dqlib.study.evaluation.records import columns_of, read_record
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import COST, LOG
 from dqlib.study.params.settings import Run
@@ -26,7 +26,8 @@ from dqlib.study.report.tables import Trained
 
 #: The preset that ablations change one part of.
 WHOLE = "dqlib"
-BENCHMARK_COLUMNS = (*COLUMNS, "baseline", "p_value")
+#: Columns of the table of runs beside those of a record.
+COMPARED = ("baseline", "p_value")
 
 
 def presets_table(names: list[str] | None = None) -> pandas.DataFrame:
@@ -64,7 +65,7 @@ def benchmark_table(study: Study) -> pandas.DataFrame:
         size = sizes.get((run.preset, run.config), row["size_bytes"])
         row |= {"size_bytes": size, "compression": round(row["teacher_size_bytes"] / size, 2)}
         rows.append(row | {"baseline": baseline, "p_value": p_value})
-    table = pandas.DataFrame(rows, columns=list(BENCHMARK_COLUMNS))
+    table = pandas.DataFrame(rows, columns=[*columns_of(study.name), *COMPARED])
     return table.astype({"retention": float})  # it is None beside a teacher of zero
 
 
@@ -225,7 +226,7 @@ def longer_table(study: Study) -> pandas.DataFrame:
     short = dict.fromkeys(replace(run, steps=None) for run in long)
     runs = [run for run in short if run in benchmark.runs_of_equal_steps()] + long
     rows = [asdict(read_record(folder_of(study, run))) for run in runs]
-    table = pandas.DataFrame(rows, columns=list(COLUMNS))
+    table = pandas.DataFrame(rows, columns=list(columns_of(study.name)))
     order = {config: i for i, config in enumerate(dict.fromkeys(str(run.config) for run in long))}
     return table.sort_values(["config", "train_steps"], key=lambda c: c.map(order) if c.name == "config" else c)
 
