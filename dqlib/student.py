@@ -443,11 +443,9 @@ def _save_as_what_it_is(self: PreTrainedModel, save_directory: str | Path, *args
     if not hasattr(self, "dqlib_config") or getattr(self, "_hf_peft_config_loaded", False):
         save_weights(self, save_directory, *args, **options)
         return
-    if is_student(self):  # of the floor above, which only what is saved needs
-        from dqlib.storage.students import save_pretrained
-    else:
-        from dqlib.storage.packed import save_pretrained
-    save_pretrained(self, save_directory, *args, **options)
+    from dqlib.storage import packed, students  # the floor above, which only what is saved needs
+
+    (students if is_student(self) else packed).save_pretrained(self, save_directory, *args, **options)
 
 
 # ``Trainer`` and ``push_to_hub`` save by this name. The class of a student is that of its teacher, and as an attribute
