@@ -244,17 +244,20 @@ def test_another_quantization_of_the_weights_is_refused(folder):
         load_packed(folder)
 
 
-def test_a_packed_model_is_not_trained_but_takes_adapters(folder, tmp_path):
+def test_a_packed_model_is_not_trained(folder, tmp_path):
     options = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
     for load in (load_packed, BartForConditionalGeneration.from_pretrained):
         with pytest.raises(ValueError, match="attach trainable adapters"):
             Trainer(load(folder), options)
+
+
+def test_adapters_of_peft_are_trained_and_saved_beside_a_packed_model(folder, tmp_path):
     peft = pytest.importorskip("peft")
     model = BartForConditionalGeneration.from_pretrained(folder)
     before = logits(model)
     model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     assert not torch.equal(logits(model), before)
-    Trainer(model, options)
+    Trainer(model, TrainingArguments(str(tmp_path), report_to=[], use_cpu=True))
     model.save_pretrained(tmp_path / "adapter")
     assert not (tmp_path / "adapter" / WEIGHTS).exists()
     again = BartForConditionalGeneration.from_pretrained(folder)
