@@ -1,4 +1,4 @@
-"""Makes packed models known to transformers, whichever is imported first, and imports neither it nor torch.
+"""Makes packed models known to transformers, whichever of the two is imported first, without importing it or torch.
 
 Transformers finds the reader of a quantized checkpoint in a table of its own, by the name in ``config.json``, and has
 no entry point for others to fill it. So that a plain ``import dqlib`` suffices, this waits for the module that holds

@@ -1,4 +1,4 @@
-"""Distillation in transformers' own trainers: their arguments, callbacks, checkpoints, with the losses of a preset."""
+"""Distillation in transformers' own trainers: their arguments, callbacks and checkpoints, a preset's losses."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ class DistillationMixin:
     """Makes ``Trainer`` and ``Seq2SeqTrainer`` train a student against its teacher.
 
     ``class Distiller(DistillationMixin, Seq2SeqTrainer): pass``, and then as ever, with ``teacher=`` besides. A
-    function that is given as ``compute_loss_func`` would not do: it sees what the student answers and not what it was
-    asked.
+    function given as ``compute_loss_func`` would not do: it sees what the student answers and not what it was asked.
 
     The training loss is the preset's, over the tokens of the whole step however many micro-batches and processes share
     it (those of the reduction ``reference`` are plain means of micro-batches). The loss of an evaluation is the
@@ -66,7 +65,7 @@ class DistillationMixin:
         if teacher.config.model_type != model.config.model_type:
             raise InputError("teacher", teacher.config.model_type, f"of the student's kind, {model.config.model_type}")
         names.check_fits(model.dqlib_config, teacher.config)
-        super().__init__(model, args, *rest, **options)  # type: ignore[call-arg]  # of the trainer beside the mixin
+        super().__init__(model, args, *rest, **options)  # type: ignore[call-arg]  # of a trainer
         if self.args.label_smoothing_factor:
             raise InputError("label_smoothing_factor", self.args.label_smoothing_factor, "0 beside a teacher")
         self.loss_is_scaled_for_ga = self.preset.loss.reduction == "tokens"

@@ -304,9 +304,7 @@ def assign(model: nn.Module, parameters: Sequence[Each], value_of: Callable[[Eac
     keep_apart(model, parameters)
 
 
-def values_of(
-    parameters: Sequence[Each], value_of: Callable[[Any], Tensor] = Stored.value
-) -> Iterator[tuple[Each, Tensor]]:
+def values_of(parameters: Sequence[Each], value_of: Callable[[Each], Tensor]) -> Iterator[tuple[Each, Tensor]]:
     """Parameters with their numbers, which all threads of PyTorch make, the largest first."""
     largest_first = sorted(parameters, key=lambda each: -torch.Size(each.shape).numel())
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:

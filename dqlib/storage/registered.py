@@ -73,11 +73,22 @@ class PackedReader(HfQuantizer):
             raise InputError("dtype", str(dtype), allowed)
         return torch.float32
 
+    def update_device_map(self, device_map: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Where the model is put.
+
+        Raises:
+            InputError: on the disk in part, from where its weights would be read at each step, as codes.
+        """
+        if "disk" in (device_map or {}).values():
+            raise InputError("device_map", device_map, "devices: packed weights are not left on the disk")
+        return device_map
+
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **_: Any
     ) -> None:
         from dqlib.pruning import narrow
         from dqlib.storage.packed import check_fit, keep_apart, read_packed, round_activations, values_of
+        from dqlib.storage.stored import Stored
 
         folder = Path((checkpoint_files or [""])[0]).parent
         _fetch(model.config.name_or_path, folder)
@@ -92,7 +103,7 @@ class PackedReader(HfQuantizer):
         zeros = {each.name for each in self.packed.parameters if each.content is None}
         model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *zeros}
         coded = [each for each in self.packed.parameters if f"{each.name}.codes" in each.tensors]
-        self.values = {each.name: value for each, value in values_of(coded)}
+        self.values = {each.name: value for each, value in values_of(coded, Stored.value)}
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
         """Codes, scales and zero points make a parameter together; what else the file holds are parameters."""

@@ -48,13 +48,13 @@ def test_every_relative_link_leads_to_a_file():
 
 def test_a_student_is_packed_and_writes_by_the_code_of_the_page(tmp_path, monkeypatch, capsys):
     section = (ROOT / "docs" / "small-file.md").read_text().partition("## A small file")[2].partition("\n#")[0]
-    (code, *_) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL))
     monkeypatch.chdir(tmp_path)
     folder = Path(re.search(r'folder = "(.*?)"', code)[1])
     student = make_student(save_checkpoint(folder), Config.parse("2-2-8 6-3"))
     round_for_storage(student)
     save_student(student, folder)
-    exec(code)
+    exec(code, {})
     assert capsys.readouterr().out.endswith("\n")
 
 
@@ -70,6 +70,7 @@ def test_a_checkpoint_becomes_a_small_file_by_the_code_of_the_page(config, tmp_p
     names = {
         "CHECKPOINT": "checkpoint", "CONFIG": config, "LEARNING_RATE": 1e-3, "STEPS": 12, "LENGTH": 100,
         "TRAINING": itertools.cycle(pairs), "VALIDATION": pairs, "losses": losses,
+        "PAIRS": [{"input_ids": [0, 4, 5, 2], "attention_mask": [1] * 4, "labels": [0, 6, 2]}] * 8,
     }  # fmt: skip
     exec(code.replace("    loss.backward()\n", "    losses.append(float(loss.detach()))\n    loss.backward()\n"), names)
     assert losses[-1] < 0.8 * losses[0]
@@ -86,6 +87,7 @@ def test_a_checkpoint_becomes_a_small_file_by_the_code_of_the_page(config, tmp_p
         )
     assert torch.equal(ours, stored)
     assert torch.equal(ours, trained)
+    assert type(load_student("checkpoints/checkpoint-12")) is type(teacher)
     assert packed_size_bytes("small") < fp32_size_bytes(teacher) / 4
 
 

@@ -1,0 +1,272 @@
+"""A packed model is one of transformers' own: ``from_pretrained``, ``save_pretrained`` and ``push_to_hub`` know it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers.utils
+from huggingface_hub import ModelCard, constants
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    BartForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+from dqlib.errors import InputError
+from dqlib.storage import registered
+from dqlib.storage.manifest import MANIFEST, WEIGHTS, packed_size_bytes, verify
+from dqlib.storage.packed import load_packed, save_packed
+from dqlib.student import round_for_storage
+from tests.helpers.folders import reconfigure
+from tests.helpers.models import ASYMMETRIC, CASES, data_of, make_teacher, student_of
+
+AUTO = {
+    "bert": AutoModelForMaskedLM,
+    "bert-classifier": AutoModelForSequenceClassification,
+    "gpt2": AutoModelForCausalLM,
+}
+REVISION = 40 * "a"
+
+
+def trained(name="bart", preset="dqlib"):
+    student = student_of(make_teacher(name), name, "2-2-8", preset).eval()
+    with torch.no_grad():
+        for buffer in student.buffers():
+            if buffer.is_floating_point() and name != "mbart":  # whose are zeros, of which nothing is stored
+                buffer.normal_()
+    round_for_storage(student)
+    return student
+
+
+def logits(model, name="bart"):
+    with torch.no_grad():
+        return model(**data_of(name).inputs).logits
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def bart():
+    return trained()
+
+
+@pytest.fixture
+def folder(bart, tmp_path):
+    save_packed(bart, tmp_path / "packed")
+    return tmp_path / "packed"
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        *((name, "dqlib") for name in CASES),
+        *((name, "dq-bart-faithful") for name in ("bart", "mbart")),  # whose heads are not quantized
+        *((name, ASYMMETRIC) for name in ("t5", "gpt2")),
+    ],
+)
+def test_an_auto_class_reads_a_packed_folder_as_load_packed_does(name, preset, tmp_path, caplog):
+    student = trained(name, preset)
+    save_packed(student, tmp_path / "packed")
+    model, report = AUTO.get(name, AutoModelForSeq2SeqLM).from_pretrained(tmp_path / "packed", output_loading_info=True)
+    assert not any(report.values()), report
+    assert not [each for each in caplog.records if each.levelname != "INFO"]
+    assert not model.training
+    assert torch.equal(logits(model, name), logits(student, name))
+    ours = load_packed(tmp_path / "packed")
+    assert model.all_tied_weights_keys == ours.all_tied_weights_keys
+    assert model.quantization_method == ours.quantization_method == "dqlib"
+    state = ours.state_dict()
+    assert all(torch.equal(value, state.pop(key)) for key, value in model.state_dict().items())
+    assert not state
+    for i, each in enumerate((model, ours)):
+        each.save_pretrained(tmp_path / str(i))
+        assert files_of(tmp_path / str(i)) == files_of(tmp_path / "packed")
+        assert verify(tmp_path / str(i)) == []
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import dqlib; from transformers import AutoModelForSeq2SeqLM",
+        "from transformers import AutoModelForSeq2SeqLM; import dqlib",
+        "import dqlib, transformers.modeling_utils; from transformers import AutoModelForSeq2SeqLM",
+        "import transformers.modeling_utils; import dqlib; from transformers import AutoModelForSeq2SeqLM",
+    ],
+)
+def test_whichever_is_imported_first(imports, folder):
+    code = f"{imports}; print(type(AutoModelForSeq2SeqLM.from_pretrained({str(folder)!r})).__name__)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.stdout.strip() == "BartForConditionalGeneration", ended.stderr
+
+
+def test_without_dqlib_the_error_says_what_to_import(folder):
+    code = f"from transformers import AutoModelForSeq2SeqLM as A; A.from_pretrained({str(folder)!r})"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "which transformers reads after 'import dqlib'" in ended.stderr
+
+
+def test_the_import_of_dqlib_is_a_matter_of_milliseconds():
+    code = "import time; start = time.process_time(); import dqlib; print(time.process_time() - start)"
+    taken = [float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(5)]
+    assert min(taken) < 0.05
+
+
+def test_a_pipeline_takes_the_folder(tmp_path):
+    from dqlib.study.corpora.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(["return the sum of all numbers"] * 4, 60 + 240, 24)
+    case = CASES["bert-classifier"]
+    config = type(case.config).from_dict(case.config.to_dict() | {"vocab_size": len(tokenizer)})
+    student = student_of(case.model(config), "bert-classifier").eval()
+    round_for_storage(student)
+    save_packed(student, tmp_path / "packed", tokenizer)
+    answer = pipeline("text-classification", model=str(tmp_path / "packed"))("the sum")
+    assert answer[0]["label"].startswith("LABEL_")
+
+
+def in_a_cache(packed, cache, *left_out):
+    """A repository of the hub as huggingface_hub keeps it after a download."""
+    snapshot = cache / "models--someone--small" / "snapshots" / REVISION
+    shutil.copytree(packed, snapshot, ignore=shutil.ignore_patterns(*left_out))
+    (cache / "models--someone--small" / "refs").mkdir()
+    (cache / "models--someone--small" / "refs" / "main").write_text(REVISION)
+    return {"cache_dir": cache, "local_files_only": True}
+
+
+def test_a_repository_of_the_hub_is_read_and_its_manifest_fetched(bart, folder, tmp_path, monkeypatch):
+    options = in_a_cache(folder, tmp_path / "cache", MANIFEST)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def no_access(*_, **__):
+        raise OSError("401 of\nhuggingface.co")
+
+    monkeypatch.setattr(transformers.utils, "cached_file", no_access)
+    with pytest.raises(InputError, match=r"^model: 'someone/small \(401 of huggingface\.co\)' .* log in first"):
+        AutoModelForSeq2SeqLM.from_pretrained("someone/small", **options)
+    asked = []
+
+    def fetched(name, file, *, revision, cache_dir, subfolder):
+        asked.append((name, file))
+        assert not subfolder
+        target = cache_dir / "models--someone--small" / "snapshots" / revision / file
+        shutil.copyfile(folder / file, target)
+
+    monkeypatch.setattr(transformers.utils, "cached_file", fetched)
+    model = AutoModelForSeq2SeqLM.from_pretrained("someone/small", **options)
+    assert asked == [("someone/small", MANIFEST), ("someone/small", "generation_config.json")]
+    assert torch.equal(logits(model), logits(bart))
+    AutoModelForSeq2SeqLM.from_pretrained("someone/small", **options)
+    assert len(asked) == 2  # it is in the cache
+
+
+@pytest.mark.parametrize("load", [load_packed, AutoModelForSeq2SeqLM.from_pretrained])
+def test_push_to_hub_uploads_the_packed_model(load, folder, tmp_path, monkeypatch):
+    uploaded = {}
+
+    def create_commit(operations, **_):
+        for each in operations:
+            with each.as_file() as stream:
+                uploaded[each.path_in_repo] = stream.read()
+
+    hub = SimpleNamespace(create_repo=lambda name, **_: SimpleNamespace(repo_id=name), create_commit=create_commit)
+    monkeypatch.setattr(transformers.utils.hub, "hf_api", lambda: hub)
+    monkeypatch.setattr(transformers.utils.hub, "create_and_tag_model_card", lambda *_, **__: ModelCard("---\n---\n"))
+    load(folder).push_to_hub("someone/small")
+    assert uploaded.pop("README.md")
+    assert uploaded == files_of(folder)
+    assert sum(len(uploaded[name]) for name in (WEIGHTS, MANIFEST)) == packed_size_bytes(folder)
+    with pytest.raises(InputError, match=r"^push_to_hub: True .* model\.push_to_hub"):
+        load(folder).save_pretrained(tmp_path / "else", push_to_hub=True)
+
+
+def test_what_stood_in_the_folder_stays_unless_it_could_be_read_for_the_packed_model(bart, folder, tmp_path):
+    make_teacher("bart").save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    load_packed(folder).save_pretrained(tmp_path / "other")
+    assert files_of(tmp_path / "other") == files_of(folder) | {"notes.txt": b"mine"}
+    assert torch.equal(logits(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "other")), logits(bart))
+
+
+# --- what is wrong
+
+
+def _flip(path, place=-100):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: _flip(folder / WEIGHTS), "CRC-32"),
+        (lambda folder: reconfigure(folder, "config.json", d_model=32), "SHA-256|shape"),
+        (lambda folder: (folder / MANIFEST).unlink(), "written by save_packed"),
+        (lambda folder: _flip(folder / MANIFEST), MANIFEST),
+        (lambda folder: (folder / "generation_config.json").unlink(), "generation_config.json: 'missing'"),
+        (lambda folder: (folder / "more.pkl").touch(), "more.pkl"),
+    ],
+)
+def test_a_folder_that_load_packed_refuses_is_refused(change, message, folder):
+    change(folder)
+    for load in (load_packed, AutoModelForSeq2SeqLM.from_pretrained):
+        with pytest.raises(InputError, match=message):
+            load(folder)
+
+
+def test_what_a_packed_model_is_not_is_told_in_one_sentence(folder):
+    with pytest.raises(InputError, match=r"^class: 'BartModel' .* BartForConditionalGeneration"):
+        AutoModel.from_pretrained(folder)
+    with pytest.raises(InputError, match=r"^dtype: 'torch.bfloat16' .* torch\.float32"):
+        AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="pre-quantized"):
+        registered.PackedReader(registered.PackedConfig(), pre_quantized=False)
+
+
+def test_another_quantization_of_the_weights_is_refused(folder):
+    content = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert content == {"quant_method": "dqlib"}
+    reconfigure(folder, "config.json", quantization_config=content | {"bits": 3})
+    with pytest.raises(InputError, match=r"quantization_config: .* as dqlib packed it"):
+        load_packed(folder)
+
+
+def test_a_packed_model_is_not_trained(folder, tmp_path):
+    options = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+    for load in (load_packed, BartForConditionalGeneration.from_pretrained):
+        with pytest.raises(ValueError, match="attach trainable adapters"):
+            Trainer(load(folder), options)
+
+
+def test_adapters_of_peft_are_trained_and_saved_beside_a_packed_model(folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = BartForConditionalGeneration.from_pretrained(folder)
+    before = logits(model)
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    assert not torch.equal(logits(model), before)
+    Trainer(model, TrainingArguments(str(tmp_path), report_to=[], use_cpu=True))
+    model.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / WEIGHTS).exists()
+    again = BartForConditionalGeneration.from_pretrained(folder)
+    again.load_adapter(str(tmp_path / "adapter"))
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_accelerate_places_a_packed_model(bart, folder):
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, device_map="cpu")
+    assert torch.equal(logits(model), logits(bart))
+    with pytest.raises(InputError, match=r"^device_map: .* not left on the disk"):
+        AutoModelForSeq2SeqLM.from_pretrained(folder, device_map={"model": "cpu", "lm_head": "disk"})
