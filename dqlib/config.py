@@ -48,8 +48,8 @@ class Config:
         encoder_layers: number of encoder layers, at least 1.
         decoder_layers: number of decoder layers, at least 1.
         budget: bytes of all tensors of its packed file. Bits are then chosen per module, of :data:`BUDGET_BITS`;
-            ``w_bits`` is what most weights of linear layers got, ``e_bits`` what most weights of embeddings got,
-            and both are 0 until they are chosen.
+            ``w_bits`` is then the number nearest to their mean in linear layers, which a preset's recipe goes by,
+            ``e_bits`` that of embeddings, and both are 0 until they are chosen.
         modules: bits of each module with a weight of its own, by its path, once they are chosen.
         all_layers: the text names no layers, those of the teacher are meant; both numbers are 0 until it is known.
         heads: of every attention; None for as many as the teacher has.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -63,8 +62,8 @@ def choose_bits(
     else:
         places = knapsack(sizes, losses, config.budget - rest)
     chosen = {path: list(of)[place] for (path, of), place in zip(entries.items(), places, strict=True)}
-    most = {kind: _most(entries, chosen, kind) for kind in ("weights", "embedding")}
-    return replace(config, w_bits=most["weights"], e_bits=most["embedding"], modules=tuple(chosen.items()))
+    usual = {kind: _usual(entries, chosen, kind) for kind in ("weights", "embedding")}
+    return replace(config, w_bits=usual["weights"], e_bits=usual["embedding"], modules=tuple(chosen.items()))
 
 
 def module_entries(
@@ -196,11 +195,9 @@ def _never_worse(losses: Sequence[float]) -> list[float]:
     return list(np.minimum.accumulate(losses))
 
 
-def _most(entries: Mapping[str, Mapping[int, Entry]], chosen: Mapping[str, int], kind: str) -> int:
-    """The number of bits that most weights of a kind have; of all, where there is none of the kind."""
+def _usual(entries: Mapping[str, Mapping[int, Entry]], chosen: Mapping[str, int], kind: str) -> int:
+    """The number of bits nearest to the mean over weights of a kind; over all, where there is none of the kind."""
     of = {path: next(iter(by_bits.values())) for path, by_bits in entries.items()}
     paths = [path for path in of if of[path].kind == kind] or list(of)
-    numbers: Counter[int] = Counter()
-    for path in paths:
-        numbers[chosen[path]] += of[path].numel
-    return numbers.most_common(1)[0][0]
+    mean = sum(chosen[path] * of[path].numel for path in paths) / sum(of[path].numel for path in paths)
+    return min((bits for by_bits in entries.values() for bits in by_bits), key=lambda bits: abs(bits - mean))

@@ -121,12 +121,12 @@ def test_a_student_of_a_budget_is_made_and_shown_like_any_other(study_in_a_copy)
     content = yaml.safe_load(params.read_text())
     task = content["summarization"]
     task["distill"]["steps"] = 2
-    task["configs"], task["controls"] = ["2-2-8 2-1", "auto:0.03MB", "auto:20kB 2-1"], []
+    task["configs"], task["controls"] = ["2-2-8 2-1", "auto:0.08MB", "auto:70kB 2-1"], []
     params.write_text(yaml.safe_dump(content))
     study = Study("small.yaml")
     folder = run_students(study)
-    assert sorted(path.name for path in folder.iterdir()) == ["2-2-8_2-1", "auto-0.02MB_2-1", "auto-0.03MB"]
-    for name, layers, budget in (("auto-0.03MB", (2, 2), 30_000), ("auto-0.02MB_2-1", (2, 1), 20_000)):
+    assert sorted(path.name for path in folder.iterdir()) == ["2-2-8_2-1", "auto-0.07MB_2-1", "auto-0.08MB"]
+    for name, layers, budget in (("auto-0.08MB", (2, 2), 80_000), ("auto-0.07MB_2-1", (2, 1), 70_000)):
         record, student = read_record(folder / name), load_student(folder / name)
         assert record.config == name.replace("auto-", "auto:").replace("_", " ")
         assert (record.encoder_layers, record.decoder_layers) == layers
@@ -134,9 +134,9 @@ def test_a_student_of_a_budget_is_made_and_shown_like_any_other(study_in_a_copy)
         assert len({bits for _, bits in student.dqlib_config.modules}) > 1
         assert record.w_bits == student.dqlib_config.w_bits
     models = [model.record.config for model in tables.trained(study)]
-    assert models[1:] == ["2-2-8 2-1", "auto:0.03MB", "auto:0.02MB 2-1"]
+    assert models[1:] == ["2-2-8 2-1", "auto:0.08MB", "auto:0.07MB 2-1"]
     legend = figures.tradeoffs(tables.collect_metrics([study])).legends[0]
-    assert [text.get_text() for text in legend.get_texts()][1:4] == ["2-2-8", "auto:0.03MB", "auto:0.02MB"]
+    assert [text.get_text() for text in legend.get_texts()][1:4] == ["2-2-8", "auto:0.08MB", "auto:0.07MB"]
 
     table = tables.collect_sensitivity([study])
     assert set(table.bits) == {1, 2, 4, 8}
