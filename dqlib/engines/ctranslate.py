@@ -208,6 +208,8 @@ class CTranslate2Engine(Engine):
         if not longest:
             return [last for _ in sources]
         first = [] if decoding.forced_start is None else [decoding.forced_start]
+        # transformers lets an end be written, whatever is asked for
+        suppressed = [words for words in decoding.suppressed if len(words) > 1 or words[0] not in decoding.ends]
         results = self.translator.translate_batch(
             self._tokens(sources),
             self._tokens([[start, *first] for start in own_starts]),
@@ -219,7 +221,7 @@ class CTranslate2Engine(Engine):
             length_penalty=decoding.length_penalty,
             no_repeat_ngram_size=decoding.no_repeat_ngram_size,
             repetition_penalty=decoding.repetition_penalty,
-            suppress_sequences=self._tokens(decoding.suppressed) or None,
+            suppress_sequences=self._tokens(suppressed) or None,
             end_token=list(decoding.ends),
             min_decoding_length=min(decoding.min_new_tokens, longest),
             max_decoding_length=longest,
