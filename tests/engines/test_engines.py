@@ -354,9 +354,10 @@ def test_a_call_asks_every_engine_for_the_same(asked, of_onnx, tmp_path):
     teacher, ids = make_teacher("bart"), sources()
     teacher.generation_config.early_stopping = True
     written = TorchEngine(teacher).generate_ids(ids, num_beams=1, max_new_tokens=NEW_TOKENS)
-    teacher.generation_config.eos_token_id = [EOS, *{row[3] for row in written}]  # so that texts end, and soon
-    if "bad_words_ids" in asked and asked["bad_words_ids"]:
-        asked = {"bad_words_ids": [[row[0]] for row in written]}
+    if asked.get("bad_words_ids"):
+        asked = {"bad_words_ids": [[row[0]] for row in written] + [[EOS]]}  # but an end may always be written
+    else:
+        teacher.generation_config.eos_token_id = [EOS, *{row[3] for row in written}]  # so that texts end, and soon
     plain = [TorchEngine(teacher), exported(teacher, tmp_path / "ct2")[1]]
     export_model(teacher, tmp_path / "onnx", "onnxruntime")
     plain.append(load_engine(tmp_path / "onnx", threads=1))
