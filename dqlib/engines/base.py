@@ -9,8 +9,8 @@ has another rule, its export says so.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,6 +45,12 @@ _SETTINGS = {
     "forced_end": "forced_eos_token_id",
     "suppressed": "bad_words_ids",
 }
+
+#: Settings of a search that a call may ask for in place of the model's, by transformers' names for them.
+ASKED = (
+    *("early_stopping", "length_penalty", "no_repeat_ngram_size", "repetition_penalty", "min_new_tokens"),
+    "bad_words_ids",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +174,11 @@ class Decoding:
         return asdict(self)
 
 
+def field_of(setting: str) -> str:
+    """The field of :class:`Decoding` that a setting of transformers is."""
+    return next((field for field, name in _SETTINGS.items() if name == setting), setting)
+
+
 class Engine(ABC):
     """A model that is ready to write.
 
@@ -177,9 +188,11 @@ class Engine(ABC):
         decoding: of the model.
         vocabulary_size: ids that the model knows, from 0 on.
         early_stopping: of the beam search, see :class:`Decoding`; the model's own until it is set.
+        serves: those of :data:`ASKED` that the engine knows.
     """
 
     name: ClassVar[str]
+    serves: ClassVar[tuple[str, ...]] = ASKED
     vocabulary_size: int
 
     def __init__(self, tokenizer: Tokenizer | None, decoding: Decoding) -> None:
@@ -192,9 +205,17 @@ class Engine(ABC):
 
     @abstractmethod
     def _write(
-        self, sources: list[list[int]], starts: list[int | None], num_beams: int, max_new_tokens: int
+        self,
+        sources: list[list[int]],
+        starts: list[int | None],
+        num_beams: int,
+        max_new_tokens: int,
+        decoding: Decoding,
     ) -> Sequence[Sequence[int]]:
-        """What the model writes for sources that :meth:`generate_ids` has checked, which cuts it at its end."""
+        """What the model writes for sources that :meth:`generate_ids` has checked, which cuts it at its end.
+
+        ``decoding`` is the model's with what the call asks for.
+        """
 
     def generate_ids(
         self,
@@ -203,6 +224,7 @@ class Engine(ABC):
         num_beams: int = 4,
         max_new_tokens: int,
         starts: Sequence[int | None] | None = None,
+        **settings: Any,
     ) -> list[list[int]]:
         """What the model writes for token ids, all in one batch.
 
@@ -212,14 +234,16 @@ class Engine(ABC):
             num_beams: 1 for greedy search.
             max_new_tokens: tokens written at most, the end among them.
             starts: id that the decoder starts from, for each text; None for the model's own.
+            settings: of the search, in place of the model's: some of :data:`ASKED`, the same in all engines.
 
         Returns:
             Ids for each text, without start and end.
 
         Raises:
-            InputError: a number is not allowed, or there is nothing to read: a text is empty and the model has no
-                end, or no encoder.
+            InputError: a number is not allowed, the engine does not know a setting, or there is nothing to read: a text
+                is empty and the model has no end, or no encoder.
         """
+        decoding = self.asked(settings)
         longest, positions = self.new_tokens(max_new_tokens), self.decoding.positions
         if num_beams < 1:
             raise InputError("num_beams", num_beams, "at least 1")
@@ -242,7 +266,7 @@ class Engine(ABC):
                     raise InputError(field, token, f"ids from 0 to {self.vocabulary_size - 1}")
         if not sources:
             return []
-        return [self.until_end(row) for row in self._write(sources, list(starts), num_beams, longest)]
+        return [self.until_end(row) for row in self._write(sources, list(starts), num_beams, longest, decoding)]
 
     def generate(
         self,
@@ -252,6 +276,7 @@ class Engine(ABC):
         max_new_tokens: int | None = None,
         languages: str | Sequence[str] | None = None,
         batch_size: int = 8,
+        **settings: Any,
     ) -> list[str]:
         """What the model writes for texts, in order.
 
@@ -261,9 +286,10 @@ class Engine(ABC):
             max_new_tokens: tokens written at most; by default 64, or what the model has positions for.
             languages: to write in, one for all or each text's own; None for the model's own start.
             batch_size: texts at a time.
+            settings: of the search, as for :meth:`generate_ids`.
 
         Raises:
-            InputError: a number is not allowed, a language has no token, or there is no tokenizer.
+            InputError: a number or a setting is not allowed, a language has no token, or there is no tokenizer.
         """
         if self.tokenizer is None:
             raise InputError("folder", "without a tokenizer", "exported with one, or be asked with generate_ids")
@@ -279,8 +305,30 @@ class Engine(ABC):
                 num_beams=num_beams,
                 max_new_tokens=new_tokens,
                 starts=None if starts is None else starts[part],
+                **settings,
             )
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
+
+    def asked(self, settings: Mapping[str, Any]) -> Decoding:
+        """The model's decoding with settings of a call in place of its own.
+
+        Raises:
+            InputError: a setting is not known, out of range, or none that the engine knows.
+        """
+        plain = {each.name: each.default for each in fields(Decoding)}
+        values: dict[str, Any] = {"early_stopping": self.early_stopping}
+        for name, value in settings.items():
+            if name not in ASKED:
+                raise InputError(name, value, f"left out: a call may ask for {', '.join(ASKED)}")
+            checked_settings({name: value}, self.vocabulary_size, "settings")
+            field = field_of(name)
+            value = plain[field] if value is None else tuple(map(tuple, value)) if isinstance(value, list) else value
+            if name not in self.serves and value != plain[field]:
+                raise InputError(
+                    name, settings[name], f"left out for the engine {self.name}, or another engine be used"
+                )
+            values[field] = value
+        return replace(self.decoding, **values)
 
     def new_tokens(self, asked: int | None = None) -> int:
         """Tokens that are written at most.

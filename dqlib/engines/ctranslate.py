@@ -195,14 +195,21 @@ class CTranslate2Engine(Engine):
             raise InputError("folder", str(folder), f"one that CTranslate2 reads ({error})") from None
 
     def _write(
-        self, sources: list[list[int]], starts: list[int | None], num_beams: int, max_new_tokens: int
+        self,
+        sources: list[list[int]],
+        starts: list[int | None],
+        num_beams: int,
+        max_new_tokens: int,
+        decoding: Decoding,
     ) -> list[list[int]]:
-        decoding, own_starts = self.decoding, cast("list[int]", starts)  # of models with an encoder
+        own_starts = cast("list[int]", starts)  # of models with an encoder
         last = [] if decoding.forced_end is None else [decoding.forced_end]  # of a text of full length
         longest = max_new_tokens - len(last)
         if not longest:
             return [last for _ in sources]
         first = [] if decoding.forced_start is None else [decoding.forced_start]
+        # transformers lets an end be written, whatever is asked for
+        suppressed = [words for words in decoding.suppressed if len(words) > 1 or words[0] not in decoding.ends]
         results = self.translator.translate_batch(
             self._tokens(sources),
             self._tokens([[start, *first] for start in own_starts]),
@@ -210,11 +217,11 @@ class CTranslate2Engine(Engine):
             # of the length that scores are divided by, the end is a part in transformers, too
             return_end_token=True,
             # the search ends when so many times the beams are finished
-            patience=1 if self.early_stopping is True or num_beams == 1 else 2,
+            patience=1 if decoding.early_stopping is True or num_beams == 1 else 2,
             length_penalty=decoding.length_penalty,
             no_repeat_ngram_size=decoding.no_repeat_ngram_size,
             repetition_penalty=decoding.repetition_penalty,
-            suppress_sequences=self._tokens(decoding.suppressed) or None,
+            suppress_sequences=self._tokens(suppressed) or None,
             end_token=list(decoding.ends),
             min_decoding_length=min(decoding.min_new_tokens, longest),
             max_decoding_length=longest,

@@ -45,6 +45,7 @@ class OnnxEngine(Engine):
     """
 
     name = "onnxruntime"
+    serves = ("early_stopping", "length_penalty", "min_new_tokens")
 
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         self.folder = Path(folder)
@@ -91,18 +92,25 @@ class OnnxEngine(Engine):
         return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
 
     def _write(
-        self, sources: list[list[int]], starts: list[int | None], num_beams: int, max_new_tokens: int
+        self,
+        sources: list[list[int]],
+        starts: list[int | None],
+        num_beams: int,
+        max_new_tokens: int,
+        decoding: Decoding,
     ) -> list[list[int]]:
+        if decoding.early_stopping == "never":
+            raise InputError("early_stopping", "never", f"True or False for the engine {self.name}")
         steps = self._read_source(sources, num_beams, max_new_tokens)
         own_starts = cast("list[int]", starts)  # as all models here have an encoder
         if num_beams == 1:
-            return self._greedy(steps, own_starts, max_new_tokens)
-        return self._beams(steps, own_starts, num_beams, max_new_tokens)
+            return self._greedy(steps, own_starts, max_new_tokens, decoding)
+        return self._beams(steps, own_starts, num_beams, max_new_tokens, decoding)
 
     # --- searches
 
-    def _greedy(self, steps: _Steps, starts: list[int], longest: int) -> list[list[int]]:
-        ends, pad, shortest = self.decoding.ends, self.decoding.pad, self.decoding.min_new_tokens
+    def _greedy(self, steps: _Steps, starts: list[int], longest: int, decoding: Decoding) -> list[list[int]]:
+        ends, pad, shortest = decoding.ends, decoding.pad, decoding.min_new_tokens
         tokens: np.ndarray = np.array(starts)
         done: np.ndarray = np.zeros(len(starts), bool)
         written = np.full((len(starts), longest), pad)
@@ -119,14 +127,14 @@ class OnnxEngine(Engine):
                 break
         return written[:, : n + 1].tolist()
 
-    def _beams(self, steps: _Steps, starts: list[int], beams: int, longest: int) -> list[list[int]]:
+    def _beams(self, steps: _Steps, starts: list[int], beams: int, longest: int, decoding: Decoding) -> list[list[int]]:
         """The beam search of transformers, all texts at once; its names where there are any.
 
         A row's candidates are its best few tokens, among which those of all its text's beams are.
         """
-        texts, ends, power = len(starts), np.array(self.decoding.ends), self.decoding.length_penalty
+        texts, ends, power = len(starts), np.array(decoding.ends), decoding.length_penalty
         keep = max(2, 1 + len(ends)) * beams  # enough that as many as beams have not ended
-        running = np.full((texts, beams, longest), self.decoding.pad)
+        running = np.full((texts, beams, longest), decoding.pad)
         finished = running.copy()
         running_scores: np.ndarray = np.full((texts, beams), _NEVER, np.float32)
         running_scores[:, 0] = 0.0
@@ -135,9 +143,11 @@ class OnnxEngine(Engine):
         improvable: np.ndarray = np.ones((texts, 1), bool)
         among_best = np.arange(keep) < beams
         tokens: np.ndarray = np.repeat(starts, beams)
-        row, early_stopping = np.arange(texts)[:, None], cast(bool, self.early_stopping)
+        row, early_stopping = np.arange(texts)[:, None], cast(bool, decoding.early_stopping)
         for n in range(longest):
-            values, candidates = self._candidates(steps, tokens, n, longest, keep)  # (rows, few)
+            values, candidates = self._candidates(
+                steps, tokens, n, longest, keep, decoding.min_new_tokens
+            )  # (rows, few)
             few = values.shape[-1]
             values = values.reshape(texts, beams, few) + running_scores[:, :, None]
             order = np.argsort(-values.reshape(texts, -1), axis=-1, kind="stable")[:, :keep]
@@ -172,10 +182,10 @@ class OnnxEngine(Engine):
         return finished[:, 0].tolist()
 
     def _candidates(
-        self, steps: _Steps, tokens: np.ndarray, n: int, longest: int, keep: int
+        self, steps: _Steps, tokens: np.ndarray, n: int, longest: int, keep: int, shortest: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities and ids of each row's best tokens, (rows, few)."""
-        ends, shortest = self.decoding.ends, self.decoding.min_new_tokens
+        ends = self.decoding.ends
         few = min(keep + (len(ends) if n < shortest else 0), self.vocabulary_size)
         values, candidates = steps.best(tokens, few)
         forced = self._forced(n, longest)

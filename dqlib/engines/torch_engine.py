@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from dqlib.engines.base import Decoding, Engine
+from dqlib.engines.base import ASKED, Decoding, Engine, field_of
 from dqlib.errors import InputError
 from dqlib.generation import OneSourceCache
 from dqlib.storage.manifest import kind_of, opened
@@ -32,6 +33,8 @@ class TorchEngine(Engine):
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer | None = None) -> None:
         super().__init__(tokenizer, Decoding.of(model))
+        self._own = self.decoding
+        self._asked = {name: field_of(name) for name in ASKED if name != "early_stopping"}
         self.model, self.vocabulary_size = model.eval(), model.get_input_embeddings().num_embeddings
 
     @classmethod
@@ -48,7 +51,12 @@ class TorchEngine(Engine):
 
     @torch.no_grad()
     def _write(
-        self, sources: list[list[int]], starts: list[int | None], num_beams: int, max_new_tokens: int
+        self,
+        sources: list[list[int]],
+        starts: list[int | None],
+        num_beams: int,
+        max_new_tokens: int,
+        decoding: Decoding,
     ) -> list[list[int]]:
         longest = max(map(len, sources))
         ids = torch.full((len(sources), longest), self.decoding.pad or 0)
@@ -58,9 +66,16 @@ class TorchEngine(Engine):
             ids[row, place], mask[row, place] = torch.tensor(each), 1
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         options = {} if self.continues else {"decoder_start_token_id": starts, "past_key_values": OneSourceCache()}
+        settings = copy.deepcopy(self.model.generation_config)
+        for name, field in self._asked.items():
+            if getattr(decoding, field) != getattr(self._own, field):
+                setattr(settings, name, getattr(decoding, field))
+        if settings.bad_words_ids is not None:
+            settings.bad_words_ids = [list(words) for words in settings.bad_words_ids] or None
         output = self.model.generate(
+            generation_config=settings,
             input_ids=ids, attention_mask=mask, num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False,
-            early_stopping=self.early_stopping if num_beams > 1 else False, pad_token_id=self.decoding.pad, **options,
+            early_stopping=decoding.early_stopping if num_beams > 1 else False, pad_token_id=decoding.pad, **options,
         )  # fmt: skip
         return output[:, longest if self.continues else 1 :].tolist()
 

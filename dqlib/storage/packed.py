@@ -166,7 +166,7 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     """
     packed = read_packed(folder)
     model = _built(packed.model_config, packed.manifest.about.get("class"), packed.parameters, packed.config.heads)
-    assign(model, packed.parameters, Stored.value)
+    _assign(model, packed.parameters, Stored.value)
     if packed.settings is not None:
         model.generation_config = generation_of(packed.settings, packed.model_config, GENERATION)
     round_activations(model, packed)
@@ -299,6 +299,10 @@ def assign(model: nn.Module, parameters: Sequence[Each], value_of: Callable[[Eac
         InputError: a name is missing, is none of the model's, or has another shape there.
     """
     check_fit(model, parameters)
+    _assign(model, parameters, value_of)
+
+
+def _assign(model: nn.Module, parameters: Sequence[Each], value_of: Callable[[Each], Tensor]) -> None:
     for each, value in values_of(parameters, value_of):
         _put(model, each.names, value)
     keep_apart(model, parameters)

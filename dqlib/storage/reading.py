@@ -99,19 +99,24 @@ def config_of(content: Mapping[str, Any], where: str, largest: int) -> PreTraine
     except Exception as error:  # of checks in transformers, which have no class in common
         raise InputError(where, one_line(error), f"the configuration of a model of the kind {kind}") from None
     checked_settings({name: content[name] for name in content if name in SETTINGS}, vocabulary, where)
-    plain = CONFIG_MAPPING[kind]()
     for name in (name for name in content if "drop" in name and name in _known(kind)):
-        left_out = content[name] is None and getattr(plain, name) is None
+        left_out = content[name] is None and getattr(_plain(kind), name) is None
         if not left_out and not (type(content[name]) in (int, float) and 0 <= content[name] <= 1):
             raise InputError(f"{where}, {name}", content[name], "a probability")
     return config
 
 
 @cache
+def _plain(kind: str) -> PreTrainedConfig:
+    """The configuration of an architecture as it is where nothing is said."""
+    return CONFIG_MAPPING[kind]()
+
+
+@cache
 def _known(kind: str) -> frozenset[str]:
     """Fields of an architecture's ``config.json`` that are read."""
     of_class = CONFIG_MAPPING[kind]
-    names = {*of_class().to_dict(), *(field.name for field in fields(of_class)), *of_class.attribute_map}
+    names = {*_plain(kind).to_dict(), *(field.name for field in fields(of_class)), *of_class.attribute_map}
     return frozenset(names | _OLDER) - _DROPPED
 
 

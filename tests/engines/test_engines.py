@@ -1,5 +1,6 @@
 """Every engine is the same model: its weights, its search, its limits, and one sentence for what it cannot do."""
 
+import copy
 import json
 import struct
 import sys
@@ -334,6 +335,65 @@ def test_what_a_model_says_of_decoding_holds_in_every_engine(said, tmp_path):
         assert ours == theirs
     if "forced_bos_token_id" in said:
         assert all(row[0] == 7 for row in theirs)
+
+
+@pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
+@pytest.mark.parametrize(
+    ("asked", "of_onnx"),
+    [
+        ({"length_penalty": 0.2}, True),
+        ({"min_new_tokens": 6}, True),
+        ({"min_new_tokens": 56, "early_stopping": True}, True),
+        ({"no_repeat_ngram_size": 2, "min_new_tokens": 6}, False),
+        ({"bad_words_ids": "written"}, False),
+        ({"bad_words_ids": None, "repetition_penalty": 1.0}, True),  # as if nothing were asked
+    ],
+    ids=str,
+)
+def test_a_call_asks_every_engine_for_the_same(asked, of_onnx, tmp_path):
+    teacher, ids = make_teacher("bart"), sources()
+    teacher.generation_config.early_stopping = True
+    written = TorchEngine(teacher).generate_ids(ids, num_beams=1, max_new_tokens=NEW_TOKENS)
+    if asked.get("bad_words_ids"):
+        asked = {"bad_words_ids": [[row[0]] for row in written] + [[EOS]]}  # but an end may always be written
+    else:
+        teacher.generation_config.eos_token_id = [EOS, *{row[3] for row in written}]  # so that texts end, and soon
+    plain = [TorchEngine(teacher), exported(teacher, tmp_path / "ct2")[1]]
+    export_model(teacher, tmp_path / "onnx", "onnxruntime")
+    plain.append(load_engine(tmp_path / "onnx", threads=1))
+    said = copy.deepcopy(teacher)
+    for field, value in asked.items():
+        setattr(said.generation_config, field, value)
+    changed = 0
+    for beams in (1, 3) if of_onnx else (1,):  # with beams, CTranslate2 forbids by a rule of its own, as a note tells
+        options = {"num_beams": beams, "max_new_tokens": NEW_TOKENS}
+        expected = TorchEngine(said).generate_ids(ids, **options)
+        before = TorchEngine(teacher).generate_ids(ids, **options)
+        changed += expected != before
+        for engine in plain[: 3 if of_onnx else 2]:
+            assert engine.generate_ids(ids, **options, **asked) == expected, engine.name
+            assert engine.generate_ids(ids, **options) == before, engine.name
+    assert changed or not any(asked.values()) or "repetition_penalty" in asked
+    if not of_onnx:
+        with pytest.raises(InputError, match="left out for the engine onnxruntime, or another engine be used"):
+            plain[2].generate_ids(ids, max_new_tokens=4, **asked)
+
+
+def test_what_no_call_may_ask_for_is_refused_by_all(tmp_path):
+    teacher = make_teacher("bart")
+    export_model(teacher, tmp_path / "onnx", "onnxruntime")
+    engines = TorchEngine(teacher), exported(teacher, tmp_path / "ct2")[1], load_engine(tmp_path / "onnx")
+    for engine in engines:
+        for asked, message in (
+            ({"do_sample": True}, "^do_sample: True .* a call may ask for early_stopping"),
+            ({"min_new_tokens": -1}, "min_new_tokens: -1"),
+            ({"bad_words_ids": [[10**6]]}, "bad_words_ids"),
+            ({"length_penalty": "long"}, "length_penalty: 'long'"),
+        ):
+            with pytest.raises(InputError, match=message):
+                engine.generate_ids(sources(), max_new_tokens=4, **asked)
+    with pytest.raises(InputError, match="early_stopping: 'never'"):
+        engines[2].generate_ids(sources(), max_new_tokens=4, early_stopping="never")
 
 
 def test_what_an_engine_does_by_another_rule_is_told(tmp_path):
