@@ -29,7 +29,7 @@ from dqlib.study.params.settings import Task, available_cores, load_settings
 from dqlib.study.training import loop as training_loop
 from dqlib.study.training.batches import Example, steps
 from dqlib.study.training.loop import Trainer, make_accelerator
-from dqlib.study.training.models import new_model
+from dqlib.study.training.seq2seq import new_model
 from dqlib.study.training.task import recipe_of, student_and_objective
 
 NAME = "distillation steps"

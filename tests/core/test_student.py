@@ -166,7 +166,7 @@ def test_layers_are_copied_by_the_map_and_the_teacher_is_left_alone(teacher):
 def test_embedding_and_head_are_one_quantized_table(teacher, batch):
     # The reference's head uses the full-precision embedding, so what it counts is not what it computes.
     student = make_student(teacher, Config.parse("2-2-32 4-3")).eval()
-    table = quantize(student.model.shared.weight, 2).dequantize()
+    table = quantize(student.model.shared.weight, 2, scheme="four_level").dequantize()
     with torch.no_grad():
         output = student(**batch.inputs(), output_hidden_states=True)
         logits = output.decoder_hidden_states[-1] @ table.T
@@ -551,7 +551,7 @@ def test_the_footprint_counts_every_number_once(teacher):
     by_kind = {entry.kind for entry in entries}
     assert by_kind == {"weights", "embedding", "positions", "rest"}
     embedding = next(entry for entry in entries if entry.kind == "embedding")
-    assert embedding.code_bytes == -(-96 * 32 // 5)  # five ternary codes a byte
+    assert embedding.code_bytes == 96 * 32 // 4  # four codes of four levels a byte
     assert embedding.scale_bytes == 96 * 2  # a half-precision scale a row
     assert size_bytes(student) == sum(entry.size_bytes for entry in entries)
     assert fp32_size_bytes(teacher) == 4 * sum(p.numel() for p in teacher.parameters())
@@ -567,7 +567,9 @@ def test_groups_of_32_are_refused_where_a_layer_is_no_multiple_of_32_wide(teache
 
 def test_an_embedding_that_the_head_needs_in_full_precision_is_counted_so_too(teacher):
     # What DQ-BART's paper counts is not what its code computes with.
-    ours, theirs = (make_student(teacher, Config.parse("2-2-8 4-3"), name) for name in ("dqlib", "dq-bart-faithful"))
+    ours, theirs = (
+        make_student(teacher, Config.parse("2-2-8 4-3"), name) for name in ("dqlib-ternary", "dq-bart-faithful")
+    )
     head = {m: [e for e in footprint(m) if e.name == "lm_head.weight"] for m in (ours, theirs)}
     assert head[ours] == []
     assert [(e.bits, e.size_bytes, e.repeats) for e in head[theirs]] == [(16, 2 * 96 * 32, "model.shared.weight")]

@@ -166,7 +166,7 @@ def test_a_narrow_student_of_a_task_keeps_what_matters_on_its_training_pairs(mad
     log = pandas.read_csv(folder / "log.csv")
     assert log.cross_attention.notna().any()  # maps of one head and of four
     corpus = load_corpus(study.folders.corpus)
-    batches = calibration_batches(corpus, study.task.corpus)
+    batches = calibration_batches(corpus, study.task)
     assert sum(len(batch["labels"]) for batch in batches) == 128
     scores = importance(read_model(study.folders.teacher), batches)
     best = [[int(scores[f"model.encoder.layers.{i}.self_attn.out_proj"].argmax())] for i in range(2)]

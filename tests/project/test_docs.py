@@ -75,7 +75,7 @@ def test_a_checkpoint_becomes_a_small_file_by_the_code_of_the_page(config, tmp_p
     exec(code.replace("    loss.backward()\n", "    losses.append(float(loss.detach()))\n    loss.backward()\n"), names)
     assert losses[-1] < 0.8 * losses[0]
     rates = [group["initial_lr"] for group in names["optimizer"].param_groups]
-    assert rates == [pytest.approx(1.5 * 2 * 1e-3)] * 2  # 2 bits, fewer or narrower layers
+    assert rates == [pytest.approx(0.9 * 2 * 1e-3)] * 2  # 2 bits, fewer or narrower layers
     assert names["validation_loss"]() == pytest.approx(names["best_loss"], rel=0.01)  # but for fp16
     names["student"].eval()
     assert read_tokenizer("student").get_vocab() == names["tokenizer"].get_vocab()

@@ -112,7 +112,7 @@ def test_beside_a_teacher_that_scores_zero_nothing_is_decided_and_all_else_goes_
     metrics.loc[rows & students, "retention"] = np.nan if best < ZERO else 6.3
 
     def trained(key, retention, score):
-        record = SimpleNamespace(retention=None if pandas.isna(retention) else retention)
+        record = SimpleNamespace(retention=None if pandas.isna(retention) else retention, headline="rougeL")
         resampled = np.linspace(-1 if score == best else score, score, 99).clip(0)
         return SimpleNamespace(key=key, record=record, resampled=resampled)
 
