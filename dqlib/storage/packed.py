@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -31,6 +33,7 @@ from dqlib.presets import Preset
 from dqlib.pruning import narrow
 from dqlib.storage.live import stored
 from dqlib.storage.manifest import FORMAT, WEIGHTS, Manifest, check_replaceable, opened, read_file, read_tensors, seal
+from dqlib.storage.packing import large_tensor
 from dqlib.storage.reading import (
     CONFIG,
     ELSEWHERE,
@@ -45,7 +48,7 @@ from dqlib.storage.reading import (
     saved,
 )
 from dqlib.storage.registered import PackedConfig, PackedReader
-from dqlib.storage.stored import Stored, record, restored
+from dqlib.storage.stored import PackedWeight, Stored, record, restored
 from dqlib.storage.students import describe, described_config, in_shape
 from dqlib.student import quantize_model
 
@@ -166,7 +169,7 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     """
     packed = read_packed(folder)
     model = _built(packed.model_config, packed.manifest.about.get("class"), packed.parameters, packed.config.heads)
-    _assign(model, packed.parameters, Stored.value)
+    _assign(model, packed.parameters, in_one_memory(packed.parameters))
     if packed.settings is not None:
         model.generation_config = generation_of(packed.settings, packed.model_config, GENERATION)
     round_activations(model, packed)
@@ -313,6 +316,21 @@ def values_of(parameters: Sequence[Each], value_of: Callable[[Each], Tensor]) ->
     largest_first = sorted(parameters, key=lambda each: -torch.Size(each.shape).numel())
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         yield from zip(largest_first, pool.map(value_of, largest_first), strict=True)
+
+
+def in_one_memory(parameters: Sequence[Stored]) -> Callable[[Stored], Tensor]:
+    """What gives the numbers of parameters, all packed ones in memory that is got at once.
+
+    For getting memory takes most of the time of loading, and the system gives large pages for much of it only.
+    """
+    counts = {each.name: prod(each.shape) for each in parameters if isinstance(each.content, PackedWeight)}
+    ends = list(accumulate(-(-count // 16) * 16 for count in counts.values()))  # at multiples of 64 bytes
+    memory = large_tensor((max(ends, default=0),), torch.float32).numpy()
+    places = {
+        name: torch.from_numpy(memory[start : start + count])  # each a storage of its own, as transformers expects
+        for (name, count), start in zip(counts.items(), [0, *ends], strict=False)
+    }
+    return lambda each: each.value(places.get(each.name))
 
 
 def tie(model: nn.Module, names: Sequence[str]) -> None:

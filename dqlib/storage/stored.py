@@ -74,10 +74,12 @@ class PackedWeight:
         zero_point = None if self.zero_point is None else self.zero_point.float()
         return Quantized(codes, self.scale.float(), self.bits, zero_point, self.encoding)
 
-    def value(self) -> Tensor:
-        """The parameter (fp32) that the codes stand for."""
-        value = self.quantized().dequantize(large_tensor(self.shape, torch.float32))
-        return value.T.contiguous() if self.transposed else value
+    def value(self, out: Tensor | None = None) -> Tensor:
+        """The parameter (fp32) that the codes stand for; written to ``out``, of as many numbers, if that is given."""
+        out = large_tensor((self.shape[0] * self.shape[1],), torch.float32) if out is None else out
+        if self.transposed:
+            return out.view(self.shape[::-1]).copy_(self.quantized().dequantize().T)
+        return self.quantized().dequantize(out.view(self.shape))
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -143,15 +145,15 @@ class Stored:
         """Codes and scales; None for what is not quantized."""
         return self.content.quantized() if isinstance(self.content, PackedWeight) else None
 
-    def value(self) -> Tensor:
-        """The parameter in fp32.
+    def value(self, out: Tensor | None = None) -> Tensor:
+        """The parameter in fp32; of packed codes written to ``out``, of as many numbers, if that is given.
 
         Raises:
             InputError: packed codes have a byte that no codes make.
         """
         if isinstance(self.content, PackedWeight):
             try:
-                return self.content.value()
+                return self.content.value(out)
             except InputError as error:
                 raise InputError(f"{self.name}, {error.field}", error.value, error.allowed) from None
         return torch.zeros(self.shape) if self.content is None else self.content.float()
