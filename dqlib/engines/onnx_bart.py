@@ -1,7 +1,8 @@
-"""Graphs of BART and mBART: a source to keys and values, one step of decoding, the best tokens of a step."""
+"""Graphs of BART, mBART and Marian: a source to keys and values, one step of decoding, the best tokens of a step."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,25 @@ from dqlib.engines.onnx_graph import Graph, Numbers
 from dqlib.engines.onnx_layers import Layers
 from dqlib.engines.onnx_weights import Weights
 
-#: Architectures that are served, and whether their LayerNorms come before attention and feed-forward layers.
-SERVED = {"bart": False, "mbart": True}
 
-_POSITION_OFFSET = 2  # of BART's learned positions
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Where architectures of this kind differ.
+
+    Args:
+        pre: whether LayerNorms come before attention and feed-forward layers.
+        embedding_norm: whether embeddings have one, too.
+        first_position: row of the table of positions that the first token has.
+    """
+
+    pre: bool
+    embedding_norm: bool
+    first_position: int
+
+
+#: Architectures that are served.
+SERVED = {"bart": Shape(False, True, 2), "mbart": Shape(True, True, 2), "marian": Shape(False, False, 0)}
+
 _MASKED = -3e38
 
 
@@ -28,7 +44,8 @@ class BartGraphs(Layers):
     """
 
     def __init__(self, config: Any, weights: Weights, numbers: Numbers, rounded: bool, int8_encoder: bool) -> None:
-        super().__init__(config, weights, numbers, rounded, SERVED[config.model_type])
+        self.shape = SERVED[config.model_type]
+        super().__init__(config, weights, numbers, rounded, self.shape.pre)
         self.int8_encoder = int8_encoder
 
     def encoder(self) -> onnx.ModelProto:
@@ -40,17 +57,17 @@ class BartGraphs(Layers):
         mask = g.input("mask", TensorProto.INT32, ["batch", "source"])
         shape = g.op("Shape", ids)
         length = g.op("Gather", shape, g.constant("one", np.array(1, np.int64)))
-        # Range straight into Gather is fused to a Slice that some versions of ONNX Runtime cannot run.
+        # Range straight into Gather is fused to a Slice that some versions of ONNX Runtime cannot run; 0 is not added.
         places = g.op("Range", g.constant("zero", np.array(0, np.int64)), length, "one")
-        places = g.op("Add", places, g.integers(_POSITION_OFFSET))
+        first = self.shape.first_position
+        places = g.op("Add", places, g.integers(first)) if first else g.op("Reshape", places, g.integers(-1))
         x = g.op(
             "Add",
             self.lookup(g, ids, "model.encoder.embed_tokens.weight", self.embed_scale),
             self.lookup(g, places, "model.encoder.embed_positions.weight"),
         )
         by_text = g.op("Concat", shape, g.integers(heads * size), axis=0)  # (batch, source, features of all heads)
-        x = self.norm(g, g.op("Reshape", x, g.integers(-1, d)), "model.encoder.layernorm_embedding")
-        residual = x
+        x = residual = self._embedded(g, g.op("Reshape", x, g.integers(-1, d)), "encoder")
         zero = self.zero_points(g, x) if int8 else None
         sublayers = [
             (f"model.encoder.layers.{i}.{part}", part) for i in range(c.encoder_layers) for part in ("attention", "ffn")
@@ -111,7 +128,7 @@ class BartGraphs(Layers):
             self.lookup(g, ids, "model.decoder.embed_tokens.weight", self.embed_scale),
             self.lookup(g, place, "model.decoder.embed_positions.weight"),
         )
-        x = residual = self.norm(g, x, "model.decoder.layernorm_embedding")
+        x = residual = self._embedded(g, x, "decoder")
         if self.pre:
             x = self.norm(g, x, "model.decoder.layers.0.self_attn_layer_norm")
         for i in range(c.decoder_layers):
@@ -122,6 +139,10 @@ class BartGraphs(Layers):
         logits = self.multiply(g, x, ["lm_head"], bias)
         g.output(logits, "logits", TensorProto.FLOAT, ["rows", c.vocab_size])
         return g.model()
+
+    def _embedded(self, g: Graph, x: str, side: str) -> str:
+        """Embeddings as the first layer gets them."""
+        return self.norm(g, x, f"model.{side}.layernorm_embedding") if self.shape.embedding_norm else x
 
     def _decoder_layer(self, g: Graph, i: int, x: str, residual: str) -> tuple[str, str]:
         """The next layer's input, and what its result is added to."""

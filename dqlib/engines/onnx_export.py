@@ -1,4 +1,4 @@
-"""BART and mBART as graphs for ONNX Runtime, whose kernels multiply weights of 2, 4 or 8 bits as they are.
+"""BART, mBART and Marian as graphs for ONNX Runtime, whose kernels multiply weights of 2, 4 or 8 bits as they are.
 
 The folder holds ``encoder.onnx``, which reads a source and gives the keys and values that all layers of the decoder
 attend to; ``decoder.onnx``, which takes one step and keeps its keys and values in memory that the caller lends it;
@@ -52,7 +52,7 @@ FORMAT = 1
 #: How an encoder may be written: one byte per weight, or as the decoder is.
 ENCODERS = ("int8", "packed")
 
-_ACTIVATIONS = ("gelu", "relu")
+_ACTIVATIONS = ("gelu", "relu", "swish", "silu")
 _HEAD_FEATURES = 8  # what the size of a head in GroupQueryAttention is a multiple of; no other kernel minds the width
 
 
@@ -64,7 +64,7 @@ def export_onnx(
     *,
     encoder: str | None = None,
 ) -> None:
-    """Write a BART or mBART for ONNX Runtime, aside, and put it in place at once.
+    """Write a BART, mBART or Marian for ONNX Runtime, aside, and put it in place at once.
 
     Args:
         model: a student, what ``load_packed`` gave, or a model in full precision, which stays so.
@@ -109,8 +109,11 @@ def _check(model_config: Any, bits: int | None, encoder: str | None) -> None:
         InputError: they do not.
     """
     if model_config.model_type not in SERVED:
-        served = " and ".join(sorted(SERVED))
-        raise InputError("model_type", model_config.model_type, f"{served}, which the engine onnxruntime serves")
+        served = ", ".join(sorted(SERVED))
+        raise InputError("model_type", model_config.model_type, f"one of {served}, which the engine onnxruntime serves")
+    tables = getattr(model_config, "decoder_vocab_size", None)
+    if tables not in (None, model_config.vocab_size):
+        raise InputError("decoder_vocab_size", tables, f"{model_config.vocab_size}, as many ids as the source has")
     if bits is not None and bits not in KERNEL_BITS:
         raise InputError("bits", bits, "2, 4 or 8, or None for the fewest that do")
     if encoder not in (None, *ENCODERS):
@@ -137,6 +140,7 @@ def _description(model: PreTrainedModel, bits: int | None, encoder: str) -> dict
         "heads": heads if config is None or config.heads is None else config.heads,
         "head_dim": model_config.d_model // heads,
         "vocabulary": model_config.vocab_size,
+        "first_position": SERVED[model_config.model_type].first_position,
         "decoding": decoding(model),
     }
 

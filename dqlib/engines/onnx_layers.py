@@ -107,10 +107,11 @@ class Layers:
         return g.constant(f"{_joint(paths)}.bias", bias)
 
     def activated(self, g: Graph, y: str, path: str, biased: bool = False) -> str:
-        """The activation function of ``y`` and the bias, which ``relu`` may have got already."""
+        """The activation function of ``y`` and the bias, which ``relu`` and ``swish`` may have got already."""
         if self.config.activation_function == "gelu":
             return g.fused("BiasGelu", y, self.bias(g, [path]))
-        return g.op("Relu", y if biased else g.op("Add", y, self.bias(g, [path])))
+        y = y if biased else g.op("Add", y, self.bias(g, [path]))
+        return g.op("Relu", y) if self.config.activation_function == "relu" else g.op("Mul", y, g.op("Sigmoid", y))
 
     def norm(self, g: Graph, x: str, path: str) -> str:
         """LayerNorm of the last dimension."""

@@ -1,4 +1,4 @@
-"""The engine ``onnxruntime``: BART and mBART on weights of a few bits (https://onnxruntime.ai).
+"""The engine ``onnxruntime``: BART, mBART and Marian on weights of a few bits (https://onnxruntime.ai).
 
 Runs the graphs of :mod:`dqlib.engines.onnx_export`. Keys and values lie in memory of this program, which the graphs
 read and write in place: a step copies none of them. Searches are
@@ -77,6 +77,8 @@ class OnnxEngine(Engine):
         for field, size in sizes.items():
             if type(description.get(field)) is not int or description[field] != size:
                 raise InputError(f"{folder}, {field}", description.get(field), f"{size:g}, as the graphs have it")
+        if description.get("first_position", 2) not in (0, 2):
+            raise InputError(f"{folder}, first_position", description["first_position"], "0 or 2")
         self.decoding, self.vocabulary_size = Decoding.parse(description.get("decoding"), vocabulary), vocabulary
         if self.decoding.positions is None:
             raise InputError(f"{folder}, positions", None, "those of the model")
@@ -248,6 +250,7 @@ class _Steps:
         texts, layers = len(mask), description["layers"]
         rows = texts * beams
         self.session, self.search, self.length = session, search, 0
+        self._first = description.get("first_position", 2)  # which older exports, of BART and mBART, do not say
         self.features = description["heads"] * description["head_dim"]
         self.cache = np.zeros((2 * layers, rows, description["heads"], longest, description["head_dim"]), np.float32)
         self._ids: np.ndarray = np.zeros((rows, 1), np.int64)
@@ -277,7 +280,7 @@ class _Steps:
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Logits (rows, vocabulary) after one more token per row; the next call writes over them."""
         self._ids[:, 0] = tokens
-        self._position[0, 0] = self.length + 2
+        self._position[0, 0] = self.length + self._first
         self._before[:] = self.length
         self.length += 1
         self._total[()] = self.length

@@ -65,18 +65,18 @@ class TorchEngine(Engine):
             place = slice(longest - len(each), None) if self.continues else slice(len(each))
             ids[row, place], mask[row, place] = torch.tensor(each), 1
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        options = {} if self.continues else {"decoder_start_token_id": starts, "past_key_values": OneSourceCache()}
         settings = copy.deepcopy(self.model.generation_config)
+        settings.update(num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=decoding.pad)
+        settings.early_stopping = decoding.early_stopping if num_beams > 1 else False
         for name, field in self._asked.items():
             if getattr(decoding, field) != getattr(self._own, field):
                 setattr(settings, name, getattr(decoding, field))
         if settings.bad_words_ids is not None:
             settings.bad_words_ids = [list(words) for words in settings.bad_words_ids] or None
-        output = self.model.generate(
-            generation_config=settings,
-            input_ids=ids, attention_mask=mask, num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False,
-            early_stopping=decoding.early_stopping if num_beams > 1 else False, pad_token_id=decoding.pad, **options,
-        )  # fmt: skip
+        options = {}
+        if not self.continues:
+            settings.decoder_start_token_id, options = starts, {"past_key_values": OneSourceCache()}
+        output = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **options)
         return output[:, longest if self.continues else 1 :].tolist()
 
 

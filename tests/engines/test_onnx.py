@@ -8,6 +8,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from dqlib.config import Config, WeightQuantization, in_megabytes
+from dqlib.engines.torch_engine import TorchEngine
 from dqlib.errors import InputError
 from dqlib.presets import get_preset
 from dqlib.storage.footprint import size_bytes
@@ -16,6 +17,7 @@ from dqlib.storage.packed import load_packed, save_packed
 from dqlib.student import make_student, module_quantizers, quantized_modules, round_for_storage
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from tests.helpers.folders import reseal
+from tests.helpers.models import CASES, PAD
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -326,6 +328,36 @@ def test_any_other_width_runs(teacher, exported, features, heads, others, inner,
     assert np.abs(ours - torch_logits(student, SOURCES, [2, 20])).max() < 1e-4
 
 
+@pytest.mark.parametrize("activation", ["gelu", "swish", "relu"])
+@pytest.mark.parametrize("name", ["marian", "marian-unshared"])
+def test_a_marian_is_the_student_and_searches_as_transformers_does(name, activation, exported):
+    case = CASES[name]
+    torch.manual_seed(0)
+    teacher = case.model(type(case.config).from_dict(case.config.to_dict() | {"activation_function": activation}))
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        teacher.final_logits_bias.normal_()
+    for bits in ("2-2-32", "8-4-32", "2-2-8"):
+        student, tokens = make_student(teacher, Config.parse(f"{bits} 2-1")).eval(), [PAD, 20, 21, 22]
+        engine = exported(student)
+        error = np.abs(step_logits(engine, SOURCES, tokens) - torch_logits(student, SOURCES, tokens)).max()
+        assert error < (0.1 if bits.endswith("-8") else 1e-4)  # kernels round to 8 bits by blocks
+        for beams in (1, 3) if bits.endswith("32") else ():
+            options = {"num_beams": beams, "max_new_tokens": 8}
+            expected = TorchEngine(student).generate_ids(SOURCES, **options)
+            assert engine.generate_ids(SOURCES, **options) == expected
+            assert any(expected) or beams == 1
+
+
+def test_a_marian_with_fewer_ids_to_write_than_to_read_is_refused(tmp_path):
+    case = CASES["marian-unshared"]
+    teacher = case.model(type(case.config).from_dict(case.config.to_dict() | {"decoder_vocab_size": 40}))
+    with pytest.raises(InputError, match=r"^decoder_vocab_size: 40 .* 60, as many ids"):
+        export_onnx(teacher, tmp_path / "onnx")
+
+
 def test_errors_are_clear(teacher, tmp_path):
     student = student_of(teacher, "4-4-8")
     with pytest.raises(InputError, match="bits: 3 is not allowed"):
@@ -334,7 +366,7 @@ def test_errors_are_clear(teacher, tmp_path):
         export_onnx(student, tmp_path / "onnx", bits=2)
     assert not (tmp_path / "onnx").exists()
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
-    with pytest.raises(InputError, match="bart and mbart, which the engine onnxruntime serves"):
+    with pytest.raises(InputError, match="one of bart, marian, mbart, which the engine onnxruntime serves"):
         export_onnx(t5, tmp_path / "onnx")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
