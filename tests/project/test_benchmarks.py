@@ -14,6 +14,7 @@ import torch
 from transformers import MBartConfig, MBartForConditionalGeneration
 
 from dqlib.config import Config
+from dqlib.storage.packed import save_packed
 from dqlib.storage.students import save_student
 from dqlib.student import make_student, round_for_storage
 from dqlib.study.corpora.tokenizer import train_tokenizer
@@ -152,3 +153,21 @@ def test_the_gpu_script_runs_on_a_cpu_and_keeps_the_rows_of_others(tmp_path):
     assert all(bool(row["baseline"]) == bool(row["ratio"]) for row in rows)
     ours = {row["baseline"] for row in rows if row["engine"] == "dqlib bf16"}
     assert ours == {"plain distillation bf16", "reference's way fp32"}
+
+
+def test_the_start_of_commands_is_measured_in_processes_of_their_own(load, tmp_path, monkeypatch, capsys):
+    benchmark = load("start")
+    tokenizer = train_tokenizer(["return the sum of all numbers"] * 4, 96, 24)
+    torch.manual_seed(0)
+    teacher = MBartForConditionalGeneration(MBartConfig(**TINY, encoder_layers=1, decoder_layers=1))
+    student = make_student(teacher, Config.parse("2-2-8 1-1")).eval()
+    round_for_storage(student)
+    save_packed(student, tmp_path / "packed", tokenizer)
+    monkeypatch.setattr(sys, "argv", ["start.py", str(tmp_path / "packed"), "--rounds", "1"])
+    benchmark.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(benchmark.programs(tmp_path))
+    seconds = {line.rpartition("  ")[2]: float(line.split()[0]) for line in lines}
+    assert 0 < seconds["dqlib verify"] < seconds["dqlib generate, one token"]
+    with pytest.raises(subprocess.CalledProcessError):
+        benchmark.cpu_seconds(["-m", "dqlib.cli", "verify", str(tmp_path)])
