@@ -157,9 +157,10 @@ def test_the_gpu_script_runs_on_a_cpu_and_keeps_the_rows_of_others(tmp_path):
 
 def test_the_start_of_commands_is_measured_in_processes_of_their_own(load, tmp_path, monkeypatch, capsys):
     benchmark = load("start")
-    tokenizer = train_tokenizer(["return the sum of all numbers"] * 4, 96, 24)
+    tokenizer = train_tokenizer(["return the sum of all numbers"] * 4, 300, 24)
     torch.manual_seed(0)
-    teacher = MBartForConditionalGeneration(MBartConfig(**TINY, encoder_layers=1, decoder_layers=1))
+    shape = TINY | {"vocab_size": len(tokenizer)}
+    teacher = MBartForConditionalGeneration(MBartConfig(**shape, encoder_layers=1, decoder_layers=1))
     student = make_student(teacher, Config.parse("2-2-8 1-1")).eval()
     round_for_storage(student)
     save_packed(student, tmp_path / "packed", tokenizer)
