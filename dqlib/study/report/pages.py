@@ -232,7 +232,7 @@ Where the bytes are ([`sizes.csv`](tables/sizes.csv)):
 
 ![Size by module]({FIGURES}/sizes.svg)
 
-Which modules need their bits: the loss that each adds when it alone has few, before any training, on the first
+Which modules need their bits: the loss that each adds when it alone has few, before any training, on 32
 training pairs ([`sensitivity.csv`](tables/sensitivity.csv)). A config `auto:0.45MB` chooses bits by it:
 
 ![Sensitivity of modules]({FIGURES}/sensitivity.svg)

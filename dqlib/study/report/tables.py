@@ -266,7 +266,7 @@ def collect_sensitivity(studies: Sequence[Study]) -> pandas.DataFrame:
     rows = []
     for study in studies:
         teacher, preset = read_model(study.teacher()), get_preset(study.task.distill.preset)
-        calibration = calibration_batches(load_corpus(study.folders.corpus), study.task)
+        calibration = calibration_batches(load_corpus(study.folders.corpus), study.task)[:1]  # enough for a picture
         whole = Config.parse("auto:0MB").with_layers_of(*architecture_of(teacher.config).depths(teacher.config))
         entries, _ = module_entries(teacher, whole, preset)
         for module, losses in sensitivities(teacher, calibration, preset).items():
