@@ -25,11 +25,12 @@ from dqlib.storage.manifest import MANIFEST, WEIGHTS, File, Manifest, opened, pa
 from dqlib.storage.packed import load_packed, load_tokenizer, save_packed
 from dqlib.storage.stored import PackedWeight, checksum, record
 from dqlib.storage.students import load_student, save_student
-from dqlib.student import quantize_model, quantized_modules, round_for_storage, set_blend
+from dqlib.student import quantize_model, round_for_storage, set_blend
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.params.paths import project_root
 from tests.helpers.folders import reconfigure, reseal
 from tests.helpers.models import ASYMMETRIC, CASES, FOUR_LEVELS, LSQ, data_of, make_teacher, student_of
+from tests.helpers.packed import files_of, logits, trained
 
 STUDENTS = [
     ("bart", "dqlib-ternary", "2-2-8"),
@@ -49,29 +50,6 @@ EVERY = pytest.mark.parametrize(
     STUDENTS,
     ids=[f"{name} {getattr(preset, 'name', preset)} {bits}" for name, preset, bits in STUDENTS],
 )
-
-
-def trained(name="bart", preset="dqlib-ternary", bits="2-2-8"):
-    """A student whose trained scales and buffers are what training leaves, rounded as before an evaluation."""
-    student = student_of(make_teacher(name), name, bits, preset).eval()
-    with torch.no_grad():
-        for module in quantized_modules(student).values():
-            if module.weight_quantizer.learned is not None:
-                module.weight_quantizer.learned.mul_(0.9)
-        for buffer in student.buffers():
-            if buffer.is_floating_point() and name != "mbart":  # whose are zeros, as in most models
-                buffer.normal_()
-    round_for_storage(student)
-    return student
-
-
-def logits(model, name):
-    with torch.no_grad():
-        return model(**data_of(name).inputs).logits
-
-
-def files_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")

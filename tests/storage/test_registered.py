@@ -28,7 +28,8 @@ from dqlib.storage.manifest import MANIFEST, WEIGHTS, packed_size_bytes, verify
 from dqlib.storage.packed import load_packed, save_packed
 from dqlib.student import round_for_storage
 from tests.helpers.folders import reconfigure
-from tests.helpers.models import ASYMMETRIC, CASES, data_of, make_teacher, student_of
+from tests.helpers.models import ASYMMETRIC, CASES, make_teacher, student_of
+from tests.helpers.packed import files_of, logits, trained
 
 AUTO = {
     "bert": AutoModelForMaskedLM,
@@ -38,28 +39,9 @@ AUTO = {
 REVISION = 40 * "a"
 
 
-def trained(name="bart", preset="dqlib"):
-    student = student_of(make_teacher(name), name, "2-2-8", preset).eval()
-    with torch.no_grad():
-        for buffer in student.buffers():
-            if buffer.is_floating_point() and name != "mbart":  # whose are zeros, of which nothing is stored
-                buffer.normal_()
-    round_for_storage(student)
-    return student
-
-
-def logits(model, name="bart"):
-    with torch.no_grad():
-        return model(**data_of(name).inputs).logits
-
-
-def files_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.fixture(scope="module")
 def bart():
-    return trained()
+    return trained(preset="dqlib")
 
 
 @pytest.fixture

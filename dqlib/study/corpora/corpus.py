@@ -49,6 +49,10 @@ class LoadedCorpus:
         """The first so many rows of every test set (None for all), by name."""
         return {name: self.splits[name][:documents] for name in ("test", UNSEEN) if name in self.splits}
 
+    def test_rows(self, documents: int | None = None) -> list[Row]:
+        """The rows of :meth:`test_sets` one after the other, each with its ``test_set``."""
+        return [row | {"test_set": name} for name, each in self.test_sets(documents).items() for row in each]
+
 
 def build_corpus(
     corpus: S.Corpus, folder: str | Path, tokenizer_folder: str | Path | None = None, kind: str = SEQ2SEQ

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +11,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
-from dqlib.files import write_text
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation.bootstrap import interval, resampled_sums
-from dqlib.study.evaluation.records import Detail, Line, Scores, places, write_details
+from dqlib.study.evaluation.records import Detail, Line, Scores, places, scores_of, write_scores
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import PREDICTIONS
 from dqlib.study.process.progress import report
 from dqlib.study.training.kinds import training_of
 
@@ -44,13 +41,12 @@ def score(
     Returns:
         The scores on the main process, None on the others.
     """
-    rows = [row | {"test_set": key} for key, each in corpus.test_sets(evaluation.documents).items() for row in each]
+    rows = corpus.test_rows(evaluation.documents)
     chances = probabilities(model, rows, evaluation, spec, corpus, accelerator, name)
     if not accelerator.is_main_process:
         return None
     scores, lines = class_scores(rows, chances, corpus.labels, evaluation.bootstrap)
-    write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    write_details(scores.details, folder)
+    write_scores(scores, lines, folder)
     return scores
 
 
@@ -98,10 +94,6 @@ def class_scores(
     details: list[Detail] = []
     for test_set, where in places(rows, lambda row: row["test_set"]).items():
         details += details_of(truth[where], predicted[where], len(labels), resamples, test_set)
-    judged = {each.metric: each for each in details if each.test_set == "test"}
-    means = {metric: each.value for metric, each in judged.items()}
-    headline = judged["accuracy"]
-    count = sum(row["test_set"] == "test" for row in rows)
     lines: list[Line] = [
         {name: row[name] for name in ("source", "second") if name in row}
         | {"reference": row["target"], "prediction": labels[guess], "probability": round(float(chance[guess]), 4)}
@@ -109,7 +101,7 @@ def class_scores(
         | ({"test_set": row["test_set"]} if row["test_set"] != "test" else {})
         for row, guess, chance in zip(rows, predicted.tolist(), chances, strict=True)
     ]
-    return Scores(count, means, "accuracy", headline.low, headline.high, tuple(details)), lines
+    return scores_of(details, rows, "accuracy", tuple(SIGNATURES)), lines
 
 
 def details_of(

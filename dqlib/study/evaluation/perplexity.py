@@ -9,7 +9,6 @@ Perplexity depends on how a tokenizer cuts texts; bits per byte of the text (UTF
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +20,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from dqlib.files import write_text
 from dqlib.losses import IGNORED_LABEL
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation.bootstrap import interval, resampled_sums
-from dqlib.study.evaluation.records import Detail, Line, Scores, places, write_details
+from dqlib.study.evaluation.records import Detail, Line, Scores, places, scores_of, write_scores
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import PREDICTIONS
 from dqlib.study.process.progress import report
 from dqlib.study.training.examples import Example
 from dqlib.study.training.kinds import training_of
@@ -54,14 +51,13 @@ def score(
     Returns:
         The scores on the main process, None on the others.
     """
-    rows = [row | {"test_set": key} for key, each in corpus.test_sets(evaluation.documents).items() for row in each]
+    rows = corpus.test_rows(evaluation.documents)
     measured = document_losses(model, rows, evaluation, spec, corpus, accelerator, name)
     if not accelerator.is_main_process:
         return None
     signature = f"windows of {spec.corpus.source_tokens} tokens, stride {stride_of(spec.corpus)}"
     scores, lines = text_scores(rows, measured, evaluation.bootstrap, signature)
-    write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    write_details(scores.details, folder)
+    write_scores(scores, lines, folder)
     return scores
 
 
@@ -137,17 +133,13 @@ def text_scores(rows: Sequence[Row], measured: np.ndarray, resamples: int, signa
     details: list[Detail] = []
     for test_set, where in places(rows, lambda row: row["test_set"]).items():
         details += details_of(measured[where], resamples, signature, test_set)
-    judged = {each.metric: each for each in details if each.test_set == "test"}
-    headline = judged["perplexity"]
     lines: list[Line] = [
         {"source": row["source"][:200], "nats": round(nats, 4), "tokens": int(tokens), "bytes": int(size)}
         | ({"name": row["name"]} if "name" in row else {})
         | ({"test_set": row["test_set"]} if row["test_set"] != "test" else {})
         for row, (nats, tokens, size) in zip(rows, measured.tolist(), strict=True)
     ]
-    count = sum(row["test_set"] == "test" for row in rows)
-    means = {metric: each.value for metric, each in judged.items()}
-    return Scores(count, means, "perplexity", headline.low, headline.high, tuple(details)), lines
+    return scores_of(details, rows, "perplexity", ("perplexity", "bits_per_byte")), lines
 
 
 def details_of(measured: np.ndarray, resamples: int, signature: str, test_set: str = "test") -> list[Detail]:

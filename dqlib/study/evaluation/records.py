@@ -173,6 +173,35 @@ def read_record(folder: Path) -> Record:
     return Record(**(dict.fromkeys(METRICS) | json.loads((folder / RECORD).read_text())))
 
 
+def key_of(row: Row) -> tuple[str, str | None]:
+    """The test set and the language of a row, None where there are no languages."""
+    return row["test_set"], row.get("language")
+
+
+def scores_of(
+    details: Sequence[Detail], rows: Sequence[Row], headline: str, metrics: Sequence[str], language: str | None = None
+) -> Scores:
+    """The scores of the test set ``test`` in one language, among the details of all.
+
+    Args:
+        details: of every test set, language and metric.
+        rows: that were tested, with ``test_set``.
+        headline: the metric that the record's interval is of.
+        metrics: that the record keeps.
+        language: that is judged; None where there are no languages.
+    """
+    judged = {each.metric: each for each in details if (each.test_set, each.language) == ("test", language)}
+    count = sum(key_of(row) == ("test", language) for row in rows)
+    means = {metric: judged[metric].value for metric in metrics}
+    return Scores(count, means, headline, judged[headline].low, judged[headline].high, tuple(details))
+
+
+def write_scores(scores: Scores, lines: Sequence[Line], folder: Path) -> None:
+    """Keep what a model answered, one line per test document, and the details beside its record."""
+    write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_details(scores.details, folder)
+
+
 def write_details(details: Sequence[Detail], folder: Path) -> None:
     """Keep everything beyond the record beside it, numbers rounded as the record's are."""
     records = [

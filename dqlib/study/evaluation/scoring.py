@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,16 +11,14 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from dqlib.errors import InputError
-from dqlib.files import write_text
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation import bleu as translation_metrics
 from dqlib.study.evaluation.bootstrap import bootstrap_interval, interval, resampled_sums
 from dqlib.study.evaluation.generation import generate
-from dqlib.study.evaluation.records import Detail, Line, Scores, places, write_details
+from dqlib.study.evaluation.records import Detail, Line, Scores, key_of, places, scores_of, write_scores
 from dqlib.study.evaluation.rouge import ROUGE, rouge
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import PREDICTIONS
 from dqlib.study.training.batches import encode
 
 
@@ -42,9 +39,9 @@ def score(
     Raises:
         InputError: the test has no pair in the language that is judged.
     """
-    rows = [row | {"test_set": key} for key, each in corpus.test_sets(evaluation.documents).items() for row in each]
+    rows = corpus.test_rows(evaluation.documents)
     language = spec.corpus.languages[0] if spec.corpus.languages else None
-    if language and ("test", language) not in {_key(row) for row in rows}:
+    if language and ("test", language) not in {key_of(row) for row in rows}:
         raise InputError("corpus.languages", language, "a language of the first pairs of the test split")
     examples = encode(rows, corpus.tokenizer, spec.corpus)
     tokens = spec.corpus.target_tokens
@@ -53,8 +50,7 @@ def score(
         return None
     scored = translation_scores if language else text_scores
     scores, lines = scored(rows, predictions, evaluation.bootstrap, *([language] if language else []))
-    write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    write_details(scores.details, folder)
+    write_scores(scores, lines, folder)
     return scores
 
 
@@ -81,7 +77,7 @@ def text_scores(rows: Sequence[Row], predictions: Sequence[str], resamples: int)
     ]
     if len({row["test_set"] for row in rows}) > 1:
         lines = [line | {"test_set": row["test_set"]} for line, row in zip(lines, rows, strict=True)]
-    return _scores(details, rows, "rougeL", ROUGE, None), lines
+    return scores_of(details, rows, "rougeL", ROUGE), lines
 
 
 def translation_scores(
@@ -99,7 +95,7 @@ def translation_scores(
     sentences = translation_metrics.sentence_chrf(references, predictions)
     matches = translation_metrics.exact(references, predictions)
     details: list[Detail] = []
-    for (test_set, code), where in places(rows, _key).items():
+    for (test_set, code), where in places(rows, key_of).items():
         ours, theirs = [predictions[i] for i in where], [references[i] for i in where]
         for metric, score_of in (("bleu", translation_metrics.bleu), ("chrf", translation_metrics.chrf)):
             corpus = score_of(theirs, ours, resamples)
@@ -112,16 +108,7 @@ def translation_scores(
         | {"language": row["language"], "test_set": row["test_set"], "chrf": round(value, 2), "exact": match > 0}
         for row, prediction, value, match in zip(rows, predictions, sentences.tolist(), matches.tolist(), strict=True)
     ]
-    return _scores(details, rows, "bleu", ("bleu", "chrf"), language), lines
-
-
-def _scores(
-    details: list[Detail], rows: Sequence[Row], headline: str, metrics: Sequence[str], language: str | None
-) -> Scores:
-    judged = {each.metric: each for each in details if (each.test_set, each.language) == ("test", language)}
-    count = sum(_key(row) == ("test", language) for row in rows)
-    means = {metric: judged[metric].value for metric in metrics}
-    return Scores(count, means, headline, judged[headline].low, judged[headline].high, tuple(details))
+    return scores_of(details, rows, "bleu", ("bleu", "chrf"), language), lines
 
 
 def _lengths(
@@ -149,7 +136,3 @@ def _words(texts: Sequence[str]) -> np.ndarray:
 
 def _line(row: Row, prediction: str) -> Line:
     return {"source": row["source"], "reference": row["target"], "prediction": prediction}
-
-
-def _key(row: Row) -> tuple[str, str | None]:
-    return row["test_set"], row.get("language")

@@ -6,6 +6,7 @@ was stopped goes on with the first part that is missing. What training holds in 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -49,7 +50,38 @@ class Example:
     start: int = EOS_ID
 
 
-class StoredExamples(Sequence[Example]):
+class Measured(Sequence[Example]):
+    """Examples that are read one at a time, and whose lengths are known without reading them.
+
+    Attributes:
+        lengths: of all sources and of all targets, in tokens.
+    """
+
+    lengths: tuple[array, array]
+
+    @abstractmethod
+    def _example(self, index: int) -> Example:
+        """The example of that number, from 0."""
+
+    def __len__(self) -> int:
+        return len(self.lengths[0])
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index += len(self) if index < 0 else 0
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._example(index)
+
+
+class StoredExamples(Measured):
     """Examples in Arrow files, mapped into memory; one is read when it is asked for.
 
     Attributes:
@@ -79,21 +111,7 @@ class StoredExamples(Sequence[Example]):
             columns += [offsets, batch[name].values.to_numpy()]
         self._columns.append((*columns, batch["start"].to_numpy()))
 
-    def __len__(self) -> int:
-        return len(self.lengths[0])
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index += len(self) if index < 0 else 0
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def _example(self, index: int) -> Example:
         number = bisect_right(self._firsts, index) - 1
         place = index - self._firsts[number]
         source_at, sources, target_at, targets, starts = self._columns[number]
@@ -104,7 +122,7 @@ class StoredExamples(Sequence[Example]):
         )
 
 
-class Picked(Sequence[Example]):
+class Picked(Measured):
     """Some examples of several sequences, in any order.
 
     Args:
@@ -124,18 +142,7 @@ class Picked(Sequence[Example]):
         )
         self.lengths = array("i", sources.tobytes()), array("i", targets.tobytes())
 
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _example(self, index: int) -> Example:
         number = self._numbers[index]
         part = bisect_right(self._firsts, number) - 1
         return self._parts[part][number - self._firsts[part]]
@@ -143,7 +150,7 @@ class Picked(Sequence[Example]):
 
 def lengths(examples: Sequence[Example]) -> tuple[Sequence[int], Sequence[int]]:
     """Tokens of every source and of every target."""
-    if isinstance(examples, StoredExamples | Picked):
+    if isinstance(examples, Measured):
         return examples.lengths
     return array("i", (len(e.source) for e in examples)), array("i", (len(e.target) for e in examples))
 

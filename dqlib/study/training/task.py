@@ -119,7 +119,8 @@ class TaskTraining:
         """
         preset = get_preset(distillation.preset)
         teacher = read_model(self.folders.teacher).to(self.accelerator.device)
-        calibration = calibration_batches(self.corpus, self.spec)
+        shaped = config.is_open or config.narrow  # by what matters on a calibration set
+        calibration = calibration_batches(self.corpus, self.spec) if shaped else None
         student, objective = student_and_objective(teacher, config, preset, calibration)
         config = student.dqlib_config  # with the bits that were chosen, where there is a budget
         recipe = recipe_of(preset, config, teacher)
