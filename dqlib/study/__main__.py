@@ -41,7 +41,7 @@ def make(options: Options) -> None:
     study = Study(options.params, options.task)
     makers: dict[str, Callable[[], Path | None]] = {
         "corpus": study.corpus,
-        "pretrained": study.pretrained,
+        "pretrained": study.asked_pretrained if options.if_asked else study.pretrained,
         "teacher": study.teacher,
         "pseudo-labels": study.asked_pseudo_labels if options.if_asked else study.pseudo_labels,
         "student": lambda: study.student(options.config or study.task.headline, options.preset),
@@ -107,12 +107,11 @@ def readme(options: Options) -> None:
     fill_readme()
 
 
-def core(options: Options) -> None:
-    """write the SHA-256 of the core's code, on which trainings depend"""
-    from dqlib.files import write_text
-    from dqlib.study.params.identity import core_hash
+def code(options: Options) -> None:
+    """write SHA-256 of the code that corpora, trainings and scores depend on"""
+    from dqlib.study.params.identity import write_hashes
 
-    write_text(project_root() / options.out, core_hash() + "\n")
+    write_hashes(project_root() / options.folder)
 
 
 class Command(NamedTuple):
@@ -127,7 +126,7 @@ _TASK = {"--task": {"default": "summarization", "help": "name of the task (defau
 _ONE_TASK = {"--task": {"help": "name of one task; all that fit, when left out"}}
 _CONFIG = {"--config": {"help": "of a student, such as '2-2-8 2-1'"}}
 _PRESET = {"--preset": {"help": "of a student; the task's own, when left out"}}
-_IF_ASKED = {"action": "store_true", "help": "pseudo-labels only if a preset of the parameters is trained on them"}
+_IF_ASKED = {"action": "store_true", "help": "pretrained, pseudo-labels: a folder without any where none are asked for"}
 _PARTS = ("corpus", "pretrained", "teacher", "pseudo-labels", "student", "students", "benchmark")
 
 COMMANDS = {
@@ -148,7 +147,7 @@ COMMANDS = {
     "report": Command(report, _PARAMS),
     "read": Command(read, {"page": {"nargs": "?", "help": "such as translation (default: the comparison)"}, **_PARAMS}),
     "readme": Command(readme, {}),
-    "core": Command(core, {"out": {}}),
+    "code": Command(code, {"folder": {}}),
 }
 
 

@@ -5,30 +5,25 @@ import shutil
 import pytest
 import yaml
 
-from dqlib.study.params.identity import PACKAGE, code_hash, core_hash
+from dqlib.study.params import identity
+from dqlib.study.params.identity import PACKAGE, ROOMS, code_hash, write_hashes
 from tests.helpers.rooms import ARROWS, DECIDING, room_of
 
-STAGES = yaml.safe_load((PACKAGE.parent / "dvc.yaml").read_text())["stages"]
+STAGES = {
+    name: stage.get("do", stage)
+    for name, stage in yaml.safe_load((PACKAGE.parent / "dvc.yaml").read_text())["stages"].items()
+}
 
 #: The room that a stage runs which makes a corpus or a model; all others make pages.
 MAKERS = {
     "corpus": "corpora",
-    "corpus-eli5": "corpora",
+    "corpus-shared": "corpora",
     "pretrain": "training",
     "teacher": "evaluation",
-    "teacher-translation": "evaluation",
     "pseudo-labels": "evaluation",
     "students": "evaluation",
-    "corpus-texts": "corpora",
-    "pretrain-classifier": "training",
-    "teacher-classifier": "evaluation",
-    "teacher-language": "evaluation",
-    "students-texts": "evaluation",
     "benchmark": "evaluation",
 }
-
-#: What a stage depends on, so that it is stale after a change of a room.
-DEPENDENCIES = {room: f"dqlib/study/{room}" for room in DECIDING} | {"core": "runs/core.sha256"}
 
 
 @pytest.fixture(scope="module")
@@ -37,35 +32,46 @@ def package(tmp_path_factory):
     return shutil.copytree(PACKAGE, tmp_path_factory.mktemp("code") / "dqlib", ignore=shutil.ignore_patterns("*.pyc"))
 
 
+def before(room):
+    """The rooms that decide a number of what a room makes, by the arrows between rooms."""
+    found, rooms = {room}, set()
+    while found - rooms:
+        rooms |= found
+        found = {other for each in rooms for other in ARROWS[each]} & DECIDING
+    return rooms
+
+
 def test_code_has_another_hash_after_a_change_of_what_decides_a_number_and_of_nothing_else(package):
     hash_of_code = code_hash.__wrapped__
-    code, core = hash_of_code(package), core_hash(package)
+    hashes = {room: hash_of_code(package, room) for room in ROOMS}
+    assert hashes["evaluation"] == hash_of_code(package)
     for file in sorted(package.rglob("*.py")):
-        text, room = file.read_bytes(), room_of(file.relative_to(package))
+        text, changed = file.read_bytes(), room_of(file.relative_to(package))
         file.write_bytes(text + b"# other\n")
-        assert (hash_of_code(package) != code) == (room in DECIDING), file
-        assert (core_hash(package) != core) == (room == "core"), file
+        for room, code in hashes.items():
+            assert (hash_of_code(package, room) != code) == (changed in before(room)), (file, room)
         file.write_bytes(text)
-    assert hash_of_code(package) == code
+    assert {room: hash_of_code(package, room) for room in ROOMS} == hashes
+    assert before(ROOMS[-1]) == DECIDING
 
 
 def test_a_module_that_moves_is_other_code(package):
-    core = core_hash(package)
+    code = code_hash.__wrapped__(package, "corpora")
     shutil.move(package / "languages.py", package / "storage" / "languages.py")
-    assert core_hash(package) != core
+    assert code_hash.__wrapped__(package, "corpora") != code
     shutil.move(package / "storage" / "languages.py", package / "languages.py")
 
 
 @pytest.mark.parametrize("stage", MAKERS)
-def test_what_makes_a_model_depends_on_the_rooms_that_it_imports_and_on_no_other_code(stage):
-    found, wanted = {MAKERS[stage]}, set()
-    while found - wanted:
-        wanted |= found
-        found = {room for each in wanted for room in ARROWS[each]} & DECIDING
-    code = {path for path in STAGES[stage]["deps"] if path.startswith(("dqlib", "runs/core"))}
-    assert code == {DEPENDENCIES[room] for room in wanted}
+def test_what_makes_a_model_depends_on_the_room_that_it_runs_and_on_no_other_code(stage):
+    code = [path for path in STAGES[stage]["deps"] if path.startswith(("dqlib", "runs/code"))]
+    assert code == [f"runs/code/{MAKERS[stage]}.sha256"]
 
 
-def test_every_other_stage_depends_on_all_code():
+def test_every_other_stage_depends_on_all_code(tmp_path, monkeypatch):
     assert all("dqlib" in stage["deps"] for name, stage in STAGES.items() if name not in MAKERS)
-    assert STAGES["core"]["outs"] == [DEPENDENCIES["core"]]
+    assert STAGES["code"]["outs"] == [f"runs/code/{room}.sha256" for room in ROOMS]
+    monkeypatch.setattr(identity, "code_hash", lambda package, room: f"code up to {room}")
+    write_hashes(tmp_path / "code")
+    written = {path.name: path.read_text() for path in (tmp_path / "code").iterdir()}
+    assert written == {f"{room}.sha256": f"code up to {room}\n" for room in ROOMS}

@@ -216,21 +216,45 @@ def test_the_tests_hold_what_is_committed_and_not_what_a_user_made(tmp_path):
     )
 
 
-#: Ends of the names of stages of tasks whose models write no texts; `compare` does not need them.
-OF_TEXTS = ("-texts", "-classifier", "-language")
+def resolved(pipeline, parameters):
+    """Each parameter that a stage reads, with the name of the stage, of all that DVC makes under some parameters."""
+    for name, stage in pipeline.items():
+        items = stage.get("foreach", [""])
+        if isinstance(items, str):  # such as ${pipeline.tasks}
+            items = parameters["pipeline"][items.strip("${}").removeprefix("pipeline.")]
+        for item in items:
+            for key in stage.get("do", stage).get("params", []):
+                yield f"{name}@{item}", key.replace("${item}", item).replace("${key}", item)
 
 
-@pytest.mark.parametrize("profile", ["laptop", "smoke", "real"])
-def test_a_profile_of_the_pipeline_has_every_parameter_that_the_pipeline_reads(profile):
+@pytest.mark.parametrize("profile", ["laptop", "smoke", "study", "real"])
+def test_a_profile_of_the_pipeline_has_every_parameter_that_its_stages_read(profile):
     pipeline = yaml.safe_load((project_root() / "dvc.yaml").read_text())["stages"]
     parameters = yaml.safe_load(profile_path(profile).read_text())
-    for name, stage in pipeline.items():
-        tasks = stage.get("matrix", {}).get("task", [""])
-        keys = [] if name in ("benchmark", "methods") else stage.get("params", [])
-        if name.endswith(OF_TEXTS) and profile == "real":  # it brings no corpus for them
-            continue
-        for key in [key.replace("${item.task}", task) for key in keys for task in tasks]:
-            found = parameters
-            for part in key.split("."):
-                assert part in found, f"{name}: {key}"
-                found = found[part]
+    stages = list(resolved(pipeline, parameters))
+    for name, key in stages:
+        found = parameters
+        for part in key.split("."):
+            assert part in found, f"{name}: {key}"
+            found = found[part]
+    tasks = load_settings(profile).tasks
+    assert {name for name, _ in stages if name.startswith("students@")} == {f"students@{task}" for task in tasks}
+
+
+def test_stages_that_are_not_those_of_the_tasks_are_refused_before_a_profile_is_chosen(smoke, tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "profiles").mkdir()
+    monkeypatch.chdir(tmp_path)
+    del smoke["topics"]
+    (tmp_path / "profiles" / "smoke.yaml").write_text(yaml.safe_dump(smoke))
+    with pytest.raises(
+        InputError, match=r"pipeline: .*topics.*corpora: \[summarization, translation, matching, language\]"
+    ):
+        choose_profile("smoke")
+    smoke["pipeline"] = load_settings("smoke").stages
+    (tmp_path / "profiles" / "smoke.yaml").write_text(yaml.safe_dump(smoke))
+    assert choose_profile("smoke")
+    params = smoke | {"profile": "smoke", "pipeline": None}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(InputError, match="pipeline: None"):
+        choose_profile("smoke")

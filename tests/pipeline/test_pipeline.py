@@ -131,18 +131,18 @@ def test_a_change_that_decides_no_number_makes_no_training_stale(clone):
     module.write_text(f"{text}# other\n")
     stale = set(json.loads(call(clone, "dvc", "status", "--json", "--with-deps", "compare")))
     module.write_text(text)
-    assert stale == {"core", "compare", *(f"experiment@{task}" for task in ("summarization", "eli5", "translation"))}
+    assert stale == {"code", "compare", *(f"experiment@{task}" for task in ("summarization", "eli5", "translation"))}
 
 
 def test_a_second_clone_pulls_what_the_first_pushed_and_runs_nothing(clone, tmp_path):
     remote, second, stage = str(tmp_path / "remote"), tmp_path / "second", "corpus@translation"
     call(clone, "dvc", "remote", "add", "--local", "shared", remote)
-    call(clone, "dvc", "push", "-q", "--remote", "shared", "core", stage)
+    call(clone, "dvc", "push", "-q", "--remote", "shared", "code", stage)
     subprocess.run(["git", "clone", "-q", str(clone), str(second)], check=True)
     corpus = Path("runs") / "smoke" / "translation" / "corpus"
     assert not (second / corpus).exists()
     call(second, "dvc", "remote", "add", "--local", "--default", "shared", remote)
-    call(second, "dvc", "pull", "-q", "core", stage)
+    call(second, "dvc", "pull", "-q", "code", stage)
     files = sorted(path.relative_to(clone / corpus) for path in (clone / corpus).rglob("*") if path.is_file())
     assert files
     assert all((second / corpus / name).read_bytes() == (clone / corpus / name).read_bytes() for name in files)
@@ -191,11 +191,11 @@ def test_the_same_commit_gives_the_same_bytes(clone):
 
 def test_the_benchmark_is_a_group_of_its_own(clone):
     results = clone / "runs" / "smoke" / "results"
-    assert not (results / "tables" / "methods.csv").exists()  # the default study did not run it
+    assert not (results / "methods").exists()  # the default study did not run it
     call(clone, "dvc", "repro", "-q", "methods")
-    table = pandas.read_csv(results / "tables" / "methods.csv")
+    table = pandas.read_csv(results / "methods" / "summarization" / "methods.csv")
     assert tuple(table.columns) == (*columns_of("summarization"), "baseline", "p_value")
     assert table.preset.tolist() == ["dq-bart-faithful", "dqlib"]
-    assert (results / "methods" / "methods.svg").read_text().count("<svg") == 1
-    assert "dq-bart-faithful" in (results / "methods" / "README.md").read_text()
+    assert (results / "methods" / "summarization" / "methods.svg").read_text().count("<svg") == 1
+    assert "dq-bart-faithful" in (results / "methods" / "summarization" / "README.md").read_text()
     assert "up to date" in call(clone, "dvc", "repro", "methods")

@@ -10,22 +10,35 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
+from dqlib.files import write_text
+
 PACKAGE = Path(__file__).parents[2]
 
-#: Folders of the study whose code decides a number.
+#: Folders of the study whose code decides a number; each may import those before it, and the core.
 ROOMS = ("corpora", "training", "evaluation")
 
 
-def core_hash(package: Path = PACKAGE) -> str:
-    """SHA-256 of the core: its modules lie beside folders that decide nothing, so DVC cannot name it as one folder."""
-    return _hash(package, [*package.glob("*.py"), *(package / "storage").rglob("*.py")])
-
-
 @cache
-def code_hash(package: Path = PACKAGE) -> str:
-    """SHA-256 of all code that a number can depend on, so that none of another version is taken for its own."""
-    files = [path for room in ROOMS for path in (package / "study" / room).rglob("*.py")]
-    return hashlib.sha256((core_hash(package) + _hash(package, files)).encode()).hexdigest()
+def code_hash(package: Path = PACKAGE, room: str = ROOMS[-1]) -> str:
+    """SHA-256 of all code that what a room makes can depend on: the core, the rooms before it, and its own.
+
+    Args:
+        package: folder of the code.
+        room: one of :data:`ROOMS`; the last, of which scores are, when left out.
+    """
+    core = _hash(package, [*package.glob("*.py"), *(package / "storage").rglob("*.py")])
+    rooms = ROOMS[: ROOMS.index(room) + 1]
+    files = [path for each in rooms for path in (package / "study" / each).rglob("*.py")]
+    return hashlib.sha256((core + _hash(package, files)).encode()).hexdigest()
+
+
+def write_hashes(folder: Path) -> None:
+    """A file for each room with its :func:`code_hash`: the core lies beside what decides nothing, so that stages of DVC
+    cannot name it as a folder, and names of files stand for code up to a room.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for room in ROOMS:
+        write_text(folder / f"{room}.sha256", code_hash(PACKAGE, room) + "\n")
 
 
 def _hash(package: Path, files: list[Path]) -> str:

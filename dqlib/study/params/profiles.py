@@ -15,16 +15,21 @@ def choose_profile(profile: str) -> bool:
         Whether ``params.yaml`` was written; it is not for a profile that runs without DVC.
 
     Raises:
-        InputError: no such profile, a value in it is not allowed, or edits of another profile would be lost.
+        InputError: no such profile, a value in it is not allowed, its stages are not those of its tasks, or edits of
+            another profile would be lost.
     """
     source, target = profile_path(profile), project_root() / "params.yaml"
-    if not load_settings(profile).in_pipeline:
+    settings = load_settings(profile)
+    if not settings.in_pipeline:
         return False
+    settings.check_pipeline()
     wanted = source.read_text(encoding="utf-8")
     if target.is_file():
         text = target.read_text(encoding="utf-8")
-        current = load_settings("params.yaml").profile
+        chosen = load_settings("params.yaml")
+        current = chosen.profile
         if current == profile:
+            chosen.check_pipeline()
             return False
         unedited = text == profile_path(current).read_text(encoding="utf-8")
         if not unedited:

@@ -163,7 +163,13 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
-        kinds = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+        kinds = {
+            "int": "a whole number",
+            "float": "a number",
+            "str": "text",
+            "bool": "true or false",
+            "dict": "a block",
+        }
         raise InputError(where, value, kinds[hint.__name__])
     if hint is float and not math.isfinite(value):
         raise InputError(where, value, "a finite number")

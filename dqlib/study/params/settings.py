@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.presets import QUANTIZATION_ONLY, get_preset
@@ -22,7 +24,7 @@ from dqlib.study.params.model import SIZES, Model
 from dqlib.study.params.paths import Folders, project_root
 from dqlib.study.params.pseudo_labels import PseudoLabels
 from dqlib.study.params.schema import NAMED_BLOCKS, a_name, bounded, build, one_of, read
-from dqlib.study.params.tasks import TASKS
+from dqlib.study.params.tasks import TASKS, notebook_of
 from dqlib.study.params.training import Distillation, Finetuning, Loop, Pretraining, Training
 
 __all__ = [
@@ -87,10 +89,11 @@ class Task:
 
     @property
     def headline(self) -> Config:
-        """The student that the task's notebook shows: at two bits with whole layers left out, or else the first."""
+        """The student that the task's notebook shows: at one or two bits without some layers, or else the first."""
         students = [Config.parse(text) for text in self.configs]
         whole = [c for c in students if not c.narrow]
-        small = [c for c in whole if c.w_bits == 2 and c.decoder_layers < self.model.decoder_layers]
+        layers = self.model.encoder_layers + self.model.decoder_layers
+        small = [c for c in whole if c.w_bits <= 2 and c.encoder_layers + c.decoder_layers < layers]
         return (small or whole or students)[0]
 
     @property
@@ -188,13 +191,17 @@ class Compute:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a profile sets; its ``tasks`` are one or more, by name. Its ``note`` opens the results."""
+    """Everything that a profile sets; its ``tasks`` are one or more, by name. Its ``note`` opens the results.
+
+    ``pipeline`` is what ``dvc.yaml`` reads of it, :attr:`stages`.
+    """
 
     profile: str
     results: str
     compute: Compute
     tasks: dict[str, Task] = field(metadata={NAMED_BLOCKS: TASKS})
     note: str = ""
+    pipeline: dict | None = None
 
     def __post_init__(self) -> None:
         a_name("profile", self.profile)
@@ -215,6 +222,28 @@ class Settings:
         of_hub = any(task.corpus.origin == "hub" for task in self.tasks.values())
         compared = {name for name, known in TASKS.items() if KINDS[known.kind].writes}
         return compared <= set(self.tasks) and not of_hub and self.pretrained_folder("summarization") is not None
+
+    @property
+    def stages(self) -> dict[str, Any]:
+        """The stages of the tasks: those whose corpora have tokens of their own (``corpora``), those with another's
+        (``shared``), what each teacher starts from and which notebook shows it, and those with a benchmark."""
+        shared = {name: task.model.base_task for name, task in self.tasks.items() if task.model.base_task}
+        return {
+            "corpora": [name for name in self.tasks if name not in shared],
+            "shared": shared,
+            "tasks": {name: {"start": shared.get(name, name), "notebook": notebook_of(name)} for name in self.tasks},
+            "benchmarks": [name for name, task in self.tasks.items() if task.methods],
+        }
+
+    def check_pipeline(self) -> None:
+        """Check that the stages of ``dvc.yaml`` are those of the tasks.
+
+        Raises:
+            InputError: ``pipeline`` says something else.
+        """
+        if self.in_pipeline and self.pipeline != self.stages:
+            wanted = yaml.safe_dump(self.stages, default_flow_style=True, sort_keys=False, width=10**6).strip()
+            raise InputError("pipeline", self.pipeline, f"{wanted}, for the tasks of the profile '{self.profile}'")
 
     @property
     def runs(self) -> Path:

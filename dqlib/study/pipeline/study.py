@@ -110,19 +110,14 @@ class Study:
 
         return self._made(self.folders.pseudo_labels, provenance, make)
 
+    def asked_pretrained(self) -> Path:
+        """:meth:`pretrained`, or an empty folder: a stage of the pipeline makes its folder in every study."""
+        return self.pretrained() or self._empty(self.folders.pretrained, {"pretrain": None})
+
     def asked_pseudo_labels(self) -> Path:
-        """The same where a student or a run of the benchmark is trained on them, else a folder without any.
-
-        The stage of the pipeline, on which those of students depend, makes its folder in every study.
-        """
-        if self.task.asks_for_pseudo_labels:
-            return self.pseudo_labels()
-
-        def empty() -> None:
-            with atomic_folder(self.folders.pseudo_labels):
-                pass
-
-        return self._made(self.folders.pseudo_labels, {"labels": None}, empty)
+        """:meth:`pseudo_labels` where a student or a run of the benchmark is trained on them, or an empty folder."""
+        asked = self.task.asks_for_pseudo_labels
+        return self.pseudo_labels() if asked else self._empty(self.folders.pseudo_labels, {"labels": None})
 
     def student(self, config: Config | str, preset: str | None = None) -> Path:
         """Folder of a student, with what it needs.
@@ -174,6 +169,13 @@ class Study:
         arguments += [] if config is None else ["--config", str(config)]
         arguments += [] if preset is None else ["--preset", preset]
         return launch(arguments, processes)
+
+    def _empty(self, folder: Path, provenance: Mapping[str, object]) -> Path:
+        def make() -> None:
+            with atomic_folder(folder):
+                pass
+
+        return self._made(folder, provenance, make)
 
     def _made(self, folder: Path, provenance: Mapping[str, object], make: Callable[[], None]) -> Path:
         text = provenance_text(provenance)
