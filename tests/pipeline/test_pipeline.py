@@ -29,6 +29,7 @@ TRACKED = (
 
 def call(clone: Path, *command: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(clone), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment.pop("OMP_NUM_THREADS", None)  # as many as made what is pulled: sums of other threads are not the same
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=clone, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
