@@ -153,7 +153,7 @@ class _Timed:
         calibration = [batch.with_labels()]
         student, objective = student_and_objective(self.teacher, run.config, get_preset(run.preset), calibration)
         seconds = self._step(student, objective, loop, self.spec.corpus)
-        recipe = recipe_of(get_preset(run.preset), student.dqlib_config, self.teacher)
+        recipe = recipe_of(get_preset(run.preset), student, self.teacher)
         if recipe.on_policy:
             seconds += recipe.on_policy * self._drawing(student, loop)
         test = self._test(student, evaluation)
