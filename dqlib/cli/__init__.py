@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dqlib.engines import ENGINES
 from dqlib.errors import InputError
+from dqlib.study.distill.arguments import Distillation, add_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +203,27 @@ def _agree(options: argparse.Namespace) -> int:
     return 0
 
 
+def _distill_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, Distillation, "checkpoint", "out")
+
+
+def _distill(options: argparse.Namespace) -> int:
+    with _study_installed():
+        from dqlib.study.distill.run import distill_command
+    return distill_command(options)
+
+
+@contextmanager
+def _study_installed() -> Iterator[None]:
+    """Say what to install where the study's dependencies are missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            "dqlib", "without the study", f'installed by pip install "dqlib[notebooks]" ({error})'
+        ) from None
+
+
 @contextmanager
 def _texts(source: str) -> Iterator[Iterator[str]]:
     """The lines of a file, or of standard input."""
@@ -235,6 +257,12 @@ def _at_least_one(text: str) -> int:
 
 #: All subcommands, by name.
 COMMANDS = {
+    "distill": Command(
+        "distil and quantize a checkpoint on pairs of texts, test it, pack it and report",
+        "dqlib distill checkpoint out --train pairs.jsonl --source document --target summary --config '2-2-8 6-3'",
+        _distill_arguments,
+        _distill,
+    ),
     "pack": Command(
         "write a trained student as a packed model",
         "dqlib pack runs/laptop/summarization/students/2-2-8_2-2 packed",
