@@ -1,4 +1,4 @@
-"""The command ``dqlib``: pack a student, look into the packed model, check it, export it, let it write.
+"""The command ``dqlib``: distil a checkpoint, and pack, check, export and score models, or let them write.
 
 Commands import what they need when they run, so that ``--help`` answers at once.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dqlib.engines import ENGINES
 from dqlib.errors import InputError
-from dqlib.study.distill.arguments import Distillation, add_options
+from dqlib.study.distill.arguments import Distillation, Test, add_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +213,16 @@ def _distill(options: argparse.Namespace) -> int:
     return distill_command(options)
 
 
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, Test, "model", "data")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    with _study_installed():
+        from dqlib.study.distill.evaluate import evaluate_command
+    return evaluate_command(options)
+
+
 @contextmanager
 def _study_installed() -> Iterator[None]:
     """Say what to install where the study's dependencies are missing."""
@@ -262,6 +272,12 @@ COMMANDS = {
         "dqlib distill checkpoint out --train pairs.jsonl --source document --target summary --config '2-2-8 6-3'",
         _distill_arguments,
         _distill,
+    ),
+    "evaluate": Command(
+        "score a model on pairs of texts, with intervals, and compare it with another",
+        "dqlib evaluate out/packed test.jsonl --source document --target summary --against checkpoint",
+        _evaluate_arguments,
+        _evaluate,
     ),
     "pack": Command(
         "write a trained student as a packed model",

@@ -128,6 +128,32 @@ def test_texts_are_read_and_written_as_transformers_does_it(name, runs):
     assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == line["prediction"]
 
 
+@pytest.mark.parametrize("name", ["bart", "mbart", "bert", "gpt2"])
+def test_a_model_is_scored_with_any_engine_and_against_another(name, runs, capsys):
+    out = runs(name)
+    _, _, teacher, student = trained(out)
+    columns = [each for each in RUNS[name][1] if each not in ("--export", "onnxruntime", "ctranslate2")]
+    test = out / "test.jsonl"
+    rows = load_corpus(out / "work" / teacher.parent.name / "corpus").splits["test"][:6]
+    second = "kind" if name == "bert" else "write"
+    named = [dict(zip(("read", second), (row["source"], row.get("target")), strict=True)) for row in rows]
+    test.write_text("".join(json.dumps(row) + "\n" for row in named))
+    more = ["--beams", "2", "--target-tokens", "8"] + ["--language", "ro"] * (name == "mbart")
+    capsys.readouterr()
+    assert main(["evaluate", str(out / "packed"), str(test), *columns, *more, "--against", str(teacher)]) == 0
+    said = capsys.readouterr().out
+    headline = {"rougeL": "ROUGE-L", "bleu": "BLEU"}.get(HEADLINES.get(name, "rougeL"), HEADLINES.get(name))
+    (line,) = [each for each in said.splitlines() if each.split()[:1] == [headline]]
+    assert line.split()[1] == f"{read_record(student).score:.2f}"
+    assert f" {read_record(teacher).score:.2f} " in line
+    assert 0 < float(line.split()[-1]) <= 1
+    for folder in (out / "onnxruntime", out / "ctranslate2") if name == "bart" else ():
+        assert main(["evaluate", str(folder), str(test), *columns, *more]) == 0
+        assert "ROUGE-L" in capsys.readouterr().out
+    assert main(["evaluate", str(out / "nothing"), str(test), *columns]) == 2
+    assert "folder: " in capsys.readouterr().err
+
+
 def test_a_classifier_keeps_its_head_and_the_order_of_its_classes(runs):
     folder, task, teacher, _ = trained(runs("bert"))
     assert task.corpus.labels == load_corpus(folder / "corpus").labels == list(CLASSES)
@@ -218,9 +244,7 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, caps
     assert "as many as a step reads" in refused(**second, batch_tokens=2000, validation=all_pairs, test=all_pairs)
     assert "out: " in refused(out=tmp_path / "else")
     assert "a file that exists" in refused(train=tmp_path / "nothing.csv", out=tmp_path / "out3")
-    assert "another folder, or the one of" in refused(
-        train=tmp_path / "few.jsonl", out=tmp_path / "out2", checkpoint="."
-    )
+    assert "another folder, or the one of" in refused(out=tmp_path / "out2")
     assert "--export: 'tensorrt'" in refused(export="tensorrt")
     assert "preset: 'nothing'" in refused(preset="nothing")
     tokens = tmp_path / "checkpoint" / "tokenizer_config.json"

@@ -51,6 +51,7 @@ def tokenizer_of(name: str, longest: int = 24) -> PreTrainedTokenizerFast:
     roles = {_ROLES[token]: token for token in tokens if token in _ROLES}
     inner = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token=roles.get("unk_token", "<end>")))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.add_special_tokens(list(special))
     marks = [(token, tokens.index(token)) for token in special if token in template]
     pair = f"{template} $B:1 {template.split()[-1]}:1" if name == "bert" else None
     inner.post_processor = processors.TemplateProcessing(single=template, pair=pair, special_tokens=marks)

@@ -354,7 +354,8 @@ def test_a_checkpoint_that_is_fine_tuned_already_is_the_teacher_as_it_is(there):
     assert all(torch.equal(value, theirs[name]) for name, value in teacher.state_dict().items())
     row = read_record(study.folders.teacher)
     assert (row.role, row.preset, row.train_steps, row.n_test) == ("teacher", "checkpoint", 0, 4)
-    assert [each.name for each in plan(study.settings).trainings] == ["summarization: 2-2-8 2-1 dq-bart"]
+    planned = {each.name: each.steps for each in plan(study.settings).trainings}
+    assert planned == {"summarization: teacher, as it is": 0, "summarization: 2-2-8 2-1 dq-bart": 2}
     assert not show.curves(study.folders.teacher, ["task", "validation_loss"]).axes[0].lines
     assert study.student("2-2-8 2-1")
     logs = collect_training([study])
