@@ -201,7 +201,7 @@ def test_hours_become_steps_that_stay(tmp_path, capsys):
     said = capsys.readouterr().out
     steps = int(re.search(r"([\d,]+) steps in 0.02 hours", said)[1].replace(",", ""))
     assert steps > 0
-    for text in ("memory: ", "disk: ", "the student, packed: "):
+    for text in ("memory: at most ", "disk, checkpoints too: at most ", "the student, packed: "):
         assert text in said
     assert not list((tmp_path / "out").rglob("students"))
     assert not (tmp_path / "out" / "report.md").exists()

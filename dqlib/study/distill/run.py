@@ -298,8 +298,8 @@ def _estimated(estimate: Plan, steps: int) -> str:
     lines = [
         f"time: {duration(training)} of training ({steps:,} steps of {student.seconds:.2f} s), and at most "
         f"{duration(tests)} of tests, where all texts are written to their greatest length",
-        f"memory: {(peak + CHECKPOINT_COPIES * weights) / 1e9:.1f} GB",
-        f"disk: {(2 * teacher.size_bytes + CHECKPOINTS_ON_DISK * weights + 2 * weights) / 1e9:.1f} GB",
+        f"memory: at most {(peak + CHECKPOINT_COPIES * weights) / 1e9:.1f} GB",
+        f"disk, checkpoints too: at most {(2 + CHECKPOINTS_ON_DISK + 2) * weights / 1e9:.1f} GB",
         f"the student, packed: {student.size_bytes:,} bytes; the teacher in fp32: {teacher.size_bytes:,}",
     ]
     return "\n".join(lines)
