@@ -55,7 +55,7 @@ def seconds_of_a_step(task: Task, examples: list[Example], config: Config, prese
     preset, accelerator = get_preset(preset_name), make_accelerator(0)
     teacher = new_model(task.model, task.corpus.vocab_size)
     student, objective = student_and_objective(teacher, config, preset)
-    recipe = recipe_of(preset, config, teacher)
+    recipe = recipe_of(preset, student, teacher)
     training = replace(task.distill, steps=count, validations=1, seed=0).training(recipe)
     times: list[float] = []
     batches = noted(steps(examples, training), times)

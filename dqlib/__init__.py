@@ -25,6 +25,7 @@ _HOMES = {
     "size_bytes": "storage.footprint",
     "verify": "storage.manifest",
     "export_model": "engines",
+    "distill": "study.distill.run",
     "load_engine": "engines",
 }
 

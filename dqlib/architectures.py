@@ -13,7 +13,7 @@ from dqlib.errors import InputError
 
 if TYPE_CHECKING:  # names alone are asked for without torch, too
     from torch import nn
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +203,14 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
             f"one of {known}; to add one, put an Architecture with its layer names into ARCHITECTURES "
             "in dqlib/architectures.py",
         ) from None
+
+
+def layer_weights(model: PreTrainedModel) -> int:
+    """How many numbers the weight matrices of a model's layers have, without embeddings, head, biases and scales."""
+    stacks = architecture_of(model.config).stacks.values()
+    weights = (p for stack in stacks for name, p in model.get_submodule(stack.layers).named_parameters() if p.dim() > 1
+               and name.endswith("weight"))  # fmt: skip
+    return sum(weight.numel() for weight in weights)
 
 
 def submodule(root: nn.Module, path: str) -> nn.Module | None:

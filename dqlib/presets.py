@@ -120,7 +120,8 @@ class Preset:
         loss: terms and weights of the distillation.
         recipe: of the training.
         by_bits: recipes of weight bits that need another one.
-        rate_of_fewer_layers: times the rate of a student that leaves out layers of its teacher.
+        rate_exponent: the rate of a student whose layers keep a part ``kept`` of their teacher's weights is
+            ``kept ** -rate_exponent`` times that of one that keeps them all.
         quantize_head: whether the output head uses the quantized embedding that it is tied to.
         position_bits: bits of learned position embeddings.
         single_layer: teacher layer that a stack of one layer is copied from, ``first`` or ``last``.
@@ -134,7 +135,7 @@ class Preset:
     loss: LossWeights = field(default_factory=LossWeights)
     recipe: Recipe = field(default_factory=Recipe)
     by_bits: Mapping[int, Recipe] = field(default_factory=dict)
-    rate_of_fewer_layers: float = 1.0
+    rate_exponent: float = 0.0
     quantize_head: bool = True
     position_bits: int = 8
     single_layer: str = "first"
@@ -142,8 +143,8 @@ class Preset:
     architectures: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.rate_of_fewer_layers > 0:
-            raise InputError("rate_of_fewer_layers", self.rate_of_fewer_layers, "a positive number")
+        if not self.rate_exponent >= 0:
+            raise InputError("rate_exponent", self.rate_exponent, "at least 0")
         for recipe in self.recipes:
             if recipe.layerwise and not self.loss.of_teacher:
                 raise InputError("layerwise", recipe.layerwise, "0 where no loss compares with a teacher")
@@ -157,12 +158,16 @@ class Preset:
         """All recipes, whatever the bits."""
         return self.recipe, *self.by_bits.values()
 
-    def recipe_for(self, config: Config, fewer_layers: bool = False) -> Recipe:
-        """The recipe for a student of that many weight bits, with as many layers as its teacher or fewer."""
+    def recipe_for(self, config: Config, kept: float = 1.0) -> Recipe:
+        """The recipe for a student of that many weight bits.
+
+        Args:
+            config: of the student.
+            kept: part of the weights in its teacher's layers that the student's layers have, as
+                :func:`dqlib.architectures.layer_weights` counts them; 1 for as many layers, heads and neurons.
+        """
         recipe = self.by_bits.get(config.w_bits, self.recipe)
-        if not fewer_layers:
-            return recipe
-        return replace(recipe, learning_rate=recipe.learning_rate * self.rate_of_fewer_layers)
+        return replace(recipe, learning_rate=recipe.learning_rate * kept**-self.rate_exponent)
 
     @property
     def budget_bits(self) -> tuple[int, ...]:
@@ -274,8 +279,8 @@ DQLIB = Preset(
     weights=WeightQuantization(two_bits="four_level", factor=True),
     loss=LossWeights(logits=10.0, hidden=0.1),
     recipe=Recipe(**_OURS),
-    by_bits=_by_rate({1: 4.0, 2: 0.9, 8: 0.5}, **_OURS),
-    rate_of_fewer_layers=2.0,
+    by_bits=_by_rate({1: 4.0, 2: 1.25, 8: 0.5}, **_OURS),
+    rate_exponent=1.0,
 )
 
 #: Ours with three levels at 2 bits, which take 1.6 bits in a file: the smallest.
@@ -283,7 +288,7 @@ DQLIB_TERNARY = replace(
     DQLIB,
     name="dqlib-ternary",
     weights=WeightQuantization(factor=True),
-    by_bits=_by_rate({1: 4.0, 2: 1.5, 8: 0.5}, **_OURS),
+    by_bits=_by_rate({1: 4.0, 2: 2.0, 8: 0.5}, **_OURS),
 )
 
 #: Quantization alone, without a teacher: what joint distillation is measured against.

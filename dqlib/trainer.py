@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from dqlib import attention
-from dqlib.architectures import architecture_of
+from dqlib.architectures import architecture_of, layer_weights
 from dqlib.errors import InputError
 from dqlib.fake_quantize import LEARNED
 from dqlib.losses import IGNORED_LABEL, MemoryBank, cross_entropy, distillation_terms
@@ -69,8 +69,7 @@ class DistillationMixin:
         if self.args.label_smoothing_factor:
             raise InputError("label_smoothing_factor", self.args.label_smoothing_factor, "0 beside a teacher")
         self.loss_is_scaled_for_ga = self.preset.loss.reduction == "tokens"
-        fewer = model.dqlib_config.narrow or names.depths(teacher.config) != names.depths(model.config)
-        self.recipe = self.preset.recipe_for(model.dqlib_config, fewer)
+        self.recipe = self.preset.recipe_for(model.dqlib_config, layer_weights(model) / layer_weights(teacher))
         self.shifts_labels = names.encoder is None  # a label of a decoder alone is that of the token before it
         self.teacher, weights = teacher.eval().to(self.args.device), self.preset.loss
         self.maps = supervision_maps(model.dqlib_config, teacher, model)

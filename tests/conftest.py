@@ -10,6 +10,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the study does; read when torch is imported
+
 import pytest
 import torch
 import yaml

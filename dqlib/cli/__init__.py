@@ -1,4 +1,4 @@
-"""The command ``dqlib``: pack a student, look into the packed model, check it, export it, let it write.
+"""The command ``dqlib``: distil a checkpoint, and pack, check, export and score models, or let them write.
 
 Commands import what they need when they run, so that ``--help`` answers at once.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dqlib.engines import ENGINES
 from dqlib.errors import InputError
+from dqlib.study.distill.arguments import Distillation, Test, add_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +203,37 @@ def _agree(options: argparse.Namespace) -> int:
     return 0
 
 
+def _distill_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, Distillation, "checkpoint", "out")
+
+
+def _distill(options: argparse.Namespace) -> int:
+    with _study_installed():
+        from dqlib.study.distill.run import distill_command
+    return distill_command(options)
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, Test, "model", "data")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    with _study_installed():
+        from dqlib.study.distill.evaluate import evaluate_command
+    return evaluate_command(options)
+
+
+@contextmanager
+def _study_installed() -> Iterator[None]:
+    """Say what to install where the study's dependencies are missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            "dqlib", "without the study", f'installed by pip install "dqlib[notebooks]" ({error})'
+        ) from None
+
+
 @contextmanager
 def _texts(source: str) -> Iterator[Iterator[str]]:
     """The lines of a file, or of standard input."""
@@ -235,6 +267,18 @@ def _at_least_one(text: str) -> int:
 
 #: All subcommands, by name.
 COMMANDS = {
+    "distill": Command(
+        "distil and quantize a checkpoint on pairs of texts, test it, pack it and report",
+        "dqlib distill checkpoint out --train pairs.jsonl --source document --target summary --config '2-2-8 6-3'",
+        _distill_arguments,
+        _distill,
+    ),
+    "evaluate": Command(
+        "score a model on pairs of texts, with intervals, and compare it with another",
+        "dqlib evaluate out/packed test.jsonl --source document --target summary --against checkpoint",
+        _evaluate_arguments,
+        _evaluate,
+    ),
     "pack": Command(
         "write a trained student as a packed model",
         "dqlib pack runs/laptop/summarization/students/2-2-8_2-2 packed",

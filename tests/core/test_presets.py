@@ -111,8 +111,15 @@ def test_averaged_steps_are_the_last_and_none_of_the_layerwise_ones():
 def test_some_bits_may_have_a_recipe_of_their_own():
     one = Recipe(warmup=0.5)
     preset = Preset("mine", by_bits={1: one})
-    assert preset.recipe_for(Config.parse("1-2-8 2-1")) is one
-    assert preset.recipe_for(Config.parse("2-1-8 2-1")) is preset.recipe  # bits of weights decide
+    assert preset.recipe_for(Config.parse("1-2-8 2-1")) == one
+    assert preset.recipe_for(Config.parse("2-1-8 2-1")) == preset.recipe  # bits of weights decide
+
+
+def test_a_student_that_keeps_less_of_its_layers_has_a_larger_rate():
+    preset, config = Preset("mine", recipe=Recipe(learning_rate=0.5), rate_exponent=2.0), Config.parse("2-2-8 2-1")
+    assert [preset.recipe_for(config, kept).learning_rate for kept in (1.0, 0.5, 0.25)] == [0.5, 2.0, 8.0]
+    with pytest.raises(InputError, match=r"^rate_exponent: -1 .* at least 0"):
+        replace(preset, rate_exponent=-1)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -11,6 +11,7 @@ from transformers import (
 )
 
 from dqlib import Config, DistillationMixin, distillation_terms, load_student, make_student, supervision_maps
+from dqlib.architectures import layer_weights
 from dqlib.errors import InputError
 from dqlib.fake_quantize import LEARNED
 from dqlib.losses import cross_entropy
@@ -135,7 +136,9 @@ def test_trained_scales_have_the_recipe_s_rate_and_no_decay(tmp_path):
     assert groups[-1]["weight_decay"] == 0
     assert groups[-1]["lr"] == pytest.approx(1e-3 * trainer.recipe.scale_learning_rate)
     assert sum(len(group["params"]) for group in groups) == len(list(student.parameters()))
-    assert trainer.recipe == get_preset("dqlib").recipe_for(student.dqlib_config, fewer_layers=True)
+    assert trainer.recipe == get_preset("dqlib").recipe_for(
+        student.dqlib_config, layer_weights(student) / layer_weights(teacher)
+    )
 
 
 def test_a_collator_and_generated_predictions_work(tmp_path):

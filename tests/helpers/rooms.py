@@ -9,7 +9,7 @@ DECIDING = {"core", "corpora", "training", "evaluation"}
 ARROWS: dict[str, set[str]] = {
     "core": set(),
     "engines": {"core"},
-    "cli": {"core", "engines"},
+    "cli": {"core", "engines", "distill"},  # which is its window on the study
     "params": {"core"},
     "process": {"core", "params"},
     "corpora": {"core", "params", "process"},
@@ -18,6 +18,7 @@ ARROWS: dict[str, set[str]] = {
     "pipeline": {"core", "engines", "params", "process", "corpora", "training", "evaluation"},
     "report": {"core", "engines", "params", "process", "corpora", "training", "evaluation", "pipeline"},
 }
+ARROWS["distill"] = ARROWS["report"] | {"report"}
 ARROWS["notebooks"] = ARROWS["report"] | {"report"}
 ARROWS["study"] = ARROWS["notebooks"] | {"notebooks"}  # the one main
 

@@ -43,6 +43,7 @@ from dqlib.study.pipeline.plan import plan
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.tables import collect_training
 from dqlib.study.training.batches import collate, encode
+from dqlib.study.training.seq2seq import check_tokens
 
 TEXT = "the of and plants water green river old stone house wind over under light keeps grows near small"
 SIZES = {"train": 24, "validation": 6, "test": 6}
@@ -282,14 +283,19 @@ def test_bart_s_texts_stand_between_its_tokens_and_mask_is_its_last(there):
     assert (example.target[0], example.target[-1], example.start) == (0, 2, 2)
 
 
-def test_a_tokenizer_with_other_ids_is_refused_in_one_sentence(tmp_path):
+def test_a_tokenizer_of_another_model_is_refused_in_one_sentence(tmp_path):
     train_tokenizer(["one two three"], 300, 16).save_pretrained(tmp_path)
     (config := tmp_path / "tokenizer_config.json").write_text(
         json.dumps(json.loads(config.read_text()) | {"pad_token": "<s>"})
     )
-    with pytest.raises(InputError, match=r"pad_token_id: 0 is not allowed; it must be 1, as in BART") as caught:
-        load_tokenizer(tmp_path)
+    with pytest.raises(InputError, match=r"pad_token_id: 0 is not allowed; it must be 1, as in the model") as caught:
+        check_tokens(load_tokenizer(tmp_path), BartConfig(pad_token_id=1, eos_token_id=2))
     assert "\n" not in str(caught.value)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token": None}))
+    with pytest.raises(
+        InputError, match=r"pad_token_id: None is not allowed; it must be given, for a text from a text"
+    ):
+        load_tokenizer(tmp_path)
 
 
 def test_a_model_of_another_shape_is_refused(there):
@@ -331,8 +337,10 @@ def test_shape_vocabulary_and_tokenizer_of_a_checkpoint_need_not_be_given(there)
     Path("wrong-heads.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(InputError, match=r"summarization\.model\.pretrained: 'xsum' .* folder of a snapshot"):
         S.load_settings("wrong-heads.yaml")
-    (there / "xsum" / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(InputError, match=r"summarization\.model\.pretrained: 'xsum' .* bart, mbart; it is of 't5'"):
+    (there / "xsum" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(
+        InputError, match=r"summarization\.model\.pretrained: 'xsum' .* bart, mbart, marian, t5; it is of 'bert'"
+    ):
         S.load_settings("wrong-heads.yaml")
     (there / "xsum" / "config.json").unlink()
 
@@ -346,7 +354,8 @@ def test_a_checkpoint_that_is_fine_tuned_already_is_the_teacher_as_it_is(there):
     assert all(torch.equal(value, theirs[name]) for name, value in teacher.state_dict().items())
     row = read_record(study.folders.teacher)
     assert (row.role, row.preset, row.train_steps, row.n_test) == ("teacher", "checkpoint", 0, 4)
-    assert [each.name for each in plan(study.settings).trainings] == ["summarization: 2-2-8 2-1 dq-bart"]
+    planned = {each.name: each.steps for each in plan(study.settings).trainings}
+    assert planned == {"summarization: teacher, as it is": 0, "summarization: 2-2-8 2-1 dq-bart": 2}
     assert not show.curves(study.folders.teacher, ["task", "validation_loss"]).axes[0].lines
     assert study.student("2-2-8 2-1")
     logs = collect_training([study])

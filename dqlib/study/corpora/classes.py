@@ -17,24 +17,28 @@ def class_name(value: Any) -> str | None:
     return str(value) if isinstance(value, int) else None
 
 
-def classes(splits: Mapping[str, Sequence[Row]], place: Callable[[str, int], str]) -> dict[str, Any]:
+def classes(
+    splits: Mapping[str, Sequence[Row]], place: Callable[[str, int], str], labels: Sequence[str] = ()
+) -> dict[str, Any]:
     """The ``labels`` of a corpus, in the order of a model's logits, and the ``balance``: rows of each, by split.
 
     Args:
         splits: rows with a ``target``.
         place: says where a row is, from its split and its number, for an error.
+        labels: of a checkpoint; those of train, when empty.
 
     Raises:
-        InputError: train has one class alone, or another split has a class that train lacks.
+        InputError: train has one class alone, or a split has a class that train, or the checkpoint, lacks.
     """
     balance = {split: Counter(row["target"] for row in rows) for split, rows in splits.items()}
-    known = sorted(balance["train"], key=_in_order)
+    known = list(labels) or sorted(balance["train"], key=_in_order)
     if len(known) < 2:
         raise InputError("corpus.train, classes", ", ".join(known), "two or more")
     for split, rows in splits.items():
         if set(balance[split]) - set(known):
-            number = next(i for i, row in enumerate(rows) if row["target"] not in balance["train"])
-            allowed = f"a class of train: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
+            number = next(i for i, row in enumerate(rows) if row["target"] not in known)
+            of, more = "the checkpoint" if labels else "train", ", ..." if len(known) > 20 else ""
+            allowed = f"a class of {of}: {', '.join(known[:20])}{more}"
             raise InputError(f"{place(split, number)}, class", rows[number]["target"], allowed)
     return {
         "labels": known,

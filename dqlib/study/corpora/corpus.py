@@ -77,7 +77,7 @@ def build_corpus(
         for split, rows in splits.items():
             if not rows:
                 raise InputError(f"corpus.{split}", 0, "a split with at least one pair; allow more pairs or packages")
-        of_classes = classes(splits, partial(_place, corpus, form)) if form.labels else {}
+        of_classes = classes(splits, partial(_place, corpus, form), corpus.labels) if form.labels else {}
         tokenizer = _tokenizer(corpus, splits["train"], tokenizer_folder, form)
         tokenizer.save_pretrained(scratch / "tokenizer")
         shared = {name: in_train(splits, name) for name in _texts(form, splits["train"])}
@@ -162,6 +162,6 @@ def _tokenizer(
         longest = max(corpus.source_tokens, corpus.target_tokens)
         return train_tokenizer(texts, corpus.vocab_size, longest, corpus.languages, kind.template)
     set_source_language(tokenizer, corpus.source_language)
-    for language in corpus.languages:
+    for language in corpus.languages if corpus.start is None else ():
         language_id(tokenizer, language)
     return tokenizer

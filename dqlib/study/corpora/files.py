@@ -21,7 +21,7 @@ from dqlib.errors import InputError
 from dqlib.study.corpora.classes import class_name
 from dqlib.study.corpora.documents import documents
 from dqlib.study.corpora.rows import Row, named_row
-from dqlib.study.corpora.splits import SPLITS, UNSEEN
+from dqlib.study.corpora.splits import SPLITS, UNSEEN, split_of
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import project_root
 
@@ -73,19 +73,35 @@ def build(corpus: S.Corpus, kind: S.Kind) -> dict[str, list[Row]]:
     Raises:
         InputError: a file, column or line is missing or bad, or a language has no token.
     """
-    splits = {}
+    splits: dict[str, list[Row]] = {}
     for split, path in _named_files(corpus).items():
-        rows = read_rows(path, _columns(corpus, kind), corpus.target if kind.labels else None)[: corpus.limit]
-        names = text_columns(corpus, kind)
-        if names.keys() == {"source"}:
-            splits[split] = list(documents(row[corpus.source] for row in rows))
-            continue
-        splits[split] = [
-            named_row(
-                {ours: row[theirs] for ours, theirs in names.items()}, row.get(corpus.language or ""), corpus, path
-            )
-            for row in rows
-        ]
+        rows = rows_of_file(corpus, kind, path)[: corpus.limit]
+        splits |= _held_out(rows, corpus) if split == "train" else {split: rows}
+    if text_columns(corpus, kind).keys() != {"source"}:
+        return splits
+    return {split: list(documents(row["source"] for row in rows)) for split, rows in splits.items()}
+
+
+def rows_of_file(corpus: S.Corpus, kind: S.Kind, path: str) -> list[Row]:
+    """The rows of a file under our names for their columns, or of a pattern of text files.
+
+    Raises:
+        InputError: as :func:`read_rows`, or a language has no token.
+    """
+    rows = read_rows(path, _columns(corpus, kind), corpus.target if kind.labels else None)
+    names = text_columns(corpus, kind)
+    return [
+        named_row({ours: row[theirs] for ours, theirs in names.items()}, row.get(corpus.language or ""), corpus, path)
+        for row in rows
+    ]
+
+
+def _held_out(rows: list[Row], corpus: S.Corpus) -> dict[str, list[Row]]:
+    """Rows of train in splits: those that have no file get a part of it, which a hash of the source decides."""
+    splits: dict[str, list[Row]] = {split: [] for split in SPLITS if split == "train" or not getattr(corpus, split)}
+    for row in rows:
+        split = split_of(row["source"])
+        splits[split if split in splits else "train"].append(row)
     return splits
 
 
@@ -116,7 +132,9 @@ def text_columns(corpus: S.Corpus, kind: S.Kind) -> dict[str, str]:
 
 
 def place_of(corpus: S.Corpus, kind: S.Kind, split: str, number: int) -> str:
-    """Where in its file a row of a split is, counted from 0: the path and the line."""
+    """Where in its file a row of a split is, counted from 0: the path, and the line or, of a part, the row."""
+    if getattr(corpus, split) is None or (split == "train" and None in (corpus.validation, corpus.test)):
+        return f"{corpus.train}, row {number + 1} of those for {split}"
     path, columns = project_root() / _named_files(corpus)[split], _columns(corpus, kind)
     if "*" in path.name:
         return f"{path}, line {number + 1}"

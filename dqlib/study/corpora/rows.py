@@ -85,6 +85,7 @@ def _line_starts(path: Path) -> array:
 def named_row(texts: Mapping[str, str], language: str | None, corpus: S.Corpus, path: str) -> Row:
     """A row of a file or of the hub under our names for its columns, with its language where there are any."""
     named = {name: text.strip() for name, text in texts.items()}
+    named["source"] = corpus.prefix + named["source"]
     if corpus.languages:
         language = language if corpus.language else corpus.languages[0]
         if language not in corpus.languages:

@@ -1,9 +1,9 @@
-"""Tokenizers: a byte-level BPE with BART's special tokens, trained on a corpus, or a ready one of BART or mBART.
+"""Tokenizers: a byte-level BPE with BART's special tokens, trained on a corpus, or a ready one of a checkpoint.
 
-All have the same ids for ``<s>``, ``<pad>``, ``</s>`` and ``<unk>``; that of ``<mask>`` is the tokenizer's own. BART's
+Those that are trained here have BART's ids of special tokens; a ready one has its own, which are its model's. BART's
 puts texts between ``<s>`` and ``</s>``, ours ends them with ``</s>`` (a classifier's does as BART's), mBART's ends a
 source with ``</s> en_XX``. A target ends with ``</s>`` in all of them; in a translation the decoder starts from the
-token of its language.
+token of its language, where it has one.
 """
 
 from __future__ import annotations
@@ -44,20 +44,18 @@ def load_tokenizer(
         kind: of the tasks that it is for.
 
     Raises:
-        InputError: its special tokens have other ids than models here are trained with, or it lacks one; a text that
-            is read by an encoder-decoder does not end with ``</s>`` or with that and a language's token.
+        InputError: it lacks a special token; a text that is read by an encoder-decoder does not end with ``</s>`` or
+            with that and a language's token.
     """
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-    for name, wanted in kind.tokens.items():
-        found = getattr(tokenizer, f"{name}_token_id")
-        if found is None or (wanted is not None and found != wanted):
-            allowed = f"{wanted}, as in BART and mBART" if wanted is not None else f"given, for {kind.description}"
-            raise InputError(f"tokenizer '{source}', {name}_token_id", found, allowed)
+    for name in kind.tokens:
+        if getattr(tokenizer, f"{name}_token_id") is None:
+            raise InputError(f"tokenizer '{source}', {name}_token_id", None, f"given, for {kind.description}")
     if not kind.writes:
         return tokenizer
     ids = tokenizer("a")["input_ids"]
     place = -2 if marks_source(tokenizer) else -1
-    if len(ids) < 2 or ids[place] != EOS_ID:
+    if len(ids) < 2 or ids[place] != tokenizer.eos_token_id:
         raise InputError(f"tokenizer '{source}', the end of a text", tokenizer.convert_ids_to_tokens(ids), "</s>")
     return tokenizer
 
@@ -87,11 +85,11 @@ def source_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], most: int) 
 
 def target_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], most: int) -> list[list[int]]:
     """Ids of texts that a model writes, cut to ``most`` tokens, ending with ``</s>``."""
-    if not marks_source(tokenizer):
-        return source_ids(tokenizer, texts, most)
     texts = [beginning(text, most) for text in texts]
+    if not marks_source(tokenizer):
+        return tokenizer(text_target=texts, truncation=True, max_length=most)["input_ids"]
     encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=most - 1)
-    return [[*ids, EOS_ID] for ids in encoded["input_ids"]]
+    return [[*ids, tokenizer.eos_token_id] for ids in encoded["input_ids"]]
 
 
 def beginning(text: str, most: int) -> str:

@@ -35,7 +35,7 @@ def generate(
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     produced: list[tuple[int, str]] = []
     for number, indices in enumerate(mine, start=1):
-        batch = collate([examples[i] for i in indices]).to(accelerator.device)
+        batch = collate([examples[i] for i in indices], tokenizer.pad_token_id).to(accelerator.device)
         output = model.generate(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,

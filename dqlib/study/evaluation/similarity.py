@@ -36,7 +36,8 @@ class Similarity:
 
 def held_out(corpus: LoadedCorpus, spec: S.Corpus) -> Batch:
     """The first validation pairs in one batch."""
-    return collate(encode(corpus.splits["validation"][:HELD_OUT], corpus.tokenizer, spec))
+    examples = encode(corpus.splits["validation"][:HELD_OUT], corpus.tokenizer, spec)
+    return collate(examples, corpus.tokenizer.pad_token_id)
 
 
 @torch.no_grad()

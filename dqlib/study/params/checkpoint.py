@@ -16,6 +16,7 @@ from dqlib.errors import InputError
 from dqlib.files import DiskFullError, room_in
 from dqlib.study.params.model import ARCHITECTURES
 from dqlib.study.params.paths import project_root
+from dqlib.study.params.schema import LONGEST
 
 #: Seconds that the hub has for a first answer.
 PATIENCE = 5.0
@@ -23,15 +24,22 @@ PATIENCE = 5.0
 
 def located(name: str, revision: str | None = None) -> tuple[str, str | None]:
     """Where a data set or model is: a folder, from the project's if it is relative, or else a name and its revision."""
-    folder = project_root() / Path(name).expanduser()
-    return (str(folder), None) if folder.is_dir() else (name, revision)
+    return (str(_folder(name)), None) if on_disk(name) else (name, revision)
+
+
+def on_disk(name: str) -> bool:
+    """Whether it is the folder of a snapshot, and no name on the hub."""
+    return _folder(name).is_dir()
+
+
+def _folder(name: str) -> Path:
+    return project_root() / Path(name).expanduser()
 
 
 def snapshot(name: str, revision: str | None = None) -> str:
     """The folder of a model, of its configuration and weights, fetched from the hub where it is named there."""
-    place, revision = located(name, revision)
-    if place != name:
-        return place
+    if on_disk(name):
+        return str(_folder(name))
     wanted = ["config.json", "generation_config.json", "model*.safetensors*"]
     folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted)
     if not any(Path(folder).glob("model*.safetensors")):
@@ -51,7 +59,7 @@ def fetching(field: str, name: str) -> Iterator[None]:
         DiskFullError: there is no room for it in the cache.
         InputError: it is not there, cannot be reached, or cannot be read.
     """
-    on_hub = located(name)[0] == name
+    on_hub = not on_disk(name)
     offline = on_hub and not _reachable()
     try:
         with room_in(Path(huggingface_hub.constants.HF_HOME)), _only_the_cache(offline):
@@ -105,9 +113,21 @@ _GPT2 = {
     "max_positions": "n_positions",
     "vocab_size": "vocab_size",
 }
+_T5 = {
+    "architecture": "model_type",
+    "d_model": "d_model",
+    "encoder_layers": "num_layers",
+    "decoder_layers": "num_decoder_layers",
+    "heads": "num_heads",
+    "ffn_dim": "d_ff",
+    "max_positions": LONGEST,  # it has no end of them
+    "vocab_size": "vocab_size",
+}
 SHAPES: dict[str, Mapping[str, Any]] = {
     "bart": _ENCODER_DECODER,
     "mbart": _ENCODER_DECODER,
+    "marian": _ENCODER_DECODER,
+    "t5": _T5,
     "bert": _BERT,
     "gpt2": _GPT2,
 }
@@ -119,6 +139,8 @@ def shape_of(config: Mapping[str, Any]) -> dict[str, Any]:
     shape = {ours: config.get(theirs) if isinstance(theirs, str) else theirs for ours, theirs in entries.items()}
     if "n_inner" in entries.values() and shape["ffn_dim"] is None and shape["d_model"] is not None:
         shape["ffn_dim"] = 4 * shape["d_model"]  # GPT-2 says it where it is another one
+    if shape["decoder_layers"] is None:
+        shape["decoder_layers"] = shape["encoder_layers"]  # T5 says it where it is another one
     return {name: value for name, value in shape.items() if value is not None}
 
 
@@ -135,17 +157,26 @@ def checkpoint_shape(
     Raises:
         InputError: it is not there, or of another architecture.
     """
+    config = checkpoint_config(field, name, revision)
+    if config.get("model_type") not in architectures:
+        raise InputError(field, name, f"one of {', '.join(architectures)}; it is of {config.get('model_type')!r}")
+    return shape_of(config)
+
+
+def checkpoint_config(field: str, name: str, revision: str | None = None) -> dict[str, Any]:
+    """The content of a checkpoint's ``config.json``, from a folder or the hub.
+
+    Raises:
+        InputError: it is not there, or no JSON object.
+    """
     with fetching(field, name):
-        place, revision = located(name, revision)
-        path = Path(place, "config.json")
-        if place == name:
+        path = _folder(name) / "config.json"
+        if not on_disk(name):
             path = Path(huggingface_hub.hf_hub_download(name, path.name, revision=revision))
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("its config.json is no JSON object")
-    if config.get("model_type") not in architectures:
-        raise InputError(field, name, f"one of {', '.join(architectures)}; it is of {config.get('model_type')!r}")
-    return shape_of(config)
+    return config
 
 
 @cache

@@ -75,6 +75,12 @@ class Corpus:
     ``languages`` makes it a translation: each target starts with its language's token (``<ro>``), and the first
     language is the one that is judged. With several, the column ``language`` of files or hub says which a row is in.
 
+    Where ``validation`` or ``test`` of files is left out, a part of train is held out for it, by a hash of each source.
+
+    ``prefix`` stands before each source, as T5 is told its task. ``start`` is the id that targets start from in a
+    checkpoint where that is neither ``</s>`` nor a language's token, as in T5 and Marian. ``labels`` are the classes of
+    a checkpoint in the order of its logits; without them, those of train.
+
     ``tokenizer`` names a ready one (folder or hub, at ``tokenizer_revision``); without it, that of the checkpoint that
     the teacher starts from is taken, or else one of ``vocab_size`` tokens is trained. mBART's needs
     ``source_language``, whose token ends each source.
@@ -104,6 +110,9 @@ class Corpus:
     source_language: str | None = None
     support: Support | None = None
     second: str | None = None
+    prefix: str = ""
+    start: int | None = None
+    labels: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         one_of("origin", self.origin, ORIGINS)
@@ -119,10 +128,8 @@ class Corpus:
             raise InputError("dataset", self.dataset, "the name of a dataset when origin is 'hub'")
         if self.support is not None and self.origin != "hub":
             raise InputError("support", self.support.dataset, "left out: only data sets of the hub have it")
-        if self.origin == "files":
-            for name in ("train", "validation", "test"):
-                if not getattr(self, name):
-                    raise InputError(name, getattr(self, name), "a file when origin is 'files'")
+        if self.origin == "files" and not self.train:
+            raise InputError("train", self.train, "a file when origin is 'files'")
 
     def _check_languages(self) -> None:
         for language in [*self.languages, *([self.source_language] if self.source_language else [])]:

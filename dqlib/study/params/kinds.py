@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -19,7 +18,8 @@ class Kind:
         architectures: that a checkpoint may be of.
         checkpoint: class that a checkpoint of others is read as; see :func:`dqlib.storage.reading.read_model`.
         pretraining: what ``pretrain`` trains; None where there is none.
-        tokens: special tokens that a tokenizer needs, with the id that each must have (None: any).
+        finetuned: the same of one that is a teacher as it is, without fine-tuning here.
+        tokens: special tokens that a tokenizer needs.
         template: how a tokenizer that is trained here marks one text, and two.
         training: module whose ``TRAINING`` makes models, examples and batches.
         scoring: module whose ``score`` tests a model.
@@ -36,8 +36,9 @@ class Kind:
     architecture: str
     architectures: tuple[str, ...]
     checkpoint: str
+    finetuned: str
     pretraining: str | None
-    tokens: Mapping[str, int | None]
+    tokens: tuple[str, ...]
     template: tuple[str, str]
     training: str
     scoring: str
@@ -62,10 +63,11 @@ KINDS = {
         encoder=True,
         decoder=True,
         architecture="mbart",
-        architectures=("bart", "mbart"),
+        architectures=("bart", "mbart", "marian", "t5"),
         checkpoint="seq2seq",
+        finetuned="seq2seq",
         pretraining="text infilling",
-        tokens={"bos": 0, "pad": 1, "eos": 2, "unk": 3},
+        tokens=("pad", "eos"),
         template=("$A </s>", "$A $B </s>"),
         training="dqlib.study.training.seq2seq",
         scoring="dqlib.study.evaluation.scoring",
@@ -81,8 +83,9 @@ KINDS = {
         architecture="bert",
         architectures=("bert",),
         checkpoint="BertForPreTraining",
+        finetuned="BertForSequenceClassification",
         pretraining="masked language modelling",
-        tokens={"cls": None, "sep": None, "pad": None, "mask": None},
+        tokens=("cls", "sep", "pad", "mask"),
         template=("<s> $A </s>", "<s> $A </s> $B:1 </s>:1"),
         training="dqlib.study.training.classification",
         scoring="dqlib.study.evaluation.classification",
@@ -97,8 +100,9 @@ KINDS = {
         architecture="gpt2",
         architectures=("gpt2",),
         checkpoint="GPT2LMHeadModel",
+        finetuned="GPT2LMHeadModel",
         pretraining=None,
-        tokens={"eos": None},
+        tokens=("eos",),
         template=("$A </s>", "$A $B </s>"),
         training="dqlib.study.training.language_modelling",
         scoring="dqlib.study.evaluation.perplexity",

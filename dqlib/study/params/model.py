@@ -44,7 +44,7 @@ class Model:
             raise InputError("init_std", self.init_std, "a positive number")
         widths = dict.fromkeys(("d_model", "heads", "ffn_dim"), (1, 10**6))
         bounded(self, **widths, encoder_layers=(0, 1000), decoder_layers=(0, 1000), max_positions=(1, LONGEST))
-        if self.d_model % self.heads:
+        if self.d_model % self.heads and self.architecture != "t5":  # whose heads have a width of their own
             raise InputError("heads", self.heads, f"a divisor of d_model, {self.d_model}")
         below_one("dropout", self.dropout)
 

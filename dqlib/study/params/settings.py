@@ -30,7 +30,7 @@ from dqlib.study.params.training import Distillation, Finetuning, Loop, Pretrain
 __all__ = [
     "KINDS", "SIZES", "TASKS", "Compute", "Corpus", "Distillation", "Evaluation", "Finetuning", "Kind", "Loop",
     "Methods", "Model", "Pretraining", "PseudoLabels", "Run", "Settings", "Support", "Task", "Training",
-    "available_cores", "load_settings", "profile_path",
+    "available_cores", "load_settings", "profile_path", "settings_of",
 ]  # fmt: skip
 
 
@@ -194,6 +194,7 @@ class Settings:
     """Everything that a profile sets; its ``tasks`` are one or more, by name. Its ``note`` opens the results.
 
     ``pipeline`` is what ``dvc.yaml`` reads of it, :attr:`stages`.
+    ``folder`` is where everything is made but the results; ``runs/PROFILE`` of the project, when left out.
     """
 
     profile: str
@@ -202,6 +203,7 @@ class Settings:
     tasks: dict[str, Task] = field(metadata={NAMED_BLOCKS: TASKS})
     note: str = ""
     pipeline: dict | None = None
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         a_name("profile", self.profile)
@@ -220,7 +222,7 @@ class Settings:
         """Whether the stages of ``dvc.yaml`` make it: all tasks that are compared, none of the hub, summarization
         pre-trained."""
         of_hub = any(task.corpus.origin == "hub" for task in self.tasks.values())
-        compared = {name for name, known in TASKS.items() if KINDS[known.kind].writes}
+        compared = {name for name, known in TASKS.items() if known.compared and KINDS[known.kind].writes}
         return compared <= set(self.tasks) and not of_hub and self.pretrained_folder("summarization") is not None
 
     @property
@@ -248,7 +250,7 @@ class Settings:
     @property
     def runs(self) -> Path:
         """Folder of everything this profile makes but the results."""
-        return project_root() / "runs" / self.profile
+        return project_root() / (self.folder or f"runs/{self.profile}")
 
     def folders(self, task: str) -> Folders:
         """Where a task keeps what it makes under this profile."""
@@ -327,10 +329,19 @@ def load_settings(params: str | Path = "tutorial") -> Settings:
     path = profile_path(str(params)) if named else project_root() / params
     if not path.is_file():
         raise InputError("params", str(params), "a YAML file or the name of a profile")
-    settings = build(Settings, _completed(read(path)), "")
+    settings = settings_of(read(path))
     if named and settings.profile != params:
         raise InputError("profile", settings.profile, f"{params}, as its file, since what it makes has that name")
     return settings
+
+
+def settings_of(content: Any) -> Settings:
+    """Check the content of a parameter file.
+
+    Raises:
+        InputError: any value is not allowed.
+    """
+    return build(Settings, _completed(content), "")
 
 
 def _completed(data: Any) -> Any:

@@ -15,11 +15,13 @@ class KnownTask:
         title: its name on pages.
         translates: whether each target starts with the token of its language.
         kind: name of what its models do, one of :data:`dqlib.study.params.kinds.KINDS`.
+        compared: whether the stages of ``dvc.yaml`` make it.
     """
 
     title: str
     translates: bool = False
     kind: str = SEQ2SEQ
+    compared: bool = True
 
 
 #: Every task, in the order in which they are shown.
@@ -30,6 +32,8 @@ TASKS = {
     "matching": KnownTask("Matching of summary and body", kind="classification"),
     "topics": KnownTask("Classification by topic", kind="classification"),
     "language": KnownTask("Language modelling", kind="language_modelling"),
+    "texts": KnownTask("Texts from texts", compared=False),
+    "classes": KnownTask("Classes of texts", kind="classification", compared=False),
 }
 
 

@@ -47,7 +47,7 @@ def pretrain(settings: S.Settings, task: str) -> None:
     spec, folders = settings.task(task), settings.folders(task)
     accelerator = _accelerator(spec.pretrain or spec.distill)
     if spec.model.pretrained is not None and not spec.model.base_task:
-        model = pretrained_model(spec.model, spec.form)
+        model = pretrained_model(spec.model, spec.form, finetuned=spec.finetune is None)
         with made(accelerator, folders, folders.pretrained) as folder:
             if accelerator.is_main_process:
                 save_model(model, folder)

@@ -1,9 +1,10 @@
 """How long a profile would take: two steps of every kind of training are timed here, and multiplied.
 
-Models are made with random weights at the profile's shape, and read random tokens of the profile's lengths; nothing is
-downloaded, and nothing is kept. Tests are timed on one batch, whose texts are written to their greatest length, and
-counted for the test documents that the profile names or the built corpus has. Times are those of this machine: of its
-accelerator if there is one, else of its cores, of which trainings that run at the same time have one each.
+Models are made with random weights at the profile's shape, or read where a checkpoint is the teacher and here. They
+read random tokens of the profile's lengths, or the texts of the corpus where it is built; nothing is downloaded, and
+nothing is kept. Tests are timed on one batch, whose texts are written to their greatest length, and counted for the
+test documents that the profile names or the built corpus has. Times are those of this machine: of its accelerator if
+there is one, else of its cores, of which trainings that run at the same time have one each.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from transformers import PreTrainedModel
 from dqlib.errors import InputError
 from dqlib.presets import get_preset
 from dqlib.storage.footprint import fp32_size_bytes, size_bytes
-from dqlib.study.corpora.corpus import load_info
+from dqlib.storage.reading import CONFIG, read_model
+from dqlib.study.corpora.corpus import load_corpus, load_info
 from dqlib.study.evaluation.perplexity import stride_of
 from dqlib.study.params import settings as S
 from dqlib.study.process import workers
 from dqlib.study.process.progress import duration
+from dqlib.study.training.batches import bucketed
 from dqlib.study.training.examples import Example
 from dqlib.study.training.kinds import training_of
 from dqlib.study.training.loop import make_accelerator, token_counts
@@ -36,6 +39,9 @@ from dqlib.study.training.text_batches import ModelBatch
 
 #: Micro-batches that are timed, after one that is not.
 TIMED = 2
+
+#: Rows of a built corpus whose lengths are taken.
+SAMPLE = 512
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,9 @@ class _Timed:
         self.processes = settings.compute.processes
         self.info_folder = settings.folders(task).corpus
         self.kind = training_of(self.spec.form)
-        self.teacher = self.kind.planned(self.spec, False)
+        made = settings.pretrained_folder(task)
+        ready = self.spec.finetune is None and made is not None and (made / CONFIG).is_file()
+        self.teacher = read_model(made) if ready and made is not None else self.kind.planned(self.spec, False)
 
     def trainings(self) -> Iterator[Planned]:
         """Of the teacher, of all students, of the benchmark."""
@@ -136,6 +144,9 @@ class _Timed:
             seconds = self._step(self.teacher, TaskObjective(), spec.finetune, spec.corpus)
             test = self._test(self.teacher, spec.evaluate)
             yield Planned(f"{self.name}: teacher", 1, spec.finetune.steps, seconds, test, size, 1)
+        else:
+            test = self._test(self.teacher, spec.evaluate)
+            yield Planned(f"{self.name}: teacher, as it is", 1, 0, 0.0, test, size, 1)
         if spec.asks_for_pseudo_labels:
             yield Planned(f"{self.name}: pseudo-labels, at most", 1, 0, 0.0, self._labelling(), 0, 1)
         with _threads(1 if self.together > 1 and not workers.devices() else torch.get_num_threads()):
@@ -153,7 +164,7 @@ class _Timed:
         calibration = [batch.with_labels()]
         student, objective = student_and_objective(self.teacher, run.config, get_preset(run.preset), calibration)
         seconds = self._step(student, objective, loop, self.spec.corpus)
-        recipe = recipe_of(get_preset(run.preset), student.dqlib_config, self.teacher)
+        recipe = recipe_of(get_preset(run.preset), student, self.teacher)
         if recipe.on_policy:
             seconds += recipe.on_policy * self._drawing(student, loop)
         test = self._test(student, evaluation)
@@ -183,6 +194,11 @@ class _Timed:
         return sum(one * share + other for one, other in times) / TIMED
 
     def _micro_batch(self, model: PreTrainedModel, loop: S.Loop, corpus: S.Corpus) -> list[Example]:
+        if corpus == self.spec.corpus and (self.info_folder / "corpus.json").is_file():
+            built = load_corpus(self.info_folder)
+            examples = self.kind.encode(built.splits["train"][:SAMPLE], built, corpus)
+            batches = bucketed(examples, loop.batch_tokens // loop.micro_batches)
+            return [examples[i] for i in batches[len(batches) // 2]]
         (one,) = self.kind.longest(model, 1, corpus)
         texts = max(1, loop.batch_tokens // loop.micro_batches // (len(one.source) + len(one.target)))
         return self.kind.longest(model, texts, corpus)

@@ -17,12 +17,15 @@ class JobError(RuntimeError):
     """A job failed; the message is the last thing that it wrote."""
 
 
-def exit_code(run: Callable[[], None]) -> int:
-    """Run a command, and return its exit status: 0, 2 after an error of the user's making, 130 after Ctrl-C."""
+def exit_code(run: Callable[[], object], name: str = "error") -> int:
+    """Run a command, and return its exit status: 0, 2 after an error of the user's making, 130 after Ctrl-C.
+
+    ``name`` opens the sentence of an error.
+    """
     try:
         run()
     except (DiskFullError, InputError, JobError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr, flush=True)

@@ -39,7 +39,7 @@ def presets_table(names: list[str] | None = None) -> pandas.DataFrame:
         for part in ("weights", "activations", "loss", "recipe"):
             flat |= {f"{part}.{field}": value for field, value in asdict(getattr(preset, part)).items()}
         bits = {f"recipe at {n} bits": _changes(asdict(preset.recipe), asdict(r)) for n, r in preset.by_bits.items()}
-        rest = ("quantize_head", "position_bits", "single_layer", "rate_of_fewer_layers")
+        rest = ("quantize_head", "position_bits", "single_layer", "rate_exponent")
         columns[name] = flat | bits | {field: getattr(preset, field) for field in rest}
     table = pandas.DataFrame(columns).astype(object)
     table = table.where(table.notna(), "")

@@ -39,9 +39,9 @@ QUANTIZATION_ALONE = QUANTIZATION_ONLY.name
 UNDECIDED = "not decided"
 
 
-def percent(part: float) -> str:
+def percent(part: float | None) -> str:
     """A part of the teacher's score, or that there is none."""
-    return UNDECIDED if pandas.isna(part) else f"{100 * part:.1f}%"
+    return UNDECIDED if part is None or pandas.isna(part) else f"{100 * part:.1f}%"
 
 
 def shape_of(row: Any, teacher: Any) -> str:

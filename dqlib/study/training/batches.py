@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from dqlib.languages import language_id
 from dqlib.losses import IGNORED_LABEL
 from dqlib.study.corpora.rows import Row
-from dqlib.study.corpora.tokenizer import EOS_ID, LONGEST_TEXT, MASK_ID, PAD_ID, source_ids, target_ids
+from dqlib.study.corpora.tokenizer import LONGEST_TEXT, MASK_ID, PAD_ID, source_ids, target_ids
 from dqlib.study.params import settings as S
 from dqlib.study.training.examples import BATCH, Example, lengths
 from dqlib.study.training.mixture import Mixture
@@ -55,31 +55,33 @@ class Batch:
 def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, corpus: S.Corpus) -> list[Example]:
     """Rows as token ids, cut to the corpus's lengths (what ends a text stays).
 
-    A row with a ``language`` starts from that language's token.
+    A target starts from the token that the corpus names (``start``), or else from that of the row's ``language``, or
+    where it has none, from ``</s>``.
 
     Raises:
         InputError: a language has no token.
     """
     examples: list[Example] = []
     codes: dict[str, int] = {}
+    plain = tokenizer.eos_token_id if corpus.start is None else corpus.start
     for first in range(0, len(rows), BATCH):  # a tokenizer needs a hundred bytes per token while it works
         batch = list(rows[first : first + BATCH])
         sources = source_ids(tokenizer, [row["source"] for row in batch], corpus.source_tokens)
         targets = target_ids(tokenizer, [row["target"] for row in batch], corpus.target_tokens)
         for row, source, target in zip(batch, sources, targets, strict=True):
-            code = row.get("language")
+            code = row.get("language") if corpus.start is None else None
             if code is not None and code not in codes:
                 codes[code] = language_id(tokenizer, code)
-            examples.append(Example(source, target, EOS_ID if code is None else codes[code]))
+            examples.append(Example(source, target, plain if code is None else codes[code]))
     return examples
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Pad examples to a batch; the decoder starts from ``</s>``, as BART's does, or from a language's token."""
-    input_ids = _pad([example.source for example in examples], PAD_ID)
+def collate(examples: Sequence[Example], pad: int = PAD_ID) -> Batch:
+    """Pad examples to a batch with the id ``pad``; the decoder of each starts from its example's own token."""
+    input_ids = _pad([example.source for example in examples], pad)
     labels = _pad([example.target for example in examples], IGNORED_LABEL)
-    decoder_input_ids = _pad([[example.start, *example.target[:-1]] for example in examples], PAD_ID)
-    return Batch(input_ids, (input_ids != PAD_ID).long(), decoder_input_ids, labels)
+    decoder_input_ids = _pad([[example.start, *example.target[:-1]] for example in examples], pad)
+    return Batch(input_ids, (input_ids != pad).long(), decoder_input_ids, labels)
 
 
 def bucketed(examples: Sequence[Example], batch_tokens: int, order: random.Random | None = None) -> list[list[int]]:
@@ -148,11 +150,11 @@ def steps(
 def windows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, length: int) -> list[Example]:
     """Texts for pre-training: source and target in one, cut into windows of at most ``length`` tokens."""
     texts = [f"{row['source']} {row['target']}"[:LONGEST_TEXT] for row in rows]
-    cut = []
+    cut, end = [], tokenizer.eos_token_id
     for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
         cut += [ids[start : start + length] for start in range(0, len(ids), length)]
     shortest = min(SHORTEST, length)
-    return [Example([*window, EOS_ID], [*window, EOS_ID]) for window in cut if len(window) >= shortest]
+    return [Example([*window, end], [*window, end]) for window in cut if len(window) >= shortest]
 
 
 def infill(example: Example, order: random.Random, pretraining: S.Pretraining, mask: int = MASK_ID) -> Example:
@@ -174,7 +176,7 @@ def infill(example: Example, order: random.Random, pretraining: S.Pretraining, m
     source = [
         mask if masked[i] else token for i, token in enumerate(tokens) if not (masked[i] and i > 0 and masked[i - 1])
     ]
-    return Example([*source, EOS_ID], example.target, example.start)
+    return Example([*source, example.source[-1]], example.target, example.start)
 
 
 def _pad(rows: list[list[int]], value: int) -> Tensor:

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from dqlib.errors import InputError
 from dqlib.losses import IGNORED_LABEL
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
@@ -53,7 +54,14 @@ def _new(spec: S.Task, tokenizer: PreTrainedTokenizerFast) -> BertForMaskedLM:
 
 
 def _started(model: PreTrainedModel, spec: S.Task, corpus: LoadedCorpus) -> BertForSequenceClassification:
-    """A classifier of the corpus's classes on the body of a pre-trained model; its pooler, too, where it has one."""
+    """A classifier of the corpus's classes on the body of a pre-trained model; its pooler, too, where it has one.
+
+    A classifier is taken as it is: the corpus has its classes in the order of its logits.
+    """
+    if isinstance(model, BertForSequenceClassification):
+        if model.config.num_labels != len(corpus.labels):
+            raise InputError("corpus.labels", corpus.labels, f"the {model.config.num_labels} classes of the checkpoint")
+        return model
     config = BertConfig(**{k: v for k, v in model.config.to_dict().items() if k not in ("id2label", "label2id")})
     config.id2label = dict(enumerate(corpus.labels))
     config.label2id = {name: number for number, name in config.id2label.items()}

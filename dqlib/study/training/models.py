@@ -17,7 +17,7 @@ def starting_model(settings: S.Settings, task: str, corpus: LoadedCorpus) -> Pre
     """What a task's teacher starts from: the pre-trained model, or one with random weights.
 
     Raises:
-        InputError: the tokenizer has tokens that the model does not know, or none for the language.
+        InputError: the tokenizer is not the model's, or has no token of the language.
     """
     spec, pretrained = settings.task(task), settings.pretrained_folder(task)
     kind = training_of(spec.form)
@@ -28,27 +28,24 @@ def starting_model(settings: S.Settings, task: str, corpus: LoadedCorpus) -> Pre
     return kind.started(model, spec, corpus)
 
 
-def pretrained_model(spec: S.Model, kind: S.Kind) -> PreTrainedModel:
-    """A model that others have pre-trained, in fp32, from a folder or the hub.
+def pretrained_model(spec: S.Model, kind: S.Kind, finetuned: bool = False) -> PreTrainedModel:
+    """A model that others have pre-trained, or fine-tuned, in fp32, from a folder or the hub.
 
     Raises:
         InputError: it cannot be reached, or is not of the shape that the parameters say.
     """
     assert spec.pretrained is not None
     with fetching("model.pretrained", spec.pretrained):
-        model = read_model(snapshot(spec.pretrained, spec.revision), kind.checkpoint, dtype=torch.float32, bins=True)
-    _check_shape(model, spec, kind)
+        name = kind.finetuned if finetuned else kind.checkpoint
+        model = read_model(snapshot(spec.pretrained, spec.revision), name, dtype=torch.float32, bins=True)
+    _check_shape(model, spec)
     return model
 
 
-def _check_shape(model: PreTrainedModel, spec: S.Model, kind: S.Kind) -> None:
+def _check_shape(model: PreTrainedModel, spec: S.Model) -> None:
     model_config = model.config
     shape = shape_of({"model_type": model_config.model_type} | vars(model_config))
     for name in ("architecture", *S.SIZES):
         value = shape[name]
         if getattr(spec, name) != value:
             raise InputError(f"model.{name}", getattr(spec, name), f"{value}, as in the model '{spec.pretrained}'")
-    for name, wanted in kind.tokens.items():
-        value = getattr(model_config, f"{name}_token_id", None)
-        if wanted is not None and name != "unk" and value != wanted:
-            raise InputError(f"model '{spec.pretrained}', {name}_token_id", value, f"{wanted}, as in BART and mBART")

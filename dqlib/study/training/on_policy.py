@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from dqlib.generation import OneSourceCache
-from dqlib.study.corpora.tokenizer import EOS_ID
 from dqlib.study.training.batches import collate
 from dqlib.study.training.examples import Example
 
@@ -65,7 +64,7 @@ def _drawn(
     student: PreTrainedModel, examples: Sequence[Example], most: int, generator: torch.Generator
 ) -> list[list[int]]:
     """Token ids that a student draws for the sources of examples, each up to its end."""
-    batch = collate(examples).to(student.device)
+    batch, end = collate(examples, student.config.pad_token_id).to(student.device), student.config.eos_token_id
     read: BaseModelOutput = student.get_encoder()(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     tokens, cache, columns = batch.decoder_input_ids[:, :1], OneSourceCache(), list[Tensor]()
     ended = torch.zeros_like(tokens, dtype=torch.bool)
@@ -76,6 +75,6 @@ def _drawn(
         )  # fmt: skip
         tokens = torch.multinomial(output.logits[:, -1].float().softmax(dim=-1), 1, generator=generator)
         columns.append(tokens)
-        ended |= tokens == EOS_ID
+        ended |= tokens == end
     rows = torch.cat(columns, dim=1).tolist()
-    return [row[: row.index(EOS_ID) + 1] if EOS_ID in row else row for row in rows]
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
     MBartConfig,
     MBartForConditionalGeneration,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
+from dqlib.errors import InputError
 from dqlib.languages import language_id
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from dqlib.study.params import settings as S
-from dqlib.study.training.batches import collate, encode, infill, windows
+from dqlib.study.training.batches import Batch, collate, encode, infill, windows
 from dqlib.study.training.examples import Example
 from dqlib.study.training.kinds import KindTraining, Noise
 
 
-def new_model(model: S.Model, vocab_size: int) -> MBartForConditionalGeneration:
-    """A pre-LayerNorm encoder-decoder of mBART's architecture with random weights."""
+def new_model(
+    model: S.Model, vocab_size: int, begin: int | None = BOS_ID, pad: int = PAD_ID, end: int = EOS_ID
+) -> MBartForConditionalGeneration:
+    """A pre-LayerNorm encoder-decoder of mBART's architecture with random weights, and ids of special tokens."""
     return MBartForConditionalGeneration(
         MBartConfig(
             vocab_size=vocab_size,
@@ -42,37 +50,73 @@ def new_model(model: S.Model, vocab_size: int) -> MBartForConditionalGeneration:
             attention_dropout=0.0,
             init_std=model.init_std,
             scale_embedding=True,
-            bos_token_id=BOS_ID,
-            pad_token_id=PAD_ID,
-            eos_token_id=EOS_ID,
-            decoder_start_token_id=EOS_ID,
+            bos_token_id=begin,
+            pad_token_id=pad,
+            eos_token_id=end,
+            decoder_start_token_id=end,
             forced_eos_token_id=None,
         )
     )
 
 
 def _new(spec: S.Task, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    return new_model(spec.model, len(tokenizer))
+    ids = tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
+    return new_model(spec.model, len(tokenizer), *ids)
 
 
 def _started(model: PreTrainedModel, spec: S.Task, corpus: LoadedCorpus) -> PreTrainedModel:
-    """The model itself, which writes the corpus's first language, if there are any."""
-    if spec.corpus.languages:
-        start = language_id(corpus.tokenizer, spec.corpus.languages[0])
+    """The model itself, which writes the corpus's first language, if its tokenizer has tokens of languages.
+
+    Raises:
+        InputError: its special tokens are not the tokenizer's, or it starts from another token than examples do.
+    """
+    tokenizer = corpus.tokenizer
+    check_tokens(tokenizer, model.config)
+    if spec.corpus.start is None and spec.corpus.languages:
+        start = language_id(tokenizer, spec.corpus.languages[0])
         model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = start
         model.generation_config.forced_bos_token_id = None  # the decoder starts from the language, and needs no other
+        return model
+    start = tokenizer.eos_token_id if spec.corpus.start is None else spec.corpus.start
+    if model.config.decoder_start_token_id not in (None, start):
+        raise InputError("corpus.start", spec.corpus.start, f"{model.config.decoder_start_token_id}, as in the model")
     return model
 
 
+def check_tokens(tokenizer: PreTrainedTokenizerFast, model_config: PreTrainedConfig) -> None:
+    """Refuse a tokenizer that is another model's.
+
+    Raises:
+        InputError: it pads or ends texts by other ids than the model.
+    """
+    for name in ("pad_token_id", "eos_token_id"):
+        found, wanted = getattr(tokenizer, name), getattr(model_config, name, None)
+        if wanted is not None and found not in (wanted if isinstance(wanted, list) else [wanted]):
+            raise InputError(f"tokenizer, {name}", found, f"{wanted}, as in the model")
+
+
 def _planned(spec: S.Task, pretraining: bool) -> PreTrainedModel:
-    if spec.architecture != "bart":
-        return new_model(spec.model, spec.corpus.vocab_size)
-    shape = new_model(spec.model, spec.corpus.vocab_size).config.to_dict()
-    return BartForConditionalGeneration(BartConfig(**{k: v for k, v in shape.items() if k != "model_type"}))
+    model = new_model(spec.model, spec.corpus.vocab_size)
+    if spec.architecture == "mbart":
+        return model
+    shape = {k: v for k, v in model.config.to_dict().items() if k != "model_type"}
+    if spec.architecture == "t5":
+        width, heads = spec.model.d_model, spec.model.heads
+        depths = {"num_layers": spec.model.encoder_layers, "num_decoder_layers": spec.model.decoder_layers}
+        sizes = {"vocab_size": spec.corpus.vocab_size, "d_ff": spec.model.ffn_dim, "num_heads": heads}
+        kv = max(1, width // heads)
+        return T5ForConditionalGeneration(T5Config(d_model=width, d_kv=kv, decoder_start_token_id=0, **depths, **sizes))
+    made = {"bart": (BartForConditionalGeneration, BartConfig), "marian": (MarianMTModel, MarianConfig)}
+    of_model, of_config = made[spec.architecture]
+    return of_model(of_config(**shape))
 
 
 def _encode(rows: Sequence[Row], corpus: LoadedCorpus, spec: S.Corpus) -> list[Example]:
     return encode(rows, corpus.tokenizer, spec)
+
+
+def _collate(tokenizer: PreTrainedTokenizerFast | None) -> Callable[[Sequence[Example]], Batch]:
+    return partial(collate, pad=PAD_ID if tokenizer is None else tokenizer.pad_token_id)
 
 
 def _longest(model: PreTrainedModel, count: int, spec: S.Corpus) -> list[Example]:
@@ -91,7 +135,7 @@ TRAINING = KindTraining(
     started=_started,
     planned=_planned,
     encode=_encode,
-    collate=lambda tokenizer: collate,
+    collate=_collate,
     longest=_longest,
     windows=windows,
     noise=_noise,

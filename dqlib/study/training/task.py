@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dqlib.architectures import architecture_of
+from dqlib.architectures import layer_weights
 from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
@@ -123,7 +123,7 @@ class TaskTraining:
         calibration = calibration_batches(self.corpus, self.spec) if shaped else None
         student, objective = student_and_objective(teacher, config, preset, calibration)
         config = student.dqlib_config  # with the bits that were chosen, where there is a budget
-        recipe = recipe_of(preset, config, teacher)
+        recipe = recipe_of(preset, student, teacher)
         training = distillation.training(recipe)
         digest, labels, of_labels = weights_hash(teacher), None, {}
         if recipe.pseudo_labels:
@@ -275,15 +275,14 @@ def student_and_objective(
         set_attention_maps(model, preset.loss.attention_maps)
     if not preset.loss.of_teacher:
         return student, TaskObjective()
-    recipe = recipe_of(preset, config, teacher)
+    recipe = recipe_of(preset, student, teacher)
     maps = supervision_maps(config, teacher, student)
     return student, DistillationObjective(teacher, maps, preset.loss, recipe=recipe)
 
 
-def recipe_of(preset: Preset, config: Config, teacher: PreTrainedModel) -> Recipe:
+def recipe_of(preset: Preset, student: PreTrainedModel, teacher: PreTrainedModel) -> Recipe:
     """How a student of a teacher is trained under a preset."""
-    depths = architecture_of(teacher.config).depths(teacher.config)
-    return preset.recipe_for(config, config.narrow or (config.encoder_layers, config.decoder_layers) != depths)
+    return preset.recipe_for(student.dqlib_config, layer_weights(student) / layer_weights(teacher))
 
 
 def rescue_folder(target: Path) -> Path:

@@ -1,0 +1,104 @@
+"""What ``dqlib distill`` and ``dqlib evaluate`` are told: each field is an option of a command and of its function.
+
+Imports nothing heavy, so that ``dqlib --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _option(text: str, default: Any = None, **how: Any) -> Any:
+    """A field that is an option, with its help; ``how`` is what ``add_argument`` takes besides."""
+    return field(default=default, metadata={"help": text} | how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns of the data a model reads and is judged by, and how it is tested."""
+
+    source: str | None = _option("column of the texts that are read, of an encoder-decoder")
+    target: str | None = _option("column of the texts that are to be written")
+    text: str | None = _option("column of the text, of a classifier or a language model")
+    second: str | None = _option("column of the second text, of a classifier of pairs")
+    label: str | None = _option("column of the class, of a classifier")
+    language: str | None = _option(
+        "that is translated into: BLEU is the score then (default: what the checkpoint says)"
+    )
+    prefix: str | None = _option(
+        "before each source, as T5 is told its task (default: the one that the checkpoint has)"
+    )
+    source_tokens: int | None = _option("of a source, or of a text, that are read (default: the model's, at most 1024)")
+    target_tokens: int | None = _option("that are written at most (default: the checkpoint's max_length, or 128)")
+    documents: int = _option("texts of the test that are taken, at most (default: %(default)s)", 500)
+    beams: int | None = _option("of the search (default: the checkpoint's, or 4)")
+    batch_size: int = _option("texts of the test at a time (default: %(default)s)", 16)
+    dataset_config: str | None = _option("of a data set of the hub")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Columns):
+    """Everything that ``dqlib distill`` is told."""
+
+    checkpoint: str = field(metadata={"help": "folder or hub name of a BART, mBART, Marian, T5, BERT or GPT-2"})
+    out: str = field(metadata={"help": "folder to write: new, empty, or of the same command, which goes on there"})
+    train: str = field(metadata={"help": "pairs: JSON Lines, CSV, Parquet, gzipped or not, or a data set of the hub"})
+    config: str = field(metadata={"help": "of the student, such as '2-2-8 6-3' or auto:25MB"})
+    validation: str | None = _option("pairs to validate on (default: a part of train, by a hash)")
+    test: str | None = _option("pairs to test on (default: a part of train, by a hash)")
+    preset: str = _option("how bits become codes, and losses (default: %(default)s)", "dqlib")
+    steps: int | None = _option("of the training")
+    hours: float | None = _option("that all may take, by two steps that are timed here (default: 2, without --steps)")
+    batch_tokens: int = _option("of a step, source and target together (default: %(default)s)", 4096)
+    learning_rate: float | None = _option("that fine-tuning would have (default: by the width of the model)")
+    seed: int = _option("of the order of the texts (default: %(default)s)", 28)
+    precision: str = _option("of matrix products in training: fp32 or bf16 (default: %(default)s)", "fp32")
+    export: list[str] = field(
+        default_factory=list, metadata={"help": "engines to export to: onnxruntime, ctranslate2", "nargs": "+"}
+    )
+    revision: str | None = _option("of a checkpoint of the hub")
+    dry_run: bool = _option("say hours, memory, disk and bytes of the student, and train nothing", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Test(Columns):
+    """Everything that ``dqlib evaluate`` is told."""
+
+    model: str = field(metadata={"help": "folder of a teacher, a student, a packed model or an export"})
+    data: str = field(metadata={"help": "pairs: JSON Lines, CSV or Parquet, gzipped or not, or a data set of the hub"})
+    against: str | None = _option("folder of another model, to compare with on the same texts")
+    threads: int | None = _option("of the engine (default: its own choice)")
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type, *positional: str) -> None:
+    """Let a parser take the fields of one of the classes above, some of them by their place."""
+    hints = typing.get_type_hints(kind)
+    for each in sorted(dataclasses.fields(kind), key=lambda each: each.name not in positional):
+        how: dict[str, Any] = dict(each.metadata)
+        given = [hint for hint in (hints[each.name], *typing.get_args(hints[each.name])) if hint in (int, float, bool)]
+        if each.name in positional:
+            parser.add_argument(each.name, metavar=each.name.upper(), **how)
+            continue
+        if given == [bool]:
+            how["action"] = "store_true"
+        else:
+            how |= {"type": given[0] if given else str, "metavar": _METAVAR.get(given[0] if given else str)}
+            if each.default_factory is not dataclasses.MISSING:
+                how["default"] = []
+            elif each.default is dataclasses.MISSING:
+                how["required"] = True
+            else:
+                how["default"] = each.default
+        parser.add_argument(f"--{each.name.replace('_', '-')}", **how)
+
+
+_METAVAR = {int: "N", float: "X", str: "TEXT"}
+
+
+def told(kind: type, options: argparse.Namespace) -> Any:
+    """The fields of one of the classes above, of what a parser has read."""
+    return kind(**{each.name: getattr(options, each.name) for each in dataclasses.fields(kind)})

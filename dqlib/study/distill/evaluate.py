@@ -1,0 +1,131 @@
+"""``dqlib evaluate``: the scores of a model on pairs, with intervals, whichever engine runs it, and p-values."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas
+
+from dqlib.engines import engine_of, load_engine
+from dqlib.engines.torch_engine import load_model
+from dqlib.errors import InputError
+from dqlib.study.corpora import hub
+from dqlib.study.corpora.files import rows_of_file
+from dqlib.study.corpora.rows import Row
+from dqlib.study.distill.arguments import Test, told
+from dqlib.study.distill.parameters import OPTIONS, SOURCE_TOKENS, data_of
+from dqlib.study.evaluation import classification, perplexity
+from dqlib.study.evaluation.bleu import resampled_bleu
+from dqlib.study.evaluation.bootstrap import resampled_sums, two_sided
+from dqlib.study.evaluation.records import Line, Scores
+from dqlib.study.evaluation.scoring import text_scores, translation_scores
+from dqlib.study.params import settings as S
+from dqlib.study.params.kinds import SEQ2SEQ
+from dqlib.study.params.schema import build
+from dqlib.study.pipeline.jobs import quiet
+from dqlib.study.process.exit_codes import exit_code
+from dqlib.study.report.names import METRIC_NAMES
+from dqlib.study.training.loop import make_accelerator
+
+#: Draws of the test texts: of an interval, and of a p-value, the same for both models.
+BOOTSTRAP, RESAMPLES = 1000, 10_000
+
+
+def evaluate_command(options: argparse.Namespace) -> int:
+    """The command ``dqlib evaluate``, and its exit code."""
+    return exit_code(lambda: print(evaluate(told(Test, options)).to_string(index=False)), "dqlib evaluate")
+
+
+def evaluate(arguments: Test) -> pandas.DataFrame:
+    """One row per metric: value and 95% interval of each model, and the p-value of a difference of the headline.
+
+    Raises:
+        InputError: a model, the data or a column is not there, or an engine does not serve the model.
+    """
+    quiet()
+    folders = [Path(each) for each in (arguments.model, arguments.against) if each is not None]
+    for folder in folders:
+        engine_of(folder)  # refuses what is no folder, before anything is read
+    kind = SEQ2SEQ if arguments.text is None else "language_modelling"
+    kind = kind if arguments.label is None else "classification"
+    rows, corpus = _rows(arguments, kind)
+    tested = [_tested(folder, rows, corpus, kind, arguments) for folder in folders]
+    table = _table(tested[0][0])
+    if len(tested) == 1:
+        return table
+    headline, (ours, theirs) = tested[0][0].headline, (_resampled(*each) for each in tested)
+    p_value = f"{two_sided(ours - theirs):.4f}"
+    table = table.merge(_table(tested[1][0]), on="metric", suffixes=("", " of the other"))
+    return table.assign(p=np.where(table.metric == METRIC_NAMES[headline], p_value, ""))
+
+
+def _rows(arguments: Test, kind: str) -> tuple[list[Row], S.Corpus]:
+    """The rows that are tested, and the parameters of their corpus."""
+    columns = {theirs: getattr(arguments, ours) for ours, theirs in OPTIONS[kind].items()}
+    for ours, theirs in OPTIONS[kind].items():
+        if columns[theirs] is None and ours != "second":
+            raise InputError(f"--{ours}", None, f"the name of a column, for {S.KINDS[kind].description}")
+    more: dict[str, Any] = {"vocab_size": 1, "tokenizer": arguments.model, "prefix": arguments.prefix or ""}
+    more["source_tokens"] = arguments.source_tokens or SOURCE_TOKENS
+    more["languages"] = [arguments.language] if arguments.language else []
+    corpus = build(S.Corpus, data_of(arguments, train=arguments.data) | columns | more, "data")
+    form = S.KINDS[kind]
+    rows = list(hub.build(corpus, form)["test"]) if corpus.origin == "hub" else rows_of_file(corpus, form, corpus.train)
+    return [row | {"test_set": "test"} for row in rows[: arguments.documents]], corpus
+
+
+def _tested(
+    folder: Path, rows: Sequence[Row], corpus: S.Corpus, kind: str, arguments: Test
+) -> tuple[Scores, Sequence[Line]]:
+    """Scores of a model, and a line for each text."""
+    if kind == SEQ2SEQ:
+        engine = load_engine(folder, threads=arguments.threads)
+        texts = engine.generate(
+            [row["source"] for row in rows], num_beams=arguments.beams or 4, max_new_tokens=arguments.target_tokens,
+            batch_size=arguments.batch_size,
+        )  # fmt: skip
+        texts = [text.strip() for text in texts]
+        if corpus.languages:
+            return translation_scores(rows, texts, BOOTSTRAP, corpus.languages[0])
+        return text_scores(rows, texts, BOOTSTRAP)
+    model, tokenizer = load_model(folder)
+    if tokenizer is None:
+        raise InputError("model", str(folder), "a model with a tokenizer")
+    positions = min(corpus.source_tokens, model.config.max_position_embeddings)
+    spec: Any = SimpleNamespace(form=S.KINDS[kind], corpus=SimpleNamespace(source_tokens=positions))
+    labels = [str(name).removeprefix("LABEL_") for _, name in sorted((model.config.id2label or {}).items())]
+    held: Any = SimpleNamespace(tokenizer=tokenizer, labels=labels)
+    evaluation, accelerator = S.Evaluation(batch_size=arguments.batch_size), make_accelerator(0)
+    model.to(accelerator.device)
+    if kind == "classification":
+        for row in rows:
+            if row["target"] not in labels:
+                raise InputError("--label", row["target"], f"the column of a class: {', '.join(labels[:20])}")
+        chances = classification.probabilities(model, rows, evaluation, spec, held, accelerator, str(folder))
+        return classification.class_scores(rows, chances, labels, BOOTSTRAP)
+    measured = perplexity.document_losses(model, rows, evaluation, spec, held, accelerator, str(folder))
+    return perplexity.text_scores(rows, measured, BOOTSTRAP, f"windows of {positions} tokens")
+
+
+def _table(scores: Scores) -> pandas.DataFrame:
+    details = [each for each in scores.details if each.metric in METRIC_NAMES]
+    return pandas.DataFrame([
+        {"metric": METRIC_NAMES[each.metric], "score": f"{each.value:.2f}",
+         "95% interval": f"{each.low:.2f} to {each.high:.2f}"} for each in details
+    ])  # fmt: skip
+
+
+def _resampled(scores: Scores, lines: Sequence[Line]) -> np.ndarray:
+    """The headline on texts drawn again with replacement, (:data:`RESAMPLES`,)."""
+    if scores.headline == "bleu":
+        references, predictions = ([str(line[name]) for line in lines] for name in ("reference", "prediction"))
+        return resampled_bleu(references, predictions, RESAMPLES)
+    if scores.headline == "perplexity":
+        return perplexity.resampled_perplexity(lines, RESAMPLES)
+    values = np.array([[line[scores.headline]] for line in lines], dtype=float)
+    return resampled_sums(values, RESAMPLES)[:, 0] / len(values)

@@ -1,0 +1,276 @@
+"""The pages about a distilled checkpoint: ``report.md``, ``report.html`` and the model card ``README.md``."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import pandas
+import torch
+import yaml
+from nbconvert.filters.markdown_mistune import markdown2html_mistune
+
+from dqlib.config import Config
+from dqlib.engines import load_engine
+from dqlib.engines.torch_engine import load_model
+from dqlib.files import write_text
+from dqlib.storage.account import account, fp32_bytes_of
+from dqlib.storage.manifest import MANIFEST, sha256
+from dqlib.storage.reading import SAFETENSORS
+from dqlib.study.corpora.corpus import load_corpus
+from dqlib.study.distill.arguments import Distillation
+from dqlib.study.evaluation.bootstrap import two_sided
+from dqlib.study.evaluation.records import FALLING, metrics_table, read_predictions
+from dqlib.study.params.identity import code_hash
+from dqlib.study.params.paths import FIGURES
+from dqlib.study.pipeline.study import Study
+from dqlib.study.report.engines import measured, weight_bytes
+from dqlib.study.report.figures import training_curves
+from dqlib.study.report.names import METRIC_NAMES, percent
+from dqlib.study.report.pages import markdown_table, short_table
+from dqlib.study.report.style import save
+from dqlib.study.report.tables import Trained, collect_retention, collect_training
+from dqlib.study.training.kinds import training_of
+
+REPORT, PAGE, CARD = "report.md", "report.html", "README.md"
+
+#: Texts that are shown, those that engines are timed on and how often, and characters of a text that are shown.
+SHOWN, TIMED, TURNS, LONGEST = 10, 4, 2, 300
+
+#: Tokens that a language model writes where it is timed.
+CONTINUATION = 32
+
+#: What Hugging Face calls the tasks, and our metrics.
+_PIPELINE_TAGS = {"translation": "translation", "classes": "text-classification", "language": "text-generation"}
+_AUTO_CLASSES = {"classes": "AutoModelForSequenceClassification", "language": "AutoModelForCausalLM"}
+_METRICS = {"rougeL": "rouge", "bleu": "bleu", "accuracy": "accuracy", "perplexity": "perplexity"}
+
+
+def measure(study: Study, folders: Mapping[str, Path]) -> str:
+    """Size and time of a text of each engine on the first test texts, one at a time, as CSV.
+
+    Args:
+        study: whose test texts are read.
+        folders: of the models, by name; the others are compared with the first.
+    """
+    spec, corpus = study.task, load_corpus(study.folders.corpus)
+    rows = corpus.splits["test"][:TIMED]
+    examples = training_of(spec.form).encode(rows, corpus, spec.corpus)[:TIMED]
+    if spec.form.labels:
+        ids = [torch.tensor([example.source]) for example in examples]
+        calls = {name: load_model(folder)[0] for name, folder in folders.items()}
+        times = {name: _seconds(lambda each, model=model: model(input_ids=each), ids) for name, model in calls.items()}
+        table = pandas.DataFrame([
+            {"engine": name, "size (MB)": weight_bytes(folders[name]) / 1e6, "time per text (ms)": 1000 * seconds}
+            for name, seconds in times.items()
+        ]).set_index("engine").round(2)  # fmt: skip
+        return table.to_csv(lineterminator="\n")
+    engines = {name: load_engine(folder) for name, folder in folders.items()}
+    positions, tokens = spec.model.max_positions, spec.corpus.target_tokens
+    if not spec.form.writes:
+        tokens = min(CONTINUATION, positions // 2)
+    sources = [example.source[: max(1, positions - tokens)] for example in examples]
+    sources = [example.source for example in examples] if spec.form.writes else sources
+    table = measured(engines, folders, sources, spec.evaluate.beams, min(tokens, positions - 1), TURNS)
+    return table.to_csv(lineterminator="\n")
+
+
+@torch.no_grad()
+def _seconds(call: Callable[[torch.Tensor], object], inputs: Sequence[torch.Tensor]) -> float:
+    """Median of the seconds of a call, after a turn that is not counted."""
+    times = []
+    for turn in range(TURNS + 1):
+        for each in inputs:
+            began = time.perf_counter()
+            call(each)
+            times += [time.perf_counter() - began] if turn else []
+    return median(times)
+
+
+def write_report(study: Study, student: Path, out: Path, latency: pandas.DataFrame, arguments: Distillation) -> None:
+    """Write the report as Markdown and as one file of HTML, and the model card.
+
+    Args:
+        study: of the checkpoint, whose teacher and student are made.
+        student: its folder.
+        out: where to write.
+        latency: what :func:`measure` gave.
+        arguments: of the command.
+    """
+    models = [Trained(study, study.folders.teacher), Trained(study, student, Config.parse(arguments.config))]
+    curves = collect_training([study])
+    curves = curves[curves.model != "teacher"]
+    drawn = [name for name in ("logits", "validation_loss") if name in curves and curves[name].notna().any()]
+    for name in drawn:
+        save(training_curves(curves, name), out / FIGURES, name)
+    parts = [_scores(study, models, latency), _curves(drawn), _texts(models), _reproduced(study, out, arguments)]
+    text = "\n".join(parts)
+    write_text(out / REPORT, text)
+    body = re.sub(r'<img[^>]*src="(.*?)"[^>]*>', lambda found: _svg(out / found[1]), markdown2html_mistune(text))
+    body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
+    write_text(out / PAGE, _HTML.format(title=html.escape(f"{arguments.config} of {_base(arguments)}"), body=body))
+    write_text(out / CARD, _card(models, latency, out, arguments))
+
+
+def _scores(study: Study, models: Sequence[Trained], latency: pandas.DataFrame) -> str:
+    teacher, student = (model.record for model in models)
+    kept = collect_retention([study]).iloc[0]
+    between = "" if pandas.isna(kept.low) else f" ({percent(kept.low)} to {percent(kept.high)})"
+    p_value = two_sided(models[1].resampled - models[0].resampled)
+    better = "lower" if teacher.headline in FALLING else "higher"
+    beams = f", {study.task.evaluate.beams} beams" if study.task.form.writes else ""
+    table = latency.rename_axis("engine").reset_index()
+    return f"""# `{student.config}` of a checkpoint
+
+{markdown_table(short_table(metrics_table([teacher, student])))}
+{student.n_test} test texts{beams}; 95% intervals by the bootstrap over the texts, of {METRIC_NAMES[teacher.headline]}
+({better} is better). Of the teacher's score is left: {percent(student.retention)}{between}; p = {p_value:.4f} for a
+difference between the two.
+
+## Speed and size
+
+{markdown_table(table)}
+One text at a time on this machine's processor, the median of {TURNS} turns over {TIMED} test texts. `packed` is the
+student in PyTorch, which simulates its few bits; the exports compute with them. What agrees, agrees with `packed`.
+"""
+
+
+def _curves(drawn: Sequence[str]) -> str:
+    figures = "\n\n".join(f"![{name}]({FIGURES}/{name}.svg)" for name in drawn)
+    return f"## Training\n\n{figures}\n"
+
+
+def _texts(models: Sequence[Trained]) -> str:
+    """Test texts with what both wrote, side by side; of a language model, what it makes of each document."""
+    theirs, ours = (read_predictions(model.folder, model.language)[:SHOWN] for model in models)
+    if "prediction" in theirs[0]:
+        rows = [
+            {"source": _cell(one["source"]), "reference": _cell(one["reference"]),
+             "teacher": _cell(one["prediction"]), "student": _cell(other["prediction"])}
+            for one, other in zip(theirs, ours, strict=True)
+        ]  # fmt: skip
+    else:
+        perplexity = lambda line: f"{math.exp(line['nats'] / max(line['tokens'], 1)):.2f}"  # noqa: E731
+        rows = [
+            {"text": _cell(one["source"]), "teacher's perplexity": perplexity(one), "student's": perplexity(other)}
+            for one, other in zip(theirs, ours, strict=True)
+        ]
+    return f"## The first {len(rows)} test texts\n\n{markdown_table(pandas.DataFrame(rows))}"
+
+
+def _cell(text: str) -> str:
+    """A text in a cell of a table: one line, not too long, and nothing that Markdown or HTML would read."""
+    text = " ".join(text.split())
+    text = text[:LONGEST] + " ..." * (len(text) > LONGEST)
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def _reproduced(study: Study, out: Path, arguments: Distillation) -> str:
+    """What the same numbers are made from."""
+    corpus = load_corpus(study.folders.corpus)
+    weights = study.folders.teacher / SAFETENSORS
+    hashes = {
+        "splits of the data": corpus.info["sha256"],
+        "weights of the checkpoint": sha256(weights.read_bytes()),
+        "packed model, its manifest": sha256((out / "packed" / MANIFEST).read_bytes()),
+        "code that decides numbers": code_hash(),
+    }
+    table = pandas.DataFrame([{"of": name, "SHA-256": f"`{digest}`"} for name, digest in hashes.items()])
+    sizes = ", ".join(f"{size:,} {split}" for split, size in corpus.info["sizes"].items())
+    versions = ", ".join(f"{name} {version(name)}" for name in ("dqlib", "torch", "transformers"))
+    whole = account(out / "packed", fp32_bytes_of(study.folders.teacher))
+    return f"""
+## Where the bytes are
+
+```
+{whole}
+```
+
+## How it was made
+
+```
+{command_line(arguments)}
+```
+
+{versions}; {sizes}; {study.task.distill.steps:,} steps. All parameters are in `params.yaml`.
+
+{markdown_table(table)}"""
+
+
+def command_line(arguments: Distillation) -> str:
+    """The call of the command that has these arguments."""
+    words = ["dqlib", "distill", arguments.checkpoint, arguments.out]
+    for each in fields(arguments):
+        value = getattr(arguments, each.name)
+        if each.name in ("checkpoint", "out", "dry_run") or value in (None, []) or value == each.default:
+            continue
+        words += [f"--{each.name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
+
+
+def _base(arguments: Distillation) -> str:
+    return Path(arguments.checkpoint).name if Path(arguments.checkpoint).is_dir() else arguments.checkpoint
+
+
+def _card(models: Sequence[Trained], latency: pandas.DataFrame, out: Path, arguments: Distillation) -> str:
+    """A model card in Hugging Face's form: what machines read of it first, then what people do."""
+    teacher, student = (model.record for model in models)
+    metric = {"name": METRIC_NAMES[student.headline], "type": _METRICS[student.headline], "value": student.score}
+    task = {"type": _PIPELINE_TAGS.get(student.task, "text2text-generation")}
+    result = {"task": task, "dataset": {"name": student.corpus, "type": student.corpus}, "metrics": [metric]}
+    hub = not Path(arguments.checkpoint).is_dir()
+    head = {
+        "library_name": "dqlib",
+        "pipeline_tag": task["type"],
+        **({"base_model": arguments.checkpoint, "base_model_relation": "quantized"} if hub else {}),
+        **({"language": [models[0].language.partition("_")[0]]} if models[0].language else {}),
+        "tags": ["dqlib", "quantization", "distillation"],
+        "metrics": [metric["type"]],
+        "model-index": [{"name": out.name, "results": [result]}],
+    }
+    auto = _AUTO_CLASSES.get(student.task, "AutoModelForSeq2SeqLM")
+    return f"""---
+{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---
+
+# {out.name}
+
+`{student.config}` of {_base(arguments)}, {student.compression:.1f} times smaller.
+{METRIC_NAMES[student.headline]} on {student.n_test} test texts of `{student.corpus}`: {student.score:.2f} (95% interval
+{student.score_low:.2f} to {student.score_high:.2f}) against the teacher's {teacher.score:.2f}
+({percent(student.retention)}). Distilled and quantized together by dqlib, preset `{student.preset}`, in
+{student.train_steps:,} steps.
+
+```python
+import dqlib
+from transformers import {auto}, AutoTokenizer
+
+model, tokenizer = {auto}.from_pretrained("packed"), AutoTokenizer.from_pretrained("packed")
+```
+
+{markdown_table(latency.rename_axis("engine").reset_index())}
+All scores, curves and texts side by side: `{PAGE}`. What it was made from: `{REPORT}`, `params.yaml`.
+"""
+
+
+def _svg(path: Path) -> str:
+    """A figure as it stands in a page."""
+    return path.read_text(encoding="utf-8").partition("?>")[2].partition("<!DOCTYPE")[2].partition(">")[2]
+
+
+_HTML = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }}
+table {{ border-collapse: collapse }} td, th {{ border: 1px solid #ccc; padding: 0.2em 0.5em; vertical-align: top }}
+pre {{ overflow-x: auto; background: #f4f4f4; padding: 0.5em }} svg {{ max-width: 100%; height: auto }}
+</style></head><body>
+{body}
+</body></html>
+"""

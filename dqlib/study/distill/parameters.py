@@ -1,0 +1,297 @@
+"""The parameters of a study, from a checkpoint and the arguments of a command: the block that a profile would have."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
+from dqlib.errors import InputError
+from dqlib.storage.reading import config_of
+from dqlib.study.corpora.files import KINDS as FILES
+from dqlib.study.corpora.tokenizer import load_tokenizer, marks_source
+from dqlib.study.distill.arguments import Columns, Distillation
+from dqlib.study.params.checkpoint import checkpoint_config, fetching, located
+from dqlib.study.params.kinds import KINDS, SEQ2SEQ, Kind
+from dqlib.study.training.seq2seq import check_tokens
+
+#: Of sources and targets, where neither arguments nor checkpoint say a smaller number.
+SOURCE_TOKENS, TARGET_TOKENS = 1024, 128
+
+#: The rate of a model of a width, and the largest: DQ-BART's for BART-base; that of a width of 128 here is 1e-3.
+RATE, RATE_WIDTH, LARGEST_RATE = 3e-5, 768, 1e-3
+
+#: Columns that models of a kind have, by the names of the options, and what parameters call them.
+OPTIONS = {
+    SEQ2SEQ: {"source": "source", "target": "target"},
+    "classification": {"text": "source", "second": "second", "label": "target"},
+    "language_modelling": {"text": "source"},
+}
+_OPTIONAL = ("second",)
+
+#: Names of tasks, by kind; a translation has one of its own.
+TASKS = {SEQ2SEQ: "texts", "classification": "classes", "language_modelling": "language"}
+
+#: The token of a language in a tokenizer of the study, and in mBART's.
+_LANGUAGE = re.compile(r"<([a-z]{2,3})>|([a-z]{2,3}_[A-Z]{2})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint says of itself.
+
+    Args:
+        field: argument that names it.
+        name, revision: of the checkpoint.
+
+    Raises:
+        InputError: it is not there, or of another architecture; its tokenizer is not there, or does not fit.
+    """
+
+    field: str
+    name: str
+    revision: str | None = None
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """Of its ``config.json``."""
+        content = checkpoint_config(self.field, self.name, self.revision)
+        known = [name for kind in KINDS.values() for name in kind.architectures]
+        if content.get("model_type") not in known:
+            allowed = f"a checkpoint of one of {', '.join(known)}; it is of {content.get('model_type')!r}"
+            raise InputError(self.field, self.name, allowed)
+        name = (content.get("architectures") or [""])[0]
+        if content["model_type"] == "bert" and name != KINDS["classification"].finetuned:
+            allowed = f"a BERT with a classifier, {KINDS['classification'].finetuned}; it is a {name or 'body alone'}"
+            raise InputError(self.field, self.name, allowed)
+        return content
+
+    @cached_property
+    def kind(self) -> str:
+        """Of the tasks that it is for."""
+        return next(name for name, kind in KINDS.items() if self.content["model_type"] in kind.architectures)
+
+    @property
+    def form(self) -> Kind:
+        """What is known of its kind."""
+        return KINDS[self.kind]
+
+    @cached_property
+    def model_config(self) -> PreTrainedConfig:
+        """Its configuration."""
+        plain = {name: value for name, value in self.content.items() if name != "quantization_config"}
+        return config_of(plain, f"{self.name}, config.json", 2**20)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """How it generates."""
+        path = Path(located(self.name)[0], "generation_config.json")
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {k: v for k, v in (self.content | settings).items() if v is not None}
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Its tokenizer, which fits it."""
+        try:
+            with fetching(f"{self.field}, its tokenizer", self.name):
+                tokenizer = load_tokenizer(*located(self.name, self.revision), self.form)
+        except ImportError as error:
+            raise InputError(f"{self.field}, its tokenizer", self.name, " ".join(str(error).split())[:200]) from None
+        if len(tokenizer) > self.model_config.vocab_size:
+            allowed = f"one of at most {self.model_config.vocab_size} tokens, which the model knows"
+            raise InputError(f"{self.field}, its tokenizer", f"{len(tokenizer)} tokens", allowed)
+        if self.form.writes:
+            check_tokens(tokenizer, self.model_config)
+        return tokenizer
+
+    @cached_property
+    def start(self) -> int:
+        """Id that its decoder starts from; that of padding, where T5 does not say it."""
+        return self.settings.get("decoder_start_token_id", self._start_of_class)
+
+    @property
+    def _start_of_class(self) -> int:
+        start = getattr(self.model_config, "decoder_start_token_id", None)
+        pad = self.tokenizer.pad_token_id
+        return start if start is not None else pad if self.content["model_type"] in ("t5", "marian") else -1
+
+    @cached_property
+    def language(self) -> str | None:
+        """That its decoder starts from the token of, or that Marian's tokenizer says; None for neither."""
+        if self.content["model_type"] == "marian":
+            return getattr(self.tokenizer, "target_lang", None)
+        token = self.tokenizer.convert_ids_to_tokens(self.start) if self.start >= 0 else ""
+        found = _LANGUAGE.fullmatch(token)
+        special = (self.tokenizer.pad_token, self.tokenizer.unk_token, self.tokenizer.mask_token)
+        return None if found is None or token in special else found[1] or found[2]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Its classes in the order of its logits; numbers, where they have no names."""
+        names = [name for _, name in sorted(self.model_config.id2label.items())]
+        generic = all(name == f"LABEL_{number}" for number, name in enumerate(names))
+        return list(map(str, range(len(names)))) if generic else names
+
+    def prefix(self, asked: str | None) -> str:
+        """That stands before each source.
+
+        Raises:
+            InputError: the checkpoint has several, and none is asked for.
+        """
+        of_tasks = self.content.get("task_specific_params") or {}
+        known = sorted({each["prefix"] for each in of_tasks.values() if isinstance(each, dict) and "prefix" in each})
+        if asked is not None or len(known) < 2:
+            return (known or [""])[0] if asked is None else asked
+        raise InputError("--prefix", None, f"given, such as {known[0]!r}, or '' where it was fine-tuned without one")
+
+    def lengths(self, columns: Columns) -> dict[str, int]:
+        """Tokens of sources and targets that are read.
+
+        Raises:
+            InputError: the model has no positions for so many.
+        """
+        positions = getattr(self.model_config, "max_position_embeddings", None)
+        most = min(SOURCE_TOKENS, positions or 512, self.tokenizer.model_max_length)
+        said = self.settings.get("max_length", 0)
+        target = min(most, said if said > 20 else TARGET_TOKENS)  # 20 is what transformers says where nothing is said
+        lengths = {"source_tokens": most} | ({"target_tokens": target} if self.form.writes else {})
+        for name in lengths:
+            lengths[name] = getattr(columns, name) or lengths[name]
+            if positions is not None and lengths[name] > positions:
+                allowed = f"at most {positions}, the positions of the checkpoint"
+                raise InputError(f"--{name.replace('_', '-')}", lengths[name], allowed)
+        return lengths
+
+    def corpus(self, columns: Columns) -> dict[str, Any]:
+        """The parameters of a corpus of pairs for it, but for where they come from.
+
+        Raises:
+            InputError: a column is not named, or is one of another kind; a language or a prefix has to be named.
+        """
+        options = OPTIONS[self.kind]
+        for name in sorted({name for each in OPTIONS.values() for name in each}):
+            value, wanted = getattr(columns, name), name in options
+            if value is None and wanted and name not in _OPTIONAL:
+                raise InputError(f"--{name}", None, f"the name of a column, for {self.form.description}")
+            if value is not None and not wanted:
+                allowed = f"left out, since {self.name} is of {self.form.description}"
+                raise InputError(f"--{name}", value, allowed)
+        corpus: dict[str, Any] = {theirs: getattr(columns, ours) for ours, theirs in options.items()}
+        corpus |= self.lengths(columns)
+        if self.form.labels:
+            return corpus | {"labels": self.labels}
+        return corpus | self._of_texts(columns) if self.form.writes else corpus
+
+    def _of_texts(self, columns: Columns) -> dict[str, Any]:
+        found: dict[str, Any] = {"prefix": self.prefix(columns.prefix)}
+        language = columns.language or self.language
+        end = self.tokenizer.eos_token_id
+        if self.content["model_type"] in ("t5", "marian"):
+            found["start"] = self.start
+        elif self.language is None and not marks_source(self.tokenizer) and (language or self.start not in (-1, end)):
+            found["start"] = end if self.start < 0 else self.start
+        if marks_source(self.tokenizer):
+            if language is None:
+                raise InputError("--language", None, "the language that is written, since this tokenizer has several")
+            found["source_language"] = self.tokenizer.src_lang
+        return found | ({"languages": [language]} if language else {})
+
+    def task(self, columns: Columns) -> str:
+        """Name of the task that it does."""
+        return "translation" if self.form.writes and (columns.language or self.language) else TASKS[self.kind]
+
+    def evaluate(self, columns: Columns) -> dict[str, Any]:
+        """The parameters of a test."""
+        beams = columns.beams or (self.settings.get("num_beams", 4) if self.form.writes else 1)
+        return {"documents": columns.documents, "beams": beams, "batch_size": columns.batch_size}
+
+
+def data_of(columns: Columns, **files: str | None) -> dict[str, Any]:
+    """Where the rows of a corpus come from: files, or a data set of the hub whose splits have these names.
+
+    Args:
+        columns: that have the configuration of a data set of the hub.
+        files: of the splits, or of a hub's ``train`` the name of the data set.
+
+    Raises:
+        InputError: a file is not there, and what names it is none of the hub.
+    """
+    train = files["train"] or ""
+    if not _is_file(train):
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", train) and not Path(train).expanduser().is_dir():
+            raise InputError("--train", train, f"a file ({', '.join(FILES)}, or with .gz) or a data set of the hub")
+        found = {"origin": "hub", "dataset": str(_absolute(train)) if Path(train).expanduser().is_dir() else train}
+        splits = {name: value for name, value in files.items() if name != "train"}
+        return found | splits | {"name": _name(train), "dataset_config": columns.dataset_config}
+    paths = {name: None if path is None else str(_absolute(path)) for name, path in files.items()}
+    for name, path in paths.items():
+        if path is not None and "*" not in path and not Path(path).is_file():
+            raise InputError(f"--{name}", path, "a file that exists")
+    return {"origin": "files", "name": _name(train)} | paths
+
+
+def _is_file(path: str) -> bool:
+    stem = path.removesuffix(".gz")
+    return stem.endswith(FILES) or "*" in path or Path(path).expanduser().is_file()
+
+
+def _absolute(path: str) -> Path:
+    return Path(path).expanduser().absolute()
+
+
+def _name(path: str) -> str:
+    """A name for a corpus, of its file."""
+    return re.sub(r"\W+", "-", Path(path).name.partition(".")[0]).strip("-") or "data"
+
+
+def validations_of(steps: int) -> int:
+    """How often a training of so many steps is validated."""
+    return max(1, min(10, steps // 10))
+
+
+def parameters(arguments: Distillation, steps: int) -> tuple[str, dict[str, Any]]:
+    """The name of the task, and the content of its parameter file.
+
+    Args:
+        arguments: of the command.
+        steps: of the training.
+
+    Raises:
+        InputError: an argument is not allowed, or the checkpoint or its tokenizer cannot be read or do not fit.
+    """
+    local = Path(arguments.checkpoint).expanduser().is_dir()
+    name = str(_absolute(arguments.checkpoint)) if local else arguments.checkpoint
+    checkpoint = Checkpoint("checkpoint", name, arguments.revision)
+    devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    width = getattr(checkpoint.model_config, "d_model", None) or checkpoint.model_config.hidden_size
+    of_files = {split: getattr(arguments, split) for split in ("train", "validation", "test")}
+    corpus = data_of(arguments, **of_files) | checkpoint.corpus(arguments)
+    corpus |= {"tokenizer": name, "tokenizer_revision": arguments.revision}
+    distill = {
+        "steps": steps,
+        "learning_rate": arguments.learning_rate or min(LARGEST_RATE, RATE * (RATE_WIDTH / width) ** 2),
+        "batch_tokens": arguments.batch_tokens,
+        "micro_batches": devices if devices > 1 else 1,
+        "validations": validations_of(steps),
+        "checkpoint_steps": 200 if devices else 25,
+        "seed": arguments.seed,
+        "precision": arguments.precision,
+        "preset": arguments.preset,
+    }
+    task = checkpoint.task(arguments)
+    block = {
+        "corpus": corpus,
+        "model": {"pretrained": name, "revision": arguments.revision},
+        "pretrain": None,
+        "finetune": None,
+        "distill": distill,
+        "evaluate": checkpoint.evaluate(arguments),
+        "configs": [arguments.config],
+    }
+    return task, {"profile": "distill", "results": "results", "compute": {"processes": max(1, devices)}, task: block}

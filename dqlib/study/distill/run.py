@@ -1,0 +1,305 @@
+"""From a checkpoint and pairs to a small model with its report: the study's parts, in one folder, each made once."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import resource
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas
+import torch
+import yaml
+
+from dqlib.config import Config
+from dqlib.engines import ENGINES, EXTRA, export_model
+from dqlib.engines.torch_engine import load_model
+from dqlib.errors import InputError
+from dqlib.files import atomic_folder, write_text
+from dqlib.storage.packed import save_packed
+from dqlib.storage.reading import read_model, read_tokenizer
+from dqlib.storage.students import load_student
+from dqlib.study.corpora.corpus import LoadedCorpus, load_corpus
+from dqlib.study.corpora.splits import SPLITS
+from dqlib.study.distill.arguments import Distillation, told
+from dqlib.study.distill.page import PAGE, measure, write_report
+from dqlib.study.distill.parameters import parameters, validations_of
+from dqlib.study.evaluation.records import Record, read_record
+from dqlib.study.params import settings as S
+from dqlib.study.params.evaluation import FEWEST_DOCUMENTS
+from dqlib.study.params.paths import PROVENANCE
+from dqlib.study.pipeline.jobs import quiet
+from dqlib.study.pipeline.plan import Plan, plan
+from dqlib.study.pipeline.study import Study
+from dqlib.study.process.exit_codes import exit_code
+from dqlib.study.process.progress import duration
+from dqlib.study.report.names import percent
+from dqlib.study.training.kinds import training_of
+
+#: Hours of all, where neither hours nor steps are given.
+HOURS = 2.0
+
+#: Files and folders of the output: what was asked for, the parameters that were made of it, and all that is made first.
+ARGUMENTS, PARAMS, WORK = "arguments.json", "params.yaml", "work"
+
+#: Numbers of a student in fp32, of its size: its best weights, and a checkpoint (weights, best ones, two averages of
+#: the optimizer) as it is made and as it is written; two such on the disk.
+CHECKPOINT_COPIES, CHECKPOINTS_ON_DISK = 1 + 2 * 4, 2 * 4
+
+#: Arguments that change nothing of what is trained.
+_OF_OUTPUT = ("out", "export", "dry_run")
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What came of it.
+
+    Args:
+        out: the folder, with ``report.md``.
+        teacher, student: their scores and sizes.
+    """
+
+    out: Path
+    teacher: Record
+    student: Record
+
+    @property
+    def retention(self) -> float | None:
+        """The part of the teacher's score that is left; None where it has none."""
+        return self.student.retention
+
+
+def distill(checkpoint: str | Path, out: str | Path, **options: Any) -> Distilled | None:
+    """Distil and quantize a checkpoint on pairs of texts: what the command ``dqlib distill`` does.
+
+    Args:
+        checkpoint: folder or hub name of a BART, mBART, Marian, T5, BERT with a classifier, or GPT-2.
+        out: folder to write. With the same arguments it goes on where it was stopped.
+        options: the fields of :class:`dqlib.study.distill.arguments.Distillation`, at least ``train``, ``config`` and
+            the columns.
+
+    Returns:
+        The scores; None after a dry run.
+
+    Raises:
+        InputError: an argument is not allowed; nothing is trained then.
+        JobError: the training failed.
+    """
+    return Command(Distillation(checkpoint=str(checkpoint), out=str(out), **options)).run()
+
+
+def distill_command(options: argparse.Namespace) -> int:
+    """The command ``dqlib distill``, and its exit code."""
+    return exit_code(Command(told(Distillation, options)).run, "dqlib distill")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One call of the command.
+
+    Args:
+        arguments: that it was given.
+    """
+
+    arguments: Distillation
+
+    @property
+    def out(self) -> Path:
+        """The folder that is written."""
+        return Path(self.arguments.out).expanduser().absolute()
+
+    @property
+    def work(self) -> Path:
+        """The folder in it with what is made on the way."""
+        return self.out / WORK
+
+    @cached_property
+    def config(self) -> Config:
+        """Of the student."""
+        return Config.parse(self.arguments.config)
+
+    def run(self) -> Distilled | None:
+        """Make all that is missing.
+
+        Raises:
+            InputError: an argument is not allowed; nothing is trained then.
+            JobError: the training failed.
+        """
+        quiet()
+        self._check()
+        steps = self.arguments.steps or self._asked.get("chosen_steps")
+        study = self._study(steps or 1)
+        self._check_sizes(study, load_corpus(study.corpus()))
+        study.pretrained()
+        self._check_exports(study)
+        if self.arguments.dry_run or steps is None:
+            estimate = plan(study.settings)
+            chosen = steps or self._steps(study, estimate)
+            if self.arguments.dry_run:
+                print(_estimated(estimate, chosen))
+                return None
+            study = self._study(chosen)
+        folder = study.student(self.config)
+        self._write(study, folder)
+        made = Distilled(self.out, read_record(study.folders.teacher), read_record(folder))
+        student, kept = made.student, percent(made.student.retention)
+        scores = f"{student.headline} {student.score:.2f}, teacher {made.teacher.score:.2f} ({kept})"
+        print(f"{self.out / PAGE}: {scores}; {student.compression:.1f} times smaller", flush=True)
+        return made
+
+    def _check(self) -> None:
+        """Refuse what can be told before anything is read or written.
+
+        Raises:
+            InputError: an argument is not allowed, or the folder is something else.
+        """
+        a = self.arguments
+        for name in ("steps", "hours", "learning_rate"):
+            if getattr(a, name) is not None and not getattr(a, name) > 0:
+                raise InputError(f"--{name.replace('_', '-')}", getattr(a, name), "a number above 0")
+        if a.steps is not None and a.hours is not None:
+            raise InputError("--hours", a.hours, "left out where --steps are given")
+        for engine in a.export:
+            if engine not in ENGINES[1:]:
+                raise InputError("--export", engine, f"one of {', '.join(ENGINES[1:])}")
+            if find_spec(engine) is None:
+                raise InputError("--export", engine, f"installed, by {EXTRA}")
+        if self.out.exists() and not (self.out.is_dir() and (self._asked or not any(self.out.iterdir()))):
+            raise InputError("out", a.out, "a new or empty folder, or one that this command began")
+        if self._asked and any(self._asked[name] != self._asking[name] for name in ("checkpoint", "train")):
+            there = f"{self._asked['checkpoint']} and {self._asked['train']}, with which it was begun"
+            raise InputError("out", a.out, f"another folder, or the one of {there}")
+
+    @property
+    def _asking(self) -> dict[str, Any]:
+        """What decides the student, as JSON has it; paths as they are seen from anywhere."""
+        asking = {name: value for name, value in asdict(self.arguments).items() if name not in _OF_OUTPUT}
+        paths = {name: Path(asking[name]).expanduser() for name in ("checkpoint", *SPLITS) if asking[name]}
+        return asking | {name: str(path.absolute()) for name, path in paths.items() if path.exists()}
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """What the folder was made with, and the steps that were chosen where the arguments are the same."""
+        path = self.out / ARGUMENTS
+        asked = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        same = {name: value for name, value in asked.items() if name != "chosen_steps"} == self._asking
+        return asked if same else asked | {"chosen_steps": None} if asked else {}
+
+    def _study(self, steps: int) -> Study:
+        """The study with so many steps; its parameters are checked, and then written."""
+        task, content = parameters(self.arguments, steps)
+        settings = S.settings_of(content | {"folder": str(self.work)})
+        text = yaml.safe_dump(content | {"folder": str(self.work)}, sort_keys=False, allow_unicode=True)
+        write_text(self.out / PARAMS, text)
+        chosen = {"chosen_steps": steps if steps > 1 or self.arguments.steps else self._asked.get("chosen_steps")}
+        write_text(self.out / ARGUMENTS, json.dumps(self._asking | chosen, indent=1, ensure_ascii=False) + "\n")
+        return Study(str(self.out / PARAMS), task, settings)
+
+    def _check_sizes(self, study: Study, corpus: LoadedCorpus) -> None:
+        """Refuse a corpus that a step or a test has not enough of.
+
+        Raises:
+            InputError: it has not.
+        """
+        kind, most = training_of(study.task.form), self.arguments.batch_tokens
+        examples = kind.encode(corpus.splits["train"][:most], corpus, study.task.corpus)
+        tokens = sum(len(each.source) + len(each.target) for each in examples)
+        if tokens < most:
+            found = f"{len(examples)} examples of {tokens:,} tokens"
+            allowed = f"as many as a step reads at least, {most:,} tokens, or --batch-tokens be fewer"
+            raise InputError("--train", found, allowed)
+        if (study.task.form.writes or study.task.form.labels) and len(corpus.splits["test"]) < FEWEST_DOCUMENTS:
+            raise InputError("--test", f"{len(corpus.splits['test'])} texts", f"at least {FEWEST_DOCUMENTS}")
+
+    def _check_exports(self, study: Study) -> None:
+        """Export the checkpoint itself, before anything is trained, for what an engine does not serve.
+
+        Raises:
+            InputError: an engine does not serve it.
+        """
+        if (study.folders.teacher / PROVENANCE).is_file():
+            return
+        for engine in self.arguments.export:
+            with tempfile.TemporaryDirectory(dir=self.work) as scratch:
+                export_model(read_model(study.folders.pretrained), Path(scratch, engine), engine)
+
+    def _steps(self, study: Study, estimate: Plan) -> int:
+        """As many steps as the hours have room for, beside the tests and the validations.
+
+        A validation is taken to cost a third of steps on as many tokens: it has no backward pass and no teacher.
+
+        Raises:
+            InputError: they are too few for a step, a validation and the tests.
+        """
+        hours, spec = self.arguments.hours or HOURS, study.task
+        corpus = load_corpus(study.folders.corpus)
+        rows = corpus.splits["validation"][: spec.evaluate.validation_documents]
+        tokens = sum(len(e.source) + len(e.target) for e in training_of(spec.form).encode(rows, corpus, spec.corpus))
+        step = estimate.trainings[-1].seconds
+        validation = tokens / spec.distill.batch_tokens * step / 3
+        left = 3600 * hours - sum(each.test_seconds or 0.0 for each in estimate.trainings)
+        steps = max(1, int(left / step))
+        steps = max(1, int((left - validations_of(steps) * validation) / step))
+        if left < step + validation:
+            fewest = (3600 * hours - left + step + validation) / 3600
+            allowed = f"at least {fewest:.4f}, in which there is time for a step, a validation and the tests"
+            raise InputError("--hours", hours, allowed)
+        print(f"{steps:,} steps in {hours:g} hours, at {step:.2f} s each", flush=True)
+        return steps
+
+    def _write(self, study: Study, folder: Path) -> None:
+        """The student, what it is packed and exported as, and the pages about it."""
+        identity = hashlib.sha256((folder / PROVENANCE).read_bytes()).hexdigest()
+        packed = self.out / "packed"
+
+        def once(name: str, make: Callable[[Path], object]) -> None:
+            note = self.work / "made" / name
+            if not (note.is_file() and note.read_text() == identity and (self.out / name).exists()):
+                make(self.out / name)
+                write_text(note, identity)
+
+        def copy(target: Path) -> None:
+            with atomic_folder(target) as scratch:
+                shutil.copytree(folder, scratch, dirs_exist_ok=True)
+
+        once("student", copy)
+        once("packed", lambda target: save_packed(load_student(folder), target, read_tokenizer(folder)))
+        for engine in self.arguments.export:
+            once(engine, partial(_export, packed, engine))
+        folders = {"packed": packed, **{name: self.out / name for name in self.arguments.export}}
+        folders["teacher"] = study.folders.teacher
+        latency = "-".join(["latency", *folders]) + ".csv"
+        once(f"{WORK}/{latency}", lambda target: write_text(target, measure(study, folders)))
+        write_report(study, folder, self.out, pandas.read_csv(self.work / latency, index_col=0), self.arguments)
+
+
+def _export(packed: Path, engine: str, target: Path) -> None:
+    model, tokenizer = load_model(packed)
+    export_model(model, target, engine, tokenizer)
+
+
+def _estimated(estimate: Plan, steps: int) -> str:
+    """What a run of so many steps would take, in sentences."""
+    teacher, student = estimate.trainings
+    tests, training = sum(each.test_seconds or 0.0 for each in estimate.trainings), steps * student.seconds
+    weights = teacher.size_bytes  # of a student in training, at most
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+    lines = [
+        f"time: {duration(training)} of training ({steps:,} steps of {student.seconds:.2f} s), and at most "
+        f"{duration(tests)} of tests, where all texts are written to their greatest length",
+        f"memory: at most {(peak + CHECKPOINT_COPIES * weights) / 1e9:.1f} GB",
+        f"disk, checkpoints too: at most {(2 + CHECKPOINTS_ON_DISK + 2) * weights / 1e9:.1f} GB",
+        f"the student, packed: {student.size_bytes:,} bytes; the teacher in fp32: {teacher.size_bytes:,}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,270 @@
+"""``dqlib distill``: a checkpoint of every architecture and data of every kind become a small model with its report."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoTokenizer
+
+import dqlib
+from dqlib.cli import main
+from dqlib.engines import load_engine
+from dqlib.engines.torch_engine import load_model
+from dqlib.storage.reading import read_model
+from dqlib.study.corpora.corpus import load_corpus
+from dqlib.study.evaluation import words
+from dqlib.study.evaluation.records import read_predictions, read_record
+from dqlib.study.params.settings import load_settings
+from dqlib.study.training.loop import Trainer
+from dqlib.study.training.seq2seq import TRAINING
+from tests.helpers.checkpoints import CLASSES, save_checkpoint, write_pairs
+
+PAIRS = ("--source", "read", "--target", "write")
+
+#: Kind of file, columns, configuration and engines of each architecture.
+RUNS = {
+    "bart": ("pairs.jsonl", (*PAIRS, "--export", "onnxruntime", "ctranslate2"), "2-2-8 2-1"),
+    "mbart": ("pairs.csv.gz", PAIRS, "2-2-8 2-1"),
+    "marian": ("pairs.parquet", (*PAIRS, "--language", "ro"), "auto:15kB 2-1"),
+    "t5": ("pairs.jsonl.gz", (*PAIRS, "--prefix", "the "), "2-2-8 2-1"),
+    "bert": ("pairs.csv", ("--text", "read", "--label", "kind"), "2-2-8 2-0"),
+    "gpt2": ("pairs.parquet.gz", ("--text", "read"), "2-2-8 0-2"),
+}
+HEADLINES = {"mbart": "bleu", "marian": "bleu", "bert": "accuracy", "gpt2": "perplexity"}
+SMALL = ("--steps", "4", "--batch-tokens", "400", "--documents", "6", "--beams", "2", "--target-tokens", "8")
+
+
+def call(folder, name, *more):
+    """The arguments of a run of an architecture in a folder, whose checkpoint and data are made where they are not."""
+    file, options, config = RUNS[name]
+    if not (folder / "checkpoint").is_dir():
+        save_checkpoint(name, folder / "checkpoint")
+        write_pairs(folder / file)
+    small = SMALL if name in ("bart", "mbart", "marian", "t5") else SMALL[:-2]
+    given = (folder / "checkpoint", folder / "out", "--train", folder / file, "--config", config, *options, *small)
+    return ["distill", *map(str, given), *map(str, more)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What gives the output of an architecture's run, made once."""
+    made = {}
+
+    def run(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(words, "STEPS", 5)
+                assert main(call(folder, name)) == 0
+            made[name] = folder / "out"
+        return made[name]
+
+    return run
+
+
+def trained(out):
+    """Folder and parameters of the task, and the folders of its teacher and its student."""
+    ((name, task),) = load_settings(out / "params.yaml").tasks.items()
+    folder = out / "work" / name
+    return folder, task, folder / "teacher", next((folder / "students").iterdir())
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_checkpoint_becomes_a_packed_model_with_a_report(name, runs):
+    out = runs(name)
+    folder, task, teacher, student = trained(out)
+    record, of_teacher = read_record(student), read_record(teacher)
+    assert record.headline == of_teacher.headline == HEADLINES.get(name, "rougeL")
+    assert (record.train_steps, of_teacher.train_steps) == (4, 0)
+    sizes = load_corpus(folder / "corpus").info["sizes"]
+    assert min(sizes.values()) > 0
+    if name != "gpt2":
+        assert sum(sizes.values()) == 160
+    ours, packed = load_model(out / "student")[0], load_model(out / "packed")[0]
+    ids = torch.tensor([[5, 6, 7]])
+    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if task.form.writes else {})
+    with torch.no_grad():
+        assert torch.equal(ours(**inputs).logits, packed(**inputs).logits)
+    assert dqlib.verify(out / "packed") == []
+    report, page = (out / "report.md").read_text(), (out / "report.html").read_text()
+    for text in (f"{record.score:.2f}", f"{of_teacher.score:.2f}", "| teacher |", "| packed |", "dqlib distill"):
+        assert text in report
+    assert report.count("| `") == 4  # hashes
+    assert page.count("<svg") == 2
+    assert "src=" not in page  # one file
+    card = (out / "README.md").read_text()
+    head = yaml.safe_load(card.partition("---\n")[2].partition("\n---")[0])
+    (result,) = head["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == record.score
+    if "--export" in RUNS[name][1]:
+        for engine in ("onnxruntime", "ctranslate2"):
+            assert load_engine(out / engine).generate(["the river"], num_beams=1, max_new_tokens=4)
+            assert f"| {engine} |" in report
+
+
+@pytest.mark.parametrize("name", ["bart", "mbart", "marian", "t5"])
+def test_texts_are_read_and_written_as_transformers_does_it(name, runs):
+    folder, task, teacher, _ = trained(runs(name))
+    model, corpus = read_model(teacher), load_corpus(folder / "corpus")
+    tokenizer = AutoTokenizer.from_pretrained(runs(name).parent / "checkpoint")
+    rows = corpus.splits["train"][:3]
+    assert all(row["source"].startswith(task.corpus.prefix) for row in rows)
+    assert task.corpus.prefix == ("the " if name == "t5" else "")
+    batch = TRAINING.collate(corpus.tokenizer)(TRAINING.encode(rows, corpus, task.corpus))
+    texts, targets = ([row[column] for row in rows] for column in ("source", "target"))
+    theirs = tokenizer(texts, text_target=targets, padding=True, return_tensors="pt")
+    assert torch.equal(batch.input_ids, theirs["input_ids"])
+    assert torch.equal(batch.attention_mask, theirs["attention_mask"])
+    labels = theirs["labels"].masked_fill(theirs["labels"] == tokenizer.pad_token_id, -100)
+    assert torch.equal(batch.labels, labels)
+    if name in ("marian", "t5"):  # BART's and mBART's decoders here start from </s> and from <ro>
+        assert torch.equal(batch.decoder_input_ids, model.prepare_decoder_input_ids_from_labels(labels=labels))
+    line = read_predictions(teacher)[0]
+    inputs = tokenizer([line["source"]], return_tensors="pt", return_token_type_ids=False)
+    ids = model.generate(**inputs, num_beams=2, max_new_tokens=8, do_sample=False)
+    assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == line["prediction"]
+
+
+@pytest.mark.parametrize("name", ["bart", "mbart", "bert", "gpt2"])
+def test_a_model_is_scored_with_any_engine_and_against_another(name, runs, capsys):
+    out = runs(name)
+    _, _, teacher, student = trained(out)
+    columns = [each for each in RUNS[name][1] if each not in ("--export", "onnxruntime", "ctranslate2")]
+    test = out / "test.jsonl"
+    rows = load_corpus(out / "work" / teacher.parent.name / "corpus").splits["test"][:6]
+    second = "kind" if name == "bert" else "write"
+    named = [dict(zip(("read", second), (row["source"], row.get("target")), strict=True)) for row in rows]
+    test.write_text("".join(json.dumps(row) + "\n" for row in named))
+    more = ["--beams", "2", "--target-tokens", "8"] + ["--language", "ro"] * (name == "mbart")
+    capsys.readouterr()
+    assert main(["evaluate", str(out / "packed"), str(test), *columns, *more, "--against", str(teacher)]) == 0
+    said = capsys.readouterr().out
+    headline = {"rougeL": "ROUGE-L", "bleu": "BLEU"}.get(HEADLINES.get(name, "rougeL"), HEADLINES.get(name))
+    (line,) = [each for each in said.splitlines() if each.split()[:1] == [headline]]
+    assert line.split()[1] == f"{read_record(student).score:.2f}"
+    assert f" {read_record(teacher).score:.2f} " in line
+    assert 0 < float(line.split()[-1]) <= 1
+    for folder in (out / "onnxruntime", out / "ctranslate2") if name == "bart" else ():
+        assert main(["evaluate", str(folder), str(test), *columns, *more]) == 0
+        assert "ROUGE-L" in capsys.readouterr().out
+    assert main(["evaluate", str(out / "nothing"), str(test), *columns]) == 2
+    assert "folder: " in capsys.readouterr().err
+
+
+def test_a_classifier_keeps_its_head_and_the_order_of_its_classes(runs):
+    folder, task, teacher, _ = trained(runs("bert"))
+    assert task.corpus.labels == load_corpus(folder / "corpus").labels == list(CLASSES)
+    theirs = read_model(runs("bert").parent / "checkpoint").classifier.weight
+    assert torch.equal(read_model(teacher).classifier.weight, theirs)
+
+
+def test_the_same_command_makes_nothing_again(runs, capsys):
+    out = runs("bart")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    capsys.readouterr()
+    assert main(call(out.parent, "bart")) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert re.search(r"report\.html: rougeL \d+\.\d\d, teacher", said)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
+
+
+def test_ctrl_c_leaves_what_the_same_command_goes_on_from(tmp_path, capsys, monkeypatch):
+    step = Trainer._take_step
+
+    def stopped(trainer):
+        if trainer._step == 27:
+            raise KeyboardInterrupt
+        step(trainer)
+
+    arguments = call(tmp_path, "bart")
+    arguments[arguments.index("--steps") + 1] = "30"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_take_step", stopped)
+        assert main(arguments) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "goes on after step 25" in said
+    assert "testing the teacher" not in said
+    assert read_record(trained(tmp_path / "out")[3]).train_steps == 30
+
+
+def test_hours_become_steps_that_stay(tmp_path, capsys):
+    arguments = call(tmp_path, "bart", "--dry-run")
+    place = arguments.index("--steps")
+    arguments[place : place + 2] = ["--hours", "0.02"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    steps = int(re.search(r"([\d,]+) steps in 0.02 hours", said)[1].replace(",", ""))
+    assert steps > 0
+    for text in ("memory: at most ", "disk, checkpoints too: at most ", "the student, packed: "):
+        assert text in said
+    assert not list((tmp_path / "out").rglob("students"))
+    assert not (tmp_path / "out" / "report.md").exists()
+    arguments[place + 1] = "0.00001"
+    assert main(arguments) == 2
+    assert re.search(r"--hours: 1e-05 is not allowed; it must be at least 0\.\d+", capsys.readouterr().err)
+
+
+def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    arguments = call(tmp_path, "bart")
+
+    def refused(**changes):
+        changed = list(arguments)
+        for name, value in changes.items():
+            place = {"checkpoint": 1, "out": 2}.get(name)
+            if place is None:
+                option = f"--{name.replace('_', '-')}"
+                if option not in changed:
+                    changed += [option, ""]
+                place = changed.index(option) + 1
+            changed[place] = str(value)
+        assert main(changed) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("dqlib distill: ")
+        assert said.count("\n") == 1
+        assert not list(tmp_path.rglob("teacher"))
+        return said
+
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "file").touch()
+    (tmp_path / "few.jsonl").write_text("".join((tmp_path / "pairs.jsonl").read_text().splitlines(True)[:20]))
+    assert "the folder of a snapshot in place of the name" in refused(checkpoint="no/such")
+    assert "column: 'red' is not allowed; it must be one of read, write, kind" in refused(source="red")
+    assert "--label: 'kind' is not allowed; it must be left out" in refused(label="kind")
+    assert "encoder_layers: 9 is not allowed; it must be at most 3" in refused(config="2-2-8 9-1")
+    few, all_pairs = tmp_path / "few.jsonl", tmp_path / "pairs.jsonl"
+    second = {"train": few, "out": tmp_path / "out2"}
+    assert "corpus.test: 0" in refused(**second)
+    assert "as many as a step reads" in refused(**second, batch_tokens=2000, validation=all_pairs, test=all_pairs)
+    assert "out: " in refused(out=tmp_path / "else")
+    assert "a file that exists" in refused(train=tmp_path / "nothing.csv", out=tmp_path / "out3")
+    assert "another folder, or the one of" in refused(out=tmp_path / "out2")
+    assert "--export: 'tensorrt'" in refused(export="tensorrt")
+    assert "preset: 'nothing'" in refused(preset="nothing")
+    tokens = tmp_path / "checkpoint" / "tokenizer_config.json"
+    tokens.write_text(json.dumps(json.loads(tokens.read_text()) | {"pad_token": "<s>"}))
+    assert "pad_token_id: 0 is not allowed; it must be 1, as in the model" in refused(out=tmp_path / "out4")
+
+
+def test_an_engine_that_does_not_serve_the_checkpoint_is_told_before_training(tmp_path, capsys):
+    assert main(call(tmp_path, "t5", "--export", "onnxruntime")) == 2
+    assert "'t5' is not allowed" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("students"))
+
+
+def test_it_is_a_function_that_gives_the_scores(runs, monkeypatch):
+    out = runs("gpt2")
+    monkeypatch.chdir(out.parent)
+    made = dqlib.distill(
+        "checkpoint", "out", train="pairs.parquet.gz", config="2-2-8 0-2", text="read", steps=4, batch_tokens=400,
+        documents=6, beams=2,
+    )  # fmt: skip
+    assert made.student == read_record(trained(out)[3])
+    assert made.retention == made.student.retention
+    assert Path(made.out) == out
