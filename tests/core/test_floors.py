@@ -1,4 +1,4 @@
-"""The core in floors: the method (``dqlib/*.py``), storage above it, engines above both, the command line on top of all;
+"""The core in floors: the method (``dqlib/*.py``), storage above it, engines above both, the command line on top;
 and its public names."""
 
 import ast
