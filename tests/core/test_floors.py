@@ -1,4 +1,5 @@
-"""The core in floors: the method (``dqlib/*.py``), storage above it, engines above both; and its public names."""
+"""The core in floors: the method (``dqlib/*.py``), storage above it, engines above both, the command line on top;
+and its public names."""
 
 import ast
 import subprocess
@@ -11,7 +12,7 @@ from dqlib.study.params.paths import project_root
 
 CORE = project_root() / "dqlib"
 #: What modules of each floor may import when they are loaded, besides their own floor.
-FLOORS = {".": (), "storage": (".",), "engines": (".", "storage"), "cli": (".", "storage", "engines")}
+FLOORS = {".": (), "storage": (".",), "engines": (".", "storage"), "cli": (".", "storage", "engines", "study")}
 
 
 def imported(path):
