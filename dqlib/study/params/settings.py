@@ -24,7 +24,7 @@ from dqlib.study.params.model import SIZES, Model
 from dqlib.study.params.paths import Folders, project_root
 from dqlib.study.params.pseudo_labels import PseudoLabels
 from dqlib.study.params.schema import NAMED_BLOCKS, a_name, bounded, build, one_of, read
-from dqlib.study.params.tasks import TASKS, notebook_of
+from dqlib.study.params.tasks import TASKS
 from dqlib.study.params.training import Distillation, Finetuning, Loop, Pretraining, Training
 
 __all__ = [
@@ -228,12 +228,16 @@ class Settings:
     @property
     def stages(self) -> dict[str, Any]:
         """The stages of the tasks: those whose corpora have tokens of their own (``corpora``), those with another's
-        (``shared``), what each teacher starts from and which notebook shows it, and those with a benchmark."""
+        (``shared``), all of them (``tasks``); what each teacher starts from, if it writes texts (``writers``) or not
+        (``readers``); and those with a benchmark."""
         shared = {name: task.model.base_task for name, task in self.tasks.items() if task.model.base_task}
+        starts = {name: shared.get(name, name) for name in self.tasks}
         return {
             "corpora": [name for name in self.tasks if name not in shared],
             "shared": shared,
-            "tasks": {name: {"start": shared.get(name, name), "notebook": notebook_of(name)} for name in self.tasks},
+            "tasks": list(self.tasks),
+            "writers": {name: start for name, start in starts.items() if self.tasks[name].form.writes},
+            "readers": {name: start for name, start in starts.items() if not self.tasks[name].form.writes},
             "benchmarks": [name for name, task in self.tasks.items() if task.methods],
         }
 

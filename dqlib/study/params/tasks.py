@@ -37,11 +37,6 @@ TASKS = {
 }
 
 
-def notebook_of(task: str) -> str:
-    """The notebook that shows a task: one of its own where models write texts, else that of its kind."""
-    return task if kind_of(task).writes else TASKS[task].kind
-
-
 def kind_of(task: str) -> Kind:
     """What the models of a task do; a name that is none of :data:`TASKS` is taken for a text from a text."""
     return KINDS[TASKS[task].kind if task in TASKS else SEQ2SEQ]
