@@ -218,7 +218,7 @@ class Bench:
         engines = {
             f"{fast} onnxruntime three levels": self.onnx(fast, preset=three),
             f"{fast} onnxruntime": self.onnx(fast),
-            f"{fast} onnxruntime, 4 bits": self.onnx(fast, bits=4),
+            f"{fast} onnxruntime at 4 bits": self.onnx(fast, bits=4),
         }
         whole = self.in_turn(engines, texts=1, beams=1, source=8)
         seconds = {name: [each / self.shape.tokens for each in found] for name, found in whole.items()}
