@@ -193,11 +193,11 @@ def test_the_same_commit_gives_the_same_bytes(clone):
 
 def test_the_benchmark_is_a_group_of_its_own(clone):
     results = clone / "runs" / "smoke" / "results"
-    assert not (results / "methods").exists()  # the default study did not run it
+    assert not (results / "tables" / "methods.csv").exists()  # the default study did not run it
     call(clone, "dvc", "repro", "-q", "methods")
-    table = pandas.read_csv(results / "methods" / "summarization" / "methods.csv")
+    table = pandas.read_csv(results / "tables" / "methods.csv")
     assert tuple(table.columns) == (*columns_of("summarization"), "baseline", "p_value")
     assert table.preset.tolist() == ["dq-bart-faithful", "dqlib"]
-    assert (results / "methods" / "summarization" / "methods.svg").read_text().count("<svg") == 1
-    assert "dq-bart-faithful" in (results / "methods" / "summarization" / "README.md").read_text()
+    assert (results / "methods" / "methods.svg").read_text().count("<svg") == 1
+    assert "dq-bart-faithful" in (results / "methods" / "README.md").read_text()
     assert "up to date" in call(clone, "dvc", "repro", "methods")

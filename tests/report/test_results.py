@@ -76,7 +76,7 @@ def test_the_claims_are_those_of_the_tables(study, metrics):
 
 @pytest.fixture
 def benchmark_rows():
-    return pandas.read_csv(ROOT / "results" / "methods" / "summarization" / "methods.csv")
+    return pandas.read_csv(ROOT / "results" / "tables" / "methods.csv")
 
 
 def test_the_benchmark_has_one_row_per_run_of_the_committed_parameters(benchmark_rows):
@@ -97,5 +97,5 @@ def test_the_benchmark_compares_with_the_reference_and_at_one_bit_with_xtc(bench
 
 
 def test_the_page_of_the_benchmark_shows_its_table(benchmark_rows):
-    page = (ROOT / "results" / "methods" / "summarization" / "README.md").read_text()
+    page = (ROOT / "results" / "methods" / "README.md").read_text()
     assert blocks(ROOT)["bench"] in page

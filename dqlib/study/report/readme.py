@@ -15,7 +15,7 @@ from dqlib.study.params.paths import project_root
 from dqlib.study.pipeline.benchmark import benchmark_of
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.benchmark import benchmark_summary
-from dqlib.study.report.benchmark_page import FOLDER, LONGER, METHODS, PARTS, summary_for_reading, with_losses
+from dqlib.study.report.benchmark_page import LONGER, METHODS, PARTS, summary_for_reading, with_losses
 from dqlib.study.report.claims import Tables
 from dqlib.study.report.names import METRIC_NAMES, SHAPES
 from dqlib.study.report.pages import METRICS, markdown_table, overview_table
@@ -106,12 +106,11 @@ def engines_table(speed: pandas.DataFrame, shape: str = "BART-base") -> pandas.D
 def blocks(project: Path) -> dict[str, str]:
     """Every table of the pages by its name, as Markdown: those of the default study in a project's folder."""
     tables, default = project / "results" / "tables", project / "profiles" / "laptop.yaml"
-    methods = project / "results" / FOLDER / "summarization"
-    runs = with_losses(pandas.read_csv(methods / METHODS), pandas.read_csv(methods / PARTS))
+    runs = with_losses(pandas.read_csv(tables / METHODS), pandas.read_csv(tables / PARTS))
     summary = benchmark_summary(runs[runs.preset.isin(benchmark_of(Study(str(default))).presets)])
     metrics = pandas.read_csv(tables / METRICS)
     speed = pandas.read_csv(tables / "benchmark.csv")
-    longer, retention = methods / LONGER, pandas.read_csv(tables / "retention.csv")
+    longer, retention = tables / LONGER, pandas.read_csv(tables / "retention.csv")
     further = pandas.read_csv(longer) if longer.is_file() else None
     return {
         "overview": markdown_table(overview_table(metrics)),
