@@ -167,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; errors of the user's making are one sentence on standard error."""
     options = parser().parse_args(arguments)
     # Threads of torch that wait in a loop take the cores from whoever has work: beside other programs, small models run
-    # ten times slower. OpenMP reads this when torch is imported.
+    # many times slower. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     def run() -> None:
