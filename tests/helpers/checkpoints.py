@@ -10,21 +10,9 @@ from pathlib import Path
 import pandas
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    MarianConfig,
-    MarianMTModel,
-    MBartConfig,
-    MBartForConditionalGeneration,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import PreTrainedTokenizerFast
+
+from tests.helpers.models import CASES
 
 TEXT = "the of and plants water green river old stone house wind over under light keeps grows near small"
 WORDS = TEXT.split()
@@ -60,33 +48,18 @@ def tokenizer_of(name: str, longest: int = 24) -> PreTrainedTokenizerFast:
 
 def save_checkpoint(name: str, folder: Path) -> Path:
     """A model of an architecture with random weights, three layers on each of its sides, and its tokenizer."""
-    tokenizer = tokenizer_of(name)
-    size = len(tokenizer)
-    shape = {"vocab_size": size, "d_model": 16, "encoder_layers": 3, "decoder_layers": 3, "encoder_attention_heads": 2,
-             "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "init_std": 0.2,
-             "max_position_embeddings": 24, "forced_eos_token_id": None, "bos_token_id": 0}  # fmt: skip
-    shape |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    start = {"mbart": 4, "marian": tokenizer.pad_token_id}.get(name, tokenizer.eos_token_id)
+    tokenizer, case = tokenizer_of(name), CASES["bert-classifier" if name == "bert" else name]
+    start = {"mbart": 4, "marian": tokenizer.pad_token_id, "t5": 0}.get(name, tokenizer.eos_token_id)
+    changes = {
+        **dict.fromkeys(("vocab_size", "decoder_vocab_size"), len(tokenizer)),
+        **dict.fromkeys(("decoder_layers", "num_decoder_layers"), 3),
+        **{"bos_token_id": 0, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id},
+        **{"decoder_start_token_id": start, "initializer_factor": 2.0, "id2label": dict(enumerate(CLASSES))},
+        "label2id": {label: number for number, label in enumerate(CLASSES)},
+    }
+    known = case.config.to_dict()
     torch.manual_seed(0)
-    made = {
-        "bart": lambda: BartForConditionalGeneration(BartConfig(**shape, decoder_start_token_id=start)),
-        "mbart": lambda: MBartForConditionalGeneration(MBartConfig(**shape, decoder_start_token_id=start)),
-        "marian": lambda: MarianMTModel(MarianConfig(**shape, decoder_start_token_id=start)),
-        "t5": lambda: T5ForConditionalGeneration(T5Config(
-            vocab_size=size, d_model=16, d_kv=6, d_ff=24, num_heads=2, num_layers=3, decoder_start_token_id=0,
-            initializer_factor=2.0,
-        )),
-        "bert": lambda: BertForSequenceClassification(BertConfig(
-            vocab_size=size, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
-            max_position_embeddings=24, pad_token_id=0, id2label=dict(enumerate(CLASSES)), initializer_range=0.2,
-            label2id={name: number for number, name in enumerate(CLASSES)},
-        )),
-        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(
-            vocab_size=size, n_embd=16, n_layer=3, n_head=2, n_positions=24, bos_token_id=0, eos_token_id=0,
-            initializer_range=0.2,
-        )),
-    }  # fmt: skip
-    model = made[name]()
+    model = case.model(type(case.config)(**known | {key: value for key, value in changes.items() if key in known}))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -20,8 +20,7 @@ from dqlib.study.corpora.rows import Row
 from dqlib.study.distill.arguments import Test, told
 from dqlib.study.distill.parameters import OPTIONS, SOURCE_TOKENS, data_of
 from dqlib.study.evaluation import classification, perplexity
-from dqlib.study.evaluation.bleu import resampled_bleu
-from dqlib.study.evaluation.bootstrap import resampled_sums, two_sided
+from dqlib.study.evaluation.bootstrap import two_sided
 from dqlib.study.evaluation.records import Line, Scores
 from dqlib.study.evaluation.scoring import text_scores, translation_scores
 from dqlib.study.params import settings as S
@@ -30,10 +29,11 @@ from dqlib.study.params.schema import build
 from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.process.exit_codes import exit_code
 from dqlib.study.report.names import METRIC_NAMES
+from dqlib.study.report.tables import resampled_headline
 from dqlib.study.training.loop import make_accelerator
 
-#: Draws of the test texts: of an interval, and of a p-value, the same for both models.
-BOOTSTRAP, RESAMPLES = 1000, 10_000
+#: Draws of the test texts, of an interval.
+BOOTSTRAP = 1000
 
 
 def evaluate_command(options: argparse.Namespace) -> int:
@@ -58,7 +58,8 @@ def evaluate(arguments: Test) -> pandas.DataFrame:
     table = _table(tested[0][0])
     if len(tested) == 1:
         return table
-    headline, (ours, theirs) = tested[0][0].headline, (_resampled(*each) for each in tested)
+    headline = tested[0][0].headline
+    ours, theirs = (resampled_headline(headline, lines) for _, lines in tested)
     p_value = f"{two_sided(ours - theirs):.4f}"
     table = table.merge(_table(tested[1][0]), on="metric", suffixes=("", " of the other"))
     return table.assign(p=np.where(table.metric == METRIC_NAMES[headline], p_value, ""))
@@ -118,14 +119,3 @@ def _table(scores: Scores) -> pandas.DataFrame:
         {"metric": METRIC_NAMES[each.metric], "score": f"{each.value:.2f}",
          "95% interval": f"{each.low:.2f} to {each.high:.2f}"} for each in details
     ])  # fmt: skip
-
-
-def _resampled(scores: Scores, lines: Sequence[Line]) -> np.ndarray:
-    """The headline on texts drawn again with replacement, (:data:`RESAMPLES`,)."""
-    if scores.headline == "bleu":
-        references, predictions = ([str(line[name]) for line in lines] for name in ("reference", "prediction"))
-        return resampled_bleu(references, predictions, RESAMPLES)
-    if scores.headline == "perplexity":
-        return perplexity.resampled_perplexity(lines, RESAMPLES)
-    values = np.array([[line[scores.headline]] for line in lines], dtype=float)
-    return resampled_sums(values, RESAMPLES)[:, 0] / len(values)

@@ -25,7 +25,7 @@ from dqlib.study.evaluation import bleu as translation_metrics
 from dqlib.study.evaluation.bootstrap import interval, resampled_sums, two_sided
 from dqlib.study.evaluation.perplexity import resampled_perplexity
 from dqlib.study.evaluation.recall import Recall, accumulation, by_length, by_position, read_recall
-from dqlib.study.evaluation.records import FALLING, ZERO, Record, metrics_table, read_predictions, read_record
+from dqlib.study.evaluation.records import FALLING, ZERO, Line, Record, metrics_table, read_predictions, read_record
 from dqlib.study.evaluation.similarity import held_out, similarity_table
 from dqlib.study.params.paths import DETAILS, LOG
 from dqlib.study.pipeline.jobs import quiet
@@ -81,20 +81,24 @@ class Trained:
 
         All models of a task get the same draws, so their differences and ratios are paired (Koehn 2004).
         """
-        lines = read_predictions(self.folder, self.language)
-        if self.record.headline == "bleu":
-            references, predictions = ([line[name] for line in lines] for name in ("reference", "prediction"))
-            return translation_metrics.resampled_bleu(references, predictions, RESAMPLES)
-        if self.record.headline == "perplexity":
-            return resampled_perplexity(lines, RESAMPLES)
-        scores = np.array([[line[self.record.headline]] for line in lines])
-        return resampled_sums(scores, RESAMPLES)[:, 0] / len(scores)
+        return resampled_headline(self.record.headline, read_predictions(self.folder, self.language))
 
     def model(self) -> PreTrainedModel:
         """The model itself, in evaluation mode."""
         if self.config is None:
             return read_model(self.folder)
         return load_student(self.folder)
+
+
+def resampled_headline(headline: str, lines: Sequence[Line]) -> np.ndarray:
+    """A headline score on the documents of some lines, drawn again with replacement, (:data:`RESAMPLES`,)."""
+    if headline == "bleu":
+        references, predictions = ([str(line[name]) for line in lines] for name in ("reference", "prediction"))
+        return translation_metrics.resampled_bleu(references, predictions, RESAMPLES)
+    if headline == "perplexity":
+        return resampled_perplexity(lines, RESAMPLES)
+    scores = np.array([[line[headline]] for line in lines], dtype=float)
+    return resampled_sums(scores, RESAMPLES)[:, 0] / len(scores)
 
 
 def trained(study: Study) -> list[Trained]:
