@@ -99,6 +99,6 @@ def add_options(parser: argparse.ArgumentParser, kind: type, *positional: str) -
 _METAVAR = {int: "N", float: "X", str: "TEXT"}
 
 
-def told(kind: type, options: argparse.Namespace) -> Any:
+def arguments_of(kind: type, options: argparse.Namespace) -> Any:
     """The fields of one of the classes above, of what a parser has read."""
     return kind(**{each.name: getattr(options, each.name) for each in dataclasses.fields(kind)})

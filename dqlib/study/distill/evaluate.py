@@ -17,7 +17,7 @@ from dqlib.errors import InputError
 from dqlib.study.corpora import hub
 from dqlib.study.corpora.files import rows_of_file
 from dqlib.study.corpora.rows import Row
-from dqlib.study.distill.arguments import Test, told
+from dqlib.study.distill.arguments import Test, arguments_of
 from dqlib.study.distill.parameters import OPTIONS, SOURCE_TOKENS, data_of
 from dqlib.study.evaluation import classification, perplexity
 from dqlib.study.evaluation.bootstrap import two_sided
@@ -38,7 +38,7 @@ BOOTSTRAP = 1000
 
 def evaluate_command(options: argparse.Namespace) -> int:
     """The command ``dqlib evaluate``, and its exit code."""
-    return exit_code(lambda: print(evaluate(told(Test, options)).to_string(index=False)), "dqlib evaluate")
+    return exit_code(lambda: print(evaluate(arguments_of(Test, options)).to_string(index=False)), "dqlib evaluate")
 
 
 def evaluate(arguments: Test) -> pandas.DataFrame:

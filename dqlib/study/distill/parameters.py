@@ -158,8 +158,9 @@ class Checkpoint:
         """
         positions = getattr(self.model_config, "max_position_embeddings", None)
         most = min(SOURCE_TOKENS, positions or 512, self.tokenizer.model_max_length)
-        said = self.settings.get("max_length", 0)
-        target = min(most, said if said > 20 else TARGET_TOKENS)  # 20 is what transformers says where nothing is said
+        longest = self.settings.get("max_length", 0)
+        # 20 is what transformers says where nothing is said
+        target = min(most, longest if longest > 20 else TARGET_TOKENS)
         lengths = {"source_tokens": most} | ({"target_tokens": target} if self.form.writes else {})
         for name in lengths:
             lengths[name] = getattr(columns, name) or lengths[name]

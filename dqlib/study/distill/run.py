@@ -30,7 +30,7 @@ from dqlib.storage.reading import read_model, read_tokenizer
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import LoadedCorpus, load_corpus
 from dqlib.study.corpora.splits import SPLITS
-from dqlib.study.distill.arguments import Distillation, told
+from dqlib.study.distill.arguments import Distillation, arguments_of
 from dqlib.study.distill.page import PAGE, measure, write_report
 from dqlib.study.distill.parameters import parameters, validations_of
 from dqlib.study.evaluation.records import Record, read_record
@@ -99,7 +99,7 @@ def distill(checkpoint: str | Path, out: str | Path, **options: Any) -> Distille
 
 def distill_command(options: argparse.Namespace) -> int:
     """The command ``dqlib distill``, and its exit code."""
-    return exit_code(Command(told(Distillation, options)).run, "dqlib distill")
+    return exit_code(Command(arguments_of(Distillation, options)).run, "dqlib distill")
 
 
 @dataclass(frozen=True)
