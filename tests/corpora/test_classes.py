@@ -14,7 +14,7 @@ from dqlib.study.corpora import pydoc_match, pydoc_text, pydoc_topic
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
 from dqlib.study.corpora.documents import LONGEST_DOCUMENT, documents
 from dqlib.study.corpora.pydoc import Pair, python_files
-from dqlib.study.corpora.splits import CLASSES_TEST_PERCENT, split_of
+from dqlib.study.corpora.splits import split_of
 from dqlib.study.params import settings as S
 
 KINDS = {"pydoc-match": "classification", "pydoc-topic": "classification", "pydoc-text": "language_modelling"}
@@ -75,7 +75,7 @@ def test_half_of_the_pairs_have_exchanged_bodies_within_their_module(packages):
             same = module == row["group"] and ("watered" in row["second"]) == ("Water" in row["source"])
             assert same == (row["target"] == "match")
             assert module.partition(".")[0] == row["group"].partition(".")[0]
-            assert split_of(module, CLASSES_TEST_PERCENT) == split_of(row["group"], CLASSES_TEST_PERCENT)
+            assert split_of(module) == split_of(row["group"])
     bodies = [row["second"] for rows in splits.values() for row in rows]
     assert len(bodies) == len(set(bodies)) == 240  # so neither text alone tells the class
 

@@ -21,7 +21,7 @@ from dqlib.errors import InputError
 from dqlib.study.corpora.classes import class_name
 from dqlib.study.corpora.documents import documents
 from dqlib.study.corpora.rows import Row, named_row
-from dqlib.study.corpora.splits import SPLITS, UNSEEN, split_of
+from dqlib.study.corpora.splits import HELD_OUT_PERCENT, SPLITS, UNSEEN, split_of
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import project_root
 
@@ -100,7 +100,7 @@ def _held_out(rows: list[Row], corpus: S.Corpus) -> dict[str, list[Row]]:
     """Rows of train in splits: those that have no file get a part of it, which a hash of the source decides."""
     splits: dict[str, list[Row]] = {split: [] for split in SPLITS if split == "train" or not getattr(corpus, split)}
     for row in rows:
-        split = split_of(row["source"])
+        split = split_of(row["source"], HELD_OUT_PERCENT)
         splits[split if split in splits else "train"].append(row)
     return splits
 

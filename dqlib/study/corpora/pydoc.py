@@ -29,7 +29,7 @@ from typing import TypeVar
 
 from dqlib.errors import InputError
 from dqlib.study.corpora.rows import Row
-from dqlib.study.corpora.splits import SPLITS, TEST_PERCENT, split_of
+from dqlib.study.corpora.splits import SPLITS, split_of
 from dqlib.study.params import settings as S
 
 #: What is found in one file.
@@ -104,7 +104,7 @@ def in_splits(pairs: list[Pair], limit: int | None) -> dict[str, list[Row]]:
     return rows_in_splits([dataclasses.asdict(pair) for pair in pairs], limit)
 
 
-def rows_in_splits(rows: list[Row], limit: int | None, test_percent: int = TEST_PERCENT) -> dict[str, list[Row]]:
+def rows_in_splits(rows: list[Row], limit: int | None) -> dict[str, list[Row]]:
     """What :func:`in_splits` does, of rows with a ``group`` and a ``name``."""
 
     def place(row: Row) -> bytes:
@@ -112,7 +112,7 @@ def rows_in_splits(rows: list[Row], limit: int | None, test_percent: int = TEST_
 
     splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for row in sorted(rows, key=place)[:limit]:
-        splits[split_of(row["group"], test_percent)].append(row)
+        splits[split_of(row["group"])].append(row)
     return splits
 
 

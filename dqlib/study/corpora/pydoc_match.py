@@ -21,7 +21,7 @@ from pathlib import Path
 
 from dqlib.study.corpora.pydoc import Pair, build_pairs, documented, rows_in_splits, summary_and_body
 from dqlib.study.corpora.rows import Row
-from dqlib.study.corpora.splits import CLASSES_TEST_PERCENT, SPLITS, split_of
+from dqlib.study.corpora.splits import SPLITS, split_of
 from dqlib.study.params import settings as S
 
 #: What stands for a name.
@@ -47,7 +47,7 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
         InputError: a package is not installed.
     """
     pairs = build_pairs(corpus.packages, S.available_cores(), bodies_and_summaries)
-    return rows_in_splits(paired(pairs), corpus.limit, CLASSES_TEST_PERCENT)
+    return rows_in_splits(paired(pairs), corpus.limit)
 
 
 def bodies_and_summaries(module: str, path: Path) -> list[Pair]:
@@ -86,13 +86,13 @@ def paired(pairs: list[Pair]) -> list[Row]:
     for module, group in modules.items():
         found, rest = _couples(group)
         couples += found
-        left.setdefault((module.partition(".")[0], _split(module)), []).extend(rest)
+        left.setdefault((module.partition(".")[0], split_of(module)), []).extend(rest)
     couples += [couple for group in left.values() for couple in _couples(group)[0]]
     couples.sort(key=lambda couple: hashlib.sha256(f"{couple[0].name} {couple[1].name}".encode()).digest())
     rows = []
     exchanged = dict.fromkeys(SPLITS, False)  # in turn, in each split
     for one, other in couples:
-        split = _split(one.group)
+        split = split_of(one.group)
         exchanged[split] = not exchanged[split]
         bodies = (other, one) if exchanged[split] else (one, other)
         names = maskable(part for pair in (one, other) for part in pair.name.split("."))
@@ -101,10 +101,6 @@ def paired(pairs: list[Pair]) -> list[Row]:
             texts = {"source": masked(pair.target, names), "second": masked(body.source, names)}
             rows.append({"group": pair.group, "name": pair.name, **texts, "target": target})
     return rows
-
-
-def _split(module: str) -> str:
-    return split_of(module, CLASSES_TEST_PERCENT)
 
 
 def _couples(pairs: list[Pair]) -> tuple[list[tuple[Pair, Pair]], list[Pair]]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from dqlib.study.corpora.pydoc import Pair, build_pairs, documented, python_files, rows_in_splits
 from dqlib.study.corpora.pydoc_match import maskable, masked_words
 from dqlib.study.corpora.rows import Row
-from dqlib.study.corpora.splits import CLASSES_TEST_PERCENT
 from dqlib.study.params import settings as S
 
 #: Classes, unless there are fewer packages.
@@ -42,7 +41,7 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
         for text in texts
         if (package := modules[text.group]) in classes
     ]
-    return rows_in_splits(rows, corpus.limit, CLASSES_TEST_PERCENT)
+    return rows_in_splits(rows, corpus.limit)
 
 
 def whole_texts(module: str, path: Path) -> list[Pair]:

@@ -20,10 +20,11 @@ SPLITS = ("train", "validation", "test")
 #: A second test set, which only some corpora have; that of CLDR has names that training has never seen.
 UNSEEN = "test_unseen"
 
-#: Of a hundred groups of an embedded corpus, this many go to validation and to test.
-VALIDATION_PERCENT, TEST_PERCENT = 4, 5
-#: Of a classification, more go to test: a class tells less of a model than a text does.
-CLASSES_TEST_PERCENT = 8
+#: Of a hundred groups, this many go to validation, and to test where a corpus is embedded: its test has to tell
+#: students of nearly the same quality apart.
+VALIDATION_PERCENT, TEST_PERCENT = 4, 12
+#: To test where the test is held out of a user's own pairs, which may be few.
+HELD_OUT_PERCENT = 5
 
 #: Words of the runs by which texts are compared. Where a script has no spaces, a character counts as a word.
 RUN = 8
