@@ -11,6 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import tokenizers
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -98,12 +99,18 @@ class TaskTraining:
         ).train()  # fmt: skip
 
     def finetune(self, model: PreTrainedModel, folder: Path) -> None:
-        """Train the teacher on the pairs, in place; the log goes to ``folder``, which becomes ``folders.teacher``."""
+        """Train the teacher on the pairs, in place; the log goes to ``folder``, which becomes ``folders.teacher``.
+
+        Its weights end on the grid of fp16, so that half the bytes keep the very function that students learn from.
+        """
         training, target = self.spec.finetune, self.folders.teacher
         assert training is not None
         checkpoints = self._checkpoints(target, training, model)
         objective = TaskObjective(training.label_smoothing)
         self._train_on_pairs(model, objective, training, folder, target, f"{self.name}: teacher", checkpoints)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.half())
 
     def distill(self, distillation: S.Distillation, config: Config, folder: Path, target: Path) -> PreTrainedModel:
         """A student of the task's teacher, trained by a preset and rounded to what a packed file stores.
