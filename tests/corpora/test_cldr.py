@@ -10,7 +10,7 @@ from babel import Locale
 from dqlib.errors import InputError
 from dqlib.study.corpora.cldr import KINDS, names, phrases, unpaired
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
-from dqlib.study.corpora.splits import SPLITS, UNSEEN, of_train_alone, split_of
+from dqlib.study.corpora.splits import SPLITS, TEST_PERCENT, UNSEEN, of_train_alone, split_of
 from dqlib.study.params import settings as S
 
 LANGUAGES = ["ro", "de", "fr"]
@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(folder, tmp_
 def test_as_many_pairs_as_asked_each_once_in_all_languages(corpus):
     rows = [row for split in SPLITS for row in corpus.splits[split]]
     assert len(rows) == 3000
-    assert len(corpus.splits[UNSEEN]) == 150
+    assert len(corpus.splits[UNSEEN]) == 3000 * TEST_PERCENT // 100
     assert len({(row["source"], row["language"]) for row in rows}) == 3000
     for split in (*SPLITS, UNSEEN):
         assert {row["language"] for row in corpus.splits[split]} == set(LANGUAGES)
