@@ -318,7 +318,11 @@ def _variants() -> dict[str, Preset]:
         "with-contrast": {"loss": replace(d.loss, contrastive=1.0)},
         "progressive": _recipes(d, progressive=0.4),
         "whole-sources": _recipes(d, short_sources=0.0),
-        "first": {"weights": DQLIB_TERNARY.weights} | _recipes(DQLIB_TERNARY, short_sources=0.0),  # before these two
+        "first": {  # before these two, at the rates that it had
+            "weights": DQLIB_TERNARY.weights,
+            "recipe": Recipe(schedule="cosine"),
+            "by_bits": _by_rate({1: 4.0, 2: 1.5, 8: 0.5}, schedule="cosine"),
+        },
         "stretched": {"weights": replace(d.weights, two_bits="stretched")},
         "learned-threshold": {"weights": replace(d.weights, two_bits="lsq")},
         "elastic-binary": {"weights": replace(d.weights, one_bit="lsq")},
