@@ -208,6 +208,8 @@ def _distill_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _distill(options: argparse.Namespace) -> int:
+    # as the study does, for threads that wait in a loop take the cores from others; read when torch is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with _study_installed():
         from dqlib.study.distill.run import distill_command
     return distill_command(options)

@@ -10,8 +10,9 @@ import onnx
 from onnx import TensorProto
 
 from dqlib.engines.onnx_graph import Graph, Numbers
-from dqlib.engines.onnx_layers import Layers
+from dqlib.engines.onnx_layers import HEAD_FEATURES, MASKED, Layers
 from dqlib.engines.onnx_weights import Weights
+from dqlib.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,9 @@ class Shape:
     first_position: int
 
 
-#: Architectures that are served.
-SERVED = {"bart": Shape(False, True, 2), "mbart": Shape(True, True, 2), "marian": Shape(False, False, 0)}
+_SHAPES = {"bart": Shape(False, True, 2), "mbart": Shape(True, True, 2), "marian": Shape(False, False, 0)}
 
-_MASKED = -3e38
+_ACTIVATIONS = ("gelu", "relu", "swish", "silu")
 
 
 class BartGraphs(Layers):
@@ -43,10 +43,34 @@ class BartGraphs(Layers):
         int8_encoder: whether the encoder multiplies codes of 8 bits.
     """
 
+    of_encoder = r"model\.encoder\.layers\..*(_proj|fc\d)\.weight|model\.decoder\..*\.encoder_attn\.[kv]_proj\.weight"
+
     def __init__(self, config: Any, weights: Weights, numbers: Numbers, rounded: bool, int8_encoder: bool) -> None:
-        self.shape = SERVED[config.model_type]
+        self.shape = _SHAPES[config.model_type]
         super().__init__(config, weights, numbers, rounded, self.shape.pre)
         self.int8_encoder = int8_encoder
+
+    @staticmethod
+    def check(config: Any) -> None:
+        """Check that the kernels serve a configuration.
+
+        Raises:
+            InputError: they do not.
+        """
+        tables = getattr(config, "decoder_vocab_size", None)
+        if tables not in (None, config.vocab_size):
+            raise InputError("decoder_vocab_size", tables, f"{config.vocab_size}, as many ids as the source has")
+        if config.activation_function not in _ACTIVATIONS:
+            raise InputError("activation_function", config.activation_function, f"one of {', '.join(_ACTIVATIONS)}")
+        heads, features = config.decoder_attention_heads, config.d_model
+        if features // heads % HEAD_FEATURES:
+            allowed = f"one that gives each head a multiple of {HEAD_FEATURES} of the {features} features (d_model)"
+            raise InputError("decoder_attention_heads", heads, f"{allowed}, for the engine onnxruntime")
+
+    @property
+    def first_position(self) -> int:
+        """Row of the table of positions that the first token has."""
+        return self.shape.first_position
 
     def encoder(self) -> onnx.ModelProto:
         """Ids (batch, source) and mask to keys and values (2 x decoder layers, batch, heads, source, head_dim)."""
@@ -87,7 +111,7 @@ class BartGraphs(Layers):
                 bias = self.bias(g, [f"{attention}.{name}_proj" for name in "qkv"])
                 y = g.fused(
                     "MultiHeadAttention", q, k, v, bias, mask,
-                    num_heads=heads, mask_filter_value=_MASKED,
+                    num_heads=heads, mask_filter_value=MASKED,
                 )  # fmt: skip
                 y = g.op("Reshape", y, g.integers(-1, heads * size))
                 out, own = f"{attention}.out_proj", f"{layer}.self_attn_layer_norm"
@@ -102,10 +126,7 @@ class BartGraphs(Layers):
             x, residual = self.add_norm(g, residual, delta, following if self.pre else own, self.bias(g, [out]))
         names = [f"model.decoder.layers.{i}.encoder_attn.{name}_proj" for i in range(c.decoder_layers) for name in "kv"]
         y = self.linear(g, self.rounded(g, x, zero) if zero is not None else x, names)  # (rows, 2 layers x features)
-        heads, size = self.heads("decoder")
-        split = g.op("Concat", shape, g.integers(len(names), heads, size), axis=0)
-        y = g.op("Transpose", g.op("Reshape", y, split), perm=[2, 0, 3, 1, 4])
-        g.output(y, "cross", TensorProto.FLOAT, [len(names), "batch", heads, "source", size])
+        self.give_source(g, y, shape, len(names))
         return g.model()
 
     def decoder(self) -> onnx.ModelProto:
@@ -147,10 +168,13 @@ class BartGraphs(Layers):
     def _decoder_layer(self, g: Graph, i: int, x: str, residual: str) -> tuple[str, str]:
         """The next layer's input, and what its result is added to."""
         c, layer = self.config, f"model.decoder.layers.{i}"
-        delta = self._attended_to_earlier(g, i, x)
+        own, across = f"{layer}.self_attn", f"{layer}.encoder_attn"
+        joint = self.linear(g, x, [f"{own}.{name}_proj" for name in "qkv"])
+        delta = self.linear(g, self.attended_to_earlier(g, i, joint), [f"{own}.out_proj"])
         norm = f"{layer}.encoder_attn_layer_norm" if self.pre else f"{layer}.self_attn_layer_norm"
         x, residual = self.add_norm(g, residual, delta, norm)
-        delta = self._attended_to_source(g, i, x)
+        y = self.attended_to_source(g, i, self.linear(g, x, [f"{across}.q_proj"]))
+        delta = self.linear(g, y, [f"{across}.out_proj"])
         norm = f"{layer}.final_layer_norm" if self.pre else f"{layer}.encoder_attn_layer_norm"
         x, residual = self.add_norm(g, residual, delta, norm)
         y = self.linear(g, x, [f"{layer}.fc1"], bias=c.activation_function != "gelu")
@@ -160,42 +184,3 @@ class BartGraphs(Layers):
             following = "model.decoder.layer_norm"
         norm = following if self.pre else f"{layer}.final_layer_norm"
         return self.add_norm(g, residual, delta, norm)
-
-    def _attended_to_earlier(self, g: Graph, i: int, x: str) -> str:
-        """What a token takes from the tokens before it."""
-        own, (heads, size) = f"model.decoder.layers.{i}.self_attn", self.heads("decoder")
-        shape: list[int | str] = ["rows", heads, "capacity", size]
-        keys = g.input(f"keys {i}", TensorProto.FLOAT, shape)
-        values = g.input(f"values {i}", TensorProto.FLOAT, shape)
-        joint = self.linear(g, x, [f"{own}.{name}_proj" for name in "qkv"])
-        y, new_keys, new_values = g.fused(
-            "GroupQueryAttention", joint, "", "", keys, values, "before", "total",
-            outputs=3, num_heads=heads, kv_num_heads=heads,
-        )  # fmt: skip
-        g.output(new_keys, f"new keys {i}", TensorProto.FLOAT, shape)
-        g.output(new_values, f"new values {i}", TensorProto.FLOAT, shape)
-        return self.linear(g, y, [f"{own}.out_proj"])
-
-    def _attended_to_source(self, g: Graph, i: int, x: str) -> str:
-        """What a token takes from the source."""
-        across, (heads, size) = f"model.decoder.layers.{i}.encoder_attn", self.heads("decoder")
-        shape: list[int | str] = ["texts", heads, "source", size]
-        q = g.op("Reshape", self.linear(g, x, [f"{across}.q_proj"]), "by_source")
-        y = g.fused(
-            "MultiHeadAttention", q,
-            g.input(f"source keys {i}", TensorProto.FLOAT, shape),
-            g.input(f"source values {i}", TensorProto.FLOAT, shape),
-            "", "mask", num_heads=heads, mask_filter_value=_MASKED,
-        )  # fmt: skip
-        by_row = g.integers(-1, 1, heads * size)
-        return self.linear(g, g.op("Reshape", y, by_row), [f"{across}.out_proj"])
-
-    def candidates(self) -> onnx.ModelProto:
-        """Logits (rows, vocabulary) to the ``k`` best tokens of each row and their log-probabilities, best first."""
-        g = Graph("candidates", self.numbers)
-        logits = g.input("logits", TensorProto.FLOAT, ["rows", self.config.vocab_size])
-        count = g.input("k", TensorProto.INT64, [1])
-        best, tokens = g.op("TopK", g.op("LogSoftmax", logits, axis=-1), count, outputs=2, axis=-1)
-        g.output(best, "best", TensorProto.FLOAT, ["rows", "count"])
-        g.output(tokens, "tokens", TensorProto.INT64, ["rows", "count"])
-        return g.model()

@@ -1,4 +1,4 @@
-"""BART, mBART and Marian as graphs for ONNX Runtime, whose kernels multiply weights of 2, 4 or 8 bits as they are.
+"""BART, mBART, Marian and T5 as graphs for ONNX Runtime, whose kernels multiply weights of 2, 4 or 8 bits as they are.
 
 The folder holds ``encoder.onnx``, which reads a source and gives the keys and values that all layers of the decoder
 attend to; ``decoder.onnx``, which takes one step and keeps its keys and values in memory that the caller lends it;
@@ -33,10 +33,12 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from dqlib.architectures import architecture_of
 from dqlib.engines import ENGINES
 from dqlib.engines.base import Decoding
-from dqlib.engines.onnx_bart import SERVED, BartGraphs
+from dqlib.engines.onnx_bart import BartGraphs
 from dqlib.engines.onnx_graph import Numbers
+from dqlib.engines.onnx_t5 import T5Graphs
 from dqlib.engines.onnx_weights import KERNEL_BITS, Weights, values_of
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
@@ -52,8 +54,13 @@ FORMAT = 1
 #: How an encoder may be written: one byte per weight, or as the decoder is.
 ENCODERS = ("int8", "packed")
 
-_ACTIVATIONS = ("gelu", "relu", "swish", "silu")
-_HEAD_FEATURES = 8  # what the size of a head in GroupQueryAttention is a multiple of; no other kernel minds the width
+#: What makes the graphs of each architecture that is served.
+_GRAPHS: dict[str, type[BartGraphs] | type[T5Graphs]] = {
+    "bart": BartGraphs,
+    "mbart": BartGraphs,
+    "marian": BartGraphs,
+    "t5": T5Graphs,
+}
 
 
 def export_onnx(
@@ -64,7 +71,7 @@ def export_onnx(
     *,
     encoder: str | None = None,
 ) -> None:
-    """Write a BART, mBART or Marian for ONNX Runtime, aside, and put it in place at once.
+    """Write a BART, mBART, Marian or T5 for ONNX Runtime, aside, and put it in place at once.
 
     Args:
         model: a student, what ``load_packed`` gave, or a model in full precision, which stays so.
@@ -83,13 +90,28 @@ def export_onnx(
     config = getattr(model, "dqlib_config", None)
     rounded = config is not None and config.a_bits <= 8
     values = values_of(model)
+    kind = _GRAPHS[model.config.model_type]
     if encoder is None:
-        encoder = "int8" if _int8_serves(values) else "packed"
+        encoder = "int8" if _int8_serves(values, kind.of_encoder) else "packed"
     int8_encoder = rounded and encoder == "int8"
-    description = _description(model, bits, "int8" if int8_encoder else "packed")
+    settings = decoding(model)
     with atomic_folder(folder) as scratch:
         numbers = Numbers(scratch / WEIGHTS)
-        graphs = BartGraphs(model.config, Weights(values, bits), numbers, rounded, int8_encoder)
+        graphs = kind(model.config, Weights(values, bits), numbers, rounded, int8_encoder)
+        (heads, size), (_, layers) = graphs.heads("decoder"), architecture_of(model.config).depths(model.config)
+        description = {
+            "format": FORMAT,
+            "class": type(model).__name__,
+            "config": None if config is None else str(config),
+            "bits": bits,
+            "encoder": "int8" if int8_encoder else "packed",
+            "layers": layers,
+            "heads": heads,
+            "head_dim": size,
+            "vocabulary": model.config.vocab_size,
+            "first_position": graphs.first_position,
+            "decoding": settings,
+        }
         onnx.save(graphs.encoder(), scratch / ENCODER)
         onnx.save(graphs.decoder(), scratch / DECODER)
         onnx.save(graphs.candidates(), scratch / CANDIDATES)
@@ -108,41 +130,14 @@ def _check(model_config: Any, bits: int | None, encoder: str | None) -> None:
     Raises:
         InputError: they do not.
     """
-    if model_config.model_type not in SERVED:
-        served = ", ".join(sorted(SERVED))
+    if model_config.model_type not in _GRAPHS:
+        served = ", ".join(sorted(_GRAPHS))
         raise InputError("model_type", model_config.model_type, f"one of {served}, which the engine onnxruntime serves")
-    tables = getattr(model_config, "decoder_vocab_size", None)
-    if tables not in (None, model_config.vocab_size):
-        raise InputError("decoder_vocab_size", tables, f"{model_config.vocab_size}, as many ids as the source has")
     if bits is not None and bits not in KERNEL_BITS:
         raise InputError("bits", bits, "2, 4 or 8, or None for the fewest that do")
     if encoder not in (None, *ENCODERS):
         raise InputError("encoder", encoder, f"one of {', '.join(ENCODERS)}")
-    if model_config.activation_function not in _ACTIVATIONS:
-        raise InputError("activation_function", model_config.activation_function, f"one of {', '.join(_ACTIVATIONS)}")
-    heads, features = model_config.decoder_attention_heads, model_config.d_model
-    if features // heads % _HEAD_FEATURES:
-        allowed = f"one that gives each head a multiple of {_HEAD_FEATURES} of the {features} features (d_model)"
-        raise InputError("decoder_attention_heads", heads, f"{allowed}, for the engine onnxruntime")
-
-
-def _description(model: PreTrainedModel, bits: int | None, encoder: str) -> dict[str, Any]:
-    """What the manifest says of the model."""
-    model_config, config = model.config, getattr(model, "dqlib_config", None)
-    heads = model_config.decoder_attention_heads
-    return {
-        "format": FORMAT,
-        "class": type(model).__name__,
-        "config": None if config is None else str(config),
-        "bits": bits,
-        "encoder": encoder,
-        "layers": model_config.decoder_layers,
-        "heads": heads if config is None or config.heads is None else config.heads,
-        "head_dim": model_config.d_model // heads,
-        "vocabulary": model_config.vocab_size,
-        "first_position": SERVED[model_config.model_type].first_position,
-        "decoding": decoding(model),
-    }
+    _GRAPHS[model_config.model_type].check(model_config)
 
 
 def decoding(model: PreTrainedModel) -> dict[str, Any]:
@@ -160,13 +155,10 @@ def decoding(model: PreTrainedModel) -> dict[str, Any]:
     return Decoding.exported(model, "onnxruntime").as_json()
 
 
-def _int8_serves(values: dict[str, Quantized | torch.Tensor]) -> bool:
+def _int8_serves(values: dict[str, Quantized | torch.Tensor], of_encoder: str) -> bool:
     """Whether all weights that an encoder of int8 multiplies have codes with one scale per row, around zero."""
-    own = re.compile(
-        r"model\.encoder\.layers\..*(_proj|fc\d)\.weight|model\.decoder\..*\.encoder_attn\.[kv]_proj\.weight"
-    )
     return all(
         isinstance(value, Quantized) and value.zero_point is None and value.scale.size(-1) == 1
         for name, value in values.items()
-        if own.fullmatch(name)
+        if re.fullmatch(of_encoder, name)
     )

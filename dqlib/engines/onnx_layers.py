@@ -16,6 +16,12 @@ from dqlib.errors import InputError
 
 _EPSILON = 1e-5  # of torch.nn.LayerNorm
 
+#: Score of a token that is not attended to.
+MASKED = -3e38
+
+#: What the size of a head in GroupQueryAttention is a multiple of; no other kernel minds the width.
+HEAD_FEATURES = 8
+
 
 class Layers:
     """What an architecture's graphs are made of.
@@ -72,6 +78,62 @@ class Layers:
         """One name for all names of a number, so that it is written once."""
         value = self.weights.values[name]
         return next(other for other, each in self.weights.values.items() if each is value)
+
+    # --- attention of a decoder, and what it writes
+
+    def give_source(self, g: Graph, y: str, shape: str, parts: int) -> None:
+        """Give out keys and values of the decoder's layers, all beside each other in a row of the source."""
+        heads, size = self.heads("decoder")
+        split = g.op("Concat", shape, g.integers(parts, heads, size), axis=0)
+        y = g.op("Transpose", g.op("Reshape", y, split), perm=[2, 0, 3, 1, 4])
+        g.output(y, "cross", TensorProto.FLOAT, [parts, "batch", heads, "source", size])
+
+    def attended_to_earlier(self, g: Graph, i: int, joint: str, bias: str = "", **scale: Any) -> str:
+        """What a token's heads take from the tokens before it and itself.
+
+        Args:
+            g: of one step, with the inputs ``before`` and ``total``.
+            i: of the layer.
+            joint: query, keys and values beside each other, (rows, 1, features).
+            bias: added to the scores, (1, heads, 1, total).
+            scale: of the scores; that of the root of a head's size, where nothing is given.
+        """
+        heads, size = self.heads("decoder")
+        shape: list[int | str] = ["rows", heads, "capacity", size]
+        keys = g.input(f"keys {i}", TensorProto.FLOAT, shape)
+        values = g.input(f"values {i}", TensorProto.FLOAT, shape)
+        biased = ("", "", "", bias) if bias else ()
+        y, new_keys, new_values = g.fused(
+            "GroupQueryAttention", joint, "", "", keys, values, "before", "total", *biased,
+            outputs=3, num_heads=heads, kv_num_heads=heads, **scale,
+        )  # fmt: skip
+        g.output(new_keys, f"new keys {i}", TensorProto.FLOAT, shape)
+        g.output(new_values, f"new values {i}", TensorProto.FLOAT, shape)
+        return y
+
+    def attended_to_source(self, g: Graph, i: int, query: str, **scale: Any) -> str:
+        """What a token's heads take from the source, all beams of a text as so many queries."""
+        heads, size = self.heads("decoder")
+        shape: list[int | str] = ["texts", heads, "source", size]
+        y = g.fused(
+            "MultiHeadAttention", g.op("Reshape", query, "by_source"),
+            g.input(f"source keys {i}", TensorProto.FLOAT, shape),
+            g.input(f"source values {i}", TensorProto.FLOAT, shape),
+            "", "mask", num_heads=heads, mask_filter_value=MASKED, **scale,
+        )  # fmt: skip
+        return g.op("Reshape", y, g.integers(-1, 1, heads * size))
+
+    def candidates(self) -> onnx.ModelProto:
+        """Logits (rows, vocabulary) to the ``k`` best tokens of each row and their log-probabilities, best first."""
+        g = Graph("candidates", self.numbers)
+        logits = g.input("logits", TensorProto.FLOAT, ["rows", self.config.vocab_size])
+        count = g.input("k", TensorProto.INT64, [1])
+        best, tokens = g.op("TopK", g.op("LogSoftmax", logits, axis=-1), count, outputs=2, axis=-1)
+        g.output(best, "best", TensorProto.FLOAT, ["rows", "count"])
+        g.output(tokens, "tokens", TensorProto.INT64, ["rows", "count"])
+        return g.model()
+
+    # --- products
 
     def linear(self, g: Graph, x: str | tuple[str, str], paths: Sequence[str], bias: bool = True) -> str:
         """Rows times these weights, beside each other, and their biases; ``x`` may be rounded codes with scales."""

@@ -1,4 +1,4 @@
-"""The engine ``onnxruntime``: BART, mBART and Marian on weights of a few bits (https://onnxruntime.ai).
+"""The engine ``onnxruntime``: BART, mBART, Marian and T5 on weights of a few bits (https://onnxruntime.ai).
 
 Runs the graphs of :mod:`dqlib.engines.onnx_export`. Keys and values lie in memory of this program, which the graphs
 read and write in place: a step copies none of them. Searches are
@@ -77,10 +77,13 @@ class OnnxEngine(Engine):
         for field, size in sizes.items():
             if type(description.get(field)) is not int or description[field] != size:
                 raise InputError(f"{folder}, {field}", description.get(field), f"{size:g}, as the graphs have it")
-        if description.get("first_position", 2) not in (0, 2):
-            raise InputError(f"{folder}, first_position", description["first_position"], "0 or 2")
+        first = description.get("first_position", 2)  # which older exports, of BART and mBART, do not say
+        if first not in (0, 2, None) or (first is None) == any(
+            i.name == "position" for i in self._decoder.get_inputs()
+        ):
+            raise InputError(f"{folder}, first_position", first, "0 or 2, or null of a graph without positions")
         self.decoding, self.vocabulary_size = Decoding.parse(description.get("decoding"), vocabulary), vocabulary
-        if self.decoding.positions is None:
+        if self.decoding.positions is None and first is not None:
             raise InputError(f"{folder}, positions", None, "those of the model")
         self.early_stopping = self.decoding.early_stopping
 
@@ -250,7 +253,7 @@ class _Steps:
         texts, layers = len(mask), description["layers"]
         rows = texts * beams
         self.session, self.search, self.length = session, search, 0
-        self._first = description.get("first_position", 2)  # which older exports, of BART and mBART, do not say
+        self._first = description.get("first_position", 2)
         self.features = description["heads"] * description["head_dim"]
         self.cache = np.zeros((2 * layers, rows, description["heads"], longest, description["head_dim"]), np.float32)
         self._ids: np.ndarray = np.zeros((rows, 1), np.int64)
@@ -262,10 +265,9 @@ class _Steps:
             "by_source": np.array([texts, beams, self.features], np.int64),
             "mask": mask,
             "ids": self._ids,
-            "position": self._position,
             "before": self._before,
             "total": self._total,
-        }
+        } | ({} if self._first is None else {"position": self._position})
         kept: dict[str, np.ndarray] = {}
         for i in range(layers):
             for j, what in enumerate(("keys", "values")):
@@ -280,7 +282,7 @@ class _Steps:
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Logits (rows, vocabulary) after one more token per row; the next call writes over them."""
         self._ids[:, 0] = tokens
-        self._position[0, 0] = self.length + self._first
+        self._position[0, 0] = self.length + (self._first or 0)
         self._before[:] = self.length
         self.length += 1
         self._total[()] = self.length

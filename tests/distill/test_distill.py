@@ -254,7 +254,7 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, caps
 
 def test_an_engine_that_does_not_serve_the_checkpoint_is_told_before_training(tmp_path, capsys):
     assert main(call(tmp_path, "t5", "--export", "onnxruntime")) == 2
-    assert "'t5' is not allowed" in capsys.readouterr().err
+    assert "d_kv: 6 is not allowed" in capsys.readouterr().err
     assert not list(tmp_path.rglob("students"))
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -341,3 +342,20 @@ def test_the_current_folder_is_not_replaced(students, tmp_path, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     assert "folder: '.'" in refused(capsys, "pack", students / "bart", ".")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_of_a_training_wait_passively_unless_the_user_says_otherwise(given, expected):
+    code = """
+import os, sys
+class Watch:
+    def find_spec(self, name, *rest):
+        if name.startswith("torch."):  # torch is being imported
+            sys.exit(os.environ.get("OMP_WAIT_POLICY"))
+sys.meta_path.insert(0, Watch())
+from dqlib.cli import main
+main(["distill", "checkpoint", "out", "--train", "pairs.jsonl", "--config", "2-2-8 6-3"])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert made.stderr.strip() == expected
