@@ -27,6 +27,7 @@ _HOMES = {
     "export_model": "engines",
     "distill": "study.distill.run",
     "load_engine": "engines",
+    "load_classifier": "engines",
 }
 
 __all__ = list(_HOMES)

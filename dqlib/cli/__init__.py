@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
+from dqlib.cli.classification import agree_on_classes, classify, classify_arguments
+from dqlib.cli.inputs import add_columns, at_least_one, lines_of
 from dqlib.engines import ENGINES
 from dqlib.errors import InputError
 from dqlib.study.distill.arguments import Distillation, Test, add_options
@@ -108,7 +109,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         help="of ctranslate2: int8 or float32 (default: int8 for what has quantized weights, float32 for a teacher)",
     )
     parser.add_argument(
-        "--bits", type=_at_least_one, help="of onnxruntime: bits of a weight (default: as few as hold the student's)"
+        "--bits", type=at_least_one, help="of onnxruntime: bits of a weight (default: as few as hold the student's)"
     )
     parser.add_argument(
         "--encoder",
@@ -134,15 +135,15 @@ def _export(options: argparse.Namespace) -> int:
 
 def _texts_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", metavar="FILE", default="-", help="file of one text per line; - for standard input")
-    parser.add_argument("--beams", type=_at_least_one, default=4, help="beams of the search (default: %(default)s)")
+    parser.add_argument("--beams", type=at_least_one, default=4, help="beams of the search (default: %(default)s)")
     parser.add_argument(
         "--max-new-tokens",
-        type=_at_least_one,
+        type=at_least_one,
         help="tokens written at most (default: 64, or what the model has positions for)",
     )
-    parser.add_argument("--batch-size", type=_at_least_one, default=8, help="texts at a time (default: %(default)s)")
+    parser.add_argument("--batch-size", type=at_least_one, default=8, help="texts at a time (default: %(default)s)")
     parser.add_argument("--language", help="to write in, for a model of several (default: where the model starts)")
-    parser.add_argument("--threads", type=_at_least_one, help="of the engine (default: its own choice)")
+    parser.add_argument("--threads", type=at_least_one, help="of the engine (default: its own choice)")
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -154,7 +155,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 def _generate(options: argparse.Namespace) -> int:
     from dqlib.engines import load_engine
 
-    with _texts(options.input) as texts, _options_named():
+    with lines_of(options.input) as texts, _options_named():
         engine = load_engine(options.folder, options.engine, options.threads)
         engine.new_tokens(options.max_new_tokens)  # refuses what no batch could have
         while batch := list(islice(texts, options.batch_size)):
@@ -176,13 +177,19 @@ def _agree_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let both end a beam search at as many finished texts as beams, the one rule that all engines have",
     )
+    add_columns(parser)
 
 
 def _agree(options: argparse.Namespace) -> int:
-    from dqlib.engines import load_engine
+    from dqlib.engines import is_classifier, load_engine
     from dqlib.engines.agreement import agreement
 
-    with _texts(options.input) as lines, _options_named():
+    if is_classifier(options.reference):
+        return agree_on_classes(options)
+    for name in ("pairs", "text", "second"):
+        if getattr(options, name):
+            raise InputError(f"--{name}", getattr(options, name), "left out where models write: it is for classifiers")
+    with lines_of(options.input) as lines, _options_named():
         texts = list(lines)
         engines = [load_engine(folder, threads=options.threads) for folder in (options.reference, options.folder)]
         first = engines[0]
@@ -237,16 +244,6 @@ def _study_installed() -> Iterator[None]:
 
 
 @contextmanager
-def _texts(source: str) -> Iterator[Iterator[str]]:
-    """The lines of a file, or of standard input."""
-    if source == "-":
-        yield (line.rstrip("\r\n") for line in sys.stdin)
-        return
-    with Path(source).open(encoding="utf-8") as lines:
-        yield (line.rstrip("\r\n") for line in lines)
-
-
-@contextmanager
 def _options_named() -> Iterator[None]:
     """Name a field that is an option here as the option."""
     try:
@@ -255,16 +252,6 @@ def _options_named() -> Iterator[None]:
         if error.field in ("language", "max_new_tokens", "encoder"):
             raise InputError(f"--{error.field.replace('_', '-')}", error.value, error.allowed) from None
         raise
-
-
-def _at_least_one(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be a whole number of at least 1")
-    return value
 
 
 #: All subcommands, by name.
@@ -308,13 +295,19 @@ COMMANDS = {
         _export,
     ),
     "agree": Command(
-        "tell on how many tokens two models, or two engines, agree",
+        "tell on how many tokens, or classes, two models or two engines agree",
         "echo 'Return the sum of a list of numbers.' | dqlib agree packed fast --beams 1",
         _agree_arguments,
         _agree,
     ),
+    "classify": Command(
+        "label texts, or pairs of texts, with probabilities",
+        "printf 'a summary\\ta text\\n' | dqlib classify packed --pairs",
+        classify_arguments,
+        classify,
+    ),
     "generate": Command(
-        "read one text per line, write JSON Lines",
+        "read one text per line, write JSON Lines: an answer, or of a GPT-2 how the text goes on",
         "echo 'Return the sum of a list of numbers.' | dqlib generate packed --beams 4 --max-new-tokens 32",
         _generate_arguments,
         _generate,
@@ -324,7 +317,7 @@ COMMANDS = {
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
-    whole = argparse.ArgumentParser(prog="dqlib", description="Small sequence-to-sequence models, packed.")
+    whole = argparse.ArgumentParser(prog="dqlib", description="Small language models, packed.")
     subcommands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         part = subcommands.add_parser(

@@ -1,7 +1,8 @@
 """Engines: one model, several programs that run it, the same calls.
 
-``torch`` runs every model as it was trained. ``ctranslate2`` runs encoder-decoders on 8-bit integers, ``onnxruntime``
-on weights of a few bits. Both are optional, ``pip install "dqlib[engines]"``, and are imported when they are asked for.
+``torch`` runs every model as it was trained, ``ctranslate2`` on 8-bit integers, ``onnxruntime`` on weights of a few
+bits. The last two are optional, ``pip install "dqlib[engines]"``, and are imported when they are asked for. A model
+that writes is loaded by :func:`load_engine`, one that classifies by :func:`load_classifier`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from dqlib.engines.base import Engine
+    from dqlib.engines.classifier import Classifier
 
 #: Names of all engines.
 ENGINES = ("torch", "ctranslate2", "onnxruntime")
@@ -58,7 +60,7 @@ def export_model(
 
 
 def load_engine(folder: str | Path, engine: str | None = None, threads: int | None = None) -> Engine:
-    """The engine that runs what a folder holds.
+    """The engine that runs what a folder holds: a model that writes.
 
     Args:
         folder: of an exported, packed, trained or Hugging Face model.
@@ -66,13 +68,9 @@ def load_engine(folder: str | Path, engine: str | None = None, threads: int | No
         threads: of the engine; None for its own choice.
 
     Raises:
-        InputError: the engine is unknown, not installed, or not that of the folder.
+        InputError: the engine is unknown, not installed, or not that of the folder, or the model does not write.
     """
-    made_for = engine_of(folder)
-    if engine is not None:
-        _check(engine, ENGINES)
-        if engine != made_for:
-            raise InputError("engine", engine, f"{made_for}, which {folder} was made for; dqlib export makes others")
+    made_for = _made_for(folder, engine)
     try:
         if made_for == "ctranslate2":
             from dqlib.engines.ctranslate import CTranslate2Engine
@@ -89,6 +87,41 @@ def load_engine(folder: str | Path, engine: str | None = None, threads: int | No
     return TorchEngine.load(folder, threads)
 
 
+def load_classifier(folder: str | Path, engine: str | None = None, threads: int | None = None) -> Classifier:
+    """The engine that runs what a folder holds: a classifier of texts, or of pairs of texts.
+
+    Args:
+        folder, engine, threads: as of :func:`load_engine`.
+
+    Raises:
+        InputError: the engine is unknown, not installed, or not that of the folder, or the model is no classifier.
+    """
+    _made_for(folder, engine)
+    from dqlib.engines.torch_engine import TorchClassifier
+
+    return TorchClassifier.load(folder, threads)
+
+
+def is_classifier(folder: str | Path) -> bool:
+    """Whether a folder holds a model that classifies, by what it says of itself.
+
+    Raises:
+        InputError: there is no such folder, or its manifest or configuration is damaged.
+    """
+    from dqlib.storage.manifest import MANIFEST, WRITERS, opened
+    from dqlib.storage.reading import CONFIG, json_object
+
+    engine_of(folder)  # refuses what is no folder
+    if (Path(folder) / MANIFEST).is_file():
+        name = opened(folder, *WRITERS).about.get("class")
+    elif (Path(folder) / CONFIG).is_file():
+        classes = json_object((Path(folder) / CONFIG).read_bytes(), CONFIG).get("architectures")
+        name = classes[0] if isinstance(classes, list) and classes else None
+    else:
+        return False
+    return isinstance(name, str) and name.endswith("ForSequenceClassification")
+
+
 def engine_of(folder: str | Path) -> str:
     """The engine that a folder was made for, told by its files.
 
@@ -101,6 +134,16 @@ def engine_of(folder: str | Path) -> str:
     if (folder / "model.bin").is_file():
         return "ctranslate2"
     return "onnxruntime" if any(folder.glob("*.onnx")) else "torch"
+
+
+def _made_for(folder: str | Path, engine: str | None) -> str:
+    """The engine that a folder was made for, once it is checked that it is the one asked for."""
+    made_for = engine_of(folder)
+    if engine is not None:
+        _check(engine, ENGINES)
+        if engine != made_for:
+            raise InputError("engine", engine, f"{made_for}, which {folder} was made for; dqlib export makes others")
+    return made_for
 
 
 def _check(engine: str, allowed: tuple[str, ...]) -> None:

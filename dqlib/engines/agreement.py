@@ -1,9 +1,13 @@
-"""How far two engines write the same."""
+"""How far two engines write the same, or find the same classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+
+from dqlib.engines.classifier import probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +77,49 @@ def agreement(reference: Sequence[Sequence[int]], outputs: Sequence[Sequence[int
         same_choices += beginning + same
         same_texts += same
     return Agreement(tokens, same_tokens, choices, same_choices, len(reference), same_texts)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassAgreement:
+    """Classes that two classifiers have in common (see :func:`class_agreement`).
+
+    Args:
+        texts: compared.
+        same_labels: of these, with the same most probable class.
+        largest, mean: difference of the probability of a class, over all texts and classes.
+    """
+
+    texts: int
+    same_labels: int
+    largest: float
+    mean: float
+
+    @property
+    def part(self) -> float:
+        """Part of the texts with the same label, from 0 to 1; 1 where there were none."""
+        return self.same_labels / self.texts if self.texts else 1.0
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.part:.2f}% of {self.texts:,} texts have the same label; the probability of a class differs "
+            f"by {self.mean:.4f} on average, and by {self.largest:.4f} at most"
+        )
+
+
+def class_agreement(reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> ClassAgreement:
+    """Compare the logits of two classifiers, text by text.
+
+    Args:
+        reference, outputs: logits (classes,) for each text.
+
+    Raises:
+        ValueError: not as many outputs as references.
+    """
+    if len(reference) != len(outputs):
+        raise ValueError(f"{len(outputs)} outputs for {len(reference)} references")
+    if not len(reference):
+        return ClassAgreement(0, 0, 0.0, 0.0)
+    ours, theirs = (probabilities(np.stack(list(each))) for each in (reference, outputs))
+    same = int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
+    differences = np.abs(ours - theirs)
+    return ClassAgreement(len(ours), same, float(differences.max()), float(differences.mean()))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from dqlib.engines.base import ASKED, Decoding, Engine, field_of
+from dqlib.engines.classifier import Classifier, Reading
 from dqlib.errors import InputError
 from dqlib.generation import OneSourceCache
 from dqlib.storage.manifest import kind_of, opened
@@ -78,6 +81,37 @@ class TorchEngine(Engine):
             settings.decoder_start_token_id, options = starts, {"past_key_values": OneSourceCache()}
         output = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **options)
         return output[:, longest if self.continues else 1 :].tolist()
+
+
+class TorchClassifier(Classifier):
+    """A Hugging Face model that classifies texts: a student, a packed model, or a teacher.
+
+    Args:
+        model: a classifier.
+        tokenizer: of the model.
+
+    Raises:
+        InputError: the model is no classifier of texts.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__(tokenizer, Reading.of(model, tokenizer))
+        self.model, self.vocabulary_size = model.eval(), model.get_input_embeddings().num_embeddings
+
+    @classmethod
+    def load(cls, folder: str | Path, threads: int | None = None) -> TorchClassifier:
+        """The engine of a folder; arguments as of :meth:`TorchEngine.load`."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return cls(*load_model(folder))
+
+    @torch.no_grad()
+    def _logits(self, input_ids: Sequence[Sequence[int]]) -> np.ndarray:
+        ids, types, mask = (torch.from_numpy(each).to(self.model.device) for each in self.reading.batch(input_ids))
+        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        return self.model(**inputs).logits.float().cpu().numpy()
 
 
 def load_model(folder: str | Path) -> tuple[PreTrainedModel, Tokenizer | None]:

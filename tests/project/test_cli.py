@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dqlib.cli import COMMANDS, main, parser
-from dqlib.engines import ENGINES, load_engine
+from dqlib.engines import ENGINES, load_classifier, load_engine
 from dqlib.errors import InputError
 from dqlib.storage.account import fp32_bytes_of
 from dqlib.storage.footprint import fp32_size_bytes
@@ -31,7 +31,7 @@ from tests.helpers.models import CASES, make_teacher, student_of
 TEXTS = ["return the sum", "", "of all numbers that there are", "the"]
 #: That show how commands are called.
 PAGES = ("small-file.md", "your-model.md")
-NAMES = ("bart", "gpt2", "bert")
+NAMES = ("bart", "gpt2", "bert", "bert-classifier")
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +175,69 @@ def test_an_exported_model_generates_and_agrees(students, packed, fast, tmp_path
     assert "100.00% of" in capsys.readouterr().out
     assert main(["agree", str(packed / "bart"), str(fast), *map(str, options), "--early-stopping"]) == 0
     assert "of 4 texts are the same" in capsys.readouterr().out
+
+
+def classified(capsys, *arguments):
+    capsys.readouterr()
+    assert main(["classify", *map(str, arguments)]) == 0
+    return capsys.readouterr()
+
+
+def test_classify_labels_every_line_in_order(packed, tmp_path, capsys, monkeypatch):
+    texts = [text for text in TEXTS if text]
+    (tmp_path / "texts").write_text("".join(f"{text}\n" for text in texts))
+    said = classified(capsys, packed / "bert-classifier", "--input", tmp_path / "texts", "--batch-size", 2)
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    assert [row["input"] for row in rows] == texts
+    found = load_classifier(packed / "bert-classifier").classify(texts)
+    assert [row["label"] for row in rows] == [each.label for each in found]
+    assert all(list(row["probabilities"]) == ["LABEL_0", "LABEL_1", "LABEL_2"] for row in rows)
+    assert rows[0]["probabilities"]["LABEL_1"] == pytest.approx(found[0].probabilities["LABEL_1"], abs=1e-6)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts)))
+    plain = classified(capsys, packed / "bert-classifier", "--format", "text").out.splitlines()
+    chance = found[0].probabilities[found[0].label]
+    assert plain[0] == f"{found[0].label}\t{chance:.4f}\t{texts[0]}"
+    assert len(plain) == len(texts)
+
+
+def test_classify_reads_pairs_from_tabs_and_from_columns(packed, tmp_path, capsys):
+    pairs = [("the sum", "return all numbers"), ("of", "the numbers that there are")]
+    (tmp_path / "tabs").write_text("".join("\t".join(pair) + "\n" for pair in pairs))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"a": a, "b": b, "c": 1}) + "\n" for a, b in pairs))
+    model = packed / "bert-classifier"
+    tabs = classified(capsys, model, "--input", tmp_path / "tabs", "--pairs").out
+    assert classified(capsys, model, "--input", tmp_path / "rows.jsonl", "--text", "a", "--second", "b").out == tabs
+    assert [(row["input"], row["second"]) for row in map(json.loads, tabs.splitlines())] == pairs
+    (tmp_path / "tabs").write_text("numbers " * 60 + "\n" + "the sum\n")
+    cut = classified(capsys, model, "--input", tmp_path / "tabs")
+    assert cut.err == "dqlib classify: 1 of 2 texts were longer than the model reads, and were cut\n"
+
+
+def test_two_classifiers_agree_on_labels_and_probabilities(packed, students, tmp_path, capsys):
+    (tmp_path / "tabs").write_text("the sum\tall numbers\nof\tthe\n")
+    call = ["agree", packed / "bert-classifier", students / "bert-classifier", "--input", tmp_path / "tabs", "--pairs"]
+    assert main([str(each) for each in call]) == 0
+    said = capsys.readouterr().out
+    assert "100.00% of 2 texts have the same label" in said
+    assert "0.0000 at most" in said
+
+
+def test_what_is_wrong_with_texts_to_classify_is_told_with_its_line(packed, tmp_path, capsys):
+    lines, model = tmp_path / "lines", packed / "bert-classifier"
+    for text, options, told in (
+        ("the sum\n\n", (), "lines, line 2: '' is not allowed; it must be a text"),
+        ("a\tb\nc\n", ("--pairs",), "lines, line 2: 'c' is not allowed; it must be two texts with one tab"),
+        ("a\t \n", ("--pairs",), "lines, line 1: "),
+        ('{"a": "b"}\n{"a": 3}\n', ("--text", "a"), "lines, line 2: "),
+        ('{"a": "b"\n', ("--text", "a"), "a JSON object ("),
+        ("the\n", ("--second", "a"), "--second: 'a'"),
+        ("the\n", ("--pairs", "--text", "a"), "--pairs: True"),
+    ):
+        lines.write_text(text)
+        assert told in refused(capsys, "classify", model, "--input", lines, "--batch-size", 5, *options)
+    assert "BertForMaskedLM" in refused(capsys, "classify", packed / "bert", "--input", lines)
+    assert "BertForSequenceClassification" in refused(capsys, "generate", model, "--input", lines)
+    assert "--pairs: True" in refused(capsys, "agree", packed / "bart", packed / "bart", "--input", lines, "--pairs")
 
 
 def test_export_says_what_became_of_the_weights(students, packed, fast, tmp_path, capsys):

@@ -1,0 +1,78 @@
+"""What commands read: lines of a file or of standard input, texts and pairs of texts in them, numbers of options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dqlib.errors import InputError
+
+
+@contextmanager
+def lines_of(source: str) -> Iterator[Iterator[str]]:
+    """The lines of a file, or of standard input."""
+    if source == "-":
+        yield (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    with Path(source).open(encoding="utf-8") as lines:
+        yield (line.rstrip("\r\n") for line in lines)
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where a line has the texts of a classifier."""
+    parser.add_argument("--pairs", action="store_true", help="for a classifier of pairs: each line is two texts with "
+                        "a tab between them")  # fmt: skip
+    parser.add_argument("--text", metavar="COLUMN", help="for a classifier: each line is a JSON object (JSON Lines), "
+                        "which has the text under this name")  # fmt: skip
+    parser.add_argument("--second", metavar="COLUMN", help="and the second text of a pair under this name")
+
+
+def texts_of(lines: Iterable[str], options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
+    """One text, or two, of each line, as the options of :func:`add_columns` say.
+
+    Raises:
+        InputError: options contradict each other, or a line has not what they say; it is named by its number.
+    """
+    names = [name for name in (options.text, options.second) if name is not None]
+    if options.pairs and names:
+        raise InputError("--pairs", True, "left out with --text, or be alone")
+    if options.second is not None and options.text is None:
+        raise InputError("--second", options.second, "given with --text, the column of the first text")
+    for number, line in enumerate(lines, start=1):
+        where = f"{options.input}, line {number}"
+        if names:
+            texts = tuple(_columns(line, names, where))
+        else:
+            texts = tuple(line.split("\t")) if options.pairs else (line,)
+            if options.pairs and len(texts) != 2:
+                raise InputError(where, line, "two texts with one tab between them")
+        if not all(text.strip() for text in texts):
+            raise InputError(where, line, "a text, with a word at least" if len(texts) == 1 else "two texts with words")
+        yield texts
+
+
+def _columns(line: str, names: Iterable[str], where: str) -> Iterator[str]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(where, line, f"a JSON object ({error})") from None
+    for name in names:
+        value = row.get(name) if isinstance(row, dict) else None
+        if not isinstance(value, str):
+            raise InputError(where, line, f"a JSON object with a text under the name {name!r}")
+        yield value
+
+
+def at_least_one(text: str) -> int:
+    """The value of an option that counts something."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be a whole number of at least 1")
+    return value

@@ -1,0 +1,162 @@
+"""All engines of a classifier find the same classes: its weights, its pairs, its limits, a sentence for the rest."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dqlib.config import Config
+from dqlib.engines import is_classifier, load_classifier, load_engine
+from dqlib.engines.agreement import class_agreement
+from dqlib.engines.classifier import Reading, probabilities
+from dqlib.engines.torch_engine import TorchClassifier, load_model
+from dqlib.errors import InputError
+from dqlib.storage.packed import save_packed
+from dqlib.storage.students import save_student
+from dqlib.student import make_student, round_for_storage
+from dqlib.study.training.examples import Example
+from dqlib.study.training.text_batches import collate_texts
+from tests.helpers.checkpoints import CLASSES, save_checkpoint, tokenizer_of
+from tests.helpers.models import CASES, PAD, VOCABULARY, make_teacher, student_of
+
+TEXTS = ["the river and the stone", "water", "old plants grows near the green river under stone", "light over wind"]
+SECONDS = ["a small house", "keeps the light near the river and under the old stone", "wind", "the water"]
+IDS = [[2, 5, 6, 7, 3, 9, 10, 3], [2, 20, 3], [2, 30, 31, 32, 33, 3]]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A teacher with its tokenizer; a rounded student of it, as it was saved and packed."""
+    root = tmp_path_factory.mktemp("classifiers")
+    save_checkpoint("bert", root / "teacher")
+    teacher, tokenizer = load_model(root / "teacher")
+    student = make_student(teacher, Config.parse("2-2-8 2-0")).eval()
+    round_for_storage(student)
+    save_student(student, root / "student", tokenizer)
+    save_packed(student, root / "packed", tokenizer)
+    return {name: root / name for name in ("teacher", "student", "packed")}
+
+
+def test_a_packed_classifier_finds_the_classes_of_its_student(folders):
+    found = [load_classifier(folders[name], threads=1).classify(TEXTS, SECONDS) for name in ("student", "packed")]
+    assert found[0] == found[1]
+    for each in found[0]:
+        assert each.label in CLASSES
+        assert each.probabilities[each.label] == max(each.probabilities.values())
+        assert sum(each.probabilities.values()) == pytest.approx(1, abs=1e-12)
+
+
+def test_texts_and_pairs_are_read_as_transformers_reads_them(folders):
+    model, tokenizer = load_model(folders["teacher"])
+    engine = TorchClassifier(model, tokenizer)
+    for columns in ((TEXTS,), (TEXTS, SECONDS)):
+        found = engine.classify(*columns, batch_size=3)
+        for row, each in zip(zip(*columns, strict=True), found, strict=True):
+            with torch.no_grad():
+                options = {"return_tensors": "pt", "truncation": True, "return_token_type_ids": True}
+                logits = model(**tokenizer(*row, **options)).logits[0]
+            expected = torch.softmax(logits.double(), dim=-1).tolist()
+            assert list(each.probabilities.values()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_which_text_a_token_is_of_is_told_as_in_training():
+    reading = Reading(("a", "b"), PAD, 24, types=2, separator=3)
+    batch = collate_texts([Example(ids, [0]) for ids in IDS], PAD, separator=3)
+    ids, types, mask = reading.batch(IDS)
+    assert np.array_equal(ids, batch.input_ids)
+    assert np.array_equal(types, batch.token_type_ids)
+    assert np.array_equal(mask, batch.attention_mask)
+    assert types[0].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert not Reading(("a", "b"), PAD, 24, types=1, separator=3).batch(IDS)[1].any()
+
+
+def test_what_is_longer_than_the_model_reads_is_cut_and_told(folders):
+    engine = load_classifier(folders["packed"])
+    texts = ["the river", "the river " * 30]
+    assert [each.cut for each in engine.classify(texts)] == [False, True]
+    assert [len(row) for row in engine.encode(texts)[0]] == [4, 24]
+    assert [each.cut for each in engine.classify(texts, texts[::-1])] == [True, True]
+
+
+def test_a_text_does_not_depend_on_its_neighbours(folders):
+    engine = load_classifier(folders["packed"])
+    together = engine.classify(TEXTS, SECONDS, batch_size=4)
+    alone = engine.classify(TEXTS, SECONDS, batch_size=1)
+    assert [each.label for each in together] == [each.label for each in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=1e-5)
+
+
+def test_what_no_classifier_can_read_is_refused(folders):
+    engine = load_classifier(folders["packed"])
+    for ids, told in (([], "0 tokens"), ([5] * 25, "25 tokens"), ([VOCABULARY], str(VOCABULARY)), ([-1], "-1")):
+        with pytest.raises(InputError, match=rf"^input_ids: '?{told}"):
+            engine.logits_of_ids([[5], ids])
+    assert engine.logits_of_ids([]).shape == (0, 2)
+    assert engine.classify([]) == []
+    with pytest.raises(InputError, match=r"^texts, number 2: ' ' .* a word at least"):
+        engine.classify(["the", " "])
+    with pytest.raises(InputError, match=r"^seconds, number 1: ''"):
+        engine.classify(["the"], [""])
+    with pytest.raises(InputError, match=r"^seconds: '1 of them'"):
+        engine.classify(["the", "river"], ["old"])
+    with pytest.raises(InputError, match=r"^batch_size: 0"):
+        engine.classify(["the"], batch_size=0)
+    engine.tokenizer = None
+    with pytest.raises(InputError, match="without a tokenizer"):
+        engine.classify(["the"])
+
+
+def test_a_model_that_writes_is_no_classifier_and_the_other_way_round(folders, tmp_path):
+    student = student_of(make_teacher("gpt2"), "gpt2").eval()
+    round_for_storage(student)
+    save_packed(student, tmp_path / "gpt2")
+    assert not is_classifier(tmp_path / "gpt2")
+    assert all(is_classifier(folder) for folder in folders.values())
+    with pytest.raises(InputError, match=r"^model: 'GPT2LMHeadModel' .* a classifier of texts"):
+        load_classifier(tmp_path / "gpt2")
+    with pytest.raises(InputError, match=r"^model: 'BertForSequenceClassification' .* a model that writes"):
+        load_engine(folders["packed"])
+    with pytest.raises(InputError, match=r"^engine: 'ctranslate2' .* torch"):
+        load_classifier(folders["packed"], "ctranslate2")
+    with pytest.raises(InputError, match=r"^folder: "):
+        is_classifier(tmp_path / "nowhere")
+
+
+def test_a_model_that_gives_no_single_class_is_refused():
+    case = CASES["bert-classifier"]
+    for changes, field in (
+        ({"problem_type": "multi_label_classification"}, "problem_type"),
+        ({"problem_type": "regression"}, "problem_type"),
+        ({"num_labels": 1}, "id2label"),
+    ):
+        content = {k: v for k, v in case.config.to_dict().items() if k not in ("id2label", "label2id")}
+        model = case.model(type(case.config).from_dict(content | changes))
+        with pytest.raises(InputError, match=f"^{field}: "):
+            TorchClassifier(model)
+
+
+def test_a_reading_reads_back_from_json():
+    reading = Reading.of(make_teacher("bert-classifier"), tokenizer_of("bert"))
+    assert reading == Reading(("LABEL_0", "LABEL_1", "LABEL_2"), PAD, 24, 2, 3)
+    assert Reading.parse(json.loads(json.dumps(reading.as_json())), VOCABULARY) == reading
+    for field, value in (
+        ("labels", ["a", "a"]), ("labels", ["a", 1]), ("pad", VOCABULARY), ("positions", 0), ("types", "2"),
+        ("separator", -1), ("more", 1), ("labels", 5),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=r"^reading"):
+            Reading.parse(reading.as_json() | {field: value}, VOCABULARY)
+
+
+def test_agreement_of_classes_counts_labels_and_probabilities():
+    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
+    others = np.log(np.array([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]]))
+    found = class_agreement(logits, others)
+    assert (found.texts, found.same_labels, found.part) == (2, 1, 0.5)
+    assert (found.largest, found.mean) == (pytest.approx(0.25), pytest.approx(0.5 / 6))
+    assert "50.00% of 2 texts have the same label" in str(found)
+    assert class_agreement([], []).part == 1
+    with pytest.raises(ValueError, match="1 outputs for 2"):
+        class_agreement(logits, others[:1])
+    assert probabilities(np.array([[1000.0, 0.0]])).tolist() == [[1.0, 0.0]]
