@@ -94,6 +94,20 @@ def report(options: Options) -> None:
     print_summary(options.params)
 
 
+def claims(options: Options) -> None:
+    """compute every interval, p-value and claim of the results again from the scores of documents alone"""
+    from dqlib.study.params.settings import load_settings
+    from dqlib.study.process.exit_codes import JobError
+    from dqlib.study.report.recompute import recomputed
+
+    folder = project_root() / load_settings(options.params).results
+    table, differences = recomputed(folder)
+    print("\n".join(f"{row.claim} | {row.task} | {row.measured} | {row.verdict}" for row in table.itertuples()))
+    if differences:
+        raise JobError("\n".join([f"{_shown(folder)}/tables are not what the scores give:", *differences]))
+    print(f"\n{_shown(folder)}/tables: intervals, p-values, retention and claims are those that the scores give.")
+
+
 def read(options: Options) -> None:
     """open the executed notebooks as pages in a browser"""
     from dqlib.study.report.read import open_pages
@@ -146,6 +160,7 @@ COMMANDS = {
         plan, {**_PARAMS, **_ONE_TASK, "--devices": {"type": int, "help": "accelerators (default: this machine's)"}}
     ),
     "report": Command(report, _PARAMS),
+    "claims": Command(claims, _PARAMS),
     "read": Command(read, {"page": {"nargs": "?", "help": "such as translation (default: the comparison)"}, **_PARAMS}),
     "readme": Command(readme, {}),
     "code": Command(code, {"folder": {}}),

@@ -12,7 +12,7 @@ from nltk.lm.vocabulary import Vocabulary
 
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.evaluation.ngrams import KneserNey
-from dqlib.study.evaluation.perplexity import metrics, resampled_perplexity, text_scores, windows
+from dqlib.study.evaluation.perplexity import metrics, text_scores, windows
 from dqlib.study.params.model import Model
 from dqlib.study.training.language_modelling import new_model, stream
 
@@ -62,7 +62,6 @@ def test_documents_count_by_their_tokens():
     assert scores.means["bits_per_byte"] == pytest.approx(0.5 / math.log(2))
     assert scores.low == pytest.approx(scores.high) == pytest.approx(math.exp(2))  # all documents are alike
     assert lines[5]["tokens"] == 100
-    assert resampled_perplexity(lines, 50) == pytest.approx(math.exp(2))
 
 
 def sentences(count, seed):

@@ -1,14 +1,15 @@
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pandas
 import pytest
 
 from dqlib.study.evaluation.records import ZERO
-from dqlib.study.report import figures, tables
+from dqlib.study.report import figures
 from dqlib.study.report import pages as report
 from dqlib.study.report.claims import Tables, claims_table
+from dqlib.study.report.recompute import retention_table
+from dqlib.study.report.scores import Model, Resampled
 from tests.helpers import grid
 
 
@@ -104,25 +105,25 @@ def test_numbers_in_the_table_are_those_of_the_metrics():
 
 
 @pytest.mark.parametrize("best", [0.0, ZERO / 2, 2.0])  # the last one's interval reaches down to zero
-def test_beside_a_teacher_that_scores_zero_nothing_is_decided_and_all_else_goes_on(monkeypatch, best):
+def test_beside_a_teacher_that_scores_zero_nothing_is_decided_and_all_else_goes_on(best):
     metrics = grid.metrics()
     rows, students = metrics.task == "summarization", metrics.role == "student"
     metrics.loc[rows, ["score", "score_low", "score_high"]] = 12.6
     metrics.loc[rows & ~students, ["score", "score_low"]] = best, 0.0
     metrics.loc[rows & students, "retention"] = np.nan if best < ZERO else 6.3
 
-    def trained(key, retention, score):
-        record = SimpleNamespace(retention=None if pandas.isna(retention) else retention, headline="rougeL")
-        resampled = np.linspace(-1 if score == best else score, score, 99).clip(0)
-        return SimpleNamespace(key=key, record=record, resampled=resampled)
+    scores = {Model(row.task, row.role, row.config, row.preset, 9): row.score for row in metrics.itertuples()}
 
-    pairs = [
-        (trained({}, 1.0, best if row.task == "summarization" else row.score / row.retention),
-         trained({"task": row.task, "config": row.config, "preset": row.preset}, row.retention, row.score))
-        for row in metrics[students].itertuples()
-    ]  # fmt: skip
-    monkeypatch.setattr(tables, "_pairs", lambda _: pairs)
-    retention = tables.collect_retention([])
+    class Drawn(Resampled):
+        models = property(lambda self: list(scores))
+        score = staticmethod(scores.get)
+        headline = staticmethod(lambda model: "rougeL")
+
+        def drawn(self, model):
+            score = scores[model]
+            return np.linspace(-1 if score == best else score, score, 99).clip(0)
+
+    retention = retention_table(Drawn(pandas.DataFrame()))
     decided = verdicts(metrics, retention=retention)
     assert of(decided, "b", "summarization") == ["not decided"]
     assert of(decided, "b", "eli5") == ["does not agree"]

@@ -29,7 +29,7 @@ from dqlib.study.params.schema import build
 from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.process.exit_codes import exit_code
 from dqlib.study.report.names import METRIC_NAMES
-from dqlib.study.report.tables import resampled_headline
+from dqlib.study.report.scores import resampled_headline
 from dqlib.study.training.loop import make_accelerator
 
 #: Draws of the test texts, of an interval.

@@ -14,6 +14,10 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from dqlib.study.evaluation.bootstrap import interval, resampled_sums
 
+#: What BLEU is computed from, summed over sentences: lengths, and matched and all n-grams of one to four words.
+BLEU_STATISTICS = ("prediction_length", "reference_length", "matched_1", "matched_2", "matched_3", "matched_4",
+                   "ngrams_1", "ngrams_2", "ngrams_3", "ngrams_4")  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class CorpusScore:
@@ -35,15 +39,14 @@ def chrf(references: Sequence[str], predictions: Sequence[str], resamples: int, 
     return _corpus_score(CHRF(), references, predictions, resamples, seed)
 
 
-def resampled_bleu(references: Sequence[str], predictions: Sequence[str], resamples: int, seed: int = 0) -> np.ndarray:
-    """BLEU of sentences drawn again with replacement, (resamples,); the same draws for as many sentences and one seed.
+def bleu_statistics(references: Sequence[str], predictions: Sequence[str]) -> np.ndarray:
+    """:data:`BLEU_STATISTICS` of each sentence, (sentences, statistics)."""
+    return _statistics(BLEU(), references, predictions)
 
-    Args:
-        references, predictions: one per sentence.
-        resamples: how many times all sentences are drawn.
-        seed: of the draws.
-    """
-    return _resampled(BLEU(), references, predictions, resamples, seed)
+
+def bleu_of(sums: np.ndarray) -> np.ndarray:
+    """BLEU of sums of :data:`BLEU_STATISTICS` over sentences: (sums, statistics) to (sums,)."""
+    return _scores(BLEU(), sums)
 
 
 def sentence_chrf(references: Sequence[str], predictions: Sequence[str]) -> np.ndarray:
@@ -69,7 +72,13 @@ def _corpus_score(
 def _resampled(
     metric: BLEU | CHRF, references: Sequence[str], predictions: Sequence[str], resamples: int, seed: int
 ) -> np.ndarray:
-    # sacrebleu's own bootstrap goes through these two methods as well, but gives a mean and half a width only.
-    statistics = np.array(metric._extract_corpus_statistics(list(predictions), [list(references)]))
-    sums = resampled_sums(statistics, resamples, seed)
+    return _scores(metric, resampled_sums(_statistics(metric, references, predictions), resamples, seed))
+
+
+# sacrebleu's own bootstrap goes through these two methods as well, but gives a mean and half a width only.
+def _statistics(metric: BLEU | CHRF, references: Sequence[str], predictions: Sequence[str]) -> np.ndarray:
+    return np.array(metric._extract_corpus_statistics(list(predictions), [list(references)]))
+
+
+def _scores(metric: BLEU | CHRF, sums: np.ndarray) -> np.ndarray:
     return np.array([metric._compute_score_from_stats(each.tolist()).score for each in sums])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mpmath
 import numpy as np
 
@@ -68,6 +70,16 @@ def two_sided(differences: np.ndarray) -> float:
     """
     side = min((differences <= 0).mean(), (differences >= 0).mean())
     return float(min(1.0, max(2 * side, 1 / len(differences))))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several comparisons of one family, so that one of them is wrongly below a level as rarely as one
+    comparison by itself would be (Holm 1979)."""
+    order, count = np.argsort(p_values, kind="stable"), len(p_values)
+    stepped = np.maximum.accumulate([(count - i) * float(p_values[place]) for i, place in enumerate(order)])
+    corrected = np.empty(count)
+    corrected[order] = np.minimum(stepped, 1.0)
+    return corrected.tolist()
 
 
 def welch_p_value(ours: np.ndarray, theirs: np.ndarray) -> float | None:

@@ -166,14 +166,3 @@ def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
     """
     nats, tokens, size = sums.T
     return {"perplexity": np.exp(nats / tokens), "bits_per_byte": nats / math.log(2) / size}
-
-
-def resampled_perplexity(lines: Sequence[Line], resamples: int) -> np.ndarray:
-    """Perplexity of documents drawn again with replacement, (resamples,); the same draws for as many documents.
-
-    Args:
-        lines: ``nats`` and ``tokens`` of each document.
-        resamples: how many times all documents are drawn.
-    """
-    measured = np.array([[line["nats"], line["tokens"], line["bytes"]] for line in lines], dtype=float)
-    return metrics(resampled_sums(measured, resamples))["perplexity"]

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from dqlib.study.evaluation.bootstrap import paired_p_value
 from dqlib.study.evaluation.records import read_predictions
 
 #: Parts of a reference, and groups of references by length, that are kept apart.
@@ -121,30 +120,3 @@ def by_length(ours: Recall, teacher: Recall) -> pandas.DataFrame:
             }
         )
     return pandas.DataFrame(rows)
-
-
-@dataclass(frozen=True)
-class Accumulation:
-    """How much more of the teacher's words a student loses late in the reference than early, in percentage points.
-
-    Attributes:
-        early, late: the teacher's recall less the student's, before and after the middle.
-        p_value: of the difference, by the paired bootstrap over documents.
-    """
-
-    early: float
-    late: float
-    p_value: float
-
-    @property
-    def more(self) -> float:
-        """``late`` less ``early``: positive where errors accumulate."""
-        return self.late - self.early
-
-
-def accumulation(ours: Recall, teacher: Recall) -> Accumulation:
-    """Compare what is lost early and late; documents too short to have both are left out."""
-    lost = 100 * (teacher.halves - ours.halves)
-    lost = lost[~np.isnan(lost).any(axis=1)]
-    early, late = lost.mean(axis=0)
-    return Accumulation(float(early), float(late), paired_p_value(lost[:, 1], lost[:, 0]))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas
 
+from dqlib.study.evaluation.bootstrap import holm
 from dqlib.study.evaluation.records import FALLING
 from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED, percent
 
@@ -107,11 +108,11 @@ def claims_table(tables: Tables) -> pandas.DataFrame:
 
 def _joint(tables: Tables) -> Iterable[Verdict]:
     claim = "(a) Distilling and quantizing together beats quantization alone"
-    for row in tables.comparisons.itertuples():
+    for row, p_value in _corrected(tables.comparisons.itertuples()):
         scores = f"{row.score:.2f} against {row.baseline_score:.2f} {METRIC_NAMES[row.headline]}"
         more = row.score - row.baseline_score
-        better = _significant(-more if row.headline in FALLING else more, row.p_value)
-        yield Verdict(claim, row.task, f"{row.config}: {scores}, p = {_p(row.p_value)}", better)
+        better = _significant(-more if row.headline in FALLING else more, p_value)
+        yield Verdict(claim, row.task, f"{row.config}: {scores}, p = {_p(p_value)}", better)
 
 
 def _headline(tables: Tables) -> Iterable[Verdict]:
@@ -161,12 +162,12 @@ def _of_tasks(tables: Tables, shape: str) -> dict[str, Retention]:
 
 def _accumulation(tables: Tables) -> Iterable[Verdict]:
     claim = "(e) Errors accumulate along the output"
-    for row in _of_two_bits(tables, tables.accumulation):
+    for row, p_value in _corrected(_of_two_bits(tables, tables.accumulation)):
         measured = (
             f"{row.config}: {row.early:.1f} points of recall lost in the first part of the reference, "
-            f"{row.late:.1f} in the last, p = {_p(row.p_value)}"
+            f"{row.late:.1f} in the last, p = {_p(p_value)}"
         )
-        yield Verdict(claim, row.task, measured, _significant(row.late - row.early, row.p_value))
+        yield Verdict(claim, row.task, measured, _significant(row.late - row.early, p_value))
 
 
 def _similarity(tables: Tables) -> Iterable[Verdict]:
@@ -186,6 +187,12 @@ def _of_two_bits(tables: Tables, table: pandas.DataFrame) -> Iterable[Any]:
         if student is not None:
             rows = table[(table.task == task) & (table.config == student.config) & (table.preset == student.preset)]
             yield from rows.itertuples()
+
+
+def _corrected(rows: Iterable[Any]) -> Iterable[tuple[Any, float]]:
+    """The rows of one claim, each with its p-value after Holm's correction over all of them."""
+    family = list(rows)
+    return zip(family, holm([row.p_value for row in family]), strict=True)
 
 
 def _significant(difference: float, p_value: float) -> bool | None:

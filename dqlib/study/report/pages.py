@@ -20,6 +20,7 @@ from dqlib.study.pipeline.study import Study
 from dqlib.study.report import figures
 from dqlib.study.report.claims import SIGNIFICANT
 from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, SHAPES, TITLES, layers_of, percent, shape_of
+from dqlib.study.report.scores import SCORES, write_scores
 from dqlib.study.report.style import save
 from dqlib.study.report.tables import Collected, collect
 
@@ -116,6 +117,7 @@ def write_results(studies: Sequence[Study], collected: Collected | None = None) 
     folder = project_root() / studies[0].settings.results
     for name, table in collected.files().items():
         write_text(folder / TABLES / name, table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+    write_scores(collected.scores, folder / SCORES)
     write_text(folder / METRICS_JSON, _metrics_json(collected.metrics))
     for name, figure in draw(collected).items():
         save(figure, folder / FIGURES, name)
@@ -164,8 +166,10 @@ def _claims(collected: Collected) -> str:
 {markdown_table(collected.claims())}
 *Agrees* and *does not agree* are what the test documents decide: a difference with p < {SIGNIFICANT}, or a 95% interval
 on one side of the bar; all else is *not decided*. p-values and intervals are those of the paired bootstrap over test
-documents, of the headline score; a translation's are of its first language. The shapes of 16.5x and 27.7x are named by
-the papers' count of BART: all encoder layers with half the decoder's, and one of each.
+documents, and over seeds where there are several, of the headline score; a translation's are of its first language. The
+p-values of one claim over all of its rows are corrected by Holm's method. [`{SCORES}`]({SCORES}) has the scores of
+every document: `python -m dqlib.study claims` computes all of this again from it in seconds. The shapes of 16.5x and
+27.7x are named by the papers' count of BART: all encoder layers with half the decoder's, and one of each.
 
 The teachers here are small models trained from scratch in minutes, so a claim that does not hold here may hold for
 large ones, and the other way round. Tables: [`comparisons.csv`](tables/comparisons.csv) (a),

@@ -21,23 +21,22 @@ from dqlib.storage.footprint import footprint
 from dqlib.storage.reading import read_model
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import load_corpus
-from dqlib.study.evaluation import bleu as translation_metrics
-from dqlib.study.evaluation.bootstrap import interval, resampled_sums, two_sided
-from dqlib.study.evaluation.perplexity import resampled_perplexity
-from dqlib.study.evaluation.recall import Recall, accumulation, by_length, by_position, read_recall
-from dqlib.study.evaluation.records import FALLING, ZERO, Line, Record, metrics_table, read_predictions, read_record
-from dqlib.study.evaluation.similarity import held_out, similarity_table
+from dqlib.study.evaluation.recall import Recall, by_length, by_position, read_recall
+from dqlib.study.evaluation.records import Line, Record, metrics_table, read_predictions, read_record
+from dqlib.study.evaluation.similarity import Similarity, held_out, similarity
 from dqlib.study.params.paths import DETAILS, LOG
 from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.claims import Tables, claims_table
+from dqlib.study.report.recompute import (
+    KEYS,
+    accumulation_table,
+    comparisons_table,
+    retention_table,
+    similarity_table,
+)
+from dqlib.study.report.scores import Resampled, held_out_rows, joined, resampled_headline, rows_of
 from dqlib.study.training.task import calibration_batches
-
-#: Columns that name a model in every table.
-KEYS = ["task", "config", "preset"]
-
-#: Draws of the test documents, the same for all models of a task.
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -69,36 +68,25 @@ class Trained:
         """How many words of the references it recalls, in the language of the headline."""
         return read_recall(self.folder, self.language)
 
-    def scores(self) -> np.ndarray:
-        """Score of each test document: the headline where documents have one of their own, else chrF."""
-        lines = read_predictions(self.folder)
-        name = self.record.headline if self.record.headline in lines[0] else "chrf"
-        return np.array([line[name] for line in lines])
+    @cached_property
+    def lines(self) -> list[Line]:
+        """What it did with each test document, in the language of the headline."""
+        return read_predictions(self.folder, self.language)
+
+    def scores(self) -> pandas.DataFrame:
+        """Its rows of :mod:`dqlib.study.report.scores`."""
+        return rows_of(self.record, self.lines, self.recall if self.study.task.form.writes else None)
 
     @cached_property
     def resampled(self) -> np.ndarray:
-        """Its headline score on test documents drawn again with replacement, (:data:`RESAMPLES`,).
-
-        All models of a task get the same draws, so their differences and ratios are paired (Koehn 2004).
-        """
-        return resampled_headline(self.record.headline, read_predictions(self.folder, self.language))
+        """Its headline score on test documents drawn again; see :func:`resampled_headline`."""
+        return resampled_headline(self.record.headline, self.lines)
 
     def model(self) -> PreTrainedModel:
         """The model itself, in evaluation mode."""
         if self.config is None:
             return read_model(self.folder)
         return load_student(self.folder)
-
-
-def resampled_headline(headline: str, lines: Sequence[Line]) -> np.ndarray:
-    """A headline score on the documents of some lines, drawn again with replacement, (:data:`RESAMPLES`,)."""
-    if headline == "bleu":
-        references, predictions = ([str(line[name]) for line in lines] for name in ("reference", "prediction"))
-        return translation_metrics.resampled_bleu(references, predictions, RESAMPLES)
-    if headline == "perplexity":
-        return resampled_perplexity(lines, RESAMPLES)
-    scores = np.array([[line[headline]] for line in lines], dtype=float)
-    return resampled_sums(scores, RESAMPLES)[:, 0] / len(scores)
 
 
 def trained(study: Study) -> list[Trained]:
@@ -122,14 +110,16 @@ class Collected:
     similarity: pandas.DataFrame
     sizes: pandas.DataFrame
     sensitivity: pandas.DataFrame
+    scores: pandas.DataFrame
 
     def claims(self) -> pandas.DataFrame:
         """The papers' claims, each with what was measured."""
         return claims_table(Tables(self.metrics, self.comparisons, self.retention, self.accumulation, self.similarity))
 
     def files(self) -> dict[str, pandas.DataFrame]:
-        """Every table by the name of its file."""
-        return {f"{name}.csv": table for name, table in vars(self).items()} | {"claims.csv": self.claims()}
+        """Every table by the name of its file, but the scores of documents."""
+        tables = {f"{name}.csv": table for name, table in vars(self).items() if name != "scores"}
+        return tables | {"claims.csv": self.claims()}
 
 
 def collect(studies: Sequence[Study]) -> Collected:
@@ -139,18 +129,27 @@ def collect(studies: Sequence[Study]) -> Collected:
     texts.
     """
     writing = [study for study in studies if study.task.form.writes]
+    similarities = [each for study in writing for each in _similarities(study)]
+    scores = joined(
+        [
+            *(model.scores() for study in studies for model in trained(study)),
+            *(held_out_rows(model.record, measured.decoder) for model, measured in similarities),
+        ]
+    )
+    drawn = Resampled(scores)
     return Collected(
         metrics=collect_metrics(studies),
         training=collect_training(studies),
         details=collect_details(studies),
-        comparisons=collect_comparisons(studies),
-        retention=collect_retention(studies),
+        comparisons=comparisons_table(drawn),
+        retention=retention_table(drawn),
         positions=_beside_teacher(writing, by_position),
         lengths=_beside_teacher(writing, by_length),
-        accumulation=collect_accumulation(writing),
-        similarity=collect_similarity(writing),
+        accumulation=accumulation_table(drawn),
+        similarity=_with_models(similarity_table(drawn), similarities),
         sizes=collect_sizes(studies),
         sensitivity=collect_sensitivity(studies),
+        scores=scores,
     )
 
 
@@ -187,62 +186,31 @@ def collect_details(studies: Sequence[Study]) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def collect_comparisons(studies: Sequence[Study]) -> pandas.DataFrame:
-    """Joint training against quantization alone at the same config, paired over the test documents."""
-    rows = []
-    for study in studies:
-        models = {(m.record.config, m.record.preset): m for m in trained(study)}
-        for (config, preset), alone in models.items():
-            joint = models.get((config, study.task.distill.preset))
-            if preset == QUANTIZATION_ONLY.name and joint is not None:
-                row = joint.key | {"headline": joint.record.headline, "score": joint.record.score}
-                row |= {"baseline": preset, "baseline_score": alone.record.score}
-                rows.append(row | {"p_value": round(two_sided(joint.resampled - alone.resampled), 4)})
-    columns = ["task", "config", "preset", "headline", "score", "baseline", "baseline_score", "p_value"]
-    return pandas.DataFrame(rows, columns=columns)
-
-
 def collect_retention(studies: Sequence[Study]) -> pandas.DataFrame:
-    """The part of the teacher's score that is left to each student, with its 95% interval over the test documents.
-
-    There is no interval where the teacher's own reaches down to zero.
-    """
-    rows = []
-    for teacher, student in _pairs(studies):
-        low = high = np.nan
-        if interval(teacher.resampled)[0] >= ZERO:
-            ours, theirs = student.resampled, teacher.resampled
-            if student.record.headline in FALLING:
-                ours, theirs = theirs, ours
-            low, high = interval(ours / np.maximum(theirs, ZERO))
-        rows.append(student.key | {"retention": student.record.retention, "low": low, "high": high})
-    return pandas.DataFrame(rows).astype({"retention": float}).round(4)
+    """:func:`retention_table` of the models of some studies."""
+    return retention_table(Resampled(joined(model.scores() for study in studies for model in trained(study))))
 
 
-def collect_accumulation(studies: Sequence[Study]) -> pandas.DataFrame:
-    """What is lost early and late in the reference, one row per student."""
-    rows = []
-    for teacher, student in _pairs(studies):
-        measured = accumulation(student.recall, teacher.recall)
-        rows.append(student.key | {"early": measured.early, "late": measured.late, "p_value": measured.p_value})
-    return pandas.DataFrame(rows).round(4)
-
-
-def collect_similarity(studies: Sequence[Study]) -> pandas.DataFrame:
-    """Similarity of tokens in each student; see :func:`dqlib.study.evaluation.similarity.similarity_table`."""
+def _similarities(study: Study) -> list[tuple[Trained, Similarity]]:
+    """How alike the tokens of held-out texts are in each model of a study."""
     quiet()
-    tables = []
-    for study in studies:
-        teacher, *students = trained(study)
-        batch = held_out(load_corpus(study.folders.corpus), study.task.corpus)
-        model = teacher.model()
-        models = {"teacher": model} | {str(i): student.model() for i, student in enumerate(students)}
-        table = similarity_table(models, model, batch).reset_index(drop=True)
-        keys = pandas.DataFrame([each.key for each in (teacher, *students)])
-        table["teacher"] = table.decoder.iloc[0]
-        wanted = ["decoder", "teacher", "more_alike", "low", "high", "encoder", "embedding", "divergence"]
-        tables.append(pandas.concat([keys, table[wanted]], axis=1))
-    return pandas.concat(tables, ignore_index=True) if tables else pandas.DataFrame(columns=KEYS)
+    teacher, *students = trained(study)
+    batch = held_out(load_corpus(study.folders.corpus), study.task.corpus)
+    model = teacher.model()
+    every = [(teacher, similarity(model, model, batch))]
+    return every + [(student, similarity(student.model(), model, batch)) for student in students]
+
+
+def _with_models(table: pandas.DataFrame, similarities: Sequence[tuple[Trained, Similarity]]) -> pandas.DataFrame:
+    """The table with what only the models tell, mean over seeds: of encoder and embedding, and the divergence."""
+    rows = [
+        model.key
+        | {"encoder": measured.encoder.mean(), "embedding": measured.embedding, "divergence": measured.divergence}
+        for model, measured in similarities
+    ]
+    more = pandas.DataFrame(rows, columns=[*KEYS, "encoder", "embedding", "divergence"])
+    means = more.groupby(KEYS, sort=False).mean().astype(float).round(3) + 0.0
+    return table.merge(means.reset_index(), on=KEYS)
 
 
 def collect_sizes(studies: Sequence[Study]) -> pandas.DataFrame:

@@ -1,0 +1,146 @@
+"""Tables that follow from the scores of documents alone: ``scores.parquet`` gives them again in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+from dqlib.config import Config
+from dqlib.presets import QUANTIZATION_ONLY
+from dqlib.study.evaluation.bootstrap import interval, two_sided
+from dqlib.study.evaluation.records import FALLING, SHAPE, ZERO, retained
+from dqlib.study.params.paths import TABLES
+from dqlib.study.report.claims import Tables, claims_table
+from dqlib.study.report.scores import HELD_OUT, SCORES, Model, Resampled, read_scores
+
+#: Columns that name a model in every table.
+KEYS = ["task", "config", "preset"]
+
+
+def comparisons_table(drawn: Resampled) -> pandas.DataFrame:
+    """Joint training against quantization alone at the same config, paired over the test documents."""
+    rows, students = [], drawn.students()
+    for alone in students:
+        twins = [each for each in students if (each.task, each.config) == (alone.task, alone.config)]
+        joint = next((each for each in twins if each.preset != QUANTIZATION_ONLY.name), None)
+        if alone.preset == QUANTIZATION_ONLY.name and joint is not None:
+            row = _key(joint) | {"headline": drawn.headline(joint), "score": drawn.score(joint)}
+            row |= {"baseline": alone.preset, "baseline_score": drawn.score(alone)}
+            rows.append(row | {"p_value": two_sided(drawn.drawn(joint) - drawn.drawn(alone))})
+    columns = ["task", "config", "preset", "headline", "score", "baseline", "baseline_score", "p_value"]
+    return pandas.DataFrame(rows, columns=columns).round(4)
+
+
+def retention_table(drawn: Resampled) -> pandas.DataFrame:
+    """The part of the teacher's score that is left to each student, with its 95% interval over documents and seeds.
+
+    There is no interval where the teacher's own reaches down to zero.
+    """
+    rows = []
+    for student in drawn.students():
+        teacher, headline, low, high = drawn.teacher(student.task), drawn.headline(student), np.nan, np.nan
+        if interval(drawn.drawn(teacher))[0] >= ZERO:
+            ours, theirs = drawn.drawn(student), drawn.drawn(teacher)
+            if headline in FALLING:
+                ours, theirs = theirs, ours
+            low, high = interval(ours / np.maximum(theirs, ZERO))
+        kept = retained(drawn.score(student), drawn.score(teacher), headline)
+        rows.append(_key(student) | {"retention": kept, "low": low, "high": high})
+    table = pandas.DataFrame(rows, columns=[*KEYS, "retention", "low", "high"])
+    return table.astype(dict.fromkeys(("retention", "low", "high"), float)).round(4)
+
+
+def accumulation_table(drawn: Resampled) -> pandas.DataFrame:
+    """What is lost early and late in the reference, in points of recall, one row per student that writes texts.
+
+    Documents too short to have both are left out; the p-value is of the difference.
+    """
+    rows = []
+    for student in drawn.students():
+        if not drawn.has(student, "late"):
+            continue
+        teacher = drawn.teacher(student.task)
+        early, late = (100 * (drawn.mean(teacher, part) - drawn.mean(student, part)) for part in ("early", "late"))
+        more = [drawn.drawn_mean(each, "late") - drawn.drawn_mean(each, "early") for each in (teacher, student)]
+        rows.append(_key(student) | {"early": early, "late": late, "p_value": two_sided(more[0] - more[1])})
+    return pandas.DataFrame(rows, columns=[*KEYS, "early", "late", "p_value"]).round(4)
+
+
+def similarity_table(drawn: Resampled) -> pandas.DataFrame:
+    """Mean cosine of different tokens in each decoder (``decoder``), beside the teacher's and less it, text by text.
+
+    ``low`` and ``high`` are the 95% interval of the difference over held-out texts and seeds.
+    """
+    rows = []
+    for model in drawn.models:
+        if not drawn.has(model, "cosine", HELD_OUT):
+            continue
+        teacher = drawn.teacher(model.task)
+        ours, theirs = (drawn.mean(each, "cosine", HELD_OUT) for each in (model, teacher))
+        more = (drawn.drawn_mean(each, "cosine", HELD_OUT) for each in (model, teacher))
+        low, high = interval(next(more) - next(more))
+        measured = {"decoder": ours, "teacher": theirs, "more_alike": ours - theirs, "low": low, "high": high}
+        rows.append(_key(model) | measured)
+    columns = [*KEYS, "decoder", "teacher", "more_alike", "low", "high"]
+    table = pandas.DataFrame(rows, columns=columns)
+    return table.assign(**{name: table[name].astype(float).round(3) + 0.0 for name in columns[3:]})  # no minus zero
+
+
+def _key(model: Model) -> dict[str, str]:
+    return {"task": model.task, "config": model.config, "preset": model.preset}
+
+
+def metrics_of(drawn: Resampled) -> pandas.DataFrame:
+    """The columns of ``metrics.csv`` that follow from scores: one row per model, mean over its seeds."""
+    rows = []
+    for model in drawn.models:
+        config, headline, score = Config.parse(model.config), drawn.headline(model), drawn.score(model)
+        kept = retained(score, drawn.score(drawn.teacher(model.task)), headline)
+        shape = {name: getattr(config, name) for name in SHAPE}
+        rows.append(
+            _key(model) | {"role": model.role, **shape, "headline": headline, "score": score} | {"retention": kept}
+        )
+    return pandas.DataFrame(rows).round(4)
+
+
+def recomputed(folder: Path) -> tuple[pandas.DataFrame, list[str]]:
+    """Compute every claim of a folder of results again from its scores.
+
+    Returns:
+        The claims, and what the tables that stand there have otherwise: a line for each.
+
+    Raises:
+        InputError: there are no scores.
+    """
+    drawn = Resampled(read_scores(folder / SCORES))
+    tables = {"comparisons": comparisons_table(drawn), "retention": retention_table(drawn)}
+    tables |= {"accumulation": accumulation_table(drawn), "similarity": similarity_table(drawn)}
+    metrics, file = metrics_of(drawn), folder / TABLES / "metrics.csv"
+    if file.is_file():
+        written = pandas.read_csv(file)
+        more = [name for name in written if name not in metrics]
+        metrics = metrics.merge(written.drop_duplicates(KEYS)[[*KEYS, *more]], on=KEYS, how="left")
+    claims = claims_table(Tables(metrics, **tables))
+    tables["claims"] = claims
+    return claims, [line for name, table in tables.items() for line in _differences(folder, name, table)]
+
+
+def _differences(folder: Path, name: str, table: pandas.DataFrame) -> list[str]:
+    file = folder / TABLES / f"{name}.csv"
+    if not file.is_file():
+        return [f"{file.name} is missing"]
+    written = pandas.read_csv(file)
+    if len(written) != len(table):
+        return [f"{file.name} has {len(written)} rows, and the scores give {len(table)}"]
+    lines = []
+    for column in table:
+        ours, theirs = table[column], written[column]
+        if pandas.api.types.is_numeric_dtype(theirs):
+            same = np.isclose(ours.astype(float), theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
+        else:
+            same = (ours.fillna("") == theirs.fillna("")).to_numpy()
+        lines += [f"{file.name}, row {row + 1}, {column}: {theirs[row]}, and the scores give {ours[row]}"
+                  for row in np.flatnonzero(~same)]  # fmt: skip
+    return lines

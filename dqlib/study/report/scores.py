@@ -1,0 +1,251 @@
+"""Scores of every model, document by document and seed by seed: ``scores.parquet``, and what is computed from it.
+
+Every interval, p-value and retention of the results comes from these rows, whether they were just collected or read
+from the file, so ``python -m dqlib.study claims`` needs no model to compute them again. Documents are drawn again with
+replacement, the same ones for all models of a task (the paired bootstrap, Koehn 2004), and so are a model's seeds, of
+each model by itself.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas
+import pyarrow
+from pyarrow import parquet
+
+from dqlib.errors import InputError
+from dqlib.files import atomic_file
+from dqlib.study.evaluation import bleu as translation_metrics
+from dqlib.study.evaluation import perplexity
+from dqlib.study.evaluation.bootstrap import resampled_sums
+from dqlib.study.evaluation.recall import Recall
+from dqlib.study.evaluation.records import Line, Record
+
+#: Name of the file in a folder of results.
+SCORES = "scores.parquet"
+
+#: Draws of the test documents, and of the seeds.
+RESAMPLES = 10_000
+
+#: Columns that say what a row is of; all others are numbers, empty where a task has none of that name.
+KEYS = ("task", "role", "config", "preset", "seed", "steps", "headline", "test_set", "document")
+
+#: Numbers of a document that the headline of all of them is computed from; of a metric that is not here, its own value.
+STATISTICS = {"bleu": translation_metrics.BLEU_STATISTICS, "perplexity": ("nats", "tokens", "bytes")}
+
+#: The set of documents that the similarity of tokens is measured on.
+HELD_OUT = "held-out"
+
+
+class Model(NamedTuple):
+    """What its seeds have in common."""
+
+    task: str
+    role: str
+    config: str
+    preset: str
+    steps: int
+
+
+def statistics_of(headline: str, lines: Sequence[Line]) -> dict[str, np.ndarray]:
+    """The numbers of each document that a headline is computed from, by their names; (documents,) each."""
+    names = STATISTICS.get(headline, (headline,))
+    if headline == "bleu":
+        references, predictions = ([str(line[name]) for line in lines] for name in ("reference", "prediction"))
+        return dict(zip(names, translation_metrics.bleu_statistics(references, predictions).T, strict=True))
+    return {name: np.array([line[name] for line in lines], dtype=float) for name in names}
+
+
+def score_of(headline: str, sums: np.ndarray, documents: int) -> np.ndarray:
+    """The headline, (draws,), of sums of its statistics over so many documents, (draws, statistics)."""
+    if headline == "bleu":
+        return translation_metrics.bleu_of(sums)
+    return perplexity.metrics(sums)["perplexity"] if headline == "perplexity" else sums[:, 0] / documents
+
+
+def resampled_headline(headline: str, lines: Sequence[Line]) -> np.ndarray:
+    """A headline score on the documents of some lines, drawn again with replacement, (:data:`RESAMPLES`,)."""
+    statistics = np.stack(list(statistics_of(headline, lines).values()), axis=1)
+    return score_of(headline, resampled_sums(statistics, RESAMPLES), len(lines))
+
+
+def rows_of(record: Record, lines: Sequence[Line], recall: Recall | None = None) -> pandas.DataFrame:
+    """The rows of one model from one seed.
+
+    Args:
+        record: of the model.
+        lines: what it did with each test document, in the language of the headline.
+        recall: of its texts; None where it writes none.
+    """
+    numbers = statistics_of(record.headline, lines)
+    if recall is not None:
+        numbers |= dict(zip(("early", "late"), recall.halves.T, strict=True))
+    return _rows(record, "test", numbers)
+
+
+def held_out_rows(record: Record, cosine: np.ndarray) -> pandas.DataFrame:
+    """The rows of one model on held-out texts: the mean cosine of different tokens in its decoder, (texts,)."""
+    return _rows(record, HELD_OUT, {"cosine": cosine})
+
+
+def _rows(record: Record, test_set: str, numbers: Mapping[str, np.ndarray]) -> pandas.DataFrame:
+    keys: dict[str, str | int] = {"task": record.task, "role": record.role, "config": record.config}
+    keys |= {"preset": record.preset, "seed": record.seed, "steps": record.train_steps}
+    keys |= {"headline": record.headline, "test_set": test_set}
+    count = len(next(iter(numbers.values())))
+    columns = {name: np.asarray(values, dtype=np.float32) for name, values in numbers.items()}
+    return pandas.DataFrame({**keys, "document": np.arange(count), **columns})
+
+
+def joined(parts: Iterable[pandas.DataFrame]) -> pandas.DataFrame:
+    """All rows in one table, with the types that the file keeps."""
+    every = list(parts)
+    table = pandas.concat(every, ignore_index=True) if every else pandas.DataFrame(columns=list(KEYS))
+    small = dict.fromkeys(("seed", "steps", "document"), np.int32)
+    return table.astype(small | {name: np.float32 for name in table if name not in KEYS})
+
+
+def write_scores(table: pandas.DataFrame, path: Path) -> None:
+    """Write the table, the same bytes for the same table."""
+    with atomic_file(path) as scratch:
+        parquet.write_table(pyarrow.Table.from_pandas(table, preserve_index=False), scratch, compression="zstd",
+                            compression_level=19)  # fmt: skip
+
+
+def read_scores(path: Path) -> pandas.DataFrame:
+    """Read what :func:`write_scores` wrote.
+
+    Raises:
+        InputError: the file is missing, or no such table.
+    """
+    try:
+        table = parquet.read_table(path).to_pandas()
+    except (OSError, pyarrow.ArrowException):
+        raise InputError("scores", str(path), f"a {SCORES} that `compare` writes beside its tables") from None
+    if missing := set(KEYS) - set(table):
+        raise InputError("scores", str(path), f"a table with the columns {', '.join(sorted(missing))}")
+    return table
+
+
+class Resampled:
+    """Models on documents and seeds that are drawn again: what intervals and p-values are percentiles and shares of.
+
+    Args:
+        table: rows of models; those of a task are of the same documents.
+        resamples: how many times documents and seeds are drawn.
+
+    Raises:
+        InputError: models of a task were tested on different documents.
+    """
+
+    def __init__(self, table: pandas.DataFrame, resamples: int = RESAMPLES) -> None:
+        self.table, self.resamples = table, resamples
+        self._sets: dict[tuple[str, str], _Documents] = {}
+
+    @cached_property
+    def models(self) -> list[Model]:
+        """Every model, in the order of the table."""
+        rows = self.table.loc[self.table.test_set == "test", list(Model._fields)].drop_duplicates()
+        return [Model(*row) for row in rows.itertuples(index=False)]
+
+    def teacher(self, task: str) -> Model:
+        """The teacher of a task."""
+        return next(model for model in self.models if (model.task, model.role) == (task, "teacher"))
+
+    def students(self) -> list[Model]:
+        """Every student, in the order of the table."""
+        return [model for model in self.models if model.role == "student"]
+
+    def headline(self, model: Model) -> str:
+        """The metric that a model is judged by."""
+        return self._documents(model).headline
+
+    def seeds(self, model: Model) -> list[int]:
+        """Seeds that it was trained from."""
+        return self._documents(model).seeds[model]
+
+    def score(self, model: Model) -> float:
+        """Its headline score: that of all documents, mean over its seeds."""
+        documents = self._documents(model)
+        totals = [documents.totals[model, seed] for seed in self.seeds(model)]
+        return float(score_of(documents.headline, self._headline(documents, np.array(totals)), documents.count).mean())
+
+    def drawn(self, model: Model) -> np.ndarray:
+        """Its headline score on documents and seeds that are drawn again, (resamples,)."""
+        documents = self._documents(model)
+        return self._over_seeds(
+            model,
+            [
+                score_of(documents.headline, self._headline(documents, documents.sums[model, seed]), documents.count)
+                for seed in self.seeds(model)
+            ],
+        )
+
+    def mean(self, model: Model, column: str, test_set: str = "test") -> float:
+        """The mean of a column over the documents that have it, and over the seeds."""
+        documents = self._documents(model, test_set)
+        place, there = documents.columns.index(column), documents.columns.index(f"has {column}")
+        totals = [documents.totals[model, seed] for seed in documents.seeds[model]]
+        return float(np.mean([total[place] / total[there] for total in totals]))
+
+    def drawn_mean(self, model: Model, column: str, test_set: str = "test") -> np.ndarray:
+        """The same on documents and seeds that are drawn again, (resamples,)."""
+        documents = self._documents(model, test_set)
+        place, there = documents.columns.index(column), documents.columns.index(f"has {column}")
+        sums = [documents.sums[model, seed] for seed in documents.seeds[model]]
+        return self._over_seeds(model, [each[:, place] / np.maximum(each[:, there], 1) for each in sums])
+
+    def has(self, model: Model, column: str, test_set: str = "test") -> bool:
+        """Whether documents of a model have a column."""
+        if not ((self.table.task == model.task) & (self.table.test_set == test_set)).any():
+            return False
+        documents = self._documents(model, test_set)
+        return model in documents.seeds and column in documents.columns
+
+    def _headline(self, documents: _Documents, sums: np.ndarray) -> np.ndarray:
+        names = STATISTICS.get(documents.headline, (documents.headline,))
+        return sums[:, [documents.columns.index(name) for name in names]]
+
+    def _over_seeds(self, model: Model, scores: list[np.ndarray]) -> np.ndarray:
+        if len(scores) == 1:
+            return scores[0]
+        count = len(scores)
+        generator = np.random.default_rng(zlib.crc32(" ".join(map(str, model)).encode()))
+        shares = generator.multinomial(count, np.full(count, 1 / count), self.resamples) / count
+        return (shares * np.stack(scores, axis=1)).sum(axis=1)
+
+    def _documents(self, model: Model, test_set: str = "test") -> _Documents:
+        key = model.task, test_set
+        if key not in self._sets:
+            rows = self.table[(self.table.task == model.task) & (self.table.test_set == test_set)]
+            self._sets[key] = _Documents(rows, self.resamples)
+        return self._sets[key]
+
+
+class _Documents:
+    """The models of one task on one set of documents: sums of their statistics, of all documents and of draws."""
+
+    def __init__(self, rows: pandas.DataFrame, resamples: int) -> None:
+        numbers = [name for name in rows if name not in KEYS and rows[name].notna().any()]
+        self.columns = [*numbers, *(f"has {name}" for name in numbers)]
+        self.headline: str = rows.headline.iloc[0]
+        self.seeds: dict[Model, list[int]] = {}
+        keys, matrices = [], []
+        for (*model, seed), own in rows.groupby([*Model._fields, "seed"], sort=False):
+            values = own.sort_values("document")[numbers].to_numpy(dtype=float)
+            matrices.append(np.concatenate([np.nan_to_num(values), ~np.isnan(values)], axis=1))
+            keys.append((Model(*model), int(seed)))
+            self.seeds.setdefault(Model(*model), []).append(int(seed))
+        self.count = len(matrices[0])
+        if len({len(matrix) for matrix in matrices}) > 1:
+            counts = sorted({len(matrix) for matrix in matrices})
+            raise InputError("scores", f"{counts} documents", f"as many for all models of '{rows.task.iloc[0]}'")
+        every = resampled_sums(np.concatenate(matrices, axis=1), resamples)
+        self.totals = {key: matrix.sum(axis=0) for key, matrix in zip(keys, matrices, strict=True)}
+        self.sums = dict(zip(keys, np.split(every, len(keys), axis=1), strict=True))

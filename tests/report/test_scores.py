@@ -1,0 +1,125 @@
+"""Scores of documents: what is kept of them gives every interval, p-value and claim again."""
+
+import numpy as np
+import pandas
+import pytest
+
+from dqlib.errors import InputError
+from dqlib.study.evaluation.bootstrap import bootstrap_interval, holm, interval, resampled_sums
+from dqlib.study.params.paths import TABLES
+from dqlib.study.params.settings import load_settings
+from dqlib.study.report.recompute import (
+    accumulation_table,
+    comparisons_table,
+    recomputed,
+    retention_table,
+    similarity_table,
+)
+from dqlib.study.report.scores import KEYS, SCORES, Model, Resampled, joined, read_scores, write_scores
+from tests.conftest import committed
+
+DOCUMENTS = 60
+
+
+def rows(task, config, preset, seed, values, role="student", headline="rougeL", test_set="test", steps=9):
+    keys = dict(zip(KEYS, (task, role, config, preset, seed, steps, headline, test_set), strict=False))
+    return pandas.DataFrame({**keys, "document": np.arange(len(next(iter(values.values())))), **values})
+
+
+@pytest.fixture
+def table():
+    """A teacher, a student from three seeds, and its control; the student loses late words alone."""
+    noise = np.random.default_rng(0)
+    base = noise.uniform(20, 60, DOCUMENTS)
+    recall = {"early": np.full(DOCUMENTS, 0.8), "late": np.full(DOCUMENTS, 0.8)}
+    recall["late"][:5] = np.nan  # of texts too short for two parts
+    parts = [rows("summarization", "32-32-32 2-4", "fine-tuning", 1, {"rougeL": base} | recall, "teacher")]
+    for seed in (1, 2, 3):
+        worse = {"rougeL": base - 2 - seed + noise.normal(0, 1, DOCUMENTS), "early": recall["early"]}
+        parts.append(rows("summarization", "2-2-8 2-4", "dqlib", seed, worse | {"late": recall["late"] - 0.1 * seed}))
+    alone = {"rougeL": base - 9 + noise.normal(0, 1, DOCUMENTS)} | recall
+    parts.append(rows("summarization", "2-2-8 2-4", "quantization-only", 1, alone))
+    for config, preset, role, shift in (
+        ("32-32-32 2-4", "fine-tuning", "teacher", 0),
+        ("2-2-8 2-4", "dqlib", "student", 0.1),
+    ):
+        cosine = {"cosine": np.linspace(0.1, 0.4, 20) + shift}
+        parts.append(rows("summarization", config, preset, 1, cosine, role, test_set="held-out"))
+    return joined(parts)
+
+
+STUDENT = Model("summarization", "student", "2-2-8 2-4", "dqlib", 9)
+
+
+def test_a_file_gives_back_its_rows_and_is_the_same_for_the_same_rows(table, tmp_path):
+    for name in ("one", "two"):
+        write_scores(table, tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    pandas.testing.assert_frame_equal(read_scores(tmp_path / "one"), table, check_dtype=False)
+    with pytest.raises(InputError, match=r"scores\.parquet"):
+        read_scores(tmp_path / "none")
+
+
+def test_one_seed_is_the_bootstrap_over_documents(table):
+    first = table[table.seed == 1]
+    drawn = Resampled(first).drawn(STUDENT)
+    scores = first[(first.preset == "dqlib") & (first.test_set == "test")].rougeL.to_numpy(dtype=float)
+    assert drawn.tolist() == pytest.approx((resampled_sums(scores[:, None], 10_000)[:, 0] / DOCUMENTS).tolist())
+    assert interval(drawn) == pytest.approx(bootstrap_interval(scores, 10_000), abs=0.3)
+
+
+def test_seeds_are_drawn_as_well_and_widen_the_interval(table):
+    every, first = Resampled(table), Resampled(table[table.seed == 1])
+    low, high = (
+        np.subtract(*interval(each.drawn(STUDENT) - each.drawn(each.teacher("summarization")))[::-1])
+        for each in (first, every)
+    )
+    assert high > 2 * low
+    assert every.seeds(STUDENT) == [1, 2, 3]
+    assert every.score(STUDENT) == pytest.approx(
+        table[(table.preset == "dqlib") & (table.test_set == "test")].rougeL.mean()
+    )
+
+
+def test_tables_follow_from_the_rows(table):
+    drawn = Resampled(table)
+    (compared,) = comparisons_table(drawn).itertuples()
+    assert compared.baseline == "quantization-only"
+    assert compared.score > compared.baseline_score
+    assert compared.p_value < 0.001
+    kept = retention_table(drawn)
+    assert kept.preset.tolist() == ["dqlib", "quantization-only"]
+    assert ((kept.low < kept.retention) & (kept.retention < kept.high)).all()
+    lost = accumulation_table(drawn).iloc[0]
+    assert (lost.early, lost.late) == (0, 20)  # texts without a late part are left out
+    assert lost.p_value < 0.001
+    alike = similarity_table(drawn).set_index("preset")
+    assert alike.more_alike.tolist() == [0, 0.1]
+    assert (alike.loc["dqlib"].low, alike.loc["dqlib"].high) == (0.1, 0.1)
+
+
+def test_models_that_were_tested_on_other_documents_are_refused(table):
+    with pytest.raises(InputError, match="summarization"):
+        Resampled(table[(table.preset != "dqlib") | (table.document < 50)]).drawn(STUDENT)
+
+
+def test_p_values_of_a_family_are_corrected_as_holm_says():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("profile", ["laptop", "real"])
+def test_the_committed_tables_are_what_the_committed_scores_give(profile):
+    folder = committed() / load_settings(profile).results
+    if not (folder / SCORES).is_file():
+        pytest.skip(f"{folder.name} was published before it had {SCORES}")
+    claims, differences = recomputed(folder)
+    assert not differences
+    assert len(claims)
+    metrics, scores = pandas.read_csv(folder / TABLES / "metrics.csv"), Resampled(read_scores(folder / SCORES))
+    for model in scores.models:
+        rows = metrics[
+            (metrics.task == model.task) & (metrics.config == model.config) & (metrics.preset == model.preset)
+        ]
+        assert scores.score(model) == pytest.approx(rows.score.mean(), abs=0.01)
