@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from dqlib.cli.classification import agree_on_classes, classify, classify_arguments
-from dqlib.cli.inputs import add_columns, at_least_one, lines_of
+from dqlib.cli.inputs import add_columns, add_search, at_least_one, lines_of, search_of
 from dqlib.engines import ENGINES
+from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
 from dqlib.study.distill.arguments import Distillation, Test, add_options
 
@@ -142,6 +143,7 @@ def _texts_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens written at most (default: 64, or what the model has positions for)",
     )
     parser.add_argument("--batch-size", type=at_least_one, default=8, help="texts at a time (default: %(default)s)")
+    add_search(parser)
     parser.add_argument("--language", help="to write in, for a model of several (default: where the model starts)")
     parser.add_argument("--threads", type=at_least_one, help="of the engine (default: its own choice)")
 
@@ -160,8 +162,8 @@ def _generate(options: argparse.Namespace) -> int:
         engine.new_tokens(options.max_new_tokens)  # refuses what no batch could have
         while batch := list(islice(texts, options.batch_size)):
             outputs = engine.generate(
-                batch, num_beams=options.beams, max_new_tokens=options.max_new_tokens, languages=options.language,
-                batch_size=options.batch_size,
+                batch, max_new_tokens=options.max_new_tokens, languages=options.language,
+                batch_size=options.batch_size, **search_of(options),
             )  # fmt: skip
             for text, output in zip(batch, outputs, strict=True):
                 print(json.dumps({"input": text, "output": output}, ensure_ascii=False), flush=True)
@@ -172,11 +174,6 @@ def _agree_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", metavar="REFERENCE", help="folder of a model, whose tokenizer is used for both")
     parser.add_argument("folder", metavar="FOLDER", help="folder of the model that is compared with it")
     _texts_arguments(parser)
-    parser.add_argument(
-        "--early-stopping",
-        action="store_true",
-        help="let both end a beam search at as many finished texts as beams, the one rule that all engines have",
-    )
     add_columns(parser)
 
 
@@ -199,11 +196,10 @@ def _agree(options: argparse.Namespace) -> int:
         starts = first.starts(options.language, len(texts))
         written = []
         for engine in engines:
-            engine.early_stopping = options.early_stopping or engine.early_stopping
             batches = (slice(i, i + options.batch_size) for i in range(0, len(ids), options.batch_size))
             written.append([
                 row for part in batches
-                for row in engine.generate_ids(ids[part], num_beams=options.beams, max_new_tokens=new_tokens,
+                for row in engine.generate_ids(ids[part], max_new_tokens=new_tokens, **search_of(options),
                                                starts=None if starts is None else starts[part])
             ])  # fmt: skip
     print(agreement(*written))
@@ -249,8 +245,9 @@ def _options_named() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if error.field in ("language", "max_new_tokens", "encoder"):
-            raise InputError(f"--{error.field.replace('_', '-')}", error.value, error.allowed) from None
+        field = error.field.removeprefix("settings, ")
+        if field in ("language", "max_new_tokens", "encoder", *ASKED):
+            raise InputError(f"--{field.replace('_', '-')}", error.value, error.allowed) from None
         raise
 
 

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
 
 
@@ -29,6 +31,22 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", metavar="COLUMN", help="for a classifier: each line is a JSON object (JSON Lines), "
                         "which has the text under this name")  # fmt: skip
     parser.add_argument("--second", metavar="COLUMN", help="and the second text of a pair under this name")
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a search, which are the model's own where they are not given."""
+    for name, (kind, text) in ASKED.items():
+        how: dict[str, Any] = {"type": kind, "metavar": "N"}
+        if kind is bool:
+            how = {"action": "store_const", "const": True}
+        if kind is not list:
+            parser.add_argument(f"--{name.replace('_', '-')}", help=f"{text} (default: the model's own)", **how)
+
+
+def search_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What is asked for of a search."""
+    asked = {name: getattr(options, name, None) for name in ASKED}
+    return {"num_beams": options.beams, **{name: value for name, value in asked.items() if value is not None}}
 
 
 def texts_of(lines: Iterable[str], options: argparse.Namespace) -> Iterator[tuple[str, ...]]:

@@ -46,11 +46,16 @@ _SETTINGS = {
     "suppressed": "bad_words_ids",
 }
 
-#: Settings of a search that a call may ask for in place of the model's, by transformers' names for them.
-ASKED = (
-    *("early_stopping", "length_penalty", "no_repeat_ngram_size", "repetition_penalty", "min_new_tokens"),
-    "bad_words_ids",
-)
+#: Settings of a search that a call may ask for in place of the model's, by transformers' names for them: what each is,
+#: and what it does. All engines know all of them.
+ASKED: dict[str, tuple[type, str]] = {
+    "min_new_tokens": (int, "tokens written before the end, at least"),
+    "length_penalty": (float, "power of its length that a text's score is divided by, in a beam search"),
+    "early_stopping": (bool, "end a beam search at as many finished texts as beams, the rule that all engines have"),
+    "no_repeat_ngram_size": (int, "tokens that may be written once only in the same order"),
+    "repetition_penalty": (float, "above 1 for fewer tokens that are there already"),
+    "bad_words_ids": (list, "ids that may not be written, in this order"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +193,9 @@ class Engine(ABC):
         decoding: of the model.
         vocabulary_size: ids that the model knows, from 0 on.
         early_stopping: of the beam search, see :class:`Decoding`; the model's own until it is set.
-        serves: those of :data:`ASKED` that the engine knows.
     """
 
     name: ClassVar[str]
-    serves: ClassVar[tuple[str, ...]] = ASKED
     vocabulary_size: int
 
     def __init__(self, tokenizer: Tokenizer | None, decoding: Decoding) -> None:
@@ -240,8 +243,8 @@ class Engine(ABC):
             Ids for each text, without start and end.
 
         Raises:
-            InputError: a number is not allowed, the engine does not know a setting, or there is nothing to read: a text
-                is empty and the model has no end, or no encoder.
+            InputError: a number or a setting is not allowed, or there is nothing to read: a text is empty and the model
+                has no end, or no encoder.
         """
         decoding = self.asked(settings)
         longest, positions = self.new_tokens(max_new_tokens), self.decoding.positions
@@ -313,7 +316,7 @@ class Engine(ABC):
         """The model's decoding with settings of a call in place of its own.
 
         Raises:
-            InputError: a setting is not known, out of range, or none that the engine knows.
+            InputError: a setting is not known, or out of range.
         """
         plain = {each.name: each.default for each in fields(Decoding)}
         values: dict[str, Any] = {"early_stopping": self.early_stopping}
@@ -323,10 +326,6 @@ class Engine(ABC):
             checked_settings({name: value}, self.vocabulary_size, "settings")
             field = field_of(name)
             value = plain[field] if value is None else tuple(map(tuple, value)) if isinstance(value, list) else value
-            if name not in self.serves and value != plain[field]:
-                raise InputError(
-                    name, settings[name], f"left out for the engine {self.name}, or another engine be used"
-                )
             values[field] = value
         return replace(self.decoding, **values)
 

@@ -94,7 +94,7 @@ def export_onnx(
     if encoder is None:
         encoder = "int8" if _int8_serves(values, kind.of_encoder) else "packed"
     int8_encoder = rounded and encoder == "int8"
-    settings = decoding(model)
+    decoding = Decoding.exported(model, "onnxruntime").as_json()
     with atomic_folder(folder) as scratch:
         numbers = Numbers(scratch / WEIGHTS)
         graphs = kind(model.config, Weights(values, bits), numbers, rounded, int8_encoder)
@@ -110,7 +110,7 @@ def export_onnx(
             "head_dim": size,
             "vocabulary": model.config.vocab_size,
             "first_position": graphs.first_position,
-            "decoding": settings,
+            "decoding": decoding,
         }
         onnx.save(graphs.encoder(), scratch / ENCODER)
         onnx.save(graphs.decoder(), scratch / DECODER)
@@ -138,21 +138,6 @@ def _check(model_config: Any, bits: int | None, encoder: str | None) -> None:
     if encoder not in (None, *ENCODERS):
         raise InputError("encoder", encoder, f"one of {', '.join(ENCODERS)}")
     _GRAPHS[model_config.model_type].check(model_config)
-
-
-def decoding(model: PreTrainedModel) -> dict[str, Any]:
-    """What a model's configuration says of decoding, as transformers reads it.
-
-    Raises:
-        InputError: it says something that this engine does not do.
-    """
-    settings = model.generation_config
-    for field, plain in (("no_repeat_ngram_size", 0), ("repetition_penalty", 1.0), ("bad_words_ids", [])):
-        if (getattr(settings, field) or plain) != plain:
-            raise InputError(field, getattr(settings, field), f"{plain} for the engine onnxruntime")
-    if settings.early_stopping == "never":
-        raise InputError("early_stopping", "never", "True or False for the engine onnxruntime")
-    return Decoding.exported(model, "onnxruntime").as_json()
 
 
 def _int8_serves(values: dict[str, Quantized | torch.Tensor], of_encoder: str) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import onnxruntime
 
+from dqlib.engines import rules
 from dqlib.engines.base import Decoding, Engine
 from dqlib.errors import InputError
 from dqlib.storage.manifest import check_files, opened
@@ -45,7 +46,6 @@ class OnnxEngine(Engine):
     """
 
     name = "onnxruntime"
-    serves = ("early_stopping", "length_penalty", "min_new_tokens")
 
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         self.folder = Path(folder)
@@ -104,8 +104,6 @@ class OnnxEngine(Engine):
         max_new_tokens: int,
         decoding: Decoding,
     ) -> list[list[int]]:
-        if decoding.early_stopping == "never":
-            raise InputError("early_stopping", "never", f"True or False for the engine {self.name}")
         steps = self._read_source(sources, num_beams, max_new_tokens)
         own_starts = cast("list[int]", starts)  # as all models here have an encoder
         if num_beams == 1:
@@ -118,19 +116,21 @@ class OnnxEngine(Engine):
         ends, pad, shortest = decoding.ends, decoding.pad, decoding.min_new_tokens
         tokens: np.ndarray = np.array(starts)
         done: np.ndarray = np.zeros(len(starts), bool)
-        written = np.full((len(starts), longest), pad)
+        written = np.full((len(starts), 1 + longest), pad)
+        written[:, 0] = starts
         for n in range(longest):
             logits = steps.logits(tokens)
+            rules.apply(logits, written[:, : n + 1], decoding)
             forced = self._forced(n, longest)
             if n < shortest:
                 logits[:, ends] = -np.inf
             tokens = logits.argmax(-1) if forced is None else np.full(len(starts), forced)
             tokens = np.where(done, pad, tokens)
-            written[:, n] = tokens
+            written[:, n + 1] = tokens
             done |= np.isin(tokens, ends)
             if done.all():
                 break
-        return written[:, : n + 1].tolist()
+        return written[:, 1 : n + 2].tolist()
 
     def _beams(self, steps: _Steps, starts: list[int], beams: int, longest: int, decoding: Decoding) -> list[list[int]]:
         """The beam search of transformers, all texts at once; its names where there are any.
@@ -148,11 +148,10 @@ class OnnxEngine(Engine):
         improvable: np.ndarray = np.ones((texts, 1), bool)
         among_best = np.arange(keep) < beams
         tokens: np.ndarray = np.repeat(starts, beams)
-        row, early_stopping = np.arange(texts)[:, None], cast(bool, decoding.early_stopping)
+        row, early_stopping = np.arange(texts)[:, None], decoding.early_stopping is True
         for n in range(longest):
-            values, candidates = self._candidates(
-                steps, tokens, n, longest, keep, decoding.min_new_tokens
-            )  # (rows, few)
+            written = np.column_stack([np.repeat(starts, beams), running[:, :, :n].reshape(texts * beams, n)])
+            values, candidates = self._candidates(steps, tokens, written, longest, keep, decoding)  # (rows, few)
             few = values.shape[-1]
             values = values.reshape(texts, beams, few) + running_scores[:, :, None]
             order = np.argsort(-values.reshape(texts, -1), axis=-1, kind="stable")[:, :keep]
@@ -177,7 +176,8 @@ class OnnxEngine(Engine):
             finished = np.concatenate([finished, sequences], axis=1)[row, kept]
             scores, is_finished = merged[row, kept], np.concatenate([is_finished, ended], axis=1)[row, kept]
 
-            hope = running_scores[:, :1] / np.float32((n + 1) ** power)
+            most = longest if decoding.early_stopping == "never" and power > 0 else n + 1
+            hope = running_scores[:, :1] / np.float32(most**power)
             worst = np.where(is_finished, scores.min(axis=1, keepdims=True), _NEVER)
             improvable &= (hope > worst).any(-1, keepdims=True)
             if not improvable.any() or (is_finished.all() and early_stopping) or stops.all():
@@ -187,19 +187,24 @@ class OnnxEngine(Engine):
         return finished[:, 0].tolist()
 
     def _candidates(
-        self, steps: _Steps, tokens: np.ndarray, n: int, longest: int, keep: int, shortest: int
+        self, steps: _Steps, tokens: np.ndarray, written: np.ndarray, longest: int, keep: int, decoding: Decoding
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities and ids of each row's best tokens, (rows, few)."""
-        ends = self.decoding.ends
-        few = min(keep + (len(ends) if n < shortest else 0), self.vocabulary_size)
-        values, candidates = steps.best(tokens, few)
+        ends, n = decoding.ends, written.shape[1] - 1
+        few = min(keep + (len(ends) if n < decoding.min_new_tokens else 0), self.vocabulary_size)
+        if rules.looks_back(decoding):
+            scores = rules.log_probabilities(steps.logits(tokens))
+            rules.apply(scores, written, decoding)
+            values, candidates = rules.best(scores, few)
+        else:
+            values, candidates = steps.best(tokens, few)
         forced = self._forced(n, longest)
         if forced is not None:
             candidates = np.broadcast_to(np.arange(few), values.shape) + (np.arange(few) >= forced)
             candidates[:, 0] = forced
             values = np.full_like(values, -np.inf)
             values[:, 0] = 0.0
-        elif n < shortest:
+        elif n < decoding.min_new_tokens:
             values = np.where(np.isin(candidates, ends), -np.inf, values)
         return values, candidates
 

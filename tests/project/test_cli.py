@@ -15,6 +15,7 @@ import torch
 
 from dqlib.cli import COMMANDS, main, parser
 from dqlib.engines import ENGINES, load_classifier, load_engine
+from dqlib.engines.torch_engine import TorchEngine
 from dqlib.errors import InputError
 from dqlib.storage.account import fp32_bytes_of
 from dqlib.storage.footprint import fp32_size_bytes
@@ -422,3 +423,16 @@ main(["distill", "checkpoint", "out", "--train", "pairs.jsonl", "--config", "2-2
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert made.stderr.strip() == expected
+
+
+def test_a_search_is_asked_for_by_options(packed, tmp_path, capsys):
+    (tmp_path / "texts").write_text("return the sum\n")
+    asked = {"min_new_tokens": 6, "no_repeat_ngram_size": 1, "repetition_penalty": 1.5, "length_penalty": 2.0}
+    options = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", value)]
+    call = ("--input", tmp_path / "texts", "--max-new-tokens", 8, "--beams", 2)
+    expected = TorchEngine(load_packed(packed / "bart"), load_tokenizer(packed / "bart")).generate(
+        ["return the sum"], num_beams=2, max_new_tokens=8, early_stopping=True, **asked
+    )
+    (answer,) = generated(capsys, packed / "bart", *call, "--early-stopping", *options)
+    assert [answer["output"]] == expected
+    assert "--length-penalty: inf" in refused(capsys, "generate", packed / "bart", *call, "--length-penalty", "inf")
