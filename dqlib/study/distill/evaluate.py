@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from dqlib.study.corpora import hub
 from dqlib.study.corpora.files import rows_of_file
 from dqlib.study.corpora.rows import Row
 from dqlib.study.distill.arguments import Test, arguments_of
-from dqlib.study.distill.parameters import OPTIONS, SOURCE_TOKENS, data_of
+from dqlib.study.distill.parameters import SOURCE_TOKENS, columns_of, data_of
 from dqlib.study.evaluation import classification, perplexity
 from dqlib.study.evaluation.bootstrap import two_sided
 from dqlib.study.evaluation.records import Line, Scores
@@ -30,6 +29,7 @@ from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.process.exit_codes import exit_code
 from dqlib.study.report.names import METRIC_NAMES
 from dqlib.study.report.scores import resampled_headline
+from dqlib.study.training.classification import encode
 from dqlib.study.training.loop import make_accelerator
 
 #: Draws of the test texts, of an interval.
@@ -67,10 +67,7 @@ def evaluate(arguments: Test) -> pandas.DataFrame:
 
 def _rows(arguments: Test, kind: str) -> tuple[list[Row], S.Corpus]:
     """The rows that are tested, and the parameters of their corpus."""
-    columns = {theirs: getattr(arguments, ours) for ours, theirs in OPTIONS[kind].items()}
-    for ours, theirs in OPTIONS[kind].items():
-        if columns[theirs] is None and ours != "second":
-            raise InputError(f"--{ours}", None, f"the name of a column, for {S.KINDS[kind].description}")
+    columns = columns_of(arguments, kind)
     more: dict[str, Any] = {"vocab_size": 1, "tokenizer": arguments.model, "prefix": arguments.prefix or ""}
     more["source_tokens"] = arguments.source_tokens or SOURCE_TOKENS
     more["languages"] = [arguments.language] if arguments.language else []
@@ -98,18 +95,21 @@ def _tested(
     if tokenizer is None:
         raise InputError("model", str(folder), "a model with a tokenizer")
     positions = min(corpus.source_tokens, model.config.max_position_embeddings)
-    spec: Any = SimpleNamespace(form=S.KINDS[kind], corpus=SimpleNamespace(source_tokens=positions))
-    labels = [str(name).removeprefix("LABEL_") for _, name in sorted((model.config.id2label or {}).items())]
-    held: Any = SimpleNamespace(tokenizer=tokenizer, labels=labels)
-    evaluation, accelerator = S.Evaluation(batch_size=arguments.batch_size), make_accelerator(0)
+    accelerator = make_accelerator(0)
     model.to(accelerator.device)
     if kind == "classification":
+        labels = [str(name).removeprefix("LABEL_") for _, name in sorted((model.config.id2label or {}).items())]
         for row in rows:
             if row["target"] not in labels:
                 raise InputError("--label", row["target"], f"the column of a class: {', '.join(labels[:20])}")
-        chances = classification.probabilities(model, rows, evaluation, spec, held, accelerator, str(folder))
+        examples = encode(rows, tokenizer, labels, positions)
+        chances = classification.probabilities(
+            model, examples, tokenizer, arguments.batch_size, accelerator, str(folder)
+        )
         return classification.class_scores(rows, chances, labels, BOOTSTRAP)
-    measured = perplexity.document_losses(model, rows, evaluation, spec, held, accelerator, str(folder))
+    measured = perplexity.document_losses(
+        model, rows, tokenizer, positions, arguments.batch_size, accelerator, str(folder)
+    )
     return perplexity.text_scores(rows, measured, BOOTSTRAP, f"windows of {positions} tokens")
 
 

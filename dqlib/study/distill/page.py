@@ -6,12 +6,10 @@ import html
 import math
 import re
 import shlex
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 
 import pandas
 import torch
@@ -32,7 +30,7 @@ from dqlib.study.evaluation.records import FALLING, metrics_table, read_predicti
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import FIGURES
 from dqlib.study.pipeline.study import Study
-from dqlib.study.report.engines import measured, weight_bytes
+from dqlib.study.report.engines import measured, timed
 from dqlib.study.report.figures import training_curves
 from dqlib.study.report.names import METRIC_NAMES, percent
 from dqlib.study.report.pages import markdown_table, short_table
@@ -65,13 +63,10 @@ def measure(study: Study, folders: Mapping[str, Path]) -> str:
     rows = corpus.splits["test"][:TIMED]
     examples = training_of(spec.form).encode(rows, corpus, spec.corpus)[:TIMED]
     if spec.form.labels:
-        ids = [torch.tensor([example.source]) for example in examples]
-        calls = {name: load_model(folder)[0] for name, folder in folders.items()}
-        times = {name: _seconds(lambda each, model=model: model(input_ids=each), ids) for name, model in calls.items()}
-        table = pandas.DataFrame([
-            {"engine": name, "size (MB)": weight_bytes(folders[name]) / 1e6, "time per text (ms)": 1000 * seconds}
-            for name, seconds in times.items()
-        ]).set_index("engine").round(2)  # fmt: skip
+        models = {name: load_model(folder)[0] for name, folder in folders.items()}
+        calls = {name: lambda ids, model=model: model(torch.tensor([ids])).logits for name, model in models.items()}
+        with torch.no_grad():
+            table, _ = timed(calls, folders, [example.source for example in examples], TURNS)
         return table.to_csv(lineterminator="\n")
     engines = {name: load_engine(folder) for name, folder in folders.items()}
     positions, tokens = spec.model.max_positions, spec.corpus.target_tokens
@@ -81,18 +76,6 @@ def measure(study: Study, folders: Mapping[str, Path]) -> str:
     sources = [example.source for example in examples] if spec.form.writes else sources
     table = measured(engines, folders, sources, spec.evaluate.beams, min(tokens, positions - 1), TURNS)
     return table.to_csv(lineterminator="\n")
-
-
-@torch.no_grad()
-def _seconds(call: Callable[[torch.Tensor], object], inputs: Sequence[torch.Tensor]) -> float:
-    """Median of the seconds of a call, after a turn that is not counted."""
-    times = []
-    for turn in range(TURNS + 1):
-        for each in inputs:
-            began = time.perf_counter()
-            call(each)
-            times += [time.perf_counter() - began] if turn else []
-    return median(times)
 
 
 def write_report(study: Study, student: Path, out: Path, latency: pandas.DataFrame, arguments: Distillation) -> None:

@@ -175,16 +175,7 @@ class Checkpoint:
         Raises:
             InputError: a column is not named, or is one of another kind; a language or a prefix has to be named.
         """
-        options = OPTIONS[self.kind]
-        for name in sorted({name for each in OPTIONS.values() for name in each}):
-            value, wanted = getattr(columns, name), name in options
-            if value is None and wanted and name not in _OPTIONAL:
-                raise InputError(f"--{name}", None, f"the name of a column, for {self.form.description}")
-            if value is not None and not wanted:
-                allowed = f"left out, since {self.name} is of {self.form.description}"
-                raise InputError(f"--{name}", value, allowed)
-        corpus: dict[str, Any] = {theirs: getattr(columns, ours) for ours, theirs in options.items()}
-        corpus |= self.lengths(columns)
+        corpus: dict[str, Any] = columns_of(columns, self.kind) | self.lengths(columns)
         if self.form.labels:
             return corpus | {"labels": self.labels}
         return corpus | self._of_texts(columns) if self.form.writes else corpus
@@ -211,6 +202,22 @@ class Checkpoint:
         """The parameters of a test."""
         beams = columns.beams or (self.settings.get("num_beams", 4) if self.form.writes else 1)
         return {"documents": columns.documents, "beams": beams, "batch_size": columns.batch_size}
+
+
+def columns_of(columns: Columns, kind: str) -> dict[str, str | None]:
+    """The parameters of a corpus that name its columns, for a model of a kind.
+
+    Raises:
+        InputError: a column is not named, or is one of another kind.
+    """
+    options, description = OPTIONS[kind], KINDS[kind].description
+    for name in sorted({name for each in OPTIONS.values() for name in each}):
+        value, wanted = getattr(columns, name), name in options
+        if value is None and wanted and name not in _OPTIONAL:
+            raise InputError(f"--{name}", None, f"the name of a column, for {description}")
+        if value is not None and not wanted:
+            raise InputError(f"--{name}", value, f"left out, for {description}")
+    return {theirs: getattr(columns, ours) for ours, theirs in options.items()}
 
 
 def data_of(columns: Columns, **files: str | None) -> dict[str, Any]:

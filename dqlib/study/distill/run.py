@@ -137,7 +137,7 @@ class Command:
         quiet()
         self._check()
         steps = self.arguments.steps or self._asked.get("chosen_steps")
-        study = self._study(steps or 1)
+        study = self._study(steps)
         self._check_sizes(study, load_corpus(study.corpus()))
         study.pretrained()
         self._check_exports(study)
@@ -186,22 +186,22 @@ class Command:
         paths = {name: Path(asking[name]).expanduser() for name in ("checkpoint", *SPLITS) if asking[name]}
         return asking | {name: str(path.absolute()) for name, path in paths.items() if path.exists()}
 
-    @property
+    @cached_property
     def _asked(self) -> dict[str, Any]:
-        """What the folder was made with, and the steps that were chosen where the arguments are the same."""
+        """What the folder was made with before, and the steps that were chosen where the arguments are the same."""
         path = self.out / ARGUMENTS
         asked = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         same = {name: value for name, value in asked.items() if name != "chosen_steps"} == self._asking
         return asked if same else asked | {"chosen_steps": None} if asked else {}
 
-    def _study(self, steps: int) -> Study:
-        """The study with so many steps; its parameters are checked, and then written."""
-        task, content = parameters(self.arguments, steps)
+    def _study(self, steps: int | None) -> Study:
+        """The study with so many steps, one where they are not chosen yet; its parameters are checked, and written."""
+        task, content = parameters(self.arguments, steps or 1)
         settings = S.settings_of(content | {"folder": str(self.work)})
         text = yaml.safe_dump(content | {"folder": str(self.work)}, sort_keys=False, allow_unicode=True)
         write_text(self.out / PARAMS, text)
-        chosen = {"chosen_steps": steps if steps > 1 or self.arguments.steps else self._asked.get("chosen_steps")}
-        write_text(self.out / ARGUMENTS, json.dumps(self._asking | chosen, indent=1, ensure_ascii=False) + "\n")
+        asked = self._asking | {"chosen_steps": steps}
+        write_text(self.out / ARGUMENTS, json.dumps(asked, indent=1, ensure_ascii=False) + "\n")
         return Study(str(self.out / PARAMS), task, settings)
 
     def _check_sizes(self, study: Study, corpus: LoadedCorpus) -> None:

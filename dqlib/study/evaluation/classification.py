@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation.bootstrap import interval, resampled_sums
+from dqlib.study.evaluation.generation import own_batches
 from dqlib.study.evaluation.records import Detail, Line, Scores, places, scores_of, write_scores
 from dqlib.study.params import settings as S
-from dqlib.study.process.progress import report
-from dqlib.study.training.kinds import training_of
+from dqlib.study.training.classification import TRAINING, encode
+from dqlib.study.training.examples import Example
 
 #: What each metric is, as details have it.
 SIGNATURES = {
@@ -42,7 +43,8 @@ def score(
         The scores on the main process, None on the others.
     """
     rows = corpus.test_rows(evaluation.documents)
-    chances = probabilities(model, rows, evaluation, spec, corpus, accelerator, name)
+    examples = encode(rows, corpus.tokenizer, corpus.labels, spec.corpus.source_tokens)
+    chances = probabilities(model, examples, corpus.tokenizer, evaluation.batch_size, accelerator, name)
     if not accelerator.is_main_process:
         return None
     scores, lines = class_scores(rows, chances, corpus.labels, evaluation.bootstrap)
@@ -53,27 +55,20 @@ def score(
 @torch.no_grad()
 def probabilities(
     model: PreTrainedModel,
-    rows: Sequence[Row],
-    evaluation: S.Evaluation,
-    spec: S.Task,
-    corpus: LoadedCorpus,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerFast,
+    batch_size: int,
     accelerator: Accelerator,
     name: str,
 ) -> np.ndarray:
-    """Probability of each class for each row, (rows, classes), shared by the processes; all of them get the whole."""
+    """Probability of each class for each text, (texts, classes), shared by the processes; all of them get the whole."""
     model.eval()
-    kind = training_of(spec.form)
-    examples, collate = kind.encode(rows, corpus, spec.corpus), kind.collate(corpus.tokenizer)
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].source))
-    batches = [order[i : i + evaluation.batch_size] for i in range(0, len(order), evaluation.batch_size)]
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    collate = TRAINING.collate(tokenizer)
     found: list[tuple[int, list[float]]] = []
-    for number, indices in enumerate(mine, start=1):
+    for indices in own_batches(examples, batch_size, accelerator, name):
         batch = collate([examples[i] for i in indices]).to(accelerator.device)
         chances = torch.softmax(model(**batch.inputs()).logits.float(), dim=-1)
         found += zip(indices, chances.tolist(), strict=True)
-        if accelerator.is_main_process:
-            report(name, number, len(mine))
     return np.array([chances for _, chances in sorted(gather_object(found))])
 
 

@@ -1,8 +1,8 @@
-"""Beam search over test documents, shared by the processes."""
+"""Test documents shared by the processes, and beam search over them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +13,22 @@ from dqlib.generation import OneSourceCache
 from dqlib.study.params import settings as S
 from dqlib.study.process.progress import report
 from dqlib.study.training.batches import Example, collate
+
+
+def own_batches(
+    examples: Sequence[Example], batch_size: int, accelerator: Accelerator, name: str
+) -> Iterator[list[int]]:
+    """Numbers of the examples of each batch of this process, sources of about one length together.
+
+    Each batch is reported as done when the next one is asked for.
+    """
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].source))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    for number, indices in enumerate(mine, start=1):
+        yield indices
+        if accelerator.is_main_process:
+            report(name, number, len(mine))
 
 
 @torch.no_grad()
@@ -30,11 +46,8 @@ def generate(
     Each text starts from its example's own token, so one batch may hold several languages.
     """
     model.eval()
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].source))
-    batches = [order[i : i + evaluation.batch_size] for i in range(0, len(order), evaluation.batch_size)]
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
     produced: list[tuple[int, str]] = []
-    for number, indices in enumerate(mine, start=1):
+    for indices in own_batches(examples, evaluation.batch_size, accelerator, name):
         batch = collate([examples[i] for i in indices], tokenizer.pad_token_id).to(accelerator.device)
         output = model.generate(
             input_ids=batch.input_ids,
@@ -46,6 +59,4 @@ def generate(
             do_sample=False,
         )
         produced += zip(indices, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True)
-        if accelerator.is_main_process:
-            report(name, number, len(mine))
     return [text.strip() for _, text in sorted(gather_object(produced))]

@@ -24,17 +24,16 @@ from dqlib.losses import IGNORED_LABEL
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation.bootstrap import interval, resampled_sums
+from dqlib.study.evaluation.generation import own_batches
 from dqlib.study.evaluation.records import Detail, Line, Scores, places, scores_of, write_scores
 from dqlib.study.params import settings as S
-from dqlib.study.process.progress import report
 from dqlib.study.training.examples import Example
-from dqlib.study.training.kinds import training_of
-from dqlib.study.training.language_modelling import stream
+from dqlib.study.training.language_modelling import TRAINING, stream
 
 
-def stride_of(corpus: S.Corpus) -> int:
-    """Tokens that one window begins after the one before it: half of a window."""
-    return corpus.source_tokens // 2
+def stride_of(length: int) -> int:
+    """Tokens that one window of ``length`` begins after the one before it: half of them."""
+    return length // 2
 
 
 def score(
@@ -52,10 +51,11 @@ def score(
         The scores on the main process, None on the others.
     """
     rows = corpus.test_rows(evaluation.documents)
-    measured = document_losses(model, rows, evaluation, spec, corpus, accelerator, name)
+    length, batch_size = spec.corpus.source_tokens, evaluation.batch_size
+    measured = document_losses(model, rows, corpus.tokenizer, length, batch_size, accelerator, name)
     if not accelerator.is_main_process:
         return None
-    signature = f"windows of {spec.corpus.source_tokens} tokens, stride {stride_of(spec.corpus)}"
+    signature = f"windows of {length} tokens, stride {stride_of(length)}"
     scores, lines = text_scores(rows, measured, evaluation.bootstrap, signature)
     write_scores(scores, lines, folder)
     return scores
@@ -89,31 +89,27 @@ def windows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, length: int
 def document_losses(
     model: PreTrainedModel,
     rows: Sequence[Row],
-    evaluation: S.Evaluation,
-    spec: S.Task,
-    corpus: LoadedCorpus,
+    tokenizer: PreTrainedTokenizerFast,
+    length: int,
+    batch_size: int,
     accelerator: Accelerator,
     name: str,
 ) -> np.ndarray:
     """Nats, tokens and bytes of each document, (documents, 3); shared by the processes, all of them get the whole."""
     model.eval()
-    collate = training_of(spec.form).collate(corpus.tokenizer)
-    every = windows(rows, corpus.tokenizer, spec.corpus.source_tokens, stride_of(spec.corpus))
-    every.sort(key=lambda window: len(window.example.source))
-    batches = [every[i : i + evaluation.batch_size] for i in range(0, len(every), evaluation.batch_size)]
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    collate = TRAINING.collate(tokenizer)
+    every = windows(rows, tokenizer, length, stride_of(length))
+    examples = [window.example for window in every]
     found: list[tuple[int, float, int]] = []
-    for number, some in enumerate(mine, start=1):
-        batch = collate([window.example for window in some]).to(accelerator.device)
+    for indices in own_batches(examples, batch_size, accelerator, name):
+        batch = collate([examples[i] for i in indices]).to(accelerator.device)
         logits = model(**batch.inputs()).logits.float()
         nats = torch.nn.functional.cross_entropy(
             logits.transpose(1, 2), batch.labels, ignore_index=IGNORED_LABEL, reduction="none"
         )
-        for window, losses in zip(some, nats.double(), strict=True):
+        for window, losses in zip([every[i] for i in indices], nats.double(), strict=True):
             end = len(window.example.source)
             found.append((window.document, float(losses[end - window.new : end].sum()), window.new))
-        if accelerator.is_main_process:
-            report(name, number, len(mine))
     measured: np.ndarray = np.zeros((len(rows), 3))
     for document, loss, tokens in sorted(gather_object(found)):
         measured[document, :2] += loss, tokens

@@ -260,7 +260,7 @@ class _Timed:
         if not blocks:
             return info["sizes"]["test"]
         share = min(1.0, (evaluation.documents or math.inf) / info["sizes"]["test"])
-        return math.ceil(share * info["tokens"]["test"] / stride_of(self.spec.corpus))
+        return math.ceil(share * info["tokens"]["test"] / stride_of(self.spec.corpus.source_tokens))
 
     def _batch(self, examples: Sequence[Example]) -> ModelBatch:
         return self.kind.collate(None)(examples)

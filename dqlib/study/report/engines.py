@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import pandas
 
 from dqlib.engines.agreement import agreement
 from dqlib.engines.base import Engine
 from dqlib.storage.manifest import kind_of, packed_size_bytes
+
+T = TypeVar("T")
 
 #: Endings of what is no weight: configurations, vocabularies, tokenizers.
 _NO_WEIGHTS = frozenset({".json", ".model", ".txt", ".jinja", ".csv", ".jsonl"})
@@ -50,26 +53,43 @@ def measured(
     """
     ids = [text for text in texts if not isinstance(text, str)]
     ids = ids or next(iter(engines.values())).encode([text for text in texts if isinstance(text, str)])
-    written: dict[str, list[list[int]]] = {}
-    times: dict[str, list[float]] = {name: [] for name in engines}
+    for engine in engines.values():
+        engine.early_stopping = True
+    calls = {
+        name: lambda row, engine=engine: engine.generate_ids([row], num_beams=beams, max_new_tokens=max_new_tokens)[0]
+        for name, engine in engines.items()
+    }
+    table, written = timed(calls, folders, ids, repeats)
+    same = [agreement(written[0], each) for each in written]
+    table["tokens that agree (%)"] = [round(100 * each.part, 2) for each in same]
+    table["choices that agree (%)"] = [round(100 * each.part_of_choices, 2) for each in same]
+    return table
+
+
+def timed(
+    calls: Mapping[str, Callable[[list[int]], T]], folders: Mapping[str, Path], texts: Sequence[list[int]], repeats: int
+) -> tuple[pandas.DataFrame, list[list[T]]]:
+    """Size and time of models on the same texts, one at a time, in turns.
+
+    Args:
+        calls: what each model does with the ids of a text, by its name.
+        folders: of the models.
+        texts: their ids.
+        repeats: turns of each, after one that is not counted.
+
+    Returns:
+        One row per model: size (MB), time per text (ms), the median of the turns; and what each gave for each text.
+    """
+    given: dict[str, list[T]] = {}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
-        for name, engine in engines.items():
-            engine.early_stopping = True
+        for name, call in calls.items():
             began = time.perf_counter()
-            written[name] = [
-                engine.generate_ids([row], num_beams=beams, max_new_tokens=max_new_tokens)[0] for row in ids
-            ]
+            given[name] = [call(text) for text in texts]
             times[name] += [time.perf_counter() - began] if turn else []
-    first = next(iter(written.values()))
-    rows = []
-    for name in engines:
-        same = agreement(first, written[name])
-        row = {
-            "engine": name,
-            "size (MB)": weight_bytes(folders[name]) / 1e6,
-            "time per text (ms)": 1000 * median(times[name]) / max(len(ids), 1),
-            "tokens that agree (%)": 100 * same.part,
-            "choices that agree (%)": 100 * same.part_of_choices,
-        }
-        rows.append(row)
-    return pandas.DataFrame(rows).set_index("engine").round(2)
+    rows = [
+        {"engine": name, "size (MB)": weight_bytes(folders[name]) / 1e6,
+         "time per text (ms)": 1000 * median(times[name]) / max(len(texts), 1)}
+        for name in calls
+    ]  # fmt: skip
+    return pandas.DataFrame(rows).set_index("engine").round(2), list(given.values())

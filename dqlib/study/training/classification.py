@@ -78,11 +78,17 @@ def _planned(spec: S.Task, pretraining: bool) -> PreTrainedModel:
 
 
 def _encode(rows: Sequence[Row], corpus: LoadedCorpus, spec: S.Corpus) -> list[Example]:
-    """Texts, or pairs of texts, cut to the corpus's length, with the number of their class."""
-    numbers = {label: number for number, label in enumerate(corpus.labels)}
+    return encode(rows, corpus.tokenizer, corpus.labels, spec.source_tokens)
+
+
+def encode(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, labels: Sequence[str], length: int
+) -> list[Example]:
+    """Texts, or pairs of texts, cut to ``length`` tokens, with the number of their class among ``labels``."""
+    numbers = {label: number for number, label in enumerate(labels)}
     if not rows:
         return []
-    sources = _ids(rows, corpus.tokenizer, spec.source_tokens)
+    sources = _ids(rows, tokenizer, length)
     return [Example(ids, [numbers[row["target"]]]) for ids, row in zip(sources, rows, strict=True)]
 
 
