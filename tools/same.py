@@ -23,13 +23,15 @@ from dqlib.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "same"
-TASKS = ("summarization", "eli5", "translation")
 
 #: Names of the files whose bytes are compared.
 COMPARED = ("model.safetensors", "record.json", "details.json", "predictions.jsonl")
 
-#: Prints the hash of the code that stands in the current folder.
-HASH = "from dqlib.study.params.identity import code_hash; print(code_hash())"
+#: Prints the hash of the code that stands in the current folder, and the tasks of its smoke profile.
+ASKED = (
+    "from dqlib.study.params.identity import code_hash; from dqlib.study.params.settings import load_settings; "
+    "print(code_hash(), *load_settings('smoke').tasks)"
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -79,14 +81,15 @@ def _of_working_tree() -> dict[str, str]:
 def _digests(tree: Path) -> dict[str, str]:
     """Run the smoke study in a tree, and give the SHA-256 of what it made, and its code's as ``code``."""
     environment = os.environ | {"PYTHONPATH": str(tree)}
-    code = subprocess.run([sys.executable, "-c", HASH], cwd=tree, env=environment, check=True, stdout=subprocess.PIPE)
-    for task in TASKS:
+    asked = subprocess.run([sys.executable, "-c", ASKED], cwd=tree, env=environment, check=True, stdout=subprocess.PIPE)
+    code, *tasks = asked.stdout.decode().split()
+    for task in tasks:
         command = [sys.executable, "-m", "dqlib.study", "make", "students", "--params", "smoke", "--task", task]
         subprocess.run(command, cwd=tree, env=environment, check=True)
     runs = tree / "runs" / "smoke"
     files = (path for path in sorted(runs.rglob("*")) if path.name in COMPARED)
     digests = {str(path.relative_to(runs)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    return {"code": code.stdout.decode().strip()} | digests
+    return {"code": code} | digests
 
 
 def _fresh(folder: Path) -> Path:

@@ -20,7 +20,6 @@ MAKERS = {
     "corpus-shared": "corpora",
     "pretrain": "training",
     "teacher": "evaluation",
-    "teacher-reader": "evaluation",
     "pseudo-labels": "evaluation",
     "students": "evaluation",
     "benchmark": "evaluation",

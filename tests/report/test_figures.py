@@ -94,9 +94,10 @@ def test_presets_that_are_not_built_in_are_drawn_apart_in_the_figure_of_the_benc
 
 def test_training_curves_show_every_row_of_the_log_and_name_what_they_measure():
     steps = range(1, 9)
-    log = {"logits": [4.8, 2.0, 1.0, *[0.4] * 5], "step": steps, "preset": "dqlib", "model": "2-2-8 1-1"}
-    small = {"logits": [0.0003, *[0.01] * 7], "step": steps, "preset": "dqlib", "model": "8-8-8 2-4"}
+    log = {"logits": [4.8, 2.0, 1.0, *[0.4] * 5], "step": steps, "model": "2-2-8 1-1"}
+    small = {"logits": [0.0003, *[0.01] * 7], "step": steps, "model": "8-8-8 2-4"}
     curves = pandas.concat([pandas.DataFrame(log), pandas.DataFrame(small)])
+    curves = curves.assign(preset="dqlib", task_name="summarization")
     (axes,) = figures.training_curves(curves).axes
     low, high = axes.get_ylim()
     assert low < 0.0003

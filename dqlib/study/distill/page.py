@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -26,9 +25,11 @@ from dqlib.storage.reading import SAFETENSORS
 from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.distill.arguments import Distillation
 from dqlib.study.evaluation.bootstrap import two_sided
+from dqlib.study.evaluation.perplexity import perplexity_of
 from dqlib.study.evaluation.records import FALLING, metrics_table, read_predictions
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import FIGURES
+from dqlib.study.params.tasks import kind_of
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.engines import measured, timed
 from dqlib.study.report.figures import training_curves
@@ -46,9 +47,7 @@ SHOWN, TIMED, TURNS, LONGEST = 10, 4, 2, 300
 #: Tokens that a language model writes where it is timed.
 CONTINUATION = 32
 
-#: What Hugging Face calls the tasks, and our metrics.
-_PIPELINE_TAGS = {"translation": "translation", "classes": "text-classification", "language": "text-generation"}
-_AUTO_CLASSES = {"classes": "AutoModelForSequenceClassification", "language": "AutoModelForCausalLM"}
+#: What Hugging Face calls our metrics.
 _METRICS = {"rougeL": "rouge", "bleu": "bleu", "accuracy": "accuracy", "perplexity": "perplexity"}
 
 
@@ -141,11 +140,11 @@ def _texts(models: Sequence[Trained]) -> str:
             for one, other in zip(theirs, ours, strict=True)
         ]  # fmt: skip
     else:
-        perplexity = lambda line: f"{math.exp(line['nats'] / max(line['tokens'], 1)):.2f}"  # noqa: E731
         rows = [
-            {"text": _cell(one["source"]), "teacher's perplexity": perplexity(one), "student's": perplexity(other)}
+            {"text": _cell(one["source"]), "teacher's perplexity": f"{perplexity_of(one):.2f}",
+             "student's": f"{perplexity_of(other):.2f}"}
             for one, other in zip(theirs, ours, strict=True)
-        ]
+        ]  # fmt: skip
     return f"## The first {len(rows)} test texts\n\n{markdown_table(pandas.DataFrame(rows))}"
 
 
@@ -207,7 +206,8 @@ def _card(models: Sequence[Trained], latency: pandas.DataFrame, out: Path, argum
     """A model card in Hugging Face's form: what machines read of it first, then what people do."""
     teacher, student = (model.record for model in models)
     metric = {"name": METRIC_NAMES[student.headline], "type": _METRICS[student.headline], "value": student.score}
-    task = {"type": _PIPELINE_TAGS.get(student.task, "text2text-generation")}
+    form = kind_of(student.task)
+    task = {"type": "translation" if models[0].language else form.tag}
     result = {"task": task, "dataset": {"name": student.corpus, "type": student.corpus}, "metrics": [metric]}
     hub = not Path(arguments.checkpoint).is_dir()
     head = {
@@ -219,7 +219,6 @@ def _card(models: Sequence[Trained], latency: pandas.DataFrame, out: Path, argum
         "metrics": [metric["type"]],
         "model-index": [{"name": out.name, "results": [result]}],
     }
-    auto = _AUTO_CLASSES.get(student.task, "AutoModelForSeq2SeqLM")
     return f"""---
 {yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---
 
@@ -233,9 +232,9 @@ def _card(models: Sequence[Trained], latency: pandas.DataFrame, out: Path, argum
 
 ```python
 import dqlib
-from transformers import {auto}, AutoTokenizer
+from transformers import {form.auto}, AutoTokenizer
 
-model, tokenizer = {auto}.from_pretrained("packed"), AutoTokenizer.from_pretrained("packed")
+model, tokenizer = {form.auto}.from_pretrained("packed"), AutoTokenizer.from_pretrained("packed")
 ```
 
 {markdown_table(latency.rename_axis("engine").reset_index())}

@@ -10,9 +10,10 @@ Perplexity depends on how a tokenizer cuts texts; bits per byte of the text (UTF
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,6 +137,11 @@ def text_scores(rows: Sequence[Row], measured: np.ndarray, resamples: int, signa
         for row, (nats, tokens, size) in zip(rows, measured.tolist(), strict=True)
     ]
     return scores_of(details, rows, "perplexity", ("perplexity", "bits_per_byte")), lines
+
+
+def perplexity_of(line: Mapping[str, Any]) -> float:
+    """Perplexity of a token of one document."""
+    return math.exp(line["nats"] / max(line["tokens"], 1))
 
 
 def details_of(measured: np.ndarray, resamples: int, signature: str, test_set: str = "test") -> list[Detail]:

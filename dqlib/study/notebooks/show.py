@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,10 +24,12 @@ from dqlib.languages import language_id
 from dqlib.quantizers import quantize
 from dqlib.storage.footprint import footprint, fp32_size_bytes
 from dqlib.study.corpora.corpus import LoadedCorpus
+from dqlib.study.evaluation.perplexity import perplexity_of
 from dqlib.study.evaluation.records import metrics_table, read_details, read_record
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import LOG, PREDICTIONS, RECORD
-from dqlib.study.report.names import quantity_of
+from dqlib.study.params.tasks import kind_of
+from dqlib.study.report.names import METRIC_NAMES, quantity_of
 from dqlib.study.report.pages import short_table
 from dqlib.study.report.style import COLOURS, DASHES, GREY, STYLE
 
@@ -34,23 +37,25 @@ KINDS = ("weights", "embedding", "positions", "rest")
 
 
 def lengths(corpus: LoadedCorpus, spec: S.Corpus) -> Figure:
-    """Histograms of source and target lengths in tokens, with the length that the model reads.
+    """Histograms of the lengths of sources and, where they are texts, targets in tokens, and what the model reads.
 
-    A bar has texts that are read whole or texts that are cut, not both; the last one has all that are longer, too.
+    A bar has texts that are read whole or texts that are longer, not both; the last one has all that are longer still.
+    Two texts that are read together are one source.
     """
+    rows = corpus.splits["validation"]
+    columns = {"source": ("source", "second")} | ({"target": ("target",)} if spec.target_tokens else {})
     with matplotlib.rc_context(STYLE):
-        figure, panels = pyplot.subplots(1, 2, figsize=(6.4, 2.6), layout="constrained")
-        for axes, column, most in zip(
-            panels, ("source", "target"), (spec.source_tokens, spec.target_tokens), strict=True
-        ):
-            texts = [row[column] for row in corpus.splits["validation"]]
-            counts = [len(ids) for ids in corpus.tokenizer(texts, verbose=False)["input_ids"]]
+        figure, panels = pyplot.subplots(1, len(columns), figsize=(6.4, 2.6), squeeze=False, layout="constrained")
+        for axes, (column, names) in zip(panels[0], columns.items(), strict=True):
+            texts = [[row[name] for row in rows] for name in names if name in rows[0]]
+            counts = [len(ids) for ids in corpus.tokenizer(*texts, verbose=False)["input_ids"]]
+            most = getattr(spec, f"{column}_tokens")
             width = -(-most // 10)
             edges = np.arange((most + 1) % width - width, 4 * most + 2 * width, width)
             axes.hist(np.minimum(counts, edges[-1] - 1), bins=edges, color=COLOURS[0], alpha=0.7)
             axes.axvline(most + 1, color="#CC0000", linewidth=1.2)
             axes.set_xlabel(f"tokens of a {column} (red: {most})")
-            axes.set_ylabel("pairs")
+            axes.set_ylabel("pairs" if spec.target_tokens else "texts")
             axes.yaxis.get_major_locator().set_params(integer=True)
     return shown(figure)
 
@@ -58,8 +63,9 @@ def lengths(corpus: LoadedCorpus, spec: S.Corpus) -> Figure:
 def curves(folder: Path, columns: list[str]) -> Figure:
     """Those columns of a training log that it has, over the steps: one panel per quantity, named with its unit."""
     log = pandas.read_csv(folder / LOG)
-    preset = read_record(folder).preset if (folder / RECORD).is_file() else ""
-    panel_of = {name: quantity_of(name, preset) for name in columns if name in log}
+    record = read_record(folder) if (folder / RECORD).is_file() else None
+    of = (record.preset, kind_of(record.task).unit) if record else ()
+    panel_of = {name: quantity_of(name, *of) for name in columns if name in log}
     quantities = list(dict.fromkeys(panel_of.values()))
     with matplotlib.rc_context(STYLE):
         rows = max(1, len(quantities))  # a teacher that was not trained here has an empty log
@@ -133,7 +139,10 @@ def scores(*folders: Path) -> pandas.DataFrame:
 
 
 def predictions(folders: dict[str, Path], count: int = 5) -> None:
-    """Print test documents, spread over the test split, with their reference and what each model wrote."""
+    """Print test documents, spread over the test split, with what each model makes of them.
+
+    That is the text or the class that it gives, under the reference, or its perplexity.
+    """
     read = {
         name: [json.loads(line) for line in (folder / PREDICTIONS).read_bytes().splitlines()]
         for name, folder in folders.items()
@@ -142,10 +151,31 @@ def predictions(folders: dict[str, Path], count: int = 5) -> None:
     for i in range(0, len(first), max(1, len(first) // count))[:count]:
         source = first[i]["source"]
         print("source:    ", source[:300] + (" ..." if len(source) > 300 else ""))
-        print("reference:", first[i]["reference"], f"({first[i]['language']})" if "language" in first[i] else "")
+        if "second" in first[i]:
+            print("and:       ", first[i]["second"])
+        if "reference" in first[i]:
+            print("reference:", first[i]["reference"], f"({first[i]['language']})" if "language" in first[i] else "")
         for name, lines in read.items():
-            print(f"{name + ':':<10}", lines[i]["prediction"])
+            print(f"{name + ':':<10}", _answer(lines[i]))
         print()
+
+
+def _answer(line: Mapping[str, Any]) -> str:
+    if "prediction" not in line:
+        return f"perplexity {perplexity_of(line):.1f} of {line['tokens']} tokens"
+    return line["prediction"] + (f" ({100 * line['probability']:.0f}%)" if "probability" in line else "")
+
+
+def baselines(folder: Path) -> pandas.DataFrame:
+    """What simpler methods reach on the test of a teacher: one row per method, with 95% intervals."""
+    rows = [
+        {"method": each.metric.removesuffix(f"_{metric}").replace("_", " "), "metric": name,
+         "text": f"{each.value:.2f} ({each.low:.2f} to {each.high:.2f})"}
+        for each in read_details(folder)
+        for metric, name in METRIC_NAMES.items() if each.metric.endswith(f"_{metric}")
+    ]  # fmt: skip
+    table = pandas.DataFrame(rows).pivot_table("text", "method", "metric", aggfunc="first", sort=False)
+    return table.rename_axis(columns=None)
 
 
 def details(folders: dict[str, Path], metrics: Sequence[str]) -> pandas.DataFrame:

@@ -26,6 +26,9 @@ class Kind:
         baselines: module whose ``baselines`` says what simpler methods reach on the same test; None for none.
         metrics: columns of a record.
         falling: those of them that are lower for better models.
+        auto: class of transformers that loads a model of any of its architectures.
+        tag: what Hugging Face calls its task.
+        unit: what a loss is the mean over.
         writes: whether models answer in texts, which tables compare with the references word by word.
     """
 
@@ -43,6 +46,9 @@ class Kind:
     training: str
     scoring: str
     metrics: tuple[str, ...]
+    auto: str
+    tag: str
+    unit: str = "token"
     falling: tuple[str, ...] = ()
     baselines: str | None = None
     labels: bool = False
@@ -72,6 +78,8 @@ KINDS = {
         training="dqlib.study.training.seq2seq",
         scoring="dqlib.study.evaluation.scoring",
         metrics=("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"),
+        auto="AutoModelForSeq2SeqLM",
+        tag="text2text-generation",
         writes=True,
     ),
     "classification": Kind(
@@ -91,6 +99,9 @@ KINDS = {
         scoring="dqlib.study.evaluation.classification",
         baselines="dqlib.study.evaluation.words",
         metrics=("accuracy", "f1", "mcc"),
+        auto="AutoModelForSequenceClassification",
+        tag="text-classification",
+        unit="text",
     ),
     "language_modelling": Kind(
         description="the next token",
@@ -108,6 +119,8 @@ KINDS = {
         scoring="dqlib.study.evaluation.perplexity",
         baselines="dqlib.study.evaluation.ngrams",
         metrics=("perplexity", "bits_per_byte"),
+        auto="AutoModelForCausalLM",
+        tag="text-generation",
         falling=("perplexity", "bits_per_byte"),
     ),
 }

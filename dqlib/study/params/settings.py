@@ -219,25 +219,22 @@ class Settings:
 
     @property
     def in_pipeline(self) -> bool:
-        """Whether the stages of ``dvc.yaml`` make it: all tasks that are compared, none of the hub, summarization
-        pre-trained."""
+        """Whether the stages of ``dvc.yaml`` make it: all tasks that are compared, none of the hub."""
         of_hub = any(task.corpus.origin == "hub" for task in self.tasks.values())
         compared = {name for name, known in TASKS.items() if known.compared and KINDS[known.kind].writes}
-        return compared <= set(self.tasks) and not of_hub and self.pretrained_folder("summarization") is not None
+        return compared <= set(self.tasks) and not of_hub
 
     @property
     def stages(self) -> dict[str, Any]:
         """The stages of the tasks: those whose corpora have tokens of their own (``corpora``), those with another's
-        (``shared``), all of them (``tasks``); what each teacher starts from, if it writes texts (``writers``) or not
-        (``readers``); and those with a benchmark."""
+        (``shared``), all of them (``tasks``), the task whose pre-trained model each teacher starts from
+        (``teachers``), and those with a benchmark."""
         shared = {name: task.model.base_task for name, task in self.tasks.items() if task.model.base_task}
-        starts = {name: shared.get(name, name) for name in self.tasks}
         return {
             "corpora": [name for name in self.tasks if name not in shared],
             "shared": shared,
             "tasks": list(self.tasks),
-            "writers": {name: start for name, start in starts.items() if self.tasks[name].form.writes},
-            "readers": {name: start for name, start in starts.items() if not self.tasks[name].form.writes},
+            "teachers": {name: shared.get(name, name) for name in self.tasks},
             "benchmarks": [name for name, task in self.tasks.items() if task.methods],
         }
 

@@ -1,10 +1,19 @@
-"""Tasks that a parameter file may have."""
+"""Tasks that a parameter file may have, and what is known of each: the one place that names them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dqlib.study.params.kinds import KINDS, SEQ2SEQ, Kind
+
+
+class Aim(NamedTuple):
+    """The least part of the teacher's score that a student was to keep, of these bits and this shape of its layers."""
+
+    bits: str
+    shape: str
+    least: float
 
 
 @dataclass(frozen=True)
@@ -16,19 +25,41 @@ class KnownTask:
         translates: whether each target starts with the token of its language.
         kind: name of what its models do, one of :data:`dqlib.study.params.kinds.KINDS`.
         compared: whether the stages of ``dvc.yaml`` make it.
+        claim: what DQ-BART says that its students of 16.5x lose: who, and how much (``little`` or ``nothing``).
+        teacher_aim: the least score that its teacher was to have in the default study.
+        aims: of its students in the default study.
     """
 
     title: str
     translates: bool = False
     kind: str = SEQ2SEQ
     compared: bool = True
+    claim: tuple[str, str] | None = None
+    teacher_aim: float | None = None
+    aims: tuple[Aim, ...] = ()
 
 
 #: Every task, in the order in which they are shown.
 TASKS = {
-    "summarization": KnownTask("Summarization"),
-    "eli5": KnownTask("Long-form question answering"),
-    "translation": KnownTask("Translation", translates=True),
+    "summarization": KnownTask(
+        "Summarization",
+        claim=("summarization loses", "little"),
+        teacher_aim=25.0,
+        aims=(
+            Aim("8-8-8", "full", 0.99),
+            Aim("4-4-8", "full", 0.99),
+            Aim("2-2-8", "full", 0.96),
+            Aim("2-2-8", "half", 0.95),
+            Aim("1-1-8", "full", 0.90),
+        ),
+    ),
+    "eli5": KnownTask("Long-form question answering", claim=("long-form answers lose", "nothing")),
+    "translation": KnownTask(
+        "Translation",
+        translates=True,
+        teacher_aim=90.0,
+        aims=(Aim("8-8-8", "full", 0.99), Aim("2-2-8", "full", 0.95)),
+    ),
     "matching": KnownTask("Matching of summary and body", kind="classification"),
     "topics": KnownTask("Classification by topic", kind="classification"),
     "language": KnownTask("Language modelling", kind="language_modelling"),

@@ -6,6 +6,7 @@ error in it. What its cells print, the progress of trainings above all, is print
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
 from pathlib import Path
@@ -22,9 +23,6 @@ from dqlib.study.params.paths import project_root
 from dqlib.study.params.settings import Settings, load_settings
 from dqlib.study.process.exit_codes import JobError
 
-#: Task whose headline a notebook shows that is not named by one.
-TASK_OF = {"deploy": "summarization"}
-
 
 def executed_path(settings: Settings, notebook: str, config: str | None = None, task: str | None = None) -> Path:
     """Where the executed copy of a notebook is kept."""
@@ -39,7 +37,7 @@ def run_notebook(notebook: str, params: str, config: str | None = None, task: st
         notebook: its name, such as ``summarization``.
         params: parameter file, or name of a profile.
         config: of the student that it shows; the headline of its task, when None.
-        task: of a notebook that serves several, such as ``teacher``.
+        task: of a notebook that serves several, such as ``teacher``; the one that it names itself, when None.
 
     Raises:
         InputError: a parameter is not allowed, or there is no such notebook.
@@ -55,8 +53,9 @@ def run_notebook(notebook: str, params: str, config: str | None = None, task: st
         raise InputError("notebook", notebook, f"one of {', '.join(known)}")
     target = executed_path(settings, notebook, config, task)
     target.parent.mkdir(parents=True, exist_ok=True)
-    shown = TASK_OF.get(notebook, notebook)
-    if config is None and shown in settings.tasks:
+    own = papermill.inspect_notebook(str(source))  # its parameters, by name
+    shown = task or (ast.literal_eval(own["task"]["default"]) if "task" in own else notebook)
+    if config is None and "config" in own and shown in settings.tasks:
         config = str(settings.task(shown).headline)
     parameters = {"params": params} | ({"config": str(Config.parse(config))} if config else {})
     parameters |= {"task": task} if task else {}

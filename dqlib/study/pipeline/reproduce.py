@@ -39,10 +39,10 @@ def _without_dvc(settings: Settings) -> None:
     studies = [Study(settings.profile, task, settings) for task in settings.tasks]
     for study in studies:
         study.corpus()
-    writing = [study for study in studies if study.task.form.writes]
-    for study in writing:
+    for study in studies:
         run_notebook("teacher", settings.profile, task=study.name)
     for study in studies:
         run_students(study)
+    writing = [study for study in studies if study.task.form.writes]
     for notebook in (*(study.name for study in writing), *(["compare"] if writing else [])):
         run_notebook(notebook, settings.profile)

@@ -11,12 +11,15 @@ import pandas
 
 from dqlib.study.evaluation.bootstrap import holm
 from dqlib.study.evaluation.records import FALLING
+from dqlib.study.params.tasks import TASKS
 from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED, percent
 
 #: A claim of "little loss" holds where at least this part of the teacher's score is left.
 LITTLE = 0.95
 #: A claim of "no loss" holds where at least this part is left.
 NOTHING = 0.99
+#: The same by what is lost.
+LEAST = {"little": LITTLE, "nothing": NOTHING}
 #: A difference is decided where its p-value is smaller.
 SIGNIFICANT = 0.05
 
@@ -116,13 +119,11 @@ def _joint(tables: Tables) -> Iterable[Verdict]:
 
 
 def _headline(tables: Tables) -> Iterable[Verdict]:
-    wanted = {
-        "eli5": ("(b) At the shape of 16.5x, long-form answers lose nothing", NOTHING),
-        "summarization": ("(b) At the shape of 16.5x, summarization loses little", LITTLE),
-    }
-    for task, (claim, least) in wanted.items():
-        half = tables.retention_of(task, "2-2-8", "half") if task in tables.tasks else None
+    claims = {task: TASKS[task].claim for task in tables.tasks}
+    for (who, loss), task in sorted((claim, task) for task, claim in claims.items() if claim):
+        half, least = tables.retention_of(task, "2-2-8", "half"), LEAST[loss]
         if half is not None:
+            claim = f"(b) At the shape of 16.5x, {who} {loss}"
             yield Verdict(claim, task, _against(half, least), half.at_least(least))
 
 
@@ -138,19 +139,20 @@ def _limit(tables: Tables) -> Iterable[Verdict]:
 
 
 def _translation(tables: Tables) -> Iterable[Verdict]:
-    if "translation" not in tables.tasks:
-        return
-    whole = tables.retention_of("translation", "8-8-8", "full")
-    if whole is not None:
-        claim = "(d) Translation keeps its quality at 8 bits"
-        yield Verdict(claim, "translation", _against(whole, NOTHING), whole.at_least(NOTHING))
     by_task = _of_tasks(tables, "full")
-    if "translation" in by_task and len(by_task) > 1:
-        ours, others = by_task["translation"], [each for task, each in by_task.items() if task != "translation"]
+    for translation in (task for task in tables.tasks if TASKS[task].translates):
+        whole = tables.retention_of(translation, "8-8-8", "full")
+        if whole is not None:
+            claim = "(d) Translation keeps its quality at 8 bits"
+            yield Verdict(claim, translation, _against(whole, NOTHING), whole.at_least(NOTHING))
+        others = [each for task, each in by_task.items() if task != translation]
+        if translation not in by_task or not others:
+            continue
+        ours = by_task[translation]
         more = all(ours.high < each.low for each in others)
         less = any(ours.low > each.high for each in others)
         yield Verdict(
-            "(d) Translation loses more than the others at 2 bits", "translation",
+            "(d) Translation loses more than the others at 2 bits", translation,
             f"2-2-8 at full depth keeps: {_listed(by_task)}", True if more else False if less else None,
         )  # fmt: skip
 

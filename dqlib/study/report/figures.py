@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dqlib.config import Config
+from dqlib.study.params.tasks import kind_of
 from dqlib.study.report.names import (
     METRIC_NAMES,
     QUANTIZATION_ALONE,
@@ -243,7 +244,7 @@ def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:
     The axis is logarithmic: the terms of a student of 8 bits and of one of 1 bit are orders of magnitude apart.
 
     Args:
-        curves: columns ``model``, ``preset``, ``step`` and the loss terms.
+        curves: columns ``task_name``, ``model``, ``preset``, ``step`` and the loss terms.
         column: the term to draw.
     """
     drawn = curves.dropna(subset=[column])
@@ -253,7 +254,8 @@ def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:
         for model, group in drawn.groupby("model", sort=False):
             axes.plot(group.step, group[column], label=model, linewidth=1.4, **styles[model])
         axes.set_xlabel("training step")
-        axes.set_ylabel(quantity_of(column, drawn.preset.iloc[0] if len(drawn) else ""), fontsize=9)
+        preset, task = drawn[["preset", "task_name"]].iloc[0] if len(drawn) else ("", "")
+        axes.set_ylabel(quantity_of(column, preset, kind_of(task).unit), fontsize=9)
         plain_log_scale(axes)
         figure.legend(loc="outside upper center", fontsize=8, ncols=4)
     pyplot.close(figure)

@@ -63,19 +63,20 @@ def bits_of(row: pandas.Series) -> str:
     return row.config.partition(" ")[0]
 
 
-def quantity_of(term: str, preset: str = "") -> str:
+def quantity_of(term: str, preset: str = "", unit: str = "token") -> str:
     """What a column of a training log measures, with its unit, for an axis.
 
     Args:
         term: name of the column.
         preset: preset of the training, which decides how logits are compared.
+        unit: what the loss is the mean over.
     """
     known = PRESETS | VARIANTS
     logits = known[preset].loss.logits_loss if preset in known else ""
     if term in ("task", "validation_loss"):
-        return "loss (nats a token)"
+        return f"loss (nats a {unit})"
     if term == "logits" and logits in ("kl", "tsld"):
-        return "divergence from the teacher (nats a token)"
+        return f"divergence from the teacher (nats a {unit})"
     if term == "logits" and logits == "mse":
         return "squared difference from the teacher's logits"
     return "weighted sum of all terms" if term == "loss" else term.replace("_", " ")

@@ -12,6 +12,7 @@ import pandas
 from dqlib.errors import InputError
 from dqlib.files import write_text
 from dqlib.study.params.paths import project_root
+from dqlib.study.params.tasks import TASKS
 from dqlib.study.pipeline.benchmark import benchmark_of
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.benchmark import benchmark_summary
@@ -19,19 +20,6 @@ from dqlib.study.report.benchmark_page import LONGER, METHODS, PARTS, summary_fo
 from dqlib.study.report.claims import Tables
 from dqlib.study.report.names import METRIC_NAMES, SHAPES
 from dqlib.study.report.pages import METRICS, markdown_table, overview_table
-
-#: What was aimed at: task, bits, shape, and the least retention.
-AIMS = (
-    ("summarization", "8-8-8", "full", 0.99),
-    ("summarization", "4-4-8", "full", 0.99),
-    ("summarization", "2-2-8", "full", 0.96),
-    ("summarization", "2-2-8", "half", 0.95),
-    ("summarization", "1-1-8", "full", 0.90),
-    ("translation", "8-8-8", "full", 0.99),
-    ("translation", "2-2-8", "full", 0.95),
-)
-#: And the least score of a teacher.
-TEACHER_AIMS = (("summarization", 25.0), ("translation", 90.0))
 
 
 def aims_table(
@@ -50,11 +38,12 @@ def aims_table(
     empty = pandas.DataFrame()
     tables = Tables(metrics, empty, empty if retention is None else retention, empty, empty)
     rows = []
-    for task, least in TEACHER_AIMS:
+    teachers = {name: known.teacher_aim for name, known in TASKS.items() if known.teacher_aim is not None}
+    for task, least in teachers.items():
         teacher = metrics[(metrics.task == task) & (metrics.role == "teacher")].iloc[0]
         aim = f"{task}: teacher, {METRIC_NAMES[teacher.headline]} of at least {least:g}"
         rows.append((aim, f"{teacher.score:.2f}", "", "yes" if teacher.score >= least else "no"))
-    for task, bits, shape, least in AIMS:
+    for task, (bits, shape, least) in ((name, aim) for name, known in TASKS.items() for aim in known.aims):
         student = tables.shape(task, bits, shape)
         if student is None:
             raise InputError("metrics", task, f"a table with the student `{bits}`, {SHAPES[shape]}")
