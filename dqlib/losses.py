@@ -307,21 +307,15 @@ def distillation_terms(
     """
     if weights.reduction == "reference":
         return reference_terms(student, teacher, labels, maps, weights)
-    target_mask = labels != IGNORED_LABEL
     targets = denominators[1]
     # A classifier's decoder reads the source and has no label per token, so the source tells which of them count.
     source = source_mask, denominators[0]
-    decoder = (target_mask, targets) if labels.dim() > 1 else source
+    decoder = (labels != IGNORED_LABEL, targets) if labels.dim() > 1 else source
     terms: dict[str, Tensor] = {}
     if weights.task:
         terms["task"] = cross_entropy(student.logits, labels, targets)
-    if weights.logits and weights.logits_loss == "mse":
-        terms["logits"] = logits_mse(student.logits, teacher.logits, target_mask, targets)
-    elif weights.logits:
-        scale = None
-        if weights.logits_loss == "tsld":
-            scale = token_scale(teacher.logits, labels, weights.token_temperature)
-        terms["logits"] = logits_kl(student.logits, teacher.logits, target_mask, targets, weights.temperature, scale)
+    if weights.logits:
+        terms["logits"] = _logits_loss(student.logits, teacher.logits, labels, targets, weights)
     compared = slice(-1 if weights.layers == "last" else 0, None)
     if weights.attention:
         for part in _parts("attention", student, teacher, maps, source, decoder):
@@ -340,6 +334,16 @@ def distillation_terms(
             ours, theirs, last.mask, last.denominator, weights.contrastive_temperature
         )
     return terms
+
+
+def _logits_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, denominator: Tensor | float | None, weights: LossWeights
+) -> Tensor:
+    mask = labels != IGNORED_LABEL
+    if weights.logits_loss == "mse":
+        return logits_mse(student, teacher, mask, denominator)
+    scale = token_scale(teacher, labels, weights.token_temperature) if weights.logits_loss == "tsld" else None
+    return logits_kl(student, teacher, mask, denominator, weights.temperature, scale)
 
 
 def _attention_loss(part: Part, student: Tensor, teacher: Tensor, kind: str) -> Tensor:

@@ -145,6 +145,12 @@ class Preset:
     def __post_init__(self) -> None:
         if not self.rate_exponent >= 0:
             raise InputError("rate_exponent", self.rate_exponent, "at least 0")
+        if self.single_layer not in ("first", "last"):
+            raise InputError("single_layer", self.single_layer, "first or last")
+        if unknown := {self.position_bits, *self.weight_bits} - {*range(1, 9), FULL_PRECISION}:
+            raise InputError("weight_bits, position_bits", min(unknown), f"1 to 8, or {FULL_PRECISION}")
+        if unknown := set(self.by_bits) - set(self.weight_bits):
+            raise InputError("by_bits", min(unknown), f"bits of weights, of {', '.join(map(str, self.weight_bits))}")
         for recipe in self.recipes:
             if recipe.layerwise and not self.loss.of_teacher:
                 raise InputError("layerwise", recipe.layerwise, "0 where no loss compares with a teacher")

@@ -78,8 +78,7 @@ def quantize(
       2^(b-1) - 1 (module-wise dynamic scaling of QuantGPT, arXiv:2203.10705, section 3.2). At 1 bit, where the
       paper has no grid, ``gamma`` multiplies the binary scale.
 
-    For ``binary``, ``ternary``, ``four_level`` and ``symmetric``, ``learned`` is a factor on the scale, after the codes
-    are found.
+    For the others, ``learned`` is a factor on the scale, after the codes are found; ``asymmetric`` has none.
 
     Args:
         weight: (rows, columns), floating point.
@@ -106,13 +105,9 @@ def quantize(
     factor = None if learned is None else learned.detach().unsqueeze(-1)
     q, scale, zero_point = _codes(w, scheme, Grid(bits, full_range, integer_zero_point, factor))
     shape = Granularity.parse(granularity).scale_shape(*weight.shape)
-    return Quantized(
-        q.to(torch.int8).view(weight.shape),
-        scale.view(shape),
-        bits,
-        None if zero_point is None else zero_point.view(shape),
-        encoding=scheme.encoding(bits, full_range),
-    )
+    zero_points = None if zero_point is None else zero_point.view(shape)
+    codes, encoding = q.to(torch.int8).view(weight.shape), scheme.encoding(bits, full_range)
+    return Quantized(codes, scale.view(shape), bits, zero_points, encoding=encoding)
 
 
 def fake_quantize_weight(

@@ -133,8 +133,16 @@ def make_student(
     scores: dict[str, Tensor] = {}
     if config.narrow:  # of the whole teacher, whose loss says something
         scores = norms(student) if calibration is None else importance(student.eval(), calibration)
+    origins = _leave_out_layers(student, config, preset)
+    if config.narrow:
+        prune(student, config, scores, origins)
+    return quantize_model(student, config, preset).train()
+
+
+def _leave_out_layers(student: PreTrainedModel, config: Config, preset: Preset) -> dict[str, list[int]]:
+    """Keep as many layers of a copy of the teacher as the configuration says; which they were, by the side."""
     origins = {}
-    for side, stack in names.stacks.items():
+    for side, stack in architecture_of(student.config).stacks.items():
         depth = getattr(config, f"{side}_layers")
         layers = student.get_submodule(stack.layers)
         origins[side] = layer_map(depth, len(layers), preset.single_layer)
@@ -147,9 +155,7 @@ def make_student(
                     module.layer_idx = index  # the key-value cache is addressed by it
         setattr(student.config, stack.depth, depth)
     student.config.num_hidden_layers = config.encoder_layers or config.decoder_layers
-    if config.narrow:
-        prune(student, config, scores, origins)
-    return quantize_model(student, config, preset).train()
+    return origins
 
 
 def quantize_model(model: PreTrainedModel, config: Config, preset: Preset | str = "dqlib") -> PreTrainedModel:

@@ -140,7 +140,7 @@ _PARAMS = {"--params": {"default": "params.yaml", "help": "parameter file, or na
 _TASK = {"--task": {"default": "summarization", "help": "name of the task (default: %(default)s)"}}
 _ONE_TASK = {"--task": {"help": "name of one task; all that fit, when left out"}}
 _CONFIG = {"--config": {"help": "of a student, such as '2-2-8 2-1'"}}
-_PRESET = {"--preset": {"help": "of a student; the task's own, when left out"}}
+_PRESET = {"--preset": {"help": "of a student, by name or YAML file; the task's own, when left out"}}
 _IF_ASKED = {"action": "store_true", "help": "pretrained, pseudo-labels: a folder without any where none are asked for"}
 _PARTS = ("corpus", "pretrained", "teacher", "pseudo-labels", "student", "students", "benchmark")
 

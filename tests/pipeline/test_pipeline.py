@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 #: What a stage reads of the project.
 TRACKED = (
-    *("dqlib", "notebooks", "profiles", ".dvc"),
+    *("dqlib", "notebooks", "presets", "profiles", ".dvc"),
     *(".dvcignore", "dvc.yaml", "dvc.lock", "requirements.lock", ".gitignore"),
 )
 

@@ -1,7 +1,9 @@
 """The arrows between rooms are those that were decided, and there is no circle."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,39 @@ def test_no_room_imports_one_that_it_may_not():
 
 def test_the_arrows_have_no_circle():
     tuple(TopologicalSorter(ARROWS).static_order())  # raises CycleError
+
+
+#: The walks that docs/architecture.md tells of, and the most files of each.
+WALKS = {"A document": 8, "A weight": 9, "`distill.steps`": 6}
+
+
+def imports(path, other):
+    """Whether one file imports another, or something of it."""
+    module = other.relative_to(PACKAGE).with_suffix("")
+    return any(module in (target, *target.parents) for target, _ in imported(path))
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_the_walks_of_the_architecture_go_from_file_to_file_and_are_short(walk):
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    names = re.findall(
+        r"`([\w/]+\.py)`", text.partition(f"* **{walk}**: ")[2].partition("\n\n")[0].partition("\n* ")[0]
+    )
+    files = [next(root / name for root in (PACKAGE, PACKAGE / "study") if (root / name).is_file()) for name in names]
+    assert 4 < len(files) <= WALKS[walk]
+    assert len(set(files)) == len(files)
+    apart = [(str(a), str(b)) for a, b in pairwise(files) if not (imports(a, b) or imports(b, a))]
+    assert not apart
+
+
+def test_no_function_is_longer_than_60_lines():
+    long = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}: {length} lines"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and (length := node.end_lineno - node.lineno + 1) > 60
+    ]
+    assert not long
 
 
 @pytest.mark.parametrize("room", ["storage", *ROOMS])

@@ -50,7 +50,7 @@ class Distillation(Columns):
     config: str = field(metadata={"help": "of the student, such as '2-2-8 6-3' or auto:25MB"})
     validation: str | None = _option("pairs to validate on (default: a part of train, by a hash)")
     test: str | None = _option("pairs to test on (default: a part of train, by a hash)")
-    preset: str = _option("how bits become codes, and losses (default: %(default)s)", "dqlib")
+    preset: str = _option("how bits become codes, and losses: a name or a YAML file (default: %(default)s)", "dqlib")
     steps: int | None = _option("of the training")
     hours: float | None = _option("that all may take, by two steps that are timed here (default: 2, without --steps)")
     batch_tokens: int = _option("of a step, source and target together (default: %(default)s)", 4096)

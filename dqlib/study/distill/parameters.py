@@ -19,6 +19,7 @@ from dqlib.study.corpora.tokenizer import load_tokenizer, marks_source
 from dqlib.study.distill.arguments import Columns, Distillation
 from dqlib.study.params.checkpoint import checkpoint_config, fetching, located
 from dqlib.study.params.kinds import KINDS, SEQ2SEQ, Kind
+from dqlib.study.params.presets import is_file
 from dqlib.study.training.seq2seq import check_tokens
 
 #: Of sources and targets, where neither arguments nor checkpoint say a smaller number.
@@ -290,7 +291,7 @@ def parameters(arguments: Distillation, steps: int) -> tuple[str, dict[str, Any]
         "checkpoint_steps": 200 if devices else 25,
         "seed": arguments.seed,
         "precision": arguments.precision,
-        "preset": arguments.preset,
+        "preset": str(_absolute(arguments.preset)) if is_file(arguments.preset) else arguments.preset,
     }
     task = checkpoint.task(arguments)
     block = {

@@ -9,6 +9,7 @@ from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.presets import get_preset
 from dqlib.study.params.evaluation import Evaluation
+from dqlib.study.params.presets import preset_named
 from dqlib.study.params.schema import MANY, SEEDS
 from dqlib.study.params.training import Distillation
 
@@ -29,7 +30,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Methods:
-    """The benchmark: presets against each other at equal bits and equal steps, one thread per run.
+    """The benchmark: presets, by name or YAML file, against each other at equal bits and steps, one thread per run.
 
     Presets run at all ``configs`` that they have a grid for, ``ablations`` (presets again) at
     ``ablation_configs`` from ``ablation_seeds`` (all ``seeds``, when left out). A ``p_value`` compares with
@@ -57,8 +58,10 @@ class Methods:
         for name in ("presets", "configs", "seeds"):
             if not getattr(self, name):
                 raise InputError(name, getattr(self, name), "a list that is not empty")
-        for name in (*self.presets, *self.ablations, self.longer_preset, self.baseline, self.fallback):
-            get_preset(name)
+        for name in ("presets", "ablations"):
+            object.__setattr__(self, name, list(map(preset_named, getattr(self, name))))
+        for name in ("longer_preset", "baseline", "fallback"):
+            object.__setattr__(self, name, preset_named(getattr(self, name)))
         for text in (*self.configs, *self.ablation_configs, *self.longer_configs):
             Config.parse(text)
         for steps in self.longer_steps:

@@ -7,6 +7,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +157,16 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
         if dataclasses.is_dataclass(hint):
             return build(hint, value, where)
-    if typing.get_origin(hint) is list:
-        if not isinstance(value, list):
+    kind = typing.get_origin(hint)
+    if kind in (list, tuple):
+        if not isinstance(value, list | tuple):
             raise InputError(where, value, "a list")
-        return [_value(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return kind(_value(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if kind is Mapping:
+        if not isinstance(value, dict):
+            raise InputError(where, value, "a block")
+        block = typing.get_args(hint)[1]
+        return {_number(key, where): _value(block, each, f"{where}.{key}") for key, each in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
@@ -174,6 +181,13 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if hint is float and not math.isfinite(value):
         raise InputError(where, value, "a finite number")
     return value
+
+
+def _number(key: str, where: str) -> int:
+    """A key that is a number."""
+    if not key.isdecimal():
+        raise InputError(where, key, "a block whose keys are whole numbers")
+    return int(key)
 
 
 def a_name(field: str, value: str, folders: bool = False) -> None:

@@ -15,15 +15,16 @@ import yaml
 
 from dqlib.config import Config
 from dqlib.errors import InputError
-from dqlib.presets import QUANTIZATION_ONLY, get_preset
-from dqlib.study.params.corpus import EMBEDDED, Corpus, Support
+from dqlib.study.params.corpus import Corpus, Support
 from dqlib.study.params.evaluation import Evaluation
-from dqlib.study.params.kinds import KINDS, SEQ2SEQ, Kind
+from dqlib.study.params.kinds import KINDS, Kind
 from dqlib.study.params.methods import Methods, Run
 from dqlib.study.params.model import SIZES, Model
 from dqlib.study.params.paths import Folders, project_root
+from dqlib.study.params.presets import own_presets, remember
 from dqlib.study.params.pseudo_labels import PseudoLabels
 from dqlib.study.params.schema import NAMED_BLOCKS, a_name, bounded, build, one_of, read
+from dqlib.study.params.task import Task
 from dqlib.study.params.tasks import TASKS
 from dqlib.study.params.training import Distillation, Finetuning, Loop, Pretraining, Training
 
@@ -32,151 +33,6 @@ __all__ = [
     "Methods", "Model", "Pretraining", "PseudoLabels", "Run", "Settings", "Support", "Task", "Training",
     "available_cores", "load_settings", "profile_path", "settings_of",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Task:
-    """One experiment: its corpus, its teacher and the configurations of its students.
-
-    ``controls`` are configurations that are trained once more by quantization alone, without a teacher.
-    ``pretrain: null`` leaves pre-training out: the teacher starts from the model that ``model.pretrained`` names, or
-    from random weights. ``finetune: null`` takes a checkpoint that has been fine-tuned as the teacher.
-    """
-
-    corpus: Corpus
-    model: Model
-    pretrain: Pretraining | None
-    finetune: Finetuning | None
-    distill: Distillation
-    evaluate: Evaluation
-    configs: list[str]
-    controls: list[str] = field(default_factory=list)
-    methods: Methods | None = None
-    pseudo_labels: PseudoLabels = field(default_factory=PseudoLabels)
-    kind: str = SEQ2SEQ
-
-    def __post_init__(self) -> None:
-        self._check_kind()
-        if not self.configs:
-            raise InputError("configs", self.configs, "a list with at least one configuration")
-        for config, preset in self.students():
-            self._check(config)
-            get_preset(preset).check_fits(config, self.architecture)
-            self.uses_pseudo_labels(preset)
-        for run in self.methods.runs() if self.methods else []:
-            self._check(run.config)
-            self.uses_pseudo_labels(run.preset)
-        for name in ("configs", "controls"):
-            slugs = [Config.parse(text).slug for text in getattr(self, name)]
-            if len(set(slugs)) < len(slugs):
-                raise InputError(name, getattr(self, name), "a list without repetitions")
-        if self.corpus.origin == "embedded" and self.pseudo_labels.unpaired is not None:
-            allowed = f"left out: '{self.corpus.name}' knows its texts without a target itself"
-            raise InputError("pseudo_labels.unpaired", self.pseudo_labels.unpaired, allowed)
-        if self.pretrain is not None and self.model.base_task:
-            raise InputError("pretrain", "a block", f"null: the model is that of '{self.model.base_task}'")
-        if self.finetune is None and (self.model.pretrained is None or self.model.base_task):
-            raise InputError("finetune", None, "a block, unless model.pretrained names a checkpoint that is fine-tuned")
-        window = self.pretrain.window + 1 if self.pretrain else 0
-        longest = max(self.corpus.source_tokens, self.corpus.target_tokens, window)
-        if self.model.max_positions < longest:
-            raise InputError("model.max_positions", self.model.max_positions, f"at least {longest}, the longest input")
-
-    def students(self) -> list[tuple[Config, str]]:
-        """Every student, as configuration and preset: ``configs``, then ``controls``."""
-        lists = (self.configs, self.distill.preset), (self.controls, QUANTIZATION_ONLY.name)
-        return [(Config.parse(text), preset) for texts, preset in lists for text in texts]
-
-    @property
-    def headline(self) -> Config:
-        """The student that the task's notebook shows: at one or two bits without some layers, or else the first."""
-        students = [Config.parse(text) for text in self.configs]
-        whole = [c for c in students if not c.narrow]
-        layers = self.model.encoder_layers + self.model.decoder_layers
-        small = [c for c in whole if c.w_bits <= 2 and c.encoder_layers + c.decoder_layers < layers]
-        return (small or whole or students)[0]
-
-    @property
-    def architecture(self) -> str:
-        """Of the teacher: mBART's, unless it comes from elsewhere."""
-        new = self.model.pretrained is None or self.model.base_task
-        return self.form.architecture if new else self.model.architecture
-
-    @property
-    def form(self) -> Kind:
-        """What is known of its kind."""
-        return KINDS[self.kind]
-
-    def _check_kind(self) -> None:
-        """Refuse a corpus or a shape that is for tasks of another kind."""
-        one_of("kind", self.kind, tuple(KINDS))
-        corpus, kind = self.corpus, self.form
-        if corpus.origin == "embedded" and EMBEDDED[corpus.name].kind != self.kind:
-            names = ", ".join(name for name, each in EMBEDDED.items() if each.kind == self.kind)
-            raise InputError("corpus.name", corpus.name, f"one of {names}, whose rows are {kind.description}")
-        if kind.writes and corpus.target_tokens < 8:
-            raise InputError("corpus.target_tokens", corpus.target_tokens, "at least 8")
-        for name in ("target_tokens", "support") if not kind.writes else ():
-            if getattr(corpus, name):
-                raise InputError(f"corpus.{name}", getattr(corpus, name), f"left out, for {kind.description}")
-        if corpus.second and "second" not in kind.columns:
-            raise InputError("corpus.second", corpus.second, f"left out, for {kind.description}")
-        for name, wanted in kind.layers.items():
-            if bool(getattr(self.model, name)) != wanted:
-                allowed = "at least 1" if wanted else f"0, for {kind.description}"
-                raise InputError(f"model.{name}", getattr(self.model, name), allowed)
-        if self.model.pretrained is not None and not self.model.base_task:
-            one_of("model.architecture", self.model.architecture, kind.architectures)
-        if self.pretrain is not None and kind.pretraining is None:
-            raise InputError("pretrain", "a block", f"null, for {kind.description}: fine-tuning is all of its training")
-
-    def check_fits(self, config: Config) -> None:
-        """Check that the task's teacher has the layers, heads and neurons that a student would copy.
-
-        Raises:
-            InputError: the student is deeper or wider than the teacher.
-        """
-        model = self.model
-        config.check_fits(model.encoder_layers, model.decoder_layers, model.heads, model.ffn_dim)
-
-    def uses_pseudo_labels(self, preset: str) -> bool:
-        """Whether students of a preset, of some bits at least, are trained on what the teacher writes.
-
-        Raises:
-            InputError: it is to be trained on texts without a target, and the corpus has none; on what models write,
-                and these write nothing.
-        """
-        recipes = get_preset(preset).recipes
-        if not self.form.writes:
-            for name in ("pseudo_labels", "on_policy"):
-                if any(getattr(recipe, name) for recipe in recipes):
-                    raise InputError(f"preset '{preset}', {name}", True, f"off, for {self.form.description}")
-            return False
-        for share in (recipe.labelled_text for recipe in recipes if not self.has_unpaired_text):
-            if share:
-                allowed = f"0 for the corpus '{self.corpus.name}', unless pseudo_labels.unpaired names texts in no pair"
-                raise InputError(f"preset '{preset}', labelled_text", share, allowed)
-        return any(recipe.pseudo_labels for recipe in recipes)
-
-    @property
-    def asks_for_pseudo_labels(self) -> bool:
-        """Whether a student or a run of the benchmark is trained on what the teacher writes."""
-        presets = {preset for _, preset in self.students()}
-        presets |= {run.preset for run in self.methods.runs()} if self.methods else set()
-        return any(map(self.uses_pseudo_labels, presets))
-
-    @property
-    def has_unpaired_text(self) -> bool:
-        """Whether there are texts that are in no pair, which a teacher may label."""
-        if self.corpus.origin != "embedded":
-            return self.pseudo_labels.unpaired is not None
-        return EMBEDDED[self.corpus.name].unpaired
-
-    def _check(self, config: Config) -> None:
-        self.check_fits(config)
-        for side, wanted in self.form.layers.items():
-            if wanted and not getattr(config, side) and not config.all_layers:
-                raise InputError(f"config '{config}', {side}", 0, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -216,6 +72,15 @@ class Settings:
             self._check_micro_batches(name)
             if self.tasks[name].model.base_task:
                 self._check_base(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker, which is to know the presets of files, too."""
+        return self.__dict__ | {"presets": own_presets()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for path, preset in state.pop("presets").items():
+            remember(preset, path)
+        self.__dict__.update(state)
 
     @property
     def in_pipeline(self) -> bool:

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from dqlib.errors import InputError
-from dqlib.presets import SCHEDULES, Recipe, get_preset
+from dqlib.presets import SCHEDULES, Recipe
+from dqlib.study.params.presets import preset_named
 from dqlib.study.params.schema import LONGEST, MANY, SEEDS, below_one, bounded, one_of
 
 #: Of matrix products; weights, their gradients and the optimizer are fp32.
@@ -88,13 +89,16 @@ class Pretraining(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(Loop):
-    """Training of a student against the teacher; schedule and losses are the preset's."""
+    """Training of a student against the teacher; schedule and losses are the preset's.
+
+    ``preset`` is a name, or a YAML file of :func:`dqlib.study.params.presets.load_preset`.
+    """
 
     preset: str = "dqlib"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        get_preset(self.preset)
+        object.__setattr__(self, "preset", preset_named(self.preset))
 
     def training(self, recipe: Recipe) -> Training:
         """The training that a preset's recipe makes of this."""

@@ -22,6 +22,7 @@ from dqlib.study.corpora.pseudo_labels import load_labels_info
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import PROVENANCE, project_root
+from dqlib.study.params.presets import file_of, preset_named
 from dqlib.study.params.settings import Settings, load_settings
 from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.launch import launch, on_this_process
@@ -124,14 +125,14 @@ class Study:
 
         Args:
             config: bits and layers, and heads and neurons where they are fewer.
-            preset: its name; the task's own, when None.
+            preset: its name or its YAML file; the task's own, when None.
 
         Raises:
             InputError: the configuration is malformed, or deeper or wider than the teacher.
         """
         config = Config.parse(str(config))
         self.task.check_fits(config)
-        preset = preset or self.task.distill.preset
+        preset = preset_named(preset) if preset else self.task.distill.preset
         folder, provenance = self.student_folder(config, preset), self._of_student(preset)
         return self._made(folder, provenance, lambda: self._run("distill", config, preset))
 
@@ -167,7 +168,7 @@ class Study:
             return run_job(self.settings, job, self.name, config, preset)
         arguments = ["job", job, "--params", self.params, "--task", self.name]
         arguments += [] if config is None else ["--config", str(config)]
-        arguments += [] if preset is None else ["--preset", preset]
+        arguments += [] if preset is None else ["--preset", file_of(preset)]
         return launch(arguments, processes)
 
     def _empty(self, folder: Path, provenance: Mapping[str, object]) -> Path:
