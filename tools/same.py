@@ -5,8 +5,8 @@
 Weights, records and predictions of every teacher and student are compared. What a commit gave is kept under
 ``build/same``, so that the next comparison with it runs the working tree alone.
 
-Where all is the same, models that are here count as made by the code as it is now: their provenance gets its hash, and
-``dvc commit`` records the rest.
+Where all is the same, models that are here, and rows of runs in ``results/``, count as made by the code as
+it is now: their provenance gets its hash, and ``dvc commit`` records the rest.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 from dqlib.files import write_text
+from dqlib.study.pipeline.ledger import LENGTH
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "same"
@@ -56,6 +57,10 @@ def _record(before: str, after: str) -> int:
     stale = [path for path in (ROOT / "runs").rglob("provenance.json") if f'"code": "{before}"' in path.read_text()]
     for path in stale:
         write_text(path, path.read_text().replace(before, after))  # in place of a link into DVC's cache, too
+    for path in (ROOT / "results").rglob("tables/*.csv"):
+        text = path.read_text()
+        if (renewed := text.replace(f",{before[:LENGTH]}\n", f",{after[:LENGTH]}\n")) != text:
+            write_text(path, renewed)
     return len(stale)
 
 

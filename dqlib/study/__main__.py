@@ -87,6 +87,22 @@ def plan(options: Options) -> None:
     print(plan(load_settings(options.params), only=options.task, devices=options.devices))
 
 
+def publish(options: Options) -> None:
+    """write tables and page of all finished runs of the benchmark, and train none"""
+    from dqlib.study.pipeline.study import Study
+    from dqlib.study.report.benchmark_page import write_benchmark
+
+    print(f"methods: {_shown(write_benchmark(Study(options.params, options.task), run=False))}")
+
+
+def models(options: Options) -> None:
+    """write models/: the teacher of summarization in fp16 and the headline student of each task, packed"""
+    from dqlib.study.report.models import write_models
+
+    folder, missing = write_models(options.params)
+    print(f"models: {_shown(folder)}" + (f"; no student is here of {', '.join(missing)}" if missing else ""))
+
+
 def report(options: Options) -> None:
     """print the short tables of finished results"""
     from dqlib.study.report.pages import print_summary
@@ -159,6 +175,8 @@ COMMANDS = {
     "plan": Command(
         plan, {**_PARAMS, **_ONE_TASK, "--devices": {"type": int, "help": "accelerators (default: this machine's)"}}
     ),
+    "publish": Command(publish, {**_PARAMS, **_TASK}),
+    "models": Command(models, _PARAMS),
     "report": Command(report, _PARAMS),
     "claims": Command(claims, _PARAMS),
     "read": Command(read, {"page": {"nargs": "?", "help": "such as translation (default: the comparison)"}, **_PARAMS}),

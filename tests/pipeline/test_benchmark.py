@@ -1,5 +1,4 @@
-import json
-from types import SimpleNamespace
+import shutil
 
 import numpy as np
 import pandas
@@ -7,12 +6,12 @@ import pytest
 
 from dqlib.config import Config
 from dqlib.errors import InputError
-from dqlib.files import write_text
 from dqlib.study.evaluation.bootstrap import paired_p_value, welch_p_value
-from dqlib.study.evaluation.records import COLUMNS, Record, columns_of, read_record, write_record
-from dqlib.study.params.paths import PREDICTIONS, Folders
+from dqlib.study.evaluation.records import columns_of, read_record
+from dqlib.study.params.paths import project_root
 from dqlib.study.params.settings import Methods, Run, load_settings
-from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, run_benchmark
+from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, missing_runs, run_benchmark
+from dqlib.study.pipeline.ledger import LONGER, METHODS, PARTS
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import benchmark as tables
 from dqlib.study.report.benchmark_page import write_benchmark
@@ -30,7 +29,7 @@ def test_the_bench_has_every_preset_at_every_configuration_that_it_has_a_grid_fo
     for seed in laptop_bench().seeds:
         assert Run("dqlib", Config.parse("1-1-8 2-4"), seed) in runs
         assert Run("xtc", Config.parse("1-1-8 2-4"), seed) in runs
-        assert Run("dq-bart-faithful", Config.parse("2-2-8 2-2"), seed) in runs
+        assert Run("dq-bart-faithful", Config.parse("2-2-8 2-4"), seed) in runs
     assert not [run for run in runs if run.config.w_bits == 1 and run.preset.startswith("dq-bart")]
 
 
@@ -42,11 +41,18 @@ def test_the_tutorial_shows_every_preset_that_its_notebook_tells_of_and_what_par
     assert set(tutorial.ablation_configs) <= set(tutorial.configs)  # the whole method is there to compare with
 
 
-def test_a_bench_that_is_stopped_early_has_whole_seeds_before_ablations():
-    wanted = laptop_bench()
-    names = [run.preset for run in wanted.runs_of_equal_steps()]
-    first = min(names.index(name) for name in wanted.ablations)
-    assert not set(names[first:]) & set(wanted.presets)
+def test_a_bench_that_is_stopped_early_has_decided_what_it_could():
+    wanted = load_settings("study").task("summarization").methods
+    runs = wanted.runs_of_equal_steps()
+    names = [run.preset for run in runs]
+    first = min(names.index(name) for name in wanted.ablations if name not in wanted.presets)
+    assert not set(names[first:]) & set(wanted.presets)  # ablations come last
+    configs = [str(run.config) for run in runs[:first]]
+    assert configs == sorted(configs, key=configs.index)  # a config is whole before the next one
+    seeds = len(wanted.seeds)
+    assert [(run.preset, run.seed) for run in runs[: 2 * seeds]] == [
+        (name, seed) for name in ("dqlib", "dq-bart-faithful") for seed in wanted.seeds
+    ]
 
 
 def test_the_longest_runs_may_be_fewer_than_the_longer_ones():
@@ -114,20 +120,7 @@ def test_the_gap_to_the_teacher_is_told_beside_that_of_the_whole_preset_after_eq
     assert gaps.p_value.isna().all()  # two seeds against one
 
 
-@pytest.mark.parametrize(("headline", "metric"), [("rougeL", "rougeL"), ("bleu", "chrf")])
-def test_scores_by_document_are_read_line_by_line_and_those_of_translations_are_chrf(tmp_path, headline, metric):
-    folders, config = Folders(tmp_path), Config.parse("2-2-8 2-1")
-    for seed, first in ((1, 10.0), (2, 20.0)):
-        lines = [{"prediction": "one\u2028line", metric: first}, {"prediction": "two", metric: 50.0}]
-        lines.append({"prediction": "three", metric: 99.0, "test_set": "test_unseen"})
-        folder = folders.run("dqlib", config.slug, seed)
-        write_record(Record(**dict.fromkeys(COLUMNS) | {"headline": headline}), folder)
-        write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    scores = tables._by_document(SimpleNamespace(folders=folders), "dqlib", config, [1, 2])
-    assert scores.tolist() == [15.0, 50.0]
-
-
-def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):
+def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy, capsys):
     study = study_in_a_copy
     run_benchmark(study)
     runs = benchmark_of(study).runs()
@@ -142,7 +135,7 @@ def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):
     assert times[1:] == [(folder / "record.json").stat().st_mtime_ns for folder in folders[1:]]
 
     table = tables.benchmark_table(study)
-    assert tuple(table.columns) == (*columns_of("summarization"), "baseline", "p_value")
+    assert tuple(table.columns) == (*columns_of("summarization"), "baseline", "p_value", "provenance", "code")
     equal = [folder_of(study, run) for run in benchmark_of(study).runs_of_equal_steps()]
     assert [read_record(folder).score for folder in equal] == table.score.tolist()
     ours = table[table.preset == "dqlib"].iloc[0]
@@ -161,3 +154,28 @@ def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy):
     faithful = table[table.preset == "dq-bart-faithful"].iloc[0]
     assert faithful.size_bytes > 1.5 * ours.size_bytes  # its head needs the embedding in full precision
     write_benchmark(study)
+    results = project_root() / study.settings.results
+    names = [f"tables/{name}" for name in (METHODS, LONGER, PARTS)] + ["methods/README.md", "methods/scores.parquet"]
+    written = {name: (results / name).read_bytes() for name in names}
+
+    shutil.rmtree(study.folders.methods)  # as in a new clone: the tables hold all
+    assert missing_runs(study) == []
+    run_benchmark(study)
+    write_benchmark(study)
+    assert written == {name: (results / name).read_bytes() for name in names}
+
+    rows = written[f"tables/{PARTS}"].decode().splitlines(keepends=True)
+    (results / "tables" / PARTS).write_text("".join(rows[:2]))  # one run of them is finished
+    (one,) = {*runs} - {*missing_runs(study)}
+    write_benchmark(study, run=False)
+    page = (results / "methods" / "README.md").read_text()
+    assert f"Not run yet: `{runs[1].preset}`" in page or f"`{runs[1].preset}` at" in page
+    assert pandas.read_csv(results / "tables" / METHODS).preset.tolist() == [one.preset]
+
+    code = pandas.read_csv(results / "tables" / METHODS).code.iloc[0]
+    for name in (METHODS, PARTS):
+        path = results / "tables" / name
+        path.write_text(path.read_text().replace(code, "0" * 12))
+    capsys.readouterr()
+    assert missing_runs(study) == runs
+    assert f"of other code: {one}" in capsys.readouterr().out

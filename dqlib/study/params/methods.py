@@ -82,21 +82,27 @@ class Methods:
             raise InputError("ablation_seeds", self.ablation_seeds, f"some of the seeds {self.seeds}")
 
     def runs(self) -> list[Run]:
-        """Every run: presets before ablations, one seed of all before the next; then the longer ones, as they end."""
+        """Every run, by what it decides: configs one after another, then ablations, then longer runs, as they end.
+
+        Of a config, ``longer_preset`` and what it is compared with come first, and all seeds of a preset together.
+        """
         return [*self.runs_of_equal_steps(), *self.longer_runs()]
 
     def runs_of_equal_steps(self) -> list[Run]:
         """Presets and ablations at all of their configurations and seeds."""
+        first = (self.longer_preset, self.baseline, self.fallback)
+        presets = [name for name in first if name in self.presets]
+        presets += [name for name in self.presets if name not in presets]
         return [
             Run(name, config, seed)
             for names, texts, seeds in (
-                (self.presets, self.configs, self.seeds),
+                (presets, self.configs, self.seeds),
                 (self.ablations, self.ablation_configs, self.ablation_seeds or self.seeds),
             )
-            for seed in seeds
             for config in map(Config.parse, texts)
             for name in names
             if get_preset(name).has_grids(config)
+            for seed in seeds
         ]
 
     def longer_runs(self) -> list[Run]:

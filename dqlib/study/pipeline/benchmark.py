@@ -1,20 +1,21 @@
 """The benchmark of presets: against each other at equal bits and equal steps.
 
-Runs share the machine, one thread each, since that is faster than all threads for one; a run that is finished is
-not repeated, so the benchmark continues where it was stopped.
+Runs share the machine, one thread each, since that is faster than all threads for one; a run that is finished, here or
+in the committed tables (:mod:`dqlib.study.pipeline.ledger`), is not repeated, so the benchmark continues where it was
+stopped, in a new clone, too.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import replace
 from pathlib import Path
 
 from dqlib.errors import InputError
-from dqlib.presets import get_preset
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
-from dqlib.study.pipeline.study import Study, check_owner, is_made, provenance_text
+from dqlib.study.params.paths import PROVENANCE
+from dqlib.study.pipeline.ledger import made_from, read_ledger, teacher_digest
+from dqlib.study.pipeline.provenance import is_made, provenance_text
+from dqlib.study.pipeline.study import Study, check_owner
 from dqlib.study.process.workers import Job, run_all
 
 
@@ -30,23 +31,43 @@ def benchmark_of(study: Study) -> S.Methods:
 
 
 def run_benchmark(study: Study) -> Path:
-    """Make every run that is missing, and return the folder of all.
+    """Make every run that is missing here and in the committed tables, and return the folder of all.
 
     Raises:
         JobError: a run failed.
     """
-    benchmark = benchmark_of(study)
     study.teacher()
-    missing = [run for run in benchmark.runs() if not is_made(folder_of(study, run), _provenance(study, run))]
+    missing = missing_runs(study)
     for run in missing[:1]:
         check_owner(folder_of(study, run))
     run_all("benchmark", [Job(str(run), _make, (study, run)) for run in missing])
+    study.folders.methods.mkdir(parents=True, exist_ok=True)  # also where the tables hold every run
     return study.folders.methods
+
+
+def missing_runs(study: Study) -> list[S.Run]:
+    """Runs that are neither made here nor held by the committed tables, in the order in which they are made.
+
+    Committed rows that do not count, being of another teacher, of other code or parameters, are named.
+    """
+    runs, ledger = benchmark_of(study).runs(), read_ledger(study)
+    missing = [run for run in runs if run not in ledger.held and not is_finished(study, run)]
+    for why in dict.fromkeys(ledger.left_out.values()):
+        names = [str(run) for run in missing if ledger.left_out.get(run) == why]
+        if names:
+            print(f"rows of the committed tables that are {why}: {'; '.join(names)}", flush=True)
+    return missing
 
 
 def folder_of(study: Study, run: S.Run) -> Path:
     """Folder of a run."""
     return study.folders.run(run.preset, run.config.slug, run.seed, run.steps)
+
+
+def is_finished(study: Study, run: S.Run) -> bool:
+    """Whether a run is here as the parameters want it."""
+    folder = folder_of(study, run)
+    return (folder / PROVENANCE).is_file() and is_made(folder, _provenance(study, run))
 
 
 def _make(study: Study, run: S.Run) -> None:
@@ -58,15 +79,9 @@ def _make(study: Study, run: S.Run) -> None:
 
 
 def _provenance(study: Study, run: S.Run) -> str:
-    benchmark = benchmark_of(study)
     return provenance_text(
         {
-            "teacher": hashlib.sha256((study.folders.teacher / "model.safetensors").read_bytes()).hexdigest(),
-            "preset": repr(get_preset(run.preset)),
-            "config": str(run.config),
-            "seed": run.seed,
-            "distill": replace(benchmark.distill, steps=benchmark.distillation(run).steps),
-            "evaluate": benchmark.evaluate,
+            **made_from(study, run, teacher_digest(study)),
             "code": code_hash(),
             **study.labels_of(run.preset),
         }

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -25,12 +26,13 @@ from dqlib.config import FULL_PRECISION, Config
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder, write_text
 from dqlib.storage.footprint import fp32_size_bytes, size_bytes
-from dqlib.storage.reading import save_model
+from dqlib.storage.reading import read_model, save_model
 from dqlib.storage.students import save_student
 from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.evaluation.records import Record, Scores, read_record, write_details, write_record
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import COST, LOG, PROVENANCE, RECORD, Folders
+from dqlib.study.pipeline.committed import committed_teacher
 from dqlib.study.process.locks import only_maker
 from dqlib.study.training.loop import Log, make_accelerator
 from dqlib.study.training.models import pretrained_model, starting_model
@@ -66,13 +68,22 @@ def pretrain(settings: S.Settings, task: str) -> None:
 def finetune(settings: S.Settings, task: str) -> None:
     """Fine-tune the pre-trained model, or train a new one, into the teacher, and test it.
 
-    Without a block ``finetune`` the pre-trained model is the teacher as it is.
+    Without a block ``finetune`` the pre-trained model is the teacher as it is. Where the committed teacher is the one
+    that the parameters ask for, it is taken and tested.
     """
     spec, folders = settings.task(task), settings.folders(task)
     training = _training(settings, task, _accelerator(spec.finetune or spec.distill))
-    model = starting_model(settings, task, training.corpus)
+    committed = committed_teacher(settings, task)
+    if committed is None:
+        model = starting_model(settings, task, training.corpus)
+    else:
+        model = read_model(committed, dtype=torch.float32)
     with made(training.accelerator, folders, folders.teacher) as folder:
-        if spec.finetune is not None:
+        if committed is not None:
+            if training.accelerator.is_main_process:
+                print(f"{task}: the teacher is that of {committed}, which was made from the same", flush=True)
+                shutil.copyfile(committed / LOG, folder / LOG)
+        elif spec.finetune is not None:
             training.finetune(model, folder)
         elif training.accelerator.is_main_process:
             Log(folder / LOG).add({"step": 0})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +23,8 @@ from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import PROVENANCE, project_root
 from dqlib.study.params.presets import file_of, preset_named
 from dqlib.study.params.settings import Settings, load_settings
+from dqlib.study.pipeline.committed import committed_teacher
+from dqlib.study.pipeline.provenance import is_made, provenance_text
 from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.launch import launch, on_this_process
 
@@ -78,19 +79,32 @@ class Study:
             return self.base.pretrained()
         if self.settings.pretrained_folder(self.name) is None:
             return None
+        return self._made(self.folders.pretrained, self._of_pretrained(), lambda: self._run("pretrain"))
+
+    def _of_pretrained(self) -> dict[str, object]:
         corpus = _provenance_hash(self.corpus())
-        provenance = {"corpus": corpus, "model": self.task.model, "pretrain": self.task.pretrain}
-        return self._made(self.folders.pretrained, provenance, lambda: self._run("pretrain"))
+        return {"corpus": corpus, "model": self.task.model, "pretrain": self.task.pretrain}
 
     def teacher(self) -> Path:
-        """Folder of the teacher, with what it needs."""
-        pretrained = self.pretrained()
+        """Folder of the teacher, with what it needs: the committed one where it is the one that is asked for."""
+        corpus = self.corpus()
+        committed = committed_teacher(self.settings, self.name)
         provenance: dict[str, object] = {"finetune": self.task.finetune, "evaluate": self.task.evaluate}
-        if pretrained is not None:
-            provenance["pretrained"] = _provenance_hash(pretrained)
+        pretrained = self.settings.pretrained_folder(self.name)
+        if pretrained == self.folders.pretrained:
+            of_pretrained = provenance_text(self._of_pretrained())
+            provenance["pretrained"] = hashlib.sha256(of_pretrained.encode()).hexdigest()
+        elif self.base and (of_base := self.base.pretrained()):
+            provenance["pretrained"] = _provenance_hash(of_base)
         if pretrained != self.folders.pretrained:  # else they are among what that was made from
-            provenance |= {"corpus": _provenance_hash(self.corpus()), "model": self.task.model}
-        return self._made(self.folders.teacher, provenance, lambda: self._run("finetune"))
+            provenance |= {"corpus": _provenance_hash(corpus), "model": self.task.model}
+
+        def make() -> None:
+            if committed is None:
+                self.pretrained()
+            self._run("finetune")
+
+        return self._made(self.folders.teacher, provenance, make)
 
     def pseudo_labels(self) -> Path:
         """Folder of what the teacher writes for its students, with what it needs.
@@ -208,17 +222,6 @@ def check_owner(folder: Path) -> None:
             )
 
 
-def is_made(folder: Path, provenance: str) -> bool:
-    """Whether a folder is there and was made from just that."""
-    file = folder / PROVENANCE
-    return file.is_file() and file.read_text() == provenance
-
-
-def provenance_text(provenance: Mapping[str, object]) -> str:
-    """What a folder was made from, as the text of its ``provenance.json``."""
-    return json.dumps(provenance, default=_plain, sort_keys=True, indent=1)
-
-
 def _description(folder: Path, corpus: S.Corpus) -> str:
     """Sizes of a built corpus, sources that the model will not read to their end, texts that train has too, classes."""
     info = load_info(folder)
@@ -241,9 +244,3 @@ def _description(folder: Path, corpus: S.Corpus) -> str:
 
 def _provenance_hash(folder: Path) -> str:
     return hashlib.sha256((folder / PROVENANCE).read_bytes()).hexdigest()
-
-
-def _plain(value: object) -> object:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return str(value)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,21 @@ from dqlib.presets import PRESETS, get_preset
 from dqlib.storage.footprint import size_bytes
 from dqlib.storage.reading import read_model
 from dqlib.student import make_student
-from dqlib.study.evaluation.bootstrap import paired_p_value, welch_p_value
-from dqlib.study.evaluation.records import columns_of, read_record
+from dqlib.study.evaluation.bootstrap import holm, two_sided, welch_p_value
+from dqlib.study.evaluation.records import columns_of
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import COST, LOG
+from dqlib.study.params.paths import COST, LOG, project_root
 from dqlib.study.params.settings import Run
-from dqlib.study.pipeline.benchmark import benchmark_of, folder_of
+from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, is_finished
+from dqlib.study.pipeline.ledger import IDENTITY, identity, read_ledger, teacher_digest
 from dqlib.study.pipeline.study import Study
+from dqlib.study.report.scores import SCORES, Model, Resampled, joined, read_scores, rows_of
 from dqlib.study.report.tables import Trained
 
 #: The preset that ablations change one part of.
 WHOLE = "dqlib"
+#: The folder of its page, figures and scores.
+FOLDER = "methods"
 #: Columns of the table of runs beside those of a record.
 COMPARED = ("baseline", "p_value")
 
@@ -46,26 +51,95 @@ def presets_table(names: list[str] | None = None) -> pandas.DataFrame:
     return table[table.apply(lambda row: len(set(map(str, row))) > 1, axis=1)]
 
 
-def benchmark_table(study: Study) -> pandas.DataFrame:
-    """One row per run, in the columns of ``metrics.csv`` with ``baseline`` and ``p_value``.
+@dataclass(frozen=True)
+class Finished:
+    """A finished run, made here or held by the committed tables.
 
-    The p-value is that of a preset at a config, on each document's mean over the seeds, so its rows share
-    it. An ablation is compared with the whole preset from the same seeds.
+    Attributes:
+        run: what it is.
+        record: its row of ``metrics.csv``.
+        loss, minutes: validation loss of its best weights in nats per token, and what its training cost.
+        scores: of its test documents; None where they are not committed with its row.
+        identity: the ids that end its rows.
     """
-    benchmark = benchmark_of(study)
+
+    run: Run
+    record: Mapping[str, Any]
+    loss: float
+    minutes: float | None
+    scores: pandas.DataFrame | None
+    identity: Mapping[str, str]
+
+
+def finished(study: Study) -> list[Finished]:
+    """Every finished run of a benchmark, in the order of its parameters; those that are missing are left out.
+
+    The teacher must be there.
+    """
+    benchmark, ledger, teacher = benchmark_of(study), read_ledger(study), teacher_digest(study)
+    file, found = project_root() / study.settings.results / FOLDER / SCORES, []
+    committed = read_scores(file) if ledger.held and file.is_file() else None
+    runs = sorted(benchmark.runs_of_equal_steps(), key=lambda run: _order(benchmark, run)) + benchmark.longer_runs()
+    for run in runs:
+        folder, ids = folder_of(study, run), identity(study, run, teacher)
+        if is_finished(study, run):
+            model = Trained(study, folder, run.config)
+            minutes = json.loads((folder / COST).read_text())["minutes"]
+            scores, loss = rows_of(model.record, model.lines), _best_validation(folder)
+            found.append(Finished(run, asdict(model.record), loss, minutes, scores, ids))
+        elif run in ledger.held:
+            held = ledger.held[run]
+            rows, part = None if committed is None else _scores_of(committed, held.record), held.part
+            found.append(Finished(run, held.record, part["validation_loss"], part["minutes"], rows, ids))
+    return found
+
+
+def _scores_of(committed: pandas.DataFrame, record: Mapping[str, Any]) -> pandas.DataFrame | None:
+    """The rows of one run; None where there are none."""
+    names = {"preset": "preset", "config": "config", "seed": "seed", "steps": "train_steps"}
+    same = np.logical_and.reduce([(committed[ours] == record[theirs]).to_numpy() for ours, theirs in names.items()])
+    return committed[same] if same.any() else None
+
+
+def missing(study: Study) -> list[str]:
+    """What a benchmark still has to run: each preset with its configs, and how many seeds."""
+    done = {each.run for each in finished(study)}
+    groups: dict[str, list[Run]] = {}
+    for run in benchmark_of(study).runs():
+        if run not in done:
+            steps = "" if run.steps is None else f", {run.steps:,} steps"
+            groups.setdefault(f"`{run.preset}` at `{run.config}`{steps}", []).append(run)
+    return [f"{name} ({len(runs)} of its seeds)" for name, runs in groups.items()]
+
+
+def scores_table(runs: Sequence[Finished]) -> pandas.DataFrame:
+    """The scores of the test documents of all runs, in the columns of :mod:`dqlib.study.report.scores`."""
+    return joined(each.scores for each in runs if each.scores is not None)
+
+
+def benchmark_table(study: Study) -> pandas.DataFrame:
+    """One row per finished run of equal steps: the columns of ``metrics.csv``, ``baseline``, ``p_value`` and its ids.
+
+    The p-value is that of a preset at a config, over documents and seeds, so its rows share it. An ablation is compared
+    with the whole preset from the same seeds.
+    """
+    runs = [each for each in finished(study) if each.run.steps is None]
     seeds: dict[tuple[str, Config], list[int]] = {}
-    for run in benchmark.runs_of_equal_steps():
-        seeds.setdefault((run.preset, run.config), []).append(run.seed)
-    compared = {key: _compared(study, *key, seeds) for key in seeds}
-    sizes = _sizes(study, list(seeds))
+    for each in runs:
+        if each.scores is not None:
+            seeds.setdefault((each.run.preset, each.run.config), []).append(each.run.seed)
+    drawn = Resampled(scores_table(runs))
+    compared = {key: _compared(study, *key, seeds, drawn) for key in seeds}
+    sizes = _sizes(study, list(dict.fromkeys((each.run.preset, each.run.config) for each in runs)))
     rows = []
-    for run in sorted(benchmark.runs_of_equal_steps(), key=lambda run: _order(benchmark, run)):
-        row = asdict(read_record(folder_of(study, run)))
-        baseline, p_value = compared[run.preset, run.config]
-        size = sizes.get((run.preset, run.config), row["size_bytes"])
+    for each in runs:
+        key = each.run.preset, each.run.config
+        row = dict(each.record)
+        size = sizes.get(key, row["size_bytes"])
         row |= {"size_bytes": size, "compression": round(row["teacher_size_bytes"] / size, 2)}
-        rows.append(row | {"baseline": baseline, "p_value": p_value})
-    table = pandas.DataFrame(rows, columns=[*columns_of(study.name), *COMPARED])
+        baseline, p_value = compared.get(key, (None, None))
+        rows.append(row | {"baseline": baseline, "p_value": p_value, **each.identity})
+    table = pandas.DataFrame(rows, columns=[*columns_of(study.name), *COMPARED, *IDENTITY])
     return table.astype({"retention": float})  # it is None beside a teacher of zero
 
 
@@ -76,7 +150,7 @@ def _sizes(study: Study, pairs: list[tuple[str, Config]]) -> dict[tuple[str, Con
 
 
 def _compared(
-    study: Study, name: str, config: Config, seeds: dict[tuple[str, Config], list[int]]
+    study: Study, name: str, config: Config, seeds: dict[tuple[str, Config], list[int]], drawn: Resampled
 ) -> tuple[str | None, float | None]:
     """What a preset is compared with at a config, and the p-value; None where there is nothing."""
     benchmark = benchmark_of(study)
@@ -84,35 +158,35 @@ def _compared(
     baseline = next((other for other in candidates if (other, config) in seeds), name)
     if baseline == name:
         return None, None
-    theirs = seeds[name, config] if name in benchmark.ablations else seeds[baseline, config]
-    scores = (
-        _by_document(study, name, config, seeds[name, config]),
-        _by_document(study, baseline, config, theirs),
+    common = [seed for seed in seeds[name, config] if seed in seeds[baseline, config]]
+    if not common:
+        return None, None
+    ours, theirs = (
+        drawn.drawn(Model(study.name, "student", str(config), preset, benchmark.distill.steps), common)
+        for preset in (name, baseline)
     )
-    return baseline, round(paired_p_value(*scores), 4)
+    return baseline, round(two_sided(ours - theirs), 4)
 
 
 def parts_table(study: Study) -> pandas.DataFrame:
-    """The validation loss of each run and its teacher, in nats per token, and what the run cost.
+    """The validation loss of each finished run and its teacher, in nats per token, and what the run cost.
 
     It tells methods and their parts apart where test scores do not: over seeds it spreads by a hundredth of a nat.
 
     Returns:
         Columns ``part`` (a preset, whole or with one part changed), ``config``, ``seed``, ``steps``,
-        ``validation_loss``, ``teacher_loss``, ``size_bytes``, ``minutes`` (of one core, for the training).
+        ``validation_loss``, ``teacher_loss``, ``size_bytes``, ``minutes`` (of one core, for the training) and the ids.
     """
-    rows, benchmark = [], benchmark_of(study)
-    runs = sorted(benchmark.runs_of_equal_steps(), key=lambda run: _order(benchmark, run)) + benchmark.longer_runs()
-    sizes = _sizes(study, list(dict.fromkeys((run.preset, run.config) for run in runs)))
+    rows, benchmark, runs = [], benchmark_of(study), finished(study)
+    sizes = _sizes(study, list(dict.fromkeys((each.run.preset, each.run.config) for each in runs)))
     teacher_loss = _best_validation(study.folders.teacher)
-    for run in runs:
-        folder = folder_of(study, run)
-        minutes = json.loads((folder / COST).read_text())["minutes"]
-        steps, size = run.steps or benchmark.distill.steps, sizes[run.preset, run.config]
-        losses = _best_validation(folder), teacher_loss
-        rows.append((run.preset, str(run.config), run.seed, steps, *losses, size, minutes))
+    for each in runs:
+        run, steps = each.run, each.run.steps or benchmark.distill.steps
+        size = sizes.get((run.preset, run.config), each.record["size_bytes"])
+        costs = each.loss, teacher_loss, size, each.minutes
+        rows.append((run.preset, str(run.config), run.seed, steps, *costs, *each.identity.values()))
     names = ["part", "config", "seed", "steps", "validation_loss", "teacher_loss", "size_bytes", "minutes"]
-    return pandas.DataFrame(rows, columns=names)
+    return pandas.DataFrame(rows, columns=[*names, *IDENTITY])
 
 
 def _best_validation(folder: Path) -> float:
@@ -151,6 +225,8 @@ def gap_table(parts: pandas.DataFrame, against: str = WHOLE) -> pandas.DataFrame
 def benchmark_summary(table: pandas.DataFrame) -> pandas.DataFrame:
     """Mean over seeds of each preset at each config: score, retention, their spread, size and p-value.
 
+    The p-values of what is compared with one preset at one config are corrected by Holm's method.
+
     Args:
         table: :func:`benchmark_table`, and the losses of :func:`parts_table` where they are merged into it.
 
@@ -160,7 +236,7 @@ def benchmark_summary(table: pandas.DataFrame) -> pandas.DataFrame:
     """
     groups = table.groupby(["config", "preset"], sort=False)
     losses = {"validation_loss": ("validation_loss", "mean")} if "validation_loss" in table else {}
-    return groups.agg(
+    summary = groups.agg(
         score=("score", "mean"),
         score_std=("score", "std"),
         retention=("retention", "mean"),
@@ -171,12 +247,10 @@ def benchmark_summary(table: pandas.DataFrame) -> pandas.DataFrame:
         seeds=("seed", "count"),
         **losses,
     ).reset_index()
-
-
-def _by_document(study: Study, name: str, config: Config, seeds: list[int]) -> np.ndarray:
-    """Score of each test document, mean over the seeds; see :meth:`dqlib.study.report.tables.Trained.scores`."""
-    folders = [folder_of(study, Run(name, config, seed)) for seed in seeds]
-    return np.array([Trained(study, folder).scores() for folder in folders]).mean(axis=0)
+    compared = summary[summary.p_value.notna()]
+    for _, family in compared.groupby(["config", "baseline"], sort=False):
+        summary.loc[family.index, "p_value"] = holm(family.p_value.tolist())
+    return summary
 
 
 def _order(benchmark: S.Methods, run: Run) -> tuple[int, int, int]:
@@ -217,16 +291,15 @@ def ablation_table(table: pandas.DataFrame, benchmark: S.Methods, against: str =
 
 
 def longer_table(study: Study) -> pandas.DataFrame:
-    """One row per run in the columns of ``metrics.csv``: the benchmark's own steps first, then more.
+    """One row per finished run, the columns of ``metrics.csv`` and its ids: the benchmark's own steps first, then more.
 
-    Empty where the benchmark has no longer runs.
+    Empty where the benchmark has no longer runs, or none is finished.
     """
-    benchmark = benchmark_of(study)
-    long = benchmark.longer_runs()
-    short = dict.fromkeys(replace(run, steps=None) for run in long)
-    runs = [run for run in short if run in benchmark.runs_of_equal_steps()] + long
-    rows = [asdict(read_record(folder_of(study, run))) for run in runs]
-    table = pandas.DataFrame(rows, columns=list(columns_of(study.name)))
+    benchmark, runs = benchmark_of(study), {each.run: each for each in finished(study)}
+    long = [run for run in benchmark.longer_runs() if run in runs]
+    short = [run for run in dict.fromkeys(replace(run, steps=None) for run in long) if run in runs]
+    rows = [dict(runs[run].record) | dict(runs[run].identity) for run in short + long]
+    table = pandas.DataFrame(rows, columns=[*columns_of(study.name), *IDENTITY])
     order = {config: i for i, config in enumerate(dict.fromkeys(str(run.config) for run in long))}
     return table.sort_values(["config", "train_steps"], key=lambda c: c.map(order) if c.name == "config" else c)
 

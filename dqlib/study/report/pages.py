@@ -20,6 +20,7 @@ from dqlib.study.pipeline.study import Study
 from dqlib.study.report import figures
 from dqlib.study.report.claims import SIGNIFICANT
 from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, SHAPES, TITLES, layers_of, percent, shape_of
+from dqlib.study.report.reproduction import comparison, write_measured
 from dqlib.study.report.scores import SCORES, write_scores
 from dqlib.study.report.style import save
 from dqlib.study.report.tables import Collected, collect
@@ -118,6 +119,7 @@ def write_results(studies: Sequence[Study], collected: Collected | None = None) 
     for name, table in collected.files().items():
         write_text(folder / TABLES / name, table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     write_scores(collected.scores, folder / SCORES)
+    write_measured(collected.metrics, collected.retention, folder, studies[0].settings.profile)
     write_text(folder / METRICS_JSON, _metrics_json(collected.metrics))
     for name, figure in draw(collected).items():
         save(figure, folder / FIGURES, name)
@@ -271,7 +273,7 @@ computes the logits. A student that is not quantized counts at 16 bits a number 
 
 
 def print_summary(params: str = "params.yaml") -> None:
-    """Print the short tables of finished results and where to read on.
+    """Print the short tables of finished results, where to read on, and whether they are what is committed.
 
     Raises:
         InputError: there are no results yet.
@@ -286,4 +288,5 @@ def print_summary(params: str = "params.yaml") -> None:
         print(f"{TITLES[task]}\n{short_table(metrics[metrics.task == task]).to_string(index=False)}\n")
     shown = folder.relative_to(project_root())
     print(f"Read on in {shown}/README.md; figures are in {shown}/{FIGURES}/, executed notebooks in")
-    print(f"{(settings.runs / 'notebooks').relative_to(project_root())}/.")
+    print(f"{(settings.runs / 'notebooks').relative_to(project_root())}/.\n")
+    print(comparison(folder, settings.profile))

@@ -14,9 +14,10 @@ from dqlib.files import write_text
 from dqlib.study.params.paths import project_root
 from dqlib.study.params.tasks import TASKS
 from dqlib.study.pipeline.benchmark import benchmark_of
+from dqlib.study.pipeline.ledger import LONGER, METHODS, PARTS
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.benchmark import benchmark_summary
-from dqlib.study.report.benchmark_page import LONGER, METHODS, PARTS, summary_for_reading, with_losses
+from dqlib.study.report.benchmark_page import summary_for_reading, with_losses
 from dqlib.study.report.claims import Tables
 from dqlib.study.report.names import METRIC_NAMES, SHAPES
 from dqlib.study.report.pages import METRICS, markdown_table, overview_table

@@ -176,14 +176,14 @@ class Resampled:
         totals = [documents.totals[model, seed] for seed in self.seeds(model)]
         return float(score_of(documents.headline, self._headline(documents, np.array(totals)), documents.count).mean())
 
-    def drawn(self, model: Model) -> np.ndarray:
-        """Its headline score on documents and seeds that are drawn again, (resamples,)."""
+    def drawn(self, model: Model, seeds: Sequence[int] | None = None) -> np.ndarray:
+        """Its headline score on documents and seeds that are drawn again, (resamples,); of some seeds, or of all."""
         documents = self._documents(model)
         return self._over_seeds(
             model,
             [
                 score_of(documents.headline, self._headline(documents, documents.sums[model, seed]), documents.count)
-                for seed in self.seeds(model)
+                for seed in seeds or self.seeds(model)
             ],
         )
 

@@ -162,8 +162,8 @@ def collect_training(studies: Sequence[Study]) -> pandas.DataFrame:
     """The training logs of all models in one table, with columns ``task_name``, ``model`` and ``preset``."""
     logs = []
     for study in studies:
-        pretrained = study.pretrained() if study.task.pretrain is not None else None
-        named = [] if pretrained is None else [("pre-training", "", pretrained)]
+        pretrained = study.folders.pretrained  # which a committed teacher does not need
+        named = [("pre-training", "", pretrained)] if study.task.pretrain and (pretrained / LOG).is_file() else []
         named += [
             ("teacher" if m.config is None else m.record.config, m.record.preset, m.folder) for m in trained(study)
         ]

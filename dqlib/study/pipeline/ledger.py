@@ -1,0 +1,122 @@
+"""The ledger of the benchmark: runs that the results hold already, from whatever machine, and that none trains again.
+
+Each row of a table of runs ends with two short ids: of what the run was made from (teacher, preset, config, seed,
+parameters), and of the code that decides numbers. A row counts where both are what the parameters ask for, so a
+benchmark is computed over several nights and machines, and what is finished lies in git.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from dqlib.presets import get_preset
+from dqlib.study.params import settings as S
+from dqlib.study.params.identity import code_hash
+from dqlib.study.params.paths import TABLES, project_root
+from dqlib.study.pipeline.provenance import provenance_text
+from dqlib.study.pipeline.study import Study
+
+#: Tables of runs: records of those of equal steps and of the longer ones, and validation loss and cost of all.
+METHODS, LONGER, PARTS = "methods.csv", "methods_longer.csv", "parts.csv"
+
+#: The columns that end them.
+IDENTITY = ("provenance", "code")
+
+#: Characters of an id.
+LENGTH = 12
+
+Key = tuple[str, str, int, int]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A run as the tables hold it: its row among the records, and the one of its loss and cost."""
+
+    record: Mapping[str, Any]
+    part: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What the committed tables hold of a benchmark.
+
+    Args:
+        held: runs that need not be trained.
+        left_out: the others that the parameters name, each with why its row does not count.
+    """
+
+    held: Mapping[S.Run, Held]
+    left_out: Mapping[S.Run, str]
+
+
+def made_from(study: Study, run: S.Run, teacher: str) -> dict[str, object]:
+    """What a run is made from but the code and what the teacher wrote, which follows from these.
+
+    Args:
+        study: whose benchmark it is.
+        run: of it.
+        teacher: SHA-256 of the teacher's weights.
+    """
+    benchmark = study.task.methods
+    assert benchmark is not None
+    return {
+        "teacher": teacher,
+        "preset": repr(get_preset(run.preset)),
+        "config": str(run.config),
+        "seed": run.seed,
+        "distill": replace(benchmark.distill, steps=benchmark.distillation(run).steps),
+        "evaluate": benchmark.evaluate,
+    }
+
+
+def identity(study: Study, run: S.Run, teacher: str) -> dict[str, str]:
+    """The two ids of a run by the names of their columns."""
+    whole = made_from(study, run, teacher)
+    if study.task.uses_pseudo_labels(run.preset):
+        whole["labels"] = study.task.pseudo_labels  # their text need not be made to know whether a row counts
+    found = hashlib.sha256(provenance_text(whole).encode()).hexdigest()
+    return {"provenance": found[:LENGTH], "code": code_hash()[:LENGTH]}
+
+
+def read_ledger(study: Study) -> Ledger:
+    """The rows of the results' tables that count, and those that do not; none where there is no teacher to ask of."""
+    benchmark, held, left_out = study.task.methods, dict[S.Run, Held](), dict[S.Run, str]()
+    assert benchmark is not None
+    folder = project_root() / study.settings.results / TABLES
+    records = {key: row for name in (METHODS, LONGER) for key, row in _rows(folder / name).items()}
+    parts = _rows(folder / PARTS)
+    teacher = teacher_digest(study)
+    for run in benchmark.runs() if records else []:
+        key = run.preset, str(run.config), run.seed, run.steps or benchmark.distill.steps
+        if key not in records or key not in parts:
+            continue
+        wanted, (record, part) = identity(study, run, teacher), (records[key], parts[key])
+        differs = [name for name in IDENTITY if {str(row.get(name)) for row in (record, part)} != {wanted[name]}]
+        if differs:
+            left_out[run] = "of other code" if differs == ["code"] else "of another teacher or other parameters"
+        else:
+            held[run] = Held(record, part)
+    return Ledger(held, left_out)
+
+
+def teacher_digest(study: Study) -> str:
+    """SHA-256 of the teacher's weights."""
+    return hashlib.sha256((study.folders.teacher / "model.safetensors").read_bytes()).hexdigest()
+
+
+def _rows(path: Path) -> dict[Key, dict[str, Any]]:
+    """Rows of a table of runs by what names a run; none where there is no such table."""
+    if not path.is_file():
+        return {}
+    table = pandas.read_csv(path, float_precision="round_trip", dtype=dict.fromkeys(IDENTITY, str))
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return {
+        (row.get("preset") or row["part"], row["config"], row["seed"], row.get("train_steps") or row["steps"]): row
+        for row in rows
+    }

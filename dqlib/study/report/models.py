@@ -1,0 +1,166 @@
+"""``models/``: small models that live in git, so that a clone writes a text and trains a student at once.
+
+The teacher of summarization in fp16, and the headline student of each task, packed; each with a card.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dqlib.errors import InputError
+from dqlib.files import atomic_folder, write_text
+from dqlib.storage.manifest import MANIFEST, File
+from dqlib.storage.packed import save_packed
+from dqlib.storage.reading import read_model, read_tokenizer, save_model
+from dqlib.storage.students import load_student
+from dqlib.study.corpora.corpus import load_info
+from dqlib.study.evaluation.records import Record, read_record
+from dqlib.study.params.paths import LOG, PROVENANCE, RECORD, project_root
+from dqlib.study.params.settings import Settings, load_settings
+from dqlib.study.params.tasks import TASKS
+from dqlib.study.pipeline.committed import MODELS, teacher_folder, teacher_provenance
+from dqlib.study.pipeline.provenance import provenance_text
+from dqlib.study.report.names import METRIC_NAMES, TITLES, percent
+
+#: The task whose teacher is among them.
+TEACHER_OF = "summarization"
+
+#: Bytes of all of them, at most.
+MOST = 8_000_000
+
+CARD, LIST = "README.md", "manifest.json"
+
+
+@dataclass(frozen=True)
+class _Compact:
+    """A tokenizer whose file has no spaces between its parts, which are half of it."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write its files."""
+        self.tokenizer.save_pretrained(folder)
+        path = Path(folder) / "tokenizer.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        write_text(path, json.dumps(content, ensure_ascii=False, separators=(",", ":")))
+
+
+def write_models(params: str) -> tuple[Path, list[str]]:
+    """Write the models that a profile has made, in place of those of before; nothing is trained.
+
+    Returns:
+        The folder, and the tasks whose headline student is not there: what was committed of them stays.
+
+    Raises:
+        InputError: the teacher is not there, or all are more than :data:`MOST` bytes.
+    """
+    settings = load_settings(params)
+    target, missing = project_root() / MODELS, []
+    if not (settings.folders(TEACHER_OF).teacher / RECORD).is_file():
+        raise InputError("teacher", str(settings.folders(TEACHER_OF).teacher), "one that is trained and tested")
+    with atomic_folder(target) as folder:
+        _write_teacher(settings, folder / teacher_folder(TEACHER_OF).name)
+        for task in (name for name in settings.tasks if TASKS[name].compared):
+            spec = settings.task(task)
+            student = settings.student_folder(task, spec.headline, spec.distill.preset)
+            if (student / RECORD).is_file():
+                _write_student(settings, task, student, folder / task)
+            else:
+                missing.append(task)
+                if (target / task).is_dir():
+                    shutil.copytree(target / task, folder / task)
+        _write_list(folder)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        if size > MOST:
+            raise InputError(MODELS, f"{size:,} bytes", f"at most {MOST:,}: they live in git")
+    return target, missing
+
+
+def _write_teacher(settings: Settings, folder: Path) -> None:
+    source, task = settings.folders(TEACHER_OF).teacher, TEACHER_OF
+    model = read_model(source)
+    halved = read_model(source).half()
+    exact = zip(model.parameters(), halved.parameters(), strict=True)
+    if not all(torch.equal(whole, half.float()) for whole, half in exact):
+        raise InputError("teacher", str(source), "one whose weights are numbers of fp16, as fine-tuning leaves them")
+    tokenizer = read_tokenizer(source)
+    save_model(halved, folder, None if tokenizer is None else _Compact(tokenizer))  # type: ignore[arg-type]
+    shutil.copyfile(source / LOG, folder / LOG)
+    shutil.copyfile(source / RECORD, folder / RECORD)
+    write_text(folder / PROVENANCE, provenance_text(teacher_provenance(settings, task)))
+    record = read_record(source)
+    text = f"""Teacher of the task *{TITLES[task].lower()}*, in fp16: its weights are numbers of fp16 since its training
+ended, so read in fp32 it is the very function that students learn from. Where parameters and corpus are those in
+[`{PROVENANCE}`]({PROVENANCE}), the study takes it instead of training the same again.
+
+{_numbers(record, load_info(settings.folders(task).corpus))}"""
+    _write_card(folder, f"Teacher: {TITLES[task].lower()}", text)
+
+
+def _write_student(settings: Settings, task: str, student: Path, folder: Path) -> None:
+    tokenizer = read_tokenizer(student)
+    save_packed(load_student(student), folder, None if tokenizer is None else _Compact(tokenizer))  # type: ignore[arg-type]
+    shutil.copyfile(student / RECORD, folder / RECORD)
+    record, spec = read_record(student), settings.task(task)
+    use = f"""```bash
+echo "os.path.commonprefix: Given a list of pathnames, returns the longest common leading component" |
+  dqlib generate {MODELS}/{task} --beams 4
+```"""
+    text = f"""Student of the task *{TITLES[task].lower()}*: `{record.config}` (bits of weights, embeddings and
+activations, then encoder and decoder layers) by the preset `{record.preset}`, {record.compression:g} times smaller than
+its teacher, of whose score it keeps {percent(record.retention)}.
+
+{_numbers(record, load_info(settings.folders(task).corpus))}
+{use if spec.form.writes and not spec.corpus.languages else ""}
+"""
+    _write_card(folder, f"Student: {TITLES[task].lower()}", text)
+
+
+def _numbers(record: Record, info: dict) -> str:
+    metric = METRIC_NAMES.get(record.headline, record.headline)
+    interval = f"{record.score_low:.2f} to {record.score_high:.2f}"
+    return f"""| | |
+| --- | --- |
+| {metric} on {record.n_test:,} test documents (95% interval) | {record.score:.2f} ({interval}) |
+| corpus | `{record.corpus}`, {info["sizes"]["train"]:,} training rows, SHA-256 `{info["sha256"][:16]}` |
+| training | {record.train_steps:,} steps, seed {record.seed} |
+"""
+
+
+def _write_card(folder: Path, title: str, text: str) -> None:
+    limits = """It is a small model, trained in minutes on what installed packages bring; it shows a method and is no
+help for anything else. Its licence is that of the project."""
+    write_text(folder / CARD, f"# {title}\n\n{text.strip()}\n\n{limits}\n")
+
+
+def _write_list(folder: Path) -> None:
+    """The list of all models, with the SHA-256 of every file, and the page that names them."""
+    rows, listed = [], {}
+    for path in sorted(each for each in folder.iterdir() if (each / RECORD).is_file()):
+        record = read_record(path)
+        files = {file.name: File.of(file) for file in sorted(path.iterdir())}
+        size = sum(file.size for file in files.values())
+        kept = "" if record.role == "teacher" else f", {percent(record.retention)} of its teacher's"
+        metric = METRIC_NAMES.get(record.headline, record.headline)
+        cells = f"[`{path.name}`]({path.name}/{CARD}) | {record.role} | `{record.config}` | {size / 1e6:.2f} MB"
+        rows.append(f"| {cells} | {metric} {record.score:.2f}{kept} |\n")
+        listed[path.name] = {
+            "task": record.task, "role": record.role, "config": record.config, "preset": record.preset,
+            "files": {name: {"bytes": file.size, "sha256": file.sha256} for name, file in files.items()},
+        }  # fmt: skip
+    write_text(folder / LIST, json.dumps(listed, indent=1) + "\n")
+    write_text(folder / CARD, f"""# Models
+
+Written by `python -m dqlib.study models` from what the study trained; [`{LIST}`]({LIST}) has the SHA-256 of every
+file, and each folder a `{MANIFEST}` of its own, which `dqlib verify` checks. A packed model is read by
+`dqlib.load_packed`, by transformers after `import dqlib`, and by the command `dqlib`.
+
+| folder | role | config | size | score |
+| --- | --- | --- | --- | --- |
+{"".join(rows)}""")  # fmt: skip

@@ -1,0 +1,130 @@
+"""Whether a study that was run again gave what is committed: cell by cell, with the machines of both.
+
+``measured/PROFILE.json`` keeps what a profile gave, and where. Another processor sums in another order, so a training
+ends elsewhere: its cells should lie within the committed intervals, and the bytes need not be the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from dqlib.files import write_text
+from dqlib.study.params.paths import TABLES, project_root
+from dqlib.study.report.names import percent
+
+#: Folder of what profiles gave, among the results.
+MEASURED = "measured"
+
+#: Libraries whose versions decide numbers.
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
+
+_CELL = ["task", "config", "preset", "seed"]
+
+
+def machine() -> dict[str, Any]:
+    """The processor, how many cores there are, and the versions of Python and of the libraries that decide numbers."""
+    processors = Path("/proc/cpuinfo")
+    lines = processors.read_text().splitlines() if processors.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    versions = {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+    return {"processor": processor, "cores": os.cpu_count(), **versions}
+
+
+def write_measured(metrics: pandas.DataFrame, retention: pandas.DataFrame, folder: Path, profile: str) -> None:
+    """Keep what a profile gave, and where, beside its tables, which must have been written.
+
+    Args:
+        metrics, retention: the tables of these names.
+        folder: of the results.
+        profile: its name.
+    """
+    kept = {row[:3]: row[3:] for row in retention[[*_CELL[:3], "low", "high"]].itertuples(index=False, name=None)}
+    cells = []
+    for row in metrics.itertuples():
+        key = row.task, row.config, row.preset
+        value, low, high = row.score, row.score_low, row.score_high
+        if row.role == "student":
+            value, (low, high) = row.retention, kept[key]
+        numbers = {"value": value, "low": low, "high": high}
+        numbers = {name: None if pandas.isna(each) else round(float(each), 4) for name, each in numbers.items()}
+        cells.append({**dict(zip(_CELL, (*key, row.seed), strict=True)), "role": row.role, **numbers})
+    content = {"machine": machine(), "metrics_sha256": _digest(folder), "cells": cells}
+    write_text(folder / MEASURED / f"{profile}.json", json.dumps(content, indent=1) + "\n")
+
+
+def comparison(folder: Path, profile: str) -> str:
+    """What a profile gave here held against what is committed of the same profile, in lines.
+
+    Args:
+        folder: of the results.
+        profile: its name.
+    """
+    file = folder / MEASURED / f"{profile}.json"
+    before = _committed(file)
+    if not file.is_file():
+        return f"There is no {file.name} in {MEASURED}/: `compare` writes it."
+    if before is None:
+        return f"No values of the profile '{profile}' are committed, to hold these against."
+    now = json.loads(file.read_text())
+    theirs = {tuple(cell[name] for name in _CELL): cell for cell in before["cells"]}
+    ours = {tuple(cell[name] for name in _CELL): cell for cell in now["cells"]}
+    both = [key for key in ours if key in theirs]
+    undecided = [key for key in both if theirs[key]["low"] is None or ours[key]["value"] is None]
+    outside = [
+        key for key in both
+        if key not in undecided and not theirs[key]["low"] <= ours[key]["value"] <= theirs[key]["high"]
+    ]  # fmt: skip
+    same = now["metrics_sha256"] == before["metrics_sha256"]
+    lines = [f"Held against the committed values of the profile '{profile}':"]
+    lines.append(
+        f"  {len(both) - len(outside) - len(undecided)} of {len(both)} cells lie within the committed intervals"
+    )
+    lines += [f"  outside: {_named(ours[key])} here, {_named(theirs[key], interval=True)} committed" for key in outside]
+    lines += [f"  not decided: {_named(theirs[key])}, without an interval" for key in undecided]
+    lines += [f"  only here: {_named(cell)}" for key, cell in ours.items() if key not in theirs]
+    lines += [f"  only committed: {_named(cell)}" for key, cell in theirs.items() if key not in ours]
+    lines.append(f"  {TABLES}/metrics.csv is {'' if same else 'not '}the same, byte for byte")
+    lines.append(f"  committed: {_of_machine(before['machine'])}")
+    lines.append(f"  here:      {_of_machine(now['machine'])}")
+    return "\n".join(lines)
+
+
+def _named(cell: Mapping[str, Any], interval: bool = False) -> str:
+    def shown(value: float | None) -> str:
+        return percent(value) if cell["role"] == "student" or value is None else f"{value:.2f}"
+
+    between = f" ({shown(cell['low'])} to {shown(cell['high'])})" if interval else ""
+    return f"{cell['task']} {cell['config']} {cell['preset']}, seed {cell['seed']}: {shown(cell['value'])}{between}"
+
+
+def _of_machine(about: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {about[name]}" for name in about if name not in ("processor", "cores"))
+    return f"{about['processor']}, {about['cores']} cores; {versions}"
+
+
+def _committed(file: Path) -> dict[str, Any] | None:
+    """What the last commit has of a file; None where it has none, or there is no repository."""
+    root = project_root()
+    if not file.is_relative_to(root):
+        return None
+    command = ["git", "show", f"HEAD:./{file.relative_to(root).as_posix()}"]
+    try:
+        found = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)
+    except OSError:  # no git
+        return None
+    return None if found.returncode else json.loads(found.stdout)
+
+
+def _digest(folder: Path) -> str:
+    return hashlib.sha256((folder / TABLES / "metrics.csv").read_bytes()).hexdigest()

@@ -1,0 +1,104 @@
+"""Models that live in git: written from what was trained, and taken instead of training the same again."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from dqlib.cli import main as dqlib_main
+from dqlib.errors import InputError
+from dqlib.storage.manifest import verify
+from dqlib.storage.packed import load_packed
+from dqlib.storage.reading import read_model
+from dqlib.storage.students import load_student
+from dqlib.study.__main__ import main
+from dqlib.study.params.settings import load_settings
+from dqlib.study.pipeline.committed import committed_teacher
+from dqlib.study.pipeline.study import Study
+from dqlib.study.report import models
+from tests.conftest import committed
+
+
+@pytest.fixture
+def written(made_study):
+    """The folder of a study with its models, of which only that of summarization has a student."""
+    params = yaml.safe_load((made_study / "small.yaml").read_text())
+    params["summarization"]["distill"]["steps"] = 1
+    params["summarization"]["configs"] = ["2-2-8 1-1"]
+    params["summarization"]["evaluate"]["documents"] = 4
+    (made_study / "small.yaml").write_text(yaml.safe_dump(params))
+    student = Study("small.yaml").student("2-2-8 1-1")
+    assert main(["models", "--params", "small.yaml"]) == 0
+    return made_study, student
+
+
+def test_they_are_the_models_of_the_study_each_with_a_card_and_a_digest(written, capsys):
+    folder, student = written
+    assert sorted(path.name for path in (folder / "models").iterdir()) == [
+        "README.md", "manifest.json", "summarization", "summarization-teacher"
+    ]  # fmt: skip
+    listed = json.loads((folder / "models" / "manifest.json").read_text())
+    for name, about in listed.items():
+        files = {path.name for path in (folder / "models" / name).iterdir()}
+        assert set(about["files"]) == files >= {"README.md", "tokenizer.json"}
+        assert not verify(folder / "models" / name)
+    ours, theirs = load_packed(folder / "models" / "summarization"), load_student(student)
+    ids = torch.arange(5, 15).unsqueeze(0)
+    with torch.no_grad():
+        assert torch.equal(*(each(input_ids=ids, decoder_input_ids=ids).logits for each in (ours, theirs)))
+    (folder / "text").write_text("Return the sum of a list.\n")
+    capsys.readouterr()
+    assert dqlib_main(["generate", "models/summarization", "--input", "text"]) == 0
+    assert json.loads(capsys.readouterr().out)["input"] == "Return the sum of a list."
+
+
+def test_the_committed_teacher_is_taken_where_it_is_the_one_that_is_asked_for(written, capsys):
+    folder, _ = written
+    study = Study("small.yaml")
+    weights = (study.folders.teacher / "model.safetensors").read_bytes()
+    record = (study.folders.teacher / "record.json").read_bytes()
+    for made in (study.folders.teacher, study.folders.pretrained):
+        shutil.rmtree(made)
+    study.teacher()
+    assert (study.folders.teacher / "model.safetensors").read_bytes() == weights
+    assert (study.folders.teacher / "record.json").read_bytes() == record
+    assert not study.folders.pretrained.exists()  # nothing was trained
+    assert "models/summarization-teacher" in capsys.readouterr().out
+
+    params = yaml.safe_load((folder / "small.yaml").read_text())
+    params["summarization"]["finetune"]["steps"] += 1
+    (folder / "small.yaml").write_text(yaml.safe_dump(params))
+    assert committed_teacher(load_settings("small.yaml"), "summarization") is None
+
+
+def test_a_student_that_is_not_there_is_named_and_what_was_committed_of_it_stays(written):
+    folder, student = written
+    before = {path.name: path.read_bytes() for path in (folder / "models" / "summarization").iterdir()}
+    shutil.rmtree(student)
+    target, missing = models.write_models("small.yaml")
+    assert missing == ["summarization", "eli5", "translation"]
+    assert before == {path.name: path.read_bytes() for path in (target / "summarization").iterdir()}
+
+
+def test_more_than_lives_well_in_git_is_refused_and_nothing_is_replaced(written, monkeypatch):
+    folder, _ = written
+    before = (folder / "models" / "manifest.json").read_bytes()
+    monkeypatch.setattr(models, "MOST", 1000)
+    with pytest.raises(InputError, match="at most 1,000"):
+        models.write_models("small.yaml")
+    assert (folder / "models" / "manifest.json").read_bytes() == before
+
+
+def test_the_committed_models_are_whole_and_small():
+    folder = committed() / "models"
+    if not folder.is_dir():
+        pytest.skip("no models are committed yet")
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= models.MOST
+    listed = json.loads((folder / "manifest.json").read_text())
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == set(listed)
+    for name, about in listed.items():
+        assert not verify(folder / name)
+        assert about["role"] in ("teacher", "student")
+    assert read_model(folder / "summarization-teacher").dtype == torch.float16
