@@ -35,7 +35,7 @@ def test_the_bench_has_every_preset_at_every_configuration_that_it_has_a_grid_fo
 
 def test_the_tutorial_shows_every_preset_that_its_notebook_tells_of_and_what_parts_are_worth():
     tutorial = load_settings("tutorial").task("summarization").methods
-    assert tutorial.presets == laptop_bench().presets
+    assert set(tutorial.presets) <= set(laptop_bench().presets)
     assert {run.preset for run in tutorial.runs()} >= {*tutorial.presets, *tutorial.ablations}
     assert tutorial.ablations
     assert set(tutorial.ablation_configs) <= set(tutorial.configs)  # the whole method is there to compare with
