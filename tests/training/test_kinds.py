@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 import yaml
+from transformers import BertForSequenceClassification
 
 from dqlib.losses import IGNORED_LABEL
 from dqlib.presets import get_preset
@@ -16,11 +17,12 @@ from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.evaluation.records import read_details, read_predictions, read_record
 from dqlib.study.params.kinds import KINDS
+from dqlib.study.params.model import Model
 from dqlib.study.params.training import Pretraining
 from dqlib.study.pipeline.plan import plan
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.tables import collect
-from dqlib.study.training.classification import masked, windows
+from dqlib.study.training.classification import compare_tokens, masked, new_config, windows
 from dqlib.study.training.examples import Example
 from dqlib.study.training.kinds import training_of
 from dqlib.study.training.loop import token_counts
@@ -81,6 +83,61 @@ def test_windows_of_pre_training_keep_pairs_together_and_cut_long_texts():
     read = tokenizer.decode(inner).split()
     assert len(read) > 50  # a rest that is too short is left out
     assert read == (["one", "two", "three"] * 20)[: len(read)]
+
+
+def pairs_of_texts(order, count, vocabulary):
+    """Five tokens beside twelve; the first three of the five are of the twelve, or of another pair's twelve."""
+    bodies = [order.sample(range(5, vocabulary), 12) for _ in range(count)]
+    shared = [order.sample(body, 3) for body in bodies]
+    labels = [number % 2 for number in range(count)]
+    firsts = [
+        [*(shared[i] if label else shared[i - 2]), *order.choices(range(5, vocabulary), k=2)]
+        for i, label in enumerate(labels)
+    ]
+    return [Example([0, *one, 2, *two, 2], [label]) for one, two, label in zip(firsts, bodies, labels, strict=True)]
+
+
+def share_right_after_training(compares):
+    torch.manual_seed(0)
+    shape = Model(d_model=64, encoder_layers=2, decoder_layers=0, heads=2, ffn_dim=64, max_positions=24, init_std=0.1)
+    model = BertForSequenceClassification(new_config(shape, vocabulary := 400))
+    if compares:
+        compare_tokens(model)
+    order, steps = random.Random(0), 120
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.003, steps)
+    for _ in range(steps):
+        batch = collate_texts(pairs_of_texts(order, 32, vocabulary), pad=1, separator=2)
+        torch.nn.functional.cross_entropy(model(**batch.inputs()).logits, batch.labels).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    batch = collate_texts(pairs_of_texts(order, 400, vocabulary), pad=1, separator=2)
+    with torch.no_grad():
+        return (model.eval()(**batch.inputs()).logits.argmax(dim=-1) == batch.labels).float().mean().item()
+
+
+def test_a_new_classifier_learns_to_compare_two_texts_where_a_small_random_start_does_not():
+    assert share_right_after_training(compares=True) > 0.85
+    assert share_right_after_training(compares=False) < 0.65
+
+
+def test_a_token_first_attends_to_its_equal_in_the_other_text():
+    torch.manual_seed(0)
+    shape = Model(d_model=128, encoder_layers=1, decoder_layers=0, heads=4, ffn_dim=64, max_positions=64, init_std=0.08)
+    model = BertForSequenceClassification(new_config(shape, 400))
+    compare_tokens(model)
+    model.set_attn_implementation("eager")
+    one, two = list(range(10, 20)), list(range(15, 45))
+    batch = collate_texts([Example([0, *one, 2, *two, 2], [0])], pad=1, separator=2)
+    with torch.no_grad():
+        weights = model(**batch.inputs(), output_attentions=True).attentions[0][0]  # (heads, query, key)
+    ids = batch.input_ids[0].tolist()
+    for token in range(15, 20):  # in both texts
+        first, second = (place for place, each in enumerate(ids) if each == token)
+        assert (weights[:2, first, second] > 0.4).all()
+        assert (weights[:2, second, first] > 0.4).all()
 
 
 #: Parameters of a study of one task, from files.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,6 +31,16 @@ from dqlib.study.training.text_batches import TextBatch, collate_texts
 #: arXiv:1810.04805, section 3.1).
 MASKED, RANDOM = 0.8, 0.1
 
+#: Of the heads of each layer of a new model, the part that begins by comparing tokens, at least one.
+COMPARING = 0.5
+#: In these heads, what attention's logit of two equal tokens is more than that of two others, before training: a token
+#: then gives about half of its attention or more to its equal among a hundred. And what that of two tokens of different
+#: texts is more than that of two tokens of the same text.
+EQUAL, OTHER_TEXT = 9.5, 6.0
+#: Length of a new model's embeddings of positions and of text types, as parts of that of its embeddings of tokens: what
+#: token it is counts most.
+POSITION, TYPE = 0.25, 0.33
+
 
 def new_config(model: S.Model, vocab_size: int, pad: int = PAD_ID, classes: Sequence[str] = ("0", "1")) -> BertConfig:
     """The configuration of a BERT of a shape."""
@@ -50,7 +61,52 @@ def new_config(model: S.Model, vocab_size: int, pad: int = PAD_ID, classes: Sequ
 
 
 def _new(spec: S.Task, tokenizer: PreTrainedTokenizerFast) -> BertForMaskedLM:
-    return BertForMaskedLM(new_config(spec.model, len(tokenizer), tokenizer.pad_token_id))
+    model = BertForMaskedLM(new_config(spec.model, len(tokenizer), tokenizer.pad_token_id))
+    compare_tokens(model)
+    return model
+
+
+@torch.no_grad()
+def compare_tokens(model: BertForMaskedLM | BertForSequenceClassification) -> None:
+    """Let a new BERT begin with attention that finds a token's equal in the other text of a pair, in place.
+
+    From BERT's own start all attention is even, and a small model that has only some thousand pairs never learns to
+    look for what two texts share. Three things differ here:
+
+    * Some heads of each layer have the same orthonormal projection for query and key, so that q k^T is largest for
+      equal tokens, as it comes out of training in large models (Trockman & Kolter, arXiv:2305.09828). One feature is
+      of the opposite sign in the query: the one that tells the two texts apart, so a token looks into the other text.
+    * Embeddings of positions and types are short beside those of tokens.
+    * What attention and feed-forward layers add is divided by the root of their number (GPT-2), so that which token it
+      is can still be read in the last layer.
+
+    Args:
+        model: with weights as its class draws them; what is drawn here is from torch's generator.
+    """
+    config, body = model.config, model.bert
+    width, size = config.hidden_size, config.hidden_size // config.num_attention_heads
+    length = config.initializer_range * math.sqrt(width)
+    embeddings = body.embeddings
+    embeddings.position_embeddings.weight.mul_(POSITION)
+    direction = torch.nn.functional.normalize(torch.randn(width), dim=0)
+    signs = torch.tensor([1.0, -1.0]).repeat(config.type_vocab_size)[: config.type_vocab_size]
+    embeddings.token_type_embeddings.weight.copy_(TYPE * length * signs.outer(direction))
+    # LayerNorm makes the squared length of a token's features the width; these parts of it are the type's and a head's
+    of_type = width * TYPE**2 / (1 + POSITION**2 + TYPE**2)
+    equal = math.sqrt(EQUAL / math.sqrt(size))
+    other = math.sqrt(OTHER_TEXT / 2 * math.sqrt(size) / of_type)
+    for layer in body.encoder.layer:
+        rows = torch.linalg.qr(torch.randn(width, width))[0]
+        attention = layer.attention.self
+        for head in range(max(1, round(COMPARING * config.num_attention_heads))):
+            place = slice(head * size, (head + 1) * size)
+            projection = equal * (rows[place] - (rows[place] @ direction).outer(direction))
+            projection[0] = other * direction
+            attention.key.weight[place] = projection
+            attention.query.weight[place] = projection
+            attention.query.weight[place.start].neg_()
+        for added in (layer.attention.output.dense, layer.output.dense):
+            added.weight.div_(math.sqrt(2 * config.num_hidden_layers))
 
 
 def _started(model: PreTrainedModel, spec: S.Task, corpus: LoadedCorpus) -> BertForSequenceClassification:
