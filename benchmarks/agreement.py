@@ -26,7 +26,7 @@ from transformers.utils import logging
 from dqlib.engines import export_model
 from dqlib.engines.agreement import Agreement, agreement
 from dqlib.engines.base import Engine
-from dqlib.engines.ctranslate import CTranslate2Engine
+from dqlib.engines.ctranslate_engine import CTranslate2Engine
 from dqlib.engines.onnx_model import OnnxEngine
 from dqlib.engines.torch_engine import TorchEngine, load_model
 from dqlib.errors import InputError

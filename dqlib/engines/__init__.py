@@ -73,7 +73,7 @@ def load_engine(folder: str | Path, engine: str | None = None, threads: int | No
     made_for = _made_for(folder, engine)
     try:
         if made_for == "ctranslate2":
-            from dqlib.engines.ctranslate import CTranslate2Engine
+            from dqlib.engines.ctranslate_engine import CTranslate2Engine
 
             return CTranslate2Engine(folder, threads)
         if made_for == "onnxruntime":
@@ -96,7 +96,18 @@ def load_classifier(folder: str | Path, engine: str | None = None, threads: int 
     Raises:
         InputError: the engine is unknown, not installed, or not that of the folder, or the model is no classifier.
     """
-    _made_for(folder, engine)
+    made_for = _made_for(folder, engine)
+    try:
+        if made_for == "ctranslate2":
+            from dqlib.engines.ctranslate_engine import CTranslate2Classifier
+
+            return CTranslate2Classifier(folder, threads)
+        if made_for == "onnxruntime":
+            from dqlib.engines.onnx_classifier import OnnxClassifier
+
+            return OnnxClassifier(folder, threads)
+    except ImportError as error:
+        raise _missing(made_for, error) from error
     from dqlib.engines.torch_engine import TorchClassifier
 
     return TorchClassifier.load(folder, threads)

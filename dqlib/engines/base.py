@@ -139,6 +139,12 @@ class Decoding:
             InputError: as :meth:`of`, or the model asks for what only transformers does.
         """
         decoding = cls.of(model)
+        if not decoding.has_encoder:
+            settings = model.generation_config
+            if settings.min_new_tokens is None and settings.min_length:  # which counts the text that is read
+                raise InputError("min_length", settings.min_length, f"min_new_tokens instead for the engine {engine}")
+            if decoding.forced_start is not None:  # which comes after texts of one token alone
+                raise InputError("forced_bos_token_id", decoding.forced_start, f"left out for the engine {engine}")
         for field, nothing in _OF_TRANSFORMERS.items():
             value = getattr(model.generation_config, field, None)
             if value not in nothing:
@@ -182,6 +188,11 @@ class Decoding:
 def field_of(setting: str) -> str:
     """The field of :class:`Decoding` that a setting of transformers is."""
     return next((field for field, name in _SETTINGS.items() if name == setting), setting)
+
+
+def looks_back(decoding: Decoding) -> bool:
+    """Whether the score of a token depends on those that are there, or it may not be written at all."""
+    return bool(decoding.no_repeat_ngram_size or decoding.suppressed or decoding.repetition_penalty != 1)
 
 
 class Engine(ABC):
@@ -269,7 +280,15 @@ class Engine(ABC):
                     raise InputError(field, token, f"ids from 0 to {self.vocabulary_size - 1}")
         if not sources:
             return []
-        return [self.until_end(row) for row in self._write(sources, list(starts), num_beams, longest, decoding)]
+        starts = list(starts)
+        groups = [list(range(len(sources)))]
+        if self.continues and looks_back(decoding):  # at the text, too, where no padding is to be seen
+            groups = [[i for i, row in enumerate(sources) if len(row) == n] for n in sorted(set(map(len, sources)))]
+        written: dict[int, list[int]] = {}
+        for group in groups:
+            parts = [sources[i] for i in group], [starts[i] for i in group]
+            written |= zip(group, map(self.until_end, self._write(*parts, num_beams, longest, decoding)), strict=True)
+        return [written[i] for i in range(len(sources))]
 
     def generate(
         self,

@@ -1,4 +1,4 @@
-"""The engine ``ctranslate2``: encoder-decoders on 8-bit integers (https://github.com/OpenNMT/CTranslate2).
+"""Models for the engine ``ctranslate2``, on 8-bit integers (https://github.com/OpenNMT/CTranslate2).
 
 CTranslate2 multiplies int8 weights that have one scale per row with inputs that it rounds to 8 bits per token, as a
 student does. So a weight whose rows have one scale each is handed over as the codes it was trained with, whatever its
@@ -11,38 +11,31 @@ What a student rounds inside of attention (queries, keys, values, probabilities)
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
-import ctranslate2
 import numpy as np
+import safetensors.numpy
 import torch
 from ctranslate2.converters import transformers as converters
 from ctranslate2.specs import model_spec
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from dqlib.architectures import architecture_of
 from dqlib.config import FULL_PRECISION
 from dqlib.engines import ENGINES
-from dqlib.engines.base import Decoding, Engine
+from dqlib.engines.base import Decoding
+from dqlib.engines.classifier import CLASSIFIERS, Reading
+from dqlib.engines.ctranslate_engine import HEAD, MODEL, NAME, TOKENIZER
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
 from dqlib.pruning import units
-from dqlib.storage.manifest import check_files, check_replaceable, opened, read_file, seal
+from dqlib.storage.manifest import check_replaceable, seal
 from dqlib.storage.plain import plain_model
-from dqlib.storage.reading import json_object, one_line, read_tokenizer
 
 #: Types of weights that a model can be exported with.
 QUANTIZATIONS = ("int8", "float32")
-
-#: Folder of the tokenizer, within that of the model.
-TOKENIZER = "tokenizer"
-
-_MODEL, _VOCABULARY, _CONFIG = "model.bin", "shared_vocabulary.json", "config.json"
 
 #: Configuration of the converter by model_type: whether LayerNorm comes first, and whether embeddings have one.
 #: Marian is converted as BART is: it starts from the padding token like any other, whose row training may have moved.
@@ -51,7 +44,12 @@ _CONVERTED = {
     "mbart": ("MBartConfig", True, True),
     "marian": ("BartConfig", False, False),
     "t5": ("T5Config", True, False),
+    "gpt2": ("GPT2Config", True, False),
+    "bert": ("BertConfig", False, True),
 }
+
+#: What GPT-2's configuration may say that CTranslate2 has otherwise, and what it has.
+_OF_GPT2 = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,7 @@ def export_ctranslate2(
     """Write a model for CTranslate2: aside, and put in place at once.
 
     Args:
-        model: a student, what ``load_packed`` gave, or a teacher, of an architecture that is an encoder-decoder.
+        model: a student, what ``load_packed`` gave, or a teacher; of BERT, a classifier.
         folder: new, empty, or an exported model, which is replaced.
         tokenizer: written beside it; without one, the engine takes token ids only.
         quantization: of the weights, ``int8`` or ``float32``; by default int8 for what has quantized weights.
@@ -128,6 +126,7 @@ def export_ctranslate2(
     folder, kind = Path(folder), model.config.model_type
     if kind not in _CONVERTED:
         raise InputError("model_type", kind, f"one of {', '.join(sorted(_CONVERTED))} for the engine ctranslate2")
+    _check_served(model.config)
     config = getattr(model, "dqlib_config", None)
     if quantization is None:
         full = config is None or min(config.w_bits, config.e_bits) >= FULL_PRECISION
@@ -135,12 +134,15 @@ def export_ctranslate2(
     if quantization not in QUANTIZATIONS:
         raise InputError("quantization", quantization, f"one of {', '.join(QUANTIZATIONS)}")
     check_replaceable(folder, *ENGINES[1:])
-    decoding = Decoding.exported(model, CTranslate2Engine.name)
+    reading = Reading.of(model, tokenizer) if kind in CLASSIFIERS else None
+    decoding = Decoding.exported(model, NAME) if reading is None else None
+    tokens = _Vocabulary(model.get_input_embeddings().num_embeddings, tokenizer, reading or decoding)
     weights: tuple[Exported, ...] = ()
     heads = None if config is None else config.heads
-    spec = _spec(plain_model(model), tokenizer, decoding, heads)
+    plain = plain_model(model)
+    spec = _spec(plain, tokens, heads)
     if quantization == "int8":
-        codes = None if config is None else _spec(plain_model(model, codes=True), tokenizer, decoding, heads)
+        codes = None if config is None else _spec(plain_model(model, codes=True), tokens, heads)
         weights = _to_int8(spec, codes)
     else:
         spec.optimize(quantization)
@@ -149,103 +151,35 @@ def export_ctranslate2(
         "class": type(model).__name__,
         "config": None if config is None else str(config),
         "quantization": quantization,
-        "decoding": decoding.as_json(),
+        **({"reading": reading.as_json()} if reading is not None else {}),
+        **({"decoding": decoding.as_json()} if decoding is not None else {}),
         "weights": [asdict(each) for each in weights],
         "notes": notes,
     }
     with atomic_folder(folder) as scratch:
         spec.save(str(scratch))
+        if reading is not None:
+            head = {name: getattr(plain.classifier, name).detach().numpy() for name in ("weight", "bias")}
+            safetensors.numpy.save_file(head, scratch / HEAD)
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch / TOKENIZER)
-        seal(scratch, CTranslate2Engine.name, description)
-    return Report(str(folder), (folder / _MODEL).stat().st_size, quantization, weights, notes)
-
-
-class CTranslate2Engine(Engine):
-    """A model that :func:`export_ctranslate2` wrote, run by ``ctranslate2.Translator``.
-
-    Args:
-        folder: that was written.
-        threads: of one call; None for CTranslate2's choice.
-        device: ``cpu``, or ``cuda`` where there is one.
-
-    Raises:
-        InputError: the folder is none of these, or a file of it was changed.
-    """
-
-    name = "ctranslate2"
-
-    def __init__(self, folder: str | Path, threads: int | None = None, device: str = "cpu") -> None:
-        folder = Path(folder)
-        manifest = opened(folder, self.name)
-        check_files(folder, manifest)
-        self.vocabulary: list[str] = _tokens(read_file(folder, manifest, _VOCABULARY))
-        self.ids, self.vocabulary_size = {token: i for i, token in enumerate(self.vocabulary)}, len(self.vocabulary)
-        decoding = Decoding.parse(manifest.about.get("decoding"), len(self.vocabulary))
-        super().__init__(read_tokenizer(folder / TOKENIZER), decoding)
-        config = json_object(read_file(folder, manifest, _CONFIG), _CONFIG)
-        for name in ("add_source_bos", "add_source_eos"):  # CTranslate2 would find it out while it translates
-            if not isinstance(config.get(name), bool):
-                raise InputError(f"{_CONFIG}, {name}", config.get(name), "true or false")
-        try:
-            self.translator = ctranslate2.Translator(
-                str(folder), device=device, compute_type="default", inter_threads=1, intra_threads=threads or 0
-            )
-        except (RuntimeError, ValueError) as error:
-            raise InputError("folder", str(folder), f"one that CTranslate2 reads ({error})") from None
-
-    def _write(
-        self,
-        sources: list[list[int]],
-        starts: list[int | None],
-        num_beams: int,
-        max_new_tokens: int,
-        decoding: Decoding,
-    ) -> list[list[int]]:
-        own_starts = cast("list[int]", starts)  # of models with an encoder
-        last = [] if decoding.forced_end is None else [decoding.forced_end]  # of a text of full length
-        longest = max_new_tokens - len(last)
-        if not longest:
-            return [last for _ in sources]
-        first = [] if decoding.forced_start is None else [decoding.forced_start]
-        # transformers lets an end be written, whatever is asked for
-        suppressed = [words for words in decoding.suppressed if len(words) > 1 or words[0] not in decoding.ends]
-        results = self.translator.translate_batch(
-            self._tokens(sources),
-            self._tokens([[start, *first] for start in own_starts]),
-            beam_size=num_beams,
-            # of the length that scores are divided by, the end is a part in transformers, too
-            return_end_token=True,
-            # the search ends when so many times the beams are finished
-            patience=1 if decoding.early_stopping is True or num_beams == 1 else 2,
-            length_penalty=decoding.length_penalty,
-            no_repeat_ngram_size=decoding.no_repeat_ngram_size,
-            repetition_penalty=decoding.repetition_penalty,
-            suppress_sequences=self._tokens(suppressed) or None,
-            end_token=list(decoding.ends),
-            min_decoding_length=min(decoding.min_new_tokens, longest),
-            max_decoding_length=longest,
-            max_input_length=0,  # texts were cut already
-        )
-        written = [[self.ids[token] for token in each.hypotheses[0]] for each in results]
-        return [row + last if len(row) == longest else row for row in written]
-
-    def _tokens(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
-        return [[self.vocabulary[token] for token in row] for row in rows]
+        seal(scratch, NAME, description)
+    return Report(str(folder), (folder / MODEL).stat().st_size, quantization, weights, notes)
 
 
 class _Vocabulary:
     """A tokenizer as the converter asks for it, with a token for every row of the table, even without a tokenizer."""
 
-    def __init__(self, size: int, tokenizer: Tokenizer | None, decoding: Decoding) -> None:
+    def __init__(self, size: int, tokenizer: Tokenizer | None, model: Decoding | Reading | None) -> None:
         known = {} if tokenizer is None else tokenizer.get_vocab()
         tokens = {i: token for token, i in known.items() if i < size}
         self._tokens = [tokens.get(i, f"<id {i}>") for i in range(size)]
         if len(set(self._tokens)) != size:
             raise InputError("tokenizer", type(tokenizer).__name__, "one with a token of its own for each id")
-        pad = self._tokens[decoding.pad or 0]
+        pad = self._tokens[getattr(model, "pad", None) or 0]
         self.bos_token = self.pad_token = pad
-        self.eos_token = self._tokens[decoding.ends[0]] if decoding.ends else pad
+        ends = getattr(model, "ends", ())
+        self.eos_token = self._tokens[ends[0]] if ends else pad
         unknown = getattr(tokenizer, "unk_token", None)
         self.unk_token = unknown if unknown in self._tokens else pad
 
@@ -256,40 +190,54 @@ class _Vocabulary:
         return self._tokens[i]
 
 
-def _spec(
-    plain: PreTrainedModel, tokenizer: Tokenizer | None, decoding: Decoding, heads: int | None = None
-) -> model_spec.ModelSpec:
+def _check_served(config: PreTrainedConfig) -> None:
+    """Check that CTranslate2 computes what a configuration of GPT-2 or BERT asks for.
+
+    Raises:
+        InputError: it does not.
+    """
+    field = {"gpt2": "activation_function", "bert": "hidden_act"}.get(config.model_type)
+    if field is not None and getattr(config, field) not in converters._SUPPORTED_ACTIVATIONS:
+        raise InputError(field, getattr(config, field), f"one of {', '.join(converters._SUPPORTED_ACTIVATIONS)}")
+    for field, value in (_OF_GPT2 if config.model_type == "gpt2" else {}).items():
+        if getattr(config, field) != value:
+            raise InputError(field, getattr(config, field), f"{value} for the engine {NAME}")
+
+
+def _spec(plain: PreTrainedModel, tokens: _Vocabulary, heads: int | None = None) -> model_spec.ModelSpec:
     """CTranslate2's description of a plain model, weights in fp32.
 
     The decoder starts from the first token of the prefix, which the engine gives, so that a text may start from its
     language's. Nor is CTranslate2 told what begins and ends a source: to one without other tokens it answers nothing,
-    unread.
+    unread. Of a classifier it is the body with its pooler.
 
     Args:
         plain: of :func:`dqlib.storage.plain.plain_model`.
-        tokenizer: of the model.
-        decoding: of the model.
+        tokens: of the model.
         heads: of every attention, where they are fewer than the model's configuration says.
     """
     config = plain.config
     name, config.normalize_before, config.normalize_embedding = _CONVERTED[config.model_type]
     config.add_final_layer_norm = config.normalize_before
+    config.position_embedding_type = "absolute"  # which BERT's converter asks for
     if config.model_type == "t5":  # the converter asks one for the other
         config.tie_word_embeddings = config.scale_decoder_outputs
     names = architecture_of(config)
     for field in names.head_fields if heads is not None else ():
         setattr(config, field, heads)  # for the converter
-    vocabulary = _Vocabulary(plain.get_input_embeddings().num_embeddings, tokenizer, decoding)
     with torch.no_grad():
-        spec = converters._MODEL_LOADERS[name](plain, vocabulary)
+        spec = converters._MODEL_LOADERS[name](plain.bert if config.model_type == "bert" else plain, tokens)
     for side in names.stacks if heads is not None else ():
         size = np.dtype("int32").type(next(units(plain, side)).size)
         for layer in getattr(spec, side).layer:
             for name in ("self_attention", "attention"):
                 if hasattr(layer, name):  # the converters cannot say so, but CTranslate2 reads it of any attention
                     vars(getattr(layer, name))["head_dim"] = size
-    spec.config.decoder_start_token = None
-    spec.config.bos_token = spec.config.eos_token = f"<id {len(vocabulary.get_vocab())}>"  # no token of the table
+    if config.model_type == "gpt2":
+        spec.config.layer_norm_epsilon = config.layer_norm_epsilon
+    if hasattr(spec.config, "decoder_start_token"):
+        spec.config.decoder_start_token = None
+    spec.config.bos_token = spec.config.eos_token = f"<id {len(tokens.get_vocab())}>"  # no token of the table
     spec.validate()
     return spec
 
@@ -330,7 +278,7 @@ def _is_weight(name: str, spec: model_spec.ModelSpec) -> bool:
     return field == "weight" and hasattr(model_spec.index_spec(spec, parent), "weight_scale")
 
 
-def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding) -> tuple[str, ...]:
+def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding | None) -> tuple[str, ...]:
     """What the engine does not do as the model does, a sentence each."""
     notes, config = [], getattr(model, "dqlib_config", None)
     if config is not None:
@@ -344,6 +292,12 @@ def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding) -> tup
             notes.append("Inputs of attention and its probabilities are not rounded, as they are in the student.")
         if here != there:
             notes.append(f"Linear layers round their inputs {here}, the student's {there}.")
+    return (*notes, *(_notes_of_search(decoding) if decoding is not None else ()))
+
+
+def _notes_of_search(decoding: Decoding) -> list[str]:
+    """What it searches by another rule, a sentence each."""
+    notes, first = [], "the token that the decoder starts from" if decoding.has_encoder else "the first token of a text"
     if decoding.early_stopping is not True:
         notes.append(
             "Beam search ends at twice as many finished texts as beams, which is not PyTorch's rule; with "
@@ -364,21 +318,10 @@ def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding) -> tup
     if decoding.forced_end is not None and decoding.length_penalty:
         notes.append("In beam search, the forced end of a text of full length is no part of the length of its score.")
     if decoding.no_repeat_ngram_size:
-        notes.append("Where no_repeat_ngram_size forbids, the token that the decoder starts from does not count.")
+        notes.append(f"Where no_repeat_ngram_size forbids, {first} does not count.")
     if decoding.repetition_penalty != 1:
         notes.append(
-            "The repetition penalty leaves out the token that the decoder starts from, and in beam search it changes "
-            "logits, where PyTorch changes log-probabilities."
+            f"The repetition penalty leaves out {first}, and in beam search it changes logits, where PyTorch changes "
+            "log-probabilities."
         )
-    return tuple(notes)
-
-
-def _tokens(data: bytes) -> list[str]:
-    """The vocabulary of a model, by id."""
-    try:
-        tokens = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(_VOCABULARY, one_line(error), "JSON") from None
-    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
-        raise InputError(_VOCABULARY, type(tokens).__name__, "a list of tokens")
-    return tokens
+    return notes

@@ -1,9 +1,10 @@
-"""BART, mBART, Marian and T5 as graphs for ONNX Runtime, whose kernels multiply weights of 2, 4 or 8 bits as they are.
+"""Models as graphs for ONNX Runtime, whose kernels multiply weights of 2, 4 or 8 bits as they are.
 
-The folder holds ``encoder.onnx``, which reads a source and gives the keys and values that all layers of the decoder
-attend to; ``decoder.onnx``, which takes one step and keeps its keys and values in memory that the caller lends it;
-``candidates.onnx``, which finds the best tokens for a beam search; ``weights.bin``, the numbers of all three;
-``dqlib.json`` (:mod:`dqlib.storage.manifest`); configuration and tokenizer.
+Of an encoder-decoder, the folder holds ``encoder.onnx``, which reads a source and gives the keys and values that all
+layers of the decoder attend to; ``decoder.onnx``, which takes one step and keeps its keys and values in memory that the
+caller lends it; ``candidates.onnx``, which finds the best tokens for a beam search; ``weights.bin``, the numbers of all
+three; ``dqlib.json`` (:mod:`dqlib.storage.manifest`); configuration and tokenizer. A decoder alone has no
+``encoder.onnx``: its ``decoder.onnx`` reads the text, too, in one go. A classifier is an encoder, ``classifier.onnx``.
 
 A low-bit weight is a ``MatMulNBits`` of ONNX Runtime (``com.microsoft``): unsigned codes around a zero point of
 ``2^(bits-1)``, one scale for each block of a row. A student's row has one scale, which is repeated, so ternary codes
@@ -36,7 +37,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from dqlib.architectures import architecture_of
 from dqlib.engines import ENGINES
 from dqlib.engines.base import Decoding
+from dqlib.engines.classifier import CLASSIFIERS, Reading
 from dqlib.engines.onnx_bart import BartGraphs
+from dqlib.engines.onnx_bert import BertGraphs
+from dqlib.engines.onnx_gpt2 import Gpt2Graphs
 from dqlib.engines.onnx_graph import Numbers
 from dqlib.engines.onnx_t5 import T5Graphs
 from dqlib.engines.onnx_weights import KERNEL_BITS, Weights, values_of
@@ -45,7 +49,6 @@ from dqlib.files import atomic_folder
 from dqlib.quantizers import Quantized
 from dqlib.storage.manifest import check_replaceable, seal
 
-ENCODER, DECODER, CANDIDATES = "encoder.onnx", "decoder.onnx", "candidates.onnx"
 WEIGHTS = "weights.bin"
 
 #: Version of the folder's format.
@@ -55,11 +58,13 @@ FORMAT = 1
 ENCODERS = ("int8", "packed")
 
 #: What makes the graphs of each architecture that is served.
-_GRAPHS: dict[str, type[BartGraphs] | type[T5Graphs]] = {
+_GRAPHS: dict[str, type[BartGraphs] | type[T5Graphs] | type[BertGraphs] | type[Gpt2Graphs]] = {
     "bart": BartGraphs,
     "mbart": BartGraphs,
     "marian": BartGraphs,
     "t5": T5Graphs,
+    "bert": BertGraphs,
+    "gpt2": Gpt2Graphs,
 }
 
 
@@ -71,15 +76,16 @@ def export_onnx(
     *,
     encoder: str | None = None,
 ) -> None:
-    """Write a BART, mBART, Marian or T5 for ONNX Runtime, aside, and put it in place at once.
+    """Write a model for ONNX Runtime, aside, and put it in place at once.
 
     Args:
-        model: a student, what ``load_packed`` gave, or a model in full precision, which stays so.
+        model: a student, what ``load_packed`` gave, or a model in full precision, which stays so. Of
+            BERT, a classifier.
         folder: new, empty, or an exported model, which is replaced.
         tokenizer: written beside it.
         bits: of the codes of weights and tokens in the graphs, 2, 4 or 8; None for the fewest that hold them.
         encoder: ``int8`` for speed, ``packed`` for the least memory; None for ``int8`` where every weight that it
-            multiplies has a grid of one scale per row, and ``packed`` elsewhere.
+            multiplies has a grid of one scale per row, and ``packed`` elsewhere. Of a decoder alone, None.
 
     Raises:
         InputError: the model, its decoding or an argument is not served, or the folder holds something else.
@@ -92,29 +98,28 @@ def export_onnx(
     values = values_of(model)
     kind = _GRAPHS[model.config.model_type]
     if encoder is None:
-        encoder = "int8" if _int8_serves(values, kind.of_encoder) else "packed"
+        encoder = "int8" if kind.of_encoder and _int8_serves(values, kind.of_encoder) else "packed"
     int8_encoder = rounded and encoder == "int8"
-    decoding = Decoding.exported(model, "onnxruntime").as_json()
+    description = {
+        "format": FORMAT,
+        "class": type(model).__name__,
+        "config": None if config is None else str(config),
+        "bits": bits,
+        "encoder": "int8" if int8_encoder else "packed",
+        "vocabulary": model.config.vocab_size,
+    }
+    if model.config.model_type in CLASSIFIERS:
+        description["reading"] = Reading.of(model, tokenizer).as_json()
+    else:
+        description["decoding"] = Decoding.exported(model, "onnxruntime").as_json()
     with atomic_folder(folder) as scratch:
         numbers = Numbers(scratch / WEIGHTS)
         graphs = kind(model.config, Weights(values, bits), numbers, rounded, int8_encoder)
-        (heads, size), (_, layers) = graphs.heads("decoder"), architecture_of(model.config).depths(model.config)
-        description = {
-            "format": FORMAT,
-            "class": type(model).__name__,
-            "config": None if config is None else str(config),
-            "bits": bits,
-            "encoder": "int8" if int8_encoder else "packed",
-            "layers": layers,
-            "heads": heads,
-            "head_dim": size,
-            "vocabulary": model.config.vocab_size,
-            "first_position": graphs.first_position,
-            "decoding": decoding,
-        }
-        onnx.save(graphs.encoder(), scratch / ENCODER)
-        onnx.save(graphs.decoder(), scratch / DECODER)
-        onnx.save(graphs.candidates(), scratch / CANDIDATES)
+        if not isinstance(graphs, BertGraphs):
+            (heads, size), (_, layers) = graphs.heads("decoder"), architecture_of(model.config).depths(model.config)
+            description |= {"layers": layers, "heads": heads, "head_dim": size, "first_position": graphs.first_position}
+        for name, graph in graphs.graphs():
+            onnx.save(graph, scratch / name)
         numbers.close()
         plain = copy.deepcopy(model.config)
         plain.architectures = [type(model).__name__]
@@ -137,7 +142,10 @@ def _check(model_config: Any, bits: int | None, encoder: str | None) -> None:
         raise InputError("bits", bits, "2, 4 or 8, or None for the fewest that do")
     if encoder not in (None, *ENCODERS):
         raise InputError("encoder", encoder, f"one of {', '.join(ENCODERS)}")
-    _GRAPHS[model_config.model_type].check(model_config)
+    kind = _GRAPHS[model_config.model_type]
+    if encoder is not None and kind.of_encoder is None:
+        raise InputError("encoder", encoder, f"left out for {model_config.model_type}, which has none")
+    kind.check(model_config)
 
 
 def _int8_serves(values: dict[str, Quantized | torch.Tensor], of_encoder: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from dqlib.engines.onnx_graph import Graph, Numbers
+from dqlib.engines.onnx_model import CANDIDATES, DECODER, ENCODER
 from dqlib.engines.onnx_weights import Weights
 from dqlib.errors import InputError
 
@@ -37,8 +38,9 @@ class Layers:
     def __init__(self, config: Any, weights: Weights, numbers: Numbers, rounded: bool, pre: bool) -> None:
         self.config, self.weights, self.numbers = config, weights, numbers
         self.level = 4 if rounded else 0
-        self.pre = pre
-        self.features = config.d_model
+        self.pre, self.epsilon = pre, _EPSILON
+        self.features = config.hidden_size
+        self.activation = getattr(config, "activation_function", None)
 
     def heads(self, side: str) -> tuple[int, int]:
         """Heads of an attention, fewer than the configuration has in a narrow student, and features of one."""
@@ -80,6 +82,20 @@ class Layers:
         return next(other for other, each in self.weights.values.items() if each is value)
 
     # --- attention of a decoder, and what it writes
+
+    def graphs(self) -> Iterator[tuple[str, onnx.ModelProto]]:
+        """Each graph with the name of its file."""
+        yield ENCODER, self.encoder()
+        yield DECODER, self.decoder()
+        yield CANDIDATES, self.candidates()
+
+    def encoder(self) -> onnx.ModelProto:
+        """What reads a source."""
+        raise NotImplementedError
+
+    def decoder(self) -> onnx.ModelProto:
+        """One step."""
+        raise NotImplementedError
 
     def give_source(self, g: Graph, y: str, shape: str, parts: int) -> None:
         """Give out keys and values of the decoder's layers, all beside each other in a row of the source."""
@@ -170,15 +186,15 @@ class Layers:
 
     def activated(self, g: Graph, y: str, path: str, biased: bool = False) -> str:
         """The activation function of ``y`` and the bias, which ``relu`` and ``swish`` may have got already."""
-        if self.config.activation_function == "gelu":
+        if self.activation == "gelu":
             return g.fused("BiasGelu", y, self.bias(g, [path]))
         y = y if biased else g.op("Add", y, self.bias(g, [path]))
-        return g.op("Relu", y) if self.config.activation_function == "relu" else g.op("Mul", y, g.op("Sigmoid", y))
+        return g.op("Relu", y) if self.activation == "relu" else g.op("Mul", y, g.op("Sigmoid", y))
 
     def norm(self, g: Graph, x: str, path: str) -> str:
         """LayerNorm of the last dimension."""
         gamma, beta = self._norm_numbers(g, path)
-        return g.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=_EPSILON)
+        return g.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=self.epsilon)
 
     def _norm_numbers(self, g: Graph, path: str) -> tuple[str, str]:
         gamma, beta = (g.constant(name, self.weights.number(name)) for name in (f"{path}.weight", f"{path}.bias"))
@@ -188,9 +204,9 @@ class Layers:
         """What the next part reads, and what it is added to."""
         inputs = (residual, delta, *self._norm_numbers(g, norm), *((bias,) if bias else ()))
         if not self.pre:
-            x = g.fused("SkipLayerNormalization", *inputs, epsilon=_EPSILON)
+            x = g.fused("SkipLayerNormalization", *inputs, epsilon=self.epsilon)
             return x, x
-        outputs = g.fused("SkipLayerNormalization", *inputs, outputs=4, epsilon=_EPSILON)
+        outputs = g.fused("SkipLayerNormalization", *inputs, outputs=4, epsilon=self.epsilon)
         g.nodes[-1].output[1] = g.nodes[-1].output[2] = ""  # mean and deviation
         return outputs[0], outputs[3]
 

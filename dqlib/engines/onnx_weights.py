@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from dqlib.errors import InputError
 from dqlib.quantizers import Quantized
@@ -20,13 +21,19 @@ KERNEL_BITS, BLOCKS = (2, 4, 8), (128, 64, 32, 16)
 def values_of(model: PreTrainedModel) -> dict[str, Quantized | torch.Tensor]:
     """Codes and scales of what a model quantizes, numbers of the rest, by every name that they have.
 
+    Weights of linear layers are (outputs, inputs), GPT-2's too.
+
     Raises:
         InputError: a weight is quantized in part only.
     """
     values: dict[str, Quantized | torch.Tensor] = {}
+    turned = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Conv1D)}
     for each in parameters_of(model):
-        quantized = each.quantized()
-        values |= dict.fromkeys(each.names, each.value() if quantized is None else quantized)
+        value = each.quantized()
+        if value is None:
+            value = each.value()
+            value = value.T if turned.intersection(each.names) else value
+        values |= dict.fromkeys(each.names, value)
     return values
 
 

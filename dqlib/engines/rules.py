@@ -7,11 +7,6 @@ import numpy as np
 from dqlib.engines.base import Decoding
 
 
-def looks_back(decoding: Decoding) -> bool:
-    """Whether a score depends on what is written already, or a token has none; else :func:`apply` changes nothing."""
-    return bool(decoding.no_repeat_ngram_size or decoding.suppressed or decoding.repetition_penalty != 1)
-
-
 def apply(scores: np.ndarray, written: np.ndarray, decoding: Decoding) -> None:
     """Change the scores of the next token, in place, in transformers' order.
 

@@ -1,28 +1,41 @@
 """All engines of a classifier find the same classes: its weights, its pairs, its limits, a sentence for the rest."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from dqlib.architectures import architecture_of
 from dqlib.config import Config
-from dqlib.engines import is_classifier, load_classifier, load_engine
+from dqlib.engines import ENGINES, export_model, is_classifier, load_classifier, load_engine
 from dqlib.engines.agreement import class_agreement
 from dqlib.engines.classifier import Reading, probabilities
 from dqlib.engines.torch_engine import TorchClassifier, load_model
 from dqlib.errors import InputError
-from dqlib.storage.packed import save_packed
+from dqlib.storage.manifest import opened
+from dqlib.storage.packed import load_packed, save_packed
 from dqlib.storage.students import save_student
 from dqlib.student import make_student, round_for_storage
 from dqlib.study.training.examples import Example
 from dqlib.study.training.text_batches import collate_texts
 from tests.helpers.checkpoints import CLASSES, save_checkpoint, tokenizer_of
-from tests.helpers.models import CASES, PAD, VOCABULARY, make_teacher, student_of
+from tests.helpers.folders import reseal
+from tests.helpers.models import ASYMMETRIC, CASES, PAD, VOCABULARY, make_teacher, student_of
 
 TEXTS = ["the river and the stone", "water", "old plants grows near the green river under stone", "light over wind"]
 SECONDS = ["a small house", "keeps the light near the river and under the old stone", "wind", "the water"]
 IDS = [[2, 5, 6, 7, 3, 9, 10, 3], [2, 20, 3], [2, 30, 31, 32, 33, 3]]
+
+
+OTHERS = pytest.mark.parametrize("engine", ENGINES[1:])
+
+
+def told(engine):
+    """An engine without a tokenizer that knows which token ends a text of a pair."""
+    engine.reading = replace(engine.reading, separator=3)
+    return engine
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +71,107 @@ def test_texts_and_pairs_are_read_as_transformers_reads_them(folders):
                 logits = model(**tokenizer(*row, **options)).logits[0]
             expected = torch.softmax(logits.double(), dim=-1).tolist()
             assert list(each.probabilities.values()) == pytest.approx(expected, abs=1e-6)
+
+
+@OTHERS
+@pytest.mark.parametrize("bits", [None, "32-32-32", "2-2-32"])
+def test_an_engine_gives_the_logits_of_pytorch(engine, bits, tmp_path):
+    pytest.importorskip(engine)
+    model = make_teacher("bert-classifier")
+    model = model if bits is None else student_of(model, "bert-classifier", bits).eval()
+    options = {"quantization": "float32"} if engine == "ctranslate2" else {}
+    export_model(model, tmp_path / "out", engine, **options)
+    ours, theirs = told(TorchClassifier(model)), told(load_classifier(tmp_path / "out", threads=1))
+    expected = ours.logits_of_ids(IDS)
+    assert np.abs(theirs.logits_of_ids(IDS) - expected).max() < 1e-5
+    for row, logits in zip(IDS, expected, strict=True):  # padding and neighbours change nothing
+        assert np.abs(theirs.logits_of_ids([row])[0] - logits).max() < 1e-5
+    ours.reading = replace(ours.reading, separator=None)
+    assert np.abs(ours.logits_of_ids(IDS) - expected)[0].max() > 1e-3  # the types of tokens count
+
+
+@OTHERS
+@pytest.mark.parametrize("bits", ["8-8-8", "2-2-8", "1-1-8", "4-4-8"])
+def test_an_engine_of_integers_is_the_student_but_for_what_it_rounds_inside_of_attention(engine, bits, tmp_path):
+    pytest.importorskip(engine)
+    student = student_of(make_teacher("bert-classifier"), "bert-classifier", bits).eval()
+    round_for_storage(student)
+    report = export_model(student, tmp_path / "out", engine)
+    if engine == "ctranslate2":
+        assert report.exact
+        assert report.notes == (
+            "Inputs of attention and its probabilities are not rounded, as they are in the student.",
+        )
+    else:
+        assert opened(tmp_path / "out", engine).about["encoder"] == "int8"
+    ours, theirs = (
+        told(each).logits_of_ids(IDS) for each in (TorchClassifier(student), load_classifier(tmp_path / "out"))
+    )
+    assert np.abs(ours - theirs).max() < 0.03
+    save_packed(student, tmp_path / "packed")
+    export_model(load_packed(tmp_path / "packed"), tmp_path / "other", engine)
+    name = "model.bin" if engine == "ctranslate2" else "weights.bin"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("preset", "encoder"), [("dqlib", "packed"), (ASYMMETRIC, None)])
+def test_weights_of_few_bits_stay_so_in_onnxruntime(preset, encoder, tmp_path):
+    pytest.importorskip("onnx")
+    student = student_of(make_teacher("bert-classifier"), "bert-classifier", "2-2-32", preset).eval()
+    export_model(student, tmp_path / "out", "onnxruntime", encoder=encoder)
+    assert opened(tmp_path / "out", "onnxruntime").about["encoder"] == "packed"
+    ours, theirs = (
+        told(each).logits_of_ids(IDS) for each in (TorchClassifier(student), load_classifier(tmp_path / "out"))
+    )
+    assert np.abs(ours - theirs).max() < 1e-4
+
+
+@OTHERS
+def test_a_narrow_classifier_is_served_as_it_is(engine, tmp_path):
+    pytest.importorskip(engine)
+    case = CASES["bert-classifier"]
+    content = case.config.to_dict() | dict.fromkeys(architecture_of(case.config).head_fields, 4)
+    torch.manual_seed(2)
+    teacher = case.model(type(case.config).from_dict(content)).eval()
+    student = make_student(teacher, Config.parse("2-2-32 2-0 h3 f11")).eval()
+    options = {"quantization": "float32"} if engine == "ctranslate2" else {}
+    export_model(student, tmp_path / "out", engine, **options)
+    ours, theirs = (
+        told(each).logits_of_ids(IDS) for each in (TorchClassifier(student), load_classifier(tmp_path / "out"))
+    )
+    assert np.abs(ours - theirs).max() < 1e-5
+
+
+@OTHERS
+def test_texts_and_pairs_go_into_every_engine(engine, folders, tmp_path):
+    pytest.importorskip(engine)
+    model, tokenizer = load_model(folders["packed"])
+    export_model(model, tmp_path / "out", engine, tokenizer)
+    assert is_classifier(tmp_path / "out")
+    ours, theirs = load_classifier(folders["packed"]), load_classifier(tmp_path / "out", engine, threads=1)
+    for columns in ((TEXTS,), (TEXTS, SECONDS), ([*TEXTS, "the river " * 30],)):
+        for one, other in zip(ours.classify(*columns), theirs.classify(*columns, batch_size=2), strict=True):
+            assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=0.02)
+            assert one.cut == other.cut
+    for ids, said in (([], "0 tokens"), ([5] * 25, "25 tokens"), ([VOCABULARY], str(VOCABULARY))):
+        with pytest.raises(InputError, match=rf"^input_ids: '?{said}"):
+            theirs.logits_of_ids([[5], ids])
+    with pytest.raises(InputError, match=r"^model: 'BertForSequenceClassification' .* a model that writes"):
+        load_engine(tmp_path / "out")
+    about = dict(opened(tmp_path / "out", engine).about)
+    reseal(tmp_path / "out", about=about | {"reading": about["reading"] | {"labels": ["a", "b", "c"]}})
+    with pytest.raises(InputError, match=r"classes|graph"):
+        load_classifier(tmp_path / "out")
+
+
+@OTHERS
+def test_an_activation_function_that_no_kernel_has_is_refused(engine, tmp_path):
+    pytest.importorskip(engine)
+    case = CASES["bert-classifier"]
+    model = case.model(type(case.config).from_dict(case.config.to_dict() | {"hidden_act": "tanh"}))
+    with pytest.raises(InputError, match=r"^hidden_act: 'tanh'"):
+        export_model(model, tmp_path / "out", engine)
+    assert not list(tmp_path.iterdir())
 
 
 def test_which_text_a_token_is_of_is_told_as_in_training():

@@ -494,10 +494,11 @@ def test_a_text_does_not_depend_on_its_neighbours(tmp_path):
 # --- limits and refusals
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "bert-classifier"])
-def test_an_architecture_that_is_not_served_is_told_so(name, tmp_path):
-    with pytest.raises(InputError, match=r"^model_type: '(gpt2|bert)' .* one of bart, marian, mbart, t5"):
-        export_model(make_teacher(name), tmp_path / "out", "ctranslate2")
+@pytest.mark.parametrize("engine", ["ctranslate2", "onnxruntime"])
+def test_a_model_that_neither_writes_nor_classifies_is_told_so(engine, tmp_path):
+    pytest.importorskip(engine)
+    with pytest.raises(InputError, match=r"^model: 'BertForMaskedLM' .* a classifier of texts"):
+        export_model(make_teacher("bert"), tmp_path / "out", engine)
     assert not list(tmp_path.iterdir())
 
 
@@ -585,7 +586,8 @@ def test_what_an_exported_model_claims_is_held_against_its_files(engine, tokeniz
 
 def test_an_engine_that_is_not_installed_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
-    monkeypatch.delitem(sys.modules, "dqlib.engines.ctranslate")
+    for name in ("ctranslate", "ctranslate_engine"):
+        monkeypatch.delitem(sys.modules, f"dqlib.engines.{name}")
     with pytest.raises(InputError, match=r'^engine: \'ctranslate2\' .* pip install "dqlib\[engines\]"') as caught:
         export_model(make_teacher("bart"), tmp_path / "out", "ctranslate2")
     assert "\n" not in str(caught.value)

@@ -214,6 +214,38 @@ def test_classify_reads_pairs_from_tabs_and_from_columns(packed, tmp_path, capsy
     assert cut.err == "dqlib classify: 1 of 2 texts were longer than the model reads, and were cut\n"
 
 
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_an_exported_classifier_labels_and_agrees(engine, packed, tmp_path, capsys):
+    pytest.importorskip(engine)
+    assert main(["export", str(packed / "bert-classifier"), str(tmp_path / "out"), "--engine", engine]) == 0
+    (tmp_path / "tabs").write_text("the sum\tall numbers\nof\tthe\n")
+    texts = ("--input", tmp_path / "tabs", "--pairs", "--threads", 1)
+    ours, theirs = (
+        [json.loads(line)["label"] for line in classified(capsys, folder, *texts).out.splitlines()]
+        for folder in (packed / "bert-classifier", tmp_path / "out")
+    )
+    assert ours == theirs
+    call = ["agree", packed / "bert-classifier", tmp_path / "out", *texts]
+    assert main([str(each) for each in call]) == 0
+    assert "100.00% of 2 texts have the same label" in capsys.readouterr().out
+    (tmp_path / "lines").write_text("the\n")
+    lines = ("--input", tmp_path / "lines")
+    assert "BertForSequenceClassification" in refused(capsys, "generate", tmp_path / "out", *lines)
+    assert "GPT2LMHeadModel" in refused(capsys, "classify", packed / "gpt2", *lines)
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_an_exported_gpt2_continues_a_text_and_agrees(engine, packed, tmp_path, capsys):
+    pytest.importorskip("onnx")
+    assert main(["export", str(packed / "gpt2"), str(tmp_path / "out"), "--engine", engine]) == 0
+    (tmp_path / "texts").write_text("return the sum\nof all numbers\n")
+    options = ("--input", tmp_path / "texts", "--beams", 1, "--max-new-tokens", 4)
+    answers = generated(capsys, tmp_path / "out", *options)
+    assert [answer["input"] for answer in answers] == ["return the sum", "of all numbers"]
+    assert main(["agree", str(packed / "gpt2"), str(tmp_path / "out"), *map(str, options)]) == 0
+    assert "of 2 texts are the same" in capsys.readouterr().out
+
+
 def test_two_classifiers_agree_on_labels_and_probabilities(packed, students, tmp_path, capsys):
     (tmp_path / "tabs").write_text("the sum\tall numbers\nof\tthe\n")
     call = ["agree", packed / "bert-classifier", students / "bert-classifier", "--input", tmp_path / "tabs", "--pairs"]
@@ -255,7 +287,7 @@ def test_export_says_what_became_of_the_weights(students, packed, fast, tmp_path
 def test_what_is_wrong_with_an_export_is_told_in_one_sentence(students, packed, fast, tmp_path, capsys):
     to = (tmp_path / "out", "--engine", "ctranslate2")
     texts = ("--input", __file__)
-    assert "model_type: 'gpt2'" in refused(capsys, "export", packed / "gpt2", *to)
+    assert "model: 'BertForMaskedLM'" in refused(capsys, "export", packed / "bert", *to)
     assert "quantization: 'int3'" in refused(capsys, "export", packed / "bart", *to, "--quantization", "int3")
     assert "--bits: 2" in refused(capsys, "export", packed / "bart", *to, "--bits", 2)
     assert "folder: " in refused(capsys, "export", tmp_path, *to)

@@ -1,0 +1,199 @@
+"""Every engine continues a text as GPT-2 in PyTorch does: its weights, its search, its limits."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config
+
+from dqlib.architectures import architecture_of
+from dqlib.config import Config
+from dqlib.engines import ENGINES, export_model, load_engine
+from dqlib.engines.torch_engine import TorchEngine
+from dqlib.errors import InputError
+from dqlib.storage.packed import load_packed, save_packed
+from dqlib.student import make_student, quantized_modules, round_for_storage
+from tests.helpers.checkpoints import tokenizer_of
+from tests.helpers.models import CASES, EOS, LSQ, VOCABULARY, data_of, make_teacher, student_of
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("ctranslate2")
+
+from dqlib.engines.onnx_steps import PromptSteps
+
+OTHERS = pytest.mark.parametrize("engine", ENGINES[1:])
+IDS = [[5, 6, 7, 8, 9], [10, 11], [12], [13, 14, 15], [8, 9]]
+NEW_TOKENS = 8
+
+
+def exported(model, engine, folder, exact=True):
+    """An engine; of CTranslate2 with weights in fp32 where it is to compute as PyTorch does."""
+    export_model(model, folder, engine, **({"quantization": "float32"} if exact and engine == "ctranslate2" else {}))
+    return load_engine(folder, threads=1)
+
+
+@OTHERS
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("bits", [None, "2-2-32", "8-4-32"])
+def test_a_text_goes_on_as_in_pytorch(engine, beams, bits, tmp_path):
+    model = make_teacher("gpt2")
+    model = model if bits is None else student_of(model, "gpt2", bits).eval()
+    engines = [TorchEngine(model), exported(model, engine, tmp_path / "out")]
+    for new_tokens in (1, 4, NEW_TOKENS):
+        ours, theirs = (
+            each.generate_ids(IDS, num_beams=beams, max_new_tokens=new_tokens, early_stopping=True) for each in engines
+        )
+        assert ours == theirs
+        assert theirs == [
+            engines[1].generate_ids([row], num_beams=beams, max_new_tokens=new_tokens, early_stopping=True)[0]
+            for row in IDS
+        ]
+    assert any(ours)
+
+
+@OTHERS
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_continuation_ends_where_that_of_pytorch_ends(engine, beams, tmp_path):
+    teacher = make_teacher("gpt2")
+    written = TorchEngine(teacher).generate_ids(IDS, num_beams=1, max_new_tokens=NEW_TOKENS)
+    teacher.generation_config.eos_token_id = [EOS, *{row[3] for row in written}]
+    teacher.generation_config.forced_eos_token_id = EOS
+    engines = [TorchEngine(teacher), exported(teacher, engine, tmp_path / "out")]
+    ours, theirs = (
+        each.generate_ids(IDS, num_beams=beams, max_new_tokens=NEW_TOKENS, early_stopping=True) for each in engines
+    )
+    assert ours == theirs
+    assert min(map(len, ours)) < NEW_TOKENS - 1
+
+
+@OTHERS
+@pytest.mark.parametrize(
+    "asked",
+    [{"min_new_tokens": 6}, {"length_penalty": 2.0}, {"no_repeat_ngram_size": 2}, {"bad_words_ids": [[32], [42]]},
+     {"bad_words_ids": [[7, 42], [32, 32]]}, {"repetition_penalty": 1.1}, {"repetition_penalty": 1.5}],
+    ids=str,
+)  # fmt: skip
+def test_a_search_is_asked_for_as_of_pytorch(engine, asked, tmp_path):
+    teacher = make_teacher("gpt2")
+    engines = [TorchEngine(teacher), exported(teacher, engine, tmp_path / "out")]
+    # with beams, and with the first token that is punished, CTranslate2 has rules of its own, as notes tell
+    beams = 3 if "length_penalty" in asked or engine == "onnxruntime" else 1
+    ids = [[0, *row] for row in IDS] if "repetition_penalty" in asked else IDS
+    options = {"num_beams": beams, "max_new_tokens": NEW_TOKENS, **asked}
+    ours, theirs = (each.generate_ids(ids, early_stopping=True, **options) for each in engines)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("bits", ["2-2-8", "1-1-8", "3-5-8", "8-8-8"])
+@pytest.mark.parametrize("preset", ["dqlib", LSQ, "dqlib-ternary"], ids=lambda p: getattr(p, "name", p))
+def test_the_codes_survive_in_ctranslate2(preset, bits, tmp_path):
+    student = student_of(make_teacher("gpt2"), "gpt2", bits, preset).eval()
+    with torch.no_grad():
+        for module in quantized_modules(student).values():
+            if module.weight_quantizer.learned is not None:
+                module.weight_quantizer.learned.mul_(0.9)
+    round_for_storage(student)
+    report = export_model(student, tmp_path / "out", "ctranslate2")
+    assert report.exact
+    assert len(report.weights) == 2 * 4 + 1  # the table is the head, too
+
+
+@OTHERS
+def test_the_packed_model_gives_the_file_of_its_student(engine, tmp_path):
+    student = student_of(make_teacher("gpt2"), "gpt2").eval()
+    round_for_storage(student)
+    save_packed(student, tmp_path / "packed")
+    export_model(student, tmp_path / "one", engine)
+    export_model(load_packed(tmp_path / "packed"), tmp_path / "other", engine)
+    for name in ("model.bin",) if engine == "ctranslate2" else ("weights.bin", "decoder.onnx"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+@OTHERS
+def test_a_student_of_8_bits_scores_tokens_as_the_student_does(engine, tmp_path):
+    student = student_of(make_teacher("gpt2"), "gpt2", "8-8-8").eval()
+    fast, row = exported(student, engine, tmp_path / "out", exact=False), IDS[0]
+    with torch.no_grad():
+        expected = student(torch.tensor([row])).logits[0, -1].numpy()
+    if engine == "ctranslate2":
+        scored = np.array(fast.generator.forward_batch([row]))[0, -1]
+    else:
+        scored = PromptSteps(fast._decoder, fast._search, fast._description, [row], 1, 1).logits(np.zeros(1))[0]
+    assert np.abs(scored - expected).max() < 0.15 * np.abs(expected).max()
+
+
+@OTHERS
+def test_a_narrow_student_writes_the_same(engine, tmp_path):
+    case, data = CASES["gpt2"], data_of("gpt2")
+    config = case.config.to_dict() | dict.fromkeys(architecture_of(case.config).head_fields, 2) | {"n_embd": 32}
+    torch.manual_seed(2)
+    teacher = case.model(GPT2Config.from_dict(config | {"n_head": 4})).eval()
+    calibration = [data.inputs | {"labels": data.labels}]
+    student = make_student(teacher, Config.parse("2-2-32 0-2 h3 f11"), "dqlib", calibration).eval()
+    ours = TorchEngine(student).generate_ids(IDS, num_beams=1, max_new_tokens=6)
+    assert exported(student, engine, tmp_path / "out").generate_ids(IDS, num_beams=1, max_new_tokens=6) == ours
+
+
+@OTHERS
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ({"activation_function": "tanh"}, "activation_function"),
+    ],
+)
+def test_another_gpt2_than_the_engine_computes_is_refused(engine, changes, field, tmp_path):
+    case = CASES["gpt2"]
+    model = case.model(GPT2Config.from_dict(case.config.to_dict() | changes))
+    with pytest.raises(InputError, match=f"^{field}: "):
+        export_model(model, tmp_path / "out", engine)
+    assert not list(tmp_path.iterdir())
+
+
+@OTHERS
+@pytest.mark.parametrize(("field", "value"), [("min_length", 4), ("forced_bos_token_id", 5)])
+def test_a_rule_that_looks_at_the_text_otherwise_is_refused(engine, field, value, tmp_path):
+    teacher = make_teacher("gpt2")
+    setattr(teacher.generation_config, field, value)
+    with pytest.raises(InputError, match=f"^{field}: {value} "):
+        export_model(teacher, tmp_path / "out", engine)
+
+
+def test_what_ctranslate2_does_by_another_rule_is_told(tmp_path):
+    teacher = make_teacher("gpt2")
+    teacher.generation_config.repetition_penalty, teacher.generation_config.early_stopping = 1.5, True
+    report = export_model(teacher, tmp_path / "out", "ctranslate2")
+    assert [note[:56] for note in report.notes] == ["The repetition penalty leaves out the first token of a t"]
+
+
+def test_what_no_engine_can_read_is_refused_by_all(tmp_path):
+    teacher = make_teacher("gpt2")
+    engines = [TorchEngine(teacher), *(exported(teacher, name, tmp_path / name) for name in ENGINES[1:])]
+    for engine in engines:
+        for ids, told in (
+            ([[5], []], r"^input_ids: \[\] .* without encoder or end"),
+            ([[5] * 21], "^input_ids: '21 tokens' .* at most 20"),
+            ([[VOCABULARY]], "^input_ids: "),
+        ):
+            with pytest.raises(InputError, match=told):
+                engine.generate_ids(ids, max_new_tokens=4)
+        assert len(engine.generate_ids([[5] * 20], num_beams=1, max_new_tokens=4, min_new_tokens=4)[0]) == 4
+
+
+@OTHERS
+def test_texts_in_texts_out(engine, tmp_path):
+    tokenizer, case = tokenizer_of("gpt2"), CASES["gpt2"]
+    torch.manual_seed(0)
+    config = case.config.to_dict() | {"vocab_size": len(tokenizer), "eos_token_id": 0, "pad_token_id": None}
+    teacher = case.model(GPT2Config.from_dict(config)).eval()
+    reference = TorchEngine(teacher, tokenizer)
+    export_model(teacher, tmp_path / "out", engine, tokenizer)
+    texts = ["the river", "old stone house wind", "the " * 60]
+    options = {"num_beams": 1, "max_new_tokens": 6}
+    assert load_engine(tmp_path / "out", threads=1).generate(texts, **options) == reference.generate(texts, **options)
+    assert np.array(reference.encode(texts, 6)[2]).shape == (18,)
+
+
+def test_a_gpt2_has_no_encoder_to_choose(tmp_path):
+    with pytest.raises(InputError, match=r"^encoder: 'packed' .* left out for gpt2"):
+        export_model(make_teacher("gpt2"), tmp_path / "out", "onnxruntime", encoder="packed")
