@@ -34,9 +34,9 @@ from torch import Tensor
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
 
 from dqlib.config import Config
-from dqlib.losses import distillation_terms
 from dqlib.presets import get_preset
 from dqlib.student import make_student, supervision_maps
+from dqlib.terms import distillation_terms
 
 #: Preset and bits of each variant; the first is what the others are compared with.
 VARIANTS = {

@@ -16,7 +16,7 @@ _HOMES = {
     "supervision_maps": "student",
     "round_for_storage": "student",
     "forget": "student",
-    "distillation_terms": "losses",
+    "distillation_terms": "terms",
     "DistillationMixin": "trainer",
     "save_student": "storage.students",
     "load_student": "storage.students",

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dqlib.architectures import architecture_of
-from dqlib.losses import IGNORED_LABEL, LayerMaps, hidden_mse, logits_kl
+from dqlib.losses import IGNORED_LABEL, hidden_mse, logits_kl
+from dqlib.terms import LayerMaps
 
 
 @dataclass

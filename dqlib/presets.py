@@ -10,15 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from dqlib.config import (
-    BUDGET_BITS,
-    FULL_PRECISION,
-    ActivationQuantization,
-    Config,
-    LossWeights,
-    WeightQuantization,
-)
+from dqlib.config import BUDGET_BITS, FULL_PRECISION, ActivationQuantization, Config, WeightQuantization
 from dqlib.errors import InputError
+from dqlib.loss_weights import LossWeights
 
 #: How a learning rate falls after its warm-up, as transformers names it.
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")

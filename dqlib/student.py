@@ -31,9 +31,9 @@ from dqlib.layers import (
     quantize_embedding,
     quantize_linear,
 )
-from dqlib.losses import LayerMaps
 from dqlib.presets import Preset, get_preset
 from dqlib.pruning import Calibration, check_widths, importance, norms, prune
+from dqlib.terms import LayerMaps
 
 _WITH_WEIGHT = (nn.Linear, nn.Embedding, Conv1D)
 

@@ -14,9 +14,10 @@ from dqlib import attention
 from dqlib.architectures import architecture_of, layer_weights
 from dqlib.errors import InputError
 from dqlib.fake_quantize import LEARNED
-from dqlib.losses import IGNORED_LABEL, MemoryBank, cross_entropy, distillation_terms
+from dqlib.losses import IGNORED_LABEL, MemoryBank, cross_entropy
 from dqlib.presets import Preset, get_preset
 from dqlib.student import is_student, set_attention_maps, supervision_maps
+from dqlib.terms import distillation_terms
 
 
 class DistillationMixin:

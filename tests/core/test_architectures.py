@@ -18,16 +18,18 @@ from transformers import (
 
 from dqlib import attention
 from dqlib.architectures import ARCHITECTURES, architecture_of, submodule
-from dqlib.config import Config, LossWeights
+from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.fake_quantize import LEARNED
 from dqlib.layers import QuantConv1D, QuantEmbedding, QuantLinear
-from dqlib.losses import LayerMaps, MemoryBank, distillation_terms
+from dqlib.loss_weights import LossWeights
+from dqlib.losses import MemoryBank
 from dqlib.presets import PRESETS, get_preset
 from dqlib.quantizers import fake_quantize_activation
 from dqlib.storage.footprint import footprint, fp32_size_bytes, size_bytes
 from dqlib.storage.students import load_student, save_student
 from dqlib.student import make_student, quantized_modules, set_attention_maps, supervision_map
+from dqlib.terms import LayerMaps, distillation_terms
 from tests.helpers.models import CASES, VOCABULARY, Data, data_of, make_teacher, student_of
 
 METHODS = ("dqlib", "dq-bart", "xtc", "quantgpt")

@@ -8,8 +8,9 @@ import torch
 from dqlib.architectures import architecture_of
 from dqlib.config import Config
 from dqlib.layerwise import LayerStates, layerwise_states, layerwise_terms, relative_mse, stretches
-from dqlib.losses import LayerMaps, logits_kl
+from dqlib.losses import logits_kl
 from dqlib.student import make_student, supervision_maps
+from dqlib.terms import LayerMaps
 from tests.helpers.models import CASES, data_of, make_teacher, student_of
 
 EVERY = pytest.mark.parametrize("name", CASES)

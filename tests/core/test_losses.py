@@ -5,24 +5,23 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
-from dqlib.config import Config, LossWeights
+from dqlib.config import Config
 from dqlib.errors import InputError
+from dqlib.loss_weights import LossWeights
 from dqlib.losses import (
-    LayerMaps,
     MemoryBank,
     attention_mse,
     cross_entropy,
-    distillation_terms,
     hidden_mse,
     logits_kl,
     logits_mse,
-    reference_terms,
     relation_kl,
     token_contrastive,
     token_scale,
 )
 from dqlib.student import make_student, set_attention_maps, supervision_map
 from dqlib.study.training.batches import Example, collate
+from dqlib.terms import LayerMaps, distillation_terms, reference_terms
 
 LAYERED = {"encoder_attention", "decoder_attention", "cross_attention", "encoder_hidden", "decoder_hidden"}
 

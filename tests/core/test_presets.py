@@ -5,8 +5,9 @@ from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 import pytest
 
 from dqlib.architectures import ARCHITECTURES
-from dqlib.config import Config, LossWeights
+from dqlib.config import Config
 from dqlib.errors import InputError
+from dqlib.loss_weights import LossWeights
 from dqlib.presets import PRESETS, VARIANTS, Preset, Recipe, get_preset
 
 ALL = PRESETS | VARIANTS

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from dqlib.architectures import architecture_of, submodule
-from dqlib.config import Config, LossWeights, WeightQuantization
+from dqlib.config import Config, WeightQuantization
 from dqlib.errors import InputError
-from dqlib.losses import distillation_terms
+from dqlib.loss_weights import LossWeights
 from dqlib.presets import get_preset
 from dqlib.pruning import importance, narrow, norms, prune, units
 from dqlib.storage.account import account
@@ -21,6 +21,7 @@ from dqlib.storage.packed import load_packed, save_packed
 from dqlib.storage.plain import plain_model
 from dqlib.storage.students import load_student, save_student
 from dqlib.student import make_student, round_for_storage, supervision_maps
+from dqlib.terms import distillation_terms
 from tests.helpers.folders import reseal
 from tests.helpers.models import CASES, data_of, make_teacher
 

@@ -16,9 +16,9 @@ from transformers import BartConfig, BartForConditionalGeneration
 from dqlib import layers, quantizers
 from dqlib.config import Config
 from dqlib.fake_quantize import WeightFakeQuantizer
-from dqlib.losses import LayerMaps, distillation_terms
 from dqlib.student import make_student, supervision_map
 from dqlib.study.params.paths import project_root
+from dqlib.terms import LayerMaps, distillation_terms
 
 FOLDER = project_root() / "tests" / "reference"
 RUNS = json.loads((FOLDER / "dq_bart_tiny_runs.json").read_text())

@@ -21,7 +21,8 @@ from transformers import MBartConfig, MBartForConditionalGeneration
 from tests.conftest import TINY
 from tests.helpers.examples import copying
 from dqlib.config import Config
-from dqlib.losses import LayerMaps, LossWeights
+from dqlib.loss_weights import LossWeights
+from dqlib.terms import LayerMaps
 from dqlib.presets import Recipe
 from dqlib.student import make_student
 from dqlib.study.params import settings as S

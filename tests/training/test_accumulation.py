@@ -5,7 +5,7 @@ import torch
 from transformers import MBartConfig, MBartForConditionalGeneration
 
 from dqlib.config import Config
-from dqlib.losses import LossWeights
+from dqlib.loss_weights import LossWeights
 from dqlib.presets import Recipe, get_preset
 from dqlib.student import make_student, set_attention_maps, supervision_maps
 from dqlib.study.training.batches import Example, collate

@@ -33,7 +33,7 @@ from tests.conftest import TINY
 from tests.helpers.examples import copying
 from dqlib import files
 from dqlib.config import Config
-from dqlib.losses import LayerMaps
+from dqlib.terms import LayerMaps
 from dqlib.presets import Recipe, get_preset
 from dqlib.student import make_student
 from dqlib.study.params import settings as S

@@ -11,7 +11,7 @@ from transformers import MBartConfig, MBartForConditionalGeneration
 import dqlib
 from dqlib.config import Config
 from dqlib.errors import InputError
-from dqlib.losses import LayerMaps, LossWeights
+from dqlib.loss_weights import LossWeights
 from dqlib.presets import Recipe
 from dqlib.student import make_student, quantized_modules
 from dqlib.study.corpora.corpus import load_corpus
@@ -21,6 +21,7 @@ from dqlib.study.training.batches import steps
 from dqlib.study.training.loop import Trainer, TrainingError, make_accelerator, validation_loss
 from dqlib.study.training.objectives import DistillationObjective, TaskObjective
 from dqlib.study.training.task import TaskTraining
+from dqlib.terms import LayerMaps
 from tests.conftest import TINY
 from tests.helpers.examples import copying
 

@@ -12,9 +12,11 @@ from transformers import PreTrainedModel
 
 from dqlib import attention
 from dqlib.layerwise import layerwise_states, layerwise_terms
-from dqlib.losses import LayerMaps, LossWeights, MemoryBank, cross_entropy, distillation_terms
+from dqlib.loss_weights import LossWeights
+from dqlib.losses import MemoryBank, cross_entropy
 from dqlib.presets import Recipe
 from dqlib.study.training.text_batches import ModelBatch
+from dqlib.terms import LayerMaps, distillation_terms
 
 
 class Objective(Protocol):
