@@ -38,7 +38,7 @@ def put_rows(new: list[Row], path: Path, same: tuple[str, ...] = ("name",)) -> N
     Args:
         new: what was measured.
         path: of the table.
-        same: columns that tell what a later run replaces; by default all of the same benchmark, wherever it ran.
+        same: columns by which a later run finds what to replace; by default all of the same benchmark, wherever it ran.
 
     Raises:
         InputError: the file has other columns.

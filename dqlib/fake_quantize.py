@@ -15,7 +15,7 @@ from dqlib.config import Granularity, WeightQuantization
 from dqlib.errors import InputError
 from dqlib.quantizers import Quantized, block_of_rows, fake_quantize_weight, initial_learned, quantize
 
-#: Optimizer steps taken in this process. A weight's version counter tells of most changes, but fused
+#: Optimizer steps taken in this process. A weight's version counter shows most changes, but fused
 #: optimizers write to weights without touching it.
 _optimizer_steps = 0
 

@@ -30,7 +30,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskFullError(OSError):
-    """There is no room for what was to be written; told in one sentence that names the folder."""
+    """There is no room for what was to be written: one sentence that names the folder."""
 
     def __init__(self, folder: str | Path, number: int = errno.ENOSPC) -> None:
         super().__init__(number, os.strerror(number))
@@ -139,7 +139,7 @@ def room_in(folder: Path, scratch: Path | None = None) -> Iterator[None]:
 
 
 def _full(error: BaseException | None) -> int | None:
-    """The system's number for a full disk, where that is what an error or one of its causes tells."""
+    """The system's number for a full disk, where an error or one of its causes has it."""
     while error is not None:
         for number in _FULL:  # safetensors writes in Rust, and has it in its message alone
             if getattr(error, "errno", None) == number or f"(os error {number})" in str(error):

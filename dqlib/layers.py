@@ -51,7 +51,7 @@ class ActivationFakeQuantizer:
         """``x`` rounded, or what one of the last calls gave for this very tensor."""
         if self.bits >= FULL_PRECISION:
             return x
-        # A compiled graph holds no state, and a tensor made in inference mode does not tell when it changes.
+        # A compiled graph holds no state, and a tensor made in inference mode does not count its changes.
         if torch.compiler.is_compiling() or x.is_inference():
             return self(x)
         version, with_gradient = x._version, torch.is_grad_enabled()
@@ -92,7 +92,7 @@ class QuantLinear(nn.Linear):
         return _linear(self, x, self.weight)
 
     def extra_repr(self) -> str:
-        """What ``nn.Linear`` tells, and what is rounded."""
+        """What ``nn.Linear`` prints of itself, and what is rounded."""
         return f"{super().extra_repr()}, {_rounded(self)}"
 
     def quantized(self) -> Quantized:
@@ -115,7 +115,7 @@ class QuantConv1D(Conv1D):
         return _linear(self, x, self.weight.T)
 
     def extra_repr(self) -> str:
-        """What ``Conv1D`` tells, and what is rounded."""
+        """What ``Conv1D`` prints of itself, and what is rounded."""
         return f"nf={self.nf}, nx={self.nx}, {_rounded(self)}"
 
     def quantized(self) -> Quantized:
@@ -159,7 +159,7 @@ class QuantEmbedding(nn.Embedding):
         return nn.functional.embedding(ids, self.weight_quantizer(self.weight), self.padding_idx)
 
     def extra_repr(self) -> str:
-        """What ``nn.Embedding`` tells, and how a tied table is quantized."""
+        """What ``nn.Embedding`` prints of itself, and how a tied table is quantized."""
         return f"{super().extra_repr()}{_tied(self)}"
 
     def __reduce__(self) -> tuple[Any, ...]:

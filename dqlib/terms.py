@@ -97,7 +97,7 @@ def distillation_terms(
     if weights.reduction == "reference":
         return reference_terms(student, teacher, labels, maps, weights)
     targets = denominators[1]
-    # A classifier's decoder reads the source and has no label per token, so the source tells which of them count.
+    # A classifier's decoder reads the source and has no label per token, so the source's mask says which of them count.
     source = source_mask, denominators[0]
     decoder = (labels != IGNORED_LABEL, targets) if labels.dim() > 1 else source
     terms: dict[str, Tensor] = {}

@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _record(before: str, after: str) -> int:
-    """Let what the code before has made be of the code now, as its provenance tells."""
+    """Let what the code before has made be of the code now, by its provenance."""
     stale = [path for path in (ROOT / "runs").rglob("provenance.json") if f'"code": "{before}"' in path.read_text()]
     for path in stale:
         write_text(path, path.read_text().replace(before, after))  # in place of a link into DVC's cache, too

@@ -1,6 +1,6 @@
 """Parameters of a model, whichever way it holds them: live, in a student's modules, or stored, as a file had them.
 
-:func:`parameters_of` is the one place that tells the two apart; what counts bytes, packs or exports takes the result.
+:func:`parameters_of` is the one place that knows both; what counts bytes, packs or exports takes the result.
 """
 
 from __future__ import annotations

@@ -289,7 +289,7 @@ def read_tensors(folder: str | Path, manifest: Manifest, each: bool = False) -> 
     Args:
         folder: of the packed model.
         manifest: of the folder.
-        each: check the CRC-32 of each tensor, too, which else is asked only to tell which one is damaged.
+        each: check the CRC-32 of each tensor, too, which else is asked only to find the damaged one.
 
     Raises:
         InputError: the file or a tensor is missing, damaged or not in the manifest, or a number is not finite.
@@ -346,7 +346,7 @@ def expected_tensors(record: Mapping[str, Any]) -> dict[str, tuple[str, tuple[in
 
 
 def matrix(record: Mapping[str, Any]) -> tuple[int, int]:
-    """Shape of the codes that a record tells of."""
+    """Shape of the codes of a record."""
     rows, columns = record["shape"]
     return (columns, rows) if record.get("transposed") else (rows, columns)
 

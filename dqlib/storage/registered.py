@@ -56,7 +56,7 @@ class PackedReader(HfQuantizer):
         return True
 
     def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
-        """Tell transformers where the weights are: the configuration tells who reads it without dqlib to import it."""
+        """Tell transformers where the weights are: the configuration says to import dqlib to those who did not."""
         config.transformers_weights = WEIGHTS
         return config
 
@@ -145,7 +145,7 @@ def _fetch(name: str, folder: Path) -> None:
         InputError: there is none.
     """
     if (folder / MANIFEST).is_file() or "snapshots" not in folder.parts:
-        return  # what a folder lacks is told when it is read
+        return  # reading the folder names what it lacks
     from transformers.utils import cached_file
 
     # .../<cache>/models--<owner>--<name>/snapshots/<revision>[/<subfolder>]

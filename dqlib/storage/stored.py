@@ -196,7 +196,7 @@ def restored(record: Mapping[str, Any], raw: Mapping[str, RawTensor]) -> Stored:
 
 
 def checksum(tensor: Tensor) -> int:
-    """CRC-32 of a tensor's bytes, which tells of a damaged file which tensor it is."""
+    """CRC-32 of a tensor's bytes, by which the damaged tensor of a file is found."""
     return zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy())
 
 

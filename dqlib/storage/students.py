@@ -108,7 +108,7 @@ def load_student(folder: str | Path) -> PreTrainedModel:
 
 
 def in_shape(config: Config, model: PreTrainedModel) -> Config:
-    """The configuration of a student, once it is checked that the model has the layers and neurons that it tells of.
+    """The configuration of a student, once it is checked that the model has the layers and neurons that it says.
 
     The model's heads were made as many as that says (:func:`dqlib.pruning.narrow`), and its tensors fit.
 

@@ -34,7 +34,7 @@ def quantized(weight, bits, granularity, scheme, **options):
 
 
 def preset(scheme, bits, **options):
-    """What a quantizer of that many bits is told, to use that scheme."""
+    """What makes a quantizer of that many bits use that scheme."""
     return WeightQuantization(**{{1: "one_bit", 2: "two_bits"}.get(bits, "more_bits"): str(scheme)}, **options)
 
 

@@ -367,14 +367,14 @@ def test_a_rounded_student_without_quantized_weights_loads_as_the_same_function(
 def test_a_trained_scale_that_is_missing_or_of_another_shape_is_named(teacher, tmp_path):
     save_student(make_student(teacher, Config.parse("2-2-8 2-1")), tmp_path)
     name = "model.decoder.layers.0.fc1.weight_quantizer.learned"
-    for change, told in (
+    for change, message in (
         (lambda tensors: tensors.update({name: tensors[name][:1]}), r"\(1, 1\).* shape \(48, 1\)"),
         (lambda tensors: tensors.update({name: torch.full((48, 1), torch.nan)}), "nan or inf"),
         (lambda tensors: tensors.pop(name), "'missing'"),
         (lambda tensors: tensors.update({f"model.{LEARNED}": torch.ones(1)}), "'missing'"),
     ):
         reweigh(tmp_path, change)
-        with pytest.raises(InputError, match=rf"^{name}: .*{told}"):
+        with pytest.raises(InputError, match=rf"^{name}: .*{message}"):
             load_student(tmp_path)
 
 
@@ -451,7 +451,7 @@ def test_a_loaded_packed_model_is_not_saved_as_a_student(teacher, tmp_path):
 
 
 def test_a_method_of_one_s_own_is_saved_with_the_student(teacher, batch, tmp_path):
-    # The name alone would not tell how to quantize again.
+    # The name alone would not say how to quantize again.
     preset = replace(
         get_preset("dqlib"),
         name="mine",
@@ -510,9 +510,9 @@ def test_a_printed_student_tells_bits_and_scheme_of_every_quantizer(name):
         assert f"WeightFakeQuantizer({layer.weight_quantizer.bits} bits, " in str(layer)
         rounded = "inputs=ActivationFakeQuantizer(8 bits, per_token)" in str(layer)
         assert rounded != isinstance(layer, torch.nn.Embedding)
-    told = str(student_of(make_teacher("bart"), "bart", "2-2-32", "dq-bart-faithful"))
-    assert "WeightFakeQuantizer(2 bits, ternary, per_tensor, clip=2.5)" in told
-    assert "inputs=ActivationFakeQuantizer(32 bits)" in told
+    printed = str(student_of(make_teacher("bart"), "bart", "2-2-32", "dq-bart-faithful"))
+    assert "WeightFakeQuantizer(2 bits, ternary, per_tensor, clip=2.5)" in printed
+    assert "inputs=ActivationFakeQuantizer(32 bits)" in printed
 
 
 def test_the_head_stays_in_full_precision_where_the_method_says_so(teacher, batch):

@@ -77,7 +77,7 @@ def test_half_of_the_pairs_have_exchanged_bodies_within_their_module(packages):
             assert module.partition(".")[0] == row["group"].partition(".")[0]
             assert split_of(module) == split_of(row["group"])
     bodies = [row["second"] for rows in splits.values() for row in rows]
-    assert len(bodies) == len(set(bodies)) == 240  # so neither text alone tells the class
+    assert len(bodies) == len(set(bodies)) == 240  # so neither text alone gives the class away
 
 
 def test_names_and_identifiers_are_masked():

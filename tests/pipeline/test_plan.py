@@ -16,7 +16,7 @@ from tests.conftest import write_small_study
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
-    """The small study, with steps and documents that can be told apart."""
+    """The small study, with steps and documents of different numbers."""
     write_small_study(tmp_path)
     monkeypatch.chdir(tmp_path)
     params = yaml.safe_load((tmp_path / "small.yaml").read_text())

@@ -1,4 +1,4 @@
-"""What the documentation tells to type runs as it is printed."""
+"""The code of the documentation runs as it is printed."""
 
 import itertools
 import re

@@ -43,7 +43,7 @@ def test_the_arrows_have_no_circle():
     tuple(TopologicalSorter(ARROWS).static_order())  # raises CycleError
 
 
-#: The walks that docs/architecture.md tells of, and the most files of each.
+#: The walks of docs/architecture.md, and the most files of each.
 WALKS = {"A document": 8, "A weight": 9, "`distill.steps`": 6}
 
 

@@ -214,12 +214,12 @@ def test_a_model_of_real_shape_is_as_small_as_claimed(tmp_path):
     quantize_model(model, Config.parse("2-2-8 1-1"), "dqlib-ternary")
     round_for_storage(model)
     save_packed(model, tmp_path)
-    told = account(tmp_path, teacher_bytes=557_882_724)  # BART-base in fp32
-    assert told.teacher_bytes / packed_size_bytes(tmp_path) >= 43
-    assert round(told.teacher_bytes / told.total.paper_bytes, 1) == 27.4  # the paper prints 27.7
-    assert told.parts["overhead"].size_bytes < 0.005 * told.total.size_bytes
-    assert told.with_full_head(2) - told.total.size_bytes == 2 * 50265 * 768
-    assert told.parts["full head"].size_bytes == 0
+    bart_base = account(tmp_path, teacher_bytes=557_882_724)  # BART-base in fp32
+    assert bart_base.teacher_bytes / packed_size_bytes(tmp_path) >= 43
+    assert round(bart_base.teacher_bytes / bart_base.total.paper_bytes, 1) == 27.4  # the paper prints 27.7
+    assert bart_base.parts["overhead"].size_bytes < 0.005 * bart_base.total.size_bytes
+    assert bart_base.with_full_head(2) - bart_base.total.size_bytes == 2 * 50265 * 768
+    assert bart_base.parts["full head"].size_bytes == 0
 
 
 @pytest.mark.parametrize(("preset", "codes_a_byte"), [("dqlib-ternary", 5), ("dqlib", 4), (FOUR_LEVELS, 4)])

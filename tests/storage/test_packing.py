@@ -26,7 +26,7 @@ def grid(bits, encoding):
 
 
 def digits_by_the_book(data, count, base, places):
-    """The layout as docs/packed-format.md tells it, a digit at a time."""
+    """The layout as docs/packed-format.md describes it, a digit at a time."""
     size = -(-count // places)
     return [int(data[i % size]) // base ** (i // size) % base for i in range(count)], data[size:]
 

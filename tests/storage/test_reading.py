@@ -76,7 +76,7 @@ def test_what_older_versions_of_a_checkpoint_lack_or_have_is_no_error(tmp_path):
 
 @pytest.mark.parametrize("kind", OF_WEIGHTS)
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda t: t.pop(FC1), rf"^{FC1}: 'missing'"),
         (lambda t: t.pop(BIAS), rf"^{BIAS}: 'missing'"),
@@ -90,12 +90,12 @@ def test_what_older_versions_of_a_checkpoint_lack_or_have_is_no_error(tmp_path):
     ],
     ids=["missing", "missing bias", "renamed", "extra", "extra layer", "misshapen", "turned", "nan", "inf"],
 )
-def test_a_tensor_that_is_missing_renamed_left_over_misshapen_or_no_number_is_refused(folders, kind, change, told):
+def test_a_tensor_that_is_missing_renamed_left_over_misshapen_or_no_number_is_refused(folders, kind, change, message):
     reweigh(folders / kind, change)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         READERS[kind](folders / kind)
     if kind != "student":
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             load_model(folders / kind)
 
 
@@ -172,7 +172,7 @@ def test_no_configuration_names_code_or_a_repository(folders, kind):
 
 @pytest.mark.parametrize("kind", READERS)
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"num_labels": 10**8}, "num_labels: 100000000 .* from 1 to 60"),
         ({"num_labels": "many"}, "num_labels: 'many'"),
@@ -190,9 +190,9 @@ def test_no_configuration_names_code_or_a_repository(folders, kind):
     ],
     ids=str,
 )
-def test_a_configuration_that_the_weights_do_not_bear_out_is_refused(folders, kind, fields, told):
+def test_a_configuration_that_the_weights_do_not_bear_out_is_refused(folders, kind, fields, message):
     reconfigure(folders / kind, **fields)
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         READERS[kind](folders / kind)
     assert "\n" not in str(caught.value)
 
@@ -223,7 +223,7 @@ sys.exit(f"{{used}} kB" if used > 200_000 else 0)
 
 @pytest.mark.parametrize("kind", READERS)
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"stop_strings": ["the"]}, r"stop_strings: \['the'\] .* left out"),
         ({"num_beam_groups": 2}, "num_beam_groups: 2 .* left out"),
@@ -247,9 +247,9 @@ sys.exit(f"{{used}} kB" if used > 200_000 else 0)
     ],
     ids=str,
 )
-def test_settings_of_a_generation_are_known_and_in_range(folders, kind, settings, told):
+def test_settings_of_a_generation_are_known_and_in_range(folders, kind, settings, message):
     reconfigure(folders / kind, "generation_config.json", **settings)
-    with pytest.raises(InputError, match=rf"generation_config\.json, {told}"):
+    with pytest.raises(InputError, match=rf"generation_config\.json, {message}"):
         READERS[kind](folders / kind)
 
 

@@ -18,7 +18,7 @@ TRAINING = S.Training(steps=10, learning_rate=1e-3, batch_tokens=120, seed=3)
 
 
 def examples(kind, count):
-    """As many, whose sources tell them apart and whose targets tell of which kind they are."""
+    """As many, each with a source of its own and a target that says its kind."""
     return [Example([5 + i, *[9] * (i % 7), 2], [kind] * (1 + i % 3) + [2]) for i in range(count)]
 
 

@@ -4,7 +4,7 @@ In form it is like QNLI and MRPC of GLUE: two texts (``source`` the summary, ``s
 
 * Half of the pairs are as they were written. In the other half two docstrings have exchanged their bodies: two of the
   same module, and of like length; what is left over of a module is exchanged within its package and split. So every
-  summary and every body occurs once, and neither of them alone tells the class.
+  summary and every body occurs once, and neither of them alone gives the class away.
 * Names are masked, since they would give the answer away: the parts of the qualified names of both docstrings, in all
   four texts, exchanged or not, and all that is written as an identifier (``like_this``, ``likeThis``, ``like.this``,
   ``like()``, `` `like` ``).

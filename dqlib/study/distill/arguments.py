@@ -1,4 +1,4 @@
-"""What ``dqlib distill`` and ``dqlib evaluate`` are told: each field is an option of a command and of its function.
+"""The arguments of ``dqlib distill`` and ``dqlib evaluate``: each field is an option of a command and of its function.
 
 Imports nothing heavy, so that ``dqlib --help`` answers at once.
 """
@@ -30,7 +30,7 @@ class Columns:
         "that is translated into: BLEU is the score then (default: what the checkpoint says)"
     )
     prefix: str | None = _option(
-        "before each source, as T5 is told its task (default: the one that the checkpoint has)"
+        "before each source, by which T5 knows its task (default: the one that the checkpoint has)"
     )
     source_tokens: int | None = _option("of a source, or of a text, that are read (default: the model's, at most 1024)")
     target_tokens: int | None = _option("that are written at most (default: the checkpoint's max_length, or 128)")
@@ -42,7 +42,7 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(Columns):
-    """Everything that ``dqlib distill`` is told."""
+    """All arguments of ``dqlib distill``."""
 
     checkpoint: str = field(metadata={"help": "folder or hub name of a BART, mBART, Marian, T5, BERT or GPT-2"})
     out: str = field(metadata={"help": "folder to write: new, empty, or of the same command, which goes on there"})
@@ -66,7 +66,7 @@ class Distillation(Columns):
 
 @dataclass(frozen=True, kw_only=True)
 class Test(Columns):
-    """Everything that ``dqlib evaluate`` is told."""
+    """All arguments of ``dqlib evaluate``."""
 
     model: str = field(metadata={"help": "folder of a teacher, a student, a packed model or an export"})
     data: str = field(metadata={"help": "pairs: JSON Lines, CSV or Parquet, gzipped or not, or a data set of the hub"})

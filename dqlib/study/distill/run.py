@@ -157,7 +157,7 @@ class Command:
         return made
 
     def _check(self) -> None:
-        """Refuse what can be told before anything is read or written.
+        """Refuse what is seen to be wrong before anything is read or written.
 
         Raises:
             InputError: an argument is not allowed, or the folder is something else.

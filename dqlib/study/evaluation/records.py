@@ -137,7 +137,7 @@ class Record:
 
 #: A score in percent that tables show as 0.00. A teacher below it leaves nothing that a part could be kept of.
 ZERO = 0.005
-#: What a record tells of a configuration besides its text, which alone has heads and neurons; where there is a
+#: What a record says of a configuration besides its text, which alone has heads and neurons; where there is a
 #: budget, the bits nearest to the mean.
 SHAPE = ("w_bits", "e_bits", "a_bits", "encoder_layers", "decoder_layers")
 METRICS = tuple(metric for kind in KINDS.values() for metric in kind.metrics)

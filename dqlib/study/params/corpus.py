@@ -77,7 +77,7 @@ class Corpus:
 
     Where ``validation`` or ``test`` of files is left out, a part of train is held out for it, by a hash of each source.
 
-    ``prefix`` stands before each source, as T5 is told its task. ``start`` is the id that targets start from in a
+    ``prefix`` stands before each source: T5 knows its task by it. ``start`` is the id that targets start from in a
     checkpoint where that is neither ``</s>`` nor a language's token, as in T5 and Marian. ``labels`` are the classes of
     a checkpoint in the order of its logits; without them, those of train.
 

@@ -151,7 +151,7 @@ class Study:
         return self._made(folder, provenance, lambda: self._run("distill", config, preset))
 
     def student_folder(self, config: Config, preset: str) -> Path:
-        """Where a student is, or will be: its name tells the preset where that is not the task's own."""
+        """Where a student is, or will be: its name has the preset where that is not the task's own."""
         return self.settings.student_folder(self.name, config, preset)
 
     def has_student(self, config: Config, preset: str) -> bool:
@@ -159,7 +159,7 @@ class Study:
         return is_made(self.student_folder(config, preset), provenance_text(self._of_student(preset)))
 
     def labels_of(self, preset: str) -> dict[str, str]:
-        """The part of a student's provenance that tells of pseudo-labels, which are made if it is trained on them."""
+        """The part of a student's provenance about pseudo-labels, which are made if it is trained on them."""
         asked = self.task.uses_pseudo_labels(preset)
         return {"pseudo_labels": load_labels_info(self.pseudo_labels())["sha256"]} if asked else {}
 

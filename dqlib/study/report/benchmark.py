@@ -171,7 +171,7 @@ def _compared(
 def parts_table(study: Study) -> pandas.DataFrame:
     """The validation loss of each finished run and its teacher, in nats per token, and what the run cost.
 
-    It tells methods and their parts apart where test scores do not: over seeds it spreads by a hundredth of a nat.
+    It shows differences of methods and parts where test scores do not: over seeds it spreads by a hundredth of a nat.
 
     Returns:
         Columns ``part`` (a preset, whole or with one part changed), ``config``, ``seed``, ``steps``,

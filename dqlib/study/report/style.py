@@ -39,7 +39,7 @@ NAMED_COLOURS = {
     "stretched": "#882255",
     "binary": "#CC79A7",
 }
-#: Markers of presets and of granularities, which tell them apart without colour; :func:`marker_of` has the others'.
+#: Markers of presets and of granularities, which differ without colour, too; :func:`marker_of` has the others'.
 NAMED_MARKERS = {
     "dqlib": "o",
     "dq-bart-faithful": "v",
@@ -94,7 +94,7 @@ def marker_of(name: str) -> str:
 
 
 def line_styles(configs: list[str]) -> dict[str, dict[str, Any]]:
-    """How to draw each config: colour by its bits, as everywhere; dashes tell all apart, in grey too."""
+    """How to draw each config: colour by its bits, as everywhere; dashes of its own, for a page in grey."""
     return {
         name: {"color": colour_of(name.partition(" ")[0]), "linestyle": DASHES[i % len(DASHES)]}
         for i, name in enumerate(configs)

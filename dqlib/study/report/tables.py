@@ -202,7 +202,7 @@ def _similarities(study: Study) -> list[tuple[Trained, Similarity]]:
 
 
 def _with_models(table: pandas.DataFrame, similarities: Sequence[tuple[Trained, Similarity]]) -> pandas.DataFrame:
-    """The table with what only the models tell, mean over seeds: of encoder and embedding, and the divergence."""
+    """The table with what only the models show, mean over seeds: of encoder and embedding, and the divergence."""
     rows = [
         model.key
         | {"encoder": measured.encoder.mean(), "embedding": measured.embedding, "divergence": measured.divergence}

@@ -72,7 +72,7 @@ def collate_texts(examples: Sequence[Example], pad: int, separator: int | None =
     Args:
         examples: of one text each; a target is as long as its source, or one class.
         pad: id that sources are padded with.
-        separator: id of the token that ends each text, where models are told which text of a pair a token is of.
+        separator: id of the token that ends each text, where models are given which text of a pair a token is of.
     """
     longest = max(len(example.source) for example in examples)
     input_ids = torch.tensor([example.source + [pad] * (longest - len(example.source)) for example in examples])
