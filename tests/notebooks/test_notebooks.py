@@ -1,5 +1,6 @@
 """The committed notebooks: without outputs, with parameters, readable; and what they show."""
 
+import json
 from types import SimpleNamespace
 
 import nbformat
@@ -7,9 +8,11 @@ import numpy as np
 import pandas
 import pytest
 
-from dqlib.study.evaluation.records import COLUMNS, Record, write_record
+from dqlib.study.evaluation.records import COLUMNS, Detail, Record, write_details, write_record
 from dqlib.study.notebooks import deploy, show
-from dqlib.study.params.paths import LOG, project_root
+from dqlib.study.params.paths import LOG, PREDICTIONS, project_root
+from dqlib.study.params.settings import load_settings
+from dqlib.study.pipeline import notebook as run
 from tests.conftest import committed
 
 NOTEBOOKS = sorted((committed() / "notebooks").glob("*.ipynb"))
@@ -94,6 +97,56 @@ def test_every_text_is_in_the_figure_of_lengths_and_none_of_its_bars_is_both_rea
         assert sum(height for low, _, height in bars if low <= most) == sum(count <= most for count in counts)
         assert len({round(high - low, 6) for low, high, _ in bars}) == 1
         assert np.allclose([low % 1 for low, *_ in bars], 0)
+
+
+def test_texts_that_are_read_together_are_one_source_and_what_has_no_target_has_one_panel():
+    corpus = SimpleNamespace(
+        splits={"validation": [{"source": "3", "second": "4"}, {"source": "60", "second": "10"}]},
+        tokenizer=lambda *texts, **_: {"input_ids": [[0] * sum(map(int, pair)) for pair in zip(*texts, strict=True)]},
+    )
+    (axes,) = show.lengths(corpus, SimpleNamespace(source_tokens=64, target_tokens=0)).axes
+    high = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches if bar.get_height()]
+    assert [low <= count < top for count, (low, top) in zip((7, 70), high, strict=True)] == [True, True]
+    assert axes.get_ylabel() == "texts"
+
+
+def test_predictions_show_what_a_model_makes_of_a_text_whatever_its_kind(tmp_path, capsys):
+    lines = {
+        "writer": {"source": "a text", "reference": "ein Text", "language": "de", "prediction": "Text"},
+        "reader": {"source": "a", "second": "b", "reference": "yes", "prediction": "no", "probability": 0.75},
+        "model": {"source": "a document", "nats": 20 * np.log(5), "tokens": 20, "bytes": 90},
+    }
+    wanted = {
+        "writer": ["source:     a text", "reference: ein Text (de)", "writer:    Text"],
+        "reader": ["source:     a", "and:        b", "reference: yes ", "reader:    no (75%)"],
+        "model": ["source:     a document", "model:     perplexity 5.0 of 20 tokens"],
+    }
+    for name, line in lines.items():
+        (tmp_path / PREDICTIONS).write_text(json.dumps(line) + "\n")
+        show.predictions({name: tmp_path}, count=1)
+        assert capsys.readouterr().out.splitlines() == [*wanted[name], ""]
+
+
+def test_simpler_methods_are_a_table_of_their_own(tmp_path):
+    names = ("perplexity", "bits_per_byte", "5-gram_perplexity", "5-gram_bits_per_byte")
+    write_details([Detail("test", None, name, 2.0, 1.0, 3.0, "") for name in names], tmp_path)
+    table = show.baselines(tmp_path)
+    assert (table.index.tolist(), table.columns.tolist()) == (["5-gram"], ["perplexity", "bits per byte"])
+    assert set(table.loc["5-gram"]) == {"2.00 (1.00 to 3.00)"}
+
+
+@pytest.mark.parametrize("name", ["deploy", "summarization", "teacher", "compare"])
+def test_a_notebook_shows_the_headline_of_the_task_that_it_is_of(name, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(run.papermill, "execute_notebook", lambda _, to, values, **more: given.append(values))
+    monkeypatch.setattr(run, "HTMLExporter", lambda: SimpleNamespace(from_filename=lambda path: ("", None)))
+    monkeypatch.setattr(run, "write_text", lambda path, text: None)
+    monkeypatch.setattr(run, "executed_path", lambda *_: tmp_path / "executed.ipynb")
+    task = "topics" if name == "teacher" else None
+    run.run_notebook(name, "smoke", task=task)
+    headline = {"config": str(load_settings("smoke").task("summarization").headline)}
+    more = {"deploy": headline, "summarization": headline, "teacher": {"task": task}, "compare": {}}[name]
+    assert given == [{"params": "smoke"} | more]
 
 
 def test_a_table_of_texts_shows_what_looks_like_a_tag():
