@@ -25,6 +25,7 @@ def test_the_tradeoff_shows_every_model_of_every_task():
         students = rows[rows.role == "student"]
         drawn = sorted((line[0].get_xdata()[0], line[0].get_ydata()[0]) for line in axes.containers)
         assert drawn == sorted(zip(students.compression, students.score, strict=True)), task
+        assert [text.get_text() for text in axes.texts] == ["16.5x in BART", "27.7x in BART"]  # the papers' shapes
     assert {"8-8-8", "2-2-8", "all layers", "one and one", "hollow: quantization alone"} <= set(texts(figure))
 
 

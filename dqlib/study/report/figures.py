@@ -30,6 +30,8 @@ from dqlib.study.report.style import COLOURS, STYLE, TEACHER_COLOUR, colour_of, 
 
 #: Marker and line of each shape.
 SHAPE_STYLES = {"full": ("o", "-"), "half": ("s", "--"), "one": ("^", ":"), "other": ("D", "-."), "narrow": ("v", "-.")}
+#: The papers' two shapes at 2 bits, by what BART becomes smaller.
+PAPERS = {"half": "16.5x in BART", "one": "27.7x in BART"}
 #: As wide as a page shows at 600 pixels without shrinking text below what can be read.
 WIDTH = 7.5
 
@@ -63,6 +65,12 @@ def tradeoffs(metrics: pandas.DataFrame) -> Figure:
                 fmt=SHAPE_STYLES[shape_of(row, teacher)][0], color=colour, capsize=2, markersize=6, linewidth=1,
                 markerfacecolor="white" if row.preset == QUANTIZATION_ALONE else colour,
             )  # fmt: skip
+            if shape_of(row, teacher) in PAPERS and bits_of(row) == "2-2-8" and row.preset != QUANTIZATION_ALONE:
+                axes.plot(
+                    row.compression, row.score, "o", markersize=13, markerfacecolor="none", color="black", mew=0.8
+                )
+                axes.annotate(PAPERS[shape_of(row, teacher)], (row.compression, row.score), (8, -12),
+                              textcoords="offset points", fontsize=7)  # fmt: skip
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}x"))
         axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())

@@ -112,9 +112,13 @@ class Collected:
     sensitivity: pandas.DataFrame
     scores: pandas.DataFrame
 
+    def read(self) -> Tables:
+        """The tables that claims and findings are read from."""
+        return Tables(self.metrics, self.comparisons, self.retention, self.accumulation, self.similarity)
+
     def claims(self) -> pandas.DataFrame:
         """The papers' claims, each with what was measured."""
-        return claims_table(Tables(self.metrics, self.comparisons, self.retention, self.accumulation, self.similarity))
+        return claims_table(self.read())
 
     def files(self) -> dict[str, pandas.DataFrame]:
         """Every table by the name of its file, but the scores of documents."""
