@@ -69,8 +69,8 @@ def tradeoffs(metrics: pandas.DataFrame) -> Figure:
                 axes.plot(
                     row.compression, row.score, "o", markersize=13, markerfacecolor="none", color="black", mew=0.8
                 )
-                axes.annotate(PAPERS[shape_of(row, teacher)], (row.compression, row.score), (8, -12),
-                              textcoords="offset points", fontsize=7)  # fmt: skip
+                axes.annotate(PAPERS[shape_of(row, teacher)], (row.compression, row.score), (-9, -12),
+                              ha="right", textcoords="offset points", fontsize=7)  # fmt: skip
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}x"))
         axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
