@@ -42,7 +42,7 @@ def test_no_cell_needs_a_test_set_that_some_corpora_lack(notebook):
 def test_one_cell_holds_the_parameters(notebook):
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
-    assert 'params = "tutorial"' in tagged[0].source
+    assert any(f'params = "{profile}"' in tagged[0].source for profile in ("tutorial", "committed"))
 
 
 def test_cells_are_short_and_define_no_functions(notebook):
