@@ -1,10 +1,10 @@
 """How long commands take before they do anything: CPU seconds, and how many times an import of PyTorch that is.
 
-    python benchmarks/start.py PACKED [--rounds 3]
+    python benchmarks/start.py PACKED [--onnx FOLDER] [--rounds 3]
 
-``PACKED`` is the folder of a packed model with a tokenizer. Every program is started anew, all of them in turn; the
-least of the rounds counts, as anything else that runs only adds to it. Beside the commands stand the imports that
-``generate`` cannot do without: what it takes more than these is dqlib's own.
+``PACKED`` is the folder of a packed model with a tokenizer, ``FOLDER`` its export for ONNX Runtime. Every program is
+started anew, all of them in turn; the least of the rounds counts, as anything else that runs only adds to it. Beside
+the commands stand the imports that ``generate`` cannot do without in PyTorch: what it takes more is dqlib's own.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-TORCH = "import torch"
+TORCH, GENERATE = "import torch", "dqlib generate, one token"
 
 
-def programs(folder: Path) -> dict[str, list[str]]:
+def programs(folder: Path, onnx: Path | None = None) -> dict[str, list[str]]:
     """Arguments of Python by what they show."""
     imports = (TORCH, "from transformers import AutoTokenizer, MBartForConditionalGeneration", "import dqlib")
     commands: dict[str, list[str]] = {
         "dqlib --help": ["--help"],
         "dqlib verify": ["verify", str(folder)],
         "dqlib inspect": ["inspect", str(folder)],
-        "dqlib generate, one token": ["generate", str(folder), "--beams", "1", "--max-new-tokens", "1"],
+        GENERATE: ["generate", str(folder), "--beams", "1", "--max-new-tokens", "1"],
     }
+    if onnx is not None:
+        commands["dqlib generate, one token, of the export"] = ["generate", str(onnx), *commands[GENERATE][2:]]
     return {code: ["-c", code] for code in imports} | {
         name: ["-m", "dqlib.cli", *arguments] for name, arguments in commands.items()
     }
@@ -52,11 +54,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("packed", type=Path, metavar="PACKED")
+    parser.add_argument("--onnx", type=Path, metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     taken: dict[str, list[float]] = {}
     for _ in range(options.rounds):
-        for name, arguments in programs(options.packed).items():
+        for name, arguments in programs(options.packed, options.onnx).items():
             taken.setdefault(name, []).append(cpu_seconds(arguments))
     for name, seconds in taken.items():
         print(f"{min(seconds):6.2f} s  {min(seconds) / min(taken[TORCH]):5.2f} times {TORCH}  {name}")

@@ -8,6 +8,7 @@ scores, the same end. Neither torch nor transformers is needed but for the token
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -260,8 +261,12 @@ def sessions(folder: Path, threads: int | None, *names: str) -> list[onnxruntime
 
 def tokenizer_of(folder: Path) -> Tokenizer | None:
     """The tokenizer of an exported model; None if it was exported without."""
-    if not (folder / "tokenizer_config.json").is_file():
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
         return None
-    from transformers import AutoTokenizer
+    import transformers
 
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    # a tokenizer that is not an architecture's own needs no torch, which AutoTokenizer takes seconds to import
+    plain = json.loads(path.read_bytes()).get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    read = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+    return read.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

@@ -409,6 +409,20 @@ sys.exit(ended)
     assert ended.stdout
 
 
+def test_an_export_writes_without_torch(packed, tmp_path):
+    assert main(["export", str(packed / "bart"), str(tmp_path / "onnx"), "--engine", "onnxruntime"]) == 0
+    script = f"""
+import sys
+from dqlib.cli import main
+ended = main(["generate", {str(tmp_path / "onnx")!r}, "--max-new-tokens", "4"])
+sys.exit(ended or "torch" in sys.modules)
+"""
+    call = [sys.executable, "-c", script]
+    ended = subprocess.run(call, input="the sum", capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["input"] == "the sum"
+
+
 def _cut(path):
     path.write_bytes(path.read_bytes()[:-100])
 

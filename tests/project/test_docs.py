@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from dqlib.schemes import SCHEMES
 from dqlib.storage.footprint import fp32_size_bytes
 from dqlib.storage.manifest import packed_size_bytes
 from dqlib.storage.reading import read_tokenizer
+from dqlib.study.distill.arguments import Distillation
 from dqlib.study.params.paths import project_root
 from tests.conftest import TINY
 
@@ -92,6 +94,12 @@ def test_a_checkpoint_becomes_a_small_file_by_the_code_of_the_page(config, tmp_p
     assert torch.equal(ours, trained)
     assert type(load_student("checkpoints/checkpoint-12")) is type(teacher)
     assert packed_size_bytes("small") < fp32_size_bytes(teacher) / 4
+
+
+def test_the_page_of_a_checkpoint_names_every_option_of_its_command():
+    page = (ROOT / "docs" / "your-model.md").read_text()
+    options = {f"`--{field.name.replace('_', '-')}`" for field in fields(Distillation)} - {"`--checkpoint`", "`--out`"}
+    assert {option for option in options if option not in page} == set()
 
 
 def test_a_scheme_a_preset_a_loss_and_a_corpus_are_added_by_the_code_of_the_page(tmp_path, monkeypatch):
