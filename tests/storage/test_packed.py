@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, pipeline
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    pipeline,
+)
 
 from dqlib.config import Config
 from dqlib.errors import InputError
@@ -220,6 +228,30 @@ def test_a_model_of_real_shape_is_as_small_as_claimed(tmp_path):
     assert bart_base.parts["overhead"].size_bytes < 0.005 * bart_base.total.size_bytes
     assert bart_base.with_full_head(2) - bart_base.total.size_bytes == 2 * 50265 * 768
     assert bart_base.parts["full head"].size_bytes == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "preset", "times"),
+    [("1-1-8 5-0", "dqlib", 52), ("2-2-8 5-0", "dqlib-ternary", 34), ("2-2-8 0-12", "dqlib-ternary", 19)],
+)
+def test_bert_base_and_gpt2_of_real_shape_are_as_small_as_claimed(config, preset, times, tmp_path):
+    encoder, decoder = (int(layers) for layers in config.split()[1].split("-"))
+    with packed_module.no_init_weights():
+        if encoder:
+            model = BertForSequenceClassification(BertConfig(num_hidden_layers=encoder))
+        else:
+            model = GPT2LMHeadModel(GPT2Config(n_layer=decoder))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.1, 0.1)
+    model.tie_weights()
+    quantize_model(model, Config.parse(config), preset)
+    round_for_storage(model)
+    teacher = 4 * (109_483_778 if encoder else 124_439_808)  # of 12 layers in fp32
+    assert teacher / account(model).tensor_bytes >= times
+    save_packed(model, tmp_path)
+    assert teacher / packed_size_bytes(tmp_path) >= times
 
 
 @pytest.mark.parametrize(("preset", "codes_a_byte"), [("dqlib-ternary", 5), ("dqlib", 4), (FOUR_LEVELS, 4)])
