@@ -1,6 +1,6 @@
 """Size, load time, memory and speed of models of real shape with random weights; and the cost of a training step.
 
-    python benchmarks/inference.py [--shapes base large mbart-large] [--rounds 5] [--quick] [--threads 2]
+    python benchmarks/inference.py [--shapes base large mbart-large bert-base gpt2] [--rounds 5] [--quick] [--threads 2]
                                    [--again] [--results results] [--work build/benchmark]
 
 Writes ``benchmark.csv`` and ``figures/benchmark.svg`` and ``.png`` into the folder of results. ``ratio`` says how many
@@ -16,11 +16,13 @@ times better than the baseline a value is: smaller, faster, less memory. What is
 * ``levels``: a token in greedy search on ONNX Runtime, four levels (at 2 bits, and at 4) against three;
 * ``narrow``: a student without some layers, and students of all layers that have as many weights but fewer heads or
   neurons: greedy search of one text, each engine against the same engine with the first;
+* ``reading`` and ``continuation``: of BERT-base and GPT-2 (``benchmarks/one_stack.py``);
 * ``training``: a step of distillation, quantized against plain (``benchmarks/fake_quantization.py``).
 
 Engines are processes that live side by side and generate one after another, all in each round; medians count, and of
-ratios the median of the rounds'. Of the larger shapes only sizes and one latency are measured. What a stage found is
-kept in the work folder, so that a run that was stopped goes on, until ``--again``.
+ratios the median of the rounds'. Of the larger shapes only sizes and one latency are measured. Rows of other shapes
+stay in the table. What a stage found is kept in the work folder, so that a run that was stopped goes on, until
+``--again``.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from pathlib import Path
 import fake_quantization
 import packed as packed_benchmark
 import torch
+from one_stack import OneStack
 from tables import Row, put_rows
 from transformers import (
     BartConfig,
@@ -89,11 +92,18 @@ SHAPES = {
     "base": Shape("bart", 50265, 768, 12, 6, 3072, _SIX, "2-2-8 6-3", _NARROW, whole=True),
     "large": Shape("bart", 50265, 1024, 16, 12, 4096, _TWELVE, "2-2-8 12-6"),
     "mbart-large": Shape("mbart", 250027, 1024, 16, 12, 4096, _TWELVE, "2-2-8 12-6"),
+    "bert-base": Shape(
+        "bert", 30522, 768, 12, 12, 3072, ("2-2-8 5-0", "1-1-8 5-0", "8-8-8 6-0"), "8-8-8 6-0", source=128, tokens=0
+    ),
+    "gpt2": Shape("gpt2", 50257, 768, 12, 12, 3072, ("2-2-8 0-12", "8-8-8 0-12"), "2-2-8 0-12", source=64, tokens=64),
+    "tiny-bert": Shape("bert", 300, 96, 12, 2, 64, ("2-2-8 1-0", "8-8-8 1-0"), "8-8-8 1-0", source=12, tokens=0),
+    "tiny-gpt2": Shape("gpt2", 300, 96, 12, 2, 64, ("2-2-8 0-2",), "2-2-8 0-2", source=12, tokens=4),
     "tiny": Shape(
         "bart", 300, 96, 12, 2, 64, ("2-2-8 2-1", "1-1-8 1-1"), "2-2-8 2-1", ("2-2-8 2-2 h8 f48",), 12, 4, whole=True
     ),
 }
-NAMES = {"base": "BART-base", "large": "BART-large", "mbart-large": "mBART-large", "tiny": "tiny"}
+NAMES = {"base": "BART-base", "large": "BART-large", "mbart-large": "mBART-large"}
+NAMES |= {"bert-base": "BERT-base", "gpt2": "GPT-2"}
 CLASSES = {"bart": (BartConfig, BartForConditionalGeneration), "mbart": (MBartConfig, MBartForConditionalGeneration)}
 
 
@@ -139,18 +149,13 @@ class Bench:
         self.work.mkdir(parents=True, exist_ok=True)
         (self.work / "vocabulary.json").write_text(str(self.shape.vocabulary))
         self.device = f"{_processor()}, {threads} threads"
-        self.teacher_config = f"32-32-32 {self.shape.layers}-{self.shape.layers}"
+        encoder, decoder = (0 if self.shape.kind == kind else self.shape.layers for kind in ("gpt2", "bert"))
+        self.teacher_config = f"32-32-32 {encoder}-{decoder}"
         self._teacher: PreTrainedModel | None = None
 
     def rows(self) -> Iterator[list[Row]]:
         """Each stage's rows, measured or kept from an earlier run."""
-        stages = [self.sizes, self.generation]
-        if self.shape.whole:
-            stages = [
-                self.sizes, self.loading, self.generation, self.low_bit, self.levels, self.narrow, self.memory,
-                self.training,
-            ]  # fmt: skip
-        for stage in stages:
+        for stage in self.stages:
             kept = self.work / f"{stage.__name__}.json"
             if not kept.is_file():
                 found = [asdict(row) for row in stage()]
@@ -162,6 +167,16 @@ class Bench:
         gc.collect()
 
     # --- stages
+
+    @property
+    def stages(self) -> list[Callable[[], Iterator[Row]]]:
+        """What is measured, in this order."""
+        if not self.shape.whole:
+            return [self.sizes, self.generation]
+        return [
+            self.sizes, self.loading, self.generation, self.low_bit, self.levels, self.narrow, self.memory,
+            self.training,
+        ]  # fmt: skip
 
     def sizes(self) -> Iterator[Row]:
         """Bytes of packed files."""
@@ -244,11 +259,13 @@ class Bench:
             f"{teacher} transformers fp32": self.transformers(),
             f"{teacher} ctranslate2 int8": self.ctranslate2(teacher, "int8"),
         }
+        yield from self.memory_of({name: engine for name, engine in made.items() if engine is not None})
+
+    def memory_of(self, made: dict[str, tuple[str, Path]]) -> Iterator[Row]:
+        """Memory and seconds to load of engines; the first is what the others are compared with."""
         found: dict[str, dict[str, list[float]]] = {}
         for _ in range(self.rounds):
             for name, engine in made.items():
-                if engine is None:
-                    continue
                 with self.worker(*engine) as worker:
                     after = worker.generate(texts=1, source=self.shape.source, beams=1, tokens=self.shape.tokens)
                 measured = found.setdefault(name, {"memory": [], "model_memory": [], "load_time": []})
@@ -308,7 +325,7 @@ class Bench:
         return "transformers", self._made("transformers", lambda folder: self.teacher().save_pretrained(folder))
 
     def onnx(
-        self, config: str, encoder: str = "int8", preset: str = "dqlib", bits: int | None = None
+        self, config: str, encoder: str | None = "int8", preset: str = "dqlib", bits: int | None = None
     ) -> tuple[str, Path]:
         """A student's folder for ONNX Runtime."""
         name = f"onnx {encoder} {preset} {bits or ''} {config}"
@@ -383,7 +400,13 @@ class Bench:
         baseline: str = "", ratio: float | None = None,
     ) -> Row:  # fmt: skip
         """A row of this shape."""
-        return Row(name, NAMES[self.key], config, engine, metric, value, unit, baseline, ratio, self.device)
+        return Row(
+            name, NAMES.get(self.key, self.key), config, engine, metric, value, unit, baseline, ratio, self.device
+        )
+
+
+class OneStackBench(OneStack, Bench):
+    """The stages of a model of one stack."""
 
 
 def _parted(name: str) -> tuple[str, str]:
@@ -433,7 +456,7 @@ def _processor() -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["base", "large", "mbart-large"])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(NAMES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
@@ -447,7 +470,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"goes on from what is in {options.work}; with --again all is measured anew", flush=True)
     rows: list[Row] = []
     for key in options.shapes:
-        bench = Bench(key, 1 if options.quick else options.rounds, options.threads, options.work, options.again)
+        kind = OneStackBench if SHAPES[key].kind in ("bert", "gpt2") else Bench
+        bench = kind(key, 1 if options.quick else options.rounds, options.threads, options.work, options.again)
         for found in bench.rows():
             rows += found
             for row in found:
@@ -456,8 +480,9 @@ def main(arguments: list[str] | None = None) -> None:
                     f"{row.shape} {row.config} {row.engine}: {row.metric} {row.value:.4g} {row.unit}{against}",
                     flush=True,
                 )
-    put_rows(rows, options.results / "tables" / "benchmark.csv")
-    draw(rows, options.results)
+    put_rows(rows, options.results / "tables" / "benchmark.csv", same=("name", "shape"))
+    if any(row.name == "generation" for row in rows):
+        draw(rows, options.results)
 
 
 if __name__ == "__main__":

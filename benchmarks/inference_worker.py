@@ -5,7 +5,7 @@
 Nothing is imported that the engine does not need, so that the memory of this process is the engine's. The first line
 out tells seconds to load and the resident memory, MB, after the imports and after loading. A line in has ``texts``,
 ``source``, ``beams`` and ``tokens``; the line out ``seconds`` of that generation, and memory after it. All texts get
-exactly ``tokens`` tokens.
+exactly ``tokens`` tokens; of a classifier, which writes none, it is the seconds of its logits.
 """
 
 from __future__ import annotations
@@ -39,12 +39,16 @@ def transformers_engine(folder: Path, threads: int) -> Generate:
     import torch
 
     torch.set_num_threads(threads)
-    from transformers import AutoModelForSeq2SeqLM
+    import transformers
 
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    model = getattr(transformers, name).from_pretrained(folder).eval()
 
     def generate(ids: list[list[int]], beams: int, tokens: int) -> Any:
         source = torch.tensor(ids)
+        if not tokens:
+            with torch.no_grad():
+                return model(input_ids=source, attention_mask=torch.ones_like(source))
         return model.generate(
             input_ids=source,
             attention_mask=torch.ones_like(source),
@@ -60,6 +64,10 @@ def ctranslate2_engine(folder: Path, threads: int) -> Generate:
     """CTranslate2 itself, without what dqlib puts around it."""
     import ctranslate2
 
+    if (folder / "classifier.safetensors").is_file():
+        return _ctranslate2_classifier(folder, threads)
+    if not (folder / "shared_vocabulary.json").is_file():
+        return _ctranslate2_generator(folder, threads)
     translator = ctranslate2.Translator(str(folder), inter_threads=1, intra_threads=threads)
     vocabulary = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
 
@@ -76,8 +84,46 @@ def ctranslate2_engine(folder: Path, threads: int) -> Generate:
     return generate
 
 
+def _ctranslate2_generator(folder: Path, threads: int) -> Generate:
+    import ctranslate2
+
+    generator = ctranslate2.Generator(str(folder), inter_threads=1, intra_threads=threads)
+    vocabulary = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+
+    def generate(ids: list[list[int]], beams: int, tokens: int) -> Any:
+        return generator.generate_batch(
+            [[vocabulary[i] for i in row] for row in ids],
+            beam_size=beams,
+            min_length=tokens,
+            max_length=tokens,
+            include_prompt_in_result=False,
+        )
+
+    return generate
+
+
+def _ctranslate2_classifier(folder: Path, threads: int) -> Generate:
+    import ctranslate2
+    import numpy as np
+    import safetensors.numpy
+
+    encoder = ctranslate2.Encoder(str(folder), inter_threads=1, intra_threads=threads)
+    head = safetensors.numpy.load_file(folder / "classifier.safetensors")
+
+    def classify(ids: list[list[int]], beams: int, tokens: int) -> Any:
+        output = encoder.forward_batch(ids, token_type_ids=[[0] * len(row) for row in ids])
+        return np.array(output.pooler_output) @ head["weight"].T + head["bias"]
+
+    return classify
+
+
 def onnxruntime_engine(folder: Path, threads: int) -> Generate:
     """The engine of dqlib."""
+    if (folder / "classifier.onnx").is_file():
+        from dqlib.engines.onnx_classifier import OnnxClassifier
+
+        classifier = OnnxClassifier(folder, threads)
+        return lambda ids, beams, tokens: classifier.logits_of_ids(ids)
     from dqlib.engines.onnx_model import OnnxEngine
 
     engine = OnnxEngine(folder, threads)

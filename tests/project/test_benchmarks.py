@@ -97,6 +97,27 @@ def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
     assert kept.items() >= {p: p.stat().st_mtime_ns for p in kept if p.name != "vocabulary.json"}.items()
 
 
+@pytest.mark.slow
+def test_the_bench_of_models_of_one_stack_writes_its_rows(tmp_path):
+    pytest.importorskip("onnxruntime")
+    command = [sys.executable, str(FOLDER / "inference.py"), "--shapes", "tiny-bert", "tiny-gpt2", "--quick"]
+    command += ["--threads", "1", "--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    with (tmp_path / "results" / "tables" / "benchmark.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["shape"], row["name"]) for row in rows} == {
+        (shape, name)
+        for shape, stage in (("tiny-bert", "reading"), ("tiny-gpt2", "continuation"))
+        for name in (stage, "size", "load", "memory")
+    }
+    assert all(float(row["value"]) > 0 for row in rows)
+    assert {row["engine"] for row in rows if row["name"] == "reading"} == {
+        "transformers fp32",
+        "ctranslate2 int8",
+        "onnxruntime",
+    }
+
+
 @pytest.fixture
 def agreement(load):
     pytest.importorskip("onnxruntime")
