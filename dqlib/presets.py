@@ -343,9 +343,25 @@ def _variants() -> dict[str, Preset]:
     return {f"dqlib-{name}": replace(d, name=f"dqlib-{name}", **change) for name, change in changed.items()}
 
 
+def _variants_of_quantgpt() -> dict[str, Preset]:
+    """What QuantGPT's paper compares itself with, all else as in QuantGPT.
+
+    The fixed clip is that of Ternary Weight Networks, the nearest here to the paper's LAQ; the learned one is LSQ's
+    step, whose gradient has PACT's as a part.
+    """
+    q = QUANTGPT
+    fixed = replace(q.weights, one_bit="binary", two_bits="ternary", more_bits="symmetric")
+    changed: dict[str, dict[str, Any]] = {
+        "no-contrast": {"loss": replace(q.loss, contrastive=0.0)},
+        "fixed-clip": {"weights": fixed},
+        "learned-clip": {"weights": replace(q.weights, one_bit="lsq", two_bits="lsq", more_bits="lsq")},
+    }
+    return {f"quantgpt-{name}": replace(q, name=f"quantgpt-{name}", **change) for name, change in changed.items()}
+
+
 #: ``dqlib`` with one part left out or made plain, with one part more that we tried and did not keep, and without
-#: any teacher.
-VARIANTS: dict[str, Preset] = _variants() | {QUANTIZATION_ONLY.name: QUANTIZATION_ONLY}
+#: any teacher; ``quantgpt`` with another clip, and without its contrast.
+VARIANTS: dict[str, Preset] = _variants() | _variants_of_quantgpt() | {QUANTIZATION_ONLY.name: QUANTIZATION_ONLY}
 
 
 def get_preset(name: str | Preset) -> Preset:

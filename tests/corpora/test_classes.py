@@ -164,6 +164,30 @@ def test_bad_classes_are_refused_in_one_sentence_with_the_line(tmp_path, train, 
     assert not (tmp_path / "made").exists()
 
 
+def test_a_column_of_fractions_has_no_classes(tmp_path):
+    for split in ("train", "validation", "test"):
+        pandas.DataFrame(ROWS).astype({"label": float}).to_parquet(tmp_path / f"{split}.parquet")
+    files = {split: str(tmp_path / f"{split}.parquet") for split in ("train", "validation", "test")}
+    with pytest.raises(
+        InputError, match=r"train\.parquet, column label: 'double' .* whole numbers of classes"
+    ) as caught:
+        build_corpus(replace(from_files(tmp_path, ROWS, ROWS), **files), tmp_path / "made", kind="classification")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_split_of_the_hub_whose_classes_are_hidden_is_refused_in_one_sentence(tmp_path):
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    for split, labels in {"train": [0, 1], "validation": [0, 1], "test": [-1, -1]}.items():
+        rows = [{"sentence": f"s {i}.", "label": labels[i % 2]} for i in range(12)]
+        Dataset.from_list(rows, features).to_parquet(tmp_path / "snapshot" / f"{split}.parquet")
+    corpus = S.Corpus(
+        "sst2", "hub", 300, 16, dataset=str(tmp_path / "snapshot"), source="sentence", target="label"
+    )  # as the test split of GLUE
+    with pytest.raises(InputError, match=r"corpus\.test, row 1, class: '-1' .* a class of train: no, yes") as caught:
+        build_corpus(corpus, tmp_path / "made", kind="classification")
+    assert "\n" not in str(caught.value)
+
+
 def test_pairs_that_are_longer_than_the_model_reads_are_counted(tmp_path):
     rows = [{"a": "word " * (1 + 20 * (i % 2)), "b": "text", "label": i % 2} for i in range(8)]
     corpus = from_files(tmp_path, rows, rows[:4], source="a", second="b")

@@ -4,13 +4,14 @@ import pandas
 
 DEPTHS = {"summarization": (2, 4), "eli5": (2, 4), "translation": (3, 4)}
 HEADLINES = {"summarization": ("rougeL", 26.0), "eli5": ("rougeL", 31.0), "translation": ("bleu", 91.0)}
+HEADLINES |= {"matching": ("accuracy", 80.0), "topics": ("accuracy", 75.0), "language": ("perplexity", 30.0)}
 RETENTION = {("8-8-8", "full"): 1.0, ("2-2-8", "full"): 0.96, ("2-2-8", "half"): 0.95, ("2-2-8", "one"): 0.8}
 
 
 def row(task, config, role="student", preset="dqlib", part=1.0):
     headline, best = HEADLINES[task]
     encoder, decoder = map(int, config.split()[1].split("-"))
-    score = best * part
+    score = best / part if headline == "perplexity" else best * part
     return {
         "task": task, "corpus": task, "role": role, "config": config, "preset": preset, "a_bits": 8,
         "w_bits": int(config.split("-")[0]), "encoder_layers": encoder, "decoder_layers": decoder,
@@ -29,6 +30,32 @@ def metrics(**by_task):
             rows.append(row(task, f"{bits} {layers[shape]}", part=part))
         rows.append(row(task, f"2-2-8 {layers['full']}", preset="quantization-only", part=0.7))
     return pandas.DataFrame(rows)
+
+
+def of_readers(**by_task):
+    """``metrics.csv`` of the tasks whose models write no texts, of teachers of six layers.
+
+    ``matching={"1-1-8 2-0": 0.9}`` is a student and what it keeps.
+    """
+    students = {"matching": {"1-1-8 6-0": 0.97}, "topics": {"1-1-8 6-0": 0.97}, "language": {"2-2-8 0-6": 0.9}}
+    rows = []
+    for task, config in (("matching", "6-0"), ("topics", "6-0"), ("language", "0-6")):
+        rows.append(row(task, f"32-32-32 {config}", "teacher", "fine-tuning"))
+        rows += [row(task, text, part=part) for text, part in (students[task] | by_task.get(task, {})).items()]
+    return pandas.DataFrame(rows)
+
+
+def runs(**gaps):
+    """Runs of the benchmark of a task: ``language={("quantgpt", "2-2-8 0-6", 100): [0.3, 0.31, 0.32]}`` are gaps."""
+    rows = [
+        {"task": task, "part": part, "config": config, "seed": seed, "steps": steps, "validation_loss": 2 + gap,
+         "teacher_loss": 2.0}
+        for task, parts in gaps.items()
+        for (part, config, steps), values in parts.items()
+        for seed, gap in enumerate(values, start=1)
+    ]  # fmt: skip
+    return pandas.DataFrame(rows, columns=["task", "part", "config", "seed", "steps", "validation_loss",
+                                           "teacher_loss"])  # fmt: skip
 
 
 def retention(table, width=0.004):

@@ -7,13 +7,20 @@ import nbformat
 import numpy as np
 import pandas
 import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from dqlib.config import Config
+from dqlib.errors import InputError
+from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.evaluation.records import COLUMNS, Detail, Record, write_details, write_record
-from dqlib.study.notebooks import deploy, show
+from dqlib.study.notebooks import classes, deploy, show
+from dqlib.study.params.kinds import KINDS
 from dqlib.study.params.paths import LOG, PREDICTIONS, project_root
 from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline import notebook as run
 from tests.conftest import committed
+from tests.helpers import grid
 
 NOTEBOOKS = sorted((committed() / "notebooks").glob("*.ipynb"))
 
@@ -25,8 +32,56 @@ def notebook(request):
 
 def test_the_notebooks_are_there():
     assert {path.stem for path in NOTEBOOKS} >= {
-        "teacher", "summarization", "eli5", "translation", "compare", "methods", "quantization", "deploy"
+        "teacher", "summarization", "eli5", "translation", "compare", "methods", "quantization", "deploy",
+        "classification", "language_modelling",
     }  # fmt: skip
+
+
+def test_the_tutorial_has_the_tasks_that_the_notebooks_show():
+    tasks = load_settings("tutorial").tasks
+    for path in NOTEBOOKS:
+        given = next(c.source for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", []))
+        values: dict = {}
+        exec(given, values)  # a few assignments
+        task = tasks.get(values.get("task", path.stem))
+        if "config" in values and task is not None:
+            assert Config.parse(values["config"]) in [config for config, _ in task.students()]
+
+
+def test_the_confusion_of_classes_is_drawn_for_each_model(tmp_path):
+    labels, folders = ["cats", "dogs", "owls"], {}
+    for name, predictions in (("teacher", "cats dogs owls cats"), ("student", "cats cats owls cats")):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        lines = zip(["cats", "dogs", "owls", "dogs"], predictions.split(), strict=True)
+        text = "".join(json.dumps({"reference": a, "prediction": b}) + "\n" for a, b in lines)
+        (folders[name] / PREDICTIONS).write_text(text)
+    assert classes.confusion(folders["teacher"], labels).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    figure = classes.confusions(folders, labels)
+    assert [axes.get_title() for axes in figure.axes] == ["teacher: 75.0% right", "student: 50.0% right"]
+    assert [text.get_text() for text in figure.axes[0].texts][3:6] == ["50", "50", "0"]
+
+
+def test_the_score_by_layers_has_a_line_for_each_number_of_bits_and_the_teacher_s():
+    metrics = grid.of_readers(language={"2-2-8 0-3": 0.8, "1-1-8 0-6": 0.7})
+    (axes,) = show.by_depth(metrics[metrics.task == "language"]).axes
+    lines = {container.get_label(): container[0].get_xdata().tolist() for container in axes.containers}
+    assert lines == {"2-2-8": [3, 6], "1-1-8": [6]}
+    assert axes.yaxis_inverted()
+
+
+def test_a_language_model_goes_on_with_the_end_of_a_text_that_is_too_long(tmp_path):
+    tokenizer = train_tokenizer(["one two three four"] * 3, 300, 64, template=KINDS["language_modelling"].template)
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    ids = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32, bos_token_id=2,
+                     eos_token_id=2)  # fmt: skip
+    model = GPT2LMHeadModel(ids).eval()
+    short, long = (show.answer(model, tmp_path, "three one two " * n, beams=1, max_new_tokens=5) for n in (1, 60))
+    assert "three one two" not in short
+    assert isinstance(long, str)
+    with pytest.raises(InputError, match=r"text: ' ' .* not empty"):
+        show.answer(model, tmp_path, " ")
 
 
 def test_sources_carry_no_outputs(notebook):

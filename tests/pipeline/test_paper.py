@@ -17,13 +17,20 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from datasets import Dataset, Features, List, Translation, Value
+from datasets import ClassLabel, Dataset, Features, List, Translation, Value
+from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
+    BertConfig,
+    BertForPreTraining,
+    BertTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
     MBartConfig,
     MBartForConditionalGeneration,
     MBartTokenizer,
@@ -34,7 +41,7 @@ from dqlib.errors import InputError
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
 from dqlib.study.corpora.tokenizer import load_tokenizer, set_source_language, train_tokenizer
-from dqlib.study.evaluation.records import read_record
+from dqlib.study.evaluation.records import read_details, read_record
 from dqlib.study.notebooks import show
 from dqlib.study.params import checkpoint
 from dqlib.study.params import settings as S
@@ -176,6 +183,89 @@ def mbart(folder, order):
     assert {"tokenizer.json", "config.json"} <= {path.name for path in folder.iterdir()}
 
 
+#: Columns of the texts and names of the classes of GLUE's data sets.
+GLUE = {
+    "cola": (["sentence"], ["unacceptable", "acceptable"]),
+    "sst2": (["sentence"], ["negative", "positive"]),
+    "mrpc": (["sentence1", "sentence2"], ["not_equivalent", "equivalent"]),
+    "qqp": (["question1", "question2"], ["not_duplicate", "duplicate"]),
+    "mnli": (["premise", "hypothesis"], ["entailment", "neutral", "contradiction"]),
+    "qnli": (["question", "sentence"], ["entailment", "not_entailment"]),
+    "rte": (["sentence1", "sentence2"], ["entailment", "not_entailment"]),
+}
+
+
+def glue(folder, order):
+    """The data sets of ``nyu-mll/glue``: classes have names, and test splits have the class -1."""
+    heads = []
+    for config, (columns, labels) in GLUE.items():
+        features = Features(
+            {name: Value("string") for name in columns} | {"label": ClassLabel(names=labels), "idx": Value("int32")}
+        )
+        splits = {"train": 40, "validation": 6, "test": 6}
+        if config == "mnli":
+            splits = {"train": 60, **{f"{part}_{kind}": 6 for part in ("validation", "test") for kind in
+                                      ("matched", "mismatched")}}  # fmt: skip
+        rows = {
+            split: [
+                {name: sentence(order) for name in columns}
+                | {"label": -1 if split.startswith("test") else i % len(labels), "idx": i}
+                for i in range(count)
+            ]
+            for split, count in splits.items()
+        }
+        snapshot(folder, config, rows, features)
+        heads += yaml.safe_load((folder / "README.md").read_text().split("---")[1])["configs"]
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': heads})}---\n")
+
+
+def running_text(folder, order, column, configs):
+    """Lines of texts, some of them empty, as in ``Salesforce/wikitext`` and ``ptb-text-only/ptb_text_only``."""
+    heads = []
+    for config in configs:
+        rows = {
+            split: [{column: text} for text in (f" = {split} = \n", "", *(sentence(order) for _ in range(count)))]
+            for split, count in SIZES.items()
+        }
+        snapshot(folder, config, rows, Features({column: Value("string")}))
+        heads += yaml.safe_load((folder / "README.md").read_text().split("---")[1])["configs"]
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': heads})}---\n")
+
+
+def bert(folder, order):
+    """BERT's files as in ``google-bert/bert-base-uncased``: LayerNorms have a gamma and a beta, two heads."""
+    words = sorted({*TEXT.split(), ".", *"abcdefghijklmnopqrstuvwxyz"})
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
+    BertTokenizer(str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
+    config = BertConfig(vocab_size=len(words) + 5, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                        intermediate_size=16, max_position_embeddings=64)  # fmt: skip
+    BertForPreTraining(config).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+           for name, value in weights.items()}  # fmt: skip
+    save_file(old, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def gpt2(folder, order):
+    """GPT-2's files as in ``openai-community/gpt2``: one special token, the last, and names without a prefix."""
+    tokenizer = ByteLevelBPETokenizer()
+    texts = [sentence(order) for _ in range(200)]
+    tokenizer.train_from_iterator(texts, vocab_size=400, show_progress=False)
+    folder.mkdir()
+    tokenizer.save_model(str(folder))
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    vocabulary["<|endoftext|>"] = len(vocabulary)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    end = vocabulary["<|endoftext|>"]
+    config = GPT2Config(vocab_size=len(vocabulary), n_embd=16, n_layer=2, n_head=2, n_inner=16, n_positions=64,
+                        bos_token_id=end, eos_token_id=end)  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name.removeprefix("transformer."): value for name, value in weights.items()},
+              folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+
+
 def shape():
     return {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
             "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
@@ -184,7 +274,7 @@ def shape():
 
 @pytest.fixture(scope="module")
 def snapshots(tmp_path_factory):
-    """The profiles ``paper`` and ``paper-cnn`` with folders in place of names, and smaller sizes."""
+    """The ``paper`` profiles with folders in place of names, and smaller sizes."""
     folder = tmp_path_factory.mktemp("paper")
     order = random.Random(0)
     xsum(folder / "xsum", order)
@@ -194,8 +284,13 @@ def snapshots(tmp_path_factory):
     wmt16(folder / "wmt16", order)
     bart(folder / "bart-base", order)
     mbart(folder / "mbart-large-cc25", order)
+    glue(folder / "glue", order)
+    bert(folder / "bert-base-uncased", order)
+    running_text(folder / "wikitext", order, "text", ["wikitext-2-raw-v1", "wikitext-103-raw-v1"])
+    running_text(folder / "ptb_text_only", order, "sentence", ["penn_treebank"])
+    gpt2(folder / "gpt2", order)
     (folder / "dvc.yaml").touch()
-    for profile in ("paper", "paper-cnn"):
+    for profile in ("paper", "paper-cnn", "paper-glue", "paper-gpt2"):
         params = yaml.safe_load((project_root() / "profiles" / f"{profile}.yaml").read_text())
         for task in (value for value in params.values() if isinstance(value, dict) and "corpus" in value):
             smaller(task)
@@ -209,12 +304,17 @@ def smaller(task):
                                                                                          "dataset")):  # fmt: skip
         if block:
             block[key] = block[key].partition("/")[2]
+    kinds = {"bert": ("encoder_layers", "2-2-8_1-0"), "gpt2": ("decoder_layers", "2-2-8_0-1")}
     corpus |= CORPUS | {"vocab_size": 400}
     model |= TINY
+    only, config = kinds.get(model.get("architecture"), (None, "2-2-8_2-1"))
+    if only:
+        del corpus["target_tokens"]
+        model |= dict.fromkeys({"encoder_layers", "decoder_layers"} - {only}, 0)
     task["finetune"] |= LOOP
     task["distill"] |= LOOP
     task["evaluate"] |= EVALUATION
-    task["configs"] = ["2-2-8_2-1"]
+    task["configs"] = [config]
 
 
 @pytest.fixture
@@ -249,6 +349,37 @@ def test_every_experiment_runs_from_snapshots_to_test_scores(there, profile, tas
     if profile == "paper-cnn":
         assert len(rows) == 24
     assert model.config.model_type == ("mbart" if task == "translation" else "bart")
+
+
+@pytest.mark.parametrize("task", list(GLUE))
+def test_a_classification_of_glue_runs_from_snapshots_to_test_scores(there, task):
+    study, columns = Study("paper-glue.yaml", task), GLUE[task][0]
+    teacher, student = study.teacher(), study.student("2-2-8 1-0")
+    corpus = load_corpus(study.folders.corpus)
+    assert corpus.labels == GLUE[task][1]  # in the order of the data set: the second one is what F1 is of
+    assert corpus.info["sizes"]["test"] == 6  # of the validation split, whose classes are public
+    assert ("second" in corpus.splits["train"][0]) == (len(columns) == 2)
+    assert list(AutoConfig.from_pretrained(teacher).id2label.values()) == corpus.labels
+    for made in (teacher, student):
+        row = read_record(made)
+        assert (row.n_test, row.headline) == (4, "accuracy")
+        assert row.mcc is not None
+        metrics = {detail.metric for detail in read_details(made)}
+        assert ("f1_positive" in metrics) == (len(corpus.labels) == 2)
+    assert load_student(student).config.model_type == "bert"
+
+
+@pytest.mark.parametrize("task", ["wikitext2", "wikitext103", "ptb"])
+def test_a_language_model_runs_from_snapshots_to_perplexity(there, task):
+    study = Study("paper-gpt2.yaml", task)
+    teacher, student = study.teacher(), study.student("2-2-8 0-1")
+    corpus = load_corpus(study.folders.corpus)
+    assert "= train =" in corpus.splits["train"][0]["source"]
+    for made in (teacher, student):
+        row = read_record(made)
+        assert row.headline == "perplexity"
+        assert 1 < row.perplexity < 10_000
+    assert load_student(student).config.model_type == "gpt2"
 
 
 def test_mbart_reads_its_language_last_and_writes_from_the_target_s(there):

@@ -29,6 +29,21 @@ def test_the_tradeoff_shows_every_model_of_every_task():
     assert {"8-8-8", "2-2-8", "all layers", "one and one", "hollow: quantization alone"} <= set(texts(figure))
 
 
+def test_all_tasks_are_drawn_in_rows_of_three_and_up_is_better_in_each():
+    metrics = pandas.concat([grid.metrics(), grid.of_readers(topics={"1-1-8 3-0": 0.9, "1-1-8 1-0": 0.8})])
+    figure = figures.tradeoffs(metrics)
+    assert [axes.get_title() for axes in figure.axes] == list(dict.fromkeys(metrics.task))
+    assert len({round(axes.get_position().y0, 2) for axes in figure.axes}) == 2
+    turned = [axes.get_title() for axes in figure.axes if axes.yaxis_inverted()]
+    assert turned == ["language"]
+    assert {"half the decoder", "half the layers", "one layer"} <= set(texts(figure))
+    heat = figures.heat_map(metrics)
+    named = [any(label.get_text() for label in axes.get_yticklabels()) for axes in heat.axes]
+    assert named == [True, False, False] * 2
+    lengths = grid.positions(grid.metrics(), "longest", (5, 9, 20, 40))
+    assert len(figures.accumulation(grid.positions(grid.metrics()), lengths, metrics).axes) == 6  # of tasks that write
+
+
 def test_the_map_shows_what_is_left_and_says_what_was_not_run():
     shown = texts(figures.heat_map(grid.metrics(eli5={("2-2-8", "full"): 0.5})))
     assert "50.0" in shown
@@ -117,6 +132,20 @@ def test_sizes_add_up_to_the_student():
     (axes,) = figures.sizes(pandas.DataFrame(rows)).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["2-2-8 2-4", "1-1-8 2-4"]
     assert max(patch.get_x() + patch.get_width() for patch in axes.patches) == pytest.approx(4.0)
+
+
+def test_modules_of_encoders_and_decoders_alone_are_in_the_map():
+    modules = {"topics": ("bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.0.output.dense"),
+               "language": ("transformer.h.0.attn.c_attn", "transformer.h.0.mlp.c_fc")}  # fmt: skip
+    rows = [
+        {"task": task, "module": module, "bits": 1, "loss_increase": 0.1}
+        for task in modules
+        for module in modules[task]
+    ]
+    *panels, _ = figures.sensitivity(pandas.DataFrame(rows)).axes
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["encoder 0"]
+    assert [label.get_text() for label in panels[0].get_xticklabels()] == ["self.query", "output"]
+    assert [label.get_text() for label in panels[1].get_xticklabels()] == ["attn.c_attn", "mlp.c_fc"]
 
 
 def test_narrow_students_have_a_marker_and_columns_of_their_own():

@@ -291,7 +291,7 @@ def _parquet_rows(path: Path, kind: str, columns: list[str]) -> Iterator[tuple[i
             if not (
                 _holds_text(held) or pyarrow.types.is_integer(held) or pyarrow.types.is_boolean(held)
             ):  # other values may have no counterpart in Python
-                raise InputError(f"{path}, column {column}", str(held), "text")
+                raise InputError(f"{path}, column {column}", str(held), "text, or whole numbers of classes")
         for number, values in enumerate(zip(*(table[column] for column in columns), strict=True), start=1):
             yield number, {column: value.as_py() for column, value in zip(columns, values, strict=True)}
     except (*_DAMAGE, pyarrow.ArrowException, UnicodeDecodeError) as error:

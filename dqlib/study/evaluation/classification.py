@@ -47,7 +47,8 @@ def score(
     chances = probabilities(model, examples, corpus.tokenizer, evaluation.batch_size, accelerator, name)
     if not accelerator.is_main_process:
         return None
-    scores, lines = class_scores(rows, chances, corpus.labels, evaluation.bootstrap)
+    positive = spec.corpus.labels[1] if len(spec.corpus.labels) == 2 else None
+    scores, lines = class_scores(rows, chances, corpus.labels, evaluation.bootstrap, positive)
     write_scores(scores, lines, folder)
     return scores
 
@@ -73,7 +74,7 @@ def probabilities(
 
 
 def class_scores(
-    rows: Sequence[Row], chances: np.ndarray, labels: Sequence[str], resamples: int
+    rows: Sequence[Row], chances: np.ndarray, labels: Sequence[str], resamples: int, positive: str | None = None
 ) -> tuple[Scores, list[Line]]:
     """Accuracy (the headline), macro-F1 and Matthews' correlation, in percent; accuracy of each text is 0 or 100.
 
@@ -82,6 +83,7 @@ def class_scores(
         chances: (rows, classes).
         labels: of the classes.
         resamples: of the bootstrap.
+        positive: class whose F1 is among the details, as GLUE has it of MRPC and QQP; None for none.
     """
     number = {label: i for i, label in enumerate(labels)}
     truth = np.array([number[row["target"]] for row in rows])
@@ -89,6 +91,8 @@ def class_scores(
     details: list[Detail] = []
     for test_set, where in places(rows, lambda row: row["test_set"]).items():
         details += details_of(truth[where], predicted[where], len(labels), resamples, test_set)
+        if positive is not None:
+            details.append(_f1_of(number[positive], positive, truth[where], predicted[where], resamples, test_set))
     lines: list[Line] = [
         {name: row[name] for name in ("source", "second") if name in row}
         | {"reference": row["target"], "prediction": labels[guess], "probability": round(float(chance[guess]), 4)}
@@ -118,6 +122,15 @@ def details_of(
         Detail(test_set, None, metric, float(value[metric][0]), *interval(resampled[metric]), SIGNATURES[metric])
         for metric in SIGNATURES
     ]
+
+
+def _f1_of(number: int, name: str, truth: np.ndarray, predicted: np.ndarray, resamples: int, test_set: str) -> Detail:
+    """F1 of one class, with its interval over the texts."""
+    counts = np.stack([(truth == number) & (predicted == number), truth == number, predicted == number], axis=1)
+    sums = np.concatenate([counts.sum(axis=0, keepdims=True), resampled_sums(counts.astype(int), resamples)])
+    both, either = 2 * sums[:, 0], sums[:, 1] + sums[:, 2]
+    f1 = 100 * np.divide(both, either, out=np.zeros(len(sums)), where=either > 0)
+    return Detail(test_set, None, "f1_positive", float(f1[0]), *interval(f1[1:]), f"F1 of the class '{name}'")
 
 
 def metrics(confusion: np.ndarray) -> dict[str, np.ndarray]:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
 
 from dqlib.losses import IGNORED_LABEL, cross_entropy, logits_kl
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.evaluation.bootstrap import bootstrap_interval
 from dqlib.study.params import settings as S
-from dqlib.study.training.batches import Batch, collate, encode
+from dqlib.study.training.kinds import training_of
+from dqlib.study.training.text_batches import ModelBatch
 
 #: Held-out pairs on which similarity is measured.
 HELD_OUT = 64
@@ -27,21 +29,22 @@ class Similarity:
     """What is measured of one model on held-out pairs; arrays have one value per text."""
 
     decoder: np.ndarray  # mean cosine of different tokens' last hidden states
-    encoder: np.ndarray  # the same of the encoder's
+    encoder: np.ndarray  # the same of the encoder's; NaN where there is none
     embedding: float  # the same of the rows of the token embedding
     matched: np.ndarray  # share of the tokens whose most similar token of the teacher is the same one
     divergence: float  # from the teacher's next token, nats
     task_loss: float  # cross-entropy of the reference, nats
 
 
-def held_out(corpus: LoadedCorpus, spec: S.Corpus) -> Batch:
-    """The first validation pairs in one batch."""
-    examples = encode(corpus.splits["validation"][:HELD_OUT], corpus.tokenizer, spec)
-    return collate(examples, corpus.tokenizer.pad_token_id)
+def held_out(corpus: LoadedCorpus, spec: S.Task) -> ModelBatch:
+    """The first validation pairs, or blocks of running text, in one batch."""
+    kind = training_of(spec.form)
+    examples = kind.encode(corpus.splits["validation"][:HELD_OUT], corpus, spec.corpus)
+    return kind.collate(corpus.tokenizer)(examples[:HELD_OUT])
 
 
 @torch.no_grad()
-def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch) -> Similarity:
+def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: ModelBatch) -> Similarity:
     """How similar a model's tokens are to each other, and how far it is from the teacher.
 
     Hidden states are those after the last layer (and its LayerNorm), of the decoder under the reference. A pair
@@ -49,25 +52,31 @@ def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch) -
     occur are compared.
 
     Args:
-        model, teacher: encoder-decoders with the same vocabulary.
+        model, teacher: encoder-decoders, or decoders alone, with the same vocabulary.
         batch: held-out texts.
     """
     was_training = model.training
-    outputs = [m.eval()(**batch.inputs(), output_hidden_states=True) for m in (model, teacher)]
+    inputs = batch.inputs()
+    outputs = [m.eval()(**inputs, output_hidden_states=True) for m in (model, teacher)]
     model.train(was_training)
     ours, theirs = outputs
     mask = batch.labels != IGNORED_LABEL
-    unit, unit_teacher = (normalize(o.decoder_hidden_states[-1], dim=-1) for o in outputs)
+    last, last_teacher = (_of_decoder(output) for output in outputs)
+    unit, unit_teacher = normalize(last, dim=-1), normalize(last_teacher, dim=-1)
     across = (unit @ unit_teacher.transpose(1, 2)).masked_fill(~mask.unsqueeze(1), -2.0)  # (texts, ours, theirs)
     matched = across.argmax(dim=-1) == torch.arange(mask.size(1))
     embedding = model.get_input_embeddings()
     rows = embedding.weight
     if getattr(embedding, "weight_quantizer", None) is not None:
         rows = embedding.weight_quantizer(rows)
-    occurring = torch.cat([batch.input_ids[batch.attention_mask.bool()], batch.labels[mask]]).unique()
+    ids, read = inputs["input_ids"], batch.attention_mask.bool()
+    occurring = torch.cat([ids[read], batch.labels[mask]]).unique()
+    encoder = np.full(len(ids), np.nan)
+    if hasattr(ours, "encoder_hidden_states"):
+        encoder = _mean_cosine(ours.encoder_hidden_states[-1], ids, read)
     return Similarity(
-        decoder=_mean_cosine(ours.decoder_hidden_states[-1], batch.labels, mask),
-        encoder=_mean_cosine(ours.encoder_hidden_states[-1], batch.input_ids, batch.attention_mask.bool()),
+        decoder=_mean_cosine(last, batch.labels, mask),
+        encoder=encoder,
         embedding=float(_mean_cosine(rows[occurring][None], occurring[None], torch.ones(1, len(occurring)).bool())[0]),
         matched=((matched & mask).sum(dim=1) / mask.sum(dim=1)).numpy(),
         divergence=float(logits_kl(ours.logits, theirs.logits, mask)),
@@ -76,7 +85,7 @@ def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch) -
 
 
 def similarity_table(
-    models: Mapping[str, PreTrainedModel], teacher: PreTrainedModel, batch: Batch, resamples: int = 1000
+    models: Mapping[str, PreTrainedModel], teacher: PreTrainedModel, batch: ModelBatch, resamples: int = 1000
 ) -> pandas.DataFrame:
     """One row per model; ``more_alike`` is its similarity less the teacher's, text by text, with a 95% interval.
 
@@ -109,6 +118,12 @@ def similarity_table(
         }
     table = pandas.DataFrame.from_dict(rows, orient="index").rename_axis("model")
     return table.astype(float).round(3) + 0.0  # no minus zero
+
+
+def _of_decoder(output: ModelOutput) -> Tensor:
+    """States after the last layer of a decoder, (texts, tokens, features)."""
+    several = hasattr(output, "decoder_hidden_states")  # an encoder-decoder names its stacks; others have but one
+    return (output.decoder_hidden_states if several else output.hidden_states)[-1]
 
 
 def _mean_cosine(states: Tensor, ids: Tensor, mask: Tensor) -> np.ndarray:

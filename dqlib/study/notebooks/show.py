@@ -1,4 +1,4 @@
-"""Small tables and pictures of one model or corpus."""
+"""Small tables and pictures of models and corpora."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from dqlib.quantizers import quantize
 from dqlib.storage.footprint import footprint, fp32_size_bytes
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.evaluation.perplexity import perplexity_of
-from dqlib.study.evaluation.records import metrics_table, read_details, read_record
+from dqlib.study.evaluation.records import FALLING, metrics_table, read_details, read_record
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import LOG, PREDICTIONS, RECORD
 from dqlib.study.params.tasks import kind_of
-from dqlib.study.report.names import METRIC_NAMES, quantity_of
+from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, axis_name, bits_of, quantity_of
 from dqlib.study.report.pages import short_table
-from dqlib.study.report.style import COLOURS, DASHES, GREY, STYLE
+from dqlib.study.report.style import COLOURS, DASHES, GREY, STYLE, TEACHER_COLOUR, line_styles, plain_log_scale
+from dqlib.study.training.language_modelling import stream
 
 KINDS = ("weights", "embedding", "positions", "rest")
 
@@ -138,6 +139,35 @@ def scores(*folders: Path) -> pandas.DataFrame:
     return short_table(metrics_table([read_record(folder) for folder in folders]))
 
 
+def by_depth(metrics: pandas.DataFrame) -> Figure:
+    """The headline score over the layers that are left, one line per number of bits, with 95% intervals.
+
+    Args:
+        metrics: rows of ``metrics.csv`` of one task, the teacher first.
+    """
+    teacher = metrics.iloc[0]
+    students = metrics[(metrics.role == "student") & (metrics.preset != QUANTIZATION_ALONE)]
+    students = students.assign(layers=students.encoder_layers + students.decoder_layers)
+    bits = students.apply(bits_of, axis=1)
+    styles = line_styles(list(dict.fromkeys(bits)))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")
+        axes.axhline(teacher.score, color=TEACHER_COLOUR, linestyle="--", linewidth=1.1, label="teacher, fp32")
+        axes.axhspan(teacher.score_low, teacher.score_high, color=TEACHER_COLOUR, alpha=0.12, linewidth=0)
+        for name, style in styles.items():
+            rows = students[bits == name].sort_values("layers")
+            reach = [rows.score - rows.score_low, rows.score_high - rows.score]
+            axes.errorbar(rows.layers, rows.score, yerr=reach, marker="o", capsize=2, label=name, **style)
+        axes.set_xticks(sorted({*students.layers, teacher.encoder_layers + teacher.decoder_layers}))
+        axes.set_xlabel("layers")
+        axes.set_ylabel(axis_name(teacher.headline), fontsize=9)
+        if teacher.headline in FALLING:
+            plain_log_scale(axes)
+            axes.invert_yaxis()
+        axes.legend(fontsize=8)
+    return shown(figure)
+
+
 def predictions(folders: dict[str, Path], count: int = 5) -> None:
     """Print test documents, spread over the test split, with what each model makes of them.
 
@@ -211,12 +241,12 @@ def answer(
     max_new_tokens: int = 40,
     language: str | None = None,
 ) -> str:
-    """What a model writes for one text.
+    """What a model writes for one text, or how a language model goes on with it.
 
     Args:
         model: the model.
         folder: of its tokenizer.
-        text: to read; what is longer than the model reads is cut.
+        text: to read; what is longer than the model reads is cut, at the beginning of a text that is gone on with.
         beams: of the search.
         max_new_tokens: most tokens to write.
         language: to write in, for a translation; the first one, when None.
@@ -227,15 +257,26 @@ def answer(
     if not text.strip():
         raise InputError("text", text, "text that is not empty")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    encoded = tokenizer(text, return_tensors="pt", truncation=True, return_token_type_ids=False)
-    start = {} if language is None else {"decoder_start_token_id": language_id(tokenizer, language)}
+    start: dict[str, int] = {} if language is None else {"decoder_start_token_id": language_id(tokenizer, language)}
+    read = 0
+    if model.config.is_encoder_decoder:
+        encoded = tokenizer(text, return_tensors="pt", truncation=True, return_token_type_ids=False)
+    else:
+        begin, *ids, end = stream(text, tokenizer)
+        ids = [begin, *ids][-max(1, model.config.n_positions - max_new_tokens) :]
+        encoded, read = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))}, len(ids)
+        start["pad_token_id"] = end
     with torch.no_grad():
         output = model.generate(**encoded, **start, num_beams=beams, max_new_tokens=max_new_tokens, do_sample=False)
-    return tokenizer.decode(output[0], skip_special_tokens=True).strip()
+    return tokenizer.decode(output[0, read:], skip_special_tokens=True).strip()
 
 
 def side_by_side(
-    models: dict[str, tuple[PreTrainedModel, Path]], text: str, max_new_tokens: int = 40, language: str | None = None
+    models: dict[str, tuple[PreTrainedModel, Path]],
+    text: str,
+    max_new_tokens: int = 40,
+    language: str | None = None,
+    beams: int = 4,
 ) -> Styler:
     """What each model writes for one text, with its size and the time that it took.
 
@@ -244,15 +285,16 @@ def side_by_side(
         text: to read.
         max_new_tokens: most tokens to write.
         language: to write in, for a translation; the first one, when None.
+        beams: of the search.
 
     Raises:
         InputError: the text is empty, or the language has no token.
     """
     rows = []
     for name, (model, folder) in models.items():
-        answer(model, folder, text, max_new_tokens=1, language=language)  # the first call of all is slower
+        answer(model, folder, text, beams, 1, language)  # the first call of all is slower
         began = time.perf_counter()
-        written = answer(model, folder, text, max_new_tokens=max_new_tokens, language=language)
+        written = answer(model, folder, text, beams, max_new_tokens, language)
         took = time.perf_counter() - began
         size = read_record(folder).size_bytes / 1e6
         rows.append({"": name, "answer": written, "size (MB)": f"{size:.2f}", "time (ms)": f"{1000 * took:.0f}"})

@@ -24,6 +24,7 @@ class Kind:
         training: module whose ``TRAINING`` makes models, examples and batches.
         scoring: module whose ``score`` tests a model.
         baselines: module whose ``baselines`` says what simpler methods reach on the same test; None for none.
+        notebook: that shows a task; None where each task has one of its own name.
         metrics: columns of a record.
         falling: those of them that are lower for better models.
         auto: class of transformers that loads a model of any of its architectures.
@@ -51,6 +52,7 @@ class Kind:
     unit: str = "token"
     falling: tuple[str, ...] = ()
     baselines: str | None = None
+    notebook: str | None = None
     labels: bool = False
     writes: bool = False
 
@@ -98,6 +100,7 @@ KINDS = {
         training="dqlib.study.training.classification",
         scoring="dqlib.study.evaluation.classification",
         baselines="dqlib.study.evaluation.words",
+        notebook="classification",
         metrics=("accuracy", "f1", "mcc"),
         auto="AutoModelForSequenceClassification",
         tag="text-classification",
@@ -118,6 +121,7 @@ KINDS = {
         training="dqlib.study.training.language_modelling",
         scoring="dqlib.study.evaluation.perplexity",
         baselines="dqlib.study.evaluation.ngrams",
+        notebook="language_modelling",
         metrics=("perplexity", "bits_per_byte"),
         auto="AutoModelForCausalLM",
         tag="text-generation",

@@ -34,9 +34,9 @@ class Methods:
 
     Presets run at all ``configs`` that they have a grid for, ``ablations`` (presets again) at
     ``ablation_configs`` from ``ablation_seeds`` (all ``seeds``, when left out). A ``p_value`` compares with
-    ``baseline`` or, where that has no grid, ``fallback``. Then ``longer_preset`` runs from the first seed at
-    ``longer_configs`` for each number of ``longer_steps``, and of these the ``longest_configs`` alone (all, when left
-    out) for the largest number: what more training is worth.
+    ``baseline`` or, where that has no grid, ``fallback``. Then ``longer_preset`` runs from ``longer_seeds`` (the first
+    one, when left out) at ``longer_configs`` for each number of ``longer_steps``, and of these the ``longest_configs``
+    alone (all, when left out) for the largest number: what more training is worth.
     """
 
     presets: list[str]
@@ -51,6 +51,7 @@ class Methods:
     longer_configs: list[str] = field(default_factory=list)
     longest_configs: list[str] = field(default_factory=list)
     longer_preset: str = "dqlib"
+    longer_seeds: list[int] = field(default_factory=list)
     baseline: str = "dq-bart-faithful"
     fallback: str = "xtc"
 
@@ -78,8 +79,9 @@ class Methods:
             raise InputError("longest_configs", self.longest_configs, allowed)
         if len(set(self.seeds)) < len(self.seeds):
             raise InputError("seeds", self.seeds, "a list without repetitions")
-        if not set(self.ablation_seeds) <= set(self.seeds):
-            raise InputError("ablation_seeds", self.ablation_seeds, f"some of the seeds {self.seeds}")
+        for name in ("ablation_seeds", "longer_seeds"):
+            if not set(getattr(self, name)) <= set(self.seeds):
+                raise InputError(name, getattr(self, name), f"some of the seeds {self.seeds}")
 
     def runs(self) -> list[Run]:
         """Every run, by what it decides: configs one after another, then ablations, then longer runs, as they end.
@@ -110,7 +112,13 @@ class Methods:
         steps = sorted(self.longer_steps)
         runs = [(n, text) for n in steps[:-1] for text in self.longer_configs]
         runs += [(n, text) for n in steps[-1:] for text in self.longest_configs or self.longer_configs]
-        return [Run(self.longer_preset, Config.parse(text), self.seeds[0], n) for n, text in runs]
+        every = [(n, text, seed) for n, text in runs for seed in self.seeds_of_longer]
+        return [Run(self.longer_preset, Config.parse(text), seed, n) for n, text, seed in every]
+
+    @property
+    def seeds_of_longer(self) -> list[int]:
+        """Seeds that the longer runs are from."""
+        return self.longer_seeds or self.seeds[:1]
 
     def distillation(self, run: Run) -> Distillation:
         """The training of a run."""

@@ -25,7 +25,7 @@ from dqlib.study.params.presets import own_presets, remember
 from dqlib.study.params.pseudo_labels import PseudoLabels
 from dqlib.study.params.schema import NAMED_BLOCKS, a_name, bounded, build, one_of, read
 from dqlib.study.params.task import Task
-from dqlib.study.params.tasks import TASKS
+from dqlib.study.params.tasks import BENCHMARKED, TASKS
 from dqlib.study.params.training import Distillation, Finetuning, Loop, Pretraining, Training
 
 __all__ = [
@@ -93,14 +93,17 @@ class Settings:
     def stages(self) -> dict[str, Any]:
         """The stages of the tasks: those whose corpora have tokens of their own (``corpora``), those with another's
         (``shared``), all of them (``tasks``), the task whose pre-trained model each teacher starts from
-        (``teachers``), and those with a benchmark."""
+        (``teachers``), the notebook that shows each (``experiments``), and those with a benchmark, with the end of its
+        files' names (``benchmarks``)."""
+        benchmarked = [name for name, task in self.tasks.items() if task.methods]
         shared = {name: task.model.base_task for name, task in self.tasks.items() if task.model.base_task}
         return {
             "corpora": [name for name in self.tasks if name not in shared],
             "shared": shared,
             "tasks": list(self.tasks),
             "teachers": {name: shared.get(name, name) for name in self.tasks},
-            "benchmarks": [name for name, task in self.tasks.items() if task.methods],
+            "experiments": {name: self.notebook(name) for name in self.tasks if TASKS[name].compared},
+            "benchmarks": {name: "" if name == BENCHMARKED else f"_{name}" for name in benchmarked},
         }
 
     def check_pipeline(self) -> None:
@@ -132,6 +135,10 @@ class Settings:
         if name not in self.tasks:
             raise InputError("task", name, f"one of {', '.join(self.tasks)}, which the profile '{self.profile}' has")
         return self.tasks[name]
+
+    def notebook(self, task: str) -> str:
+        """The notebook that shows a task and its headline student."""
+        return self.task(task).form.notebook or task
 
     def student_folder(self, task: str, config: Config, preset: str) -> Path:
         """Where a student is, or will be: its name has the preset where that is not the task's own."""

@@ -28,6 +28,7 @@ class KnownTask:
         claim: what DQ-BART says that its students of 16.5x lose: who, and how much (``little`` or ``nothing``).
         teacher_aim: the least score that its teacher was to have in the default study.
         aims: of its students in the default study.
+        beside: task beside whose students of the same layers its teacher stands, which is pre-trained at that depth.
     """
 
     title: str
@@ -37,6 +38,7 @@ class KnownTask:
     claim: tuple[str, str] | None = None
     teacher_aim: float | None = None
     aims: tuple[Aim, ...] = ()
+    beside: str | None = None
 
 
 #: Every task, in the order in which they are shown.
@@ -63,9 +65,35 @@ TASKS = {
     "matching": KnownTask("Matching of summary and body", kind="classification"),
     "topics": KnownTask("Classification by topic", kind="classification"),
     "language": KnownTask("Language modelling", kind="language_modelling"),
+    "shallow_matching": KnownTask(
+        "Matching, pre-trained with fewer layers", kind="classification", compared=False, beside="matching"
+    ),
+    "shallow_topics": KnownTask(
+        "Topics, pre-trained with fewer layers", kind="classification", compared=False, beside="topics"
+    ),
+    "cola": KnownTask("CoLA", kind="classification", compared=False),
+    "sst2": KnownTask("SST-2", kind="classification", compared=False),
+    "mrpc": KnownTask("MRPC", kind="classification", compared=False),
+    "qqp": KnownTask("QQP", kind="classification", compared=False),
+    "mnli": KnownTask("MNLI", kind="classification", compared=False),
+    "qnli": KnownTask("QNLI", kind="classification", compared=False),
+    "rte": KnownTask("RTE", kind="classification", compared=False),
+    "wikitext2": KnownTask("WikiText-2", kind="language_modelling", compared=False),
+    "wikitext103": KnownTask("WikiText-103", kind="language_modelling", compared=False),
+    "ptb": KnownTask("Penn Treebank", kind="language_modelling", compared=False),
     "texts": KnownTask("Texts from texts", compared=False),
     "classes": KnownTask("Classes of texts", kind="classification", compared=False),
 }
+
+
+#: Task whose benchmark has files and a folder without its name.
+BENCHMARKED = "summarization"
+
+
+def benchmark_file(name: str, task: str) -> str:
+    """Name of a file or folder of a task's benchmark: ``parts_language.csv`` for ``parts.csv``, say."""
+    stem, dot, end = name.partition(".")
+    return name if task == BENCHMARKED else f"{stem}_{task}{dot}{end}"
 
 
 def kind_of(task: str) -> Kind:

@@ -19,6 +19,7 @@ from dqlib.presets import get_preset
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import TABLES, project_root
+from dqlib.study.params.tasks import benchmark_file
 from dqlib.study.pipeline.provenance import provenance_text
 from dqlib.study.pipeline.study import Study
 
@@ -89,8 +90,12 @@ def read_ledger(study: Study) -> Ledger:
     benchmark, held, left_out = study.task.methods, dict[S.Run, Held](), dict[S.Run, str]()
     assert benchmark is not None
     folder = project_root() / study.settings.results / TABLES
-    records = {key: row for name in (METHODS, LONGER) for key, row in _rows(folder / name).items()}
-    parts = _rows(folder / PARTS)
+
+    def named(name: str) -> Path:
+        return folder / benchmark_file(name, study.name)
+
+    records = {key: row for name in (METHODS, LONGER) for key, row in _rows(named(name)).items()}
+    parts = _rows(named(PARTS))
     teacher = teacher_digest(study)
     for run in benchmark.runs() if records else []:
         key = run.preset, str(run.config), run.seed, run.steps or benchmark.distill.steps

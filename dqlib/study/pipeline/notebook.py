@@ -25,9 +25,12 @@ from dqlib.study.process.exit_codes import JobError
 
 
 def executed_path(settings: Settings, notebook: str, config: str | None = None, task: str | None = None) -> Path:
-    """Where the executed copy of a notebook is kept."""
-    parts = [notebook, *([task] if task else []), *([Config.parse(config).slug] if config else [])]
-    return settings.runs / "notebooks" / f"{'-'.join(parts)}.ipynb"
+    """Where the executed copy of a notebook is kept; that of a task with its headline is read by `compare`'s stage."""
+    shown = task or (notebook if notebook in settings.tasks else None)
+    name, folder = [notebook, *([task] if task else [])], settings.runs / "notebooks"
+    if shown is not None and notebook == settings.notebook(shown):
+        name, folder = [shown], folder if config else folder / "tasks"
+    return folder / f"{'-'.join([*name, *([Config.parse(config).slug] if config else [])])}.ipynb"
 
 
 def run_notebook(notebook: str, params: str, config: str | None = None, task: str | None = None) -> Path:
@@ -58,7 +61,7 @@ def run_notebook(notebook: str, params: str, config: str | None = None, task: st
     if config is None and "config" in own and shown in settings.tasks:
         config = str(settings.task(shown).headline)
     parameters = {"params": params} | ({"config": str(Config.parse(config))} if config else {})
-    parameters |= {"task": task} if task else {}
+    parameters |= {"task": task} if task and "task" in own else {}
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not a user's of the same name
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 
-from dqlib.study.params.settings import Settings, load_settings
+from dqlib.study.params.settings import TASKS, Settings, load_settings
 from dqlib.study.process.exit_codes import JobError
 
 
@@ -43,6 +43,8 @@ def _without_dvc(settings: Settings) -> None:
         run_notebook("teacher", settings.profile, task=study.name)
     for study in studies:
         run_students(study)
-    writing = [study for study in studies if study.task.form.writes]
-    for notebook in (*(study.name for study in writing), *(["compare"] if writing else [])):
-        run_notebook(notebook, settings.profile)
+    compared = [study.name for study in studies if TASKS[study.name].compared]
+    for task in compared:
+        run_notebook(settings.notebook(task), settings.profile, task=task)
+    if compared:
+        run_notebook("compare", settings.profile)

@@ -21,6 +21,7 @@ from dqlib.study.evaluation.records import columns_of
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import COST, LOG, project_root
 from dqlib.study.params.settings import Run
+from dqlib.study.params.tasks import benchmark_file
 from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, is_finished
 from dqlib.study.pipeline.ledger import IDENTITY, identity, read_ledger, teacher_digest
 from dqlib.study.pipeline.study import Study
@@ -77,7 +78,7 @@ def finished(study: Study) -> list[Finished]:
     The teacher must be there.
     """
     benchmark, ledger, teacher = benchmark_of(study), read_ledger(study), teacher_digest(study)
-    file, found = project_root() / study.settings.results / FOLDER / SCORES, []
+    file, found = project_root() / study.settings.results / benchmark_file(FOLDER, study.name) / SCORES, []
     committed = read_scores(file) if ledger.held and file.is_file() else None
     runs = sorted(benchmark.runs_of_equal_steps(), key=lambda run: _order(benchmark, run)) + benchmark.longer_runs()
     for run in runs:

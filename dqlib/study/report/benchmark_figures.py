@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import matplotlib
+import numpy as np
 import pandas
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from dqlib.config import Config
+from dqlib.study.evaluation.records import FALLING
 from dqlib.study.params import settings as S
 from dqlib.study.report.benchmark import WHOLE
 from dqlib.study.report.names import METRIC_NAMES
@@ -86,17 +88,22 @@ def longer_figure(table: pandas.DataFrame, benchmark: S.Methods, teacher: float)
         benchmark: its parameters.
         teacher: score of the teacher.
     """
-    percent = 100 / teacher if teacher else 0.0
-    metric = METRIC_NAMES.get(table.headline.iloc[0], table.headline.iloc[0])
+    headline = table.headline.iloc[0]
+    metric, falling = METRIC_NAMES.get(headline, headline), headline in FALLING
+
+    def kept(score: pandas.Series) -> pandas.Series:
+        return 100 * teacher / score if falling else 100 * score / teacher if teacher else 0.0 * score
+
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
         axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2, label="teacher")
         styles = line_styles(list(table.config.unique()))
-        for i, (config, rows) in enumerate(table.groupby("config", sort=False)):
-            below, above = rows.score - rows.score_low, rows.score_high - rows.score
+        means = table.groupby(["config", "train_steps"], sort=False)[["score", "score_low", "score_high"]].mean()
+        for i, (config, rows) in enumerate(means.reset_index().groupby("config", sort=False)):
+            score, ends = kept(rows.score), (kept(rows.score_low), kept(rows.score_high))
             axes.errorbar(
-                rows.train_steps * (1 + 0.012 * (i - (len(styles) - 1) / 2)), percent * rows.score,
-                yerr=[percent * below, percent * above],
+                rows.train_steps * (1 + 0.012 * (i - (len(styles) - 1) / 2)), score,
+                yerr=[score - np.minimum(*ends), np.maximum(*ends) - score],
                 marker="o", ms=4, capsize=2, elinewidth=0.8, label=config, **styles[config],
             )  # fmt: skip
         axes.set_xscale("log")

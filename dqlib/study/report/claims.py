@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import pandas
 
-from dqlib.study.evaluation.bootstrap import holm
 from dqlib.study.evaluation.records import FALLING
+from dqlib.study.params.kinds import SEQ2SEQ
 from dqlib.study.params.tasks import TASKS
-from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED, percent
+from dqlib.study.report.claims_of_runs import of_runs
+from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED
+from dqlib.study.report.verdicts import Retention, Tables, Verdict, corrected, significant, written_p
 
 #: A claim of "little loss" holds where at least this part of the teacher's score is left.
 LITTLE = 0.95
@@ -20,90 +20,13 @@ LITTLE = 0.95
 NOTHING = 0.99
 #: The same by what is lost.
 LEAST = {"little": LITTLE, "nothing": NOTHING}
-#: A difference is decided where its p-value is smaller.
-SIGNIFICANT = 0.05
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The tables that claims are read from, each as in ``results/tables/``."""
-
-    metrics: pandas.DataFrame
-    comparisons: pandas.DataFrame
-    retention: pandas.DataFrame
-    accumulation: pandas.DataFrame
-    similarity: pandas.DataFrame
-
-    @property
-    def tasks(self) -> list[str]:
-        """Tasks in the order of the table."""
-        return list(dict.fromkeys(self.metrics.task))
-
-    def shape(self, task: str, bits: str, shape: str) -> pandas.Series | None:
-        """The student of a task with these bits and the shape ``full``, ``half`` or ``one``; None if not run."""
-        rows = self.metrics[(self.metrics.task == task) & (self.metrics.preset != QUANTIZATION_ALONE)]
-        teacher = rows[rows.role == "teacher"].iloc[0]
-        encoder, decoder = teacher.encoder_layers, teacher.decoder_layers
-        layers = {"full": (encoder, decoder), "half": (encoder, decoder // 2), "one": (1, 1)}[shape]
-        config = f"{bits} {layers[0]}-{layers[1]}"
-        match = rows[(rows.config == config) & (rows.role == "student")]
-        return None if match.empty else match.iloc[0]
-
-    def retention_of(self, task: str, bits: str, shape: str) -> Retention | None:
-        """The retention of such a student; None if not run."""
-        student = self.shape(task, bits, shape)
-        if student is None:
-            return None
-        rows = self.retention[(self.retention.task == task) & (self.retention.config == student.config)]
-        row = rows[rows.preset == student.preset].iloc[0]
-        return Retention(student.config, METRIC_NAMES[student.headline], row.retention, row.low, row.high)
-
-
-@dataclass(frozen=True)
-class Retention:
-    """A student's share of its teacher's score, with its 95% interval; NaN where the teacher scores zero."""
-
-    config: str
-    metric: str
-    part: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{percent(self.part)} ({100 * self.low:.1f} to {100 * self.high:.1f})" if self.decided else UNDECIDED
-
-    @property
-    def decided(self) -> bool:
-        """Whether the teacher's score leaves something that a part could be kept of."""
-        return not math.isnan(self.low)
-
-    def at_least(self, least: float) -> bool | None:
-        """Whether it is at least that much; None where the bar lies within the interval."""
-        return True if self.low >= least else False if self.high < least else None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One line of the table of claims; ``agrees`` is None where the test documents do not decide."""
-
-    claim: str
-    task: str
-    measured: str
-    agrees: bool | None
-
-    def row(self) -> dict[str, str]:
-        """As text, for CSV and Markdown."""
-        return {
-            "claim": self.claim,
-            "task": self.task,
-            "measured": self.measured,
-            "verdict": {True: "agrees", False: "does not agree", None: UNDECIDED}[self.agrees],
-        }
+#: A perplexity is near the teacher's where it is at most that many times as large.
+NEAR = 1.2
 
 
 def claims_table(tables: Tables) -> pandas.DataFrame:
     """Every claim that the tables have the rows for; columns ``claim``, ``task``, ``measured``, ``verdict``."""
-    parts = (_joint, _headline, _limit, _translation, _accumulation, _similarity)
+    parts = (_joint, _headline, _limit, _translation, _accumulation, _similarity, _few_layers, _gpt2, of_runs)
     return pandas.DataFrame(
         [verdict.row() for part in parts for verdict in part(tables)], columns=["claim", "task", "measured", "verdict"]
     )
@@ -111,11 +34,12 @@ def claims_table(tables: Tables) -> pandas.DataFrame:
 
 def _joint(tables: Tables) -> Iterable[Verdict]:
     claim = "(a) Distilling and quantizing together beats quantization alone"
-    for row, p_value in _corrected(tables.comparisons.itertuples()):
+    alone = tables.comparisons[tables.comparisons.baseline == QUANTIZATION_ALONE]
+    for row, p_value in corrected(alone.itertuples()):
         scores = f"{row.score:.2f} against {row.baseline_score:.2f} {METRIC_NAMES[row.headline]}"
         more = row.score - row.baseline_score
-        better = _significant(-more if row.headline in FALLING else more, p_value)
-        yield Verdict(claim, row.task, f"{row.config}: {scores}, p = {_p(p_value)}", better)
+        better = significant(-more if row.headline in FALLING else more, p_value)
+        yield Verdict(claim, row.task, f"{row.config}: {scores}, p = {written_p(p_value)}", better)
 
 
 def _headline(tables: Tables) -> Iterable[Verdict]:
@@ -158,18 +82,18 @@ def _translation(tables: Tables) -> Iterable[Verdict]:
 
 
 def _of_tasks(tables: Tables, shape: str) -> dict[str, Retention]:
-    by_task = {task: tables.retention_of(task, "2-2-8", shape) for task in tables.tasks}
+    by_task = {task: tables.retention_of(task, "2-2-8", shape) for task in tables.of_kind(SEQ2SEQ)}
     return {task: retention for task, retention in by_task.items() if retention is not None}
 
 
 def _accumulation(tables: Tables) -> Iterable[Verdict]:
     claim = "(e) Errors accumulate along the output"
-    for row, p_value in _corrected(_of_two_bits(tables, tables.accumulation)):
+    for row, p_value in corrected(_of_two_bits(tables, tables.accumulation)):
         measured = (
             f"{row.config}: {row.early:.1f} points of recall lost in the first part of the reference, "
-            f"{row.late:.1f} in the last, p = {_p(p_value)}"
+            f"{row.late:.1f} in the last, p = {written_p(p_value)}"
         )
-        yield Verdict(claim, row.task, measured, _significant(row.late - row.early, p_value))
+        yield Verdict(claim, row.task, measured, significant(row.late - row.early, p_value))
 
 
 def _similarity(tables: Tables) -> Iterable[Verdict]:
@@ -182,6 +106,33 @@ def _similarity(tables: Tables) -> Iterable[Verdict]:
         yield Verdict(claim, row.task, measured, True if row.low > 0 else False if row.high < 0 else None)
 
 
+def _few_layers(tables: Tables) -> Iterable[Verdict]:
+    claim = "(i) One bit and fewer than half of the layers keep the accuracy"
+    for task in tables.of_kind("classification"):
+        rows = tables.metrics[(tables.metrics.task == task) & (tables.metrics.preset != QUANTIZATION_ALONE)]
+        layers = rows[rows.role == "teacher"].iloc[0].encoder_layers
+        students = rows[(rows.role == "student") & rows.config.str.startswith("1-1-8 ")]
+        students = students[2 * students.encoder_layers < layers].sort_values("encoder_layers")
+        if students.empty:
+            yield Verdict.not_run(claim, task, f"a student 1-1-8 of at most {(layers - 1) // 2} of {layers} layers")
+            continue
+        kept, smaller = tables.retention_in(students.iloc[-1]), students.iloc[-1].compression
+        measured = f"{_against(kept, LITTLE)}; {smaller:.1f}x smaller"
+        yield Verdict(claim, task, measured, kept.at_least(LITTLE) if kept.decided else None)
+
+
+def _gpt2(tables: Tables) -> Iterable[Verdict]:
+    claim = "(l) At 2 bits a language model is near its teacher's perplexity"
+    for task in tables.of_kind("language_modelling"):
+        kept = tables.retention_of(task, "2-2-8", "full")
+        if kept is None:
+            yield Verdict.not_run(claim, task, "a student 2-2-8 of all layers")
+            continue
+        times = f"{1 / kept.part:.2f} ({1 / kept.high:.2f} to {1 / kept.low:.2f}) times" if kept.decided else UNDECIDED
+        measured = f"{kept.config}: {times} the teacher's perplexity; the bar is {NEAR}"
+        yield Verdict(claim, task, measured, kept.at_least(1 / NEAR) if kept.decided else None)
+
+
 def _of_two_bits(tables: Tables, table: pandas.DataFrame) -> Iterable[Any]:
     """The row of each task's student of two bits with all layers, where it was run."""
     for task in tables.tasks:
@@ -189,17 +140,6 @@ def _of_two_bits(tables: Tables, table: pandas.DataFrame) -> Iterable[Any]:
         if student is not None:
             rows = table[(table.task == task) & (table.config == student.config) & (table.preset == student.preset)]
             yield from rows.itertuples()
-
-
-def _corrected(rows: Iterable[Any]) -> Iterable[tuple[Any, float]]:
-    """The rows of one claim, each with its p-value after Holm's correction over all of them."""
-    family = list(rows)
-    return zip(family, holm([row.p_value for row in family]), strict=True)
-
-
-def _significant(difference: float, p_value: float) -> bool | None:
-    """Whether a difference is above zero; None where that is not decided."""
-    return bool(difference > 0) if p_value < SIGNIFICANT else None
 
 
 def _against(retention: Retention, least: float) -> str:
@@ -211,7 +151,3 @@ def _against(retention: Retention, least: float) -> str:
 
 def _listed(by_task: dict[str, Retention]) -> str:
     return ", ".join(f"{task} {each}" for task, each in by_task.items())
-
-
-def _p(value: float) -> str:
-    return "under 0.001" if value < 0.001 else f"{value:.3f}"

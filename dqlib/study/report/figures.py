@@ -15,12 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dqlib.config import Config
+from dqlib.study.evaluation.records import FALLING
 from dqlib.study.params.tasks import kind_of
 from dqlib.study.report.names import (
-    METRIC_NAMES,
     QUANTIZATION_ALONE,
     SHAPES,
     UNDECIDED,
+    axis_name,
     bits_of,
     layers_of,
     quantity_of,
@@ -29,11 +30,21 @@ from dqlib.study.report.names import (
 from dqlib.study.report.style import COLOURS, STYLE, TEACHER_COLOUR, colour_of, line_styles, plain_log_scale
 
 #: Marker and line of each shape.
-SHAPE_STYLES = {"full": ("o", "-"), "half": ("s", "--"), "one": ("^", ":"), "other": ("D", "-."), "narrow": ("v", "-.")}
+SHAPE_STYLES = {
+    "full": ("o", "-"),
+    "half": ("s", "--"),
+    "one": ("^", ":"),
+    "half_stack": ("s", "--"),
+    "one_layer": ("^", ":"),
+    "other": ("D", "-."),
+    "narrow": ("v", "-."),
+}
 #: The papers' two shapes at 2 bits, by what BART becomes smaller.
 PAPERS = {"half": "16.5x in BART", "one": "27.7x in BART"}
 #: As wide as a page shows at 600 pixels without shrinking text below what can be read.
 WIDTH = 7.5
+#: Panels side by side.
+COLUMNS = 3
 
 
 def _joint(metrics: pandas.DataFrame) -> pandas.DataFrame:
@@ -76,7 +87,10 @@ def tradeoffs(metrics: pandas.DataFrame) -> Figure:
         axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axes.set_xticks([x for x in (1, 2, 5, 10, 20, 50) if x <= 1.3 * rows.compression.max()])
         axes.set_xlabel("times smaller")
-        axes.set_ylabel(f"{METRIC_NAMES.get(teacher.headline, teacher.headline)} (%)")
+        axes.set_ylabel(axis_name(teacher.headline))
+        if teacher.headline in FALLING:
+            plain_log_scale(axes)
+            axes.invert_yaxis()
 
     figure = _panels(metrics, draw, height=3.5)
     _legend(figure, metrics)
@@ -85,7 +99,8 @@ def tradeoffs(metrics: pandas.DataFrame) -> Figure:
 
 def heat_map(metrics: pandas.DataFrame) -> Figure:
     """Part of the teacher's score that is left, over bits (rows) and layers (columns), one panel per task."""
-    bits, first_task = _bits_in(_joint(metrics)), metrics.task.iloc[0]
+    bits = _bits_in(_joint(metrics))
+    first = list(dict.fromkeys(metrics.task))[::COLUMNS]  # of each row of panels
 
     def draw(axes: Axes, rows: pandas.DataFrame) -> None:
         students = _joint(rows)
@@ -105,7 +120,7 @@ def heat_map(metrics: pandas.DataFrame) -> Figure:
                 color="white" if known and value < 82 else ("black" if known else TEACHER_COLOUR),
             )  # fmt: skip
         axes.set_xticks(range(len(layers)), [text.replace(" ", "\n", 1) for text in layers])
-        axes.set_yticks(range(len(bits)), bits if first_task == rows.task.iloc[0] else [])
+        axes.set_yticks(range(len(bits)), bits if rows.task.iloc[0] in first else [])
         axes.set_xlabel("layers")
         axes.grid(False)
         axes.spines[:].set_visible(False)
@@ -124,8 +139,9 @@ def accumulation(positions: pandas.DataFrame, lengths: pandas.DataFrame, metrics
     Args:
         positions: columns ``task``, ``config``, ``preset``, ``part``, ``recall``, ``recall_of_teacher``.
         lengths: the same with ``longest`` in place of ``part``.
-        metrics: rows of ``metrics.csv``, for the shapes.
+        metrics: rows of ``metrics.csv``, for the shapes; tasks whose models write no texts are left out.
     """
+    metrics = metrics[metrics.task.isin(positions.task)]
     tasks = list(dict.fromkeys(metrics.task))
     with matplotlib.rc_context(STYLE | {"font.size": 9}):
         figure, grid = pyplot.subplots(2, len(tasks), figsize=(WIDTH, 5), layout="constrained", squeeze=False)
@@ -201,23 +217,30 @@ def sensitivity(table: pandas.DataFrame) -> Figure:
         table: columns ``task``, ``module``, ``bits``, ``loss_increase``.
     """
     tasks, widths = list(dict.fromkeys(table.task)), sorted(set(table.bits))
+    blocks = [tasks[start : start + COLUMNS] for start in range(0, len(tasks), COLUMNS)]
     shown = table.assign(loss=table.loss_increase.clip(lower=LEAST_LOSS))
     norm = matplotlib.colors.LogNorm(LEAST_LOSS, max(float(shown.loss.max()), 10 * LEAST_LOSS))
     with matplotlib.rc_context(STYLE | {"font.size": 8}):
         figure, panels = pyplot.subplots(
-            len(widths), len(tasks), figsize=(WIDTH, 1.0 + 1.55 * len(widths)), layout="constrained", squeeze=False,
-            sharex="col",
+            len(widths) * len(blocks), len(blocks[0]), figsize=(WIDTH, 1.0 + 1.55 * len(widths) * len(blocks)),
+            layout="constrained", squeeze=False,
         )  # fmt: skip
-        for (bits, task), axes in zip(product(widths, tasks), panels.flat, strict=True):
+        for panel in panels.flat:
+            panel.set_visible(False)
+        for (block, (place, bits)), column in product(product(range(len(blocks)), enumerate(widths)), range(COLUMNS)):
+            if column >= len(blocks[block]):
+                continue
+            axes, task = panels[block * len(widths) + place, column], blocks[block][column]
+            axes.set_visible(True)
             grid, rows, columns = _by_layer(shown[(shown.task == task) & (shown.bits == bits)])
             image = axes.imshow(grid, norm=norm, cmap="cividis", aspect="auto", interpolation="none")
-            axes.set_yticks(range(len(rows)), rows if task == tasks[0] else [], fontsize=6)
-            axes.set_xticks(range(len(columns)), columns, fontsize=6, rotation=90)
+            axes.set_yticks(range(len(rows)), rows if column == 0 else [], fontsize=6)
+            axes.set_xticks(range(len(columns)), columns if bits == widths[-1] else [], fontsize=6, rotation=90)
             axes.grid(False)
             axes.spines[:].set_visible(False)
             if bits == widths[0]:
                 axes.set_title(task, fontsize=9)
-            if task == tasks[0]:
+            if column == 0:
                 axes.set_ylabel(f"{bits} bit{'s' * (bits > 1)}")
         figure.colorbar(image, ax=panels, label="loss added (nats per token)", shrink=0.6)
     pyplot.close(figure)
@@ -233,9 +256,11 @@ def _by_layer(table: pandas.DataFrame) -> tuple[np.ndarray, list[str], list[str]
     layers, names = [], []
     for module in table.module:
         found = _LAYER.search(module)
-        layers.append(f"{found['side']} {found['layer']}" if found else module.rpartition(".")[2])
+        layers.append(f"{found['side'] or 'layer'} {found['layer']}" if found else module.rpartition(".")[2])
         name = found["module"] if found else ""
-        names.append(name.replace("encoder_attn", "cross").replace("self_attn", "self").replace("_proj", ""))
+        for long, short in _SHORT.items():
+            name = name.replace(long, short)
+        names.append(name)
     rows, columns = list(dict.fromkeys(layers)), [name for name in dict.fromkeys(names) if name]
     grid = np.full((len(rows), len(columns)), np.nan)
     for layer, name, loss in zip(layers, names, table.loss, strict=True):
@@ -243,7 +268,9 @@ def _by_layer(table: pandas.DataFrame) -> tuple[np.ndarray, list[str], list[str]
     return grid, rows, columns
 
 
-_LAYER = re.compile(r"(?P<side>encoder|decoder)\.(?:layers|block|layer)\.(?P<layer>\d+)\.(?P<module>.+)")
+_LAYER = re.compile(r"(?:(?P<side>encoder|decoder)\.(?:layers|block|layer)|h)\.(?P<layer>\d+)\.(?P<module>.+)")
+#: Names of modules as the figure has them.
+_SHORT = {"encoder_attn": "cross", "self_attn": "self", "_proj": "", "attention.self": "self", ".dense": ""}
 
 
 def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:
@@ -271,14 +298,17 @@ def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:
 
 
 def _panels(table: pandas.DataFrame, draw: Callable[[Axes, pandas.DataFrame], None], height: float) -> Figure:
-    """One row of panels, one per task."""
+    """Rows of panels, one per task."""
     tasks = list(dict.fromkeys(table.task))
+    columns, rows = min(len(tasks), COLUMNS), -(-len(tasks) // COLUMNS)
     with matplotlib.rc_context(STYLE | {"font.size": 9}):
-        width = WIDTH if len(tasks) > 1 else 4.5
-        figure, panels = pyplot.subplots(1, len(tasks), figsize=(width, height), layout="constrained", squeeze=False)
-        for task, axes in zip(tasks, panels[0], strict=True):
+        size = WIDTH if len(tasks) > 1 else 4.5, rows * height
+        figure, panels = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+        for task, axes in zip(tasks, panels.flat, strict=False):
             draw(axes, table[table.task == task])
             axes.set_title(task, fontsize=10)
+        for axes in panels.flat[len(tasks) :]:
+            axes.remove()
     pyplot.close(figure)
     return figure
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from dqlib.study.evaluation.bootstrap import holm
 from dqlib.study.evaluation.records import FALLING
-from dqlib.study.report.claims import NOTHING, SIGNIFICANT, Retention, Tables
+from dqlib.study.report.claims import NOTHING
+from dqlib.study.report.names import QUANTIZATION_ALONE
+from dqlib.study.report.verdicts import SIGNIFICANT, Retention, Tables
 
 #: Bits of the papers' grids, most first.
 BITS = ("8-8-8", "4-4-8", "2-2-8", "1-1-8")
@@ -48,7 +50,7 @@ def _layers(tables: Tables) -> str:
 
 
 def _together(tables: Tables) -> str:
-    rows = list(tables.comparisons.itertuples())
+    rows = [row for row in tables.comparisons.itertuples() if row.baseline == QUANTIZATION_ALONE]
     if not rows:
         return ""
     signs = [-1 if row.headline in FALLING else 1 for row in rows]

@@ -8,6 +8,7 @@ import pandas
 
 from dqlib.config import Config
 from dqlib.presets import PRESETS, QUANTIZATION_ONLY, VARIANTS
+from dqlib.study.evaluation.records import FALLING
 from dqlib.study.params.tasks import TASKS
 
 #: Titles of the tasks.
@@ -30,6 +31,8 @@ SHAPES = {
     "full": "all layers",
     "half": "half the decoder",
     "one": "one and one",
+    "half_stack": "half the layers",
+    "one_layer": "one layer",
     "other": "other layers",
     "narrow": "fewer heads or neurons",
 }
@@ -44,13 +47,27 @@ def percent(part: float | None) -> str:
     return UNDECIDED if part is None or pandas.isna(part) else f"{100 * part:.1f}%"
 
 
+def axis_name(headline: str) -> str:
+    """The name of a metric on the axis of a figure, whose upper end is that of better models."""
+    name = METRIC_NAMES.get(headline, headline)
+    return f"{name} (axis turned: up is better)" if headline in FALLING else f"{name} (%)"
+
+
+def named_shapes(teacher: Any) -> dict[str, tuple[int, int]]:
+    """Encoder and decoder layers of the shapes that have a name, for students of a teacher of that row."""
+    encoder, decoder = int(teacher.encoder_layers), int(teacher.decoder_layers)
+    if encoder and decoder:
+        return {"full": (encoder, decoder), "half": (encoder, decoder // 2), "one": (1, 1)}
+    one = (1, 0) if encoder else (0, 1)
+    return {"full": (encoder, decoder), "half_stack": (encoder // 2, decoder // 2), "one_layer": one}
+
+
 def shape_of(row: Any, teacher: Any) -> str:
     """Which of :data:`SHAPES` a student has, from its configuration and the layers in its and its teacher's row."""
     if Config.parse(row.config).narrow:
         return "narrow"
-    layers, full = (row.encoder_layers, row.decoder_layers), (teacher.encoder_layers, teacher.decoder_layers)
-    named = {full: "full", (full[0], full[1] // 2): "half", (1, 1): "one"}
-    return named.get(layers, "other")
+    layers = row.encoder_layers, row.decoder_layers
+    return next((name for name, each in named_shapes(teacher).items() if each == layers), "other")
 
 
 def layers_of(row: pandas.Series) -> str:

@@ -14,25 +14,26 @@ from dqlib.errors import InputError
 from dqlib.files import write_text
 from dqlib.presets import get_preset
 from dqlib.study.corpora.corpus import load_info
+from dqlib.study.evaluation.records import FALLING
 from dqlib.study.params.paths import FIGURES, TABLES, project_root
-from dqlib.study.params.settings import load_settings
+from dqlib.study.params.settings import TASKS, load_settings
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import figures
-from dqlib.study.report.claims import SIGNIFICANT
 from dqlib.study.report.findings import findings
 from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, SHAPES, TITLES, layers_of, percent, shape_of
 from dqlib.study.report.reproduction import comparison, write_measured
 from dqlib.study.report.scores import SCORES, write_scores
 from dqlib.study.report.style import save
 from dqlib.study.report.tables import Collected, collect
+from dqlib.study.report.verdicts import SIGNIFICANT
 
 METRICS, METRICS_JSON, TRAINING = "metrics.csv", "metrics.json", "training.csv"
 
 
 def studies_of(params: str) -> list[Study]:
-    """The tasks of a parameter file that are compared with each other: those whose models write texts."""
+    """The tasks of a parameter file that are compared with each other."""
     settings = load_settings(params)
-    return [Study(params, name, settings) for name, task in settings.tasks.items() if task.form.writes]
+    return [Study(params, name, settings) for name in settings.tasks if TASKS[name].compared]
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
@@ -40,10 +41,11 @@ def draw(collected: Collected) -> dict[str, Figure]:
     drawn = {
         "tradeoff": figures.tradeoffs(collected.metrics),
         "retention": figures.heat_map(collected.metrics),
-        "accumulation": figures.accumulation(collected.positions, collected.lengths, collected.metrics),
         "sizes": figures.sizes(collected.sizes),
         "sensitivity": figures.sensitivity(collected.sensitivity),
     }
+    if len(collected.positions):
+        drawn["accumulation"] = figures.accumulation(collected.positions, collected.lengths, collected.metrics)
     students = collected.training[~collected.training.model.isin(["pre-training", "teacher"])]
     joint = students[students.preset != QUANTIZATION_ALONE]
     for task, curves in joint.groupby("task_name", sort=False):
@@ -142,7 +144,7 @@ def _metrics_json(metrics: pandas.DataFrame) -> str:
 def _readme(studies: Sequence[Study], collected: Collected) -> str:
     parts = [_opening(studies[0], findings(collected.read())), _claims(collected)]
     parts += [_task(study, collected) for study in studies]
-    parts += [_ACROSS, *(_corpus(study) for study in studies), _CLOSING]
+    parts += [_across(collected), *(_corpus(study) for study in studies), _CLOSING]
     return "\n".join(parts)
 
 
@@ -188,11 +190,13 @@ def _task(study: Study, collected: Collected) -> str:
     metrics = collected.metrics[collected.metrics.task == study.name]
     teacher = metrics.iloc[0]
     headline = METRIC_NAMES.get(teacher.headline, teacher.headline)
-    details = _details(collected.details, study)
+    beams = f", {study.task.evaluate.beams} beams" if study.task.form.writes else ""
+    of = ", lower is better: of the teacher's is the inverse" if teacher.headline in FALLING else ""
+    details = _details(collected.details, study) if study.task.form.writes else _beside(collected.details, teacher)
     return f"""## {TITLES[study.name]} on `{teacher.corpus}`
 
 {markdown_table(short_table(metrics))}
-{teacher.n_test} test documents, {study.task.evaluate.beams} beams. The interval, and "of teacher", are of {headline}.
+{teacher.n_test} test documents{beams}. The interval, and "of teacher", are of {headline}{of}.
 
 {details}![Training curves]({FIGURES}/training_{study.name}.svg)
 """
@@ -226,19 +230,32 @@ def _details(details: pandas.DataFrame, study: Study) -> str:
     return f"{markdown_table(table)}\n{unseen}Signatures of the metrics:\n\n{listed}\n"
 
 
-_ACROSS = f"""## Over all tasks
+def _beside(details: pandas.DataFrame, teacher: Any) -> str:
+    """What simpler methods than the teacher reach on the same test."""
+    rows = details[(details.task == teacher.task) & (details.preset == teacher.preset)]
+    rows = rows[rows.metric.str.endswith(f"_{teacher.headline}")]
+    named = [(row.metric.removesuffix(f"_{teacher.headline}").replace("_", " "), row) for row in rows.itertuples()]
+    listed = ", ".join(f"{name} {row.value:.2f} ({row.low:.2f} to {row.high:.2f})" for name, row in named)
+    return f"Beside the teacher, on the same test: {listed}.\n\n" if listed else ""
 
-What is left of the teacher's score, over bits and layers:
 
-![Retention]({FIGURES}/retention.svg)
-
-Where in an output quality is lost. Recall of the reference's words (those on a longest common subsequence,
+_ALONG = f"""Where in an output quality is lost. Recall of the reference's words (those on a longest common subsequence,
 as in ROUGE-L), along the reference and by its length ([`positions.csv`](tables/positions.csv),
 [`lengths.csv`](tables/lengths.csv)):
 
 ![Error accumulation]({FIGURES}/accumulation.svg)
 
-Where the bytes are ([`sizes.csv`](tables/sizes.csv)):
+"""
+
+
+def _across(collected: Collected) -> str:
+    return f"""## Over all tasks
+
+What is left of the teacher's score, over bits and layers:
+
+![Retention]({FIGURES}/retention.svg)
+
+{_ALONG if len(collected.positions) else ""}Where the bytes are ([`sizes.csv`](tables/sizes.csv)):
 
 ![Size by module]({FIGURES}/sizes.svg)
 
@@ -250,20 +267,25 @@ training pairs ([`sensitivity.csv`](tables/sensitivity.csv)). A config `auto:0.4
 
 
 def _corpus(study: Study) -> str:
-    info = load_info(study.folders.corpus)
-    sizes, truncated = info["sizes"], info["truncated"]["test"]
-    counts = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
-    return f"""## Corpus `{info["name"]}`
-
-| | |
-| --- | --- |
-| pairs | {counts} |
-| SHA-256 of the splits | `{info["sha256"]}` |
-| test sources cut to {study.task.corpus.source_tokens} tokens | {truncated["sources"]:,} of {sizes["test"]:,} |
-| test references longer than {study.task.corpus.target_tokens} tokens | {truncated["targets"]:,} |
-| test sources that share half of their 8-word runs with train | {100 * info["source_overlap"]:.1f}% |
-| test references that do | {100 * info["target_overlap"]:.1f}% |
-"""
+    info, spec = load_info(study.folders.corpus), study.task.corpus
+    sizes, truncated = info["sizes"], info["truncated"].get("test", {})
+    rows = {
+        "pairs" if study.task.form.writes else "texts": ", ".join(f"{size:,} {name}" for name, size in sizes.items()),
+        "SHA-256 of the splits": f"`{info['sha256']}`",
+    }
+    if "sources" in truncated:
+        rows[f"test sources cut to {spec.source_tokens} tokens"] = f"{truncated['sources']:,} of {sizes['test']:,}"
+    if "targets" in truncated:
+        rows[f"test references longer than {spec.target_tokens} tokens"] = f"{truncated['targets']:,}"
+    if "balance" in info:
+        counts = info["balance"]["test"].items()
+        rows["classes of the test"] = ", ".join(f"{100 * n / sizes['test']:.1f}% {label}" for label, n in counts)
+    rows["test sources that share half of their 8-word runs with train"] = f"{100 * info['source_overlap']:.1f}%"
+    for column, name in (("second", "second texts"), ("target", "references")):
+        if f"{column}_overlap" in info:
+            rows[f"test {name} that do"] = f"{100 * info[f'{column}_overlap']:.1f}%"
+    lines = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+    return f"## Corpus `{info['name']}`\n\n| | |\n| --- | --- |\n{lines}"
 
 
 _CLOSING = f"""A corpus of another SHA-256 (another version of Python, say) gives other numbers.

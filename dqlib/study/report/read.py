@@ -23,7 +23,7 @@ def open_pages(params: str, page: str | None = None) -> None:
         InputError: there are no pages yet, or none of that name.
     """
     folder = load_settings(params).runs / "notebooks"
-    pages = {path.stem: path for path in sorted(folder.glob("*.html"))}
+    pages = {path.stem: path for path in sorted(folder.rglob("*.html"))}
     if not pages:
         raise InputError("runs", str(folder.relative_to(project_root())), "a folder of pages: run `make repro` first")
     page = page or next((name for name in ORDER if name in pages), next(iter(pages)))

@@ -18,9 +18,9 @@ from dqlib.study.pipeline.ledger import LONGER, METHODS, PARTS
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.benchmark import benchmark_summary
 from dqlib.study.report.benchmark_page import summary_for_reading, with_losses
-from dqlib.study.report.claims import Tables
 from dqlib.study.report.names import METRIC_NAMES, SHAPES
 from dqlib.study.report.pages import METRICS, markdown_table, overview_table
+from dqlib.study.report.verdicts import Tables
 
 
 def aims_table(

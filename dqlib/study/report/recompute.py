@@ -12,23 +12,33 @@ from dqlib.presets import QUANTIZATION_ONLY
 from dqlib.study.evaluation.bootstrap import interval, two_sided
 from dqlib.study.evaluation.records import FALLING, SHAPE, ZERO, retained
 from dqlib.study.params.paths import TABLES
-from dqlib.study.report.claims import Tables, claims_table
+from dqlib.study.params.tasks import TASKS, benchmark_file
+from dqlib.study.pipeline.ledger import PARTS
+from dqlib.study.report.claims import claims_table
 from dqlib.study.report.scores import HELD_OUT, SCORES, Model, Resampled, read_scores
+from dqlib.study.report.verdicts import PRETRAINED, RUNS, Tables
 
 #: Columns that name a model in every table.
 KEYS = ["task", "config", "preset"]
 
 
 def comparisons_table(drawn: Resampled) -> pandas.DataFrame:
-    """Joint training against quantization alone at the same config, paired over the test documents."""
+    """Joint training against others at the same config, paired over the test documents.
+
+    The others are quantization alone and, where a task stands beside whose teacher was pre-trained at the student's
+    depth (:attr:`dqlib.study.params.tasks.KnownTask.beside`), that teacher.
+    """
     rows, students = [], drawn.students()
-    for alone in students:
-        twins = [each for each in students if (each.task, each.config) == (alone.task, alone.config)]
+    others = [(each, each.task, each.preset) for each in students if each.preset == QUANTIZATION_ONLY.name]
+    beside = [(each, TASKS[each.task].beside) for each in drawn.models if each.role == "teacher" and each.task in TASKS]
+    others += [(each, task, PRETRAINED) for each, task in beside if task]
+    for other, task, baseline in others:
+        twins = [each for each in students if (each.task, each.config) == (task, other.config)]
         joint = next((each for each in twins if each.preset != QUANTIZATION_ONLY.name), None)
-        if alone.preset == QUANTIZATION_ONLY.name and joint is not None:
+        if joint is not None:
             row = _key(joint) | {"headline": drawn.headline(joint), "score": drawn.score(joint)}
-            row |= {"baseline": alone.preset, "baseline_score": drawn.score(alone)}
-            rows.append(row | {"p_value": two_sided(drawn.drawn(joint) - drawn.drawn(alone))})
+            row |= {"baseline": baseline, "baseline_score": drawn.score(other)}
+            rows.append(row | {"p_value": two_sided(drawn.drawn(joint) - drawn.drawn(other))})
     columns = ["task", "config", "preset", "headline", "score", "baseline", "baseline_score", "p_value"]
     return pandas.DataFrame(rows, columns=columns).round(4)
 
@@ -122,9 +132,16 @@ def recomputed(folder: Path) -> tuple[pandas.DataFrame, list[str]]:
         written = pandas.read_csv(file)
         more = [name for name in written if name not in metrics]
         metrics = metrics.merge(written.drop_duplicates(KEYS)[[*KEYS, *more]], on=KEYS, how="left")
-    claims = claims_table(Tables(metrics, **tables))
+    claims = claims_table(Tables(metrics, **tables, runs=runs_in(folder)))
     tables["claims"] = claims
     return claims, [line for name, table in tables.items() for line in _differences(folder, name, table)]
+
+
+def runs_in(folder: Path) -> pandas.DataFrame:
+    """The runs of every benchmark that a folder of results has, in the columns :data:`RUNS`."""
+    files = {task: folder / TABLES / benchmark_file(PARTS, task) for task in TASKS}
+    tables = [pandas.read_csv(file).assign(task=task)[list(RUNS)] for task, file in files.items() if file.is_file()]
+    return pandas.concat(tables, ignore_index=True) if tables else pandas.DataFrame(columns=list(RUNS))
 
 
 def _differences(folder: Path, name: str, table: pandas.DataFrame) -> list[str]:

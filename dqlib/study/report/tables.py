@@ -20,22 +20,25 @@ from dqlib.storage.budget import module_entries
 from dqlib.storage.footprint import footprint
 from dqlib.storage.reading import read_model
 from dqlib.storage.students import load_student
-from dqlib.study.corpora.corpus import load_corpus
+from dqlib.study.corpora.corpus import load_corpus, load_info
 from dqlib.study.evaluation.recall import Recall, by_length, by_position, read_recall
 from dqlib.study.evaluation.records import Line, Record, metrics_table, read_predictions, read_record
 from dqlib.study.evaluation.similarity import Similarity, held_out, similarity
-from dqlib.study.params.paths import DETAILS, LOG
+from dqlib.study.params.paths import DETAILS, LOG, project_root
+from dqlib.study.params.tasks import TASKS
 from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.pipeline.study import Study
-from dqlib.study.report.claims import Tables, claims_table
+from dqlib.study.report.claims import claims_table
 from dqlib.study.report.recompute import (
     KEYS,
     accumulation_table,
     comparisons_table,
     retention_table,
+    runs_in,
     similarity_table,
 )
 from dqlib.study.report.scores import Resampled, held_out_rows, joined, resampled_headline, rows_of
+from dqlib.study.report.verdicts import Tables
 from dqlib.study.training.task import calibration_batches
 
 
@@ -111,32 +114,35 @@ class Collected:
     sizes: pandas.DataFrame
     sensitivity: pandas.DataFrame
     scores: pandas.DataFrame
+    runs: pandas.DataFrame
 
     def read(self) -> Tables:
         """The tables that claims and findings are read from."""
-        return Tables(self.metrics, self.comparisons, self.retention, self.accumulation, self.similarity)
+        tables = self.metrics, self.comparisons, self.retention, self.accumulation, self.similarity, self.runs
+        return Tables(*tables)
 
     def claims(self) -> pandas.DataFrame:
         """The papers' claims, each with what was measured."""
         return claims_table(self.read())
 
     def files(self) -> dict[str, pandas.DataFrame]:
-        """Every table by the name of its file, but the scores of documents."""
-        tables = {f"{name}.csv": table for name, table in vars(self).items() if name != "scores"}
+        """Every table by the name of its file, but the scores of documents, and runs, which the benchmark has
+        written."""
+        tables = {f"{name}.csv": table for name, table in vars(self).items() if name not in ("scores", "runs")}
         return tables | {"claims.csv": self.claims()}
 
 
 def collect(studies: Sequence[Study]) -> Collected:
     """Read all tables from the folders of the trained models; models that are missing are made.
 
-    What compares texts word by word, or tokens of a decoder that reads a source, is of tasks alone whose models write
-    texts.
+    What compares texts word by word is of tasks alone whose models write texts, and what compares the tokens of a
+    decoder of those whose models have one.
     """
     writing = [study for study in studies if study.task.form.writes]
-    similarities = [each for study in writing for each in _similarities(study)]
+    similarities = [each for study in studies if study.task.form.decoder for each in _similarities(study)]
     scores = joined(
         [
-            *(model.scores() for study in studies for model in trained(study)),
+            *(model.scores() for study in studies for model in [*trained(study), *_beside(study)]),
             *(held_out_rows(model.record, measured.decoder) for model, measured in similarities),
         ]
     )
@@ -154,6 +160,7 @@ def collect(studies: Sequence[Study]) -> Collected:
         sizes=collect_sizes(studies),
         sensitivity=collect_sensitivity(studies),
         scores=scores,
+        runs=runs_in(project_root() / studies[0].settings.results),
     )
 
 
@@ -195,11 +202,19 @@ def collect_retention(studies: Sequence[Study]) -> pandas.DataFrame:
     return retention_table(Resampled(joined(model.scores() for study in studies for model in trained(study))))
 
 
+def _beside(study: Study) -> list[Trained]:
+    """Teachers of fewer layers that stand beside a task's students, where they are tested on the same texts."""
+    names = [name for name in study.settings.tasks if TASKS[name].beside == study.name]
+    others = [Study(study.params, name, study.settings) for name in names]
+    ours = load_info(study.corpus())["sha256"]
+    return [Trained(other, other.teacher()) for other in others if load_info(other.corpus())["sha256"] == ours]
+
+
 def _similarities(study: Study) -> list[tuple[Trained, Similarity]]:
     """How alike the tokens of held-out texts are in each model of a study."""
     quiet()
     teacher, *students = trained(study)
-    batch = held_out(load_corpus(study.folders.corpus), study.task.corpus)
+    batch = held_out(load_corpus(study.folders.corpus), study.task)
     model = teacher.model()
     every = [(teacher, similarity(model, model, batch))]
     return every + [(student, similarity(student.model(), model, batch)) for student in students]

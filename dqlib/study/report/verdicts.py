@@ -1,0 +1,135 @@
+"""What claims are read from, and what is said of them: tables, what is left of a score, a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas
+
+from dqlib.study.evaluation.bootstrap import holm
+from dqlib.study.params.kinds import KINDS
+from dqlib.study.params.tasks import TASKS, kind_of
+from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED, named_shapes, percent
+
+#: A difference is decided where its p-value is smaller.
+SIGNIFICANT = 0.05
+#: A claim whose models or runs are missing.
+NOT_RUN = "not run"
+#: Baseline of a comparison: a model of the same layers that was pre-trained and fine-tuned at that depth.
+PRETRAINED = "pre-trained"
+#: Columns of the table of the benchmark's runs.
+RUNS = ("task", "part", "config", "seed", "steps", "validation_loss", "teacher_loss")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables that claims are read from, each as in ``results/tables/``.
+
+    ``runs`` are those of the benchmark: ``parts.csv`` of every task that has one, with a column ``task``.
+    """
+
+    metrics: pandas.DataFrame
+    comparisons: pandas.DataFrame
+    retention: pandas.DataFrame
+    accumulation: pandas.DataFrame
+    similarity: pandas.DataFrame
+    runs: pandas.DataFrame = field(default_factory=lambda: pandas.DataFrame(columns=RUNS))
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks in the order of the table; those that stand beside another are none."""
+        return [task for task in dict.fromkeys(self.metrics.task) if task not in TASKS or TASKS[task].compared]
+
+    def of_kind(self, kind: str) -> list[str]:
+        """Tasks of a kind, in the order of the table."""
+        return [task for task in self.tasks if kind_of(task) is KINDS[kind]]
+
+    def shape(self, task: str, bits: str, shape: str) -> pandas.Series | None:
+        """The student of a task with these bits and a shape of :func:`named_shapes`; None if not run."""
+        rows = self.metrics[(self.metrics.task == task) & (self.metrics.preset != QUANTIZATION_ALONE)]
+        teacher = rows[rows.role == "teacher"].iloc[0]
+        layers = named_shapes(teacher).get(shape)
+        if layers is None:
+            return None
+        config = f"{bits} {layers[0]}-{layers[1]}"
+        match = rows[(rows.config == config) & (rows.role == "student")]
+        return None if match.empty else match.iloc[0]
+
+    def retention_of(self, task: str, bits: str, shape: str) -> Retention | None:
+        """The retention of such a student; None if not run."""
+        student = self.shape(task, bits, shape)
+        return None if student is None else self.retention_in(student)
+
+    def retention_in(self, student: pandas.Series) -> Retention:
+        """The retention of the student of a row of the metrics."""
+        task = student.task
+        rows = self.retention[(self.retention.task == task) & (self.retention.config == student.config)]
+        row = rows[rows.preset == student.preset].iloc[0]
+        return Retention(student.config, METRIC_NAMES[student.headline], row.retention, row.low, row.high)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """A student's share of its teacher's score, with its 95% interval; NaN where the teacher scores zero."""
+
+    config: str
+    metric: str
+    part: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{percent(self.part)} ({100 * self.low:.1f} to {100 * self.high:.1f})" if self.decided else UNDECIDED
+
+    @property
+    def decided(self) -> bool:
+        """Whether the teacher's score leaves something that a part could be kept of."""
+        return not math.isnan(self.low)
+
+    def at_least(self, least: float) -> bool | None:
+        """Whether it is at least that much; None where the bar lies within the interval."""
+        return True if self.low >= least else False if self.high < least else None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line of the table of claims; ``agrees`` is None where the data do not decide, or were not made."""
+
+    claim: str
+    task: str
+    measured: str
+    agrees: bool | None
+    run: bool = True
+
+    def row(self) -> dict[str, str]:
+        """As text, for CSV and Markdown."""
+        return {
+            "claim": self.claim,
+            "task": self.task,
+            "measured": self.measured,
+            "verdict": {True: "agrees", False: "does not agree", None: UNDECIDED}[self.agrees] if self.run else NOT_RUN,
+        }
+
+    @classmethod
+    def not_run(cls, claim: str, task: str, needed: str) -> Verdict:
+        """The line of a claim whose models or runs are missing, and what it needs."""
+        return cls(claim, task, f"needs {needed}", None, run=False)
+
+
+def corrected(rows: Iterable[Any]) -> Iterable[tuple[Any, float]]:
+    """The rows of one claim, each with its p-value after Holm's correction over all of them."""
+    family = list(rows)
+    return zip(family, holm([row.p_value for row in family]), strict=True)
+
+
+def significant(difference: float, p_value: float) -> bool | None:
+    """Whether a difference is above zero; None where that is not decided."""
+    return bool(difference > 0) if p_value < SIGNIFICANT else None
+
+
+def written_p(value: float) -> str:
+    """A p-value as the table has it."""
+    return "under 0.001" if value < 0.001 else f"{value:.3f}"
