@@ -31,7 +31,7 @@ def aims_table(
     Args:
         metrics: of the default study.
         retention: the intervals of what is left, in the columns of ``retention.csv``.
-        longer: longer runs of summarization's students in the same columns.
+        longer: longer runs of summarization's students in the same columns; those of another teacher are left out.
 
     Returns:
         Columns ``aim``, ``measured``, ``trained longer``, ``reached``.
@@ -51,8 +51,12 @@ def aims_table(
         aim = f"{task}: `{bits}`, {SHAPES[shape]}, at least {100 * least:.0f}% of the teacher"
         more, reached = "", "yes" if student.retention >= least else "no"
         if longer is not None:
+            same_teacher = (longer.score / longer.retention - student.score / student.retention).abs() < 0.05
             runs = longer[
-                (longer.task == task) & (longer.config == student.config) & (longer.train_steps > student.train_steps)
+                (longer.task == task)
+                & (longer.config == student.config)
+                & (longer.train_steps > student.train_steps)
+                & same_teacher
             ]
             more = ", ".join(f"{100 * run.retention:.1f}% ({run.train_steps:,} steps)" for run in runs.itertuples())
             if reached == "no" and (runs.retention >= least).any():
