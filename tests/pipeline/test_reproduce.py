@@ -37,7 +37,7 @@ def test_a_profile_that_the_pipeline_has_no_stages_for_runs_without_it(project, 
         "corpus translation",
         "teacher one translation",
         "students translation",
-        "translation one None",
+        "translation one translation",
         "compare one None",
         "summary one",
     ]
