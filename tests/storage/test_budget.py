@@ -245,6 +245,6 @@ def test_modules_that_are_not_those_of_the_model_are_named(modules, message):
 
 
 def test_a_method_without_a_grid_for_any_of_the_bits_has_no_budget():
-    preset = replace(get_preset("dqlib"), weight_bits=(3, 5, FULL_PRECISION))
+    preset = replace(get_preset("dqlib"), weight_bits=(3, 5, FULL_PRECISION), by_bits={})
     with pytest.raises(InputError, match="1, 2, 4 and 8"):
         make_student(make_teacher("bart"), Config.parse("auto:1MB"), preset, calibration_of("bart"))

@@ -27,7 +27,7 @@ resource = pytest.importorskip("resource", reason="limits of file sizes are thos
 
 ROOT = project_root()
 CONFIG = "2-2-8 2-1"
-PYTHON = {"language_info": {"name": "python"}}
+PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
 
 
 def environment():

@@ -119,7 +119,7 @@ def _rows(path: Path) -> dict[Key, dict[str, Any]]:
     """Rows of a table of runs by what names a run; none where there is no such table."""
     if not path.is_file():
         return {}
-    table = pandas.read_csv(path, float_precision="round_trip", dtype=dict.fromkeys(IDENTITY, str))
+    table = pandas.read_csv(path, dtype=dict.fromkeys(IDENTITY, str))
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     return {
         (row.get("preset") or row["part"], row["config"], row["seed"], row.get("train_steps") or row["steps"]): row
