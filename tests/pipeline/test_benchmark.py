@@ -49,6 +49,8 @@ def test_a_bench_that_is_stopped_early_has_decided_what_it_could():
     assert not set(names[first:]) & set(wanted.presets)  # ablations come last
     configs = [str(run.config) for run in runs[:first]]
     assert configs == sorted(configs, key=configs.index)  # a config is whole before the next one
+    own = [run.preset for run in runs if str(run.config) in map(str, map(Config.parse, wanted.own_configs))]
+    assert own == len(wanted.own_configs) * ["dqlib"] * len(wanted.seeds)
     seeds = len(wanted.seeds)
     assert [(run.preset, run.seed) for run in runs[: 2 * seeds]] == [
         (name, seed) for name in ("dqlib", "dq-bart-faithful") for seed in wanted.seeds

@@ -32,11 +32,12 @@ class Run:
 class Methods:
     """The benchmark: presets, by name or YAML file, against each other at equal bits and steps, one thread per run.
 
-    Presets run at all ``configs`` that they have a grid for, ``ablations`` (presets again) at
-    ``ablation_configs`` from ``ablation_seeds`` (all ``seeds``, when left out). A ``p_value`` compares with
-    ``baseline`` or, where that has no grid, ``fallback``. Then ``longer_preset`` runs from ``longer_seeds`` (the first
-    one, when left out) at ``longer_configs`` for each number of ``longer_steps``, and of these the ``longest_configs``
-    alone (all, when left out) for the largest number: what more training is worth.
+    Presets run at all ``configs`` that they have a grid for, ``longer_preset`` alone at ``own_configs`` as well (shapes
+    and budgets against each other), ``ablations`` (presets again) at ``ablation_configs`` from ``ablation_seeds`` (all
+    ``seeds``, when left out). A ``p_value`` compares with ``baseline`` or, where that has no grid, ``fallback``. Then
+    ``longer_preset`` runs from ``longer_seeds`` (the first one, when left out) at ``longer_configs`` for each number of
+    ``longer_steps``, and of these the ``longest_configs`` alone (all, when left out) for the largest number: what more
+    training is worth.
     """
 
     presets: list[str]
@@ -44,6 +45,7 @@ class Methods:
     seeds: list[int]
     distill: Distillation
     evaluate: Evaluation
+    own_configs: list[str] = field(default_factory=list)
     ablations: list[str] = field(default_factory=list)
     ablation_configs: list[str] = field(default_factory=list)
     ablation_seeds: list[int] = field(default_factory=list)
@@ -63,7 +65,7 @@ class Methods:
             object.__setattr__(self, name, list(map(preset_named, getattr(self, name))))
         for name in ("longer_preset", "baseline", "fallback"):
             object.__setattr__(self, name, preset_named(getattr(self, name)))
-        for text in (*self.configs, *self.ablation_configs, *self.longer_configs):
+        for text in (*self.configs, *self.own_configs, *self.ablation_configs, *self.longer_configs):
             Config.parse(text)
         for steps in self.longer_steps:
             if not self.distill.steps < steps <= MANY:
@@ -91,7 +93,7 @@ class Methods:
         return [*self.runs_of_equal_steps(), *self.longer_runs()]
 
     def runs_of_equal_steps(self) -> list[Run]:
-        """Presets and ablations at all of their configurations and seeds."""
+        """Presets and ablations at all of their configurations and seeds; ``own_configs`` stand between the two."""
         first = (self.longer_preset, self.baseline, self.fallback)
         presets = [name for name in first if name in self.presets]
         presets += [name for name in self.presets if name not in presets]
@@ -99,6 +101,7 @@ class Methods:
             Run(name, config, seed)
             for names, texts, seeds in (
                 (presets, self.configs, self.seeds),
+                ([self.longer_preset], self.own_configs, self.seeds),
                 (self.ablations, self.ablation_configs, self.ablation_seeds or self.seeds),
             )
             for config in map(Config.parse, texts)

@@ -145,9 +145,16 @@ def benchmark_table(study: Study) -> pandas.DataFrame:
 
 
 def _sizes(study: Study, pairs: list[tuple[str, Config]]) -> dict[tuple[str, Config], int]:
-    """Bytes of each student; they depend on shapes alone, so an untrained one is counted, but where bits are chosen."""
+    """Bytes of each student; they depend on shapes alone, so an untrained one is counted.
+
+    Those whose bits, heads or neurons are chosen on a calibration set are left out: their records say it.
+    """
     teacher = read_model(study.folders.teacher)
-    return {pair: size_bytes(make_student(teacher, pair[1], pair[0])) for pair in pairs if not pair[1].is_open}
+    return {
+        (preset, config): size_bytes(make_student(teacher, config, preset))
+        for preset, config in pairs
+        if not (config.is_open or config.narrow)
+    }
 
 
 def _compared(
@@ -255,7 +262,7 @@ def benchmark_summary(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _order(benchmark: S.Methods, run: Run) -> tuple[int, int, int]:
-    configs = [Config.parse(text) for text in (*benchmark.configs, *benchmark.ablation_configs)]
+    configs = [Config.parse(text) for text in (*benchmark.configs, *benchmark.own_configs, *benchmark.ablation_configs)]
     names = [*benchmark.presets, *benchmark.ablations]
     return configs.index(run.config), names.index(run.preset), benchmark.seeds.index(run.seed)
 

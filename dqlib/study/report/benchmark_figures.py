@@ -24,7 +24,7 @@ def presets_figure(table: pandas.DataFrame, benchmark: S.Methods, task: str) -> 
         benchmark: its parameters, for the order.
         task: name of the task, for the title.
     """
-    configs = [str(Config.parse(text)) for text in benchmark.configs]
+    configs = [text for text in map(str, map(Config.parse, benchmark.configs)) if (table.config == text).any()]
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(7.2, 4.0), layout="constrained")
         axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2, label="teacher")
