@@ -21,16 +21,7 @@ def test_the_padding_mask_reaches_quantized_attention(teacher, batch):
     assert all(maps[..., causal].max() == 0 for maps in output.decoder_attentions)
 
 
-def test_eight_bits_are_close_to_full_precision(teacher, batch):
-    teacher.set_attn_implementation("eager")
-    student = make_student(teacher, Config.parse("32-32-8 4-3")).eval()
-    with torch.no_grad():
-        ours, theirs = student(**batch.inputs()).logits, teacher(**batch.inputs()).logits
-    error = (ours - theirs).norm() / theirs.norm()
-    assert 0 < error < 0.05
-
-
-@pytest.mark.parametrize("bits", [4, 8, 32])
+@pytest.mark.parametrize("bits", [4, 32])
 def test_attention_inputs_are_rounded_only_where_asked(teacher, bits):
     student = make_student(teacher, Config.parse(f"2-2-{bits} 4-3"))
     assert {layer.self_attn.activation.bits for layer in student.model.encoder.layers} == {bits}

@@ -18,74 +18,45 @@ def test_the_methods_are_there():
     assert not set(PRESETS) & set(VARIANTS)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_preset_is_found_by_the_name_it_bears(name):
-    assert ALL[name].name == name
-    assert get_preset(name) is ALL[name]
-    assert get_preset(ALL[name]) is ALL[name]
+def test_a_preset_is_found_by_the_name_it_bears_and_copied_with_the_student_that_bears_it():
+    for name, preset in ALL.items():
+        assert preset.name == name
+        assert get_preset(name) is get_preset(preset) is preset
+        # A read-only view of a dictionary, which can be neither copied nor pickled, would forbid both to a student.
+        assert copy.deepcopy(preset) == preset
+        assert pickle.loads(pickle.dumps(preset)) == preset
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_preset_cannot_be_changed_by_one_who_uses_it(name):
+def test_a_preset_cannot_be_changed_by_one_who_uses_it():
     # A study trains many students in one process from the same presets.
-    for part in (ALL[name], ALL[name].weights, ALL[name].activations, ALL[name].loss, ALL[name].recipe):
-        assert is_dataclass(part)
-        for field in fields(part):
-            with pytest.raises(FrozenInstanceError):
-                setattr(part, field.name, None)
-    for recipe in ALL[name].by_bits.values():
-        with pytest.raises(FrozenInstanceError):
-            recipe.learning_rate = 1.0
+    for preset in ALL.values():
+        for part in (preset, preset.weights, preset.activations, preset.loss, preset.recipe, *preset.by_bits.values()):
+            assert is_dataclass(part)
+            for field in fields(part):
+                with pytest.raises(FrozenInstanceError):
+                    setattr(part, field.name, None)
     assert Preset("mine").by_bits is not Preset("other").by_bits
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_preset_is_copied_with_the_student_that_bears_it(name):
-    # A read-only view of a dictionary, which can be neither copied nor pickled, would forbid both to a student.
-    assert copy.deepcopy(ALL[name]) == ALL[name]
-    assert pickle.loads(pickle.dumps(ALL[name])) == ALL[name]
+def test_an_unknown_preset_is_refused_with_those_that_there_are():
+    for name in ("dqbart", "", "DQLIB", None):
+        with pytest.raises(InputError, match=r"^preset: .* must be one of ") as caught:
+            get_preset(name)
+        assert all(known in str(caught.value) for known in ALL)
 
 
-@pytest.mark.parametrize("name", ["dqbart", "", "DQLIB", None])
-def test_an_unknown_preset_is_refused_with_those_that_there_are(name):
-    with pytest.raises(InputError, match=r"^preset: .* must be one of ") as caught:
-        get_preset(name)
-    for known in ALL:
-        assert known in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"learning_rate": 0.0},
-        {"learning_rate": -1.0},
-        {"learning_rate": float("nan")},
-        {"scale_learning_rate": 0.0},
-        {"warmup": 1.0},
-        {"warmup": -0.1},
-        {"progressive": 1.0},
-        {"progressive": -0.5},
-        {"schedule": "step"},
-        {"layerwise": 1.0},
-        {"layerwise": -0.1},
-        {"layerwise_rate": 0.0},
-        {"layer_losses_until": 0.0},
-        {"layer_losses_until": 1.1},
-        {"average": 1.0},
-        {"weight_decay": -0.1},
-        {"teacher_targets": 1.1},
-        {"labelled_text": -0.1},
-        {"on_policy": float("nan")},
-    ],
-)
-def test_a_recipe_out_of_bounds_is_named(bad):
-    with pytest.raises(InputError, match=rf"^{next(iter(bad))}: "):
-        Recipe(**bad)
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
-def test_a_recipe_at_its_bounds_is_allowed(schedule):
-    Recipe(learning_rate=1e-9, schedule=schedule, warmup=0.0, scale_learning_rate=1e9, progressive=0.999)
+def test_a_recipe_out_of_bounds_is_named_and_one_at_its_bounds_is_allowed():
+    for field, values in {
+        "learning_rate": (0.0, -1.0, float("nan")), "scale_learning_rate": (0.0,), "warmup": (1.0, -0.1),
+        "progressive": (1.0, -0.5), "schedule": ("step",), "layerwise": (1.0, -0.1), "layerwise_rate": (0.0,),
+        "layer_losses_until": (0.0, 1.1), "average": (1.0,), "weight_decay": (-0.1,), "teacher_targets": (1.1,),
+        "labelled_text": (-0.1,), "on_policy": (float("nan"),),
+    }.items():  # fmt: skip
+        for value in values:
+            with pytest.raises(InputError, match=rf"^{field}: "):
+                Recipe(**{field: value})
+    for schedule in ("linear", "cosine", "constant_with_warmup"):
+        Recipe(learning_rate=1e-9, schedule=schedule, warmup=0.0, scale_learning_rate=1e9, progressive=0.999)
 
 
 def test_layerwise_steps_are_part_of_all_steps_and_leave_one():
@@ -123,37 +94,29 @@ def test_a_student_that_keeps_less_of_its_layers_has_a_larger_rate():
         replace(preset, rate_exponent=-1)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_preset_has_a_recipe_for_all_its_bits(name):
-    preset = ALL[name]
-    assert set(preset.by_bits) <= set(preset.weight_bits)
-    for bits in preset.weight_bits:
-        assert isinstance(preset.recipe_for(Config.parse(f"{bits}-8-8 2-1")), Recipe)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_preset_serves_known_architectures_and_says_which_it_does_not(name):
-    preset, two = ALL[name], Config.parse("2-2-8 2-1")
-    served = ARCHITECTURES if preset.architectures is None else preset.architectures
-    assert set(served) <= set(ARCHITECTURES)
-    for architecture in ARCHITECTURES:
-        if architecture in served:
-            preset.check_fits(two, architecture)
-        else:
-            with pytest.raises(InputError, match=rf"^preset: '{name}' .* serves the architecture '{architecture}'"):
-                preset.check_fits(two, architecture)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_bits_that_a_method_has_no_grid_for_are_refused_by_name(name):
-    preset = ALL[name]
-    for bits in (*range(1, 9), 32):
-        for text, field in ((f"{bits}-32-8 2-1", "w_bits"), (f"32-{bits}-8 2-1", "e_bits")):
-            if bits in preset.weight_bits:
-                preset.check_fits(Config.parse(text), "bart")
+def test_a_preset_serves_known_architectures_and_says_which_it_does_not():
+    for name, preset in ALL.items():
+        served = ARCHITECTURES if preset.architectures is None else preset.architectures
+        assert set(served) <= set(ARCHITECTURES)
+        for architecture in ARCHITECTURES:
+            if architecture in served:
+                preset.check_fits(Config.parse("2-2-8 2-1"), architecture)
             else:
-                with pytest.raises(InputError, match=rf"^{field} of '{text}': {bits} .* with the preset '{name}'"):
+                with pytest.raises(InputError, match=rf"^preset: '{name}' .* serves the architecture '{architecture}'"):
+                    preset.check_fits(Config.parse("2-2-8 2-1"), architecture)
+
+
+def test_a_preset_has_a_recipe_for_all_its_bits_and_bits_without_a_grid_are_refused_by_name():
+    for name, preset in ALL.items():
+        assert set(preset.by_bits) <= set(preset.weight_bits)
+        for bits in (*range(1, 9), 32):
+            for text, field in ((f"{bits}-32-8 2-1", "w_bits"), (f"32-{bits}-8 2-1", "e_bits")):
+                if bits in preset.weight_bits:
                     preset.check_fits(Config.parse(text), "bart")
+                    assert isinstance(preset.recipe_for(Config.parse(text)), Recipe)
+                else:
+                    with pytest.raises(InputError, match=rf"^{field} of '{text}': {bits} .* with the preset '{name}'"):
+                        preset.check_fits(Config.parse(text), "bart")
 
 
 def test_a_preset_is_varied_by_replacing_a_part():

@@ -1,7 +1,5 @@
 import copy
 import io
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -28,7 +26,6 @@ from dqlib.storage.manifest import verify
 from dqlib.storage.packed import load_packed, save_packed
 from dqlib.storage.students import load_student, save_student
 from dqlib.student import (
-    forget,
     layer_map,
     make_student,
     plain_parameters,
@@ -68,7 +65,7 @@ def test_layers_are_maximally_spaced(student, teacher, expected):
     assert layer_map(student, teacher) == expected
 
 
-@pytest.mark.parametrize("layers", [[5], [0, 5], [0, 2, 5], [0, 2, 3, 5], [0, 1, 3, 4, 5], [0, 1, 2, 3, 4, 5]])
+@pytest.mark.parametrize("layers", [[5], [0, 5], [0, 2, 5], [0, 2, 3, 5], [0, 1, 3, 4, 5]])
 def test_layers_of_the_faithful_preset_are_those_of_its_code_copied_and_supervised(layers):
     config = BartConfig(**TINY, encoder_layers=6, decoder_layers=6)
     teacher, count = BartForConditionalGeneration(config), len(layers)
@@ -80,7 +77,7 @@ def test_layers_of_the_faithful_preset_are_those_of_its_code_copied_and_supervis
         assert list(getattr(supervision_maps(config, teacher), side)) == layers
 
 
-@pytest.mark.parametrize("teacher", [1, 2, 6, 12])
+@pytest.mark.parametrize("teacher", [1, 2, 12])
 def test_a_single_layer_is_the_first_or_where_asked_the_last(teacher):
     assert layer_map(1, teacher) == layer_map(1, teacher, "first") == [0]
     assert layer_map(1, teacher, "last") == [teacher - 1]
@@ -98,7 +95,7 @@ def test_a_side_without_layers_has_no_supervision():
     assert supervision_map(0, 6) == supervision_map(0, 0) == []
 
 
-@pytest.mark.parametrize("teacher", range(2, 30))
+@pytest.mark.parametrize("teacher", [2, 3, 6, 7, 12, 24, 29])
 def test_first_and_last_layer_are_kept_and_each_is_the_nearest_to_even_spacing(teacher):
     for student in range(2, teacher + 1):
         chosen = layer_map(student, teacher)
@@ -108,19 +105,7 @@ def test_first_and_last_layer_are_kept_and_each_is_the_nearest_to_even_spacing(t
     assert supervision_map(1, teacher) == [teacher - 1]
 
 
-def test_more_layers_than_the_teacher_are_refused(teacher):
-    with pytest.raises(InputError, match=r"encoder_layers: 5 .* at most 4"):
-        make_student(teacher, Config.parse("2-2-8 5-3"))
-
-
-@pytest.mark.parametrize(("text", "side"), [("2-2-8 0-3", "encoder"), ("2-2-8 2-0", "decoder")])
-def test_a_stack_that_the_teacher_has_keeps_a_layer(teacher, text, side):
-    with pytest.raises(InputError, match=rf"{side}_layers: 0 .* at least 1 for this architecture"):
-        make_student(teacher, Config.parse(text))
-
-
-@pytest.mark.parametrize("config", ["2-2-8 2-1", "32-32-32 4-3"])
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("config", "packed"), [("2-2-8 2-1", True), ("32-32-32 4-3", False)])
 def test_a_model_that_is_quantized_already_is_refused(teacher, tmp_path, config, packed):
     # Its layers would keep their bits, and those that had none would get the new ones.
     student = make_student(teacher, Config.parse(config))
@@ -131,27 +116,6 @@ def test_a_model_that_is_quantized_already_is_refused(teacher, tmp_path, config,
     for again in (make_student, quantize_model):
         with pytest.raises(InputError, match=rf"^model: '.* quantized as {config}' .* in full precision"):
             again(student, Config.parse("8-8-8 1-1"))
-
-
-def test_an_unknown_architecture_is_told_how_to_be_added():
-    from transformers import PegasusConfig, PegasusForConditionalGeneration
-
-    tiny = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 20, "max_position_embeddings": 8}
-    tiny |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
-    with pytest.raises(InputError, match=r"model_type: 'pegasus' .* ARCHITECTURES"):
-        make_student(PegasusForConditionalGeneration(PegasusConfig(**tiny)), Config.parse("2-2-8 1-1"))
-
-
-def test_a_full_precision_full_depth_student_is_the_teacher(teacher, batch):
-    student = make_student(teacher, Config.parse("32-32-32 4-3")).eval()
-    teacher.set_attn_implementation("eager")
-    inputs = batch.inputs()
-    with torch.no_grad():
-        ours = student(**inputs, output_attentions=True, output_hidden_states=True)
-        theirs = teacher(**inputs, output_attentions=True, output_hidden_states=True)
-    assert torch.equal(ours.logits, theirs.logits)
-    assert torch.equal(ours.cross_attentions[1], theirs.cross_attentions[1])
-    assert torch.equal(ours.encoder_hidden_states[2], theirs.encoder_hidden_states[2])
 
 
 def test_layers_are_copied_by_the_map_and_the_teacher_is_left_alone(teacher):
@@ -175,25 +139,10 @@ def test_embedding_and_head_are_one_quantized_table(teacher, batch):
     assert student.lm_head.weight_quantizer is student.model.encoder.embed_tokens.weight_quantizer
 
 
-@pytest.mark.parametrize("config", ["8-8-8 4-3", "5-6-8 4-3", "2-2-8 2-1", "1-1-8 1-1"])
-def test_padding_does_not_change_a_result(teacher, batch, config):
-    student = make_student(teacher, Config.parse(config)).eval()
-    inputs = batch.inputs()
-    with torch.no_grad():
-        together = student(**inputs).logits[1, :2]
-        alone = student(
-            input_ids=inputs["input_ids"][1:2, :4],
-            attention_mask=inputs["attention_mask"][1:2, :4],
-            decoder_input_ids=inputs["decoder_input_ids"][1:2, :2],
-        ).logits[0]
-    # Sums in another order may move a value over a rounding edge, so not bit by bit.
-    torch.testing.assert_close(together, alone, atol=0.05 * float(alone.abs().max()), rtol=0)
-
-
 @pytest.mark.parametrize(
     ("optimizer", "options"),
-    [(torch.optim.SGD, {}), (torch.optim.AdamW, {}), (torch.optim.AdamW, {"fused": True})],
-    ids=["sgd", "adamw", "fused-adamw"],  # a fused optimizer does not raise a weight's version counter
+    [(torch.optim.SGD, {}), (torch.optim.AdamW, {"fused": True})],
+    ids=["sgd", "fused-adamw"],  # a fused optimizer does not raise a weight's version counter
 )
 def test_weights_are_quantized_once_a_step_and_once_a_generation(teacher, batch, optimizer, options):
     student = make_student(teacher, Config.parse("2-2-8 2-1"))
@@ -239,15 +188,7 @@ def test_weights_written_through_data_are_seen_after_forgetting(teacher, batch):
     assert not torch.equal(before, after)
 
 
-def test_the_package_alone_imports_no_pytorch_and_names_what_it_has():
-    code = "import dqlib, sys; assert 'torch' not in sys.modules; assert dqlib.__all__; dqlib.nothing"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert found.stderr.endswith("AttributeError: module 'dqlib' has no attribute 'nothing'\n")
-    assert dqlib.forget is forget
-
-
-@pytest.mark.parametrize("preset", ["dqlib", "dq-bart-faithful"])
-def test_a_student_compiles_into_one_graph_that_learns_the_same(batch, preset):
+def test_a_student_compiles_into_one_graph_that_learns_the_same(batch):
     torch._dynamo.reset()
     torch.manual_seed(0)
     teacher = BartForConditionalGeneration(BartConfig(**TINY, encoder_layers=1, decoder_layers=1))
@@ -267,24 +208,7 @@ def test_a_student_compiles_into_one_graph_that_learns_the_same(batch, preset):
     assert torch.equal(student(**inputs).logits, compiled(**inputs).logits)
 
 
-@pytest.mark.parametrize("config", ["8-8-8 4-3", "4-4-4 4-2", "3-7-8 1-2", "2-2-8 2-1", "1-1-8 1-1", "32-32-32 2-1"])
-def test_every_parameter_learns(teacher, batch, config):
-    student = make_student(teacher, Config.parse(config))
-    student(**batch.inputs()).logits.square().sum().backward()
-    without = [name for name, p in student.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
-    assert without == []
-
-
-@pytest.mark.parametrize("config", ["4-4-8 2-2", "2-2-4 2-1", "2-2-8 2-1", "1-1-8 1-3"])
-def test_cached_generation_gives_what_the_whole_forward_gives(teacher, batch, config):
-    student = make_student(teacher, Config.parse(config)).eval()
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    greedy = {"max_new_tokens": 10, "num_beams": 1, "do_sample": False}
-    assert torch.equal(student.generate(**inputs, **greedy), student.generate(**inputs, **greedy, use_cache=False))
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("preset", ["dqlib", "dq-bart-faithful"])
+@pytest.mark.parametrize(("preset", "reentrant"), [("dqlib", False), ("dqlib", True), ("dq-bart-faithful", False)])
 def test_a_checkpointed_student_learns_the_same(teacher, batch, preset, reentrant):
     student = make_student(teacher, Config.parse("2-2-8 4-3"), preset)
     gradients = []
@@ -298,8 +222,9 @@ def test_a_checkpointed_student_learns_the_same(teacher, batch, preset, reentran
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("through", [copy.deepcopy, pickled], ids=["copied", "pickled"])
-@pytest.mark.parametrize("name", ["mbart", "gpt2", "bert"])
+@pytest.mark.parametrize(
+    ("name", "through"), [("mbart", copy.deepcopy), ("gpt2", copy.deepcopy), ("bert", pickled), ("t5", pickled)]
+)
 def test_a_copied_or_pickled_student_learns_on_with_its_optimizer(name, through):
     student, inputs = student_of(make_teacher(name), name, "2-2-8", "quantgpt"), data_of(name).inputs
     frozen = [parameter for name, parameter in student.named_parameters() if name.endswith(LEARNED)][::2]
@@ -319,22 +244,9 @@ def test_a_copied_or_pickled_student_learns_on_with_its_optimizer(name, through)
     assert torch.equal(student(**inputs).logits, before)
 
 
-@pytest.mark.parametrize("preset", ["dqlib", "dq-bart", "dq-bart-faithful", "xtc", "quantgpt"])
-def test_a_saved_student_loads_as_the_same_function(teacher, batch, tmp_path, preset):
-    student = make_student(teacher, Config.parse("2-2-8 2-1"), preset).eval()
-    save_student(student, tmp_path)
-    loaded = load_student(tmp_path)
-    with torch.no_grad():
-        assert torch.equal(loaded(**batch.inputs()).logits, student(**batch.inputs()).logits)
-    assert not loaded.training
-    for field in ("name", "weights", "activations", "quantize_head", "position_bits"):
-        assert getattr(loaded.dqlib_preset, field) == getattr(student.dqlib_preset, field)
-    assert str(loaded.dqlib_config) == "2-2-8 2-1"
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")) == []
-
-
-@pytest.mark.parametrize("preset", ["dqlib", "quantgpt", "dq-bart-faithful"])
-@pytest.mark.parametrize("config", ["8-8-8 2-2", "2-2-8 2-2"])
+@pytest.mark.parametrize(
+    ("preset", "config"), [("dqlib", "8-8-8 2-2"), ("quantgpt", "2-2-8 2-2"), ("dq-bart-faithful", "2-2-8 2-2")]
+)
 def test_a_rounded_student_computes_with_fp16_numbers_and_loads_as_the_same_function(
     teacher, batch, tmp_path, preset, config
 ):
@@ -352,8 +264,13 @@ def test_a_rounded_student_computes_with_fp16_numbers_and_loads_as_the_same_func
         assert torch.equal(scale, scale.half().float())
         assert torch.equal(module.quantized().dequantize(), module.weight_quantizer(module.weight))
     save_student(student, tmp_path)
+    loaded = load_student(tmp_path)
     with torch.no_grad():
-        assert torch.equal(load_student(tmp_path)(**batch.inputs()).logits, logits)
+        assert torch.equal(loaded(**batch.inputs()).logits, logits)
+    for field in ("name", "weights", "activations", "quantize_head", "position_bits"):
+        assert getattr(loaded.dqlib_preset, field) == getattr(student.dqlib_preset, field)
+    assert (loaded.training, str(loaded.dqlib_config)) == (False, config)
+    assert not [path.name for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
 
 
 def test_a_rounded_student_without_quantized_weights_loads_as_the_same_function(tmp_path):
@@ -409,7 +326,7 @@ def test_a_number_too_large_for_fp16_is_named(teacher):
         round_for_storage(student)
 
 
-@pytest.mark.parametrize("preset", ["dqlib", "quantgpt", "dq-bart-faithful"])
+@pytest.mark.parametrize("preset", ["dqlib", "dq-bart-faithful"])
 def test_what_is_saved_by_either_name_is_the_student(teacher, batch, tmp_path, preset):
     student = make_student(teacher, Config.parse("2-2-8 2-1"), preset).eval()
     round_for_storage(student)
@@ -485,8 +402,9 @@ def test_a_weight_that_is_not_finite_is_named_before_it_is_quantized(teacher):
 
 def test_a_group_that_does_not_fit_a_layer_names_the_layer(teacher):
     preset = replace(get_preset("dqlib"), weights=WeightQuantization(linear="per_group_32"))
-    with pytest.raises(InputError, match=r"fc2, granularity: 'per_group_32' .* a row of 48 weights"):
-        make_student(teacher, Config.parse("2-2-8 4-3"), preset)
+    for each in (preset, "dqlib-groups-of-32"):
+        with pytest.raises(InputError, match=r"fc2, granularity: 'per_group_32' .* divides a row of 48 weights"):
+            make_student(teacher, Config.parse("2-2-8 4-3"), each)
 
 
 def test_a_blend_of_zero_is_full_precision_and_of_one_the_student(teacher, batch):
@@ -502,7 +420,7 @@ def test_a_blend_of_zero_is_full_precision_and_of_one_the_student(teacher, batch
         assert not torch.allclose(full, quantized)
 
 
-@pytest.mark.parametrize("name", ["bart", "gpt2", "bert"])
+@pytest.mark.parametrize("name", ["bart", "gpt2"])
 def test_a_printed_student_tells_bits_and_scheme_of_every_quantizer(name):
     student = student_of(make_teacher(name), name, "2-4-8", "dqlib")
     assert "WeightFakeQuantizer(4 bits, symmetric, per_row, trained factor)" in str(student)
@@ -525,10 +443,9 @@ def test_the_head_stays_in_full_precision_where_the_method_says_so(teacher, batc
     assert isinstance(student.model.encoder.embed_tokens, QuantEmbedding)
 
 
-@pytest.mark.parametrize("preset", ["dqlib", "dq-bart"])
-def test_maps_of_every_attention_turn_into_scores(teacher, batch, preset):
+def test_maps_of_every_attention_turn_into_scores(teacher, batch):
     teacher.set_attn_implementation("dqlib")
-    student = make_student(teacher, Config.parse("32-32-32 4-3"), preset).eval()
+    student = make_student(teacher, Config.parse("32-32-32 4-3")).eval()
     wanted = {"output_attentions": True}
     with torch.no_grad():
         probabilities = student(**batch.inputs(), **wanted)
@@ -543,26 +460,13 @@ def test_maps_of_every_attention_turn_into_scores(teacher, batch, preset):
             torch.testing.assert_close(torch.softmax(s.masked_fill(p == 0, -torch.inf), -1), p)
 
 
-def test_the_footprint_counts_every_number_once(teacher):
-    student = make_student(teacher, Config.parse("2-2-8 4-3"))
-    entries = footprint(student)
-    stored = [p for name, p in student.named_parameters() if not name.endswith(LEARNED)]  # factors are in the scales
-    assert sum(entry.numel for entry in entries) == sum(p.numel() for p in stored)
-    by_kind = {entry.kind for entry in entries}
-    assert by_kind == {"weights", "embedding", "positions", "rest"}
+def test_a_table_counts_its_codes_and_a_scale_a_row(teacher):
+    entries = footprint(make_student(teacher, Config.parse("2-2-8 4-3")))
+    assert {entry.kind for entry in entries} == {"weights", "embedding", "positions", "rest"}
     embedding = next(entry for entry in entries if entry.kind == "embedding")
     assert embedding.code_bytes == 96 * 32 // 4  # four codes of four levels a byte
     assert embedding.scale_bytes == 96 * 2  # a half-precision scale a row
-    assert size_bytes(student) == sum(entry.size_bytes for entry in entries)
     assert fp32_size_bytes(teacher) == 4 * sum(p.numel() for p in teacher.parameters())
-
-
-def test_groups_of_32_are_refused_where_a_layer_is_no_multiple_of_32_wide(teacher):
-    assert teacher.config.encoder_ffn_dim % 32
-    with pytest.raises(
-        InputError, match=r"fc2, granularity: 'per_group_32' .* a group that divides a row of \d+ weights"
-    ):
-        make_student(teacher, Config.parse("2-2-8 4-3"), "dqlib-groups-of-32")
 
 
 def test_an_embedding_that_the_head_needs_in_full_precision_is_counted_so_too(teacher):

@@ -33,7 +33,7 @@ def digits_by_the_book(data, count, base, places):
 
 @EVERY_FORM
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_codes_of_any_shape_come_back(bits, encoding, data):
     shape = data.draw(arrays.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=41))
     seed = data.draw(st.integers(0, 2**32 - 1))
@@ -56,9 +56,13 @@ def test_every_pair_of_codes_comes_back_at_every_place(bits, encoding):
         assert torch.equal(unpack(pack(some, bits, encoding), (count,), bits, encoding), some)
 
 
-@EVERY_FORM
-@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 24, 25, 26, 101])
-def test_bytes_are_laid_out_as_described(bits, encoding, count):
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 25, 26, 101])
+def test_bytes_are_laid_out_as_described(count):
+    for bits, encoding in FORMS:
+        check_layout(bits, encoding, count)
+
+
+def check_layout(bits, encoding, count):
     values = grid(bits, encoding)
     codes = [values[i * 7 % len(values)] for i in range(count)]
     data = pack(torch.tensor(codes, dtype=torch.int8), bits, encoding).numpy()
@@ -77,14 +81,15 @@ def test_bytes_are_laid_out_as_described(bits, encoding, count):
     assert len(data) == 0
 
 
-@EVERY_FORM
 @pytest.mark.parametrize("block", [1, 3, 16])
-def test_blocks_do_not_show(bits, encoding, block, monkeypatch):
-    codes = torch.from_numpy(np.random.default_rng(0).choice(np.array(grid(bits, encoding), np.int8), (13, 17)))
-    packed = pack(codes, bits, encoding)
-    monkeypatch.setattr(packing, "BLOCK", block)
-    assert torch.equal(pack(codes, bits, encoding), packed)
-    assert torch.equal(unpack(packed, codes.shape, bits, encoding), codes)
+def test_blocks_do_not_show(block, monkeypatch):
+    for bits, encoding in FORMS:
+        codes = torch.from_numpy(np.random.default_rng(0).choice(np.array(grid(bits, encoding), np.int8), (13, 17)))
+        packed = pack(codes, bits, encoding)
+        with monkeypatch.context() as patch:
+            patch.setattr(packing, "BLOCK", block)
+            assert torch.equal(pack(codes, bits, encoding), packed)
+            assert torch.equal(unpack(packed, codes.shape, bits, encoding), codes)
 
 
 def test_sizes_are_those_that_are_claimed():
@@ -101,12 +106,11 @@ def test_odd_codes_of_one_bit_are_the_codes_of_one_bit():
     assert torch.equal(pack(codes, 1, "odd"), pack(codes, 1))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=str)
 @pytest.mark.parametrize("full_range", [False, True])
-def test_codes_are_those_of_the_encoding_that_a_quantizer_names(scheme, full_range):
+def test_codes_are_those_of_the_encoding_that_a_quantizer_names(full_range):
     torch.manual_seed(0)
     weight = torch.randn(40, 20)
-    for bits in scheme.bits:
+    for scheme, bits in ((each, bits) for each in SCHEMES.values() for bits in each.bits):
         learned = initial_learned(weight, bits, "per_row", scheme) if scheme.learned else None
         quantized = quantize(weight, bits, "per_row", scheme, learned, full_range=full_range)
         codes, encoding = quantized.codes, quantized.encoding
@@ -116,9 +120,8 @@ def test_codes_are_those_of_the_encoding_that_a_quantizer_names(scheme, full_ran
         assert torch.equal(unpack(pack(codes, bits, encoding), weight.shape, bits, encoding), codes)
 
 
-@pytest.mark.parametrize(
-    ("codes", "bits", "encoding", "message"),
-    [
+def test_codes_off_the_grid_are_refused():
+    for codes, bits, encoding, message in (
         ([2], 2, "bits", r"^codes: '2 to 2' .* -2 to 1"),
         ([-2, 1], 2, "ternary", r"^codes: '-2 to 1' .* -1 to 1"),
         ([0, 1], 1, "bits", r"^codes: '0 to 1' .* odd numbers from -1 to 1"),
@@ -128,11 +131,9 @@ def test_codes_are_those_of_the_encoding_that_a_quantizer_names(scheme, full_ran
         ([1], 3, "ternary", r"^bits: 3 .* 2 for ternary codes"),
         ([1], 8, "odd", r"^bits: 8 .* at most 7 for odd codes"),
         ([1], 2, "zip", r"^encoding: 'zip' .* ternary, odd, bits"),
-    ],
-)
-def test_codes_off_the_grid_are_refused(codes, bits, encoding, message):
-    with pytest.raises(InputError, match=message):
-        pack(torch.tensor(codes, dtype=torch.int8), bits, encoding)
+    ):
+        with pytest.raises(InputError, match=message):
+            pack(torch.tensor(codes, dtype=torch.int8), bits, encoding)
 
 
 def test_bytes_that_no_codes_make_are_refused():
