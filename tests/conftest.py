@@ -63,14 +63,18 @@ def committed(project: Path = Path(__file__).parent.parent) -> Path:
     return folder if (folder / "dvc.yaml").is_file() else project
 
 
-@pytest.fixture(params=["mbart", "bart"])
+#: For a test that the place of norms matters to: mBART's come before the layers' parts, BART's after them.
+BOTH = pytest.mark.parametrize("teacher", ["mbart", "bart"], indirect=True)
+
+
+@pytest.fixture
 def teacher(request):
-    """A random encoder-decoder with 4 encoder and 3 decoder layers."""
+    """A random encoder-decoder with 4 encoder and 3 decoder layers: mBART, or as the test is marked."""
     torch.manual_seed(0)
     config, model = {
         "mbart": (MBartConfig, MBartForConditionalGeneration),
         "bart": (BartConfig, BartForConditionalGeneration),
-    }[request.param]
+    }[getattr(request, "param", "mbart")]
     return model(config(**TINY, encoder_layers=4, decoder_layers=3)).eval()
 
 
@@ -102,16 +106,6 @@ def write_small_study(folder: Path) -> None:
     (folder / "small.yaml").write_text(yaml.safe_dump(params))
 
 
-@pytest.fixture
-def study_in_a_copy(tmp_path, monkeypatch):
-    """The tutorial study in a folder of its own, with a shrunken corpus and trainings of a few steps."""
-    from dqlib.study.pipeline.study import Study
-
-    write_small_study(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return Study("small.yaml")
-
-
 @pytest.fixture(scope="session")
 def _made_study(tmp_path_factory):
     from dqlib.study.pipeline.study import Study
@@ -131,3 +125,11 @@ def made_study(_made_study, tmp_path, monkeypatch):
     shutil.copytree(_made_study, folder)
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def study_in_a_copy(made_study):
+    """The study of that folder."""
+    from dqlib.study.pipeline.study import Study
+
+    return Study("small.yaml")
