@@ -33,59 +33,53 @@ def exported(model, engine, folder, exact=True):
 
 
 @OTHERS
-@pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("bits", [None, "2-2-32", "8-4-32"])
-def test_a_text_goes_on_as_in_pytorch(engine, beams, bits, tmp_path):
+def test_a_text_goes_on_as_in_pytorch(engine, bits, tmp_path):
     model = make_teacher("gpt2")
     model = model if bits is None else student_of(model, "gpt2", bits).eval()
     engines = [TorchEngine(model), exported(model, engine, tmp_path / "out")]
-    for new_tokens in (1, 4, NEW_TOKENS):
-        ours, theirs = (
-            each.generate_ids(IDS, num_beams=beams, max_new_tokens=new_tokens, early_stopping=True) for each in engines
-        )
+    for beams, new_tokens in ((1, 1), (1, NEW_TOKENS), (3, 1), (3, 4), (3, NEW_TOKENS)):
+        options = {"num_beams": beams, "max_new_tokens": new_tokens, "early_stopping": True}
+        ours, theirs = (each.generate_ids(IDS, **options) for each in engines)
         assert ours == theirs
-        assert theirs == [
-            engines[1].generate_ids([row], num_beams=beams, max_new_tokens=new_tokens, early_stopping=True)[0]
-            for row in IDS
-        ]
-    assert any(ours)
+        assert theirs == [engines[1].generate_ids([row], **options)[0] for row in IDS]
+        assert any(ours)
 
 
 @OTHERS
-@pytest.mark.parametrize("beams", [1, 3])
-def test_a_continuation_ends_where_that_of_pytorch_ends(engine, beams, tmp_path):
+def test_a_continuation_ends_where_that_of_pytorch_ends(engine, tmp_path):
     teacher = make_teacher("gpt2")
     written = TorchEngine(teacher).generate_ids(IDS, num_beams=1, max_new_tokens=NEW_TOKENS)
     teacher.generation_config.eos_token_id = [EOS, *{row[3] for row in written}]
     teacher.generation_config.forced_eos_token_id = EOS
     engines = [TorchEngine(teacher), exported(teacher, engine, tmp_path / "out")]
-    ours, theirs = (
-        each.generate_ids(IDS, num_beams=beams, max_new_tokens=NEW_TOKENS, early_stopping=True) for each in engines
-    )
-    assert ours == theirs
-    assert min(map(len, ours)) < NEW_TOKENS - 1
+    for beams in (1, 3):
+        options = {"num_beams": beams, "max_new_tokens": NEW_TOKENS, "early_stopping": True}
+        ours, theirs = (each.generate_ids(IDS, **options) for each in engines)
+        assert ours == theirs
+        assert min(map(len, ours)) < NEW_TOKENS - 1
 
 
 @OTHERS
-@pytest.mark.parametrize(
-    "asked",
-    [{"min_new_tokens": 6}, {"length_penalty": 2.0}, {"no_repeat_ngram_size": 2}, {"bad_words_ids": [[32], [42]]},
-     {"bad_words_ids": [[7, 42], [32, 32]]}, {"repetition_penalty": 1.1}, {"repetition_penalty": 1.5}],
-    ids=str,
-)  # fmt: skip
-def test_a_search_is_asked_for_as_of_pytorch(engine, asked, tmp_path):
+def test_a_search_is_asked_for_as_of_pytorch(engine, tmp_path):
     teacher = make_teacher("gpt2")
     engines = [TorchEngine(teacher), exported(teacher, engine, tmp_path / "out")]
-    # with beams, and with the first token that is punished, CTranslate2 has rules of its own, as notes tell
-    beams = 3 if "length_penalty" in asked or engine == "onnxruntime" else 1
-    ids = [[0, *row] for row in IDS] if "repetition_penalty" in asked else IDS
-    options = {"num_beams": beams, "max_new_tokens": NEW_TOKENS, **asked}
-    ours, theirs = (each.generate_ids(ids, early_stopping=True, **options) for each in engines)
-    assert ours == theirs
+    for asked in (
+        {"min_new_tokens": 6}, {"length_penalty": 2.0}, {"no_repeat_ngram_size": 2}, {"bad_words_ids": [[32], [42]]},
+        {"bad_words_ids": [[7, 42], [32, 32]]}, {"repetition_penalty": 1.1}, {"repetition_penalty": 1.5},
+    ):  # fmt: skip
+        # with beams, and with the first token that is punished, CTranslate2 has rules of its own, as notes tell
+        beams = 3 if "length_penalty" in asked or engine == "onnxruntime" else 1
+        ids = [[0, *row] for row in IDS] if "repetition_penalty" in asked else IDS
+        options = {"num_beams": beams, "max_new_tokens": NEW_TOKENS, **asked}
+        ours, theirs = (each.generate_ids(ids, early_stopping=True, **options) for each in engines)
+        assert ours == theirs, asked
 
 
-@pytest.mark.parametrize("bits", ["2-2-8", "1-1-8", "3-5-8", "8-8-8"])
-@pytest.mark.parametrize("preset", ["dqlib", LSQ, "dqlib-ternary"], ids=lambda p: getattr(p, "name", p))
+@pytest.mark.parametrize(
+    ("preset", "bits"), [("dqlib", "2-2-8"), (LSQ, "1-1-8"), (LSQ, "3-5-8"), ("dqlib-ternary", "2-2-8")],
+    ids=lambda p: getattr(p, "name", p),
+)  # fmt: skip
 def test_the_codes_survive_in_ctranslate2(preset, bits, tmp_path):
     student = student_of(make_teacher("gpt2"), "gpt2", bits, preset).eval()
     with torch.no_grad():
@@ -135,28 +129,18 @@ def test_a_narrow_student_writes_the_same(engine, tmp_path):
 
 
 @OTHERS
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
-        ({"activation_function": "tanh"}, "activation_function"),
-    ],
-)
-def test_another_gpt2_than_the_engine_computes_is_refused(engine, changes, field, tmp_path):
-    case = CASES["gpt2"]
-    model = case.model(GPT2Config.from_dict(case.config.to_dict() | changes))
-    with pytest.raises(InputError, match=f"^{field}: "):
-        export_model(model, tmp_path / "out", engine)
+def test_what_the_engine_computes_or_searches_otherwise_is_refused(engine, tmp_path):
+    for field, value in (("scale_attn_by_inverse_layer_idx", True), ("activation_function", "tanh")):
+        case = CASES["gpt2"]
+        model = case.model(GPT2Config.from_dict(case.config.to_dict() | {field: value}))
+        with pytest.raises(InputError, match=f"^{field}: "):
+            export_model(model, tmp_path / "out", engine)
+    for field, value in (("min_length", 4), ("forced_bos_token_id", 5)):  # rules that look at the text otherwise
+        teacher = make_teacher("gpt2")
+        setattr(teacher.generation_config, field, value)
+        with pytest.raises(InputError, match=f"^{field}: {value} "):
+            export_model(teacher, tmp_path / "out", engine)
     assert not list(tmp_path.iterdir())
-
-
-@OTHERS
-@pytest.mark.parametrize(("field", "value"), [("min_length", 4), ("forced_bos_token_id", 5)])
-def test_a_rule_that_looks_at_the_text_otherwise_is_refused(engine, field, value, tmp_path):
-    teacher = make_teacher("gpt2")
-    setattr(teacher.generation_config, field, value)
-    with pytest.raises(InputError, match=f"^{field}: {value} "):
-        export_model(teacher, tmp_path / "out", engine)
 
 
 def test_what_ctranslate2_does_by_another_rule_is_told(tmp_path):
