@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 import dqlib
 from dqlib.cli import main
-from dqlib.engines import load_engine
+from dqlib.engines import load_classifier, load_engine
 from dqlib.engines.torch_engine import load_model
 from dqlib.storage.reading import read_model
 from dqlib.study.corpora.corpus import load_corpus
@@ -23,14 +23,15 @@ from dqlib.study.training.seq2seq import TRAINING
 from tests.helpers.checkpoints import CLASSES, save_checkpoint, write_pairs
 
 PAIRS = ("--source", "read", "--target", "write")
+EXPORT = ("--export", "onnxruntime", "ctranslate2")
 
 #: Kind of file, columns, configuration and engines of each architecture.
 RUNS = {
-    "bart": ("pairs.jsonl", (*PAIRS, "--export", "onnxruntime", "ctranslate2"), "2-2-8 2-1"),
+    "bart": ("pairs.jsonl", (*PAIRS, *EXPORT), "2-2-8 2-1"),
     "mbart": ("pairs.csv.gz", PAIRS, "2-2-8 2-1"),
     "marian": ("pairs.parquet", (*PAIRS, "--language", "ro"), "auto:15kB 2-1"),
     "t5": ("pairs.jsonl.gz", (*PAIRS, "--prefix", "the "), "2-2-8 2-1"),
-    "bert": ("pairs.csv", ("--text", "read", "--label", "kind"), "2-2-8 2-0"),
+    "bert": ("pairs.csv", ("--text", "read", "--label", "kind", *EXPORT), "2-2-8 2-0"),
     "gpt2": ("pairs.parquet.gz", ("--text", "read"), "2-2-8 0-2"),
 }
 HEADLINES = {"mbart": "bleu", "marian": "bleu", "bert": "accuracy", "gpt2": "perplexity"}
@@ -101,8 +102,11 @@ def test_a_checkpoint_becomes_a_packed_model_with_a_report(name, runs):
     assert result["metrics"][0]["value"] == record.score
     if "--export" in RUNS[name][1]:
         for engine in ("onnxruntime", "ctranslate2"):
-            assert load_engine(out / engine).generate(["the river"], num_beams=1, max_new_tokens=4)
             assert f"| {engine} |" in report
+            if name == "bert":
+                assert load_classifier(out / engine).labels == CLASSES
+            else:
+                assert load_engine(out / engine).generate(["the river"], num_beams=1, max_new_tokens=4)
 
 
 @pytest.mark.parametrize("name", ["bart", "mbart", "marian", "t5"])
@@ -132,7 +136,7 @@ def test_texts_are_read_and_written_as_transformers_does_it(name, runs):
 def test_a_model_is_scored_with_any_engine_and_against_another(name, runs, capsys):
     out = runs(name)
     _, _, teacher, student = trained(out)
-    columns = [each for each in RUNS[name][1] if each not in ("--export", "onnxruntime", "ctranslate2")]
+    columns = [each for each in RUNS[name][1] if each not in EXPORT]
     test = out / "test.jsonl"
     rows = load_corpus(out / "work" / teacher.parent.name / "corpus").splits["test"][:6]
     second = "kind" if name == "bert" else "write"
@@ -147,9 +151,17 @@ def test_a_model_is_scored_with_any_engine_and_against_another(name, runs, capsy
     assert line.split()[1] == f"{read_record(student).score:.2f}"
     assert f" {read_record(teacher).score:.2f} " in line
     assert 0 < float(line.split()[-1]) <= 1
-    for folder in (out / "onnxruntime", out / "ctranslate2") if name == "bart" else ():
-        assert main(["evaluate", str(folder), str(test), *columns, *more]) == 0
-        assert "ROUGE-L" in capsys.readouterr().out
+    for folder in (out / "onnxruntime", out / "ctranslate2") if "--export" in RUNS[name][1] else ():
+        assert main(["evaluate", str(folder), str(test), *columns, *more, "--threads", "1"]) == 0
+        assert headline in capsys.readouterr().out
+    if name == "gpt2":
+        assert main(["evaluate", str(out / "packed"), str(test), "--text", "read", "--label", "read"]) == 2
+        assert "a classifier of texts" in capsys.readouterr().err
+    if name == "bert":
+        assert main(["evaluate", str(out / "packed"), str(test), "--text", "read"]) == 2
+        assert "one of gpt2, where --text stands alone" in capsys.readouterr().err
+    assert main(["evaluate", str(out / "packed"), str(test), *columns, *more, "--documents", "0"]) == 2
+    assert "--documents: 0 is not allowed; it must be at least 1" in capsys.readouterr().err
     assert main(["evaluate", str(out / "nothing"), str(test), *columns]) == 2
     assert "folder: " in capsys.readouterr().err
 

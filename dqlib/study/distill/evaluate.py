@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 import pandas
+import torch
 
-from dqlib.engines import engine_of, load_engine
-from dqlib.engines.torch_engine import load_model
+from dqlib.engines import engine_of, load_classifier, load_engine
+from dqlib.engines.torch_engine import TorchClassifier, load_model
 from dqlib.errors import InputError
 from dqlib.study.corpora import hub
 from dqlib.study.corpora.files import rows_of_file
 from dqlib.study.corpora.rows import Row
 from dqlib.study.distill.arguments import Test, arguments_of
 from dqlib.study.distill.parameters import SOURCE_TOKENS, columns_of, data_of
-from dqlib.study.evaluation import classification, perplexity
+from dqlib.study.evaluation import perplexity
 from dqlib.study.evaluation.bootstrap import two_sided
+from dqlib.study.evaluation.classification import class_scores
 from dqlib.study.evaluation.records import Line, Scores
 from dqlib.study.evaluation.scoring import text_scores, translation_scores
 from dqlib.study.params import settings as S
@@ -29,7 +31,6 @@ from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.process.exit_codes import exit_code
 from dqlib.study.report.names import METRIC_NAMES
 from dqlib.study.report.scores import resampled_headline
-from dqlib.study.training.classification import encode
 from dqlib.study.training.loop import make_accelerator
 
 #: Draws of the test texts, of an interval.
@@ -66,8 +67,14 @@ def evaluate(arguments: Test) -> pandas.DataFrame:
 
 
 def _rows(arguments: Test, kind: str) -> tuple[list[Row], S.Corpus]:
-    """The rows that are tested, and the parameters of their corpus."""
+    """The rows that are tested, and the parameters of their corpus.
+
+    Raises:
+        InputError: the data or a column is not there, or no text is asked for.
+    """
     columns = columns_of(arguments, kind)
+    if arguments.documents < 1:
+        raise InputError("--documents", arguments.documents, "at least 1")
     more: dict[str, Any] = {"vocab_size": 1, "tokenizer": arguments.model, "prefix": arguments.prefix or ""}
     more["source_tokens"] = arguments.source_tokens or SOURCE_TOKENS
     more["languages"] = [arguments.language] if arguments.language else []
@@ -91,26 +98,45 @@ def _tested(
         if corpus.languages:
             return translation_scores(rows, texts, BOOTSTRAP, corpus.languages[0])
         return text_scores(rows, texts, BOOTSTRAP)
+    if kind == "classification":
+        return _classified(folder, rows, corpus, arguments)
+    return _measured(folder, rows, corpus, arguments)
+
+
+def _classified(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Test) -> tuple[Scores, Sequence[Line]]:
+    """Scores of a classifier, which names its classes itself."""
+    classifier = load_classifier(folder, threads=arguments.threads)
+    if classifier.tokenizer is None:
+        raise InputError("model", str(folder), "a model with a tokenizer")
+    classifier.tokenizer.model_max_length = min(classifier.tokenizer.model_max_length, corpus.source_tokens)
+    if isinstance(classifier, TorchClassifier):
+        classifier.model.to(make_accelerator(0).device)
+    labels = [name.removeprefix("LABEL_") for name in classifier.labels]
+    for row in rows:
+        if row["target"] not in labels:
+            raise InputError("--label", row["target"], f"the column of a class: {', '.join(labels[:20])}")
+    columns = [[row[name] for row in rows] for name in ("source", "second") if name in rows[0]]
+    classified = classifier.classify(*columns, batch_size=arguments.batch_size)
+    chances = np.array([list(each.probabilities.values()) for each in classified])
+    return class_scores(rows, chances, labels, BOOTSTRAP)
+
+
+def _measured(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Test) -> tuple[Scores, Sequence[Line]]:
+    """Scores of a language model, in PyTorch: the engines that write give no logits of a text that is there."""
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     model, tokenizer = load_model(folder)
+    known = S.KINDS["language_modelling"].architectures
+    if model.config.model_type not in known:
+        raise InputError("model", type(model).__name__, f"one of {', '.join(known)}, where --text stands alone")
     if tokenizer is None:
         raise InputError("model", str(folder), "a model with a tokenizer")
     positions = min(corpus.source_tokens, model.config.max_position_embeddings)
     accelerator = make_accelerator(0)
-    model.to(accelerator.device)
-    if kind == "classification":
-        labels = [str(name).removeprefix("LABEL_") for _, name in sorted((model.config.id2label or {}).items())]
-        for row in rows:
-            if row["target"] not in labels:
-                raise InputError("--label", row["target"], f"the column of a class: {', '.join(labels[:20])}")
-        examples = encode(rows, tokenizer, labels, positions)
-        chances = classification.probabilities(
-            model, examples, tokenizer, arguments.batch_size, accelerator, str(folder)
-        )
-        return classification.class_scores(rows, chances, labels, BOOTSTRAP)
-    measured = perplexity.document_losses(
-        model, rows, tokenizer, positions, arguments.batch_size, accelerator, str(folder)
+    losses = perplexity.document_losses(
+        model.to(accelerator.device), rows, tokenizer, positions, arguments.batch_size, accelerator, str(folder)
     )
-    return perplexity.text_scores(rows, measured, BOOTSTRAP, f"windows of {positions} tokens")
+    return perplexity.text_scores(rows, losses, BOOTSTRAP, f"windows of {positions} tokens")
 
 
 def _table(scores: Scores) -> pandas.DataFrame:

@@ -11,13 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas
-import torch
 import yaml
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
 from dqlib.config import Config
-from dqlib.engines import load_engine
-from dqlib.engines.torch_engine import load_model
+from dqlib.engines import load_classifier, load_engine
 from dqlib.files import write_text
 from dqlib.storage.account import account, fp32_bytes_of
 from dqlib.storage.manifest import MANIFEST, sha256
@@ -31,7 +29,7 @@ from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import FIGURES
 from dqlib.study.params.tasks import kind_of
 from dqlib.study.pipeline.study import Study
-from dqlib.study.report.engines import measured, timed
+from dqlib.study.report.engines import measured, measured_classifiers
 from dqlib.study.report.figures import training_curves
 from dqlib.study.report.names import METRIC_NAMES, percent
 from dqlib.study.report.pages import markdown_table, short_table
@@ -62,10 +60,8 @@ def measure(study: Study, folders: Mapping[str, Path]) -> str:
     rows = corpus.splits["test"][:TIMED]
     examples = training_of(spec.form).encode(rows, corpus, spec.corpus)[:TIMED]
     if spec.form.labels:
-        models = {name: load_model(folder)[0] for name, folder in folders.items()}
-        calls = {name: lambda ids, model=model: model(torch.tensor([ids])).logits for name, model in models.items()}
-        with torch.no_grad():
-            table, _ = timed(calls, folders, [example.source for example in examples], TURNS)
+        classifiers = {name: load_classifier(folder) for name, folder in folders.items()}
+        table = measured_classifiers(classifiers, folders, [example.source for example in examples], TURNS)
         return table.to_csv(lineterminator="\n")
     engines = {name: load_engine(folder) for name, folder in folders.items()}
     positions, tokens = spec.model.max_positions, spec.corpus.target_tokens

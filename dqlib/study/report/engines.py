@@ -10,8 +10,9 @@ from typing import TypeVar
 
 import pandas
 
-from dqlib.engines.agreement import agreement
+from dqlib.engines.agreement import agreement, class_agreement
 from dqlib.engines.base import Engine
+from dqlib.engines.classifier import Classifier
 from dqlib.storage.manifest import kind_of, packed_size_bytes
 
 T = TypeVar("T")
@@ -63,6 +64,29 @@ def measured(
     same = [agreement(written[0], each) for each in written]
     table["tokens that agree (%)"] = [round(100 * each.part, 2) for each in same]
     table["choices that agree (%)"] = [round(100 * each.part_of_choices, 2) for each in same]
+    return table
+
+
+def measured_classifiers(
+    classifiers: Mapping[str, Classifier], folders: Mapping[str, Path], texts: Sequence[list[int]], repeats: int = 3
+) -> pandas.DataFrame:
+    """Size, time and agreement of classifiers on the same texts, one at a time, as :func:`measured` has it.
+
+    Args:
+        classifiers: by name; the first is what the others are compared with.
+        folders: of the classifiers.
+        texts: their ids, of a text or a pair each.
+        repeats: turns of each, after one that is not counted.
+
+    Returns:
+        One row per classifier: size (MB), time per text (ms), texts whose class is that of the first (%).
+    """
+    calls = {
+        name: lambda row, classifier=classifier: classifier.logits_of_ids([row])[0]
+        for name, classifier in classifiers.items()
+    }
+    table, logits = timed(calls, folders, texts, repeats)
+    table["classes that agree (%)"] = [round(100 * class_agreement(logits[0], each).part, 2) for each in logits]
     return table
 
 
