@@ -7,8 +7,9 @@ describes the same for those who write a reader.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,8 @@ TRITS = 5
 #: 2^(b-1) - 1, and, as there is no zero among two values, the odd numbers at 1 bit.
 ENCODINGS = ("ternary", "odd", "bits")
 
-#: Bytes that are unpacked at a time, so that all passes but the first find them in the cache of a core.
-BLOCK = 2**17
+#: Bytes that are packed, and codes that are unpacked, at a time, so that all passes but the first find them in a cache.
+BLOCK = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,26 +111,58 @@ def unpack(packed: Tensor, shape: Sequence[int], bits: int, encoding: str = "bit
     """
     import torch
 
-    count, size, ternary = prod(shape), packed_size(prod(shape), bits, encoding), encoding == "ternary"
+    read = _reader(packed, prod(shape), bits, encoding)
+    codes = large_tensor((prod(shape),), torch.int8)
+    for first in range(0, codes.numel(), BLOCK):
+        read(first, codes.numpy()[first : first + BLOCK])
+    return codes.view(*shape)
+
+
+def unpack_rows(
+    packed: Tensor, shape: Sequence[int], bits: int, encoding: str = "bits"
+) -> Iterator[tuple[slice, Tensor]]:
+    """The codes of a matrix as :func:`unpack` gives them, some rows at a time: few enough for a cache.
+
+    Yields:
+        The rows, and their codes, int8 (rows, columns), in memory that the next ones are written to.
+
+    Raises:
+        InputError: as :func:`unpack`.
+    """
+    import torch
+
+    rows, columns = shape
+    read, most = _reader(packed, rows * columns, bits, encoding), max(1, BLOCK // max(columns, 1))
+    memory: np.ndarray = np.empty(min(most, rows) * columns, np.int8)
+    for first in range(0, rows, most):
+        codes = memory[: min(most, rows - first) * columns]
+        read(first * columns, codes)
+        yield slice(first, first + most), torch.from_numpy(codes).view(-1, columns)
+
+
+def _reader(packed: Tensor, count: int, bits: int, encoding: str) -> Callable[[int, np.ndarray], None]:
+    """What writes codes to memory (int8) that holds as many as are wanted: from the one with a number on.
+
+    Raises:
+        InputError: as :func:`unpack`.
+    """
+    size, ternary, parts = packed_size(count, bits, encoding), encoding == "ternary", _parts(bits, encoding)
     if packed.numel() != size:
         raise InputError("packed", f"{packed.numel()} bytes", f"{size} bytes for {count} codes of {bits} bits")
     if ternary and size and packed.max() >= 3**TRITS:
         raise InputError("packed", f"a byte of {packed.max()}", f"bytes below {3**TRITS} for ternary codes")
-    codes = large_tensor((count,), torch.int8)
-    parts, start = _parts(bits, encoding), 0
-    for part in parts:
-        bytes_ = packed.numpy()[start : start + part.size(count)]
-        start += bytes_.size
-        if ternary:
-            _unpack_trits(bytes_, codes.numpy(), part)
-        else:
-            _unpack_bits(bytes_, codes.numpy().view(np.uint8), part)
-    signed = codes.numpy()
-    if _is_odd(bits, encoding):
-        np.add(signed, signed, out=signed)
-    if not ternary:
-        np.add(signed, np.int8(_range(bits, encoding)[0]), out=signed)
-    return codes.view(*shape)
+    ends = list(accumulate(part.size(count) for part in parts))
+    bytes_ = [packed.numpy()[end - part.size(count) : end] for part, end in zip(parts, ends, strict=True)]
+    low, odd = np.int8(_range(bits, encoding)[0]), _is_odd(bits, encoding)
+
+    def read(first: int, codes: np.ndarray) -> None:
+        for part, bytes_of_part in zip(parts, bytes_, strict=True):
+            _read_digits(bytes_of_part, part, first, codes.view(np.uint8))
+        if odd:
+            np.add(codes, codes, out=codes)
+        np.add(codes, low, out=codes)
+
+    return read
 
 
 def large_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -188,29 +221,25 @@ def _blocks(part: _Part, count: int) -> Iterator[tuple[int, slice, slice]]:
                 yield place, slice(start, start + length), slice(first, first + length)
 
 
-def _unpack_bits(packed: np.ndarray, digits: np.ndarray, part: _Part) -> None:
-    width = 8 // part.places
-    for place, block, codes in _blocks(part, digits.size):
-        digit = packed[block] >> np.uint8(width * place)
-        if place < part.places - 1:
-            digit &= np.uint8(part.base - 1)
-        if part.shift:
-            digit <<= np.uint8(part.shift)
-            digits[codes] |= digit
+def _read_digits(packed: np.ndarray, part: _Part, first: int, digits: np.ndarray) -> None:
+    """Write the digits of a part to memory, those of codes from the one with the number ``first`` on.
+
+    The lowest part is written first, the others added to it.
+    """
+    size, start, end = packed.size, first, first + digits.size
+    while start < end:
+        place = start // size
+        stop = min(end, (place + 1) * size)
+        block, out = packed[start - place * size : stop - place * size], digits[start - first : stop - first]
+        power, last = part.base**place, place == part.places - 1
+        if part.base == 3:  # NumPy divides by one number many at a time, and has nothing as fast for the rest
+            np.floor_divide(block, np.uint8(power), out=out)
+            if not last:
+                out -= (out // np.uint8(3)) * np.uint8(3)
         else:
-            digits[codes] = digit
-
-
-def _unpack_trits(packed: np.ndarray, codes: np.ndarray, part: _Part) -> None:
-    # Comparing with the two multiples of a power of three is several times faster than dividing by it. So the
-    # highest place comes first.
-    size = packed.size
-    for start in range(0, size, BLOCK):
-        rest = packed[start : start + BLOCK].copy()
-        for place in reversed(range(part.places)):
-            power = np.uint8(part.base**place)
-            digit = np.add((rest >= power).view(np.uint8), (rest >= 2 * power).view(np.uint8))
-            rest -= digit * power
-            first = place * size + start
-            out = codes[first : first + rest.size]
-            np.subtract(digit[: out.size].view(np.int8), np.int8(1), out=out)
+            digit = np.right_shift(block, np.uint8(power.bit_length() - 1), out=None if part.shift else out)
+            if not last:
+                digit &= np.uint8(part.base - 1)
+            if part.shift:
+                out |= digit << np.uint8(part.shift)
+        start = stop

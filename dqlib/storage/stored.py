@@ -14,7 +14,7 @@ from dqlib.errors import InputError
 from dqlib.quantizers import Quantized
 from dqlib.storage.account import FP16_BYTES
 from dqlib.storage.manifest import ZERO_POINTS, RawTensor, matrix
-from dqlib.storage.packing import large_tensor, pack, packed_size, unpack
+from dqlib.storage.packing import large_tensor, pack, packed_size, unpack, unpack_rows
 
 #: Types of tensors by the names that safetensors has for them.
 _TYPES = {"F16": torch.float16, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32}
@@ -77,9 +77,18 @@ class PackedWeight:
     def value(self, out: Tensor | None = None) -> Tensor:
         """The parameter (fp32) that the codes stand for; written to ``out``, of as many numbers, if that is given."""
         out = large_tensor((self.shape[0] * self.shape[1],), torch.float32) if out is None else out
-        if self.transposed:
-            return out.view(self.shape[::-1]).copy_(self.quantized().dequantize().T)
-        return self.quantized().dequantize(out.view(self.shape))
+        value = out.view(self.shape[::-1] if self.transposed else self.shape)
+        for rows, codes in unpack_rows(self.codes, self.shape, self.bits, self.encoding):
+            scale, zero_point = (
+                None if each is None else each.float() if each.size(0) == 1 else each[rows].float()
+                for each in (self.scale, self.zero_point)
+            )
+            quantized = Quantized(codes, scale, self.bits, zero_point, self.encoding)
+            if self.transposed:
+                value[:, rows].copy_(quantized.dequantize().T)
+            else:
+                quantized.dequantize(value[rows])
+        return value
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from dqlib.errors import InputError
 from dqlib.quantizers import initial_learned, quantize
 from dqlib.schemes import SCHEMES
 from dqlib.storage import packing
-from dqlib.storage.packing import pack, packed_size, unpack
+from dqlib.storage.packing import pack, packed_size, unpack, unpack_rows
 
 FORMS = [(bits, "bits") for bits in range(1, 9)] + [(bits, "odd") for bits in range(1, 8)] + [(2, "ternary")]
 EVERY_FORM = pytest.mark.parametrize(("bits", "encoding"), FORMS)
@@ -90,6 +90,18 @@ def test_blocks_do_not_show(block, monkeypatch):
             patch.setattr(packing, "BLOCK", block)
             assert torch.equal(pack(codes, bits, encoding), packed)
             assert torch.equal(unpack(packed, codes.shape, bits, encoding), codes)
+
+
+@EVERY_FORM
+@pytest.mark.parametrize("block", [1, 40, 10**6])
+def test_rows_are_unpacked_some_at_a_time(bits, encoding, block, monkeypatch):
+    codes = torch.from_numpy(np.random.default_rng(0).choice(np.array(grid(bits, encoding), np.int8), (13, 17)))
+    monkeypatch.setattr(packing, "BLOCK", block)
+    found = torch.zeros_like(codes)
+    for rows, some in unpack_rows(pack(codes, bits, encoding), codes.shape, bits, encoding):
+        assert some.numel() <= max(block, 17)
+        found[rows] = some
+    assert torch.equal(found, codes)
 
 
 def test_sizes_are_those_that_are_claimed():
