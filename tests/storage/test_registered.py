@@ -28,7 +28,7 @@ from dqlib.storage.manifest import MANIFEST, WEIGHTS, packed_size_bytes, verify
 from dqlib.storage.packed import load_packed, save_packed
 from dqlib.student import round_for_storage
 from tests.helpers.folders import reconfigure
-from tests.helpers.models import ASYMMETRIC, CASES, make_teacher, student_of
+from tests.helpers.models import ASYMMETRIC, CASES, data_of, make_teacher, student_of
 from tests.helpers.packed import files_of, logits, trained
 
 AUTO = {
@@ -245,6 +245,28 @@ def test_adapters_of_peft_are_trained_and_saved_beside_a_packed_model(folder, tm
     again = BartForConditionalGeneration.from_pretrained(folder)
     again.load_adapter(str(tmp_path / "adapter"))
     assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("load", [load_packed, BartForConditionalGeneration.from_pretrained])
+def test_a_model_of_peft_is_trained_on_codes_that_stay_as_they_are(load, bart, folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(load(folder), peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    data = data_of("bart")
+    columns = data.inputs | {"labels": data.labels}
+    rows = [{name: value[i] for name, value in columns.items()} for i in range(len(data.labels))]
+    options = TrainingArguments(
+        str(tmp_path / "checkpoints"), report_to=[], use_cpu=True, max_steps=2, learning_rate=0.1, save_strategy="no"
+    )
+    Trainer(model, options, train_dataset=rows).train()
+    model.eval().save_pretrained(tmp_path / "adapter")
+    after = logits(model)
+    assert not torch.equal(after, logits(bart))
+    with model.disable_adapter():
+        assert torch.equal(logits(model), logits(bart))
+    again = peft.PeftModel.from_pretrained(load(folder), tmp_path / "adapter").eval()
+    assert torch.equal(logits(again), after)
+    with pytest.raises(InputError, match=r"'changed' is not allowed; it must be as load_packed gave it"):
+        save_packed(again.merge_and_unload(), tmp_path / "merged")
 
 
 def test_accelerate_places_a_packed_model(bart, folder):
