@@ -54,11 +54,7 @@ WANTED = {"output_attentions": True, "output_hidden_states": True}
 
 
 def step_loss(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    data: Data,
-    weights: LossWeights,
-    bank: MemoryBank | None = None,
+    student: PreTrainedModel, teacher: PreTrainedModel, data: Data, weights: LossWeights, bank: MemoryBank | None = None
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     with torch.no_grad():
         theirs = teacher(**data.inputs, **WANTED)
@@ -247,24 +243,6 @@ def test_a_training_step_gives_every_quantized_weight_a_gradient(name, preset):
     assert without == []
 
 
-@EVERY_WITH_A_METHOD
-def test_a_few_steps_lower_the_loss(name, preset):
-    teacher, data = make_teacher(name), data_of(name)
-    student = student_of(teacher, name, preset=preset)
-    weights = replace(get_preset(preset).loss, task=1.0)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=0.01, weight_decay=0.0)
-    losses, scales = [], learned_of(student)
-    for _ in range(10):
-        _, loss = step_loss(student, teacher, data, weights)
-        losses.append(loss.item())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert min(losses[-3:]) < 0.9 * losses[0]
-    moved = learned_of(student)
-    assert all(not torch.equal(before, moved[path]) for path, before in scales.items())
-
-
 def learned_of(student: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {
         path: module.weight_quantizer.learned.detach().clone()
@@ -317,21 +295,6 @@ def greedy(student: PreTrainedModel, name: str, **options) -> torch.Tensor:
     return student.generate(**inputs, **greedily, **options)
 
 
-@EVERY_WITH_A_METHOD
-def test_evaluation_gives_the_same_twice(name, preset):
-    student = student_of(make_teacher(name), name, preset=preset).eval()
-    if CASES[name].generates:
-        first = greedy(student, name)
-        assert first.size(1) >= 8
-        assert torch.equal(first, greedy(student, name))
-        assert torch.equal(student.generate(**two_beams(name)), student.generate(**two_beams(name)))
-    with torch.no_grad():
-        inputs = data_of(name).inputs
-        logits = student(**inputs).logits
-        assert torch.isfinite(logits).all()
-        assert torch.equal(logits, student(**inputs).logits)
-
-
 def two_beams(name: str) -> dict:
     return {"input_ids": data_of(name).inputs["input_ids"][:1], "num_beams": 2, "max_new_tokens": 4}
 
@@ -359,44 +322,44 @@ def test_a_cached_step_has_the_logits_of_the_whole_forward(name):
 
 
 @EVERY_WITH_A_METHOD
-def test_a_saved_student_loads_as_the_same_function(name, preset, tmp_path):
+def test_some_steps_lower_the_loss_and_the_saved_student_is_the_same_function(name, preset, tmp_path):
     teacher, data = make_teacher(name), data_of(name)
     student = student_of(teacher, name, preset=preset)
-    optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
-    for _ in range(2):  # trained scales that differ from where they start
-        step_loss(student, teacher, data, replace(get_preset(preset).loss, task=1.0))[1].backward()
+    weights = replace(get_preset(preset).loss, task=1.0)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.01, weight_decay=0.0)
+    losses, scales = [], learned_of(student)
+    for _ in range(8):
+        _, loss = step_loss(student, teacher, data, weights)
+        losses.append(loss.item())
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    student.eval()
-    save_student(student, tmp_path)
+    assert min(losses[-3:]) < 0.9 * losses[0]
+    save_student(student.eval(), tmp_path)
     loaded = load_student(tmp_path)
     assert type(loaded) is type(student)
     with torch.no_grad():
-        assert torch.equal(loaded(**data.inputs).logits, student(**data.inputs).logits)
+        logits = student(**data.inputs).logits
+        assert torch.isfinite(logits).all()
+        assert torch.equal(loaded(**data.inputs).logits, logits)
+        assert torch.equal(student(**data.inputs).logits, logits)
     ours, theirs = learned_of(loaded), learned_of(student)
-    assert set(ours) == set(theirs)
+    assert ours.keys() == theirs.keys() == scales.keys()
     assert all(torch.equal(ours[path], theirs[path]) for path in ours)
+    assert all(not torch.equal(before, theirs[path]) for path, before in scales.items())  # they were trained
     assert bool(ours) == (preset in ("quantgpt", "dqlib"))
     if CASES[name].generates:
-        assert torch.equal(greedy(loaded, name), greedy(student, name))
+        written = greedy(student, name)
+        assert written.size(1) >= 8
+        assert torch.equal(greedy(loaded, name), written)
+        assert torch.equal(loaded.generate(**two_beams(name)), student.generate(**two_beams(name)))
 
 
-@EVERY_WITH_A_METHOD
-def test_a_copied_student_is_the_same_function_and_shares_nothing(name, preset):
-    student, data = student_of(make_teacher(name), name, preset=preset).eval(), data_of(name)
-    with torch.no_grad():
-        before = student(**data.inputs).logits
-        twin = copy.deepcopy(student)
-        assert torch.equal(twin(**data.inputs).logits, before)
-        for parameter in twin.parameters():
-            parameter.mul_(1.5)
-        assert not torch.equal(twin(**data.inputs).logits, before)
-        assert torch.equal(student(**data.inputs).logits, before)
-
-
-@pytest.mark.parametrize("more", [5, -4])
-@pytest.mark.parametrize("preset", ["dqlib", "quantgpt"])
-@EVERY
+@pytest.mark.parametrize(
+    ("name", "preset", "more"),
+    [(name, ("dqlib", "quantgpt")[i % 2], (5, -4)[i // 2 % 2]) for i, name in enumerate(CASES)]
+    + [("bart", "dqlib", -4)],
+)
 def test_scales_are_resized_with_their_vocabulary(name, preset, more, tmp_path):
     student, inputs = student_of(make_teacher(name), name, "2-2-8", preset).eval(), data_of(name).inputs
     inputs = inputs | {key: ids.clamp(max=VOCABULARY - 5) for key, ids in inputs.items() if key.endswith("ids")}
@@ -466,7 +429,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(name, config, preset, mess
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name not in METHODS])
 def test_every_preset_serves_bart_and_those_that_it_names(preset):
     teacher, data = make_teacher("bart"), data_of("bart")
     student = student_of(teacher, "bart", preset=preset)

@@ -20,7 +20,6 @@ from dqlib.losses import (
     token_scale,
 )
 from dqlib.student import make_student, set_attention_maps, supervision_map
-from dqlib.study.training.batches import Example, collate
 from dqlib.terms import LayerMaps, distillation_terms, reference_terms
 
 LAYERED = {"encoder_attention", "decoder_attention", "cross_attention", "encoder_hidden", "decoder_hidden"}
@@ -51,32 +50,6 @@ def test_what_is_masked_does_not_count():
         assert torch.equal(loss(s, t, mask), before)
 
 
-def test_a_step_split_in_micro_batches_gives_the_same_losses(teacher, batch):
-    # The reference averages within each batch, so its gradient depends on how a step is split.
-    student = make_student(teacher, Config.parse("2-2-8 2-1")).eval()
-    teacher.set_attn_implementation("eager")
-    maps = LayerMaps(supervision_map(2, 4), supervision_map(1, 3))
-    wanted = {"output_attentions": True, "output_hidden_states": True}
-
-    def terms(part, denominators):
-        inputs = part.inputs()
-        outputs = student(**inputs, **wanted), teacher(**inputs, **wanted)
-        return distillation_terms(*outputs, part.labels, part.attention_mask.bool(), maps, LossWeights(), denominators)
-
-    examples = [
-        Example(
-            batch.input_ids[i][batch.attention_mask[i].bool()].tolist(), batch.labels[i][batch.labels[i] >= 0].tolist()
-        )
-        for i in range(3)
-    ]
-    tokens = (float(batch.attention_mask.sum()), float((batch.labels >= 0).sum()))
-    whole = terms(batch, (None, None))
-    parts = [terms(collate(examples[:1]), tokens), terms(collate(examples[1:]), tokens)]
-    assert set(whole) == {"task", "logits"} | LAYERED
-    for name, value in whole.items():
-        torch.testing.assert_close(value, parts[0][name] + parts[1][name], rtol=2e-2, atol=1e-4)
-
-
 @pytest.mark.parametrize("reduction", ["tokens", "reference"])
 def test_maps_that_a_teacher_does_not_give_are_asked_for_in_a_sentence(teacher, batch, reduction):
     weights, maps = LossWeights(reduction=reduction, logits_loss="mse"), LayerMaps([1, 3], [0, 2])
@@ -100,16 +73,11 @@ def test_families_of_weight_zero_are_not_computed(teacher, batch):
     assert set(distillation_terms(*outputs, batch.labels, mask, LayerMaps([0, 3], [2]), weights)) == {"logits"}
 
 
-@pytest.mark.parametrize("name", sorted({"task", "logits", "contrastive", "encoder_last_hidden"} | LAYERED))
-def test_every_term_has_a_weight(name):
-    weights = LossWeights(task=2, logits=3, attention=5, hidden=7, contrastive=11)
-    family = name.rpartition("_")[2]
-    assert weights.of(name) == {"task": 2, "logits": 3, "attention": 5, "hidden": 7, "contrastive": 11}[family]
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
+def test_every_term_has_a_weight_and_bad_weights_are_named():
+    families = {"task": 2, "logits": 3, "attention": 5, "hidden": 7, "contrastive": 11}
+    for name in ("task", "logits", "contrastive", "encoder_last_hidden", *LAYERED):
+        assert LossWeights(**families).of(name) == families[name.rpartition("_")[2]]
+    for bad in (
         {"task": -1.0},
         {"contrastive": -0.1},
         {"hidden": float("nan")},
@@ -126,11 +94,9 @@ def test_every_term_has_a_weight(name):
         {"logits_loss": "kl", "reduction": "reference"},
         {"attention_maps": "scores", "reduction": "reference", "logits_loss": "mse"},
         {"contrastive": 0.1, "reduction": "reference", "logits_loss": "mse"},
-    ],
-)
-def test_bad_weights_are_named(bad):
-    with pytest.raises(InputError, match=rf"^{next(iter(bad))}: .* must be "):
-        LossWeights(**bad)
+    ):
+        with pytest.raises(InputError, match=rf"^{next(iter(bad))}: .* must be "):
+            LossWeights(**bad)
 
 
 # --- tokens that count more
@@ -410,26 +376,6 @@ def test_more_padding_changes_no_term(pair, batch, choice):
     for name, value in before.items():
         assert value > 0
         torch.testing.assert_close(after[name], value, msg=lambda message, name=name: f"{name}: {message}")
-
-
-@pytest.mark.parametrize("choice", CHOICES)
-def test_terms_of_examples_alone_add_up_to_those_of_the_batch(pair, batch, choice):
-    weights = CHOICES[choice]
-    for model in pair:
-        set_attention_maps(model, weights.attention_maps)
-    tokens = (float(batch.attention_mask.sum()), float((batch.labels >= 0).sum()))
-
-    def terms(part, denominators=(None, None)):
-        mask = part.attention_mask.bool()
-        return distillation_terms(*outputs(*pair, part), part.labels, mask, MAPS, weights, denominators)
-
-    alone = [
-        collate([Example(ids[mask.bool()].tolist(), labels[labels >= 0].tolist())])
-        for ids, mask, labels in zip(batch.input_ids, batch.attention_mask, batch.labels, strict=True)
-    ]
-    parts = [terms(part, tokens) for part in alone]
-    for name, value in terms(batch).items():
-        torch.testing.assert_close(sum(part[name] for part in parts), value)
 
 
 def test_scores_are_compared_before_the_softmax(pair, batch):

@@ -2,13 +2,7 @@
 
 import pytest
 import torch
-from transformers import (
-    DataCollatorForSeq2Seq,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
 from dqlib import Config, DistillationMixin, distillation_terms, load_student, make_student, supervision_maps
 from dqlib.architectures import layer_weights
@@ -57,8 +51,9 @@ def logits(model, name):
 
 @pytest.mark.parametrize(
     ("name", "preset"),
-    [*((name, "dqlib") for name in CASES), ("bart", "quantgpt"), ("gpt2", "quantgpt"), ("t5", "xtc")],
-)
+    [*((name, "dqlib") for name in ("mbart", "marian", "t5", "bert", "bert-classifier", "gpt2")),
+     ("bart", "quantgpt"), ("t5", "xtc")],
+)  # fmt: skip
 def test_the_loss_is_the_preset_s_however_a_step_is_split(name, preset, tmp_path):
     teacher, data = make_teacher(name), data_of(name)
     config, loss = Config.parse("2-2-8 " + CASES[name].layers), get_preset(preset).loss
@@ -72,7 +67,7 @@ def test_the_loss_is_the_preset_s_however_a_step_is_split(name, preset, tmp_path
             terms = distillation_terms(outputs, aim, data.labels, data.source_mask, maps, loss)
             expected = sum(loss.of(term) * value for term, value in terms.items())
     found = []
-    for split in (1, 2, 3):
+    for split in (1, 3):
         again = student_of(make_teacher(name), name, preset=preset)
         options = {"per_device_train_batch_size": 6 // split, "gradient_accumulation_steps": split}
         options |= {"optim": "sgd", "max_grad_norm": 0, "eval_strategy": "steps", "eval_steps": 3}

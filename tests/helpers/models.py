@@ -31,24 +31,11 @@ VOCABULARY = 60
 PAD, EOS = 1, 2
 
 _SEQUENCE_TO_SEQUENCE = {
-    "vocab_size": VOCABULARY,
-    "d_model": 16,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_layers": 3,
-    "decoder_layers": 2,
-    "encoder_ffn_dim": 24,
-    "decoder_ffn_dim": 24,
-    "max_position_embeddings": 24,
-    "init_std": 0.2,
-    "dropout": 0.0,
-    "bos_token_id": 0,
-    "pad_token_id": PAD,
-    "eos_token_id": EOS,
-    "decoder_start_token_id": EOS,
-    "forced_eos_token_id": None,
-    "scale_embedding": True,
-}
+    "vocab_size": VOCABULARY, "d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_layers": 3, "decoder_layers": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24,
+    "max_position_embeddings": 24, "init_std": 0.2, "dropout": 0.0, "bos_token_id": 0, "pad_token_id": PAD,
+    "eos_token_id": EOS, "decoder_start_token_id": EOS, "forced_eos_token_id": None, "scale_embedding": True,
+}  # fmt: skip
 _T5 = {
     "vocab_size": VOCABULARY,
     "d_model": 16,
@@ -66,32 +53,15 @@ _T5 = {
     "decoder_start_token_id": PAD,
 }
 _BERT = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 24,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "initializer_range": 0.2,
-    "pad_token_id": PAD,
-    "num_labels": 3,
-}
+    "vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "intermediate_size": 24, "max_position_embeddings": 24, "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0, "initializer_range": 0.2, "pad_token_id": PAD, "num_labels": 3,
+}  # fmt: skip
 _GPT2 = {
-    "vocab_size": VOCABULARY,
-    "n_embd": 16,
-    "n_layer": 3,
-    "n_head": 2,
-    "n_positions": 24,
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "attn_pdrop": 0.0,
-    "initializer_range": 0.2,
-    "bos_token_id": 0,
-    "pad_token_id": PAD,
+    "vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 24, "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0, "attn_pdrop": 0.0, "initializer_range": 0.2, "bos_token_id": 0, "pad_token_id": PAD,
     "eos_token_id": EOS,
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -77,23 +77,22 @@ def generated(capsys, *arguments):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_each_command_has_an_example_that_can_be_called(name, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main([name, "--help"])
-    said = capsys.readouterr().out
-    assert COMMANDS[name].example in said
-    words = shlex.split(COMMANDS[name].example.rpartition("| ")[2])
-    assert words[0] == "dqlib"
-    assert parser().parse_args(words[1:]).command == name
-    assert any(f"dqlib {name} " in (project_root() / "docs" / page).read_text() for page in PAGES)
+def test_help_of_each_command_has_an_example_that_can_be_called(capsys):
+    for name, command in COMMANDS.items():
+        with pytest.raises(SystemExit, match="0"):
+            main([name, "--help"])
+        assert command.example in capsys.readouterr().out
+        words = shlex.split(command.example.rpartition("| ")[2])
+        assert words[0] == "dqlib"
+        assert parser().parse_args(words[1:]).command == name
+        assert any(f"dqlib {name} " in (project_root() / "docs" / page).read_text() for page in PAGES)
 
 
-@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["pack", "a"], ["generate", "a", "--beams", "0"]])
-def test_a_call_that_is_not_understood_ends_with_2(arguments, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(arguments)
-    assert "usage: dqlib" in capsys.readouterr().err
+def test_a_call_that_is_not_understood_ends_with_2(capsys):
+    for arguments in ([], ["frobnicate"], ["pack", "a"], ["generate", "a", "--beams", "0"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert "usage: dqlib" in capsys.readouterr().err
 
 
 def test_pack_writes_the_student_and_its_tokenizer(students, packed, tmp_path, capsys):
@@ -214,9 +213,8 @@ def test_classify_reads_pairs_from_tabs_and_from_columns(packed, tmp_path, capsy
     assert cut.err == "dqlib classify: 1 of 2 texts were longer than the model reads, and were cut\n"
 
 
-@pytest.mark.parametrize("engine", ENGINES[1:])
-def test_an_exported_classifier_labels_and_agrees(engine, packed, tmp_path, capsys):
-    pytest.importorskip(engine)
+def test_an_exported_classifier_labels_and_agrees(packed, tmp_path, capsys):
+    pytest.importorskip(engine := "onnxruntime")
     assert main(["export", str(packed / "bert-classifier"), str(tmp_path / "out"), "--engine", engine]) == 0
     (tmp_path / "tabs").write_text("the sum\tall numbers\nof\tthe\n")
     texts = ("--input", tmp_path / "tabs", "--pairs", "--threads", 1)
@@ -234,10 +232,9 @@ def test_an_exported_classifier_labels_and_agrees(engine, packed, tmp_path, caps
     assert "GPT2LMHeadModel" in refused(capsys, "classify", packed / "gpt2", *lines)
 
 
-@pytest.mark.parametrize("engine", ENGINES[1:])
-def test_an_exported_gpt2_continues_a_text_and_agrees(engine, packed, tmp_path, capsys):
-    pytest.importorskip("onnx")
-    assert main(["export", str(packed / "gpt2"), str(tmp_path / "out"), "--engine", engine]) == 0
+def test_an_exported_gpt2_continues_a_text_and_agrees(packed, tmp_path, capsys):
+    pytest.importorskip("ctranslate2")
+    assert main(["export", str(packed / "gpt2"), str(tmp_path / "out"), "--engine", "ctranslate2"]) == 0
     (tmp_path / "texts").write_text("return the sum\nof all numbers\n")
     options = ("--input", tmp_path / "texts", "--beams", 1, "--max-new-tokens", 4)
     answers = generated(capsys, tmp_path / "out", *options)
@@ -335,12 +332,10 @@ def test_a_damaged_student_is_told_in_one_sentence(students, tmp_path, capsys):
     for damage, told in (
         (lambda folder: _cut(folder / "model.safetensors"), "bytes long, as the manifest has it"),
         (lambda folder: _flip(folder / "model.safetensors"), "model.safetensors: 'SHA-256"),
-        (lambda folder: _flip(folder / "config.json"), "config.json: 'SHA-256"),
         (lambda folder: _without(folder, "config.json", "model_type"), "config.json, model_type: None"),
         (lambda folder: reseal(folder, about={}), "config: None"),
         (lambda folder: reseal(folder, about={"config": "2-2-8 2-1"}), "preset: "),
         (lambda folder: (folder / "dqlib.json").write_text("[1]"), "dqlib.json: 'another format'"),
-        (lambda folder: (folder / "dqlib.json").write_text("[" * 10**5), "dqlib.json: "),
         (lambda folder: (folder / "dqlib.json").unlink(), "folder: "),
         (lambda folder: _cut(folder / "tokenizer.json"), "tokenizer.json: "),
     ):
@@ -393,16 +388,15 @@ def test_every_folder_that_is_written_is_verified_and_no_flipped_bit_escapes(kin
     assert load_engine(folder).generate_ids([[5, 2]], max_new_tokens=2)
 
 
-@pytest.mark.parametrize("command", ["verify", "inspect"])
-def test_what_a_folder_is_is_told_without_torch(command, packed, students):
-    call = [command, str(packed / "bart")] + ["--teacher", str(students / "bart")] * (command == "inspect")
+def test_what_a_folder_is_is_told_without_torch(packed, students):
+    calls = ["verify", str(packed / "bart")], ["inspect", str(packed / "bart"), "--teacher", str(students / "bart")]
     script = f"""
 import sys
 from dqlib.cli import main
-ended = main({call!r})
+for call in {calls!r}:
+    assert main(call) == 0
 heavy = {{"torch", "transformers", "tokenizers", "pandas"}} & set(sys.modules)
 assert not heavy, heavy
-sys.exit(ended)
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr

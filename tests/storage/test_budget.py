@@ -56,7 +56,7 @@ number = st.one_of(st.integers(0, 3).map(float), st.floats(-1, 10, allow_nan=Fal
 group = st.lists(st.tuples(st.integers(0, 40), number), min_size=1, max_size=4)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(group, min_size=1, max_size=6), st.floats(0, 1.1))
 def test_the_knapsack_is_as_good_as_trying_all(groups, part):
     sizes, losses = ([[pair[i] for pair in of] for of in groups] for i in (0, 1))

@@ -43,15 +43,14 @@ from tests.helpers.packed import files_of, logits, trained
 STUDENTS = [
     ("bart", "dqlib-ternary", "2-2-8"),
     *((name, "quantgpt", ("1-1-8", "2-1-4", "3-5-8", "8-8-8", "6-7-8")[i % 5]) for i, name in enumerate(CASES)),
-    *((name, ASYMMETRIC, bits) for name, bits in (("bart", "2-2-8"), ("gpt2", "8-4-8"), ("t5", "4-2-8"))),
+    *((name, ASYMMETRIC, bits) for name, bits in (("bart", "2-2-8"), ("gpt2", "8-4-8"))),
     *((name, LSQ, bits) for name, bits in (("mbart", "2-7-32"), ("gpt2", "3-3-8"))),
     ("bart", "dqlib", "2-2-8"),
-    *((name, FOUR_LEVELS, bits) for name, bits in (("t5", "2-2-8"), ("gpt2", "2-1-8"), ("bert", "1-2-8"))),
-    *((name, "dq-bart-faithful", "2-2-8") for name in ("bart", "mbart")),
+    *((name, FOUR_LEVELS, bits) for name, bits in (("t5", "2-2-8"), ("gpt2", "2-1-8"))),
+    ("bart", "dq-bart-faithful", "2-2-8"),
     ("mbart", "dq-bart-faithful", "32-8-8"),
     ("marian", "xtc", "1-2-8"),
     ("bert", "dq-bart", "2-3-8"),
-    ("gpt2", "dq-bart", "2-2-8"),
 ]
 EVERY = pytest.mark.parametrize(
     ("name", "preset", "bits"),
@@ -104,20 +103,8 @@ def test_a_packed_model_is_the_student_bit_for_bit_in_the_bytes_that_are_counted
     assert verify(tmp_path / "once") == []
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ("bart", "t5")])
-def test_save_pretrained_gives_a_model_of_the_same_weights(name, tmp_path):
-    save_packed(trained(name), tmp_path / "packed")
-    loaded = load_packed(tmp_path / "packed")
-    loaded.save_pretrained(tmp_path / "plain")
-    plain, made_anew = type(loaded).from_pretrained(tmp_path / "plain").state_dict(), loaded._keys_to_ignore_on_save
-    assert plain.keys() == loaded.state_dict().keys()
-    for key, value in loaded.state_dict().items():
-        assert torch.equal(plain[key], value) or key in made_anew  # Marian's sinusoids
-
-
-@pytest.mark.parametrize("name", ["bart", "mbart"])
-def test_a_head_in_full_precision_stays_apart_from_the_quantized_table(name, tmp_path):
-    save_packed(trained(name, "dq-bart-faithful"), tmp_path / "packed")
+def test_a_head_in_full_precision_stays_apart_from_the_quantized_table(tmp_path):
+    save_packed(trained("bart", "dq-bart-faithful"), tmp_path / "packed")
     loaded = load_packed(tmp_path / "packed")
     assert type(loaded.lm_head) is torch.nn.Linear  # its inputs are not rounded either
     assert loaded.lm_head.weight is not loaded.model.shared.weight
@@ -140,13 +127,9 @@ def test_tied_tables_are_one_again(folder):
 
 @pytest.mark.parametrize(
     ("name", "task"),
-    [
-        ("bart", "feature-extraction"),
-        ("gpt2", "text-generation"),
-        ("bert", "fill-mask"),
-        ("bert-classifier", "text-classification"),
-    ],
-)
+    [("bart", "feature-extraction"), ("gpt2", "text-generation"), ("bert", "fill-mask"),
+      ("bert-classifier", "text-classification")],
+)  # fmt: skip
 def test_the_pipelines_that_the_documentation_names_take_a_packed_model(name, task, tokenizer, tmp_path):
     assert f"`{task}`" in (project_root() / "docs" / "small-file.md").read_text()
     case = CASES[name]
@@ -160,14 +143,7 @@ def test_the_pipelines_that_the_documentation_names_take_a_packed_model(name, ta
     assert pipeline(task, model=inputs[0], tokenizer=inputs[1], **options)(text)
 
 
-@pytest.mark.parametrize(
-    ("name", "preset"),
-    [
-        ("bart", "dq-bart-faithful"),
-        ("marian", "quantgpt"),
-        ("gpt2", "dqlib"),
-    ],
-)
+@pytest.mark.parametrize(("name", "preset"), [("bart", "dq-bart-faithful"), ("marian", "quantgpt"), ("gpt2", "dqlib")])
 def test_a_saved_student_packs_as_the_one_that_was_saved(name, preset, tmp_path):
     student = trained(name, preset)
     save_packed(student, tmp_path / "once")
@@ -361,9 +337,9 @@ def rewrite(folder, change, weights=None):
 def test_a_flipped_bit_anywhere_is_found_and_named(folder, file):
     whole = (folder / file).read_bytes()
     random = np.random.default_rng(0)
-    places = {0, 7, 8, len(whole) - 1, *random.integers(0, len(whole), 25).tolist()}
+    places = {0, 7, 8, len(whole) - 1, *random.integers(0, len(whole), 12).tolist()}
     if file == WEIGHTS:
-        places |= set(range(8, 8 + int.from_bytes(whole[:8], "little"), 97))  # its header
+        places |= set(range(8, 8 + int.from_bytes(whole[:8], "little"), 397))  # its header
     for place in places:
         data = bytearray(whole)
         data[place] ^= 1 << int(random.integers(8))
@@ -400,9 +376,9 @@ def test_a_truncated_file_is_named(folder, length):
 FC1 = "model.encoder.layers.0.fc1.weight"
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
+def test_a_manifest_that_tells_of_another_tensor_is_refused(folder):
+    whole = (folder / MANIFEST).read_bytes()
+    for field, value, message in (
         ("shape", [16, 24], rf"^{FC1}\.scale: .*\(24, 1\).* shape \(16, 1\)"),
         ("shape", [24, 15], rf"^{FC1}\.codes: "),
         ("shape", [24, -16], rf"^{FC1}, shape: "),
@@ -417,15 +393,15 @@ FC1 = "model.encoder.layers.0.fc1.weight"
         ("zero_point", "complex64", rf"^{FC1}, zero_point: 'complex64'"),
         ("transposed", True, rf"^{FC1}\.scale: "),
         ("names", ["model.encoder.layers.9.fc1.weight"], r"^model\.encoder\.layers\.9\.fc1\.weight\.codes: 'missing'"),
-    ],
-)
-def test_a_manifest_that_tells_of_another_tensor_is_refused(folder, field, value, message):
-    def change(parameters):
-        next(each for each in parameters if each["names"] == [FC1])[field] = value
+    ):
 
-    rewrite(folder, change)
-    with pytest.raises(InputError, match=message):
-        load_packed(folder)
+        def change(parameters, field=field, value=value):
+            next(each for each in parameters if each["names"] == [FC1])[field] = value
+
+        rewrite(folder, change)
+        with pytest.raises(InputError, match=message):
+            load_packed(folder)
+        (folder / MANIFEST).write_bytes(whole)
 
 
 def test_parameters_that_the_model_has_not_or_lacks_are_named(folder, bart):
@@ -461,19 +437,16 @@ def test_a_shape_that_the_configuration_has_not_is_named(folder):
         load_packed(folder)
 
 
-@pytest.mark.parametrize("version", [0, 1, "2", None])
-def test_an_unknown_version_is_refused(folder, version):
-    content = json.loads((folder / MANIFEST).read_text()) | {"version": version}
-    (folder / MANIFEST).write_text(json.dumps(content))
-    with pytest.raises(InputError, match=rf"^dqlib\.json, version: {version!r} .* 2, which this dqlib reads"):
-        load_packed(folder)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": "gguf"}', "\udcff"])
-def test_what_is_no_manifest_is_refused(folder, text):
-    (folder / MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(InputError, match=r"^dqlib\.json: "):
-        load_packed(folder)
+def test_an_unknown_version_and_what_is_no_manifest_are_refused(folder):
+    content = json.loads((folder / MANIFEST).read_text())
+    for version in (0, 1, "2", None):
+        (folder / MANIFEST).write_text(json.dumps(content | {"version": version}))
+        with pytest.raises(InputError, match=rf"^dqlib\.json, version: {version!r} .* 2, which this dqlib reads"):
+            load_packed(folder)
+    for text in ("", "[]", "{", '{"format": "gguf"}', "\udcff"):
+        (folder / MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
+        with pytest.raises(InputError, match=r"^dqlib\.json: "):
+            load_packed(folder)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "scaler.pt", "cache.PKL", "inner/data.pickle"])
@@ -486,13 +459,11 @@ def test_a_folder_with_a_pickle_is_refused(folder, name):
     assert len(verify(folder)) == 1
 
 
-@pytest.mark.parametrize(
-    "name", ["../secret.json", "/etc/hostname", "a/../b", "a//b", "..", "", "a\\b", "c:b", MANIFEST]
-)
-def test_a_manifest_names_only_files_of_its_folder(folder, name):
-    reseal(folder, files={name: {}})
-    with pytest.raises(InputError, match=r"^dqlib\.json, files: .* plain name"):
-        load_packed(folder)
+def test_a_manifest_names_only_files_of_its_folder(folder):
+    for name in ("../secret.json", "/etc/hostname", "a/../b", "a//b", "..", "", "a\\b", "c:b", MANIFEST):
+        reseal(folder, files={name: {}})
+        with pytest.raises(InputError, match=r"^dqlib\.json, files: .* plain name"):
+            load_packed(folder)
 
 
 def test_nothing_from_the_folder_runs_and_nothing_else_is_read(folder, bart, tokenizer):
@@ -509,20 +480,24 @@ def test_nothing_from_the_folder_runs_and_nothing_else_is_read(folder, bart, tok
         load_tokenizer(folder)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_a_model_is_built_of_what_is_known_only(folder):
+    about = dict(opened(folder, "packed").about)
+    for change, message in (
         ({"class": "Trainer"}, r"^class: 'Trainer' .* BartForConditionalGeneration"),
         ({"class": "os.system"}, r"^class: 'os\.system'"),
         ({"class": "T5Model"}, r"^class: 'T5Model'"),
+        ({"class": ["a"]}, r"^class: \['a'\]"),
+        ({"weights": [1]}, r"^preset: "),
         ({"config": "2-2-8"}, r"^config: '2-2-8'"),
         ({"activations": {"granularity": "per_mood"}}, r"^granularity: 'per_mood'"),
         ({"activations": {"mood": 1}}, r"^preset: .*mood"),
-    ],
-)
-def test_a_model_is_built_of_what_is_known_only(folder, change, message):
-    reseal(folder, about=dict(opened(folder, "packed").about) | change)
-    with pytest.raises(InputError, match=message):
+    ):
+        reseal(folder, about=about | change)
+        with pytest.raises(InputError, match=message):
+            load_packed(folder)
+    reseal(folder, about=about)
+    reconfigure(folder, "generation_config.json", watermarking_config=[1])
+    with pytest.raises(InputError, match=r"^generation_config\.json, watermarking_config: \[1\] .* left out"):
         load_packed(folder)
 
 
@@ -538,9 +513,8 @@ def test_a_manifest_reads_as_it_was_written(bart):
     assert Manifest.parse(manifest.text()) == manifest
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_student_that_computes_in_half_precision_is_refused(dtype, tmp_path):
-    student = trained()
+def test_a_student_that_computes_in_half_precision_is_refused(tmp_path):
+    student, dtype = trained(), torch.bfloat16
     student.to(dtype)
     with pytest.raises(InputError, match=rf"^\S+: '{dtype}' .* model\.float\(\), and round_for_storage again"):
         save_packed(student, tmp_path / "packed")
@@ -553,9 +527,9 @@ def test_a_student_that_computes_in_half_precision_is_refused(dtype, tmp_path):
 # --- folders that someone made to do harm, sealed as a packed model is
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
+def test_a_configuration_that_no_model_fits_is_refused_before_it_takes_memory(folder):
+    whole = (folder / "config.json").read_bytes()
+    for fields, message in (
         ({"vocab_size": 10**13}, r"^\S+: \(.*\) .* as config\.json has it"),
         ({"vocab_size": 10**30}, r"^config\.json: "),
         ({"d_model": 15}, r"^config\.json: "),
@@ -565,19 +539,17 @@ def test_a_student_that_computes_in_half_precision_is_refused(dtype, tmp_path):
         ({"max_position_embeddings": 10**12}, r"^model\.\S+: \(.*\) .* as config\.json has it"),
         ({"model_type": ["bart"]}, r"^config\.json, model_type: \['bart'\]"),
         ({"model_type": "llama"}, r"^config\.json, model_type: 'llama'"),
-    ],
-    ids=str,
-)
-def test_a_configuration_that_no_model_fits_is_refused_before_it_takes_memory(folder, fields, message):
-    reconfigure(folder, **fields)
-    with pytest.raises(InputError, match=message) as caught:
-        load_packed(folder)
-    assert "\n" not in str(caught.value)
+    ):
+        reconfigure(folder, **fields)
+        with pytest.raises(InputError, match=message) as caught:
+            load_packed(folder)
+        assert "\n" not in str(caught.value)
+        (folder / "config.json").write_bytes(whole)
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
+def test_a_manifest_whose_fields_are_of_other_types_is_refused(folder):
+    whole = (folder / MANIFEST).read_bytes()
+    for fields, message in (
         ({"kind": "other"}, r"^dqlib\.json, kind: 'other'"),
         ({"about": [1]}, r"^dqlib\.json, about: \[1\]"),
         ({"files": ["config.json"]}, r"^dqlib\.json, files: \['config\.json'\]"),
@@ -590,27 +562,13 @@ def test_a_configuration_that_no_model_fits_is_refused_before_it_takes_memory(fo
         ({"parameters": ({"names": ["a"], "bits": "two"},)}, r"^a, bits: 'two'"),
         ({"parameters": ({"names": ["a"], "repeats": [1]},)}, r"^a, repeats: \[1\]"),
         ({"parameters": ({"names": ["a"]},)}, r"^dqlib\.json: "),
-    ],
-    ids=str,
-)
-def test_a_manifest_whose_fields_are_of_other_types_is_refused(folder, fields, message):
-    reseal(folder, **fields)
-    for read in (load_packed, load_tokenizer, packed_size_bytes):
-        with pytest.raises(InputError, match=message):
-            read(folder)
-    assert len(verify(folder)) == 1
-
-
-def test_a_class_or_a_generation_that_is_none_is_refused(folder):
-    manifest = opened(folder, "packed")
-    for change, message in (({"class": ["a"]}, r"^class: \['a'\]"), ({"weights": [1]}, r"^preset: ")):
-        reseal(folder, about=dict(manifest.about) | change)
-        with pytest.raises(InputError, match=message):
-            load_packed(folder)
-    reseal(folder, about=manifest.about)
-    reconfigure(folder, "generation_config.json", watermarking_config=[1])
-    with pytest.raises(InputError, match=r"^generation_config\.json, watermarking_config: \[1\] .* left out"):
-        load_packed(folder)
+    ):
+        reseal(folder, **fields)
+        for read in (load_packed, load_tokenizer, packed_size_bytes):
+            with pytest.raises(InputError, match=message):
+                read(folder)
+        assert len(verify(folder)) == 1
+        (folder / MANIFEST).write_bytes(whole)
 
 
 def test_numbers_that_are_not_stored_are_only_buffers_of_zeros(folder):

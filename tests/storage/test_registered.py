@@ -54,8 +54,8 @@ def folder(bart, tmp_path):
     ("name", "preset"),
     [
         *((name, "dqlib") for name in CASES),
-        *((name, "dq-bart-faithful") for name in ("bart", "mbart")),  # whose heads are not quantized
-        *((name, ASYMMETRIC) for name in ("t5", "gpt2")),
+        ("bart", "dq-bart-faithful"),  # whose head is not quantized
+        ("gpt2", ASYMMETRIC),
     ],
 )
 def test_an_auto_class_reads_a_packed_folder_as_load_packed_does(name, preset, tmp_path, caplog):
@@ -82,8 +82,6 @@ def test_an_auto_class_reads_a_packed_folder_as_load_packed_does(name, preset, t
     "imports",
     [
         "import dqlib; from transformers import AutoModelForSeq2SeqLM",
-        "from transformers import AutoModelForSeq2SeqLM; import dqlib",
-        "import dqlib, transformers.modeling_utils; from transformers import AutoModelForSeq2SeqLM",
         "import transformers.modeling_utils; import dqlib; from transformers import AutoModelForSeq2SeqLM",
     ],
 )
@@ -197,8 +195,6 @@ def _flip(path, place=-100):
         (lambda folder: _flip(folder / WEIGHTS), "CRC-32"),
         (lambda folder: reconfigure(folder, "config.json", d_model=32), "SHA-256|shape"),
         (lambda folder: (folder / MANIFEST).unlink(), "written by save_packed"),
-        (lambda folder: _flip(folder / MANIFEST), MANIFEST),
-        (lambda folder: (folder / "generation_config.json").unlink(), "generation_config.json: 'missing'"),
         (lambda folder: (folder / "more.pkl").touch(), "more.pkl"),
     ],
 )
