@@ -24,22 +24,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: more threads each w
     os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 TINY = {
-    "vocab_size": 96,
-    "d_model": 32,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "max_position_embeddings": 40,
-    "init_std": 0.2,
-    "dropout": 0.0,
-    "scale_embedding": True,
-    "bos_token_id": 0,
-    "pad_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 2,
+    "vocab_size": 96, "d_model": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 40, "init_std": 0.2, "dropout": 0.0,
+    "scale_embedding": True, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
     "forced_eos_token_id": None,
-}
+}  # fmt: skip
 
 
 #: Files whose tests take minutes. Several processes begin with them, so that at the end none is left to one alone.

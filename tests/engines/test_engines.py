@@ -619,14 +619,11 @@ def test_a_decoding_reads_back_from_json():
     with pytest.raises(InputError, match=r"^decoding: "):
         Decoding.parse({"ends": [2], "suppressed": []}, VOCABULARY)
     for field, value, told in (
-        ("start", VOCABULARY, "decoder_start_token_id"),
-        ("ends", [-1], "eos_token_id"),
-        ("suppressed", [[]], "bad_words_ids"),
-        ("positions", "all", "positions"),
-        ("length_penalty", None, "length_penalty"),
-        ("repetition_penalty", 10**400, "repetition_penalty"),
+        ("start", VOCABULARY, "decoder_start_token_id"), ("ends", [-1], "eos_token_id"),
+        ("suppressed", [[]], "bad_words_ids"), ("positions", "all", "positions"),
+        ("length_penalty", None, "length_penalty"), ("repetition_penalty", 10**400, "repetition_penalty"),
         ("has_encoder", 1, "has_encoder"),
-    ):
+    ):  # fmt: skip
         with pytest.raises(InputError, match=rf"^decoding, {told}"):
             Decoding.parse(decoding.as_json() | {field: value}, VOCABULARY)
     with pytest.raises(InputError, match=r"^model: 'BertForMaskedLM'"):

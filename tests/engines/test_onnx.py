@@ -121,13 +121,9 @@ def test_a_packed_model_is_exported_as_its_student(teacher, exported, tmp_path):
 
 @pytest.mark.parametrize(
     ("bits", "preset", "encoder"),
-    [
-        ("2-2-8", "dqlib-ternary", "packed"),
-        ("8-8-8", "dqlib-ternary", "int8"),
-        ("2-2-8", FOUR_LEVELS, "int8"),
-        ("2-2-8", FOUR_LEVELS, "packed"),
-    ],
-)
+    [("2-2-8", "dqlib-ternary", "packed"), ("8-8-8", "dqlib-ternary", "int8"), ("2-2-8", FOUR_LEVELS, "int8"),
+      ("2-2-8", FOUR_LEVELS, "packed")],
+)  # fmt: skip
 def test_rounded_activations_stay_near_the_student(teacher, exported, bits, preset, encoder):
     student = student_of(teacher, bits, preset)
     tokens = [2, 20, 21]
