@@ -10,11 +10,13 @@ from dqlib.study.evaluation.bootstrap import paired_p_value, welch_p_value
 from dqlib.study.evaluation.records import columns_of, read_record
 from dqlib.study.params.paths import project_root
 from dqlib.study.params.settings import Methods, Run, load_settings
+from dqlib.study.pipeline import benchmark
 from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, missing_runs, run_benchmark
 from dqlib.study.pipeline.ledger import LONGER, METHODS, PARTS
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import benchmark as tables
 from dqlib.study.report.benchmark_page import write_benchmark
+from tests.helpers.processes import in_this_process
 
 
 def laptop_bench() -> Methods:
@@ -122,7 +124,8 @@ def test_the_gap_to_the_teacher_is_told_beside_that_of_the_whole_preset_after_eq
     assert gaps.p_value.isna().all()  # two seeds against one
 
 
-def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy, capsys):
+def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "run_all", in_this_process)
     study = study_in_a_copy
     run_benchmark(study)
     runs = benchmark_of(study).runs()

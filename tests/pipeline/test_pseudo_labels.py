@@ -20,16 +20,12 @@ from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline import pseudo_labels
 from dqlib.study.pipeline.study import Study
 from dqlib.study.process.exit_codes import JobError
+from tests.helpers.processes import in_this_process
 
 TEXTS = [
     {"group": "m", "name": f"m.f{i}", "source": f"m.f{i}: m f{i}. {'word ' * i}of a text in no pair."} for i in range(9)
 ]
 CONFIG = "2-2-8 2-1"
-
-
-def in_this_process(title, jobs):
-    for job in jobs:
-        job.call(*job.arguments)
 
 
 @pytest.fixture

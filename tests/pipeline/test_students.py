@@ -15,6 +15,7 @@ from dqlib.study.__main__ import main
 from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.evaluation.records import read_record
 from dqlib.study.params.paths import project_root
+from dqlib.study.pipeline import students
 from dqlib.study.pipeline.students import run_students
 from dqlib.study.pipeline.study import Study
 from dqlib.study.process import workers
@@ -24,6 +25,7 @@ from dqlib.study.report import figures, tables
 from dqlib.study.report.recompute import comparisons_table
 from dqlib.study.report.scores import RESAMPLES, Resampled, joined
 from dqlib.study.training.task import calibration_batches
+from tests.helpers.processes import in_this_process
 
 
 def write_environment(path):
@@ -120,7 +122,8 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(study_i
     assert all(Study("small.yaml").has_student(*student) for student in study.task.students())
 
 
-def test_a_student_of_a_budget_is_made_and_shown_like_any_other(study_in_a_copy):
+def test_a_student_of_a_budget_is_made_and_shown_like_any_other(study_in_a_copy, monkeypatch):
+    monkeypatch.setattr(students, "run_all", in_this_process)
     params = project_root() / "small.yaml"
     content = yaml.safe_load(params.read_text())
     task = content["summarization"]
