@@ -1,7 +1,7 @@
 """Size, load time, memory and speed of models of real shape with random weights; and the cost of a training step.
 
-    python benchmarks/inference.py [--shapes base large mbart-large bert-base gpt2] [--rounds 5] [--quick] [--threads 2]
-                                   [--again] [--results results] [--work build/benchmark]
+    python benchmarks/inference.py [--shapes base large mbart-large bert-base gpt2] [--stages NAME ...] [--rounds 5]
+                                   [--quick] [--threads 2] [--again] [--results results] [--work build/benchmark]
 
 Writes ``benchmark.csv`` and ``figures/benchmark.svg`` and ``.png`` into the folder of results. ``ratio`` says how many
 times better than the baseline a value is: smaller, faster, less memory. What is measured:
@@ -13,6 +13,9 @@ times better than the baseline a value is: smaller, faster, less memory. What is
   process had after its imports;
 * ``generation``: 256 tokens to exactly 32, of one text and of eight with 4 beams, each engine with each baseline;
 * ``low-bit``: greedy search of 1, 4 and 16 texts, ONNX Runtime on 2 bits and CTranslate2 on 8 bits, the same student;
+* ``long``: greedy search of one text to 32, 128 and 256 tokens, by the teacher in PyTorch and the student on
+  CTranslate2 and ONNX Runtime; a token after the first 32; and of ONNX Runtime the time that encoder, decoder, its head
+  and what is left, Python, take;
 * ``levels``: a token in greedy search on ONNX Runtime, four levels (at 2 bits, and at 4) against three;
 * ``narrow``: a student without some layers, and students of all layers that have as many weights but fewer heads or
   neurons: greedy search of one text, each engine against the same engine with the first;
@@ -37,7 +40,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,6 +85,7 @@ class Shape:
     source: int = 256
     tokens: int = 32
     whole: bool = False
+    lengths: tuple[int, ...] = (32, 128, 256)
 
 
 _SIX = ("8-8-8 6-6", "2-2-8 6-6", "2-2-8 6-3", "2-2-8 3-1", "2-2-8 1-1", "1-1-8 3-1")
@@ -99,7 +103,19 @@ SHAPES = {
     "tiny-bert": Shape("bert", 300, 96, 12, 2, 64, ("2-2-8 1-0", "8-8-8 1-0"), "8-8-8 1-0", source=12, tokens=0),
     "tiny-gpt2": Shape("gpt2", 300, 96, 12, 2, 64, ("2-2-8 0-2",), "2-2-8 0-2", source=12, tokens=4),
     "tiny": Shape(
-        "bart", 300, 96, 12, 2, 64, ("2-2-8 2-1", "1-1-8 1-1"), "2-2-8 2-1", ("2-2-8 2-2 h8 f48",), 12, 4, whole=True
+        "bart",
+        300,
+        96,
+        12,
+        2,
+        64,
+        ("2-2-8 2-1", "1-1-8 1-1"),
+        "2-2-8 2-1",
+        ("2-2-8 2-2 h8 f48",),
+        12,
+        4,
+        whole=True,
+        lengths=(4, 8),
     ),
 }
 NAMES = {"base": "BART-base", "large": "BART-large", "mbart-large": "mBART-large"}
@@ -120,7 +136,7 @@ class Worker:
         self.loaded = self._answer()
 
     def generate(self, **request: int) -> dict[str, float]:
-        """Seconds and memory of one generation."""
+        """Seconds and memory of one generation, and its parts where they are asked for and can be told."""
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self._answer()
@@ -153,9 +169,11 @@ class Bench:
         self.teacher_config = f"32-32-32 {encoder}-{decoder}"
         self._teacher: PreTrainedModel | None = None
 
-    def rows(self) -> Iterator[list[Row]]:
-        """Each stage's rows, measured or kept from an earlier run."""
+    def rows(self, only: Sequence[str] = ()) -> Iterator[list[Row]]:
+        """Each stage's rows, measured or kept from an earlier run; of some stages alone, if they are named."""
         for stage in self.stages:
+            if only and stage.__name__ not in only:
+                continue
             kept = self.work / f"{stage.__name__}.json"
             if not kept.is_file():
                 found = [asdict(row) for row in stage()]
@@ -174,7 +192,7 @@ class Bench:
         if not self.shape.whole:
             return [self.sizes, self.generation]
         return [
-            self.sizes, self.loading, self.generation, self.low_bit, self.levels, self.narrow, self.memory,
+            self.sizes, self.loading, self.generation, self.low_bit, self.long, self.levels, self.narrow, self.memory,
             self.training,
         ]  # fmt: skip
 
@@ -226,6 +244,28 @@ class Bench:
         for texts in (1, 4, 16):
             seconds = self.in_turn(engines, texts=texts, beams=1)
             yield from self.compared("low-bit", seconds, list(engines)[:1], "latency", texts, 1)
+
+    def long(self) -> Iterator[Row]:
+        """Greedy search of one text to more and more tokens, and where the time of ONNX Runtime goes."""
+        fast, lengths = self.shape.fast, self.shape.lengths
+        teacher, ours, int8 = f"{self.teacher_config} transformers fp32", f"{fast} onnxruntime", self._int8(fast)
+        engines = {teacher: self.transformers(), ours: self.onnx(fast)}
+        if int8 is not None:
+            engines[f"{fast} ctranslate2 int8"] = int8
+        baselines = [name for name in engines if name != ours]
+        found = {n: self.in_turn(engines, texts=1, beams=1, tokens=n) for n in lengths}
+        for n, seconds in found.items():
+            yield from self.compared("long", seconds, baselines, f"latency of {n} tokens", 1, 1)
+            timed = self.answers({ours: engines[ours]}, texts=1, beams=1, tokens=n, parts=1)[ours]
+            for part in ("encoder", "decoder", "head", "Python"):
+                value = 1000 * statistics.median(each[part] for each in timed)
+                yield self.row("long", *_parted(ours), f"{part} of {n} tokens, 1 text, greedy", value, "ms")
+        first, last = lengths[0], lengths[-1]
+        token = {
+            name: [(b - a) / (last - first) for a, b in zip(found[first][name], found[last][name], strict=True)]
+            for name in engines
+        }
+        yield from self.compared("long", token, baselines, f"latency of a token after {first}", 1, 1)
 
     def levels(self) -> Iterator[Row]:
         """What a token takes to decode with three levels and with four, after a source that takes next to nothing."""
@@ -364,20 +404,23 @@ class Bench:
         finally:
             worker.close()
 
-    def in_turn(
-        self, engines: dict[str, tuple[str, Path]], texts: int, beams: int, source: int | None = None
-    ) -> dict[str, list[float]]:
+    def in_turn(self, engines: dict[str, tuple[str, Path]], **request: int) -> dict[str, list[float]]:
         """Seconds of each engine in each round, after one that does not count."""
-        request = {"texts": texts, "beams": beams, "source": source or self.shape.source, "tokens": self.shape.tokens}
-        seconds: dict[str, list[float]] = {name: [] for name in engines}
+        answers = self.answers(engines, **request)
+        return {name: [each["seconds"] for each in found] for name, found in answers.items()}
+
+    def answers(self, engines: dict[str, tuple[str, Path]], **request: int) -> dict[str, list[dict[str, float]]]:
+        """What each engine's process answers in each round, after one that does not count."""
+        request = {"source": self.shape.source, "tokens": self.shape.tokens} | request
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
         with ExitStack() as stack:
             workers = {name: stack.enter_context(self.worker(*engine)) for name, engine in engines.items()}
             for i in range(self.rounds + 1):
                 for name, worker in workers.items():
-                    once = worker.generate(**request)["seconds"]
+                    answer = worker.generate(**request)
                     if i:
-                        seconds[name].append(once)
-        return seconds
+                        found[name].append(answer)
+        return found
 
     def compared(
         self, what: str, seconds: dict[str, list[float]], baselines: list[str], metric: str, texts: int, beams: int
@@ -457,6 +500,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(NAMES))
+    parser.add_argument("--stages", nargs="+", default=[], metavar="NAME", help="that are measured (default: all)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
@@ -472,7 +516,7 @@ def main(arguments: list[str] | None = None) -> None:
     for key in options.shapes:
         kind = OneStackBench if SHAPES[key].kind in ("bert", "gpt2") else Bench
         bench = kind(key, 1 if options.quick else options.rounds, options.threads, options.work, options.again)
-        for found in bench.rows():
+        for found in bench.rows(options.stages):
             rows += found
             for row in found:
                 against = f", {row.ratio:.2f} times better than {row.baseline}" if row.ratio else ""
@@ -480,6 +524,8 @@ def main(arguments: list[str] | None = None) -> None:
                     f"{row.shape} {row.config} {row.engine}: {row.metric} {row.value:.4g} {row.unit}{against}",
                     flush=True,
                 )
+    if not rows:
+        parser.error(f"--stages: none of {', '.join(options.stages)} is a stage of these shapes")
     put_rows(rows, options.results / "tables" / "benchmark.csv", same=("name", "shape"))
     if any(row.name == "generation" for row in rows):
         draw(rows, options.results)

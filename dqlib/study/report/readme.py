@@ -79,6 +79,9 @@ def _of_the_teacher(runs: pandas.DataFrame, parts: pandas.DataFrame, training: p
     return with_losses(runs, same).drop(columns="validation_loss")
 
 
+#: What measures long outputs.
+LONG = "PYTHONPATH=. .venv/bin/python benchmarks/inference.py --shapes base --stages long --again --work build/long"
+
 #: Columns of :func:`engines_table`: heading, ``metric`` and format in ``benchmark.csv``.
 ENGINE_METRICS = (
     ("1 text, greedy", "latency, 1 text, greedy", "{:,.0f} ms"),
@@ -107,6 +110,33 @@ def engines_table(speed: pandas.DataFrame, shape: str = "BART-base") -> pandas.D
     return pandas.DataFrame(table)
 
 
+def long_tables(speed: pandas.DataFrame, shape: str = "BART-base") -> str:
+    """How long each engine takes to write more and more tokens, and which parts of it take how long, as Markdown.
+
+    Args:
+        speed: what ``benchmarks/inference.py`` wrote.
+        shape: of the models that are listed.
+
+    Returns:
+        Two tables, of one row per model and engine, and of one row per number of tokens; nothing where ``speed`` has
+        no rows of it.
+    """
+    rows = speed[(speed["shape"] == shape) & (speed.name == "long")].drop_duplicates(["config", "engine", "metric"])
+    if rows.empty:
+        return ""
+    words = rows.metric.str.removesuffix(", 1 text, greedy").str.partition(" of ")
+    rows = rows.assign(what=words[0], of=words[2])
+    digits = rows.of.str.startswith("a token").astype(int)
+    rows["shown"] = [f"{value:,.{few}f} ms" for value, few in zip(rows.value, digits, strict=True)]
+    table = [
+        {"model": f"`{config}`", "engine": engine, **some.set_index("of").shown}
+        for (config, engine), some in rows[rows.what == "latency"].groupby(["config", "engine"], sort=False)
+    ]
+    parts = rows[rows.what != "latency"].pivot_table("shown", "of", "what", aggfunc="first", sort=False)
+    parts = parts.rename_axis(index="onnxruntime", columns=None).reset_index()
+    return f"{markdown_table(pandas.DataFrame(table))}\n{markdown_table(parts)}"
+
+
 def blocks(project: Path) -> dict[str, str]:
     """Every table of the pages by its name, as Markdown: those of the default study in a project's folder."""
     tables = project / "results" / "tables"
@@ -121,6 +151,7 @@ def blocks(project: Path) -> dict[str, str]:
         "aims": markdown_table(aims_table(metrics, _of_the_teacher(further, parts, training), retention)),
         "bench": markdown_table(summary_for_reading(summary)),
         "engines": markdown_table(engines_table(speed)),
+        "long": long_tables(speed) or f"Not measured yet: `{LONG}` does it.\n",
     }
 
 
