@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,7 @@ def test_hours_become_steps_that_stay(tmp_path, capsys):
 def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     arguments = call(tmp_path, "bart")
+    capsys.readouterr()  # how far the checkpoint is written
 
     def refused(**changes):
         changed = list(arguments)
@@ -262,6 +264,28 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, caps
     tokens = tmp_path / "checkpoint" / "tokenizer_config.json"
     tokens.write_text(json.dumps(json.loads(tokens.read_text()) | {"pad_token": "<s>"}))
     assert "pad_token_id: 0 is not allowed; it must be 1, as in the model" in refused(out=tmp_path / "out4")
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="SentencePiece is installed")
+@pytest.mark.parametrize("said", [None, {"target_lang": "ro"}, {"tokenizer_class": "MarianTokenizer"}])
+def test_a_tokenizer_whose_package_is_not_there_is_one_sentence(said, tmp_path, capsys):
+    arguments = call(tmp_path, "marian")
+    checkpoint = tmp_path / "checkpoint"
+    vocabulary = AutoTokenizer.from_pretrained(checkpoint).get_vocab()
+    for path in checkpoint.glob("*token*"):
+        path.unlink()
+    (checkpoint / "vocab.json").write_text(json.dumps(vocabulary))
+    for name in ("source.spm", "target.spm"):  # as the checkpoints of Marian on the hub have them
+        (checkpoint / name).write_bytes(b"pieces")
+    if said is not None:
+        (checkpoint / "tokenizer_config.json").write_text(json.dumps(said))
+    capsys.readouterr()
+    assert main(arguments) == 2
+    sentence = "one whose packages are installed: this one needs sentencepiece (pip install sentencepiece)."
+    assert capsys.readouterr().err == (
+        f"dqlib distill: checkpoint, its tokenizer: '{checkpoint}' is not allowed; it must be {sentence}\n"
+    )
+    assert not list(tmp_path.rglob("teacher"))
 
 
 def test_an_engine_that_does_not_serve_the_checkpoint_is_told_before_training(tmp_path, capsys):

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ _OPTIONAL = ("second",)
 
 #: Names of tasks, by kind; a translation has one of its own.
 TASKS = {SEQ2SEQ: "texts", "classification": "classes", "language_modelling": "language"}
+
+#: Packages of tokenizers that this project does without.
+_PACKAGES = ("sentencepiece", "tiktoken", "sacremoses")
 
 #: The token of a language in a tokenizer of the study, and in mBART's.
 _LANGUAGE = re.compile(r"<([a-z]{2,3})>|([a-z]{2,3}_[A-Z]{2})")
@@ -102,14 +106,28 @@ class Checkpoint:
         try:
             with fetching(f"{self.field}, its tokenizer", self.name):
                 tokenizer = load_tokenizer(*located(self.name, self.revision), self.form)
-        except ImportError as error:
-            raise InputError(f"{self.field}, its tokenizer", self.name, " ".join(str(error).split())[:200]) from None
+        except (ImportError, InputError) as error:
+            package = self._missing_package(error)
+            if package is None:
+                raise
+            allowed = f"one whose packages are installed: this one needs {package} (pip install {package})"
+            raise InputError(f"{self.field}, its tokenizer", self.name, allowed) from None
         if len(tokenizer) > self.model_config.vocab_size:
             allowed = f"one of at most {self.model_config.vocab_size} tokens, which the model knows"
             raise InputError(f"{self.field}, its tokenizer", f"{len(tokenizer)} tokens", allowed)
         if self.form.writes:
             check_tokens(tokenizer, self.model_config)
         return tokenizer
+
+    def _missing_package(self, error: Exception) -> str | None:
+        """The package that its tokenizer was not read without, by what transformers says; None for another reason.
+
+        Of Marian's, which is of SentencePiece alone, transformers knows no class where that is not installed.
+        """
+        said = str(error)
+        unknown = self.content["model_type"] == "marian" and "Unrecognized configuration class" in said
+        named = ["sentencepiece"] * unknown + [each for each in _PACKAGES if each in said.lower()]
+        return next((each for each in named if find_spec(each) is None), None)
 
     @cached_property
     def start(self) -> int:
