@@ -85,7 +85,7 @@ for number in range(kills):
     folder = out / str(number)
     folder.mkdir()
     slow = bool(number % 2)
-    unfinished = not attempt(folder, order.uniform(0.1, 0.95) * took * (2 if slow else 1), slow)
+    unfinished = not attempt(folder, order.uniform(0.1, 0.8) * took * (2 if slow else 1), slow)
     left = sorted(path.name for path in (folder / "checkpoints").glob("step*")) if unfinished else []
     assert unfinished is False or attempt(folder)
     same = (folder / "hash").read_text() == (out / "unbroken" / "hash").read_text()
@@ -96,7 +96,7 @@ print(json.dumps(results))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked")
-@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_training_killed_at_any_moment_ends_with_the_same_bits(tmp_path, kills):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -139,8 +139,7 @@ def test_checkpoints_of_another_training_are_not_taken_up(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize("change", ["source_tokens", "target_tokens", "validation_documents", "tokenizer"])
-def test_checkpoints_of_other_examples_are_of_another_training(tmp_path, change):
+def test_checkpoints_of_other_examples_are_of_another_training(tmp_path):
     spec, model = load_settings("tutorial").task("summarization"), torch.nn.Linear(2, 2)
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
@@ -152,12 +151,12 @@ def test_checkpoints_of_other_examples_are_of_another_training(tmp_path, change)
 
     before = identity(spec)
     assert identity(spec) == before
-    if change == "tokenizer":
-        (tmp_path / "tokenizer" / "tokenizer.json").write_text("[]")
-    elif change == "validation_documents":
-        spec = replace(spec, evaluate=replace(spec.evaluate, validation_documents=7))
-    else:
-        spec = replace(spec, corpus=replace(spec.corpus, **{change: 9}))
+    for changed in (
+        *(replace(spec, corpus=replace(spec.corpus, **{field: 9})) for field in ("source_tokens", "target_tokens")),
+        replace(spec, evaluate=replace(spec.evaluate, validation_documents=7)),
+    ):
+        assert identity(changed) != before
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("[]")
     assert identity(spec) != before
 
 

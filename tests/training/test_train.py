@@ -90,7 +90,7 @@ class BreakingObjective(TaskObjective):
 
 def test_a_training_that_fails_gives_back_its_best_weights_and_names_the_term(small, tmp_path):
     objective = BreakingObjective()
-    with pytest.raises(TrainingError, match="the loss term task is not a finite number") as caught:
+    with pytest.raises(TrainingError, match=r"the loss term task is not a finite number at step \d+") as caught:
         run(small, objective, tmp_path, steps=40, validations=8)
     assert caught.value.restored
     assert all(torch.isfinite(parameter).all() for parameter in small.parameters())
@@ -245,17 +245,6 @@ def test_a_step_with_too_few_micro_batches_for_all_processes_is_refused(small, t
     with pytest.raises(InputError, match=r"compute\.processes: 3 .* at most 2: .* 'test'"):
         run(small, TaskObjective(), tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
-
-
-class BrokenObjective(TaskObjective):
-    def terms(self, model, batch, denominators):
-        terms = super().terms(model, batch, denominators)
-        return terms | {"broken": terms["task"] * float("nan")}
-
-
-def test_a_loss_that_is_not_finite_stops_and_is_named(small, tmp_path):
-    with pytest.raises(TrainingError, match=r"loss term broken .* step 1"):
-        run(small, BrokenObjective(), tmp_path)
 
 
 def test_short_sources_come_first_and_more_of_them_in_a_step(made_study):
