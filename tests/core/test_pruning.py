@@ -263,53 +263,54 @@ def test_bits_are_chosen_for_narrow_layers_too(tmp_path):
     assert str(load_student(tmp_path).dqlib_config) == str(config)
 
 
-@pytest.mark.parametrize(
-    ("about", "message"),
-    [
-        ({"config": "2-2-8 2-1 h2 f10"}, r"weight: .* is not allowed; it must be of the shape"),
-        ({"config": "2-2-8 2-1 f10"}, r"weight: .* is not allowed; it must be of the shape"),
-        ({"config": "2-2-8 2-1 h3 f10"}, r"heads: 3 .* at most 2"),
-        ({"config": "2-2-8 2-1 h1 f11"}, r"^config: '2-2-8 2-1 h1 f11' .* one of f10, as config.json has it"),
-        ({"kept_heads": None}, r"^kept_heads: None .* 1 of the teacher's heads"),
-        ({"kept_heads": {"encoder": [[0], [0]], "decoder": [[0]]}}, r"^kept_heads: .* 1 of the teacher's heads"),
-        ({"kept_heads": {"encoder": [[0], [2]], "decoder": [[0]], "cross": [[0]]}}, r"^kept_heads: "),
-        ({"kept_heads": {"encoder": [[0], [0, 1]], "decoder": [[0]], "cross": [[0]]}}, r"^kept_heads: "),
-        ({"kept_heads": {"encoder": 3, "decoder": [[0]], "cross": [[0]]}}, r"^kept_heads: "),
-    ],
-)
-def test_a_manifest_that_tells_of_another_shape_is_refused(about, message, tmp_path):
+def test_a_manifest_that_tells_of_another_shape_is_refused(tmp_path):
     save_student(narrow_student("bart"), tmp_path)
-    reseal(tmp_path, about=json.loads((tmp_path / MANIFEST).read_text())["about"] | about)
+    said = json.loads((tmp_path / MANIFEST).read_text())["about"]
+    for config, message in (
+        ("2-2-8 2-1 h2 f10", r"weight: .* is not allowed; it must be of the shape"),
+        ("2-2-8 2-1 f10", r"weight: .* is not allowed; it must be of the shape"),
+        ("2-2-8 2-1 h3 f10", r"heads: 3 .* at most 2"),
+        ("2-2-8 2-1 h1 f11", r"^config: '2-2-8 2-1 h1 f11' .* one of f10, as config.json has it"),
+    ):
+        refused(tmp_path, said | {"config": config}, message)
+    for heads in (
+        None,
+        {"encoder": [[0], [0]], "decoder": [[0]]},
+        {"encoder": [[0], [2]], "decoder": [[0]], "cross": [[0]]},
+        {"encoder": [[0], [0, 1]], "decoder": [[0]], "cross": [[0]]},
+        {"encoder": 3, "decoder": [[0]], "cross": [[0]]},
+    ):
+        refused(tmp_path, said | {"kept_heads": heads}, r"^kept_heads: .* 1 of the teacher's heads")
+
+
+def refused(folder, about, message):
+    reseal(folder, about=about)
     with pytest.raises(InputError, match=message) as caught:
-        load_student(tmp_path)
+        load_student(folder)
     assert "\n" not in str(caught.value)
 
 
 # --- refusing
 
 
-@pytest.mark.parametrize(
-    ("widths", "calibration", "message"),
-    [
+def test_bad_input_is_refused_in_one_sentence():
+    ids = torch.tensor([[3]])
+    for widths, calibration, message in (
         ("h3", None, r"^config '2-2-8 2-1 h3', heads: 3 .* at most 2, as many as the teacher has"),
         ("f25", None, r"^config '2-2-8 2-1 f25', ffn: 25 .* at most 24, as many as the teacher has"),
         ("h1", [], r"^calibration: 'no batches' .* one batch at least"),
-        ("h1", [{"input_ids": torch.tensor([[3]])}], r"^calibration: \['input_ids'\] .* with labels"),
+        ("h1", [{"input_ids": ids}], r"^calibration: \['input_ids'\] .* with labels"),
         ("h1", ["a text"], r"^calibration: 'str' .* with labels"),
-        ("h1", [{"input_ids": torch.tensor([[3]]), "labels": torch.tensor([[-100]])}], r"^calibration: nan .* finite"),
-    ],
-)
-def test_bad_input_is_refused_in_one_sentence(widths, calibration, message):
-    with pytest.raises(InputError, match=message) as caught:
-        make_student(make_teacher("bart"), Config.parse(f"2-2-8 2-1 {widths}"), "dqlib", calibration)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(("widths", "field"), [("h1 f20", "heads"), ("h2 f20", "ffn")])
-def test_widths_that_the_groups_of_weights_do_not_divide_are_refused(widths, field):
+        ("h1", [{"input_ids": ids, "labels": torch.tensor([[-100]])}], r"^calibration: nan .* finite"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            make_student(make_teacher("bart"), Config.parse(f"2-2-8 2-1 {widths}"), "dqlib", calibration)
+        assert "\n" not in str(caught.value)
+    # the groups of weights divide the widths
     preset = replace(get_preset("dqlib"), name="groups", weights=WeightQuantization(linear="per_group_16"))
-    with pytest.raises(InputError, match=rf"{field}: .* the groups of 16 weights of 'groups' divide"):
-        make_student(make_teacher("bart"), Config.parse(f"2-2-8 2-1 {widths}"), preset)
+    for widths, field in (("h1 f20", "heads"), ("h2 f20", "ffn")):
+        with pytest.raises(InputError, match=rf"{field}: .* the groups of 16 weights of 'groups' divide"):
+            make_student(make_teacher("bart"), Config.parse(f"2-2-8 2-1 {widths}"), preset)
 
 
 def test_a_model_is_not_made_wider():

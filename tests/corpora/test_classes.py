@@ -168,11 +168,8 @@ def test_a_column_of_fractions_has_no_classes(tmp_path):
     for split in ("train", "validation", "test"):
         pandas.DataFrame(ROWS).astype({"label": float}).to_parquet(tmp_path / f"{split}.parquet")
     files = {split: str(tmp_path / f"{split}.parquet") for split in ("train", "validation", "test")}
-    with pytest.raises(
-        InputError, match=r"train\.parquet, column label: 'double' .* whole numbers of classes"
-    ) as caught:
+    with pytest.raises(InputError, match=r"^[^\n]*train\.parquet, column label: 'double' .* whole numbers of classes"):
         build_corpus(replace(from_files(tmp_path, ROWS, ROWS), **files), tmp_path / "made", kind="classification")
-    assert "\n" not in str(caught.value)
 
 
 def test_a_split_of_the_hub_whose_classes_are_hidden_is_refused_in_one_sentence(tmp_path):

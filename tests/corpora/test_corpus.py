@@ -181,6 +181,8 @@ def test_damage_of_aligned_texts_is_named_with_its_file_and_line(tmp_path):
     (tmp_path / "train.ro").write_bytes(b"unu\ndoi\n")
     with pytest.raises(InputError, match=r"train.en' .*line 2: .*utf-8"):
         read_rows(tmp_path / "train.*", ["en", "ro"])
+    with pytest.raises(InputError, match=r"nowhere\.jsonl"):
+        read_rows(tmp_path / "nowhere.jsonl", ["text"])
 
 
 def test_columns_of_parquet_that_python_has_no_values_for_are_passed_over_or_refused(tmp_path):
@@ -199,23 +201,8 @@ def test_a_field_of_csv_may_be_as_long_as_one_of_json(tmp_path):
     assert len(read_rows(tmp_path / "a.csv", ["text", "gist"])[0]["text"]) == 5 * 10**5 - 1
 
 
-WORDS = [
-    "It",
-    "was",
-    "a",
-    "wordless",
-    "river,",
-    "and",
-    "12",
-    "of",
-    "its_",
-    "stones",
-    "were",
-    "grey",
-    "--",
-    "or",
-    "'green'!\n",
-]
+WORDS = ["It", "was", "a", "wordless", "river,", "and", "12", "of", "its_", "stones", "were", "grey", "--", "or",
+         "'green'!\n"]  # fmt: skip
 
 
 def test_texts_of_megabytes_are_cut_before_they_are_tokenized_and_counted_as_cut(tmp_path):
@@ -240,11 +227,6 @@ def test_texts_of_megabytes_are_cut_before_they_are_tokenized_and_counted_as_cut
 def test_words_of_any_corpus_train_the_tokenizer_that_they_did():
     text = " ".join([*WORDS, 998 * "a", 998 * "7", 998 * "=", 900 * " ", 998 * "_"])
     assert _of_words(text) == text
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.jsonl"):
-        read_rows(tmp_path / "nowhere.jsonl", ["text"])
 
 
 def test_a_corpus_from_files_is_chosen_by_parameters_alone(tmp_path):

@@ -63,15 +63,9 @@ def test_a_preset_that_changes_nothing_is_the_one_that_it_starts_from(name, tmp_
         ({}, r"preset 'mine.yaml', from: None is not allowed; it must be one of dq-bart-faithful, .*dqlib"),
         ({"from": "magic"}, r"preset 'mine.yaml', from: 'magic'"),
         ({"from": "dqlib", "losses": {}}, r"preset 'mine.yaml', losses: .* left out: the keys here are name, weights"),
-        (
-            {"from": "dqlib", "loss": {"logit": 1}},
-            r"preset 'mine.yaml', loss.logit: 1 .* keys here are task",
-        ),
+        ({"from": "dqlib", "loss": {"logit": 1}}, r"preset 'mine.yaml', loss.logit: 1 .* keys here are task"),
         ({"from": "dqlib", "loss": {"logits": -1}}, r"preset 'mine.yaml', loss.logits: -1.0 .* at least 0"),
-        (
-            {"from": "dqlib", "recipe": {"average": "much"}},
-            r"preset 'mine.yaml', recipe.average: 'much' .* a number",
-        ),
+        ({"from": "dqlib", "recipe": {"average": "much"}}, r"preset 'mine.yaml', recipe.average: 'much' .* a number"),
         ({"from": "dqlib", "recipe": 3}, r"preset 'mine.yaml', recipe: 3 .* a block"),
         ({"from": "dqlib", "by_bits": {"two": {}}}, r"preset 'mine.yaml', by_bits: 'two' .* whole numbers"),
         ({"from": "dqlib", "by_bits": [2]}, r"preset 'mine.yaml', by_bits: \[2\] .* a block"),
@@ -128,19 +122,8 @@ def test_parameters_may_name_files_wherever_they_name_presets_and_workers_know_t
 def test_the_command_takes_a_file_from_the_current_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     written(tmp_path, **{"from": "dqlib", "loss": {"hidden": -1}})
-    options = (
-        "--train",
-        "pairs.csv",
-        "--config",
-        "2-2-8 1-1",
-        "--source",
-        "a",
-        "--target",
-        "b",
-        "--preset",
-        "mine.yaml",
-    )
+    options = ["--train", "pairs.csv", "--config", "2-2-8 1-1", "--source", "a", "--target", "b"]
     (tmp_path / "pairs.csv").write_text("a,b\n1,2\n")
     save_checkpoint("bart", tmp_path / "checkpoint")
-    assert dqlib(["distill", "checkpoint", "out", *options]) == 2
+    assert dqlib(["distill", "checkpoint", "out", *options, "--preset", "mine.yaml"]) == 2
     assert "distill.preset 'mine.yaml', loss.hidden: -1.0 is not allowed" in capsys.readouterr().err

@@ -21,17 +21,28 @@ from dqlib.study.report import models
 from tests.conftest import committed
 
 
-@pytest.fixture
-def written(made_study):
-    """The folder of a study with its models, of which only that of summarization has a student."""
-    params = yaml.safe_load((made_study / "small.yaml").read_text())
+@pytest.fixture(scope="module")
+def _written(_made_study, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "study"
+    shutil.copytree(_made_study, folder)
+    params = yaml.safe_load((folder / "small.yaml").read_text())
     params["summarization"]["distill"]["steps"] = 1
     params["summarization"]["configs"] = ["2-2-8 1-1"]
     params["summarization"]["evaluate"]["documents"] = 4
-    (made_study / "small.yaml").write_text(yaml.safe_dump(params))
-    student = Study("small.yaml").student("2-2-8 1-1")
-    assert main(["models", "--params", "small.yaml"]) == 0
-    return made_study, student
+    (folder / "small.yaml").write_text(yaml.safe_dump(params))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        student = Study("small.yaml").student("2-2-8 1-1")
+        assert main(["models", "--params", "small.yaml"]) == 0
+    return folder, student.relative_to(folder)
+
+
+@pytest.fixture
+def written(_written, tmp_path, monkeypatch):
+    """The folder of a study with its models, of which only that of summarization has a student."""
+    shutil.copytree(_written[0], tmp_path / "study")
+    monkeypatch.chdir(tmp_path / "study")
+    return tmp_path / "study", tmp_path / "study" / _written[1]
 
 
 def test_they_are_the_models_of_the_study_each_with_a_card_and_a_digest(written, capsys):
