@@ -167,6 +167,18 @@ def test_a_model_is_scored_with_any_engine_and_against_another(name, runs, capsy
     assert "folder: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("folder", "what"), [("packed", "a packed model"), ("student", "a student")])
+def test_a_model_that_is_quantized_is_no_checkpoint(folder, what, runs, tmp_path, capsys):
+    out = runs("bart")
+    arguments = call(out.parent, "bart")
+    arguments[1:3] = [str(out / folder), str(tmp_path / "out")]
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert f"a model in full precision, such as the teacher of this one, which is {what} already" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_classifier_keeps_its_head_and_the_order_of_its_classes(runs):
     folder, task, teacher, _ = trained(runs("bert"))
     assert task.corpus.labels == load_corpus(folder / "corpus").labels == list(CLASSES)

@@ -14,11 +14,12 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from dqlib.errors import InputError
+from dqlib.storage.manifest import kind_of
 from dqlib.storage.reading import config_of
 from dqlib.study.corpora.files import KINDS as FILES
 from dqlib.study.corpora.tokenizer import load_tokenizer, marks_source
 from dqlib.study.distill.arguments import Columns, Distillation
-from dqlib.study.params.checkpoint import checkpoint_config, fetching, located
+from dqlib.study.params.checkpoint import checkpoint_config, fetching, located, on_disk
 from dqlib.study.params.kinds import KINDS, SEQ2SEQ, Kind
 from dqlib.study.params.presets import is_file
 from dqlib.study.training.seq2seq import check_tokens
@@ -39,6 +40,9 @@ _OPTIONAL = ("second",)
 
 #: Names of tasks, by kind; a translation has one of its own.
 TASKS = {SEQ2SEQ: "texts", "classification": "classes", "language_modelling": "language"}
+
+#: Kinds of folders whose models are quantized.
+_QUANTIZED = {"packed": "a packed model", "student": "a student"}
 
 #: Packages of tokenizers that this project does without.
 _PACKAGES = ("sentencepiece", "tiktoken", "sacremoses")
@@ -70,6 +74,10 @@ class Checkpoint:
         known = [name for kind in KINDS.values() for name in kind.architectures]
         if content.get("model_type") not in known:
             allowed = f"a checkpoint of one of {', '.join(known)}; it is of {content.get('model_type')!r}"
+            raise InputError(self.field, self.name, allowed)
+        kind = kind_of(located(self.name)[0]) if on_disk(self.name) else None
+        if kind in _QUANTIZED:
+            allowed = f"a model in full precision, such as the teacher of this one, which is {_QUANTIZED[kind]} already"
             raise InputError(self.field, self.name, allowed)
         name = (content.get("architectures") or [""])[0]
         if content["model_type"] == "bert" and name != KINDS["classification"].finetuned:

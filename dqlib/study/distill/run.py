@@ -145,7 +145,7 @@ class Command:
             estimate = plan(study.settings)
             chosen = steps or self._steps(study, estimate)
             if self.arguments.dry_run:
-                print(_estimated(estimate, chosen))
+                print(_estimated(estimate, chosen, self._validation_seconds(study, estimate)))
                 return None
             study = self._study(chosen)
         folder = study.student(self.config)
@@ -235,17 +235,11 @@ class Command:
     def _steps(self, study: Study, estimate: Plan) -> int:
         """As many steps as the hours have room for, beside the tests and the validations.
 
-        A validation is taken to cost a third of steps on as many tokens: it has no backward pass and no teacher.
-
         Raises:
             InputError: they are too few for a step, a validation and the tests.
         """
-        hours, spec = self.arguments.hours or HOURS, study.task
-        corpus = load_corpus(study.folders.corpus)
-        rows = corpus.splits["validation"][: spec.evaluate.validation_documents]
-        tokens = sum(len(e.source) + len(e.target) for e in training_of(spec.form).encode(rows, corpus, spec.corpus))
-        step = estimate.trainings[-1].seconds
-        validation = tokens / spec.distill.batch_tokens * step / 3
+        hours, step = self.arguments.hours or HOURS, estimate.trainings[-1].seconds
+        validation = self._validation_seconds(study, estimate)
         left = 3600 * hours - sum(each.test_seconds or 0.0 for each in estimate.trainings)
         steps = max(1, int(left / step))
         steps = max(1, int((left - validations_of(steps) * validation) / step))
@@ -255,6 +249,14 @@ class Command:
             raise InputError("--hours", hours, allowed)
         print(f"{steps:,} steps in {hours:g} hours, at {step:.2f} s each", flush=True)
         return steps
+
+    @staticmethod
+    def _validation_seconds(study: Study, estimate: Plan) -> float:
+        """Of one validation: a third of steps on as many tokens, since it has no backward pass and no teacher."""
+        spec, corpus = study.task, load_corpus(study.folders.corpus)
+        rows = corpus.splits["validation"][: spec.evaluate.validation_documents]
+        tokens = sum(len(e.source) + len(e.target) for e in training_of(spec.form).encode(rows, corpus, spec.corpus))
+        return tokens / spec.distill.batch_tokens * estimate.trainings[-1].seconds / 3
 
     def _write(self, study: Study, folder: Path) -> None:
         """The student, what it is packed and exported as, and the pages about it."""
@@ -287,17 +289,19 @@ def _export(packed: Path, engine: str, target: Path) -> None:
     export_model(model, target, engine, tokenizer)
 
 
-def _estimated(estimate: Plan, steps: int) -> str:
-    """What a run of so many steps would take, in sentences."""
+def _estimated(estimate: Plan, steps: int, validation: float) -> str:
+    """What a run of so many steps would take, in sentences; ``validation`` are the seconds of one."""
     teacher, student = estimate.trainings
-    tests, training = sum(each.test_seconds or 0.0 for each in estimate.trainings), steps * student.seconds
+    tests = sum(each.test_seconds or 0.0 for each in estimate.trainings)
+    training = steps * student.seconds + validations_of(steps) * validation
     weights = teacher.size_bytes  # of a student in training, at most
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
     lines = [
-        f"time: {duration(training)} of training ({steps:,} steps of {student.seconds:.2f} s), and at most "
-        f"{duration(tests)} of tests, where all texts are written to their greatest length",
+        f"time: {duration(training)} of training ({steps:,} steps of {student.seconds:.2f} s, "
+        f"{validations_of(steps)} validations of {validation:.2f} s), and at most {duration(tests)} of tests, where "
+        "all texts are written to their greatest length",
         f"memory: at most {(peak + CHECKPOINT_COPIES * weights) / 1e9:.1f} GB",
         f"disk, checkpoints too: at most {(2 + CHECKPOINTS_ON_DISK + 2) * weights / 1e9:.1f} GB",
         f"the student, packed: {student.size_bytes:,} bytes; the teacher in fp32: {teacher.size_bytes:,}",
