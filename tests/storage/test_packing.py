@@ -1,5 +1,7 @@
 """Codes become bytes and codes again, whatever their number."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from dqlib.quantizers import initial_learned, quantize
 from dqlib.schemes import SCHEMES
 from dqlib.storage import packing
 from dqlib.storage.packing import pack, packed_size, unpack, unpack_rows
+from dqlib.storage.stored import PackedWeight
 
 FORMS = [(bits, "bits") for bits in range(1, 9)] + [(bits, "odd") for bits in range(1, 8)] + [(2, "ternary")]
 EVERY_FORM = pytest.mark.parametrize(("bits", "encoding"), FORMS)
@@ -153,3 +156,21 @@ def test_bytes_that_no_codes_make_are_refused():
         unpack(torch.zeros(3, dtype=torch.uint8), (10,), 2, "ternary")
     with pytest.raises(InputError, match=r"^packed: 'a byte of 243' .* below 243"):
         unpack(torch.tensor([0, 243], dtype=torch.uint8), (10,), 2, "ternary")
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_row", "per_group_5"])
+@pytest.mark.parametrize(("scheme", "bits"), [("asymmetric", 3), ("ternary", 2), ("stretched", 2)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_is_unpacked_some_rows_at_a_time_as_at_once(scheme, bits, granularity, transposed, monkeypatch):
+    torch.manual_seed(0)
+    weight, of = torch.randn(13, 20), SCHEMES[scheme]
+    learned = initial_learned(weight, bits, granularity, of) if of.learned else None
+    quantized = quantize(weight, bits, granularity, of, learned)
+    quantized = replace(quantized, scale=quantized.scale.detach().half().float())  # as a file holds it
+    packed = PackedWeight.of(quantized, scheme, granularity, transposed)
+    whole = quantized.dequantize()
+    monkeypatch.setattr(packing, "BLOCK", 50)
+    assert torch.equal(packed.value(), whole.T if transposed else whole)
+    out = torch.zeros(13 * 20)
+    packed.value(out)
+    assert torch.equal(out.view(20, 13) if transposed else out.view(13, 20), packed.value())
