@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -122,6 +123,16 @@ def test_the_gap_to_the_teacher_is_told_beside_that_of_the_whole_preset_after_eq
     assert gaps.loc[("dqlib", 800), "ratio"] == 1
     assert gaps.seeds.tolist() == [2, 1, 1]
     assert gaps.p_value.isna().all()  # two seeds against one
+
+
+def test_a_run_is_held_against_its_teacher_on_the_same_documents(study_in_a_copy):
+    study = study_in_a_copy
+    path, tested = study.folders.teacher / "predictions.jsonl", benchmark_of(study).evaluate.documents
+    lines = [json.loads(line) | {"rougeL": number} for number, line in enumerate(path.read_text().splitlines())]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(lines) > tested
+    assert tables.teacher_score(study, tested) == (tested - 1) / 2
+    assert tables.teacher_score(study, None) == (len(lines) - 1) / 2
 
 
 def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy, capsys, monkeypatch):

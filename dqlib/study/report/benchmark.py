@@ -17,7 +17,7 @@ from dqlib.storage.footprint import size_bytes
 from dqlib.storage.reading import read_model
 from dqlib.student import make_student
 from dqlib.study.evaluation.bootstrap import holm, two_sided, welch_p_value
-from dqlib.study.evaluation.records import columns_of
+from dqlib.study.evaluation.records import columns_of, retained
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import COST, LOG, project_root
 from dqlib.study.params.settings import Run
@@ -25,7 +25,16 @@ from dqlib.study.params.tasks import benchmark_file
 from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, is_finished
 from dqlib.study.pipeline.ledger import IDENTITY, identity, read_ledger, teacher_digest
 from dqlib.study.pipeline.study import Study
-from dqlib.study.report.scores import SCORES, Model, Resampled, joined, read_scores, rows_of
+from dqlib.study.report.scores import (
+    SCORES,
+    Model,
+    Resampled,
+    joined,
+    read_scores,
+    rows_of,
+    score_of,
+    statistics_of,
+)
 from dqlib.study.report.tables import Trained
 
 #: The preset that ablations change one part of.
@@ -85,14 +94,23 @@ def finished(study: Study) -> list[Finished]:
         folder, ids = folder_of(study, run), identity(study, run, teacher)
         if is_finished(study, run):
             model = Trained(study, folder, run.config)
+            kept = retained(model.record.score, teacher_score(study, len(model.lines)), model.record.headline)
             minutes = json.loads((folder / COST).read_text())["minutes"]
             scores, loss = rows_of(model.record, model.lines), _best_validation(folder)
-            found.append(Finished(run, asdict(model.record), loss, minutes, scores, ids))
+            found.append(Finished(run, asdict(model.record) | {"retention": kept}, loss, minutes, scores, ids))
         elif run in ledger.held:
             held = ledger.held[run]
             rows, part = None if committed is None else _scores_of(committed, held.record), held.part
             found.append(Finished(run, held.record, part["validation_loss"], part["minutes"], rows, ids))
     return found
+
+
+def teacher_score(study: Study, documents: int | None) -> float:
+    """The teacher's score on the documents that runs are tested on, the first ones of its own test; all, when None."""
+    teacher = Trained(study, study.folders.teacher)
+    lines, headline = teacher.lines[:documents], teacher.record.headline
+    totals = np.stack(list(statistics_of(headline, lines).values()), axis=1).sum(axis=0, keepdims=True)
+    return float(score_of(headline, totals, len(lines))[0])
 
 
 def _scores_of(committed: pandas.DataFrame, record: Mapping[str, Any]) -> pandas.DataFrame | None:
