@@ -33,6 +33,7 @@ def study(made_study, monkeypatch):
     """The small study, whose labels are few and made in this process, in chunks of ten."""
     params = yaml.safe_load(Path("small.yaml").read_text())
     params["summarization"]["pseudo_labels"] = {"pairs": 25, "texts": 7, "beams": 2, "batch_size": 8}
+    params["summarization"]["distill"]["steps"] = 8
     Path("small.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.setattr(pydoc, "unpaired", lambda corpus: iter(TEXTS))
     monkeypatch.setattr(pseudo_labels, "run_all", in_this_process)

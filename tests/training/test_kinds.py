@@ -270,11 +270,10 @@ def test_the_plan_times_every_training(study):
 
 
 @pytest.mark.parametrize("study", ["topics"], indirect=True)
-def test_two_teachers_of_the_same_parameters_are_the_same(study, tmp_path, monkeypatch):
+def test_two_models_pre_trained_by_the_same_parameters_are_the_same(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     other = study_of(tmp_path, study.name)
-    other.teacher()
-    ours, theirs = (read_model(each.folders.teacher).state_dict() for each in (study, other))
+    ours, theirs = (read_model(each).state_dict() for each in (study.folders.pretrained, other.pretrained()))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

@@ -116,10 +116,10 @@ def test_training_twice_gives_the_same_bits(tmp_path):
 
 
 def test_a_distilled_student_comes_closer_to_its_teacher(small, tmp_path):
-    run(small, TaskObjective(), tmp_path, steps=200)
+    run(small, TaskObjective(), tmp_path, steps=100)
     student = make_student(small, Config.parse("2-2-8 2-1"))
     objective = DistillationObjective(small, LayerMaps([0, 1], [1]), LossWeights())
-    before, after = run(student, objective, tmp_path, steps=200, learning_rate=1e-3)
+    before, after = run(student, objective, tmp_path, steps=100, learning_rate=1e-3)
     assert after < before
     log = read(tmp_path)
     for term in ("task", "logits", "encoder_attention", "cross_attention", "encoder_hidden", "decoder_hidden"):
