@@ -92,7 +92,7 @@ def test_an_unknown_package_is_named():
         build_pairs(["no_such_package"])
 
 
-def test_a_corpus_built_twice_is_byte_identical_and_split_by_module(tmp_path):
+def test_a_corpus_built_twice_is_byte_identical_split_by_module_and_has_a_tokenizer(tmp_path):
     spec = S.Corpus(**EMBEDDED, packages=["stdlib"], limit=600)
     digests = []
     for name in ("one", "two"):
@@ -109,11 +109,10 @@ def test_a_corpus_built_twice_is_byte_identical_and_split_by_module(tmp_path):
     assert len(set(targets)) == len(targets) == 600
     assert corpus.info["truncated"]["train"]["sources"] > 0
 
-
-def test_the_tokenizer_reads_back_what_it_wrote(tmp_path):
-    build_corpus(S.Corpus(**EMBEDDED, packages=["stdlib"], limit=300), tmp_path / "c")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "c" / "tokenizer")
-    text = "def f(x): return {'π': x}  # naïve"
+    tokenizer, text = (
+        AutoTokenizer.from_pretrained(tmp_path / "one" / "tokenizer"),
+        "def f(x): return {'π': x}  # naïve",
+    )
     ids = tokenizer(text)["input_ids"]
     assert ids[-1] == tokenizer.eos_token_id == 2
     assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text

@@ -1,6 +1,7 @@
 """What a GPU computes is what a CPU computes. ``DQLIB_GPU_TESTS_ON=cpu`` runs the same tests there, to try them."""
 
 import os
+from itertools import product
 
 import pytest
 import torch
@@ -41,12 +42,11 @@ def pair(config="2-2-8 2-1", preset="dqlib"):
     return teacher, make_student(teacher, Config.parse(config), preset)
 
 
-@pytest.mark.parametrize("granularity", ["per_tensor", "per_row", "per_group_8"])
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=str)
-def test_weight_quantizers_give_the_codes_of_the_cpu(scheme, granularity):
+def test_weight_quantizers_give_the_codes_of_the_cpu(scheme):
     torch.manual_seed(1)
     weight = torch.randn(64, 96)
-    for bits in scheme.bits:
+    for bits, granularity in product(scheme.bits, ("per_tensor", "per_row", "per_group_8")):
         learned = initial_learned(weight, bits, granularity, scheme) if scheme.learned else None
         ours = quantize(weight, bits, granularity, scheme, learned)
         learned = None if learned is None else learned.to(DEVICE)
@@ -59,12 +59,10 @@ def test_weight_quantizers_give_the_codes_of_the_cpu(scheme, granularity):
         assert different.count_nonzero() <= 3  # a sum in another order may move a weight that is on a border
 
 
-@pytest.mark.parametrize("per_tensor", [False, True])
-@pytest.mark.parametrize("unsigned", [False, True])
-def test_activations_are_rounded_as_on_the_cpu(unsigned, per_tensor):
+def test_activations_are_rounded_as_on_the_cpu():
     torch.manual_seed(1)
-    x = torch.rand(4, 9, 32) if unsigned else torch.randn(4, 9, 32)
-    for bits in (4, 8):
+    for unsigned, per_tensor, bits in product((False, True), (False, True), (4, 8)):
+        x = torch.rand(4, 9, 32) if unsigned else torch.randn(4, 9, 32)
         ours = fake_quantize_activation(x, bits, unsigned, per_tensor)
         theirs = fake_quantize_activation(x.to(DEVICE), bits, unsigned, per_tensor).cpu()
         assert (ours - theirs).abs().gt(1e-6).sum() <= 3
