@@ -56,7 +56,7 @@ def test_a_bench_that_is_stopped_early_has_decided_what_it_could():
     assert own == len(wanted.own_configs) * ["dqlib"] * len(wanted.seeds)
     seeds = len(wanted.seeds)
     assert [(run.preset, run.seed) for run in runs[: 2 * seeds]] == [
-        (name, seed) for name in ("dqlib", "dq-bart-faithful") for seed in wanted.seeds
+        (name, seed) for name in ("dqlib", "xtc") for seed in wanted.seeds
     ]
 
 

@@ -94,9 +94,8 @@ class Methods:
 
     def runs_of_equal_steps(self) -> list[Run]:
         """Presets and ablations at all of their configurations and seeds; ``own_configs`` stand between the two."""
-        first = (self.longer_preset, self.baseline, self.fallback)
-        presets = [name for name in first if name in self.presets]
-        presets += [name for name in self.presets if name not in presets]
+        first = [name for name in (self.longer_preset, self.baseline, self.fallback) if name in self.presets]
+        presets = list(dict.fromkeys([*first, *self.presets]))
         return [
             Run(name, config, seed)
             for names, texts, seeds in (
