@@ -20,8 +20,7 @@ from dqlib.study.params.paths import project_root
 
 pytestmark = pytest.mark.slow
 
-WRITING = ["summarization", "eli5", "translation"]
-TASKS = [*WRITING, "matching", "topics", "language"]
+TASKS = ["summarization", "eli5", "translation", "matching", "topics", "language"]
 
 #: What a stage reads of the project.
 TRACKED = (
@@ -94,7 +93,7 @@ def test_figures_report_and_executed_notebooks_are_there(clone):
     assert {claim[:3] for claim in decided.claim} == {"(a)", "(b)", "(d)"}  # for the others the grid is too small
     assert {claim[1] for claim in claims.claim} >= set("ghijkl")
     notebooks = clone / "runs" / "smoke" / "notebooks"
-    wanted = {*(f"teacher-{task}" for task in WRITING), *(f"tasks/{task}" for task in TASKS), "compare"}
+    wanted = {*(f"teacher-{task}" for task in TASKS), *(f"tasks/{task}" for task in TASKS), "compare"}
     found = {str(path.relative_to(notebooks)) for path in notebooks.rglob("*.ipynb")}
     assert found == {f"{name}.ipynb" for name in wanted}
     assert all("<html" in (notebooks / f"{name}.html").read_text() for name in wanted)
@@ -201,7 +200,7 @@ def test_the_benchmark_is_a_group_of_its_own(clone):
     assert not (results / "tables" / "methods.csv").exists()  # the default study did not run it
     call(clone, "dvc", "repro", "-q", "methods")
     table = pandas.read_csv(results / "tables" / "methods.csv")
-    assert tuple(table.columns) == (*columns_of("summarization"), "baseline", "p_value")
+    assert tuple(table.columns) == (*columns_of("summarization"), "baseline", "p_value", "provenance", "code")
     assert table.preset.tolist() == ["dq-bart-faithful", "dqlib"]
     assert (results / "methods" / "methods.svg").read_text().count("<svg") == 1
     assert "dq-bart-faithful" in (results / "methods" / "README.md").read_text()
