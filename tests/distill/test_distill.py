@@ -16,6 +16,7 @@ from dqlib.engines import load_classifier, load_engine
 from dqlib.engines.torch_engine import load_model
 from dqlib.storage.reading import read_model
 from dqlib.study.corpora.corpus import load_corpus
+from dqlib.study.distill import parameters
 from dqlib.study.evaluation import words
 from dqlib.study.evaluation.records import read_predictions, read_record
 from dqlib.study.params.settings import load_settings
@@ -298,6 +299,16 @@ def test_a_tokenizer_whose_package_is_not_there_is_one_sentence(said, tmp_path, 
         f"dqlib distill: checkpoint, its tokenizer: '{checkpoint}' is not allowed; it must be {sentence}\n"
     )
     assert not list(tmp_path.rglob("teacher"))
+
+
+def test_a_tokenizer_whose_package_has_no_name_here_is_told_by_the_words_of_transformers(tmp_path, capsys, monkeypatch):
+    def load(*arguments):
+        raise ImportError("T5Tokenizer requires the protobuf library\n but it was not found")
+
+    monkeypatch.setattr(parameters, "load_tokenizer", load)
+    assert main(call(tmp_path, "t5")) == 2
+    sentence = "one whose packages are installed (T5Tokenizer requires the protobuf library but it was not found)."
+    assert capsys.readouterr().err.endswith(f"it must be {sentence}\n")
 
 
 def test_an_engine_that_does_not_serve_the_checkpoint_is_told_before_training(tmp_path, capsys):

@@ -116,9 +116,12 @@ class Checkpoint:
                 tokenizer = load_tokenizer(*located(self.name, self.revision), self.form)
         except (ImportError, InputError) as error:
             package = self._missing_package(error)
-            if package is None:
+            if package is not None:
+                allowed = f"one whose packages are installed: this one needs {package} (pip install {package})"
+            elif isinstance(error, ImportError):  # of a package that is not known here: transformers says which
+                allowed = f"one whose packages are installed ({' '.join(str(error).split())[:200]})"
+            else:
                 raise
-            allowed = f"one whose packages are installed: this one needs {package} (pip install {package})"
             raise InputError(f"{self.field}, its tokenizer", self.name, allowed) from None
         if len(tokenizer) > self.model_config.vocab_size:
             allowed = f"one of at most {self.model_config.vocab_size} tokens, which the model knows"
