@@ -60,6 +60,17 @@ def test_a_bench_that_is_stopped_early_has_decided_what_it_could():
     ]
 
 
+def test_shapes_of_one_s_own_may_be_of_a_preset_that_is_not_compared_and_come_once():
+    given = laptop_bench()
+    fields = {name: getattr(given, name) for name in given.__dataclass_fields__} | {"presets": ["xtc"], "seeds": [1]}
+    own = ["2-2-8 2-4 h3 f256", "2-2-8 2-4"]
+    found = Methods(**fields | {"configs": own[1:], "own_configs": own, "longer_preset": "dqlib"})
+    runs = sorted(found.runs_of_equal_steps(), key=lambda run: tables._order(found, run))
+    assert [(run.preset, str(run.config)) for run in runs] == [("xtc", own[1]), ("dqlib", own[1]), ("dqlib", own[0])]
+    twice = Methods(**fields | {"configs": own, "own_configs": own, "longer_preset": "xtc"})
+    assert [str(run.config) for run in twice.runs_of_equal_steps()] == own
+
+
 def test_the_longest_runs_may_be_fewer_than_the_longer_ones():
     given = laptop_bench()
     fields = {name: getattr(given, name) for name in given.__dataclass_fields__}

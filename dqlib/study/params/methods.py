@@ -96,7 +96,7 @@ class Methods:
         """Presets and ablations at all of their configurations and seeds; ``own_configs`` stand between the two."""
         first = [name for name in (self.longer_preset, self.baseline, self.fallback) if name in self.presets]
         presets = list(dict.fromkeys([*first, *self.presets]))
-        return [
+        runs = (
             Run(name, config, seed)
             for names, texts, seeds in (
                 (presets, self.configs, self.seeds),
@@ -107,7 +107,8 @@ class Methods:
             for name in names
             if get_preset(name).has_grids(config)
             for seed in seeds
-        ]
+        )
+        return list(dict.fromkeys(runs))  # a run that two of them name is one
 
     def longer_runs(self) -> list[Run]:
         """What more training is worth; those that end soonest first."""

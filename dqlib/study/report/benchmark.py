@@ -281,7 +281,7 @@ def benchmark_summary(table: pandas.DataFrame) -> pandas.DataFrame:
 
 def _order(benchmark: S.Methods, run: Run) -> tuple[int, int, int]:
     configs = [Config.parse(text) for text in (*benchmark.configs, *benchmark.own_configs, *benchmark.ablation_configs)]
-    names = [*benchmark.presets, *benchmark.ablations]
+    names = [*benchmark.presets, benchmark.longer_preset, *benchmark.ablations]  # which need not be one of the presets
     return configs.index(run.config), names.index(run.preset), benchmark.seeds.index(run.seed)
 
 
