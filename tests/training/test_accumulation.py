@@ -24,6 +24,7 @@ TERMS = {
     "attention-scores": LossWeights(**NONE | {"attention": 1.0}, attention_maps="scores"),
     "attention-relations": LossWeights(**NONE | {"attention": 1.0}, attention_maps="relations"),
     "hidden": LossWeights(**NONE | {"hidden": 1.0}),
+    "last": LossWeights(layers="last"),
     "contrastive": LossWeights(**NONE, contrastive=1.0, momentum=0.0),
     "dqlib": get_preset("dqlib").loss,
     "layerwise": LossWeights(),
