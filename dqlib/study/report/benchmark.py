@@ -88,13 +88,14 @@ def finished(study: Study) -> list[Finished]:
     """
     benchmark, ledger, teacher = benchmark_of(study), read_ledger(study), teacher_digest(study)
     file, found = project_root() / study.settings.results / benchmark_file(FOLDER, study.name) / SCORES, []
+    whole = Trained(study, study.folders.teacher)
     committed = read_scores(file) if ledger.held and file.is_file() else None
     runs = sorted(benchmark.runs_of_equal_steps(), key=lambda run: _order(benchmark, run)) + benchmark.longer_runs()
     for run in runs:
         folder, ids = folder_of(study, run), identity(study, run, teacher)
         if is_finished(study, run):
             model = Trained(study, folder, run.config)
-            kept = retained(model.record.score, teacher_score(study, len(model.lines)), model.record.headline)
+            kept = retained(model.record.score, _score_on(whole, len(model.lines)), model.record.headline)
             minutes = json.loads((folder / COST).read_text())["minutes"]
             scores, loss = rows_of(model.record, model.lines), _best_validation(folder)
             found.append(Finished(run, asdict(model.record) | {"retention": kept}, loss, minutes, scores, ids))
@@ -107,7 +108,10 @@ def finished(study: Study) -> list[Finished]:
 
 def teacher_score(study: Study, documents: int | None) -> float:
     """The teacher's score on the documents that runs are tested on, the first ones of its own test; all, when None."""
-    teacher = Trained(study, study.folders.teacher)
+    return _score_on(Trained(study, study.folders.teacher), documents)
+
+
+def _score_on(teacher: Trained, documents: int | None) -> float:
     lines, headline = teacher.lines[:documents], teacher.record.headline
     totals = np.stack(list(statistics_of(headline, lines).values()), axis=1).sum(axis=0, keepdims=True)
     return float(score_of(headline, totals, len(lines))[0])
