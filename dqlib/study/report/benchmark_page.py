@@ -127,10 +127,16 @@ def summary_for_reading(summary: pandas.DataFrame) -> pandas.DataFrame:
             "of teacher": summary.retention.map(percent),
             "smaller": summary.compression.map("{:.1f}x".format),
             "against": summary.baseline.map(lambda x: "" if pandas.isna(x) else x),
-            "p": summary.p_value.map(lambda x: "" if pandas.isna(x) else f"{x:.4f}"),
+            "p": summary.p_value.map(_p_value),
             **losses,
         }
     )
+
+
+def _p_value(value: float | None) -> str:
+    if value is None or pandas.isna(value):
+        return ""
+    return f"{value:.4f}" if value >= 0.0001 else "<0.0001"
 
 
 def with_losses(table: pandas.DataFrame, parts: pandas.DataFrame) -> pandas.DataFrame:
@@ -150,7 +156,7 @@ def gaps_for_reading(gaps: pandas.DataFrame) -> pandas.DataFrame:
             "preset": gaps.part,
             "gap": gaps.gap.map("{:.3f}".format) + spread,
             "ratio": gaps.ratio.map(lambda x: "" if pandas.isna(x) else f"{x:.2f}"),
-            "p": gaps.p_value.map(lambda x: "" if pandas.isna(x) else f"{x:.4f}"),
+            "p": gaps.p_value.map(_p_value),
             "kB": gaps.size_bytes.map(lambda x: f"{x / 1000:.0f}"),
             "minutes": gaps.minutes.map("{:.1f}".format),
         }

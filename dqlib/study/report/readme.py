@@ -16,8 +16,8 @@ from dqlib.study.params.tasks import TASKS
 from dqlib.study.pipeline.benchmark import benchmark_of
 from dqlib.study.pipeline.ledger import LONGER, METHODS, PARTS
 from dqlib.study.pipeline.study import Study
-from dqlib.study.report.benchmark import benchmark_summary
-from dqlib.study.report.benchmark_page import summary_for_reading, with_losses
+from dqlib.study.report.benchmark import benchmark_summary, gap_table
+from dqlib.study.report.benchmark_page import gaps_for_reading, summary_for_reading, with_losses
 from dqlib.study.report.names import METRIC_NAMES, SHAPES
 from dqlib.study.report.pages import METRICS, markdown_table, overview_table
 from dqlib.study.report.verdicts import Tables
@@ -150,6 +150,7 @@ def blocks(project: Path) -> dict[str, str]:
         "overview": markdown_table(overview_table(metrics)),
         "aims": markdown_table(aims_table(metrics, _of_the_teacher(further, parts, training), retention)),
         "bench": markdown_table(summary_for_reading(summary)),
+        "gaps": markdown_table(gaps_for_reading(gap_table(parts[parts.part.isin(presets)]))),
         "engines": markdown_table(engines_table(speed)),
         "long": long_tables(speed) or f"Not measured yet: `{LONG}` does it.\n",
     }
