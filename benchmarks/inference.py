@@ -169,13 +169,13 @@ class Bench:
         self.teacher_config = f"32-32-32 {encoder}-{decoder}"
         self._teacher: PreTrainedModel | None = None
 
-    def rows(self, only: Sequence[str] = ()) -> Iterator[list[Row]]:
-        """Each stage's rows, measured or kept from an earlier run; of some stages alone, if they are named."""
+    def rows(self, only: Sequence[str] = (), again: bool = False) -> Iterator[list[Row]]:
+        """Rows of each stage, or of some by name: measured or, unless ``again``, kept from an earlier run."""
         for stage in self.stages:
             if only and stage.__name__ not in only:
                 continue
             kept = self.work / f"{stage.__name__}.json"
-            if not kept.is_file():
+            if again or not kept.is_file():
                 found = [asdict(row) for row in stage()]
                 scratch = kept.with_suffix(".partial")
                 scratch.write_text(json.dumps(found, indent=1))
@@ -504,7 +504,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--again", action="store_true", help="keep nothing of an earlier run")
+    parser.add_argument("--again", action="store_true", help="measure what an earlier run has measured, too")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark")
     options = parser.parse_args(arguments)
@@ -512,11 +512,19 @@ def main(arguments: list[str] | None = None) -> None:
     logging.disable_progress_bar()
     if not options.again and any((options.work / key / "sizes.json").is_file() for key in options.shapes):
         print(f"goes on from what is in {options.work}; with --again all is measured anew", flush=True)
+    everything = options.again and not options.stages
+    benches = [
+        (OneStackBench if SHAPES[key].kind in ("bert", "gpt2") else Bench)(
+            key, 1 if options.quick else options.rounds, options.threads, options.work, everything
+        )
+        for key in options.shapes
+    ]
+    known = list(dict.fromkeys(stage.__name__ for bench in benches for stage in bench.stages))
+    if unknown := [name for name in options.stages if name not in known]:
+        parser.error(f"--stages: '{unknown[0]}' is not allowed; it must be one of {', '.join(known)}")
     rows: list[Row] = []
-    for key in options.shapes:
-        kind = OneStackBench if SHAPES[key].kind in ("bert", "gpt2") else Bench
-        bench = kind(key, 1 if options.quick else options.rounds, options.threads, options.work, options.again)
-        for found in bench.rows(options.stages):
+    for bench in benches:
+        for found in bench.rows(options.stages, options.again):
             rows += found
             for row in found:
                 against = f", {row.ratio:.2f} times better than {row.baseline}" if row.ratio else ""
@@ -524,8 +532,6 @@ def main(arguments: list[str] | None = None) -> None:
                     f"{row.shape} {row.config} {row.engine}: {row.metric} {row.value:.4g} {row.unit}{against}",
                     flush=True,
                 )
-    if not rows:
-        parser.error(f"--stages: none of {', '.join(options.stages)} is a stage of these shapes")
     put_rows(rows, options.results / "tables" / "benchmark.csv", same=("name", "shape"))
     if any(row.name == "generation" for row in rows):
         draw(rows, options.results)
