@@ -157,11 +157,13 @@ class Worker:
 class Bench:
     """The stages of one shape."""
 
-    def __init__(self, key: str, rounds: int, threads: int, work: Path, again: bool) -> None:
+    def __init__(
+        self, key: str, rounds: int, threads: int, work: Path, again: bool = False, only: Sequence[str] = ()
+    ) -> None:
         self.key, self.shape, self.rounds, self.threads = key, SHAPES[key], rounds, threads
-        self.work = work / key
+        self.work, self.only = work / key, only
         if again:
-            shutil.rmtree(self.work, ignore_errors=True)
+            self._forget()
         self.work.mkdir(parents=True, exist_ok=True)
         (self.work / "vocabulary.json").write_text(str(self.shape.vocabulary))
         self.device = f"{_processor()}, {threads} threads"
@@ -169,13 +171,22 @@ class Bench:
         self.teacher_config = f"32-32-32 {encoder}-{decoder}"
         self._teacher: PreTrainedModel | None = None
 
-    def rows(self, only: Sequence[str] = (), again: bool = False) -> Iterator[list[Row]]:
-        """Rows of each stage, or of some by name: measured or, unless ``again``, kept from an earlier run."""
+    def _forget(self) -> None:
+        """Remove what an earlier run left, models too, but the rows of stages that are not asked for."""
+        kept = {f"{stage.__name__}.json" for stage in self.stages if self.only and stage.__name__ not in self.only}
+        for path in self.work.glob("*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in kept:
+                path.unlink()
+
+    def rows(self) -> Iterator[list[Row]]:
+        """Rows of each stage, or of some by name: measured, or kept from an earlier run."""
         for stage in self.stages:
-            if only and stage.__name__ not in only:
+            if self.only and stage.__name__ not in self.only:
                 continue
             kept = self.work / f"{stage.__name__}.json"
-            if again or not kept.is_file():
+            if not kept.is_file():
                 found = [asdict(row) for row in stage()]
                 scratch = kept.with_suffix(".partial")
                 scratch.write_text(json.dumps(found, indent=1))
@@ -512,10 +523,10 @@ def main(arguments: list[str] | None = None) -> None:
     logging.disable_progress_bar()
     if not options.again and any((options.work / key / "sizes.json").is_file() for key in options.shapes):
         print(f"goes on from what is in {options.work}; with --again all is measured anew", flush=True)
-    everything = options.again and not options.stages
+    rounds = 1 if options.quick else options.rounds
     benches = [
         (OneStackBench if SHAPES[key].kind in ("bert", "gpt2") else Bench)(
-            key, 1 if options.quick else options.rounds, options.threads, options.work, everything
+            key, rounds, options.threads, options.work, options.again, options.stages
         )
         for key in options.shapes
     ]
@@ -524,7 +535,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--stages: '{unknown[0]}' is not allowed; it must be one of {', '.join(known)}")
     rows: list[Row] = []
     for bench in benches:
-        for found in bench.rows(options.stages, options.again):
+        for found in bench.rows():
             rows += found
             for row in found:
                 against = f", {row.ratio:.2f} times better than {row.baseline}" if row.ratio else ""

@@ -86,16 +86,16 @@ def finished(study: Study) -> list[Finished]:
 
     The teacher must be there.
     """
-    benchmark, ledger, teacher = benchmark_of(study), read_ledger(study), teacher_digest(study)
+    benchmark, ledger, digest = benchmark_of(study), read_ledger(study), teacher_digest(study)
     file, found = project_root() / study.settings.results / benchmark_file(FOLDER, study.name) / SCORES, []
-    whole = Trained(study, study.folders.teacher)
+    teacher = Trained(study, study.folders.teacher)
     committed = read_scores(file) if ledger.held and file.is_file() else None
     runs = sorted(benchmark.runs_of_equal_steps(), key=lambda run: _order(benchmark, run)) + benchmark.longer_runs()
     for run in runs:
-        folder, ids = folder_of(study, run), identity(study, run, teacher)
+        folder, ids = folder_of(study, run), identity(study, run, digest)
         if is_finished(study, run):
             model = Trained(study, folder, run.config)
-            kept = retained(model.record.score, _score_on(whole, len(model.lines)), model.record.headline)
+            kept = retained(model.record.score, _score_on(teacher, len(model.lines)), model.record.headline)
             minutes = json.loads((folder / COST).read_text())["minutes"]
             scores, loss = rows_of(model.record, model.lines), _best_validation(folder)
             found.append(Finished(run, asdict(model.record) | {"retention": kept}, loss, minutes, scores, ids))

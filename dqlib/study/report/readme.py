@@ -79,9 +79,6 @@ def _of_the_teacher(runs: pandas.DataFrame, parts: pandas.DataFrame, training: p
     return with_losses(runs, same).drop(columns="validation_loss")
 
 
-#: What measures long outputs.
-LONG = "PYTHONPATH=. .venv/bin/python benchmarks/inference.py --shapes base --stages long --again --work build/long"
-
 #: Columns of :func:`engines_table`: heading, ``metric`` and format in ``benchmark.csv``.
 ENGINE_METRICS = (
     ("1 text, greedy", "latency, 1 text, greedy", "{:,.0f} ms"),
@@ -152,7 +149,7 @@ def blocks(project: Path) -> dict[str, str]:
         "bench": markdown_table(summary_for_reading(summary)),
         "gaps": markdown_table(gaps_for_reading(gap_table(parts[parts.part.isin(presets)]))),
         "engines": markdown_table(engines_table(speed)),
-        "long": long_tables(speed) or f"Not measured yet: `{LONG}` does it.\n",
+        "long": long_tables(speed),
     }
 
 
