@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -108,7 +109,7 @@ CASES = {
 def make_teacher(name: str) -> PreTrainedModel:
     torch.manual_seed(0)
     case = CASES[name]
-    teacher = case.model(case.config).eval()
+    teacher = case.model(copy.deepcopy(case.config)).eval()  # transformers writes into the config of a model it trains
     if name == "t5-untied":  # transformers ties every new T5, and leaves apart what a checkpoint has apart
         teacher.lm_head.weight = nn.Parameter(torch.randn(VOCABULARY, 16) / 4)
         teacher.all_tied_weights_keys.pop("lm_head.weight")
