@@ -135,9 +135,10 @@ def unpack_rows(
     read, most = _reader(packed, rows * columns, bits, encoding), max(1, BLOCK // max(columns, 1))
     memory: np.ndarray = np.empty(min(most, rows) * columns, np.int8)
     for first in range(0, rows, most):
-        codes = memory[: min(most, rows - first) * columns]
+        some = min(most, rows - first)
+        codes = memory[: some * columns]
         read(first * columns, codes)
-        yield slice(first, first + most), torch.from_numpy(codes).view(-1, columns)
+        yield slice(first, first + some), torch.from_numpy(codes).view(some, columns)
 
 
 def _reader(packed: Tensor, count: int, bits: int, encoding: str) -> Callable[[int, np.ndarray], None]:

@@ -25,8 +25,8 @@ from dqlib.study.params import settings as S
 #: Words that are features: at most so many, the most frequent ones, and those of two texts or more.
 FEATURES, FEWEST = 50_000, 2
 
-#: Weights of the squared coefficients, in a loss that is a mean over texts.
-PENALTIES = (1e-6, 1e-5, 1e-4)
+#: Weights of the squared coefficients, in a loss that is a mean over texts; of equally good ones the first is taken.
+PENALTIES = (1e-6, 1e-5, 1e-4, 1e-7, 1e-8)
 
 #: Steps, texts and rate of the regression.
 STEPS, BATCH, RATE = 2000, 256, 0.02
