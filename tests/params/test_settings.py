@@ -16,7 +16,7 @@ from dqlib.study.params.profiles import choose_profile
 from dqlib.study.params.settings import load_settings, profile_path
 from tests.conftest import committed
 
-PROFILES = ("smoke", "laptop", "study", "real", "paper", "paper-cnn", "tutorial")
+PROFILES = ("smoke", "laptop", "study", "classification", "real", "paper", "paper-cnn", "tutorial")
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def load(data, tmp_path):
     return load_settings(str(path))
 
 
-def test_the_committed_parameters_are_the_laptop_profile():
+def test_the_committed_parameters_are_those_of_the_committed_results():
     root = committed()
-    assert (root / "params.yaml").read_bytes() == (root / "profiles" / "laptop.yaml").read_bytes()
+    assert (root / "params.yaml").read_bytes() == (root / "profiles" / "study.yaml").read_bytes()
 
 
 @pytest.mark.parametrize(

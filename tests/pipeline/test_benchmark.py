@@ -20,16 +20,16 @@ from dqlib.study.report.benchmark_page import write_benchmark
 from tests.helpers.processes import in_this_process
 
 
-def laptop_bench() -> Methods:
-    bench_settings = load_settings("laptop").task("summarization").methods
+def study_bench() -> Methods:
+    bench_settings = load_settings("study").task("summarization").methods
     assert bench_settings is not None
     return bench_settings
 
 
 def test_the_bench_has_every_preset_at_every_configuration_that_it_has_a_grid_for():
-    runs = laptop_bench().runs()
+    runs = study_bench().runs()
     assert len(runs) == len(set(runs))
-    for seed in laptop_bench().seeds:
+    for seed in study_bench().seeds:
         assert Run("dqlib", Config.parse("1-1-8 2-4"), seed) in runs
         assert Run("xtc", Config.parse("1-1-8 2-4"), seed) in runs
         assert Run("dq-bart-faithful", Config.parse("2-2-8 2-4"), seed) in runs
@@ -38,14 +38,14 @@ def test_the_bench_has_every_preset_at_every_configuration_that_it_has_a_grid_fo
 
 def test_the_tutorial_shows_every_preset_that_its_notebook_tells_of_and_what_parts_are_worth():
     tutorial = load_settings("tutorial").task("summarization").methods
-    assert set(tutorial.presets) <= set(laptop_bench().presets)
+    assert set(tutorial.presets) <= set(study_bench().presets)
     assert {run.preset for run in tutorial.runs()} >= {*tutorial.presets, *tutorial.ablations}
     assert tutorial.ablations
     assert set(tutorial.ablation_configs) <= set(tutorial.configs)  # the whole method is there to compare with
 
 
 def test_a_bench_that_is_stopped_early_has_decided_what_it_could():
-    wanted = load_settings("study").task("summarization").methods
+    wanted = study_bench()
     runs = wanted.runs_of_equal_steps()
     names = [run.preset for run in runs]
     first = min(names.index(name) for name in wanted.ablations if name not in wanted.presets)
@@ -61,8 +61,13 @@ def test_a_bench_that_is_stopped_early_has_decided_what_it_could():
 
 
 def test_shapes_of_one_s_own_may_be_of_a_preset_that_is_not_compared_and_come_once():
-    given = laptop_bench()
-    fields = {name: getattr(given, name) for name in given.__dataclass_fields__} | {"presets": ["xtc"], "seeds": [1]}
+    given = study_bench()
+    fields = {name: getattr(given, name) for name in given.__dataclass_fields__} | {
+        "presets": ["xtc"],
+        "seeds": [1],
+        "ablations": [],
+        "ablation_configs": [],
+    }
     own = ["2-2-8 2-4 h3 f256", "2-2-8 2-4"]
     found = Methods(**fields | {"configs": own[1:], "own_configs": own, "longer_preset": "dqlib"})
     runs = sorted(found.runs_of_equal_steps(), key=lambda run: tables._order(found, run))
@@ -72,7 +77,7 @@ def test_shapes_of_one_s_own_may_be_of_a_preset_that_is_not_compared_and_come_on
 
 
 def test_the_longest_runs_may_be_fewer_than_the_longer_ones():
-    given = laptop_bench()
+    given = study_bench()
     fields = {name: getattr(given, name) for name in given.__dataclass_fields__}
     fields |= {"longer_steps": [9000, 3000, 6000], "longer_configs": ["4-4-8 2-4", "2-2-8 2-4"]}
     all_of_them = [(n, text) for n in (3000, 6000, 9000) for text in fields["longer_configs"]]
@@ -90,7 +95,7 @@ def test_the_longest_runs_may_be_fewer_than_the_longer_ones():
     ],
 )
 def test_a_bad_bench_is_named(change, error):
-    given = laptop_bench()
+    given = study_bench()
     fields = {name: getattr(given, name) for name in given.__dataclass_fields__}
     with pytest.raises(InputError, match=error):
         Methods(**(fields | change))

@@ -15,10 +15,12 @@ from dqlib.study.report.recompute import runs_in
 from tests.conftest import committed
 
 ROOT = committed()
-LAPTOP = str(ROOT / "profiles" / "laptop.yaml")
+STUDY = str(ROOT / "profiles" / "study.yaml")
 
 
-@pytest.fixture(params=[("results", "laptop"), ("results/real", "real")], ids=["default", "real"])
+@pytest.fixture(
+    params=[("results", "study"), ("results/laptop", "laptop"), ("results/real", "real")], ids=lambda each: each[1]
+)
 def study(request):
     """A folder of results and the parameters that they were made with."""
     folder, profile = request.param
@@ -83,7 +85,7 @@ def benchmark_rows():
 
 
 def test_the_benchmark_has_a_row_per_run_of_the_committed_parameters_or_names_what_is_missing(benchmark_rows):
-    runs = benchmark_of(Study(LAPTOP)).runs_of_equal_steps()
+    runs = benchmark_of(Study(STUDY)).runs_of_equal_steps()
     rows = set(zip(benchmark_rows.preset, benchmark_rows.config, benchmark_rows.seed, strict=True))
     assert {*columns_of("summarization"), *COMPARED} <= set(benchmark_rows.columns)
     assert len(rows) == len(benchmark_rows)

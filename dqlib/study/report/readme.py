@@ -140,7 +140,7 @@ def blocks(project: Path) -> dict[str, str]:
     names = (METHODS, LONGER, PARTS, METRICS, "training.csv", "benchmark.csv", "retention.csv")
     methods, longer, parts, metrics, training, speed, retention = (pandas.read_csv(tables / name) for name in names)
     runs = with_losses(methods, parts)
-    presets = benchmark_of(Study(str(project / "profiles" / "laptop.yaml"))).presets
+    presets = benchmark_of(Study(str(project / "profiles" / "study.yaml"))).presets
     summary = benchmark_summary(runs[runs.preset.isin(presets)])
     further = pandas.concat([methods, longer[longer.train_steps > methods.train_steps.max()]])
     return {
