@@ -166,7 +166,7 @@ def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy, capsys, mon
     assert (folders[0] / "record.json").read_bytes() == record
     assert times[1:] == [(folder / "record.json").stat().st_mtime_ns for folder in folders[1:]]
 
-    table = tables.benchmark_table(study)
+    table = tables.benchmark_table(study, tables.finished(study))
     assert tuple(table.columns) == (*columns_of("summarization"), "baseline", "p_value", "provenance", "code")
     equal = [folder_of(study, run) for run in benchmark_of(study).runs_of_equal_steps()]
     assert [read_record(folder).score for folder in equal] == table.score.tolist()
@@ -176,7 +176,7 @@ def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy, capsys, mon
     assert table[table.preset == "dq-bart-faithful"].p_value.isna().all()
     changed = tables.ablation_table(table, benchmark_of(study))
     assert changed.changed.tolist() == ["fixed-scales"]
-    parts = tables.parts_table(study)
+    parts = tables.parts_table(study, tables.finished(study))
     assert len(parts) == len(runs)
     teacher_log = pandas.read_csv(study.folders.teacher / "log.csv")
     assert (parts.teacher_loss == round(teacher_log.validation_loss.min(), 4)).all()

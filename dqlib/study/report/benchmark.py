@@ -124,15 +124,15 @@ def _scores_of(committed: pandas.DataFrame, record: Mapping[str, Any]) -> pandas
     return committed[same] if same.any() else None
 
 
-def missing(study: Study) -> list[str]:
+def missing(study: Study, runs: Sequence[Finished]) -> list[str]:
     """What a benchmark still has to run: each preset with its configs, and how many seeds."""
-    done = {each.run for each in finished(study)}
+    done = {each.run for each in runs}
     groups: dict[str, list[Run]] = {}
     for run in benchmark_of(study).runs():
         if run not in done:
             steps = "" if run.steps is None else f", {run.steps:,} steps"
             groups.setdefault(f"`{run.preset}` at `{run.config}`{steps}", []).append(run)
-    return [f"{name} ({len(runs)} of its seeds)" for name, runs in groups.items()]
+    return [f"{name} ({len(some)} of its seeds)" for name, some in groups.items()]
 
 
 def scores_table(runs: Sequence[Finished]) -> pandas.DataFrame:
@@ -140,13 +140,13 @@ def scores_table(runs: Sequence[Finished]) -> pandas.DataFrame:
     return joined(each.scores for each in runs if each.scores is not None)
 
 
-def benchmark_table(study: Study) -> pandas.DataFrame:
+def benchmark_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:
     """One row per finished run of equal steps: the columns of ``metrics.csv``, ``baseline``, ``p_value`` and its ids.
 
     The p-value is that of a preset at a config, over documents and seeds, so its rows share it. An ablation is compared
     with the whole preset from the same seeds.
     """
-    runs = [each for each in finished(study) if each.run.steps is None]
+    runs = [each for each in runs if each.run.steps is None]
     seeds: dict[tuple[str, Config], list[int]] = {}
     for each in runs:
         if each.scores is not None:
@@ -198,7 +198,7 @@ def _compared(
     return baseline, round(two_sided(ours - theirs), 4)
 
 
-def parts_table(study: Study) -> pandas.DataFrame:
+def parts_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:
     """The validation loss of each finished run and its teacher, in nats per token, and what the run cost.
 
     It shows differences of methods and parts where test scores do not: over seeds it spreads by a hundredth of a nat.
@@ -207,7 +207,7 @@ def parts_table(study: Study) -> pandas.DataFrame:
         Columns ``part`` (a preset, whole or with one part changed), ``config``, ``seed``, ``steps``,
         ``validation_loss``, ``teacher_loss``, ``size_bytes``, ``minutes`` (of one core, for the training) and the ids.
     """
-    rows, benchmark, runs = [], benchmark_of(study), finished(study)
+    rows, benchmark = [], benchmark_of(study)
     sizes = _sizes(study, list(dict.fromkeys((each.run.preset, each.run.config) for each in runs)))
     teacher_loss = _best_validation(study.folders.teacher)
     for each in runs:
@@ -320,15 +320,15 @@ def ablation_table(table: pandas.DataFrame, benchmark: S.Methods, against: str =
     return pandas.DataFrame(columns).dropna(axis=1, how="all").reset_index(drop=True)  # one seed has no spread
 
 
-def longer_table(study: Study) -> pandas.DataFrame:
+def longer_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:
     """One row per finished run, the columns of ``metrics.csv`` and its ids: the benchmark's own steps first, then more.
 
     Empty where the benchmark has no longer runs, or none is finished.
     """
-    benchmark, runs = benchmark_of(study), {each.run: each for each in finished(study)}
-    long = [run for run in benchmark.longer_runs() if run in runs]
-    short = [run for run in dict.fromkeys(replace(run, steps=None) for run in long) if run in runs]
-    rows = [dict(runs[run].record) | dict(runs[run].identity) for run in short + long]
+    found = {each.run: each for each in runs}
+    long = [run for run in benchmark_of(study).longer_runs() if run in found]
+    short = [run for run in dict.fromkeys(replace(run, steps=None) for run in long) if run in found]
+    rows = [dict(found[run].record) | dict(found[run].identity) for run in short + long]
     table = pandas.DataFrame(rows, columns=[*columns_of(study.name), *IDENTITY])
     order = {config: i for i, config in enumerate(dict.fromkeys(str(run.config) for run in long))}
     return table.sort_values(["config", "train_steps"], key=lambda c: c.map(order) if c.name == "config" else c)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas
@@ -40,7 +41,7 @@ def write_benchmark(study: Study, run: bool = True) -> Path:
     runs = tables.finished(study)
     if all(each.run.steps for each in runs):
         raise InputError("benchmark", "no finished run", "at least one, which `make methods` makes")
-    benchmark, table, parts = benchmark_of(study), tables.benchmark_table(study), tables.parts_table(study)
+    benchmark, table, parts = benchmark_of(study), tables.benchmark_table(study, runs), tables.parts_table(study, runs)
     results = project_root() / study.settings.results
     folder = results / benchmark_file(tables.FOLDER, study.name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,21 +53,27 @@ def write_benchmark(study: Study, run: bool = True) -> Path:
     save(presets_figure(table, benchmark, study.name), folder, "methods")
     if table.preset.isin(benchmark.ablations).any():
         save(ablation_figure(table, benchmark), folder, "ablation")
-    longer = tables.longer_table(study)
+    longer = tables.longer_table(study, runs)
     if len(longer) or not more.is_file():
         write_metrics(longer, more)
     if len(longer):
         score = tables.teacher_score(study, benchmark.evaluate.documents)
         save(longer_figure(longer, benchmark, score), folder, "longer")
-    write_text(folder / "README.md", _page(study, table, parts))
+    write_text(folder / "README.md", _page(study, runs, table, parts, longer))
     return folder
 
 
-def _page(study: Study, table: pandas.DataFrame, parts: pandas.DataFrame) -> str:
+def _page(
+    study: Study,
+    runs: Sequence[tables.Finished],
+    table: pandas.DataFrame,
+    parts: pandas.DataFrame,
+    longer: pandas.DataFrame,
+) -> str:
     benchmark, teacher = benchmark_of(study), read_record(study.folders.teacher)
     score = tables.teacher_score(study, benchmark.evaluate.documents)
     methods, losses = (benchmark_file(name, study.name) for name in (METHODS, PARTS))
-    summary, missing = summary_for_reading(tables.benchmark_summary(table)), "; ".join(tables.missing(study))
+    summary, missing = summary_for_reading(tables.benchmark_summary(table)), "; ".join(tables.missing(study, runs))
     not_run = f"\nNot run yet: {missing}.\n" if missing else ""
     ours = summary[~summary.preset.isin(benchmark.ablations)]
     ablation = f"""
@@ -96,11 +103,11 @@ that of `{tables.WHOLE}` after equal steps; p: of that difference over seeds, tw
 one core, for the training.
 
 ![All presets](methods.svg)
-{ablation if table.preset.isin(benchmark.ablations).any() else ""}{_longer(study)}"""
+{ablation if table.preset.isin(benchmark.ablations).any() else ""}{_longer(study, longer)}"""
 
 
-def _longer(study: Study) -> str:
-    benchmark, longer = benchmark_of(study), tables.longer_table(study)
+def _longer(study: Study, longer: pandas.DataFrame) -> str:
+    benchmark = benchmark_of(study)
     if longer.empty:
         return ""
     more = benchmark_file(LONGER, study.name)
