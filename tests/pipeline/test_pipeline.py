@@ -87,7 +87,8 @@ def test_figures_report_and_executed_notebooks_are_there(clone):
     for name in ("tradeoff", "retention", "accumulation", "sizes", "sensitivity", *training):
         assert (results / "figures" / f"{name}.svg").read_text().count("<svg") == 1
         assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert f"figures/{name}.svg" in (results / "README.md").read_text()
+        assert f"figures/{name}.svg" in "".join(page.read_text() for page in results.rglob("*.md"))
+    assert {page.stem for page in (results / "tasks").iterdir()} == set(TASKS)
     claims = pandas.read_csv(results / "tables" / "claims.csv")
     decided = claims[claims.verdict != "not run"]
     assert {claim[:3] for claim in decided.claim} == {"(a)", "(b)", "(d)"}  # for the others the grid is too small

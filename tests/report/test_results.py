@@ -49,7 +49,7 @@ def test_numbers_follow_from_each_other(metrics):
 
 
 def test_the_page_shows_the_tables(study, metrics):
-    page = (study[0] / "README.md").read_text()
+    page = "".join(each.read_text() for each in (study[0] / "README.md", *study[0].glob("tasks/*.md")))
     for _, rows in metrics.groupby("task", sort=False):
         assert markdown_table(short_table(rows)) in page
     assert markdown_table(pandas.read_csv(study[0] / "tables" / "claims.csv")) in page
