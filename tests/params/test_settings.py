@@ -16,7 +16,7 @@ from dqlib.study.params.profiles import choose_profile
 from dqlib.study.params.settings import load_settings, profile_path
 from tests.conftest import committed
 
-PROFILES = ("smoke", "laptop", "study", "classification", "real", "paper", "paper-cnn", "tutorial")
+PROFILES = ("smoke", "laptop", "study", "bert-gpt2", "real", "paper", "paper-cnn", "tutorial")
 
 
 @pytest.fixture
