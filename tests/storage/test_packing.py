@@ -105,6 +105,9 @@ def test_rows_are_unpacked_some_at_a_time(bits, encoding, block, monkeypatch):
         assert some.numel() <= max(block, 17)
         found[rows] = some
     assert torch.equal(found, codes)
+    none = codes[:, :0]
+    rows = [some.clone() for _, some in unpack_rows(pack(none, bits, encoding), none.shape, bits, encoding)]
+    assert torch.cat(rows).shape == none.shape
 
 
 def test_sizes_are_those_that_are_claimed():
