@@ -168,13 +168,12 @@ def test_contrast_and_dynamic_scales_must_lower_the_gap_over_seeds():
     assert of(decided, "k", "language") == ["does not agree", "not decided"]
 
 
-def test_joint_training_and_contrast_are_judged_over_seeds_wherever_such_runs_are():
-    first = {"dqlib": 0.1, "quantization-only": 0.3, "dqlib-with-contrast": 0.2}
+def test_contrast_is_judged_over_seeds_wherever_such_runs_are():
+    first = {"dqlib": 0.1, "quantization-only": 0.05, "dqlib-with-contrast": 0.2}
     runs = {(name, "2-2-8 2-4", 100): [gap, gap + 0.01, gap + 0.02] for name, gap in first.items()}
     decided = verdicts(runs=grid.runs(summarization=runs))
-    assert of(decided, "a", "summarization") == ["agrees", "agrees"]
+    assert of(decided, "a", "summarization") == ["agrees"]  # by the scores alone
     assert of(decided, "j", "summarization") == ["does not agree"]
-    assert of(decided, "a", "eli5") == ["agrees"]
     assert not of(decided, "j", "eli5")
 
 

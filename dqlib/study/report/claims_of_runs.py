@@ -12,15 +12,12 @@ import pandas
 
 from dqlib.study.evaluation.bootstrap import welch_p_value
 from dqlib.study.params.kinds import SEQ2SEQ
-from dqlib.study.report.names import QUANTIZATION_ALONE
 from dqlib.study.report.verdicts import PRETRAINED, Tables, Verdict, significant, written_p
 
 #: More training, and the part of the gap that it may leave at most.
 TIMES, PART = 8, 0.5
 #: Presets of earlier work that are trained for longer.
 EARLIER = ("dq-bart", "xtc", "quantgpt")
-#: Ours, and what is trained without a teacher.
-JOINT = (("dqlib", QUANTIZATION_ALONE),)
 #: Presets that differ by the contrast of tokens alone: with it, and without.
 CONTRAST = (("quantgpt", "quantgpt-no-contrast"), ("dqlib-with-contrast", "dqlib"))
 #: Presets whose clip at 2 bits is fixed or learned, and which are else QuantGPT's.
@@ -28,9 +25,13 @@ CLIPS = (("a fixed clip", "quantgpt-fixed-clip"), ("a learned clip", "quantgpt-l
 
 
 def of_runs(tables: Tables) -> Iterable[Verdict]:
-    """The claims (g), (h), (j) and (k), for each task that they are about; (a) and (j) wherever such runs are."""
+    """The claims (g), (h), (j) and (k), for each task that they are about; (j) of texts, too, where such runs are.
+
+    Not (a): a teacher that was trained with smoothed labels has a higher loss than its texts deserve, and who learns
+    from it takes that over.
+    """
     for task in tables.of_kind(SEQ2SEQ):
-        yield from (verdict for claim in (_joint, _contrast) for verdict in claim(tables, task) if verdict.run)
+        yield from (verdict for verdict in _contrast(tables, task) if verdict.run)
     for task in tables.of_kind("classification"):
         yield from _longer(tables, task)
         yield from _not_pretrained(tables, task)
@@ -72,11 +73,6 @@ def _not_pretrained(tables: Tables, task: str) -> Iterable[Verdict]:
         yield Verdict(claim, task, measured, True if ahead else significant(-1, row.p_value))
     if rows.empty:
         yield Verdict.not_run(claim, task, "a task beside it, whose teacher is pre-trained at a student's depth")
-
-
-def _joint(tables: Tables, task: str) -> Iterable[Verdict]:
-    claim = "(a) Distilling and quantizing together beats quantization alone, in validation loss over seeds"
-    yield from _pairs(tables, task, claim, JOINT)
 
 
 def _contrast(tables: Tables, task: str) -> Iterable[Verdict]:
