@@ -125,14 +125,18 @@ def _scores_of(committed: pandas.DataFrame, record: Mapping[str, Any]) -> pandas
 
 
 def missing(study: Study, runs: Sequence[Finished]) -> list[str]:
-    """What a benchmark still has to run: each preset with its configs, and how many seeds."""
-    done = {each.run for each in runs}
-    groups: dict[str, list[Run]] = {}
-    for run in benchmark_of(study).runs():
-        if run not in done:
-            steps = "" if run.steps is None else f", {run.steps:,} steps"
-            groups.setdefault(f"`{run.preset}` at `{run.config}`{steps}", []).append(run)
-    return [f"{name} ({len(some)} of its seeds)" for name, some in groups.items()]
+    """What a benchmark still has to run: the presets of each config, with how many of their seeds, if not all."""
+    done, wanted = {each.run for each in runs}, benchmark_of(study).runs()
+    groups: dict[str, dict[str, list[bool]]] = {}
+    for run in wanted:
+        steps = "" if run.steps is None else f", {run.steps:,} steps"
+        groups.setdefault(f"`{run.config}`{steps}", {}).setdefault(run.preset, []).append(run not in done)
+    lines = []
+    for name, presets in groups.items():
+        left = [f"`{preset}`" + f" ({sum(seeds)} of {len(seeds)} seeds)" * (not all(seeds))
+                for preset, seeds in presets.items() if any(seeds)]  # fmt: skip
+        lines += [f"{name}: {', '.join(left)}"] if left else []
+    return lines
 
 
 def scores_table(runs: Sequence[Finished]) -> pandas.DataFrame:
