@@ -25,14 +25,15 @@ def presets_figure(table: pandas.DataFrame, benchmark: S.Methods, task: str) -> 
         task: name of the task, for the title.
     """
     configs = [text for text in map(str, map(Config.parse, benchmark.configs)) if (table.config == text).any()]
+    presets = [name for name in benchmark.presets if (table.preset == name).any()]
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(7.2, 4.0), layout="constrained")
         axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2, label="teacher")
-        for i, name in enumerate(benchmark.presets):
+        for i, name in enumerate(presets):
             look, places, means = {"marker": marker_of(name), "color": colour_of(name), "linestyle": ""}, [], []
             for place, config in enumerate(configs):
                 rows = table[(table.config == config) & (table.preset == name)]
-                x = place + 0.14 * (i - (len(benchmark.presets) - 1) / 2)
+                x = place + 0.8 * ((i + 0.5) / len(presets) - 0.5)
                 axes.plot([x] * len(rows), 100 * rows.retention, ms=4, alpha=0.6, **look)
                 if len(rows):
                     places.append(x)
@@ -61,7 +62,10 @@ def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods, against: str 
     """
     config = str(Config.parse(benchmark.ablation_configs[0]))
     rows = table[(table.config == config) & table.seed.isin(benchmark.ablation_seeds or benchmark.seeds)]
-    whole, names = rows[rows.preset == against].validation_loss.mean(), benchmark.ablations
+    whole, names = (
+        rows[rows.preset == against].validation_loss.mean(),
+        [name for name in benchmark.ablations if (rows.preset == name).any()],
+    )
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(6.4, 0.6 + 0.42 * max(2, len(names))), layout="constrained")
         axes.axvline(0, color=colour_of(against), linestyle="--", linewidth=1.2)
