@@ -20,7 +20,7 @@ VALUES = [
     None, True, False, 0, 1, -1, 2, 7, 10**9, 0.0, 0.5, -0.001, 1e-300, 1e300, float("nan"), float("inf"), "", " ", "x",
     "2-2-8_2-1", "2-2-8_9-9", "1-1-1_1-1", "8-8-8", "dqlib", "no-such-preset", "../elsewhere", "é", "1e-3", "yes", [],
     [None], [1], ["2-2-8_2-1"], ["2-2-8_2-1", "2-2-8_2-1"], ["2-2-8_2-1", "2-2-8 2-1"], {}, {"steps": 3}, {1: 2},
-    "../../x", "/tmp/x", ".", "a/../b", "a\nb", "\x00", 10**400, -(10**30), 2**32,
+    "../../x", "/elsewhere/x", ".", "a/../b", "a\nb", "\x00", 10**400, -(10**30), 2**32,
     "embedded", "files", "hub", "summarization", "translation", ["ro"], ["xx"], ["ro", "ro"], "2026-11-21",
 ]  # fmt: skip
 KEYS = ["steps", "stesp", "", "seed", "unknown", 1, None, "micro_batches", "languages", "test", "pretrained", "methods"]
@@ -100,9 +100,9 @@ def test_a_parameter_file_with_mistakes_is_accepted_or_refused_in_one_sentence(g
     ("line", "message"),
     [
         ("profile: ../../x", "profile: '../../x' .* a name"),
-        ("profile: /tmp/x", "profile: '/tmp/x' .* a name"),
+        ("profile: /elsewhere/x", "profile: '/elsewhere/x' .* a name"),
         ("profile: .", r"profile: '\.' .* a name"),
-        ("results: /tmp/x", "results: '/tmp/x' .* a name"),
+        ("results: /elsewhere/x", "results: '/elsewhere/x' .* a name"),
         ("results: results/../../x", r"results: 'results/\.\./\.\./x' .* a name"),
         ("results: .", r"results: '\.' .* a name"),
         ("results: 2026-13-45", None),  # a name, and no date

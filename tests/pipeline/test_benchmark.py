@@ -182,7 +182,7 @@ def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy, capsys, mon
     assert (parts.teacher_loss == round(teacher_log.validation_loss.min(), 4)).all()
     first = pandas.read_csv(folder_of(study, runs[0]) / "log.csv").validation_loss.min()
     assert round(first, 4) in parts.validation_loss.tolist()
-    assert (parts.minutes >= 0).all()  # a run of few steps takes less than half of a hundredth
+    assert (parts.minutes > 0).all()
     faithful = table[table.preset == "dq-bart-faithful"].iloc[0]
     assert faithful.size_bytes > 1.5 * ours.size_bytes  # its head needs the embedding in full precision
     write_benchmark(study)

@@ -136,7 +136,7 @@ def make_run(settings: S.Settings, task: str, run: S.Run, target: Path, provenan
     with made(training.accelerator, folders, target) as folder:
         start = time.process_time()
         student = training.distill(distillation, run.config, folder, target)
-        write_text(folder / COST, json.dumps({"minutes": round((time.process_time() - start) / 60, 2)}) + "\n")
+        write_text(folder / COST, json.dumps({"minutes": round((time.process_time() - start) / 60, 4)}) + "\n")
         score_student(training, student, distillation, benchmark.evaluate, folder)
         write_text(folder / PROVENANCE, provenance)
 

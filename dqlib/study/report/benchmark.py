@@ -126,16 +126,17 @@ def _scores_of(committed: pandas.DataFrame, record: Mapping[str, Any]) -> pandas
 
 def missing(study: Study, runs: Sequence[Finished]) -> list[str]:
     """What a benchmark still has to run: the presets of each config, with how many of their seeds, if not all."""
-    done, wanted = {each.run for each in runs}, benchmark_of(study).runs()
+    done = {each.run for each in runs}
     groups: dict[str, dict[str, list[bool]]] = {}
-    for run in wanted:
+    for run in benchmark_of(study).runs():
         steps = "" if run.steps is None else f", {run.steps:,} steps"
         groups.setdefault(f"`{run.config}`{steps}", {}).setdefault(run.preset, []).append(run not in done)
     lines = []
     for name, presets in groups.items():
         left = [f"`{preset}`" + f" ({sum(seeds)} of {len(seeds)} seeds)" * (not all(seeds))
                 for preset, seeds in presets.items() if any(seeds)]  # fmt: skip
-        lines += [f"{name}: {', '.join(left)}"] if left else []
+        if left:
+            lines.append(f"{name}: {', '.join(left)}")
     return lines
 
 

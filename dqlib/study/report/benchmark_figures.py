@@ -62,10 +62,8 @@ def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods, against: str 
     """
     config = str(Config.parse(benchmark.ablation_configs[0]))
     rows = table[(table.config == config) & table.seed.isin(benchmark.ablation_seeds or benchmark.seeds)]
-    whole, names = (
-        rows[rows.preset == against].validation_loss.mean(),
-        [name for name in benchmark.ablations if (rows.preset == name).any()],
-    )
+    whole = rows[rows.preset == against].validation_loss.mean()
+    names = [name for name in benchmark.ablations if (rows.preset == name).any()]
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(6.4, 0.6 + 0.42 * max(2, len(names))), layout="constrained")
         axes.axvline(0, color=colour_of(against), linestyle="--", linewidth=1.2)
