@@ -6,6 +6,7 @@ from importlib import metadata
 
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -35,6 +36,11 @@ def test_what_is_installed_is_what_the_lock_says():
         if metadata.version(name).partition("+")[0] != version
     }
     assert wrong == {}
+
+
+def test_the_lock_installs_on_the_first_release_of_its_python():
+    asked = {name: metadata.metadata(name)["Requires-Python"] for name in LOCK}
+    assert [name for name, versions in asked.items() if versions and "3.11.0" not in SpecifierSet(versions)] == []
 
 
 def test_the_conda_environment_installs_the_same_lock():
