@@ -103,9 +103,17 @@ def test_names_of_packages_and_their_modules_do_not_tell_the_topic(packages):
 
 def test_a_module_is_one_document_and_each_docstring_is_there_once(packages):
     rows = [row for each in pydoc_text.build(embedded("pydoc-text", packages)).values() for row in each]
-    assert len({row["name"] for row in rows}) == len(rows) == 120
+    assert 100 < len({row["name"] for row in rows}) == len(rows) <= 120
     lines = [line for row in rows for line in row["source"].splitlines()]
     assert len(lines) == len(set(lines))
+
+
+def test_held_out_text_has_no_docstring_that_train_has_nearly_word_for_word():
+    known = "Return the garden that lies behind the house by the river, or None."
+    other = "Water all of the flowers which grow along the old wall of the kitchen, twice a day, and once on a Sunday."
+    row = {"group": "a", "name": "a", "source": f"{known[:-9]} again.\n{other}"}
+    assert pydoc_text.not_in([row], [known]) == [row | {"source": other}]
+    assert pydoc_text.not_in([row], [known, other]) == []
 
 
 def test_classes_and_their_balance_are_known_of_a_corpus(packages, tmp_path):

@@ -80,18 +80,25 @@ def in_train(splits: Mapping[str, Sequence[Row]], column: str) -> dict[str, tupl
     A text of :data:`RUN` words or more is there if train has half or more of its runs of so many, a shorter one if
     train has a text of the same words.
     """
-
-    held_out = {split: [_runs(row[column]) for row in rows] for split, rows in splits.items() if split != "train"}
-    wanted = set().union(*itertools.chain.from_iterable(held_out.values()))
-    train: set[tuple[str, ...]] = set()
-    for row in splits["train"]:
-        train |= _runs(row[column]) & wanted
+    held_out = {split: [row[column] for row in rows] for split, rows in splits.items() if split != "train"}
+    texts = list(itertools.chain.from_iterable(held_out.values()))
+    shared = iter(are_in(texts, (row[column] for row in splits["train"])))
     parts = {}
     for split, texts in held_out.items():
-        shared = [each for each in texts if len(each & train) >= len(each) / 2]
-        long = sum(len(next(iter(each))) == RUN for each in shared)
-        parts[split] = round(long / len(texts), 4), round(len(shared) / len(texts), 4)
+        found = [text for text in texts if next(shared)]
+        long = sum(len(_words(text)) >= RUN for text in found)
+        parts[split] = round(long / len(texts), 4), round(len(found) / len(texts), 4)
     return parts
+
+
+def are_in(texts: Sequence[str], others: Iterable[str]) -> list[bool]:
+    """Of each text, whether others have it, in the sense of :func:`in_train`."""
+    runs = [_runs(text) for text in texts]
+    wanted: set[tuple[str, ...]] = set().union(*runs)
+    found: set[tuple[str, ...]] = set()
+    for text in others:
+        found |= _runs(text) & wanted
+    return [len(each & found) >= len(each) / 2 for each in runs]
 
 
 def of_train_alone(rows: Iterable[Row], splits: Mapping[str, Sequence[Row]]) -> Iterator[Row]:
