@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice, check_fields, within
 from dqlib.schemes import SCHEMES, Scheme
 
 FULL_PRECISION = 32
@@ -71,22 +71,16 @@ class Config:
     ffn: int | None = None
 
     def __post_init__(self) -> None:
-        for field, allowed in (("w_bits", WEIGHT_BITS), ("e_bits", WEIGHT_BITS), ("a_bits", ACTIVATION_BITS)):
-            value = getattr(self, field)
-            if value not in allowed and not (self.is_open and value == 0 and field != "a_bits"):
-                raise InputError(field, value, f"one of {', '.join(map(str, allowed))}")
+        for field, bits in (("w_bits", self.w_bits), ("e_bits", self.e_bits)):
+            if not (self.is_open and bits == 0):
+                check_choice(field, bits, WEIGHT_BITS)
+        check_choice("a_bits", self.a_bits, ACTIVATION_BITS)
         for path, bits in self.modules:
-            if bits not in WEIGHT_BITS:
-                raise InputError(f"bits of {path}", bits, f"one of {', '.join(map(str, WEIGHT_BITS))}")
-        for field in ("encoder_layers", "decoder_layers"):
-            if getattr(self, field) < 0:
-                raise InputError(field, getattr(self, field), "at least 0")
+            check_choice(f"bits of {path}", bits, WEIGHT_BITS)
+        check_fields(self, "encoder_layers decoder_layers", lambda number: number >= 0, "at least 0")
         if not self.encoder_layers + self.decoder_layers and not self.all_layers:
             raise InputError("encoder_layers", 0, "at least 1 where decoder_layers is 0")
-        for field in ("heads", "ffn"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise InputError(field, value, "at least 1")
+        check_fields(self, "heads ffn", lambda number: number is None or number >= 1, "at least 1")
 
     @classmethod
     def parse(cls, text: object) -> Config:
@@ -95,23 +89,19 @@ class Config:
         Raises:
             InputError: the text has another form, or a number is out of range.
         """
-        match = _PATTERN.fullmatch(text.strip()) if isinstance(text, str) else None
-        budget = _BUDGET.fullmatch(text.strip()) if isinstance(text, str) else None
-        if match is None and budget is None:
+        stripped = text.strip() if isinstance(text, str) else ""
+        match = _PATTERN.fullmatch(stripped) or _BUDGET.fullmatch(stripped)
+        if match is None:
             raise InputError("config", text, _FORM)
-        try:
-            whole = match or budget
-            assert whole is not None
-            *bits, encoder, decoder, heads, ffn = whole.groups()
-            depths = int(encoder or 0), int(decoder or 0)
-            widths = [None if number is None else int(number) for number in (heads, ffn)]
-            if match is not None:
+        *bits, encoder, decoder, heads, ffn = match.groups()
+        depths = int(encoder or 0), int(decoder or 0)
+        widths = [None if number is None else int(number) for number in (heads, ffn)]
+        with within(f"config {text!r}"):
+            if match.re is _PATTERN:
                 w_bits, e_bits, a_bits = map(int, bits)
                 return cls(w_bits, e_bits, a_bits, *depths, heads=widths[0], ffn=widths[1])
             size, whole_depth = int(Decimal(bits[0]) * _UNITS[bits[1]]), encoder is None
             return cls(0, 0, BUDGET_ACTIVATION_BITS, *depths, size, (), whole_depth, *widths)
-        except InputError as error:
-            raise InputError(f"config {text!r}, {error.field}", error.value, error.allowed) from None
 
     def __str__(self) -> str:
         layers = [] if self.all_layers else [f"{self.encoder_layers}-{self.decoder_layers}"]
@@ -227,6 +217,11 @@ class Granularity:
 
 
 _GRANULARITIES = "per_tensor, per_row, or per_group_k with k weights per scale, such as per_group_64"
+_CLIPS = "a positive number, or left out"
+
+
+def _is_clip(limit: float | None) -> bool:
+    return limit is None or limit > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,13 +250,10 @@ class WeightQuantization:
 
     def __post_init__(self) -> None:
         for field, bits in (("one_bit", 1), ("two_bits", 2), ("more_bits", 8)):
-            allowed = [name for name, scheme in SCHEMES.items() if bits in scheme.bits]
-            if getattr(self, field) not in allowed:
-                raise InputError(field, getattr(self, field), f"one of {', '.join(allowed)}")
-        for field in ("linear", "embedding"):
-            Granularity.parse(getattr(self, field))
-        if self.clip is not None and not self.clip > 0:
-            raise InputError("clip", self.clip, "a positive number, or left out")
+            check_choice(field, getattr(self, field), [name for name, scheme in SCHEMES.items() if bits in scheme.bits])
+        for granularity in (self.linear, self.embedding):
+            Granularity.parse(granularity)
+        check_fields(self, "clip", _is_clip, _CLIPS)
 
     def scheme(self, bits: int) -> Scheme:
         """The scheme of weights of that many bits."""
@@ -288,5 +280,4 @@ class ActivationQuantization:
     def __post_init__(self) -> None:
         if self.granularity not in ("per_token", "per_tensor"):
             raise InputError("granularity", self.granularity, "per_token or per_tensor")
-        if self.clip is not None and not self.clip > 0:
-            raise InputError("clip", self.clip, "a positive number, or left out")
+        check_fields(self, "clip", _is_clip, _CLIPS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +42,12 @@ class LossWeights:
     layers: str = "all"
 
     def __post_init__(self) -> None:
-        for field, allowed in _CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise InputError(field, getattr(self, field), " or ".join(allowed))
-        for field in ("task", "logits", "attention", "hidden", "contrastive"):
-            if not getattr(self, field) >= 0:
-                raise InputError(field, getattr(self, field), "at least 0")
-        for field in ("temperature", "contrastive_temperature", "token_temperature"):
-            if not getattr(self, field) > 0:
-                raise InputError(field, getattr(self, field), "a positive number")
-        if not 0 <= self.momentum < 1:
-            raise InputError("momentum", self.momentum, "at least 0 and below 1")
+        for field, choices in _CHOICES.items():
+            check_fields(self, field, choices.__contains__, " or ".join(choices))
+        check_fields(self, "task logits attention hidden contrastive", lambda weight: weight >= 0, "at least 0")
+        temperatures = "temperature contrastive_temperature token_temperature"
+        check_fields(self, temperatures, lambda temperature: temperature > 0, "a positive number")
+        check_fields(self, "momentum", lambda momentum: 0 <= momentum < 1, "at least 0 and below 1")
         if self.reduction == "reference":  # which has terms of one kind only
             for field, weight, there in _OF_REFERENCE:
                 if getattr(self, weight) and getattr(self, field) != there:

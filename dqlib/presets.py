@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dqlib.config import BUDGET_BITS, FULL_PRECISION, ActivationQuantization, Config, WeightQuantization
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice, check_fields
 from dqlib.loss_weights import LossWeights
 
 #: How a learning rate falls after its warm-up, as transformers names it.
@@ -67,22 +67,15 @@ class Recipe:
     short_length: float = 0.375
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "scale_learning_rate", "layerwise_rate"):
-            if not getattr(self, name) > 0:
-                raise InputError(name, getattr(self, name), "a positive number")
-        for name in ("warmup", "progressive", "layerwise", "average"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(name, getattr(self, name), "at least 0 and below 1")
-        for name in ("teacher_targets", "labelled_text", "on_policy", "short_sources"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(name, getattr(self, name), "a share, from 0 to 1")
-        if self.schedule not in SCHEDULES:
-            raise InputError("schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
-        for name in ("layer_losses_until", "short_length"):
-            if not 0 < getattr(self, name) <= 1:
-                raise InputError(name, getattr(self, name), "above 0 and at most 1")
-        if self.weight_decay is not None and not self.weight_decay >= 0:
-            raise InputError("weight_decay", self.weight_decay, "at least 0, or None for the study's")
+        rates, parts = "learning_rate scale_learning_rate layerwise_rate", "warmup progressive layerwise average"
+        check_fields(self, rates, lambda rate: rate > 0, "a positive number")
+        check_fields(self, parts, lambda part: 0 <= part < 1, "at least 0 and below 1")
+        shares = "teacher_targets labelled_text on_policy short_sources"
+        check_fields(self, shares, lambda share: 0 <= share <= 1, "a share, from 0 to 1")
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_fields(self, "layer_losses_until short_length", lambda part: 0 < part <= 1, "above 0 and at most 1")
+        no_decay_or_any = "at least 0, or None for the study's"
+        check_fields(self, "weight_decay", lambda decay: decay is None or decay >= 0, no_decay_or_any)
 
     def layerwise_steps(self, steps: int) -> int:
         """How many of so many steps are layer-wise; at least one is left for all layers together."""
@@ -137,21 +130,18 @@ class Preset:
     architectures: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.rate_exponent >= 0:
-            raise InputError("rate_exponent", self.rate_exponent, "at least 0")
-        if self.single_layer not in ("first", "last"):
-            raise InputError("single_layer", self.single_layer, "first or last")
+        check_fields(self, "rate_exponent", lambda exponent: exponent >= 0, "at least 0")
+        check_fields(self, "single_layer", lambda layer: layer in ("first", "last"), "first or last")
         if unknown := {self.position_bits, *self.weight_bits} - {*range(1, 9), FULL_PRECISION}:
             raise InputError("weight_bits, position_bits", min(unknown), f"1 to 8, or {FULL_PRECISION}")
         if unknown := set(self.by_bits) - set(self.weight_bits):
             raise InputError("by_bits", min(unknown), f"bits of weights, of {', '.join(map(str, self.weight_bits))}")
         for recipe in self.recipes:
-            if recipe.layerwise and not self.loss.of_teacher:
-                raise InputError("layerwise", recipe.layerwise, "0 where no loss compares with a teacher")
-            if recipe.layer_losses_until < 1 and not (self.loss.task or self.loss.logits):
-                raise InputError("layer_losses_until", recipe.layer_losses_until, "1 where task and logits weigh 0")
-            if recipe.on_policy and not self.loss.of_teacher:
-                raise InputError("on_policy", recipe.on_policy, "0 where no loss compares with a teacher")
+            if not self.loss.of_teacher:
+                none = "0 where no loss compares with a teacher"
+                check_fields(recipe, "layerwise on_policy", lambda share: share == 0, none)
+            if not (self.loss.task or self.loss.logits):
+                check_fields(recipe, "layer_losses_until", lambda part: part == 1, "1 where task and logits weigh 0")
 
     @property
     def recipes(self) -> tuple[Recipe, ...]:
@@ -207,11 +197,7 @@ class Preset:
             raise InputError("preset", f"without or with {error}", "as Preset.describe gives it") from error
 
     def check_fits(self, config: Config, architecture: str) -> None:
-        """Check that the method is defined for a configuration and an architecture.
-
-        Raises:
-            InputError: it is not.
-        """
+        """Raise an ``InputError`` unless the method is defined for a configuration and an architecture."""
         bits = {"w_bits": config.w_bits, "e_bits": config.e_bits} | dict(config.modules)
         for name, value in () if config.is_open else bits.items():
             if value not in self.weight_bits:
@@ -373,6 +359,5 @@ def get_preset(name: str | Preset) -> Preset:
     if isinstance(name, Preset):
         return name
     known = PRESETS | VARIANTS
-    if name not in known:
-        raise InputError("preset", name, f"one of {', '.join(known)}")
+    check_choice("preset", name, known)
     return known[name]
