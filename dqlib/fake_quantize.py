@@ -119,13 +119,14 @@ class WeightFakeQuantizer(nn.Module):
         return self._quantized(weight, self.learned)
 
     def _quantized(self, weight: Tensor, learned: Tensor | None) -> Quantized:
-        q = self.quantization
-        quantized = quantize(
-            weight, self.bits, self.granularity, self.scheme, learned, clip=q.clip, full_range=q.full_range
-        )
+        quantized = quantize(weight, self.bits, self.granularity, self.scheme, learned, **self._options)
         if not self.half_scales:
             return quantized
         return replace(quantized, scale=quantized.scale.half().to(quantized.scale.dtype))
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"clip": self.quantization.clip, "full_range": self.quantization.full_range}
 
     def forward(self, weight: Tensor) -> Tensor:
         """The fake-quantized weight, differentiable in ``weight`` (straight-through) and ``learned``."""
@@ -151,18 +152,11 @@ class WeightFakeQuantizer(nn.Module):
 
     def _key_of(self, weight: Tensor, learned: Tensor | None) -> tuple[Any, ...] | None:
         """What changes with the weight, the trained scale and how they are used; None of tensors without versions."""
-        if weight.is_inference() or (learned is not None and learned.is_inference()):
+        tensors = [weight] if learned is None else [weight, learned]
+        if any(each.is_inference() for each in tensors):
             return None
-        key: tuple[Any, ...] = (
-            _optimizer_steps,
-            weight.data_ptr(),
-            weight._version,
-            weight.shape,
-            weight.stride(),
-            weight.device,
-        )
-        key += (weight.dtype, self.blend, self.half_scales)
-        return key if learned is None else (*key, learned.data_ptr(), learned._version)
+        key = _optimizer_steps, self.blend, self.half_scales, *((each.data_ptr(), each._version) for each in tensors)
+        return *key, weight.shape, weight.stride(), weight.device, weight.dtype
 
     def _remember(self, weight: Tensor) -> None:
         self._value, self._inside, self._slope, self._factor = self._made(weight)
@@ -175,8 +169,7 @@ class WeightFakeQuantizer(nn.Module):
             is the value, over what is last (None for 1). All in the shape of the weight but the last, in that of
             the scales.
         """
-        q = self.quantization
-        clip, clipped, inside, slope, factor = q.clip, weight, None, None, None
+        clip, clipped, inside, slope, factor = self.quantization.clip, weight, None, None, None
         if clip is not None:
             inside, clipped = weight.abs() < clip, weight.clamp(-clip, clip)
             if not torch.compiler.is_compiling() and inside.all():  # a graph cannot ask
@@ -186,9 +179,7 @@ class WeightFakeQuantizer(nn.Module):
             # A factor of zero would hide its own slope; asking whether there is one would wait for a GPU.
             learned = torch.where(learned == 0, max(_NEARLY_ZERO, torch.finfo(learned.dtype).tiny), learned)
         if self._is_linear and not self.half_scales:
-            value = fake_quantize_weight(
-                weight, self.bits, self.granularity, self.scheme, learned, clip=clip, full_range=q.full_range
-            )
+            value = fake_quantize_weight(weight, self.bits, self.granularity, self.scheme, learned, **self._options)
         else:
             quantized = self._quantized(weight, learned)
             value = quantized.dequantize()

@@ -1,6 +1,6 @@
 """Distillation losses: pure functions of student, teacher and an explicit mask and denominator.
 
-Every loss is a sum over the positions that count, over a denominator. The denominator defaults to the
+Every loss is a sum over the positions that count, over a denominator, ``denominator``. It defaults to the
 number of those positions; a training step that is split over micro-batches or processes passes the
 number of the whole step, so that splitting changes nothing.
 
@@ -25,7 +25,6 @@ def cross_entropy(
     Args:
         logits: (batch, target, vocabulary).
         labels: (batch, target).
-        denominator: tokens to divide by; those that count here, when None.
         label_smoothing: part of the probability given to all tokens alike (Szegedy et al. 2016).
     """
     total = torch.nn.functional.cross_entropy(
@@ -51,7 +50,6 @@ def logits_kl(
     Args:
         student, teacher: logits, (batch, target, vocabulary).
         mask: (batch, target), True where a token counts.
-        denominator: tokens to divide by; those that count here, when None.
         temperature: softens both; the loss is scaled by its square, so gradients keep their size.
         scale: (batch, target), how much each token counts; 1 when None.
     """
@@ -92,27 +90,19 @@ def token_scale(teacher: Tensor, labels: Tensor, temperature: float = 10.0) -> T
     return (torch.softmax(hardness, dim=-1) * mask.sum(dim=-1, keepdim=True) * mask).view_as(labels)
 
 
-def logits_mse(student: Tensor, teacher: Tensor, mask: Tensor, denominator: Tensor | float | None = None) -> Tensor:
-    """Mean squared difference of logits over the vocabulary, averaged over the tokens that count.
-
-    Args:
-        student, teacher: (batch, target, vocabulary).
-        mask: (batch, target), True where a token counts.
-        denominator: tokens to divide by; those that count here, when None.
-    """
-    return hidden_mse(student, teacher, mask, denominator)
-
-
 def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor, denominator: Tensor | float | None = None) -> Tensor:
     """Mean squared difference of hidden states over features, averaged over the tokens that count.
 
     Args:
         student, teacher: (batch, tokens, features).
         mask: (batch, tokens), True where a token counts.
-        denominator: tokens to divide by; those that count here, when None.
     """
     per_token = _squared(student, teacher).mean(dim=-1)  # (batch, tokens)
     return (per_token * mask).sum() / _denominator(denominator, mask)
+
+
+#: The same of logits, (batch, target, vocabulary), over the vocabulary.
+logits_mse = hidden_mse
 
 
 def attention_mse(
@@ -131,7 +121,6 @@ def attention_mse(
     Args:
         student, teacher: probabilities or scores, (batch, heads, query, key).
         mask: (batch, query), True where a query counts.
-        denominator: queries to divide by; those that count here, when None.
         keys: (batch, query), how many keys each query sees; None for probabilities.
     """
     per_query = _squared(student, teacher).sum(dim=-1).mean(dim=1)  # (batch, query)
@@ -148,7 +137,6 @@ def relation_kl(student: Tensor, teacher: Tensor, mask: Tensor, denominator: Ten
     Args:
         student, teacher: probabilities, (batch, heads, kinds x token, token), as :mod:`dqlib.attention` gives them.
         mask: (batch, token), True where a token counts.
-        denominator: tokens to divide by; those that count here, when None.
     """
     tiny = torch.finfo(teacher.dtype).tiny  # what is masked is 0 in both
     difference = teacher.clamp(min=tiny).log() - student.clamp(min=tiny).log()
@@ -171,7 +159,6 @@ def token_contrastive(
     Args:
         student, teacher: last hidden states, (batch, tokens, features).
         mask: (batch, tokens), True where a token counts, as an anchor, a positive or a negative.
-        denominator: tokens to divide by; those that count here, when None.
         temperature: tau.
     """
     unit = torch.nn.functional.normalize
@@ -194,19 +181,15 @@ class MemoryBank:
 
     def __init__(self, size: int, momentum: float) -> None:
         self.size, self.momentum = size, momentum
-        self._averages: Tensor | None = None
-        self._seen: Tensor | None = None
+        self._state: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Averages and which of them are known; empty before the first use."""
-        if self._averages is None or self._seen is None:
-            return {}
-        return {"averages": self._averages, "seen": self._seen}
+        """Averages and which of them are known (``seen``); empty before the first use."""
+        return dict(self._state)
 
     def load_state_dict(self, state: dict[str, Tensor], device: torch.device | str = "cpu") -> None:
         """Go on from what :meth:`state_dict` gave."""
-        self._averages = state["averages"].to(device, copy=True) if state else None
-        self._seen = state["seen"].to(device, copy=True) if state else None
+        self._state = {name: value.to(device, copy=True) for name, value in state.items()}
 
     def smooth(self, states: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
         """The states, mixed with the averages that are known of their keys; the averages take in the result.
@@ -216,19 +199,20 @@ class MemoryBank:
             keys: (batch, tokens), the entry of each token.
             mask: (batch, tokens), True where a token counts.
         """
-        if self._averages is None or self._seen is None:
-            self._averages = states.new_zeros(self.size, states.size(-1))
-            self._seen = torch.zeros(self.size, dtype=torch.bool, device=states.device)
+        if not self._state:
+            seen = torch.zeros(self.size, dtype=torch.bool, device=states.device)
+            self._state = {"averages": states.new_zeros(self.size, states.size(-1)), "seen": seen}
+        averages, seen = self._state["averages"], self._state["seen"]
         keys = keys.clamp(min=0)
-        share = self.momentum * self._seen[keys].unsqueeze(-1)  # (batch, tokens, 1)
-        mixed = torch.lerp(states, self._averages[keys], share.to(states.dtype).expand_as(states))
+        share = self.momentum * seen[keys].unsqueeze(-1)  # (batch, tokens, 1)
+        mixed = torch.lerp(states, averages[keys], share.to(states.dtype).expand_as(states))
         with torch.no_grad():
             index, values = keys[mask], mixed[mask]
-            sums = torch.zeros_like(self._averages).index_add_(0, index, values)
+            sums = torch.zeros_like(averages).index_add_(0, index, values)
             counts = torch.bincount(index, minlength=self.size).unsqueeze(-1)
             met = counts.squeeze(-1) > 0
-            self._averages[met] = sums[met] / counts[met]
-            self._seen |= met
+            averages[met] = sums[met] / counts[met]
+            seen |= met
         return mixed
 
 

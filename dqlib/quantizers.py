@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dqlib.config import FULL_PRECISION, WEIGHT_BITS, Granularity
+from dqlib.config import FULL_PRECISION, WEIGHT_BITS, Granularity, WeightQuantization
 from dqlib.errors import InputError
-from dqlib.schemes import Grid, Scheme, default_scheme, largest_code
+from dqlib.schemes import Grid, Scheme, largest_code
 
 #: Weights that :func:`fake_quantize_weight` takes at a time on a CPU, so that all its passes but the first find
 #: them in the cache of a core.
@@ -98,13 +98,10 @@ def quantize(
     Raises:
         InputError: bits, granularity or scheme are not supported, or do not fit each other or the weight.
     """
-    scheme = _checked(bits, scheme)
-    w = _grouped(weight.detach(), granularity)  # (rows, groups, k)
-    if clip is not None:
-        w = w.clamp(-clip, clip)
-    factor = None if learned is None else learned.detach().unsqueeze(-1)
-    q, scale, zero_point = _codes(w, scheme, Grid(bits, full_range, integer_zero_point, factor))
-    shape = Granularity.parse(granularity).scale_shape(*weight.shape)
+    scheme, granularity = _checked(bits, scheme), Granularity.parse(granularity)
+    grid = Grid(bits, full_range, integer_zero_point, None if learned is None else learned.detach().unsqueeze(-1))
+    q, scale, zero_point = _codes(weight.detach(), granularity, scheme, grid, clip)
+    shape = granularity.scale_shape(*weight.shape)
     zero_points = None if zero_point is None else zero_point.view(shape)
     codes, encoding = q.to(torch.int8).view(weight.shape), scheme.encoding(bits, full_range)
     return Quantized(codes, scale.view(shape), bits, zero_points, encoding=encoding)
@@ -126,18 +123,15 @@ def fake_quantize_weight(
     Codes are not stored, and on a CPU a large weight is taken a block of rows at a time.
     """
     scheme, granularity, weight = _checked(bits, scheme), Granularity.parse(granularity), weight.detach()
-    learned = None if learned is None else learned.detach()
+    learned = None if learned is None else learned.detach().unsqueeze(-1)
 
     def value(some: Tensor, out: Tensor | None, factor: Tensor | None) -> Tensor:
-        w = _grouped(some, granularity)
-        if clip is not None:
-            w = w.clamp(-clip, clip)
-        factor = None if factor is None else factor.unsqueeze(-1)
-        q, scale, zero_point = _codes(w, scheme, Grid(bits, full_range, integer_zero_point, factor))
+        grid = Grid(bits, full_range, integer_zero_point, factor)
+        q, scale, zero_point = _codes(some, granularity, scheme, grid, clip)
         q = q.add_(0.0).to(scale.dtype)  # -0 becomes 0, as it does in an integer
         if zero_point is not None:
             q = q.sub_(zero_point)
-        return torch.mul(q, scale, out=None if out is None else out.view(w.shape)).view(some.shape)
+        return torch.mul(q, scale, out=None if out is None else out.view(q.shape)).view(some.shape)
 
     rows = block_of_rows(weight)
     if granularity.kind == "per_tensor" or rows is None:
@@ -167,9 +161,10 @@ def initial_learned(weight: Tensor, bits: int, granularity: Granularity | str, s
         InputError: as :func:`quantize`.
     """
     scheme = _checked(bits, scheme)
+    granularity = Granularity.parse(granularity)
     w = _grouped(weight.detach(), granularity)
     start = torch.ones_like(w[..., :1]) if scheme.trained is None else scheme.trained.start(w, bits)
-    return start.view(Granularity.parse(granularity).scale_shape(*weight.shape))
+    return start.view(granularity.scale_shape(*weight.shape))
 
 
 def fake_quantize_activation(
@@ -211,23 +206,22 @@ def fake_quantize_activation(
 def _checked(bits: int, scheme: Scheme | str | None) -> Scheme:
     if bits not in WEIGHT_BITS or bits == FULL_PRECISION:
         raise InputError("bits", bits, "a whole number from 1 to 8")
-    if scheme is None:
-        return default_scheme(bits)
-    scheme = Scheme.parse(scheme)
+    scheme = WeightQuantization().scheme(bits) if scheme is None else Scheme.parse(scheme)
     scheme.check_bits(bits)
     return scheme
 
 
-def _grouped(w: Tensor, granularity: Granularity | str) -> Tensor:
+def _grouped(w: Tensor, granularity: Granularity) -> Tensor:
     """The weight with the values that share a scale in its last dimension: (rows, groups, k) or (1, 1, all)."""
-    granularity = Granularity.parse(granularity)
-    rows, groups = granularity.scale_shape(*w.shape)
-    return w.reshape(rows, groups, -1)
+    return w.reshape(*granularity.scale_shape(*w.shape), -1)
 
 
-def _codes(w: Tensor, scheme: Scheme, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Codes (in floating point), scales and zero points of a grouped weight, a trained factor included."""
-    q, scale, zero_point = scheme.codes(w, grid)
+def _codes(
+    w: Tensor, granularity: Granularity, scheme: Scheme, grid: Grid, clip: float | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes (in floating point), scales and zero points of a weight, grouped, a trained factor included."""
+    w = _grouped(w, granularity)
+    q, scale, zero_point = scheme.codes(w if clip is None else w.clamp(-clip, clip), grid)
     return q, scale if scheme.learned or grid.learned is None else scale * grid.learned, zero_point
 
 

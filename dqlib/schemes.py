@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 
 if TYPE_CHECKING:  # names and bits are asked for without torch, which takes seconds to import
     from torch import Tensor
@@ -97,8 +97,7 @@ class Scheme:
         """
         if isinstance(name, Scheme):
             return name
-        if name not in SCHEMES:
-            raise InputError("scheme", name, f"one of {', '.join(SCHEMES)}")
+        check_choice("scheme", name, SCHEMES)
         return SCHEMES[name]
 
     @property
@@ -107,11 +106,7 @@ class Scheme:
         return self.trained is not None
 
     def check_bits(self, bits: int) -> None:
-        """Check that the scheme has a grid of that many bits.
-
-        Raises:
-            InputError: it has none.
-        """
+        """Raise an ``InputError`` unless the scheme has a grid of that many bits."""
         if bits not in self.bits:
             raise InputError("bits", bits, f"from {self.bits[0]} to {self.bits[-1]} with the scheme '{self}'")
 
@@ -134,13 +129,13 @@ def largest_code(bits: int) -> int:
     return max(1, 2 ** (bits - 1) - 1)
 
 
-def default_scheme(bits: int) -> Scheme:
-    """The scheme of that many bits where nothing else is said."""
-    return SCHEMES[{1: "binary", 2: "ternary"}.get(bits, "symmetric")]
+def _mean(w: Tensor) -> Tensor:
+    """mean|w|, (rows, groups, 1)."""
+    return w.abs().mean(dim=-1, keepdim=True)
 
 
 def _binary(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
-    return _signs(w), w.abs().mean(dim=-1, keepdim=True), None
+    return _signs(w), _mean(w), None
 
 
 def _ternary(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
@@ -158,13 +153,13 @@ def _ternary(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
 
 
 def _four_level(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
-    scale = w.abs().mean(dim=-1, keepdim=True) * (FOUR_LEVEL_STEP / 2)
+    scale = _mean(w) * (FOUR_LEVEL_STEP / 2)
     return _odd(w, scale, grid.bits), scale, None
 
 
 def _stretched(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
     assert grid.learned is not None, "stretched needs a learned scale"
-    step = _kept_from_zero(grid.learned / 2**grid.bits, w.abs().mean(dim=-1, keepdim=True))
+    step = _kept_from_zero(grid.learned / 2**grid.bits, _mean(w))
     return _odd(w, step, grid.bits), step, None
 
 
@@ -182,27 +177,25 @@ def _symmetric(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
 
 
 def _asymmetric(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-    import torch
-
     half = 2 ** (grid.bits - 1)
     low, high = w.amin(dim=-1, keepdim=True), w.amax(dim=-1, keepdim=True)
     scale = (high - low) / (2 * half if grid.full_range else 2 * half - 1)
-    scale = torch.where(scale > 0, scale, _no_zeros(high.abs()))  # all weights alike: one step from zero
+    scale = scale.where(scale > 0, _no_zeros(high.abs()))  # all weights alike: one step from zero
     zero_point = -low / scale
-    zero_point = (torch.round(zero_point) if grid.integer_zero_point else zero_point) - half
+    zero_point = (zero_point.round() if grid.integer_zero_point else zero_point) - half
     return w.div(scale).add_(zero_point).round_().clamp_(-half, half - 1), scale, zero_point
 
 
 def _lsq(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
     assert grid.learned is not None, "lsq needs a learned scale"
     if grid.bits == 1:
-        return _signs(w), _kept_from_zero(grid.learned, w.abs().mean(dim=-1, keepdim=True)), None
-    return _on_a_trained_grid(w, grid.learned, w.abs().mean(dim=-1, keepdim=True), grid.bits)
+        return _signs(w), _kept_from_zero(grid.learned, _mean(w)), None
+    return _on_a_trained_grid(w, grid.learned, _mean(w), grid.bits)
 
 
 def _dynamic(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor, None]:
     assert grid.learned is not None, "dynamic needs a learned scale"
-    mean = w.abs().mean(dim=-1, keepdim=True)
+    mean = _mean(w)
     if grid.bits == 1:
         return _signs(w), grid.learned * mean, None
     return _on_a_trained_grid(w, grid.learned * mean / largest_code(grid.bits), mean, grid.bits)
@@ -226,23 +219,19 @@ def _kept_from_zero(step: Tensor, mean: Tensor) -> Tensor:
 
 
 def _start_of_lsq(w: Tensor, bits: int) -> Tensor:
-    if bits == 1:
-        return w.abs().mean(dim=-1, keepdim=True)
-    return 2 * w.abs().mean(dim=-1, keepdim=True) / largest_code(bits) ** 0.5
+    return _mean(w) if bits == 1 else 2 * _mean(w) / largest_code(bits) ** 0.5
 
 
 def _start_of_dynamic(w: Tensor, bits: int) -> Tensor:
     """The gamma of least squared error between the weight and what its codes stand for, to 1/16."""
-    import torch
-
-    start = torch.ones_like(w[..., :1])
-    least = torch.full_like(start, torch.inf)
+    start = w.new_ones(*w.shape[:-1], 1)
+    least = start * float("inf")
     for sixteenths in range(8, 129) if bits > 1 else ():
-        gamma = torch.full_like(start, sixteenths / 16)
+        gamma = w.new_full(start.shape, sixteenths / 16)
         q, scale, _ = _dynamic(w, Grid(bits, learned=gamma))
         error = (q * scale - w).square().mean(dim=-1, keepdim=True)
-        start = torch.where(error < least, gamma, start)
-        least = torch.minimum(error, least)
+        start = gamma.where(error < least, start)
+        least = error.minimum(least)
     return start
 
 
@@ -274,7 +263,7 @@ SCHEMES: dict[str, Scheme] = {
             _stretched,
             "stretched elastic quantization of ParetoQ, arXiv:2502.02631",
             TrainedScale(  # a clip, which is four steps; its gradient is divided as LSQ's is
-                lambda w, bits: w.abs().mean(dim=-1, keepdim=True) * (FOUR_LEVEL_STEP / 2 * 2**bits),
+                lambda w, bits: _mean(w) * (FOUR_LEVEL_STEP / 2 * 2**bits),
                 lambda w, bits: (w.size(-1) * largest_code(bits)) ** -0.5 / 2**bits,
                 lambda bits: 2**bits,
             ),
@@ -295,7 +284,7 @@ SCHEMES: dict[str, Scheme] = {
             "module-wise dynamic scaling of QuantGPT, arXiv:2203.10705, section 3.2",
             TrainedScale(
                 _start_of_dynamic,
-                lambda w, bits: w.abs().mean(dim=-1, keepdim=True) / largest_code(bits),
+                lambda w, bits: _mean(w) / largest_code(bits),
                 largest_code,
                 linear_bits=(1,),
             ),
