@@ -5,8 +5,9 @@ Every entry needs a model that calls the transformers attention interface (``ALL
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from dqlib.config import Config
 from dqlib.errors import InputError
@@ -108,29 +109,26 @@ class Architecture:
                 raise InputError(f"config '{config}', {side}_layers", 0, "at least 1 for this architecture")
 
 
-_SEQUENCE_TO_SEQUENCE: dict[str, Any] = {
-    "encoder": Stack("model.encoder.layers", "encoder_layers"),
-    "decoder": Stack("model.decoder.layers", "decoder_layers"),
-    "attentions": ("self_attn", "encoder_attn"),
-    "key_value": ("k_proj", "v_proj"),
-    "heads": "num_heads",
-    "token_embeddings": ("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens"),
-    "query": "q_proj",
-    "outputs": ("self_attn.out_proj", "encoder_attn.out_proj"),
-    "neurons": ("fc1",),
-    "neurons_to": ("fc2",),
-    "head_fields": ("encoder_attention_heads", "decoder_attention_heads"),
-    "neuron_fields": ("encoder_ffn_dim", "decoder_ffn_dim"),
-}
 _BART = Architecture(
-    **_SEQUENCE_TO_SEQUENCE,
+    encoder=Stack("model.encoder.layers", "encoder_layers"),
+    decoder=Stack("model.decoder.layers", "decoder_layers"),
+    attentions=("self_attn", "encoder_attn"),
+    key_value=("k_proj", "v_proj"),
+    heads="num_heads",
+    token_embeddings=("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens"),
     positions=("model.encoder.embed_positions", "model.decoder.embed_positions"),
+    query="q_proj",
+    outputs=("self_attn.out_proj", "encoder_attn.out_proj"),
+    neurons=("fc1",),
+    neurons_to=("fc2",),
+    head_fields=("encoder_attention_heads", "decoder_attention_heads"),
+    neuron_fields=("encoder_ffn_dim", "decoder_ffn_dim"),
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
     "bart": _BART,
     "mbart": _BART,
-    "marian": Architecture(**_SEQUENCE_TO_SEQUENCE),  # its positions are sinusoids, not learned
+    "marian": replace(_BART, positions=()),  # they are sinusoids, not learned
     "t5": Architecture(
         encoder=Stack("encoder.block", "num_layers"),
         decoder=Stack("decoder.block", "num_decoder_layers"),
@@ -193,24 +191,17 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
     Raises:
         InputError: the architecture is not in :data:`ARCHITECTURES`.
     """
-    try:
-        return ARCHITECTURES[config.model_type]
-    except KeyError:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise InputError(
-            "model_type",
-            config.model_type,
-            f"one of {known}; to add one, put an Architecture with its layer names into ARCHITECTURES "
-            "in dqlib/architectures.py",
-        ) from None
+    if config.model_type not in ARCHITECTURES:
+        allowed = f"one of {', '.join(sorted(ARCHITECTURES))}; to add one, put an Architecture with its layer names "
+        raise InputError("model_type", config.model_type, allowed + "into ARCHITECTURES in dqlib/architectures.py")
+    return ARCHITECTURES[config.model_type]
 
 
 def layer_weights(model: PreTrainedModel) -> int:
     """How many numbers the weight matrices of a model's layers have, without embeddings, head, biases and scales."""
-    stacks = architecture_of(model.config).stacks.values()
-    weights = (p for stack in stacks for name, p in model.get_submodule(stack.layers).named_parameters() if p.dim() > 1
-               and name.endswith("weight"))  # fmt: skip
-    return sum(weight.numel() for weight in weights)
+    stacks = [model.get_submodule(stack.layers) for stack in architecture_of(model.config).stacks.values()]
+    named = (each for stack in stacks for each in stack.named_parameters())
+    return sum(weight.numel() for name, weight in named if weight.dim() > 1 and name.endswith("weight"))
 
 
 def submodule(root: nn.Module, path: str) -> nn.Module | None:
@@ -219,3 +210,8 @@ def submodule(root: nn.Module, path: str) -> nn.Module | None:
         return root.get_submodule(path)
     except AttributeError:
         return None
+
+
+def submodules(root: nn.Module, paths: Iterable[str]) -> Iterator[nn.Module]:
+    """The modules at some paths, those that are there."""
+    return (module for path in paths if (module := submodule(root, path)) is not None)

@@ -10,11 +10,7 @@ from dqlib.generation_settings import checked_settings
 
 
 def check_generation(model: PreTrainedModel) -> None:
-    """Check that how a model generates is said by settings that can be read again.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Raise an ``InputError`` unless how a model generates is said by settings that can be read again."""
     if getattr(model, "generation_config", None) is not None:
         checked_settings(model.generation_config.to_dict(), vocabulary_size(model.config), "generation_config")
 

@@ -76,98 +76,83 @@ class ActivationFakeQuantizer:
         return type(self), (self.bits, self.quantization)  # a copy or a pickle remembers nothing
 
 
-class QuantLinear(nn.Linear):
+def matrix(layer: nn.Module) -> Tensor:
+    """The weight of a layer as it is quantized: (outputs, inputs), which GPT-2 has transposed, or (rows, features)."""
+    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+
+
+class QuantLayer(nn.Module):
+    """What all layers with a quantized weight share."""
+
+    weight: nn.Parameter
+    weight_quantizer: WeightFakeQuantizer | None
+
+    @property
+    def quantizer(self) -> WeightFakeQuantizer:
+        """The quantizer of the weight, in a layer that has one."""
+        assert self.weight_quantizer is not None
+        return self.weight_quantizer
+
+    def quantized(self) -> Quantized:
+        """Codes and scales of the weight, in the shape of :func:`matrix`."""
+        return self.quantizer.quantize(matrix(self))
+
+    def extra_repr(self) -> str:
+        """What the plain layer prints of itself, what is rounded, and a quantizer that another layer lists."""
+        notes = f"nf={self.nf}, nx={self.nx}" if isinstance(self, Conv1D) else super().extra_repr()
+        if isinstance(self, _QuantLinear):
+            outputs = "" if self.output_heads is None else ", outputs a head at a time"
+            notes += f", inputs={self.activation}{outputs}"
+        tied = vars(self).get("weight_quantizer")
+        return notes if tied is None else f"{notes}, tied {tied}"
+
+
+class _QuantLinear(QuantLayer):
     """Linear layer on rounded inputs with a quantized weight; the bias stays as it is.
 
     Keys and values of attention are rounded here, at the output and a head at a time: what a
     generation caches is then rounded once, not again at every step.
     """
 
-    weight_quantizer: WeightFakeQuantizer | None
     activation: ActivationFakeQuantizer
     output_heads: int | None
     output_skip: int
 
     def forward(self, x: Tensor) -> Tensor:
-        return _linear(self, x, self.weight)
+        weight = matrix(self)
+        if self.weight_quantizer is not None:
+            weight = self.weight_quantizer(weight)
+        output = nn.functional.linear(self.activation.shared(x), weight, self.bias)
+        if self.output_heads is None:
+            return output
+        # (batch, tokens, heads, head_dim)
+        by_head = output[..., self.output_skip :].unflatten(-1, (self.output_heads, -1))
+        if not output.requires_grad and not torch.compiler.is_compiling():
+            self.activation(by_head, in_place=True)
+            return output
+        rounded = self.activation(by_head).flatten(-2)
+        return torch.cat([output[..., : self.output_skip], rounded], dim=-1) if self.output_skip else rounded
 
-    def extra_repr(self) -> str:
-        """What ``nn.Linear`` prints of itself, and what is rounded."""
-        return f"{super().extra_repr()}, {_rounded(self)}"
 
-    def quantized(self) -> Quantized:
-        """Codes and scales of the weight, (outputs, inputs)."""
-        assert self.weight_quantizer is not None
-        return self.weight_quantizer.quantize(self.weight)
+class QuantLinear(_QuantLinear, nn.Linear):
+    """A quantized ``nn.Linear``."""
 
 
-class QuantConv1D(Conv1D):
-    """GPT-2's linear layer, which keeps its weight as (inputs, outputs); it is quantized as (outputs, inputs)."""
-
-    weight_quantizer: WeightFakeQuantizer | None
-    activation: ActivationFakeQuantizer
-    output_heads: int | None
-    output_skip: int
+class QuantConv1D(_QuantLinear, Conv1D):
+    """GPT-2's linear layer, quantized."""
 
     __repr__ = nn.Module.__repr__  # Conv1D's own would hide the quantizer
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _linear(self, x, self.weight.T)
 
-    def extra_repr(self) -> str:
-        """What ``Conv1D`` prints of itself, and what is rounded."""
-        return f"nf={self.nf}, nx={self.nx}, {_rounded(self)}"
-
-    def quantized(self) -> Quantized:
-        """Codes and scales of the weight, (outputs, inputs)."""
-        assert self.weight_quantizer is not None
-        return self.weight_quantizer.quantize(self.weight.T)
-
-
-def _rounded(layer: QuantLinear | QuantConv1D) -> str:
-    outputs = "" if layer.output_heads is None else ", outputs a head at a time"
-    return f"inputs={layer.activation}{outputs}{_tied(layer)}"
-
-
-def _tied(layer: nn.Module) -> str:
-    """The quantizer that a layer shares with the one that lists it as a submodule."""
-    quantizer = vars(layer).get("weight_quantizer")
-    return "" if quantizer is None else f", tied {quantizer}"
-
-
-def _linear(layer: QuantLinear | QuantConv1D, x: Tensor, weight: Tensor) -> Tensor:
-    if layer.weight_quantizer is not None:
-        weight = layer.weight_quantizer(weight)
-    output = nn.functional.linear(layer.activation.shared(x), weight, layer.bias)
-    if layer.output_heads is None:
-        return output
-    # (batch, tokens, heads, head_dim)
-    by_head = output[..., layer.output_skip :].unflatten(-1, (layer.output_heads, -1))
-    if not output.requires_grad and not torch.compiler.is_compiling():
-        layer.activation(by_head, in_place=True)
-        return output
-    rounded = layer.activation(by_head).flatten(-2)
-    return torch.cat([output[..., : layer.output_skip], rounded], dim=-1) if layer.output_skip else rounded
-
-
-class QuantEmbedding(nn.Embedding):
+class QuantEmbedding(QuantLayer, nn.Embedding):
     """Embedding that looks up rows of a quantized table."""
 
-    weight_quantizer: WeightFakeQuantizer
-
     def forward(self, ids: Tensor) -> Tensor:
-        return nn.functional.embedding(ids, self.weight_quantizer(self.weight), self.padding_idx)
-
-    def extra_repr(self) -> str:
-        """What ``nn.Embedding`` prints of itself, and how a tied table is quantized."""
-        return f"{super().extra_repr()}{_tied(self)}"
+        return nn.functional.embedding(ids, self.quantizer(self.weight), self.padding_idx)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _new_embedding, (type(self).__bases__[0],), self.__dict__  # the class may be one made at run time
-
-    def quantized(self) -> Quantized:
-        """Codes and scales of the table, (rows, features)."""
-        return self.weight_quantizer.quantize(self.weight)
+        plain = next(each for each in type(self).__mro__ if not issubclass(each, QuantLayer))
+        return _new_embedding, (plain,), self.__dict__  # the class may be one made at run time
 
 
 @cache

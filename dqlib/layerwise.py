@@ -9,7 +9,7 @@ layer after another; here all of them learn in each step, which costs one pass t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,7 +68,12 @@ def layerwise_states(
     of_student = LayerMaps(range(len(maps.encoder)), range(len(maps.decoder)))
     with torch.no_grad(), _recorded(teacher, maps) as theirs:
         theirs.logits = teacher(**inputs).logits
-    with _recorded(student, of_student, theirs) as ours, _without_compiling(student):
+    # A graph that is compiled without hooks knows none, and with them would be compiled anew at each step.
+    compiled = student._compiled_call_impl is not None
+    with (
+        _recorded(student, of_student, theirs) as ours,
+        torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
+    ):
         ours.logits = (student if forward is None else forward)(**inputs).logits
     return ours, theirs
 
@@ -176,13 +181,3 @@ class _Leave:
         if self.instead is None:
             return None
         return self.instead if alone else (self.instead, *output[1:])
-
-
-@contextmanager
-def _without_compiling(model: nn.Module) -> Iterator[None]:
-    """A graph that is compiled without hooks knows none, and with them would be compiled anew at each step."""
-    if model._compiled_call_impl is None:
-        yield
-    else:
-        with torch.compiler.set_stance("force_eager"):
-            yield

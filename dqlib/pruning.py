@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from dqlib.architectures import Architecture, architecture_of, submodule
+from dqlib.architectures import Architecture, architecture_of, submodule, submodules
 from dqlib.config import FULL_PRECISION, Config, Granularity
 from dqlib.errors import InputError
+from dqlib.layers import matrix
 from dqlib.presets import Preset
 
 #: What an importance is estimated on: batches of what the model's forward takes, with ``labels``.
@@ -53,7 +54,7 @@ class Units:
     @property
     def count(self) -> int:
         """How many there are."""
-        return self.reader.weight.size(_inputs(self.reader)) // self.size
+        return matrix(self.reader).size(1) // self.size
 
 
 def units(model: PreTrainedModel, side: str) -> Iterator[Units]:
@@ -67,7 +68,7 @@ def units(model: PreTrainedModel, side: str) -> Iterator[Units]:
                 part = side if path == names.attentions[0] else "cross"
                 writer, size = getattr(attention, names.key_value[-1]), getattr(attention, names.head_size)
                 yield Units(part, index, f"{stack.layers}.{index}.{output}", reader, (writer,), size, attention)
-        writers = tuple(each for path in names.neurons if (each := submodule(layer, path)) is not None)
+        writers = tuple(submodules(layer, names.neurons))
         for path in names.neurons_to:
             reader = submodule(layer, path)
             if reader is not None:
@@ -75,11 +76,7 @@ def units(model: PreTrainedModel, side: str) -> Iterator[Units]:
 
 
 def check_widths(model: PreTrainedModel, config: Config, preset: Preset) -> None:
-    """Check that rows of narrower projections can be divided into the preset's groups of weights.
-
-    Raises:
-        InputError: they cannot.
-    """
+    """Raise an ``InputError`` unless rows of narrower projections divide into the preset's groups of weights."""
     names, group = architecture_of(model.config), Granularity.parse(preset.weights.linear).group
     if not group or config.w_bits >= FULL_PRECISION:
         return
@@ -137,9 +134,9 @@ def norms(model: PreTrainedModel) -> dict[str, Tensor]:
     scores = {}
     for side in architecture_of(model.config).stacks:
         for each in units(model, side):
-            score = _norms(each.reader.weight, _inputs(each.reader), each)
+            score = _norms(matrix(each.reader).T, each)
             for writer in each.writers:
-                score = score * _norms(writer.weight, 1 - _inputs(writer), each)
+                score = score * _norms(matrix(writer), each)
             scores[each.path] = score
     return scores
 
@@ -161,7 +158,8 @@ def prune(model: PreTrainedModel, config: Config, scores: Importance, origins: M
     for side, layers in origins.items():
         path = names.stacks[side].layers
         found = list(units(model, side))
-        of_unit = [scores[_moved(each.path, path, layers[each.layer])] for each in found]
+        moved = (each.path.replace(f"{path}.{each.layer}.", f"{path}.{layers[each.layer]}.", 1) for each in found)
+        of_unit = [scores[path_in_teacher] for path_in_teacher in moved]
         if names.head_bias:
             own = [score for each, score in zip(found, of_unit, strict=True) if each.part == side]
             of_unit = [sum(own) if each.part == side else score for each, score in zip(found, of_unit, strict=True)]
@@ -171,7 +169,10 @@ def prune(model: PreTrainedModel, config: Config, scores: Importance, origins: M
                 _keep_heads(names, each, kept)
                 kept_heads.setdefault(each.part, []).append(kept)
             elif each.attention is None and config.ffn is not None:
-                _keep_neurons(each, _best(score, config.ffn))
+                kept = _best(score, config.ffn)
+                _keep(each.reader, kept, outputs=False)
+                for writer in each.writers:
+                    _keep(writer, kept, outputs=True)
     if config.ffn is not None:
         for field in names.neuron_fields:
             setattr(model.config, field, config.ffn)
@@ -204,13 +205,11 @@ def _keep_heads(names: Architecture, each: Units, kept: list[int]) -> None:
     assert attention is not None
     features = [head * size + i for head in kept for i in range(size)]
     width = each.count * size
-    _keep(each.reader, features, _inputs(each.reader))
-    for name in {*names.key_value, *filter(None, [names.query])}:
-        projection = getattr(attention, name)
-        rows = [part * width + i for part in range(3) for i in features] if names.joint_projection else features
-        _keep(projection, rows, 1 - _inputs(projection))
-    bias = getattr(attention, names.head_bias, None) if names.head_bias else None
-    if bias is not None:
+    _keep(each.reader, features, outputs=False)
+    rows = [part * width + i for part in range(3) for i in features] if names.joint_projection else features
+    for projection in submodules(attention, {*names.key_value, *filter(None, [names.query])}):
+        _keep(projection, rows, outputs=True)
+    for bias in submodules(attention, filter(None, [names.head_bias])):
         bias.weight = _selected(bias.weight, kept, 1)
         bias.embedding_dim = len(kept)
     setattr(attention, names.heads, len(kept))
@@ -218,22 +217,14 @@ def _keep_heads(names: Architecture, each: Units, kept: list[int]) -> None:
         setattr(attention, field, len(features))
 
 
-def _keep_neurons(each: Units, kept: list[int]) -> None:
-    _keep(each.reader, kept, _inputs(each.reader))
-    for writer in each.writers:
-        _keep(writer, kept, 1 - _inputs(writer))
-
-
-def _keep(layer: nn.Linear | Conv1D, kept: list[int], dim: int) -> None:
-    """Leave inputs or outputs of a linear layer, those along a dimension of its weight."""
-    layer.weight = _selected(layer.weight, kept, dim)
-    outputs = dim != _inputs(layer)
+def _keep(layer: nn.Linear | Conv1D, kept: list[int], outputs: bool) -> None:
+    """Leave some of the inputs, or of the outputs, of a linear layer."""
+    transposed = isinstance(layer, Conv1D)
+    layer.weight = _selected(layer.weight, kept, 1 if outputs == transposed else 0)
     if outputs and layer.bias is not None:
         layer.bias = _selected(layer.bias, kept, 0)
-    if isinstance(layer, Conv1D):
-        setattr(layer, "nf" if outputs else "nx", len(kept))
-    else:
-        setattr(layer, "out_features" if outputs else "in_features", len(kept))
+    inputs_and_outputs = ("nx", "nf") if transposed else ("in_features", "out_features")
+    setattr(layer, inputs_and_outputs[outputs], len(kept))
 
 
 def _selected(parameter: Tensor, kept: list[int], dim: int) -> nn.Parameter:
@@ -241,25 +232,14 @@ def _selected(parameter: Tensor, kept: list[int], dim: int) -> nn.Parameter:
     return nn.Parameter(parameter.detach().index_select(dim, index), requires_grad=parameter.requires_grad)
 
 
-def _inputs(layer: nn.Linear | Conv1D) -> int:
-    """The dimension of a layer's weight that its inputs are along."""
-    return 0 if isinstance(layer, Conv1D) else 1
-
-
 def _best(scores: Tensor, count: int) -> list[int]:
     """Indices of the largest scores, in order; of equal ones the first."""
     return sorted(torch.argsort(scores, descending=True, stable=True)[:count].tolist())
 
 
-def _norms(weight: Tensor, dim: int, each: Units) -> Tensor:
-    """Norm of the weights of each unit, along a dimension of a weight; of a joint projection, the values' are last."""
-    by_unit = weight.detach().float().transpose(0, dim)[-each.count * each.size :].reshape(each.count, -1)
-    return by_unit.norm(dim=1)
-
-
-def _moved(path: str, stack: str, layer: int) -> str:
-    """The path of the same projection in another layer of a stack."""
-    return f"{stack}.{layer}.{path.removeprefix(f'{stack}.').partition('.')[2]}"
+def _norms(weight: Tensor, each: Units) -> Tensor:
+    """Norm of the weights of each unit, which has rows of its own; of a joint projection, the values' are last."""
+    return weight.detach().float()[-each.count * each.size :].reshape(each.count, -1).norm(dim=1)
 
 
 def _gate(each: Units, gates: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:

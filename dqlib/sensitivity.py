@@ -84,10 +84,9 @@ class _Divergence:
         """What an encoder gives of each batch, to be given to its decoder again; nothing of other models."""
         if not model.config.is_encoder_decoder:
             return [{} for _ in self.batches]
-        read = [
-            {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch} for batch in self.batches
-        ]
-        return [{"encoder_outputs": model.get_encoder()(**inputs)} for inputs in read]
+        encoder, read = model.get_encoder(), ("input_ids", "attention_mask")
+        inputs = [{name: batch[name] for name in read if name in batch} for batch in self.batches]
+        return [{"encoder_outputs": encoder(**each)} for each in inputs]
 
     def __call__(self, model: PreTrainedModel, encoded: Sequence[Mapping[str, Any]] | None = None) -> float:
         """Nats per token; ``encoded`` is what the model's encoder gives, where it is known."""

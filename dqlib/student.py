@@ -17,17 +17,17 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dqlib import attention
-from dqlib.architectures import Architecture, architecture_of, submodule
+from dqlib.architectures import Architecture, architecture_of, submodule, submodules
 from dqlib.config import FULL_PRECISION, Config, WeightQuantization
-from dqlib.errors import InputError
+from dqlib.errors import InputError, within
 from dqlib.fake_quantize import LEARNED, WeightFakeQuantizer
 from dqlib.generation import check_generation
 from dqlib.layers import (
     ActivationFakeQuantizer,
-    QuantConv1D,
-    QuantEmbedding,
+    QuantLayer,
     QuantLinear,
     give_quantizer,
+    matrix,
     quantize_embedding,
     quantize_linear,
 )
@@ -183,7 +183,7 @@ def _check_model(model: PreTrainedModel) -> None:
     for side, stack in architecture_of(model.config).stacks.items():
         if submodule(model, stack.layers) is None:
             raise InputError("model", type(model).__name__, f"a model with a head, with its {side} at {stack.layers}")
-    if any(isinstance(module, QuantLinear | QuantConv1D | QuantEmbedding) for module in model.modules()):
+    if any(isinstance(module, QuantLayer) for module in model.modules()):
         raise InputError(
             "model",
             f"{type(model).__name__} quantized as {getattr(model, 'dqlib_config', 'a student')}",
@@ -219,11 +219,11 @@ class _Resizing:
             new = submodule(model, path)
             if new is not old and isinstance(old, QuantLinear):  # a plain one, where the head is not tied
                 quantize_linear(new, old.weight_quantizer, old.activation)
-        tables = {submodule(model, path): None for path in (*names.token_embeddings, *names.heads_of_vocabulary)}
+        tables = submodules(model, (*names.token_embeddings, *names.heads_of_vocabulary))
         quantizers: set[WeightFakeQuantizer] = set()
-        for module in tables:
+        for module in dict.fromkeys(tables):
             quantizer = getattr(module, "weight_quantizer", None)
-            if module is not None and quantizer is not None:
+            if quantizer is not None:
                 quantizer.resize(module.weight)
                 give_quantizer(module, quantizer, quantizer in quantizers)  # one table may have taken another's place
                 quantizers.add(quantizer)
@@ -241,43 +241,36 @@ class _Quantizing:
 
     def run(self) -> None:
         table = self._embeddings()
-        for path in self.names.heads_of_vocabulary:
-            self._head(submodule(self.model, path), table)
+        if self.preset.quantize_head:
+            for head in submodules(self.model, self.names.heads_of_vocabulary):
+                self._head(head, table)
         for stack in self.names.stacks.values():
             for layer in self.model.get_submodule(stack.layers):
-                for path in self.names.attentions:
-                    self._attention(submodule(layer, path))
+                for module in submodules(layer, self.names.attentions):
+                    self._attention(module)
                 for module in list(layer.modules()):
                     if type(module) in (nn.Linear, Conv1D):
                         quantize_linear(module, self._weights(module), self.activation)
-        for path in self.names.linears:
-            module = submodule(self.model, path)
-            if module is not None:
-                quantize_linear(module, self._weights(module), self.activation)
+        for module in submodules(self.model, self.names.linears):
+            quantize_linear(module, self._weights(module), self.activation)
 
     def _embeddings(self) -> tuple[nn.Parameter, WeightFakeQuantizer] | None:
         if self.c.e_bits >= FULL_PRECISION:
             return None
         granularity, shared = self.preset.weights.embedding, None
-        for path in self.names.token_embeddings:
-            module = submodule(self.model, path)
-            if module is None:
-                continue
+        for module in submodules(self.model, self.names.token_embeddings):
             tied = shared is not None and shared[0] is module.weight
             if shared is None or not tied:
                 shared = module.weight, self._quantizer(module, self._bits(module, self.c.e_bits), granularity)
             quantize_embedding(module, shared[1], tied)
         if self.preset.position_bits < FULL_PRECISION:
-            for path in self.names.positions:
-                module = submodule(self.model, path)
+            for module in submodules(self.model, self.names.positions):
                 if isinstance(module, nn.Embedding):
                     plain = WeightQuantization()
                     quantize_embedding(module, self._quantizer(module, self.preset.position_bits, "per_row", plain))
         return shared
 
-    def _head(self, head: nn.Linear | None, table: tuple[nn.Parameter, WeightFakeQuantizer] | None) -> None:
-        if head is None or not self.preset.quantize_head:
-            return
+    def _head(self, head: nn.Linear, table: tuple[nn.Parameter, WeightFakeQuantizer] | None) -> None:
         quantizer, tied = None, False
         if table is not None:  # the quantizer of the table that the head is tied to, or one of its own
             tied = head.weight is table[0]
@@ -285,22 +278,18 @@ class _Quantizing:
             quantizer = table[1] if tied else self._quantizer(head, bits, self.preset.weights.embedding)
         quantize_linear(head, quantizer, self.activation, tied=tied)
 
-    def _attention(self, module: nn.Module | None) -> None:
-        if module is None:
-            return
+    def _attention(self, module: nn.Module) -> None:
         module.activation = self.activation
-        heads = getattr(module, self.names.heads)
+        heads, joint = getattr(module, self.names.heads), self.names.joint_projection
         for name in self.names.key_value:
             projection = getattr(module, name)
-            joint = self.names.joint_projection
-            outputs = projection.weight.size(1 if isinstance(projection, Conv1D) else 0)
             quantize_linear(
                 projection,
                 self._weights(projection),
                 self.activation,
                 # one scale per tensor cannot be found for a part of the cache: the attention rounds instead
                 output_heads=None if self.activation.per_tensor else heads * (2 if joint else 1),
-                output_skip=outputs // 3 if joint else 0,
+                output_skip=matrix(projection).size(0) // 3 if joint else 0,
             )
 
     def _weights(self, layer: nn.Linear | Conv1D) -> WeightFakeQuantizer | None:
@@ -326,11 +315,8 @@ class _Quantizing:
     def _quantizer(
         self, module: nn.Module, bits: int, granularity: str, quantization: WeightQuantization | None = None
     ) -> WeightFakeQuantizer:
-        weight = module.weight.T if isinstance(module, Conv1D) else module.weight
-        try:
-            return WeightFakeQuantizer(weight, bits, granularity, quantization or self.preset.weights)
-        except InputError as error:
-            raise InputError(f"{self.paths[id(module)]}, {error.field}", error.value, error.allowed) from None
+        with within(self.paths[id(module)]):
+            return WeightFakeQuantizer(matrix(module), bits, granularity, quantization or self.preset.weights)
 
 
 def weight_quantizers(model: nn.Module) -> list[WeightFakeQuantizer]:
@@ -338,13 +324,10 @@ def weight_quantizers(model: nn.Module) -> list[WeightFakeQuantizer]:
     return [module for module in model.modules() if isinstance(module, WeightFakeQuantizer)]
 
 
-def quantized_modules(model: nn.Module) -> dict[str, QuantLinear | QuantConv1D | QuantEmbedding]:
+def quantized_modules(model: nn.Module) -> dict[str, QuantLayer]:
     """All layers with a quantized weight, by name; a tied weight is listed under each of its names."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, QuantLinear | QuantConv1D | QuantEmbedding) and module.weight_quantizer is not None
-    }
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, QuantLayer))
+    return {name: layer for name, layer in layers if layer.weight_quantizer is not None}
 
 
 def module_quantizers(model: PreTrainedModel) -> dict[str, WeightFakeQuantizer]:

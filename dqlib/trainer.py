@@ -119,8 +119,7 @@ class DistillationMixin:
         """The distance to the teacher while the student is trained, and the cross-entropy of the labels elsewhere."""
         labels, inputs = self._labels(inputs), {name: inputs[name] for name in inputs if name != "labels"}
         if self.model.config.is_encoder_decoder and "decoder_input_ids" not in inputs:
-            given = self.model.prepare_decoder_input_ids_from_labels(labels)
-            inputs["decoder_input_ids"] = given
+            inputs["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels)
         if not model.training:
             outputs = model(**inputs)
             loss = cross_entropy(outputs.logits, labels)

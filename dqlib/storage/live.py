@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dqlib.architectures import architecture_of, submodule
-from dqlib.errors import InputError
+from dqlib.architectures import architecture_of, submodules
+from dqlib.errors import InputError, within
 from dqlib.fake_quantize import LEARNED
-from dqlib.layers import QuantConv1D, QuantEmbedding, QuantLinear
+from dqlib.layers import QuantConv1D, QuantLayer
 from dqlib.quantizers import Quantized
 from dqlib.storage.account import FP16_BYTES
 from dqlib.storage.packing import packed_size
-from dqlib.storage.stored import PackedWeight, Stored, first_other, whole
+from dqlib.storage.stored import PackedWeight, Stored, as_half, whole
 from dqlib.student import persistent_buffers
 
 
@@ -39,7 +39,7 @@ class Live:
     names: tuple[str, ...]
     kind: str
     parameter: Tensor
-    layer: QuantLinear | QuantConv1D | QuantEmbedding | None = None
+    layer: QuantLayer | None = None
     repeats: str | None = None
 
     @property
@@ -75,9 +75,9 @@ class Live:
         """
         if self.layer is None:
             return None
-        quantizer = self.layer.weight_quantizer
-        if quantizer is not None and quantizer.blend != 1:
-            raise InputError(f"{self.names[0]}, blend", quantizer.blend, "1: codes stand for quantized weights only")
+        blend = self.layer.quantizer.blend
+        if blend != 1:
+            raise InputError(f"{self.names[0]}, blend", blend, "1: codes stand for quantized weights only")
         return self.layer.quantized()
 
     def value(self) -> Tensor:
@@ -94,27 +94,16 @@ class Live:
         Raises:
             InputError: its numbers are not those that a file holds.
         """
-        try:
-            return Stored(self.names, self.kind, self.shape, self._content(), self.repeats)
-        except InputError as error:
-            field = error.field.removeprefix(f"{self.names[0]}, ")
-            raise InputError(f"{self.names[0]}, {field}", error.value, error.allowed) from None
-
-    def _content(self) -> PackedWeight | Tensor | None:
-        quantized, quantizer = self.quantized(), None if self.layer is None else self.layer.weight_quantizer
-        if quantized is not None and quantizer is not None:
-            if not quantizer.half_scales:
-                allowed = "rounded to fp16: call round_for_storage before the evaluation"
-                raise InputError("scale", "not rounded", allowed)
-            return PackedWeight.of(quantized, str(quantizer.scheme), str(quantizer.granularity), self.transposed)
-        if self.is_zeros:
-            return None
-        parameter = self.parameter.detach().cpu()
-        half = parameter.half()
-        if not torch.equal(half.to(parameter.dtype), parameter) or not torch.isfinite(half).all():
-            allowed = "a number of fp16: call round_for_storage before the evaluation"
-            raise InputError("value", first_other(parameter, half), allowed)
-        return half
+        quantized, content, now = self.quantized(), None, "call round_for_storage before the evaluation"
+        with within(self.names[0]):
+            if self.layer is not None and quantized is not None:
+                quantizer = self.layer.quantizer
+                if not quantizer.half_scales:
+                    raise InputError("scale", "not rounded", f"rounded to fp16: {now}")
+                content = PackedWeight.of(quantized, str(quantizer.scheme), str(quantizer.granularity), self.transposed)
+            elif not self.is_zeros:
+                content = as_half(self.parameter, "value", f"a number of fp16: {now}")
+        return Stored(self.names, self.kind, self.shape, content, self.repeats)
 
 
 def parameters_of(model: PreTrainedModel) -> Sequence[Live | Stored]:
@@ -149,7 +138,7 @@ def _live(model: PreTrainedModel) -> list[Live]:
     names: dict[tuple[int, int | None], list[str]] = defaultdict(list)
     parameters: dict[tuple[int, int | None], tuple[Tensor, nn.Module | None]] = {}
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    small = [submodule(model, path) for path in architecture_of(model.config).positions]
+    small = submodules(model, architecture_of(model.config).positions)
     positions = {id(module.weight) for module in small if isinstance(module, nn.Embedding)}
     for path, module in model.named_modules(remove_duplicate=False):
         quantizer = getattr(module, "weight_quantizer", None)

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from dqlib.pruning import narrow
-from dqlib.quantizers import Quantized
 from dqlib.storage.live import Live, parameters_of
 from dqlib.storage.packed import assign
 from dqlib.storage.stored import Stored
@@ -29,21 +28,13 @@ def codes_of(each: Live | Stored) -> Tensor:
     quantized = each.quantized()
     if quantized is None:
         return each.value()
-    codes = row_codes(quantized)
-    if codes is None:
-        return torch.full(each.shape, torch.nan)
-    return codes.T.contiguous() if each.transposed else codes
-
-
-def row_codes(quantized: Quantized) -> Tensor | None:
-    """Codes less their zero point, (rows, columns) in fp32, if a row has one scale and they are numbers of int8."""
-    if quantized.scale.size(-1) != 1:
-        return None
-    codes = quantized.codes.float()
-    if quantized.zero_point is not None:
-        codes = codes - quantized.zero_point
-    whole = torch.equal(codes, codes.round())
-    return codes if whole and float(codes.abs().max()) <= 127 else None
+    if quantized.scale.size(-1) == 1:
+        codes = quantized.codes.float()  # (rows, columns)
+        if quantized.zero_point is not None:
+            codes = codes - quantized.zero_point
+        if torch.equal(codes, codes.round()) and codes.abs().max() <= 127:
+            return codes.T.contiguous() if each.transposed else codes
+    return torch.full(each.shape, torch.nan)
 
 
 def plain_model(model: PreTrainedModel, codes: bool = False) -> PreTrainedModel:

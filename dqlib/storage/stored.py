@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dqlib.errors import InputError
+from dqlib.errors import InputError, within
 from dqlib.quantizers import Quantized
 from dqlib.storage.account import FP16_BYTES
 from dqlib.storage.manifest import ZERO_POINTS, RawTensor, matrix
-from dqlib.storage.packing import large_tensor, pack, packed_size, unpack, unpack_rows
+from dqlib.storage.packing import large_tensor, pack, unpack, unpack_rows
 
 #: Types of tensors by the names that safetensors has for them.
 _TYPES = {"F16": torch.float16, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32}
@@ -52,10 +52,6 @@ class PackedWeight:
         Raises:
             InputError: a scale is not an fp16 number, or a zero point not a whole one.
         """
-        scale = quantized.scale.detach().cpu()
-        half = scale.half()
-        if not torch.equal(half.to(scale.dtype), scale) or not torch.isfinite(half).all():
-            raise InputError("scale", first_other(scale, half), "a number of fp16")
         return cls(
             tuple(quantized.codes.shape),
             quantized.bits,
@@ -64,7 +60,7 @@ class PackedWeight:
             str(granularity),
             transposed,
             pack(quantized.codes, quantized.bits, quantized.encoding),
-            half,
+            as_half(quantized.scale, "scale", "a number of fp16"),
             None if quantized.zero_point is None else whole(quantized.zero_point.detach().cpu()),
         )
 
@@ -95,16 +91,6 @@ class PackedWeight:
         """What is written, by the ending of its name."""
         both = {"codes": self.codes, "scale": self.scale}
         return both if self.zero_point is None else both | {"zero_point": self.zero_point}
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of the codes."""
-        return packed_size(self.shape[0] * self.shape[1], self.bits, self.encoding)
-
-    @property
-    def scale_bytes(self) -> int:
-        """Bytes of scales and zero points."""
-        return sum(tensor.nbytes for name, tensor in self.tensors.items() if name != "codes")
 
 
 @dataclass(frozen=True)
@@ -146,9 +132,9 @@ class Stored:
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Bits of a code, bytes of all codes (or fp16 numbers), bytes of scales and zero points."""
-        if isinstance(self.content, PackedWeight):
-            return self.content.bits, self.content.code_bytes, self.content.scale_bytes
-        return 8 * FP16_BYTES, 0 if self.content is None else self.content.nbytes, 0
+        bits = self.content.bits if isinstance(self.content, PackedWeight) else 8 * FP16_BYTES
+        sizes = [tensor.nbytes for tensor in self.tensors.values()]
+        return bits, sum(sizes[:1]), sum(sizes[1:])
 
     def quantized(self) -> Quantized | None:
         """Codes and scales; None for what is not quantized."""
@@ -161,10 +147,8 @@ class Stored:
             InputError: packed codes have a byte that no codes make.
         """
         if isinstance(self.content, PackedWeight):
-            try:
+            with within(self.name):
                 return self.content.value(out)
-            except InputError as error:
-                raise InputError(f"{self.name}, {error.field}", error.value, error.allowed) from None
         return torch.zeros(self.shape) if self.content is None else self.content.float()
 
 
@@ -228,6 +212,15 @@ def whole(zero_point: Tensor) -> Tensor:
     raise InputError("zero_point", float(zero_point.abs().max()), "whole numbers of 32 bits")
 
 
-def first_other(tensor: Tensor, half: Tensor) -> float:
-    """The first number that fp16 does not hold."""
-    return float(tensor[~torch.isfinite(half) | (half.to(tensor.dtype) != tensor)][0])
+def as_half(tensor: Tensor, field: str, allowed: str) -> Tensor:
+    """A tensor in fp16, on the CPU.
+
+    Raises:
+        InputError: fp16 does not hold one of its numbers, which is named.
+    """
+    tensor = tensor.detach().cpu()
+    half = tensor.half()
+    others = tensor[~torch.isfinite(half) | (half.to(tensor.dtype) != tensor)]
+    if others.numel():
+        raise InputError(field, float(others[0]), allowed)
+    return half

@@ -899,7 +899,7 @@ def test_one_entry_makes_a_scheme_that_presets_training_and_files_know(monkeypat
     assert quantized.encoding == "bits"
     assert set(quantized.codes.unique().tolist()) == {-2, -1, 0, 1}
     packed = PackedWeight.of(quantized, quantizer.scheme, "per_row")
-    assert (packed.scheme, packed.code_bytes) == ("levels", 8)
+    assert (packed.scheme, packed.codes.nbytes) == ("levels", 8)
     assert torch.equal(packed.value(), quantizer(weight))
     with pytest.raises(InputError, match=r"more_bits: 'levels' .* one of symmetric"):
         WeightQuantization(more_bits="levels")
