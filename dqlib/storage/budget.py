@@ -56,7 +56,8 @@ def choose_bits(
     if measured is None:
         measured = sensitivities(teacher, () if calibration is None else calibration, preset, config.a_bits)
     of_teacher = _paths_in_teacher(teacher, config, preset)
-    losses = [_never_worse([measured[of_teacher(path)][bits] for bits in of]) for path, of in entries.items()]
+    added = ([measured[of_teacher(path)][bits] for bits in of] for path, of in entries.items())
+    losses = [list(np.minimum.accumulate(each)) for each in added]  # more bits that measure as worse are noise
     if config.budget >= rest + sum(map(max, sizes)):
         places = [len(of) - 1 for of in sizes]
     else:
@@ -176,9 +177,9 @@ def _paths_in_teacher(teacher: PreTrainedModel, config: Config, preset: Preset) 
     """What gives the path of a student's module in its teacher, whose layers have other numbers."""
     names = architecture_of(teacher.config)
     moved: dict[str, str] = {}
-    depths = dict(zip(("encoder", "decoder"), names.depths(teacher.config), strict=True))
     for side, stack in names.stacks.items():
-        layers = layer_map(getattr(config, f"{side}_layers"), depths[side], preset.single_layer)
+        depth = getattr(teacher.config, stack.depth)
+        layers = layer_map(getattr(config, f"{side}_layers"), depth, preset.single_layer)
         moved |= {f"{stack.layers}.{i}.": f"{stack.layers}.{layer}." for i, layer in enumerate(layers)}
 
     def path_in_teacher(path: str) -> str:
@@ -188,11 +189,6 @@ def _paths_in_teacher(teacher: PreTrainedModel, config: Config, preset: Preset) 
         return path
 
     return path_in_teacher
-
-
-def _never_worse(losses: Sequence[float]) -> list[float]:
-    """Losses by bits, few first, where none is above one of fewer bits: what measures as such is noise."""
-    return list(np.minimum.accumulate(losses))
 
 
 def _usual(entries: Mapping[str, Mapping[int, Entry]], chosen: Mapping[str, int], kind: str) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dqlib.config import Granularity
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice, within
 from dqlib.storage.packing import ENCODINGS, packed_size
 
 MANIFEST = "dqlib.json"
@@ -44,8 +44,6 @@ ITEM_BYTES = {"F16": 2, "U8": 1, "I8": 1, "I16": 2, "I32": 4}
 
 #: Endings of files that may hold pickles, which no packed model has.
 PICKLES = frozenset({".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"})
-
-_ENCODINGS = (*ENCODINGS, "fp16", "zeros")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +120,7 @@ class Manifest:
             raise InputError(f"{MANIFEST}, sha256", seal, "that of the rest of the manifest, which was changed since")
         for name, kind in (("kind", str), ("about", dict), ("files", dict), ("parameters", list)):
             _check_type(MANIFEST, whole, name, kind)
-        if whole["kind"] not in WRITERS:
-            raise InputError(f"{MANIFEST}, kind", whole["kind"], f"one of {', '.join(WRITERS)}")
+        check_choice(f"{MANIFEST}, kind", whole["kind"], WRITERS)
         try:
             parameters = tuple(map(_checked, whole["parameters"]))
         except (KeyError, TypeError, AttributeError) as error:
@@ -176,13 +173,9 @@ def kind_of(folder: str | Path) -> str | None:
 
 
 def check_files(folder: str | Path, manifest: Manifest) -> None:
-    """Check all files that a manifest names, by their SHA-256.
-
-    Raises:
-        InputError: one is missing or was changed; it is named.
-    """
+    """Raise an ``InputError`` that names the file, where one of a manifest is missing or has another SHA-256."""
     for name in manifest.files:
-        _check_file(Path(folder), manifest, name)
+        _check_same(name, File.of(_checked_file(folder, manifest, name)), manifest)
 
 
 def read_file(folder: str | Path, manifest: Manifest, name: str) -> bytes:
@@ -191,9 +184,8 @@ def read_file(folder: str | Path, manifest: Manifest, name: str) -> bytes:
     Raises:
         InputError: it is missing or was changed, or the manifest does not name it.
     """
-    _check_file(Path(folder), manifest, name, hashed=False)
-    data = (Path(folder) / name).read_bytes()
-    _check_same(name, File(len(data), sha256(data)), manifest)
+    data, found = _read(folder, manifest, name)
+    _check_same(name, found, manifest)
     return data
 
 
@@ -219,28 +211,20 @@ def verify(folder: str | Path) -> list[str]:
             if manifest.kind == "packed" and name == WEIGHTS:
                 read_tensors(folder, manifest, each=True)
             else:
-                _check_file(folder, manifest, name)
+                _check_same(name, File.of(_checked_file(folder, manifest, name)), manifest)
         except InputError as error:
             faults.append(str(error))
     return faults
 
 
 def check_replaceable(folder: str | Path, *kinds: str) -> None:
-    """Refuse to replace a folder that holds anything but what one of these kinds does.
-
-    Raises:
-        InputError: the folder holds something else; a file is named.
-    """
+    """Raise an ``InputError`` that names a file, where a folder holds anything but what one of these kinds does."""
     folder = Path(folder)
     allowed = f"new, empty, or a folder written by {' or '.join(WRITERS[kind] for kind in kinds)} and nothing else, "
     allowed += "which is replaced"
-    if not folder.exists():
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not folder.is_dir():
-        raise InputError("folder", str(folder), allowed)
-    there = files_in(folder)
-    if not there and not any(folder.iterdir()):
-        return
+    there = files_in(folder) if folder.is_dir() else set()
     if MANIFEST in there:
         manifest = Manifest.parse((folder / MANIFEST).read_bytes())
         others = there - {MANIFEST, *manifest.files}
@@ -297,10 +281,7 @@ def read_tensors(folder: str | Path, manifest: Manifest, each: bool = False) -> 
     import numpy as np
     import safetensors
 
-    folder = Path(folder)
-    _check_file(folder, manifest, WEIGHTS, hashed=False)
-    data = (folder / WEIGHTS).read_bytes()
-    found = File(len(data), sha256(data))
+    data, found = _read(folder, manifest, WEIGHTS)
     try:
         read = {name: RawTensor(t["dtype"], tuple(t["shape"]), t["data"]) for name, t in safetensors.deserialize(data)}
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
@@ -360,9 +341,15 @@ def _seal(whole: Mapping[str, Any]) -> str:
     return sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode())
 
 
-def _check_file(folder: Path, manifest: Manifest, name: str, hashed: bool = True) -> None:
-    """Check a file that the manifest names: that it is one, its length and, if ``hashed``, its SHA-256."""
-    path = folder / name
+def _read(folder: str | Path, manifest: Manifest, name: str) -> tuple[bytes, File]:
+    """What a file that the manifest names holds, of the length that it has there, and what it is."""
+    data = _checked_file(folder, manifest, name).read_bytes()
+    return data, File(len(data), sha256(data))
+
+
+def _checked_file(folder: str | Path, manifest: Manifest, name: str) -> Path:
+    """The path of a file that the manifest names, if it is one and has the length that it has there."""
+    path = Path(folder) / name
     if name not in manifest.files:
         raise InputError(MANIFEST, f"without {name}", f"one that names {name}")
     if not path.is_file():
@@ -371,8 +358,7 @@ def _check_file(folder: Path, manifest: Manifest, name: str, hashed: bool = True
     if found != manifest.files[name].size:
         allowed = f"{manifest.files[name].size} bytes long, as the manifest has it"
         raise InputError(name, f"{found} bytes", allowed)
-    if hashed:
-        _check_same(name, File.of(path), manifest)
+    return path
 
 
 def _check_same(name: str, found: File, manifest: Manifest) -> None:
@@ -405,31 +391,23 @@ def _checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
     for key, kind in (("scheme", str), ("granularity", str), ("bits", int), ("transposed", bool), ("repeats", str)):
         if key in record:
             _check_type(name, record, key, kind)
-    for key, allowed in (("encoding", _ENCODINGS), ("kind", KINDS)):
-        if record[key] not in allowed:
-            raise InputError(f"{name}, {key}", record[key], f"one of {', '.join(allowed)}")
-    if str(record.get("zero_point", "int8")) not in ZERO_POINTS:
-        raise InputError(f"{name}, zero_point", record["zero_point"], f"one of {', '.join(ZERO_POINTS)}")
+    check_choice(f"{name}, encoding", record["encoding"], (*ENCODINGS, "fp16", "zeros"))
+    check_choice(f"{name}, kind", record["kind"], KINDS)
+    check_choice(f"{name}, zero_point", record.get("zero_point", "int8"), tuple(ZERO_POINTS))
     shape = record["shape"]
     if not _whole_numbers(shape) or not _whole_numbers(record["crc32"]):
         raise InputError(f"{name}, shape", shape, "whole numbers")
-    try:
+    if record["encoding"] in ENCODINGS and len(shape) != 2:
+        raise InputError(f"{name}, shape", shape, "two numbers, for a quantized weight")
+    with within(name):
         expected = expected_tensors(record)
-    except InputError as error:
-        raise InputError(f"{name}, {error.field}", error.value, error.allowed) from None
-    except ValueError:
-        raise InputError(f"{name}, shape", shape, "two numbers, for a quantized weight") from None
     if len(expected) != len(record["crc32"]):
         raise InputError(f"{name}, crc32", record["crc32"], f"{len(expected)} numbers, one per tensor")
     return record
 
 
 def _check_type(where: str, fields: Mapping[str, Any], name: str, kind: type) -> None:
-    """Refuse a field that is missing or of another type than it has in JSON.
-
-    Raises:
-        InputError: it is; ``where`` it stands and the field are named.
-    """
+    """Raise an ``InputError`` where a field is missing or of another type than it has in JSON."""
     if type(fields.get(name)) is not kind:
         allowed = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
         raise InputError(f"{where}, {name}", fields.get(name), allowed[kind])

@@ -43,8 +43,8 @@ from dqlib.storage.reading import (
     generation_of,
     json_object,
     model_class,
-    one_line,
     read_tokenizer,
+    refused_as,
     saved,
 )
 from dqlib.storage.registered import PackedConfig, PackedReader
@@ -125,11 +125,7 @@ def save_pretrained(model: PreTrainedModel, folder: str | Path, is_main_process:
 
 
 def _parameters(model: PreTrainedModel) -> list[Stored]:
-    """Everything that a packed model of a student holds.
-
-    Raises:
-        InputError: as :func:`save_packed`.
-    """
+    """Everything that a packed model of a student holds, or an error as of :func:`save_packed`."""
     if not hasattr(model, "dqlib_config"):
         raise InputError("model", type(model).__name__, "a student, of make_student, load_student or load_packed")
     model_class(model.config, type(model).__name__)
@@ -169,7 +165,7 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     """
     packed = read_packed(folder)
     model = _built(packed.model_config, packed.manifest.about.get("class"), packed.parameters, packed.config.heads)
-    _assign(model, packed.parameters, in_one_memory(packed.parameters))
+    assign(model, packed.parameters, in_one_memory(packed.parameters))
     if packed.settings is not None:
         model.generation_config = generation_of(packed.settings, packed.model_config, GENERATION)
     round_activations(model, packed)
@@ -250,11 +246,8 @@ def _built(
     stored_buffers = empty.state_dict().keys()
     if all(name in stored_buffers for name, _ in empty.named_buffers()):
         return empty  # without numbers of its own, it gets all of them
-    try:
-        with no_init_weights():
-            return narrow(kind(config), heads)
-    except Exception as error:  # whatever a model does with a field that it did not check
-        raise InputError(CONFIG, one_line(error), f"one that a {name} can be built of") from None
+    with refused_as(CONFIG, f"one that a {name} can be built of"), no_init_weights():
+        return narrow(kind(config), heads)
 
 
 def check_fit(model: nn.Module, parameters: Sequence[Named]) -> None:
@@ -302,10 +295,6 @@ def assign(model: nn.Module, parameters: Sequence[Each], value_of: Callable[[Eac
         InputError: a name is missing, is none of the model's, or has another shape there.
     """
     check_fit(model, parameters)
-    _assign(model, parameters, value_of)
-
-
-def _assign(model: nn.Module, parameters: Sequence[Each], value_of: Callable[[Each], Tensor]) -> None:
     for each, value in values_of(parameters, value_of):
         _put(model, each.names, value)
     keep_apart(model, parameters)

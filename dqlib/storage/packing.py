@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 
 if TYPE_CHECKING:  # sizes are asked for without torch, which takes seconds to import
     import torch
@@ -195,8 +195,7 @@ def _parts(bits: int, encoding: str) -> list[_Part]:
     """Codes of 3, 5, 6 and 7 bits are packed as parts of 4, 2 and 1 bits, the low bits first."""
     if bits not in range(1, 9):
         raise InputError("bits", bits, "a whole number from 1 to 8")
-    if encoding not in ENCODINGS:
-        raise InputError("encoding", encoding, f"one of {', '.join(ENCODINGS)}")
+    check_choice("encoding", encoding, ENCODINGS)
     if encoding == "odd" and bits == 8:
         raise InputError("bits", bits, "at most 7 for odd codes, which are int8")
     if encoding == "ternary":

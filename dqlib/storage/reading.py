@@ -26,7 +26,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto
 
 from dqlib.architectures import ARCHITECTURES, architecture_of
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 from dqlib.fake_quantize import LEARNED
 from dqlib.files import added_to
 from dqlib.generation import vocabulary_size
@@ -61,9 +61,8 @@ def model_class(config: PreTrainedConfig, name: object) -> type[PreTrainedModel]
     architecture_of(config)
     mappings = [names for field, names in vars(modeling_auto).items() if re.fullmatch("MODEL.*_MAPPING_NAMES", field)]
     known = {names[config.model_type] for names in mappings if isinstance(names.get(config.model_type), str)}
-    if not isinstance(name, str) or name not in known:
-        raise InputError("class", name, f"one of {', '.join(sorted(known))}")
-    return getattr(transformers, name)
+    check_choice("class", name, sorted(known))
+    return getattr(transformers, str(name))
 
 
 def config_of(content: Mapping[str, Any], where: str, largest: int) -> PreTrainedConfig:
@@ -79,8 +78,7 @@ def config_of(content: Mapping[str, Any], where: str, largest: int) -> PreTraine
             weights are said to be quantized in some other way.
     """
     kind = content.get("model_type") if isinstance(content, Mapping) else None
-    if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        raise InputError(f"{where}, model_type", kind, f"one of {', '.join(sorted(ARCHITECTURES))}")
+    check_choice(f"{where}, model_type", kind, sorted(ARCHITECTURES))
     if content.get("quantization_config") is not None:
         allowed = "left out: a model is read in full precision, or as dqlib packed it"
         raise InputError(f"{where}, quantization_config", content["quantization_config"], allowed)
@@ -93,11 +91,9 @@ def config_of(content: Mapping[str, Any], where: str, largest: int) -> PreTraine
     labels = content.get("num_labels")
     if labels is not None and (type(labels) is not int or not 0 < labels <= largest):
         raise InputError(f"{where}, num_labels", labels, f"from 1 to {largest}, the largest dimension of a weight")
-    try:
+    with refused_as(where, f"the configuration of a model of the kind {kind}"):
         config = CONFIG_MAPPING[kind].from_dict({name: content[name] for name in content if name in _known(kind)})
         vocabulary = vocabulary_size(config)
-    except Exception as error:  # of checks in transformers, which have no class in common
-        raise InputError(where, one_line(error), f"the configuration of a model of the kind {kind}") from None
     checked_settings({name: content[name] for name in content if name in SETTINGS}, vocabulary, where)
     for name in (name for name in content if "drop" in name and name in _known(kind)):
         left_out = content[name] is None and getattr(_plain(kind), name) is None
@@ -239,10 +235,8 @@ def generation_of(content: Mapping[str, Any], config: PreTrainedConfig, where: s
         InputError: a setting is not known or out of range.
     """
     settings = checked_settings(content, vocabulary_size(config), where)
-    try:
+    with refused_as(where, "the configuration of a generation"):
         return GenerationConfig(**settings)
-    except Exception as error:  # of checks in transformers, which have no class in common
-        raise InputError(where, one_line(error), "the configuration of a generation") from None
 
 
 def json_object(data: bytes, where: str) -> dict[str, Any]:
@@ -251,10 +245,8 @@ def json_object(data: bytes, where: str) -> dict[str, Any]:
     Raises:
         InputError: it holds something else.
     """
-    try:
+    with refused_as(where, "JSON"):
         content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(where, one_line(error), "JSON") from None
     if not isinstance(content, dict):
         raise InputError(where, type(content).__name__, "a JSON object")
     return content
@@ -274,24 +266,31 @@ def empty_model(
     Raises:
         InputError: the configuration is none that a model can be built of.
     """
-    try:
+    with refused_as(where, f"one that a {kind.__name__} can be built of"):
         layers = sum(architecture_of(config).depths(config))
         if layers > tensors:
             raise InputError(where, f"{layers} layers", f"of no more layers than the {tensors} tensors of the weights")
         with no_init_weights(), torch.device("meta"):
             return narrow(kind(config), heads)
+
+
+@contextmanager
+def refused_as(where: str, allowed: str) -> Iterator[None]:
+    """Make what libraries raise within the block, of classes that have nothing in common, an error of the input.
+
+    Raises:
+        InputError: of the block itself, or what a library said is its value.
+    """
+    try:
+        yield
     except InputError:
         raise
-    except Exception as error:  # whatever a model does with a field that it did not check
-        raise InputError(where, one_line(error), f"one that a {kind.__name__} can be built of") from None
+    except Exception as error:
+        raise InputError(where, one_line(error), allowed) from None
 
 
 def check_finite(named: Mapping[str, Tensor]) -> None:
-    """Refuse numbers that are none.
-
-    Raises:
-        InputError: one is not finite; the tensor is named.
-    """
+    """Raise an ``InputError`` that names the tensor, where a number is not finite."""
     for name, value in named.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(name, "nan or inf", "finite numbers")
