@@ -338,8 +338,8 @@ def module_quantizers(model: PreTrainedModel) -> dict[str, WeightFakeQuantizer]:
     positions = architecture_of(model.config).positions
     found: dict[WeightFakeQuantizer, str] = {}
     for path, module in quantized_modules(model).items():
-        if path not in positions and module.weight_quantizer is not None:
-            found.setdefault(module.weight_quantizer, path)
+        if path not in positions:
+            found.setdefault(module.quantizer, path)
     return {path: quantizer for quantizer, path in found.items()}
 
 
