@@ -11,7 +11,6 @@ and "19 lei". A phrase is drawn once and rendered twice, so there are as many ex
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import random
@@ -24,7 +23,7 @@ from babel import Locale, UnknownLocaleError, dates, lists, numbers, units
 
 from dqlib.errors import InputError
 from dqlib.study.corpora.rows import Row
-from dqlib.study.corpora.splits import SPLITS, TEST_PERCENT, UNSEEN, split_of
+from dqlib.study.corpora.splits import SPLITS, TEST_PERCENT, UNSEEN, hundredth_of, split_of
 from dqlib.study.params import settings as S
 
 #: Of a hundred names, this many are never seen in training.
@@ -168,12 +167,7 @@ def names(kind: str, unseen: bool, languages: tuple[str, ...]) -> list[str]:
             codes = [code for code in codes if code in getattr(locale(language), kind)]
             if len(codes) < 100:
                 raise InputError("corpus.languages", language, f"locales in which CLDR names most {kind}")
-    return [code for code in codes if is_unseen(code) == unseen]
-
-
-def is_unseen(code: str) -> bool:
-    """Whether a name is kept out of training: a hash decides."""
-    return int.from_bytes(hashlib.sha256(code.encode()).digest()[:8]) % 100 < UNSEEN_PERCENT
+    return [code for code in codes if (hundredth_of(code) < UNSEEN_PERCENT) == unseen]
 
 
 @dataclass(frozen=True, slots=True)

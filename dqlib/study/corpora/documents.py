@@ -14,9 +14,7 @@ def documents(texts: Iterable[str]) -> Iterator[Row]:
     """Texts in documents, one per line; blank ones are left out."""
     document: list[str] = []
     size = 0
-    for text in texts:
-        if not text.strip():
-            continue
+    for text in filter(str.strip, texts):
         document.append(text.strip())
         size += len(text)
         if size >= LONGEST_DOCUMENT:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import hashlib
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -22,10 +23,14 @@ from dqlib.study.corpora.classes import class_name
 from dqlib.study.corpora.documents import documents
 from dqlib.study.corpora.rows import Row, named_row
 from dqlib.study.corpora.splits import HELD_OUT_PERCENT, SPLITS, UNSEEN, split_of
+from dqlib.study.params import kinds
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import project_root
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
+
+#: What texts without a target are read by: a kind of tasks that has sources alone.
+SOURCES = dataclasses.replace(kinds.KINDS[kinds.SEQ2SEQ], columns=("source",))
 
 #: What reading a file, and unpacking it, ends with where it is damaged.
 _DAMAGE = (OSError, EOFError, zlib.error)
@@ -48,7 +53,13 @@ def read_rows(path: str | Path, columns: list[str], of_class: str | None = None)
             line is bad (the message has its number); text files do not have the same lines.
     """
     path = project_root() / path
-    rows = _aligned_rows(path, columns) if "*" in path.name else _file_rows(path, columns, of_class)
+    if "*" in path.name:
+        rows = _aligned_rows(path, columns)
+    else:
+        rows = [
+            {column: _text(row, column, number, path, column == of_class) for column in columns}
+            for number, row in _numbered_rows(path, columns)
+        ]
     if not rows:
         raise InputError("file", str(path), "a file with at least one row")
     return rows
@@ -88,12 +99,14 @@ def rows_of_file(corpus: S.Corpus, kind: S.Kind, path: str) -> list[Row]:
     Raises:
         InputError: as :func:`read_rows`, or a language has no token.
     """
-    rows = read_rows(path, _columns(corpus, kind), corpus.target if kind.labels else None)
+    return list(_named_rows(corpus, kind, path))
+
+
+def _named_rows(corpus: S.Corpus, kind: S.Kind, path: str) -> Iterator[Row]:
     names = text_columns(corpus, kind)
-    return [
-        named_row({ours: row[theirs] for ours, theirs in names.items()}, row.get(corpus.language or ""), corpus, path)
-        for row in rows
-    ]
+    for row in read_rows(path, columns_of(corpus, kind), corpus.target if kind.labels else None):
+        texts = {ours: row[theirs] for ours, theirs in names.items()}
+        yield named_row(texts, row.get(corpus.language or ""), corpus, path)
 
 
 def _held_out(rows: list[Row], corpus: S.Corpus) -> dict[str, list[Row]]:
@@ -111,8 +124,7 @@ def unpaired(corpus: S.Corpus, path: str) -> Iterator[Row]:
     Raises:
         InputError: the file, a column or a line is missing or bad, or a language has no token.
     """
-    for row in read_rows(path, _of_source(corpus)):
-        yield named_row({"source": row[corpus.source]}, row.get(corpus.language or ""), corpus, path)
+    return _named_rows(corpus, SOURCES, path)
 
 
 def unpaired_digests(corpus: S.Corpus, path: str | None) -> list[str]:
@@ -123,7 +135,7 @@ def unpaired_digests(corpus: S.Corpus, path: str | None) -> list[str]:
     """
     if corpus.origin != "files" or path is None:
         return []
-    return [_digest(each, *_last_change(each)) for each in files_of(path, _of_source(corpus))]
+    return _digests(files_of(path, columns_of(corpus, SOURCES)))
 
 
 def text_columns(corpus: S.Corpus, kind: S.Kind) -> dict[str, str]:
@@ -135,11 +147,10 @@ def place_of(corpus: S.Corpus, kind: S.Kind, split: str, number: int) -> str:
     """Where in its file a row of a split is, counted from 0: the path, and the line or, of a part, the row."""
     if getattr(corpus, split) is None or (split == "train" and None in (corpus.validation, corpus.test)):
         return f"{corpus.train}, row {number + 1} of those for {split}"
-    path, columns = project_root() / _named_files(corpus)[split], _columns(corpus, kind)
+    path = project_root() / _named_files(corpus)[split]
     if "*" in path.name:
         return f"{path}, line {number + 1}"
-    of_kind, reader = _reader(path)
-    line, _ = next(itertools.islice(reader(path, of_kind, columns), number, None))
+    line, _ = next(itertools.islice(_numbered_rows(path, columns_of(corpus, kind)), number, None))
     return f"{path}, line {line}"
 
 
@@ -151,19 +162,17 @@ def file_digests(corpus: S.Corpus, kind: S.Kind) -> dict[str, list[str]]:
     """
     if corpus.origin != "files":
         return {}
-    files = {split: files_of(path, _columns(corpus, kind)) for split, path in _named_files(corpus).items()}
-    return {split: [_digest(path, *_last_change(path)) for path in paths] for split, paths in files.items()}
+    files = {split: files_of(path, columns_of(corpus, kind)) for split, path in _named_files(corpus).items()}
+    return {split: _digests(paths) for split, paths in files.items()}
 
 
-def _last_change(path: Path) -> tuple[int, int]:
-    """Size of a file, and when it was changed last, in nanoseconds."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+def _digests(paths: list[Path]) -> list[str]:
+    return [_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
 
 @cache
-def _digest(path: Path, *_: int) -> str:
-    """SHA-256 of a file, computed once for each of its changes."""
+def _digest(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file of that size, changed last at that time: computed once for each of its changes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -173,29 +182,18 @@ def _named_files(corpus: S.Corpus) -> dict[str, str]:
     return {split: getattr(corpus, split) for split in (*SPLITS, UNSEEN) if getattr(corpus, split)}
 
 
-def _columns(corpus: S.Corpus, kind: S.Kind) -> list[str]:
+def columns_of(corpus: S.Corpus, kind: S.Kind) -> list[str]:
+    """The columns that are read: of texts, and of the language."""
     return [*text_columns(corpus, kind).values(), *([corpus.language] if corpus.language else [])]
 
 
-def _of_source(corpus: S.Corpus) -> list[str]:
-    return [corpus.source, *([corpus.language] if corpus.language else [])]
-
-
-def _file_rows(path: Path, columns: list[str], of_class: str | None) -> list[dict[str, str]]:
-    kind, reader = _reader(path)
-    return [
-        {column: (_class if column == of_class else _text)(row, column, number, path) for column in columns}
-        for number, row in reader(path, kind, columns)
-    ]
-
-
-def _reader(path: Path) -> tuple[str, Callable[[Path, str, list[str]], Iterator[tuple[int, dict[str, Any]]]]]:
-    """The kind of a file, and what reads its rows with their lines."""
+def _numbered_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a file with their lines."""
     _check_exists(path)
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if kind not in KINDS:
         raise InputError("file", str(path), f"one of {', '.join(KINDS)}, or one of them followed by .gz")
-    return kind, {".csv": _csv_rows, ".parquet": _parquet_rows}.get(kind, _json_rows)
+    return {".csv": _csv_rows, ".parquet": _parquet_rows}.get(kind, _json_rows)(path, kind, columns)
 
 
 def _aligned_rows(pattern: Path, columns: list[str]) -> list[dict[str, str]]:
@@ -288,9 +286,7 @@ def _parquet_rows(path: Path, kind: str, columns: list[str]) -> Iterator[tuple[i
             if names.count(column) != 1:
                 raise InputError(f"{path}, column", column, f"one of {', '.join(names)}")
             held = table.schema.field(column).type
-            if not (
-                _holds_text(held) or pyarrow.types.is_integer(held) or pyarrow.types.is_boolean(held)
-            ):  # other values may have no counterpart in Python
+            if not _is_read(held):
                 raise InputError(f"{path}, column {column}", str(held), "text, or whole numbers of classes")
         for number, values in enumerate(zip(*(table[column] for column in columns), strict=True), start=1):
             yield number, {column: value.as_py() for column, value in zip(columns, values, strict=True)}
@@ -298,27 +294,25 @@ def _parquet_rows(path: Path, kind: str, columns: list[str]) -> Iterator[tuple[i
         raise _unreadable(path, kind, error, number) from None
 
 
-def _holds_text(kind: pyarrow.DataType) -> bool:
+def _is_read(kind: pyarrow.DataType) -> bool:
+    """Whether values of a type are texts or may be classes: others may have no counterpart in Python."""
+    if pyarrow.types.is_integer(kind) or pyarrow.types.is_boolean(kind):
+        return True
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     return kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), pyarrow.null())
 
 
-def _class(row: dict[str, Any], column: str, number: int, path: Path) -> str:
-    """The class of a row, as text."""
-    name = class_name(row.get(column))
-    if column in row and name is None:
-        raise InputError(f"{path}, line {number}, column {column}", row[column], "a class: text or a whole number")
-    return _text({**row, column: name} if name is not None else row, column, number, path)
-
-
-def _text(row: dict[str, Any], column: str, number: int, path: Path) -> str:
+def _text(row: dict[str, Any], column: str, number: int, path: Path, is_class: bool = False) -> str:
+    """What a row has in a column, without the blanks around it; a class may be a whole number."""
     if column not in row:
         raise InputError(f"{path}, line {number}, column", column, f"one of {', '.join(map(str, row))}")
-    value = row[column]
+    value, where = row[column], f"{path}, line {number}, column {column}"
+    if is_class and (value := class_name(row[column])) is None:
+        raise InputError(where, row[column], "a class: text or a whole number")
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{path}, line {number}, column {column}", value, "text that is not empty")
+        raise InputError(where, value, "text that is not empty")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InputError(f"{path}, line {number}, column {column}", value, "text without lone surrogates") from None
+        raise InputError(where, value, "text without lone surrogates") from None
     return value.strip()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dqlib.errors import InputError
 from dqlib.study.corpora.classes import class_name
 from dqlib.study.corpora.documents import documents
-from dqlib.study.corpora.files import text_columns
+from dqlib.study.corpora.files import SOURCES, columns_of, text_columns
 from dqlib.study.corpora.rows import Row, named_row
 from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.params.checkpoint import fetching, located
-from dqlib.study.params.kinds import KINDS, SEQ2SEQ
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,8 +49,7 @@ def unpaired(corpus: S.Corpus, split: str) -> Iterator[Row]:
     Raises:
         InputError: the data set cannot be reached, a column is missing, or a language has no token.
     """
-    kind = dataclasses.replace(KINDS[SEQ2SEQ], columns=("source",))
-    for texts, language in hub_rows(corpus, kind, split):
+    for texts, language in hub_rows(corpus, SOURCES, split):
         if texts["source"].strip():
             yield named_row(texts, language, corpus, corpus.dataset or "")
 
@@ -72,34 +69,28 @@ def hub_rows(corpus: S.Corpus, kind: S.Kind, split: str) -> Iterator[tuple[dict[
     """
     assert corpus.dataset is not None  # the parameters are checked
     data = _loaded(corpus.dataset, corpus.dataset_config, split, corpus.revision, "corpus.dataset")
-    columns = text_columns(corpus, kind)
-    paths = [*columns.values(), *([corpus.language] if corpus.language else [])]
+    columns, paths = text_columns(corpus, kind), columns_of(corpus, kind)
     passages = None
     if corpus.support is not None:
         paths.append(corpus.support.id)
         passages = _Passages(corpus.support)
     data = _with_columns(data, paths)
-    class_of = _class_of(data.features[corpus.target]) if kind.labels else None
     for row in data:
         texts = {ours: next(_texts(row, theirs), "") for ours, theirs in columns.items()}
-        if class_of is not None:
-            texts["target"] = class_of(row[corpus.target])
+        if kind.labels:
+            texts["target"] = _class(row[corpus.target], data.features[corpus.target])
         if passages is not None and texts["source"]:
             texts["source"] = passages.added_to(texts["source"], row[passages.support.id])
         yield texts, row[corpus.language] if corpus.language else None
 
 
-def _class_of(feature: Any) -> Callable[[Any], str]:
-    """What gives the class of a row its name."""
-
-    def name(value: Any) -> str:
-        if hasattr(feature, "int2str") and isinstance(value, int) and value >= 0:
-            return feature.int2str(value)
-        found = class_name(value)
-        if found is None:
-            raise InputError("corpus.target", value, "the column of a class: text or whole numbers")
-        return found
-
+def _class(value: Any, feature: Any) -> str:
+    """The name of a class, from what a row has and the feature that describes it."""
+    if hasattr(feature, "int2str") and isinstance(value, int) and value >= 0:
+        return feature.int2str(value)
+    name = class_name(value)
+    if name is None:
+        raise InputError("corpus.target", value, "the column of a class: text or whole numbers")
     return name
 
 
@@ -108,8 +99,8 @@ class _Passages:
 
     def __init__(self, support: S.Support) -> None:
         self.support = support
-        self._splits = list(_loaded(support.dataset, None, None, support.revision, "corpus.support.dataset").values())
-        self._splits = [_with_columns(data, [support.id, support.text]) for data in self._splits]
+        data = _loaded(support.dataset, None, None, support.revision, "corpus.support.dataset")
+        self._splits = [_with_columns(split, [support.id, support.text]) for split in data.values()]
         self._places: dict[str, tuple[int, int]] = {}
         for number, data in enumerate(self._splits):
             for place, row in enumerate(data.select_columns([support.id])):

@@ -28,11 +28,6 @@ class LoadedLabels:
     texts: Rows
     info: dict[str, Any]
 
-    @property
-    def sha256(self) -> str:
-        """Of all rows."""
-        return self.info["sha256"]
-
 
 def write_labels(folder: str | Path, rows: Mapping[str, Iterable[Row]], about: Mapping[str, Any]) -> None:
     """Write pseudo-labels to a folder, aside and put in place at once.
@@ -83,11 +78,9 @@ def load_labels(folder: str | Path, corpus: str, teacher: str) -> LoadedLabels:
         if info[name] != value:
             allowed = f"of the {name} that the student is trained with, {value[:12]}; {again} for it"
             raise InputError(f"pseudo-labels in {folder}, {name}", info[name][:12], allowed)
-    digest = hashlib.sha256()
-    for part in PARTS:
-        digest.update((folder / f"{part}.jsonl").read_bytes())
-    if digest.hexdigest() != info["sha256"]:
+    digest = hashlib.sha256(b"".join((folder / f"{part}.jsonl").read_bytes() for part in PARTS)).hexdigest()
+    if digest != info["sha256"]:
         allowed = f"{info['sha256'][:12]}, as when they were written; remove the folder, and {again} anew"
-        raise InputError(f"pseudo-labels in {folder}, SHA-256", digest.hexdigest()[:12], allowed)
+        raise InputError(f"pseudo-labels in {folder}, SHA-256", digest[:12], allowed)
     pairs, texts = (Rows(folder / f"{part}.jsonl") for part in PARTS)
     return LoadedLabels(pairs, texts, info)

@@ -62,7 +62,7 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
     Raises:
         InputError: a package is not installed.
     """
-    return in_splits(build_pairs(corpus.packages, processes=S.available_cores()), corpus.limit)
+    return in_splits(build_pairs(corpus.packages, S.available_cores()), corpus.limit)
 
 
 def unpaired(corpus: S.Corpus) -> Iterator[Row]:
@@ -79,8 +79,8 @@ def unpaired(corpus: S.Corpus) -> Iterator[Row]:
 
 def in_train_split(packages: list[str], of_module: Callable[[str, Path], list[Row]]) -> Iterator[Row]:
     """Rows with ``group``, ``name`` and ``source`` of all modules of the training split, in the order of a hash."""
-    files = [file for package in packages for file in python_files(package) if split_of(file[0]) == "train"]
-    rows = [row for rows in _of_all(files, of_module, S.available_cores()) for row in rows]
+    found = each_module(packages, of_module, S.available_cores(), split="train")
+    rows = [row for rows in found for row in rows]
     yield from sorted(rows, key=lambda row: hashlib.sha256(f"{row['name']} {row['source']}".encode()).digest())
 
 
@@ -88,7 +88,7 @@ def module_texts(module: str, path: Path) -> list[Row]:
     """The docstrings of one file as rows without a target; none where the file cannot be read or parsed."""
     rows = []
     for name, _, docstring in documented(module, path):
-        head, _, body = inspect.cleandoc(docstring).partition("\n\n")
+        head, _, body = docstring.partition("\n\n")
         texts = (" ".join(text.split()) for text in (body, head))
         text = next((text for text in texts if len(text.split()) >= MIN_BODY_WORDS), None)
         if text is not None:
@@ -97,15 +97,15 @@ def module_texts(module: str, path: Path) -> list[Row]:
 
 
 def in_splits(pairs: list[Pair], limit: int | None) -> dict[str, list[Row]]:
-    """Rows of at most ``limit`` pairs in their splits.
-
-    They are in the order of a hash, so that the first so many of a split are an even sample over all packages.
-    """
+    """Rows of at most ``limit`` pairs in their splits, as :func:`rows_in_splits` has them."""
     return rows_in_splits([dataclasses.asdict(pair) for pair in pairs], limit)
 
 
 def rows_in_splits(rows: list[Row], limit: int | None) -> dict[str, list[Row]]:
-    """What :func:`in_splits` does, of rows with a ``group`` and a ``name``."""
+    """At most ``limit`` rows with a ``group`` and a ``name`` in their splits.
+
+    They are in the order of a hash, so that the first so many of a split are an even sample over all packages.
+    """
 
     def place(row: Row) -> bytes:
         return hashlib.sha256(f"{row['name']} {row.get('target', '')}".encode()).digest()
@@ -144,8 +144,8 @@ def python_files(package: str) -> list[tuple[str, Path]]:
 
 def module_pairs(module: str, path: Path) -> list[Pair]:
     """Pairs of one file; none where the file cannot be read or parsed."""
-    found = documented(module, path)
-    return [pair for name, _, docstring in found if (pair := _pair(module, name, docstring)) is not None]
+    found = summaries_and_bodies(module, path)
+    return [Pair(module, name, _source(name, body), summary) for name, summary, body in found]
 
 
 def build_pairs(
@@ -163,30 +163,30 @@ def build_pairs(
     """
     seen: set[str] = set()
     unique = []
-    for pair in (pair for pairs in each_module(packages, of_module, processes) for pair in pairs):
-        key = re.sub(r"\W+", " ", pair.target.lower()).strip()
-        if key not in seen:
-            seen.add(key)
-            unique.append(pair)
+    for pairs in each_module(packages, of_module, processes):
+        for pair in pairs:
+            key = re.sub(r"\W+", " ", pair.target.lower()).strip()
+            if key not in seen:
+                seen.add(key)
+                unique.append(pair)
     return unique
 
 
-def each_module(packages: list[str], of_module: Callable[[str, Path], Found], processes: int = 1) -> list[Found]:
+def each_module(
+    packages: list[str], of_module: Callable[[str, Path], Found], processes: int, split: str | None = None
+) -> list[Found]:
     """What a function finds in each file of some packages, in a fixed order.
 
     Args:
         packages: importable package names, and ``"stdlib"``.
         of_module: takes a module's name and its file; a function of a module, so that processes can call it.
         processes: how many processes parse; the result does not depend on it.
+        split: whose modules are read; None for all.
 
     Raises:
         InputError: a package is not installed.
     """
-    return _of_all([file for package in packages for file in python_files(package)], of_module, processes)
-
-
-def _of_all(files: list[tuple[str, Path]], of_module: Callable[[str, Path], Found], processes: int) -> list[Found]:
-    """What a function finds for each file, in their order, on several processes."""
+    files = [file for each in packages for file in python_files(each) if split in (None, split_of(file[0]))]
     if processes > 1 and files:
         with ProcessPoolExecutor(processes) as pool:
             return list(pool.map(of_module, *zip(*files, strict=True), chunksize=64))
@@ -196,7 +196,7 @@ def _of_all(files: list[tuple[str, Path]], of_module: Callable[[str, Path], Foun
 def documented(module: str, path: Path) -> Iterator[tuple[str, Documented, str]]:
     """(qualified name, node, docstring) of a file and of every class and function in it that has a docstring.
 
-    Nothing where the file cannot be read or parsed.
+    The docstring is without its indentation. Nothing where the file cannot be read or parsed.
     """
     try:
         with warnings.catch_warnings():
@@ -210,28 +210,21 @@ def documented(module: str, path: Path) -> Iterator[tuple[str, Documented, str]]
         if isinstance(node, Documented):
             docstring = ast.get_docstring(node, clean=False)
             if docstring:
-                yield name, node, docstring
+                yield name, node, inspect.cleandoc(docstring)
         children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
         stack.extend(
             (f"{name}.{child.name}" if hasattr(child, "name") else name, child) for child in reversed(children)
         )
 
 
-def _pair(module: str, name: str, docstring: str) -> Pair | None:
-    found = summary_and_body(docstring)
-    return None if found is None else Pair(module, name, f"{name}: {name_in_words(name)}. {found[1]}", found[0])
-
-
-def summary_and_body(docstring: str) -> tuple[str, str] | None:
-    """The first line of a docstring and what comes after it; None where it has no such line, or either is too short."""
-    head, _, body = inspect.cleandoc(docstring).partition("\n\n")
-    summary = " ".join(head.split())
-    body = " ".join(body.split())
+def summaries_and_bodies(module: str, path: Path) -> Iterator[tuple[str, str, str]]:
+    """(qualified name, first line, what comes after it) of each docstring of one file that has both, long enough."""
     shortest, longest = SUMMARY_WORDS
-    one_line = "\n" not in head.strip()
-    if not one_line or not shortest <= len(summary.split()) <= longest or len(body.split()) < MIN_BODY_WORDS:
-        return None
-    return summary, body
+    for name, _, docstring in documented(module, path):
+        summary, _, body = (part.strip() for part in docstring.partition("\n\n"))
+        long_enough = shortest <= len(summary.split()) <= longest and len(body.split()) >= MIN_BODY_WORDS
+        if long_enough and "\n" not in summary:
+            yield name, " ".join(summary.split()), " ".join(body.split())
 
 
 def _source(name: str, body: str) -> str:

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from dqlib.study.corpora.pydoc import Pair, build_pairs, documented, rows_in_splits, summary_and_body
+from dqlib.study.corpora.pydoc import Pair, build_pairs, rows_in_splits, summaries_and_bodies
 from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.splits import SPLITS, split_of
 from dqlib.study.params import settings as S
@@ -52,8 +52,7 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
 
 def bodies_and_summaries(module: str, path: Path) -> list[Pair]:
     """Bodies (``source``) and summaries (``target``) of one file, as they are written."""
-    found = [(name, parts) for name, _, text in documented(module, path) if (parts := summary_and_body(text))]
-    return [Pair(module, name, body, summary) for name, (summary, body) in found]
+    return [Pair(module, name, body, summary) for name, summary, body in summaries_and_bodies(module, path)]
 
 
 def maskable(names: Iterable[str]) -> frozenset[str]:

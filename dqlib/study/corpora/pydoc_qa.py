@@ -13,9 +13,9 @@ As in :mod:`dqlib.study.corpora.pydoc`, files are parsed and never imported, and
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import docstring_parser
@@ -45,7 +45,7 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
     Raises:
         InputError: a package is not installed.
     """
-    return in_splits(build_answers(corpus.packages, processes=S.available_cores()), corpus.limit)
+    return in_splits(build_answers(corpus.packages, S.available_cores()), corpus.limit)
 
 
 def unpaired(corpus: S.Corpus) -> Iterator[Row]:
@@ -59,26 +59,23 @@ def unpaired(corpus: S.Corpus) -> Iterator[Row]:
     return in_train_split(corpus.packages, module_questions)
 
 
-def build_answers(packages: list[str], processes: int = 1) -> list[Pair]:
-    """Questions with answers of all packages, in a fixed order, each answer once (the first wins).
-
-    Args:
-        packages: importable package names, and ``"stdlib"``.
-        processes: how many processes parse; the result does not depend on it.
-
-    Raises:
-        InputError: a package is not installed.
-    """
-    return build_pairs(packages, processes, module_answers)
-
-
 def module_answers(module: str, path: Path) -> list[Pair]:
     """Questions with answers of one file; none where the file cannot be read or parsed."""
-    if not _describes(path):
-        return []
-    return [
-        pair for name, node, docstring in documented(module, path) for pair in _answers(module, name, node, docstring)
-    ]
+    pairs: list[Pair] = []
+    shortest, longest = ANSWER_WORDS
+    for name, sources, parsed in _documented_arguments(module, path):
+        answers = {each.arg_name.lstrip("*\\"): " ".join((each.description or "").split()) for each in parsed.params}
+        pairs += [
+            Pair(module, f"{name.removesuffix('.__init__')}({argument})", sources[argument], answer)
+            for argument, answer in answers.items()
+            if argument in sources and shortest <= len(answer.split()) <= longest
+            if answer not in _support(name, parsed)  # a docstring of an unknown convention is all summary
+        ]
+    return pairs
+
+
+#: Questions with answers of all packages, as :func:`build_pairs` gives pairs: each answer once (the first wins).
+build_answers = partial(build_pairs, of_module=module_answers)
 
 
 def module_questions(module: str, path: Path) -> list[Row]:
@@ -86,23 +83,27 @@ def module_questions(module: str, path: Path) -> list[Row]:
 
     None where the file describes no argument at all, or cannot be read or parsed.
     """
-    rows: list[Row] = []
-    if not _describes(path):
-        return rows
-    for name, node, docstring in documented(module, path):
-        signature, parsed = _signature(node), _parsed(docstring)
-        if signature is not None and parsed is not None and parsed.short_description:
-            sources = _sources(name, signature, parsed)
-            rows += [{"group": module, "name": f"{name}({a})", "source": source} for a, source in sources.items()]
-    return rows
+    return [
+        {"group": module, "name": f"{name}({argument})", "source": source}
+        for name, sources, parsed in _documented_arguments(module, path)
+        if parsed.short_description
+        for argument, source in sources.items()
+    ]
 
 
-def _describes(path: Path) -> bool:
-    """Whether a file may describe an argument: most do not, and most of the time would go into parsing them."""
+def _documented_arguments(module: str, path: Path) -> Iterator[tuple[str, dict[str, str], docstring_parser.Docstring]]:
+    """(qualified name, source of a question about each argument, docstring in its parts) of what one file documents.
+
+    Nothing where the file describes no argument: most do not, and most of the time would go into parsing them.
+    """
     try:
-        return DESCRIBES.search(path.read_bytes()) is not None
+        describes = DESCRIBES.search(path.read_bytes())
     except OSError:
-        return False
+        return
+    for name, node, docstring in documented(module, path) if describes else ():
+        signature, parsed = _signature(node), _parsed(docstring)
+        if signature is not None and parsed is not None:
+            yield name, _sources(name, signature, parsed), parsed
 
 
 def question(argument: str, name: str) -> str:
@@ -110,25 +111,10 @@ def question(argument: str, name: str) -> str:
     return f"What does the argument {argument} of {name.rpartition('.')[2]} mean?"
 
 
-def _answers(module: str, name: str, node: Documented, docstring: str) -> list[Pair]:
-    signature, parsed = _signature(node), _parsed(docstring)
-    if signature is None or parsed is None:
-        return []
-    sources = _sources(name, signature, parsed)
-    answers = {each.arg_name.lstrip("*\\"): " ".join((each.description or "").split()) for each in parsed.params}
-    shortest, longest = ANSWER_WORDS
-    return [
-        Pair(module, f"{name.removesuffix('.__init__')}({argument})", sources[argument], answer)
-        for argument, answer in answers.items()
-        if argument in sources and shortest <= len(answer.split()) <= longest
-        if answer not in _support(name, parsed)  # a docstring of an unknown convention is all summary
-    ]
-
-
 def _parsed(docstring: str) -> docstring_parser.Docstring | None:
     """A docstring in its parts; odd ones make the parser fail in many ways, and none of them is worth anything here."""
     try:
-        return docstring_parser.parse(inspect.cleandoc(docstring))
+        return docstring_parser.parse(docstring)
     except Exception:
         return None
 

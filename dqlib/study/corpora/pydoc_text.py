@@ -10,7 +10,6 @@ As in :mod:`dqlib.study.corpora.pydoc`, files are parsed and never imported.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -62,4 +61,4 @@ def is_long_enough(document: str) -> bool:
 
 def texts_of(module: str, path: Path) -> tuple[str, list[str]]:
     """The name of a module, and its docstrings without line breaks."""
-    return module, [" ".join(inspect.cleandoc(text).split()) for _, _, text in documented(module, path)]
+    return module, [" ".join(text.split()) for _, _, text in documented(module, path)]

@@ -8,7 +8,6 @@ As in :mod:`dqlib.study.corpora.pydoc`, files are parsed and never imported, and
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from pathlib import Path
 
@@ -46,5 +45,5 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
 
 def whole_texts(module: str, path: Path) -> list[Pair]:
     """Docstrings of one file (``target``) that have enough words."""
-    texts = ((name, " ".join(inspect.cleandoc(text).split())) for name, _, text in documented(module, path))
+    texts = ((name, " ".join(text.split())) for name, _, text in documented(module, path))
     return [Pair(module, name, "", text) for name, text in texts if len(text.split()) >= MIN_WORDS]

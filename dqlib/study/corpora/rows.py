@@ -44,13 +44,9 @@ class Rows(Sequence[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         with self.path.open("rb") as file:
-            here = 0
             for place in self._places:
-                if place != here:
-                    file.seek(place)
-                line = file.readline()
-                here = place + len(line)
-                yield json.loads(line)
+                file.seek(place)
+                yield json.loads(file.readline())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Rows | list):

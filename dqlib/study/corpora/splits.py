@@ -35,9 +35,14 @@ _WORD = re.compile(rf"[{_NO_SPACES}]|[^\s{_NO_SPACES}]+")
 COUNTED = 500
 
 
+def hundredth_of(text: str) -> int:
+    """Which of a hundred parts of all texts a text is in, from 0: its hash decides."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) % 100
+
+
 def split_of(group: str, test_percent: int = TEST_PERCENT) -> str:
     """Split of a content group: a hash decides, so that a module is in one split, here and everywhere."""
-    percent = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) % 100
+    percent = hundredth_of(group)
     if percent < test_percent:
         return "test"
     return "validation" if percent < test_percent + VALIDATION_PERCENT else "train"

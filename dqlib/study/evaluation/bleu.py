@@ -65,14 +65,8 @@ def _corpus_score(
     metric: BLEU | CHRF, references: Sequence[str], predictions: Sequence[str], resamples: int, seed: int
 ) -> CorpusScore:
     value = metric.corpus_score(list(predictions), [list(references)]).score
-    low, high = interval(_resampled(metric, references, predictions, resamples, seed))
-    return CorpusScore(value, low, high, str(metric.get_signature()))
-
-
-def _resampled(
-    metric: BLEU | CHRF, references: Sequence[str], predictions: Sequence[str], resamples: int, seed: int
-) -> np.ndarray:
-    return _scores(metric, resampled_sums(_statistics(metric, references, predictions), resamples, seed))
+    sums = resampled_sums(_statistics(metric, references, predictions), resamples, seed)
+    return CorpusScore(value, *interval(_scores(metric, sums)), str(metric.get_signature()))
 
 
 # sacrebleu's own bootstrap goes through these two methods as well, but gives a mean and half a width only.

@@ -38,9 +38,7 @@ def bootstrap_interval(scores: np.ndarray, resamples: int, seed: int = 0) -> tup
         resamples: how many times documents are drawn with replacement.
         seed: of the draws.
     """
-    generator = np.random.default_rng(seed)
-    means = np.array([scores[generator.integers(0, len(scores), len(scores))].mean() for _ in range(resamples)])
-    return interval(means)
+    return interval(_resampled_means(scores, resamples, seed))
 
 
 def paired_p_value(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_000, seed: int = 0) -> float:
@@ -51,12 +49,13 @@ def paired_p_value(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_000
         resamples: how many times documents are drawn with replacement.
         seed: of the draws.
     """
-    difference = ours - theirs
+    return two_sided(_resampled_means(ours - theirs, resamples, seed))
+
+
+def _resampled_means(scores: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Means over documents drawn again with replacement, (resamples,)."""
     generator = np.random.default_rng(seed)
-    means = np.array(
-        [difference[generator.integers(0, len(difference), len(difference))].mean() for _ in range(resamples)]
-    )
-    return two_sided(means)
+    return np.array([scores[generator.integers(0, len(scores), len(scores))].mean() for _ in range(resamples)])
 
 
 def two_sided(differences: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from dqlib.study.evaluation.bootstrap import interval, resampled_sums
 from dqlib.study.evaluation.generation import own_batches
 from dqlib.study.evaluation.records import Detail, Line, Scores, places, scores_of, write_scores
 from dqlib.study.params import settings as S
-from dqlib.study.training.classification import TRAINING, encode
+from dqlib.study.training.classification import TRAINING
 from dqlib.study.training.examples import Example
 
 #: What each metric is, as details have it.
@@ -43,7 +43,7 @@ def score(
         The scores on the main process, None on the others.
     """
     rows = corpus.test_rows(evaluation.documents)
-    examples = encode(rows, corpus.tokenizer, corpus.labels, spec.corpus.source_tokens)
+    examples = TRAINING.encode(rows, corpus, spec.corpus)
     chances = probabilities(model, examples, corpus.tokenizer, evaluation.batch_size, accelerator, name)
     if not accelerator.is_main_process:
         return None

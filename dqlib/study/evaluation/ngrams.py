@@ -79,11 +79,7 @@ class KneserNey:
 
     @classmethod
     def of(
-        cls,
-        streams: Iterable[np.ndarray],
-        order: int,
-        vocabulary: int,
-        discounts: Sequence[float] | None = None,
+        cls, streams: Iterable[np.ndarray], order: int, vocabulary: int, discounts: Sequence[float] | None = None
     ) -> KneserNey:
         """Count the n-grams of some streams of token ids; none crosses from one stream to the next.
 
@@ -96,13 +92,11 @@ class KneserNey:
         parts = [np.asarray(ids, dtype=np.int64) for ids in streams]
         tokens = np.concatenate(parts)
         place = np.concatenate([np.arange(len(ids)) for ids in parts])  # of each token in its stream
-        numbers: np.ndarray = np.zeros(
-            len(tokens), dtype=np.int64
-        )  # of the n-gram that ends there; of the empty one, to begin with
+        # Of the n-gram that ends at each token, its number; of the empty one, to begin with.
+        numbers: np.ndarray = np.zeros(len(tokens), dtype=np.int64)
         found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        shorter: list[
-            np.ndarray
-        ] = []  # of one occurrence of each n-gram, the number of the n-gram without its first token
+        # Of one occurrence of each n-gram, the number of the n-gram without its first token.
+        shorter: list[np.ndarray] = []
         for n in range(1, order + 1):
             ends = np.flatnonzero(place >= n - 1)
             contexts = numbers[ends - 1] if n > 1 else np.zeros(len(ends), dtype=np.int64)
@@ -128,9 +122,8 @@ class KneserNey:
         ids = np.asarray(ids, dtype=np.int64)
         wanted = np.arange(len(self.orders) - 1, len(ids))
         probability = np.full(len(wanted), 1 / self.vocabulary)
-        numbers: np.ndarray = np.zeros(
-            len(ids), dtype=np.int64
-        )  # of the n-gram that ends there; -1 where it was not seen
+        # Of the n-gram that ends at each token, its number; -1 where it was not seen.
+        numbers: np.ndarray = np.zeros(len(ids), dtype=np.int64)
         for n, order in enumerate(self.orders, start=1):
             contexts = numbers if n == 1 else np.concatenate([[-1], numbers[:-1]])
             keys = contexts * self.vocabulary + ids

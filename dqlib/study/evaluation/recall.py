@@ -69,7 +69,7 @@ class Recall:
     @property
     def halves(self) -> np.ndarray:
         """(documents, 2): recall before and after the middle part; not a number where a side is empty."""
-        sides = [(slice(0, PARTS // 2)), slice(PARTS - PARTS // 2, PARTS)]
+        sides = slice(0, PARTS // 2), slice(PARTS - PARTS // 2, PARTS)
         with np.errstate(invalid="ignore"):
             return np.stack([self.parts[:, s].sum(1) / self.sizes[:, s].sum(1) for s in sides], axis=1)
 
@@ -104,19 +104,17 @@ def by_position(ours: Recall, teacher: Recall) -> pandas.DataFrame:
 def by_length(ours: Recall, teacher: Recall) -> pandas.DataFrame:
     """The same by the length of the reference, in :data:`GROUPS` groups of similar size; ``longest`` in words."""
     lengths = ours.sizes.sum(axis=1)
-    order = np.argsort(lengths, kind="stable")
-    rows = []
-    for number, group in enumerate(np.array_split(order, GROUPS), start=1):
-        if not group.size:  # fewer documents than groups
-            continue
-        total = lengths[group].sum()
-        rows.append(
+    groups = np.array_split(np.argsort(lengths, kind="stable"), GROUPS)
+    return pandas.DataFrame(
+        [
             {
                 "group": number,
                 "longest": int(lengths[group].max()),
-                "recall": 100 * ours.parts[group].sum() / total,
-                "recall_of_teacher": 100 * teacher.parts[group].sum() / total,
-                "words": int(total),
+                "recall": 100 * ours.parts[group].sum() / lengths[group].sum(),
+                "recall_of_teacher": 100 * teacher.parts[group].sum() / lengths[group].sum(),
+                "words": int(lengths[group].sum()),
             }
-        )
-    return pandas.DataFrame(rows)
+            for number, group in enumerate(groups, start=1)
+            if group.size  # else there are fewer documents than groups
+        ]
+    )

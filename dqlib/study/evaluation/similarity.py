@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas
@@ -105,17 +105,9 @@ def similarity_table(
         measured = base if model is teacher else similarity(model, teacher, batch)
         more = measured.decoder - base.decoder
         low, high = bootstrap_interval(more, resamples)
-        rows[name] = {
-            "decoder": measured.decoder.mean(),
-            "more_alike": more.mean(),
-            "low": low,
-            "high": high,
-            "encoder": measured.encoder.mean(),
-            "embedding": measured.embedding,
-            "matched": measured.matched.mean(),
-            "divergence": measured.divergence,
-            "task_loss": measured.task_loss,
-        }
+        means = {column: np.mean(value) for column, value in asdict(measured).items()}
+        compared = {"more_alike": more.mean(), "low": low, "high": high}
+        rows[name] = {"decoder": means.pop("decoder")} | compared | means
     table = pandas.DataFrame.from_dict(rows, orient="index").rename_axis("model")
     return table.astype(float).round(3) + 0.0  # no minus zero
 

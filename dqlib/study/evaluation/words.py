@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
+from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.evaluation.classification import details_of
 from dqlib.study.evaluation.records import Detail, renamed
 from dqlib.study.params import settings as S
@@ -39,9 +40,8 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 def baselines(evaluation: S.Evaluation, spec: S.Task, corpus: LoadedCorpus) -> list[Detail]:
     """Metrics of each method on the test texts that a model is tested on."""
-    splits = {"train": corpus.splits["train"], "validation": corpus.splits["validation"]}
-    splits["test"] = corpus.splits["test"][: evaluation.documents]
-    rows = {split: list(each) for split, each in splits.items()}
+    rows = {split: list(corpus.splits[split]) for split in SPLITS}
+    rows["test"] = rows["test"][: evaluation.documents]
     number = {label: i for i, label in enumerate(corpus.labels)}
     truth = {split: np.array([number[row["target"]] for row in each]) for split, each in rows.items()}
     majority = np.bincount(truth["train"]).argmax()

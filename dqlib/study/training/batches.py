@@ -6,6 +6,7 @@ import random
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, corpus: S.Co
         InputError: a language has no token.
     """
     examples: list[Example] = []
-    codes: dict[str, int] = {}
+    of_language = cache(partial(language_id, tokenizer))
     plain = tokenizer.eos_token_id if corpus.start is None else corpus.start
     for first in range(0, len(rows), BATCH):  # a tokenizer needs a hundred bytes per token while it works
         batch = list(rows[first : first + BATCH])
@@ -70,17 +71,15 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, corpus: S.Co
         targets = target_ids(tokenizer, [row["target"] for row in batch], corpus.target_tokens)
         for row, source, target in zip(batch, sources, targets, strict=True):
             code = row.get("language") if corpus.start is None else None
-            if code is not None and code not in codes:
-                codes[code] = language_id(tokenizer, code)
-            examples.append(Example(source, target, plain if code is None else codes[code]))
+            examples.append(Example(source, target, plain if code is None else of_language(code)))
     return examples
 
 
 def collate(examples: Sequence[Example], pad: int = PAD_ID) -> Batch:
     """Pad examples to a batch with the id ``pad``; the decoder of each starts from its example's own token."""
-    input_ids = _pad([example.source for example in examples], pad)
-    labels = _pad([example.target for example in examples], IGNORED_LABEL)
-    decoder_input_ids = _pad([[example.start, *example.target[:-1]] for example in examples], pad)
+    input_ids = padded([example.source for example in examples], pad)
+    labels = padded([example.target for example in examples], IGNORED_LABEL)
+    decoder_input_ids = padded([[example.start, *example.target[:-1]] for example in examples], pad)
     return Batch(input_ids, (input_ids != pad).long(), decoder_input_ids, labels)
 
 
@@ -179,6 +178,7 @@ def infill(example: Example, order: random.Random, pretraining: S.Pretraining, m
     return Example([*source, example.source[-1]], example.target, example.start)
 
 
-def _pad(rows: list[list[int]], value: int) -> Tensor:
+def padded(rows: Sequence[list[int]], value: int) -> Tensor:
+    """Rows of ids as one tensor, (rows, longest), with ``value`` behind those that are shorter."""
     longest = max(map(len, rows))
     return torch.tensor([row + [value] * (longest - len(row)) for row in rows])

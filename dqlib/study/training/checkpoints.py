@@ -53,7 +53,7 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         data = buffer.getvalue()
-        with atomic_folder(self._path(step)) as scratch:
+        with atomic_folder(self.folder / f"step{step:09d}") as scratch:
             (scratch / _STATE).write_bytes(data)
             (scratch / _SUM).write_text(hashlib.sha256(data).hexdigest())
         write_text(self.folder / _IDENTITY, self.identity)
@@ -66,13 +66,8 @@ class Checkpoints:
         Checkpoints of another identity are removed.
         """
         notes: list[str] = []
-        if not self.folder.is_dir():
-            return None, notes
-        try:
-            same = (self.folder / _IDENTITY).read_text() == self.identity
-        except OSError:
-            same = False
-        if not same:
+        identity = self.folder / _IDENTITY
+        if not identity.is_file() or identity.read_text() != self.identity:
             self.clear()
             return None, notes
         for path in reversed(self._all()):
@@ -90,9 +85,6 @@ class Checkpoints:
         """Remove all checkpoints, and what was left of one that was being written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step{step:09d}"
-
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step*"))
 
@@ -101,10 +93,10 @@ def random_states() -> dict[str, Any]:
     """Of Python, NumPy and torch, on all devices, in what a checkpoint may hold."""
     version, numbers, gauss = random.getstate()
     legacy: Any = np.random.get_state()
-    kind, keys, position, has_gauss, cached = legacy
+    kind, keys, *rest = legacy
     states = {
         "python": [version, list(numbers), gauss],
-        "numpy": [kind, keys.tolist(), position, has_gauss, cached],
+        "numpy": [kind, keys.tolist(), *rest],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

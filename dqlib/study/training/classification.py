@@ -24,8 +24,8 @@ from dqlib.study.corpora.tokenizer import EOS_ID, LONGEST_TEXT, PAD_ID, beginnin
 from dqlib.study.params import settings as S
 from dqlib.study.training.batches import SHORTEST
 from dqlib.study.training.examples import Example
-from dqlib.study.training.kinds import KindTraining, Noise
-from dqlib.study.training.text_batches import TextBatch, collate_texts
+from dqlib.study.training.kinds import KindTraining, Noise, random_ids
+from dqlib.study.training.text_batches import ModelBatch, collate_texts
 
 #: Of the tokens that are to be found again, this many are masked, this many are any others, the rest stay (BERT,
 #: arXiv:1810.04805, section 3.1).
@@ -134,17 +134,11 @@ def _planned(spec: S.Task, pretraining: bool) -> PreTrainedModel:
 
 
 def _encode(rows: Sequence[Row], corpus: LoadedCorpus, spec: S.Corpus) -> list[Example]:
-    return encode(rows, corpus.tokenizer, corpus.labels, spec.source_tokens)
-
-
-def encode(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, labels: Sequence[str], length: int
-) -> list[Example]:
-    """Texts, or pairs of texts, cut to ``length`` tokens, with the number of their class among ``labels``."""
-    numbers = {label: number for number, label in enumerate(labels)}
+    """Texts, or pairs of texts, cut to ``source_tokens``, with the number of their class."""
     if not rows:
         return []
-    sources = _ids(rows, tokenizer, length)
+    numbers = {label: number for number, label in enumerate(corpus.labels)}
+    sources = _ids(rows, corpus.tokenizer, spec.source_tokens)
     return [Example(ids, [numbers[row["target"]]]) for ids, row in zip(sources, rows, strict=True)]
 
 
@@ -154,9 +148,7 @@ def _ids(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, most: int) -> 
 
 
 def _longest(model: PreTrainedModel, count: int, spec: S.Corpus) -> list[Example]:
-    generator = torch.Generator().manual_seed(0)
-    shape = count, spec.source_tokens
-    ids = torch.randint(10, model.config.vocab_size, shape, generator=generator).tolist()
+    ids = random_ids(model, count, spec.source_tokens)
     if isinstance(model, BertForMaskedLM):
         return [Example(row, row) for row in ids]
     return [Example(row, [number % model.config.num_labels]) for number, row in enumerate(ids)]
@@ -216,7 +208,7 @@ def _noise(training: S.Pretraining, tokenizer: PreTrainedTokenizerFast) -> Noise
     return partial(masked, pretraining=training, mask=tokenizer.mask_token_id, kept=kept, vocabulary=len(tokenizer))
 
 
-def _collate(tokenizer: PreTrainedTokenizerFast | None) -> Callable[[Sequence[Example]], TextBatch]:
+def _collate(tokenizer: PreTrainedTokenizerFast | None) -> Callable[[Sequence[Example]], ModelBatch]:
     ids = (PAD_ID, EOS_ID) if tokenizer is None else (tokenizer.pad_token_id, tokenizer.sep_token_id)
     return partial(collate_texts, pad=ids[0], separator=ids[1])
 

@@ -82,11 +82,7 @@ class Measured(Sequence[Example]):
 
 
 class StoredExamples(Measured):
-    """Examples in Arrow files, mapped into memory; one is read when it is asked for.
-
-    Attributes:
-        lengths: of all sources and of all targets, in tokens.
-    """
+    """Examples in Arrow files, mapped into memory; one is read when it is asked for."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Open files that :func:`stored` wrote.
@@ -128,9 +124,6 @@ class Picked(Measured):
     Args:
         parts: the sequences.
         numbers: of the examples, counted through all parts.
-
-    Attributes:
-        lengths: of all sources and of all targets, in tokens.
     """
 
     def __init__(self, parts: Sequence[Sequence[Example]], numbers: array) -> None:
@@ -191,6 +184,5 @@ def _write(path: Path, rows: Sequence[Row], make: Callable[[Sequence[Row]], list
     ):
         for first in range(0, len(rows), BATCH):
             examples = make(rows[first : first + BATCH])
-            columns = [[getattr(e, field.name) for e in examples] for field in _SCHEMA]
-            arrays = [pyarrow.array(c, field.type) for c, field in zip(columns, _SCHEMA, strict=True)]
-            writer.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=_SCHEMA))
+            columns = {name: [getattr(example, name) for example in examples] for name in _SCHEMA.names}
+            writer.write_batch(pyarrow.RecordBatch.from_pydict(columns, _SCHEMA))

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dqlib.study.corpora.corpus import LoadedCorpus
@@ -45,6 +46,12 @@ class KindTraining:
     longest: Callable[[PreTrainedModel, int, S.Corpus], list[Example]]
     windows: Callable[[Sequence[Row], PreTrainedTokenizerFast, int], list[Example]]
     noise: Callable[[S.Pretraining, PreTrainedTokenizerFast], Noise]
+
+
+def random_ids(model: PreTrainedModel, count: int, length: int) -> list[list[int]]:
+    """So many rows of so many tokens that a model knows, at random, and the same ones whenever they are asked for."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(10, model.config.vocab_size, (count, length), generator=generator).tolist()
 
 
 def training_of(kind: S.Kind) -> KindTraining:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from typing import NoReturn
 
-import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from dqlib.study.corpora.corpus import LoadedCorpus
@@ -14,8 +14,8 @@ from dqlib.study.corpora.tokenizer import EOS_ID
 from dqlib.study.params import settings as S
 from dqlib.study.training.batches import SHORTEST
 from dqlib.study.training.examples import Example
-from dqlib.study.training.kinds import KindTraining, Noise
-from dqlib.study.training.text_batches import TextBatch, collate_texts
+from dqlib.study.training.kinds import KindTraining, random_ids
+from dqlib.study.training.text_batches import collate_texts
 
 
 def new_model(model: S.Model, vocab_size: int, end: int = EOS_ID) -> GPT2LMHeadModel:
@@ -44,18 +44,6 @@ def stream(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return [end, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], end]
 
 
-def _new(spec: S.Task, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
-    return new_model(spec.model, len(tokenizer), tokenizer.eos_token_id)
-
-
-def _started(model: PreTrainedModel, spec: S.Task, corpus: LoadedCorpus) -> PreTrainedModel:
-    return model
-
-
-def _planned(spec: S.Task, pretraining: bool) -> GPT2LMHeadModel:
-    return new_model(spec.model, spec.corpus.vocab_size)
-
-
 def _encode(rows: Sequence[Row], corpus: LoadedCorpus, spec: S.Corpus) -> list[Example]:
     """Documents in blocks of ``source_tokens``; the target of each token is the next one."""
     examples, length = [], spec.source_tokens
@@ -69,31 +57,20 @@ def _encode(rows: Sequence[Row], corpus: LoadedCorpus, spec: S.Corpus) -> list[E
 
 
 def _longest(model: PreTrainedModel, count: int, spec: S.Corpus) -> list[Example]:
-    generator = torch.Generator().manual_seed(0)
-    shape = count, spec.source_tokens + 1
-    ids = torch.randint(10, model.config.vocab_size, shape, generator=generator).tolist()
-    return [Example(row[:-1], row[1:]) for row in ids]
+    return [Example(row[:-1], row[1:]) for row in random_ids(model, count, spec.source_tokens + 1)]
 
 
-def _windows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, length: int) -> list[Example]:
+def _not_pretrained(*_: object) -> NoReturn:
     raise NotImplementedError("a language model is not pre-trained; parameters refuse it")
-
-
-def _noise(training: S.Pretraining, tokenizer: PreTrainedTokenizerFast) -> Noise:
-    raise NotImplementedError("a language model is not pre-trained; parameters refuse it")
-
-
-def _collate(tokenizer: PreTrainedTokenizerFast | None) -> Callable[[Sequence[Example]], TextBatch]:
-    return partial(collate_texts, pad=EOS_ID if tokenizer is None else tokenizer.eos_token_id)
 
 
 TRAINING = KindTraining(
-    new=_new,
-    started=_started,
-    planned=_planned,
+    new=lambda spec, tokenizer: new_model(spec.model, len(tokenizer), tokenizer.eos_token_id),
+    started=lambda model, spec, corpus: model,
+    planned=lambda spec, pretraining: new_model(spec.model, spec.corpus.vocab_size),
     encode=_encode,
-    collate=_collate,
+    collate=lambda tokenizer: partial(collate_texts, pad=EOS_ID if tokenizer is None else tokenizer.eos_token_id),
     longest=_longest,
-    windows=_windows,
-    noise=_noise,
+    windows=_not_pretrained,
+    noise=_not_pretrained,
 )

@@ -11,7 +11,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,11 +106,9 @@ class Trainer:
         accelerator: of this process.
         log_path: CSV of every loss term, the learning rate and the validation loss.
         name: of the job, for the progress bar and errors.
-        recipe: of a student: ``scale_learning_rate`` multiplies the rate of its trained scales; ``progressive`` is the
-            part of the steps in which its weights turn from full precision to quantized (validations see quantized
-            weights from the first one on, since those are what is kept); the ``layerwise`` part of the steps has a
-            schedule of its own; after the first of the steps whose weights are averaged, the averages
-            are what is validated and kept.
+        recipe: of a student. Where its weights turn from full precision to quantized ones, validations see quantized
+            ones from the first one on, since those are what is kept; after the first of the steps whose weights are
+            averaged, the averages are what is validated and kept.
         checkpoints: where to leave them every ``training.checkpoint_steps`` steps; None for none.
         on_policy: which steps are on the model's own targets, without the task's loss; None for none.
         collate: makes a batch of examples.
@@ -158,22 +156,20 @@ class Trainer:
         optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self._optimizer = self.accelerator.prepare(optimizer)
-        self._layerwise_steps = self.recipe.layerwise_steps(training.steps)
-        self._begin_part(1)
         recipe, steps = self.recipe, training.steps
+        self._layerwise_steps = recipe.layerwise_steps(steps)
+        self._begin_part(1)
         self._average = Average(self.model, steps - recipe.averaged_steps(steps))
         #: Steps after which another objective begins: a row of the log ends there.
         self._last_of_parts = {self._layerwise_steps, math.ceil(recipe.layer_losses_until * steps)}
         self._log = Log(self.log_path)
-        self._log_every = max(1, training.steps // LOG_ROWS)
-        self._validate_at = {
-            round((i + 1) * training.steps / training.validations) for i in range(training.validations)
-        }
+        self._log_every = max(1, steps // LOG_ROWS)
+        self._validate_at = {round(i * steps / training.validations) for i in range(1, training.validations + 1)}
         self._step = 0  # the last one that was taken
         self._rate = 0.0  # its learning rate
         self._sums: dict[str, Tensor] = {}  # of the loss terms, over the steps since the last row of the log
         self._summed_steps: dict[str, int] = {}  # of each term, which some steps are without
-        self._best_loss: float = math.inf
+        self._best_loss = math.inf
         self._best_weights: dict[str, Tensor] | None = None
 
     def _begin_part(self, step: int) -> None:
@@ -229,7 +225,8 @@ class Trainer:
             with self._enough_memory():
                 share, denominators = self._own_targets(share)
         for number, examples in enumerate(share, start=1):
-            with _synchronized(self.accelerator, self._wrapped, last=number == len(share)), self._enough_memory():
+            last = number == len(share)  # with which processes average their gradients
+            with nullcontext() if last else self.accelerator.no_sync(self._wrapped), self._enough_memory():
                 terms = self._backward(examples, denominators)
         norm = self.accelerator.clip_grad_norm_(self._wrapped.parameters(), self.training.clip)
         if not torch.isfinite(norm):
@@ -328,8 +325,8 @@ class Trainer:
 
     def _not_finite(self) -> TrainingError:
         """The error that names what is not finite; the model is given back its best weights, if there are any."""
-        bad = [f"the loss term {term}" for term, value in self._sums.items() if not torch.isfinite(value)]
-        bad = [what for what in bad if what != "the loss term loss"]
+        infinite = [term for term, value in self._sums.items() if not torch.isfinite(value)]
+        bad = [f"the loss term {term}" for term in infinite if term != "loss"]
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
                 bad.insert(0, f"the weight {name}")
@@ -403,20 +400,14 @@ def labelled(example: Example) -> int:
 
 def _latest(checkpoints: Checkpoints, name: str, accelerator: Accelerator) -> dict[str, Any] | None:
     """What every process goes on from, read by the main one, which prints the notes."""
-    found: list[Any] = [None]
+    state = None
     if accelerator.is_main_process:
         state, notes = checkpoints.latest()
         for note in notes:
             print(f"{name}: {note}", flush=True)
         if state is not None:
             print(f"{name}: goes on after step {state['step']:,}", flush=True)
-        found = [state]
-    return broadcast_object_list(found)[0]
-
-
-def _synchronized(accelerator: Accelerator, model: nn.Module, last: bool) -> AbstractContextManager:
-    """Let processes average their gradients at the last micro-batch of a step only."""
-    return nullcontext() if last else accelerator.no_sync(model)
+    return broadcast_object_list([state])[0]
 
 
 def _parameter_groups(model: nn.Module, training: S.Training, scale_learning_rate: float) -> list[dict]:

@@ -38,14 +38,9 @@ def pretrained_model(spec: S.Model, kind: S.Kind, finetuned: bool = False) -> Pr
     with fetching("model.pretrained", spec.pretrained):
         name = kind.finetuned if finetuned else kind.checkpoint
         model = read_model(snapshot(spec.pretrained, spec.revision), name, dtype=torch.float32, bins=True)
-    _check_shape(model, spec)
-    return model
-
-
-def _check_shape(model: PreTrainedModel, spec: S.Model) -> None:
-    model_config = model.config
-    shape = shape_of({"model_type": model_config.model_type} | vars(model_config))
+    shape = shape_of({"model_type": model.config.model_type} | vars(model.config))
     for name in ("architecture", *S.SIZES):
-        value = shape[name]
-        if getattr(spec, name) != value:
-            raise InputError(f"model.{name}", getattr(spec, name), f"{value}, as in the model '{spec.pretrained}'")
+        if getattr(spec, name) != shape[name]:
+            allowed = f"{shape[name]}, as in the model '{spec.pretrained}'"
+            raise InputError(f"model.{name}", getattr(spec, name), allowed)
+    return model

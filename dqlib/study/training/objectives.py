@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -19,55 +18,41 @@ from dqlib.study.training.text_batches import ModelBatch
 from dqlib.terms import LayerMaps, distillation_terms
 
 
-class Objective(Protocol):
-    """Named loss terms and their weights in the total."""
+class Objective:
+    """Named loss terms and their weights in the total; where nothing else is said, it is the same in every step."""
 
     def begin(self, step: int, steps: int) -> None:
         """Make ready for a step, counted from 1, of so many: what changes in the course of a training follows it."""
-        ...
 
     def terms(self, model: nn.Module, batch: ModelBatch, denominators: tuple[float, float]) -> dict[str, Tensor]:
         """Unweighted loss terms of a micro-batch, divided by the source and target tokens of the whole step."""
-        ...
+        raise NotImplementedError
 
     def weight(self, term: str) -> float:
         """Weight of a term in the total."""
-        ...
+        return 1.0
 
     def state_dict(self) -> dict[str, Tensor]:
         """What it keeps from step to step, for a checkpoint."""
-        ...
+        return {}
 
     def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
         """Go on from what :meth:`state_dict` gave."""
-        ...
 
 
 @dataclass
-class TaskObjective:
+class TaskObjective(Objective):
     """Cross-entropy of the references."""
 
     label_smoothing: float = 0.0
-
-    def begin(self, step: int, steps: int) -> None:
-        pass
 
     def terms(self, model: nn.Module, batch: ModelBatch, denominators: tuple[float, float]) -> dict[str, Tensor]:
         logits = model(**batch.inputs()).logits
         return {"task": cross_entropy(logits, batch.labels, denominators[1], self.label_smoothing)}
 
-    def weight(self, term: str) -> float:
-        return 1.0
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
-        pass
-
 
 @dataclass
-class DistillationObjective:
+class DistillationObjective(Objective):
     """Task loss, and distance to what the teacher computes from the same batch.
 
     Args:
@@ -118,8 +103,7 @@ class DistillationObjective:
     def weight(self, term: str) -> float:
         if self._layerwise:
             return 1.0
-        of_layers = term.endswith(("attention", "hidden"))
-        return self.weights.of(term) * (self._layers if of_layers else 1.0)
+        return self.weights.of(term) * (self._layers if term.endswith(("attention", "hidden")) else 1.0)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {} if self.bank is None else self.bank.state_dict()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -23,12 +21,11 @@ from transformers import (
 from dqlib.errors import InputError
 from dqlib.languages import language_id
 from dqlib.study.corpora.corpus import LoadedCorpus
-from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from dqlib.study.params import settings as S
-from dqlib.study.training.batches import Batch, collate, encode, infill, windows
+from dqlib.study.training.batches import collate, encode, infill, windows
 from dqlib.study.training.examples import Example
-from dqlib.study.training.kinds import KindTraining, Noise
+from dqlib.study.training.kinds import KindTraining, random_ids
 
 
 def new_model(
@@ -111,32 +108,18 @@ def _planned(spec: S.Task, pretraining: bool) -> PreTrainedModel:
     return of_model(of_config(**shape))
 
 
-def _encode(rows: Sequence[Row], corpus: LoadedCorpus, spec: S.Corpus) -> list[Example]:
-    return encode(rows, corpus.tokenizer, spec)
-
-
-def _collate(tokenizer: PreTrainedTokenizerFast | None) -> Callable[[Sequence[Example]], Batch]:
-    return partial(collate, pad=PAD_ID if tokenizer is None else tokenizer.pad_token_id)
-
-
 def _longest(model: PreTrainedModel, count: int, spec: S.Corpus) -> list[Example]:
-    generator = torch.Generator().manual_seed(0)
-    tokens = spec.source_tokens, spec.target_tokens
-    ids = torch.randint(10, model.config.vocab_size, (count, sum(tokens)), generator=generator).tolist()
-    return [Example(row[: tokens[0]], row[tokens[0] :]) for row in ids]
-
-
-def _noise(training: S.Pretraining, tokenizer: PreTrainedTokenizerFast) -> Noise:
-    return partial(infill, pretraining=training, mask=tokenizer.mask_token_id)
+    ids = random_ids(model, count, spec.source_tokens + spec.target_tokens)
+    return [Example(row[: spec.source_tokens], row[spec.source_tokens :]) for row in ids]
 
 
 TRAINING = KindTraining(
     new=_new,
     started=_started,
     planned=_planned,
-    encode=_encode,
-    collate=_collate,
+    encode=lambda rows, corpus, spec: encode(rows, corpus.tokenizer, spec),
+    collate=lambda tokenizer: partial(collate, pad=PAD_ID if tokenizer is None else tokenizer.pad_token_id),
     longest=_longest,
     windows=windows,
-    noise=_noise,
+    noise=lambda training, tokenizer: partial(infill, pretraining=training, mask=tokenizer.mask_token_id),
 )

@@ -79,14 +79,14 @@ class TaskTraining:
         """
         training, tokenizer = self.spec.pretrain, self.corpus.tokenizer
         assert training is not None
-        noise, windows = self.kind.noise(training, tokenizer), self.kind.windows
+        noise, length = self.kind.noise(training, tokenizer), training.window
 
         def make(rows: Sequence[Row]) -> list[Example]:
-            return windows(rows, tokenizer, training.window)
+            return self.kind.windows(rows, tokenizer, length)
 
-        examples = self._examples("train", self.corpus.splits["train"], make, f"windows of {training.window}")
+        examples = self._examples("train", self.corpus.splits["train"], make, f"windows of {length}")
         order = random.Random(0)  # the same masks at every validation
-        validation = [noise(example, order) for example in windows(self._validation_rows(), tokenizer, training.window)]
+        validation = [noise(example, order) for example in make(self._validation_rows())]
         for split, each in (("train", examples), ("validation", validation)):
             if not each:
                 allowed = f"at least 1: no text of the corpus '{self.corpus.info['name']}' there has {SHORTEST} tokens"
@@ -135,7 +135,7 @@ class TaskTraining:
         digest, labels, of_labels = weights_hash(teacher), None, {}
         if recipe.pseudo_labels:
             labels = load_labels(self.folders.pseudo_labels, self.corpus.info["sha256"], digest)
-            of_labels = {"pseudo_labels": labels.sha256}
+            of_labels = {"pseudo_labels": labels.info["sha256"]}
         checkpoints = self._checkpoints(
             target, training, student, teacher=digest, preset=preset, config=repr(config), **of_labels
         )
@@ -160,13 +160,11 @@ class TaskTraining:
 
         Where training fails, the last good weights are kept beside ``target``.
         """
-        corpus, recipe = self.corpus, recipe or Recipe()
-        make, description = self._encoder(self.spec.corpus)
-        on_policy = None
-        if recipe.on_policy:
-            on_policy = OnPolicy(recipe.on_policy, self.spec.corpus.target_tokens, training.seed)
-        validation = self._examples("validation", self._validation_rows(), make, description)
-        make(corpus.splits["validation"][:1])  # a tokenizer is saved as its last call left it: found or made, the same
+        corpus, spec, recipe = self.corpus, self.spec.corpus, recipe or Recipe()
+        on_policy = OnPolicy(recipe.on_policy, spec.target_tokens, training.seed) if recipe.on_policy else None
+        validation = self._pairs("validation", self._validation_rows(), spec)
+        # A tokenizer is saved as its last call left it: whether examples are found or made, the same.
+        self.kind.encode(corpus.splits["validation"][:1], corpus, spec)
         try:
             Trainer(
                 model, objective, self.batches(training, recipe, labels), validation, training, self.accelerator,
@@ -175,7 +173,7 @@ class TaskTraining:
         except TrainingError as error:
             if not error.restored:
                 raise
-            kept = rescue_folder(target)
+            kept = target.with_name(f"{target.name}.last-good")
             if self.accelerator.is_main_process:
                 with atomic_folder(kept) as aside:
                     save_student(model, aside) if hasattr(model, "dqlib_preset") else save_model(model, aside)
@@ -193,27 +191,21 @@ class TaskTraining:
         short = self._training_examples(replace(spec, source_tokens=length), recipe, labels)
         return chain(islice(steps(short, training), first), whole)
 
-    def _encoder(self, spec: S.Corpus) -> tuple[Callable[[Sequence[Row]], list[Example]], str]:
-        """What makes examples of rows, as long as the parameters of a corpus say, and what it does, in words."""
-
-        def make(rows: Sequence[Row]) -> list[Example]:
-            return self.kind.encode(rows, self.corpus, spec)
-
-        return make, f"pairs of {spec.source_tokens} and {spec.target_tokens}"
-
     def _training_examples(
         self, spec: S.Corpus, recipe: Recipe, labels: LoadedLabels | None
     ) -> Sequence[Example] | Mixture:
         """The training pairs at the lengths of ``spec``, mixed with what a teacher wrote where there are ``labels``."""
-        make, description = self._encoder(spec)
-        pairs = self._examples("train", self.corpus.splits["train"], make, description)
+        pairs = self._pairs("train", self.corpus.splits["train"], spec)
         if labels is None:
             return pairs
-        targets, texts = (
-            self._examples(f"labelled-{part}", rows, make, f"{description} {labels.sha256}")
-            for part, rows in (("pairs", labels.pairs), ("texts", labels.texts))
-        )
-        return Mixture(pairs, targets, texts, recipe)
+        of_labels = f" {labels.info['sha256']}"
+        targets = self._pairs("labelled-pairs", labels.pairs, spec, of_labels)
+        return Mixture(pairs, targets, self._pairs("labelled-texts", labels.texts, spec, of_labels), recipe)
+
+    def _pairs(self, split: str, rows: Rows, spec: S.Corpus, of_labels: str = "") -> StoredExamples:
+        """Examples of rows, as long as the parameters of a corpus say."""
+        description = f"pairs of {spec.source_tokens} and {spec.target_tokens}{of_labels}"
+        return self._examples(split, rows, lambda some: self.kind.encode(some, self.corpus, spec), description)
 
     def _validation_rows(self) -> Rows:
         return self.corpus.splits["validation"][: self.spec.evaluate.validation_documents]
@@ -290,8 +282,3 @@ def student_and_objective(
 def recipe_of(preset: Preset, student: PreTrainedModel, teacher: PreTrainedModel) -> Recipe:
     """How a student of a teacher is trained under a preset."""
     return preset.recipe_for(student.dqlib_config, layer_weights(student) / layer_weights(teacher))
-
-
-def rescue_folder(target: Path) -> Path:
-    """Where the last good weights of a training that failed are kept."""
-    return target.with_name(f"{target.name}.last-good")

@@ -1,42 +1,16 @@
-"""Batches of models that read one text at a time, and what all batches have in common."""
+"""Batches of models that read one text at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from dqlib.losses import IGNORED_LABEL
+from dqlib.study.training.batches import Batch, padded
 from dqlib.study.training.examples import Example
-
-
-class ModelBatch(Protocol):
-    """What training needs of the padded tensors of one forward pass."""
-
-    @property
-    def attention_mask(self) -> Tensor:
-        """(batch, source), 1 where not padded."""
-        ...
-
-    @property
-    def labels(self) -> Tensor:
-        """(batch, target), -100 where no label counts; (batch,) of classes."""
-        ...
-
-    def inputs(self) -> dict[str, Tensor]:
-        """What a model's forward takes."""
-        ...
-
-    def with_labels(self) -> dict[str, Tensor]:
-        """The same with ``labels`` from which the model's own loss is computed."""
-        ...
-
-    def to(self, device: torch.device) -> Self:
-        """The batch on a device."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +34,14 @@ class TextBatch:
             labels = self.input_ids.masked_fill(self.attention_mask == 0, IGNORED_LABEL)
         return self.inputs() | {"labels": labels}
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> TextBatch:
         """The batch on a device."""
         values = (getattr(self, name) for name in self.__slots__)
-        return type(self)(*(None if value is None else value.to(device) for value in values))
+        return TextBatch(*(None if value is None else value.to(device) for value in values))
+
+
+#: Padded tensors of one forward pass, of any model.
+ModelBatch = Batch | TextBatch
 
 
 def collate_texts(examples: Sequence[Example], pad: int, separator: int | None = None) -> TextBatch:
@@ -74,14 +52,11 @@ def collate_texts(examples: Sequence[Example], pad: int, separator: int | None =
         pad: id that sources are padded with.
         separator: id of the token that ends each text, where models are given which text of a pair a token is of.
     """
-    longest = max(len(example.source) for example in examples)
-    input_ids = torch.tensor([example.source + [pad] * (longest - len(example.source)) for example in examples])
-    lengths = torch.tensor([len(example.source) for example in examples])
-    mask = (torch.arange(longest) < lengths.unsqueeze(1)).long()  # a source may hold the id of padding
-    if all(len(example.target) == 1 for example in examples):
-        labels = torch.tensor([example.target[0] for example in examples])
-    else:
-        labels = torch.tensor([e.target + [IGNORED_LABEL] * (longest - len(e.target)) for e in examples])
+    input_ids = padded([example.source for example in examples], pad)
+    mask = padded([[1] * len(example.source) for example in examples], 0)  # a source may hold the id of padding
+    labels = padded([example.target for example in examples], IGNORED_LABEL)
+    if labels.size(1) == 1:
+        labels = labels[:, 0]
     if separator is None:
         return TextBatch(input_ids, mask, labels)
     ends = (input_ids == separator).long() * mask
