@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import pandas
 import torch
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dqlib.quantizers import fake_quantize_activation
-from dqlib.study.notebooks.show import shown
-from dqlib.study.report.style import COLOURS, GREY, STYLE, plain_log_scale
+from dqlib.study.report.style import COLOURS, GREY, plain_log_scale, subplots
 from dqlib.study.training.batches import Batch
 
 
@@ -74,8 +71,7 @@ def outlier(hidden: HiddenState, tokenizer: PreTrainedTokenizerFast, bits: int =
     peaks = x.abs().amax(dim=-1)
     largest = int(peaks.argmax())
     name = tokenizer.decode(hidden.ids[text][keep][largest]).strip() or "a space"
-    with matplotlib.rc_context(STYLE):
-        figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(6.6, 4.6), sharex=True, layout="constrained")
+    with subplots(2, 1, figsize=(6.6, 4.6), sharex=True) as (figure, (top, bottom)):
         colours = [COLOURS[2] if i == largest else GREY for i in range(len(peaks))]
         top.bar(range(len(peaks)), peaks.numpy(), color=colours, width=0.85)
         top.margins(y=0.2)
@@ -94,7 +90,7 @@ def outlier(hidden: HiddenState, tokenizer: PreTrainedTokenizerFast, bits: int =
         bottom.set_ylabel(f"error at {bits} bits (%)\n(lines: mean)")
         bottom.set_xlabel(f"token of the text (input of {hidden.layer})")
         figure.legend(loc="outside upper center", ncols=2, fontsize=8)
-    return shown(figure)
+    return figure
 
 
 def activation_errors(hidden: HiddenState, bits: Sequence[int] = (8, 4)) -> pandas.DataFrame:

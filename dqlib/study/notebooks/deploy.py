@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
@@ -18,7 +16,7 @@ from dqlib.storage.packed import save_packed
 from dqlib.study.notebooks.show import texts_table
 from dqlib.study.report.engines import measured as measured
 from dqlib.study.report.engines import weight_bytes
-from dqlib.study.report.style import COLOURS, STYLE, TEACHER_COLOUR
+from dqlib.study.report.style import COLOURS, TEACHER_COLOUR, subplots
 
 
 def pack(student: Path, folder: Path) -> Path:
@@ -55,8 +53,7 @@ def bytes_by_part(account: Account) -> Figure:
         "on disk": ([part.size_bytes for part in rows.values()], "s", COLOURS[0]),
     }
     places = range(len(rows))
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.4, 0.36 * len(rows) + 1.2), layout="constrained")
+    with subplots(figsize=(6.4, 0.36 * len(rows) + 1.2)) as (figure, axes):
         for label, (values, marker, colour) in columns.items():
             shown = [(value / 1000, place) for value, place in zip(values, places, strict=True) if value]
             fill = "none" if label == "fp32" else colour
@@ -70,7 +67,6 @@ def bytes_by_part(account: Account) -> Figure:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("kB (logarithmic); right: share of the bytes on disk")
         figure.legend(loc="outside upper center", ncols=3, fontsize=8)
-    pyplot.close(figure)  # for a notebook to display once, not again at the end of the cell
     return figure
 
 

@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import pandas
 import torch
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from dqlib.config import WeightQuantization
 from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.study.notebooks.errors import error_at
-from dqlib.study.notebooks.show import shown
-from dqlib.study.report.style import COLOURS, GREY, STYLE, TEACHER_COLOUR
+from dqlib.study.report.style import COLOURS, GREY, TEACHER_COLOUR, subplots
 
 LSQ = WeightQuantization(more_bits="lsq", two_bits="lsq")
 
@@ -64,10 +61,7 @@ def straight_through(bits: int = 3) -> Figure:
     stairs = staircase(bits)
     top = 2 ** (bits - 1) - 1
     jumps = [k + 0.5 for k in range(-top, top)]
-    with matplotlib.rc_context(STYLE):
-        figure, panels = pyplot.subplots(
-            3, 1, figsize=(6.6, 6.2), sharex=True, layout="constrained", height_ratios=(1.5, 0.8, 1.1)
-        )
+    with subplots(3, 1, figsize=(6.6, 6.2), sharex=True, height_ratios=(1.5, 0.8, 1.1)) as (figure, panels):
         for axes in panels:
             axes.axvspan(-top, top, color=COLOURS[4], alpha=0.13, linewidth=0)
         value, to_weight, to_step = panels
@@ -86,7 +80,7 @@ def straight_through(bits: int = 3) -> Figure:
         to_step.set_xlabel(r"weight, in steps: $w/s$   (shaded: inside the grid)")
         for axes in panels:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    return shown(figure)
+    return figure
 
 
 def learn_step(weight: Tensor, bits: int, start: float, steps: int = 150, rate: float = 0.03) -> pandas.DataFrame:
@@ -121,8 +115,7 @@ def learned_steps(weight: Tensor, bits: int = 3, starts: Sequence[float] = (0.4,
     mean = weight.abs().mean()
     gammas = torch.arange(0.5, float(weight.abs().max() / mean), 0.05)
     least = min(error_at(weight, bits, float(gamma)) for gamma in gammas)
-    with matplotlib.rc_context(STYLE):
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(6.6, 3.0), layout="constrained")
+    with subplots(1, 2, figsize=(6.6, 3.0)) as (figure, (left, right)):
         for i, start in enumerate(starts):
             log = learn_step(weight, bits, start)
             name = "LSQ's start" if start == 1 else f"{start:g} x LSQ's start"
@@ -136,4 +129,4 @@ def learned_steps(weight: Tensor, bits: int = 3, starts: Sequence[float] = (0.4,
         for axes in (left, right):
             axes.set_xlabel("iteration")
         figure.legend(loc="outside upper center", ncols=4, fontsize=8)
-    return shown(figure)
+    return figure

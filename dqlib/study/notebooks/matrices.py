@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import pandas
 import torch
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from dqlib.quantizers import Quantized, initial_learned
 from dqlib.schemes import Scheme
 from dqlib.study.notebooks.errors import error_at, quantized, relative_error
-from dqlib.study.notebooks.show import shown
-from dqlib.study.report.style import COLOURS, GREY, STYLE, colour_of, marker_of, plain_log_scale
+from dqlib.study.report.style import COLOURS, GREY, colour_of, marker_of, plain_log_scale, subplots
 
 
 def grids(weight: Tensor, which: Sequence[tuple[int, str]]) -> Figure:
@@ -31,10 +28,8 @@ def grids(weight: Tensor, which: Sequence[tuple[int, str]]) -> Figure:
     lattices = [_grid(codes, Scheme.parse(scheme)) for codes, (_, scheme) in zip(made, which, strict=True)]
     reach = 1.08 * max(np.abs(w).max(), *(abs(point) for points in lattices for point in points))
     lines = -(-len(which) // 3)
-    with matplotlib.rc_context(STYLE):
-        figure, panels = pyplot.subplots(
-            lines, 3, figsize=(6.6, 2.1 * lines + 0.5), sharex=True, sharey=True, squeeze=False, layout="constrained"
-        )
+    size = 6.6, 2.1 * lines + 0.5
+    with subplots(lines, 3, figsize=size, sharex=True, sharey=True, squeeze=False) as (figure, panels):
         for axes, (bits, scheme), codes, points in zip(panels.flat, which, made, lattices, strict=False):
             values, counts = codes.dequantize().unique(return_counts=True)
             axes.hist(w, bins=60, range=(-reach, reach), color=GREY)
@@ -57,7 +52,7 @@ def grids(weight: Tensor, which: Sequence[tuple[int, str]]) -> Figure:
         panels[0, 0].plot([], [], color=COLOURS[0], label="grid")
         panels[0, 0].plot([], [], "o", color=COLOURS[1], label="share of weights there (top edge: all)")
         figure.legend(loc="outside upper center", ncols=3, fontsize=8)
-    return shown(figure)
+    return figure
 
 
 def _grid(codes: Quantized, scheme: Scheme) -> list[float]:
@@ -71,8 +66,7 @@ def mosaic(weight: Tensor, bits: Sequence[int] = (8, 4, 3, 2, 1), rows: int = 24
     reach = 2.5 * float(weight.std())
     pictures = {"full precision": weight}
     pictures |= {_bits(b): quantized(weight, b, None, "per_row").dequantize() for b in bits}
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure, panels = pyplot.subplots(2, 3, figsize=(6.6, 3.7), layout="constrained")
+    with subplots(2, 3, figsize=(6.6, 3.7), style={"axes.grid": False}) as (figure, panels):
         for axes, (name, picture) in zip(panels.flat, pictures.items(), strict=True):
             corner = picture[:rows, :columns].numpy()
             image = axes.imshow(corner, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
@@ -85,7 +79,7 @@ def mosaic(weight: Tensor, bits: Sequence[int] = (8, 4, 3, 2, 1), rows: int = 24
         for axes in panels[-1]:
             axes.set_xlabel("column (input)", fontsize=9)
         figure.colorbar(image, ax=panels, location="right", aspect=30, label="weight")
-    return shown(figure)
+    return figure
 
 
 def scale_sweep(weight: Tensor, bits: Sequence[int] = (2, 3, 4, 5)) -> Figure:
@@ -98,8 +92,7 @@ def scale_sweep(weight: Tensor, bits: Sequence[int] = (2, 3, 4, 5)) -> Figure:
     levels = {b: max(1, 2 ** (b - 1) - 1) for b in bits}
     starts = {b: float(initial_learned(weight, b, "per_tensor", "lsq") * levels[b] / mean) for b in bits}
     gammas = torch.arange(0.5, 1.05 * max(*starts.values(), float(weight.abs().max() / mean)), 0.05)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.6, 3.9), layout="constrained")
+    with subplots(figsize=(6.6, 3.9)) as (figure, axes):
         for i, b in enumerate(bits):
             points = [error_at(weight, b, float(gamma)) for gamma in gammas]
             axes.plot(gammas, points, color=COLOURS[i])
@@ -121,15 +114,14 @@ def scale_sweep(weight: Tensor, bits: Sequence[int] = (2, 3, 4, 5)) -> Figure:
         axes.set_xlabel(r"where the grid ends: clip / mean$|w|$  ($\gamma$)")
         axes.set_ylabel("relative squared error (%)")
         figure.legend(loc="outside upper center", ncols=3, fontsize=8, handletextpad=0.2, columnspacing=1.0)
-    return shown(figure)
+    return figure
 
 
 def row_sizes(weight: Tensor) -> Figure:
     """Largest and mean ``|w|`` of each row, sorted, beside those of the whole matrix."""
     largest, order = weight.abs().amax(dim=1).sort()
     mean = weight.abs().mean(dim=1)[order]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.6, 2.9), layout="constrained")
+    with subplots(figsize=(6.6, 2.9)) as (figure, axes):
         whole = {"max": float(weight.abs().max()), "mean": float(weight.abs().mean())}
         for i, (name, values) in enumerate((("max", largest), ("mean", mean))):
             axes.plot(values.numpy(), "o", markersize=3, color=COLOURS[i], label=f"{name} |w| of a row")
@@ -138,7 +130,7 @@ def row_sizes(weight: Tensor) -> Figure:
         axes.set_xlabel("row, from the smallest maximum to the largest")
         axes.set_ylabel("|w|")
         figure.legend(loc="outside right center", fontsize=8)
-    return shown(figure)
+    return figure
 
 
 def error_by_bits(table: pandas.DataFrame, most: float = 6.2) -> Figure:
@@ -149,8 +141,7 @@ def error_by_bits(table: pandas.DataFrame, most: float = 6.2) -> Figure:
         most: bits per weight at the right edge.
     """
     table = table[table["bits per weight"] <= most]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.6, 3.8), layout="constrained")
+    with subplots(figsize=(6.6, 3.8)) as (figure, axes):
         for (scheme, granularity), rows in table.groupby(["scheme", "granularity"], sort=False, observed=True):
             axes.plot(
                 rows["bits per weight"], rows["error (%)"], color=colour_of(scheme), linewidth=1,
@@ -165,7 +156,7 @@ def error_by_bits(table: pandas.DataFrame, most: float = 6.2) -> Figure:
         axes.set_xlabel("bits per weight, scales counted")
         axes.set_ylabel("relative squared error (%)")
         figure.legend(loc="outside right center", fontsize=8)
-    return shown(figure)
+    return figure
 
 
 def _bits(bits: int) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
 import pandas
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from dqlib.config import Config
@@ -13,7 +11,7 @@ from dqlib.study.evaluation.records import FALLING
 from dqlib.study.params import settings as S
 from dqlib.study.report.benchmark import WHOLE
 from dqlib.study.report.names import METRIC_NAMES
-from dqlib.study.report.style import STYLE, TEACHER_COLOUR, colour_of, line_styles, marker_of
+from dqlib.study.report.style import TEACHER_COLOUR, colour_of, line_styles, marker_of, subplots
 
 
 def presets_figure(table: pandas.DataFrame, benchmark: S.Methods, task: str) -> Figure:
@@ -26,8 +24,7 @@ def presets_figure(table: pandas.DataFrame, benchmark: S.Methods, task: str) -> 
     """
     configs = [text for text in map(str, map(Config.parse, benchmark.configs)) if (table.config == text).any()]
     presets = [name for name in benchmark.presets if (table.preset == name).any()]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(7.2, 4.0), layout="constrained")
+    with subplots(figsize=(7.2, 4.0)) as (figure, axes):
         axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2, label="teacher")
         for i, name in enumerate(presets):
             look, places, means = {"marker": marker_of(name), "color": colour_of(name), "linestyle": ""}, [], []
@@ -48,7 +45,6 @@ def presets_figure(table: pandas.DataFrame, benchmark: S.Methods, task: str) -> 
         seeds = f"{len(benchmark.seeds)} seeds and their mean" if len(benchmark.seeds) > 1 else "one seed"
         axes.set_title(f"{task}: every preset after {table.train_steps.iloc[0]} steps, {seeds}", fontsize=10)
         figure.legend(fontsize=8, ncols=6, loc="outside upper center", handletextpad=0.3, columnspacing=1.2)
-    pyplot.close(figure)
     return figure
 
 
@@ -64,8 +60,7 @@ def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods, against: str 
     rows = table[(table.config == config) & table.seed.isin(benchmark.ablation_seeds or benchmark.seeds)]
     whole = rows[rows.preset == against].validation_loss.mean()
     names = [name for name in benchmark.ablations if (rows.preset == name).any()]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.4, 0.6 + 0.42 * max(2, len(names))), layout="constrained")
+    with subplots(figsize=(6.4, 0.6 + 0.42 * max(2, len(names)))) as (figure, axes):
         axes.axvline(0, color=colour_of(against), linestyle="--", linewidth=1.2)
         for place, name in enumerate(names):
             changes = rows[rows.preset == name].validation_loss - whole
@@ -78,7 +73,6 @@ def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods, against: str 
             "change of the validation loss (nats per token; left is better)\n"
             f"against {against} at {config}; dots: seeds, bar: their mean"
         )
-    pyplot.close(figure)
     return figure
 
 
@@ -96,8 +90,7 @@ def longer_figure(table: pandas.DataFrame, benchmark: S.Methods, teacher: float)
     def kept(score: pandas.Series) -> pandas.Series:
         return 100 * teacher / score if falling else 100 * score / teacher if teacher else 0.0 * score
 
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
+    with subplots(figsize=(6.4, 3.8)) as (figure, axes):
         axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2, label="teacher")
         styles = line_styles(list(table.config.unique()))
         means = table.groupby(["config", "train_steps"], sort=False)[["score", "score_low", "score_high"]].mean()
@@ -117,5 +110,4 @@ def longer_figure(table: pandas.DataFrame, benchmark: S.Methods, teacher: float)
         )
         axes.set_ylabel(f"{metric}, % of the teacher's")
         axes.legend(fontsize=8, loc="lower right")
-    pyplot.close(figure)
     return figure

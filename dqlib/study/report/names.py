@@ -70,12 +70,12 @@ def shape_of(row: Any, teacher: Any) -> str:
     return next((name for name, each in named_shapes(teacher).items() if each == layers), "other")
 
 
-def layers_of(row: pandas.Series) -> str:
+def layers_of(row: Any) -> str:
     """``e-d`` of a row, with heads and neurons after it where they are fewer."""
     return row.config.partition(" ")[2]
 
 
-def bits_of(row: pandas.Series) -> str:
+def bits_of(row: Any) -> str:
     """``W-E-A`` of a row."""
     return row.config.partition(" ")[0]
 
