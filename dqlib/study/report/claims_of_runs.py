@@ -12,7 +12,7 @@ import pandas
 
 from dqlib.study.evaluation.bootstrap import welch_p_value
 from dqlib.study.params.kinds import SEQ2SEQ
-from dqlib.study.report.verdicts import PRETRAINED, Tables, Verdict, significant, written_p
+from dqlib.study.report.verdicts import NOT_RUN, PRETRAINED, Tables, Verdict, decided, not_run, significant, written_p
 
 #: More training, and the part of the gap that it may leave at most.
 TIMES, PART = 8, 0.5
@@ -30,83 +30,68 @@ def of_runs(tables: Tables) -> Iterable[Verdict]:
     Not (a): a teacher that was trained with smoothed labels has a higher loss than its texts deserve, and who learns
     from it takes that over.
     """
+    contrast = "(j) Contrast of tokens helps at equal steps"
     for task in tables.of_kind(SEQ2SEQ):
-        yield from (verdict for verdict in _contrast(tables, task) if verdict.run)
+        yield from (each for each in _pairs(tables, task, contrast, CONTRAST) if each.verdict != NOT_RUN)
     for task in tables.of_kind("classification"):
         yield from _longer(tables, task)
         yield from _not_pretrained(tables, task)
     for task in tables.of_kind("language_modelling"):
-        yield from _contrast(tables, task)
-        yield from _clips(tables, task)
+        yield from _pairs(tables, task, contrast, CONTRAST)
+        for name, preset in CLIPS:
+            claim = f"(k) Dynamic scaling beats {name} at 2 bits"
+            yield from _pairs(tables, task, claim, [("quantgpt", preset)], bits="2-2-")
 
 
-def _longer(tables: Tables, task: str) -> Iterable[Verdict]:
+def _longer(tables: Tables, task: str) -> list[Verdict]:
     claim = f"(g) Few bits are under-trained: {TIMES} times the steps halve the gap"
     rows = tables.runs[(tables.runs.task == task) & tables.runs.part.isin(EARLIER)]
-    rows, found = rows[rows.config.str.match("[12]-[12]-")], False
+    rows, found = rows[rows.config.str.match("[12]-[12]-")], []
     for (part, config), group in rows.groupby(["part", "config"], sort=False):
         steps = int(group.steps.min())
         short, long = _gaps(group[group.steps == steps]), _gaps(group[group.steps == TIMES * steps])
-        if not len(long):
-            continue
-        found, left = True, long.mean() / short.mean()
-        agrees, p = _less(long, PART * short)
-        measured = (
-            f"{part} at {config}: {short.mean():.3f} nats after {steps:,} steps, {long.mean():.3f} after "
-            f"{TIMES * steps:,} ({left:.2f} of it); the bar is {PART}{p}"
-        )
-        yield Verdict(claim, task, measured, agrees)
-    if not found:
-        needed = f"runs of {' or '.join(EARLIER)} at 1 or 2 bits, and of {TIMES} times their steps"
-        yield Verdict.not_run(claim, task, needed)
+        if len(long):
+            agrees, p = _less(long, PART * short)
+            measured = (
+                f"{part} at {config}: {short.mean():.3f} nats after {steps:,} steps, {long.mean():.3f} after "
+                f"{TIMES * steps:,} ({long.mean() / short.mean():.2f} of it); the bar is {PART}{p}"
+            )
+            found.append(decided(claim, task, measured, agrees))
+    needed = f"runs of {' or '.join(EARLIER)} at 1 or 2 bits, and of {TIMES} times their steps"
+    return found or [not_run(claim, task, needed)]
 
 
-def _not_pretrained(tables: Tables, task: str) -> Iterable[Verdict]:
+def _not_pretrained(tables: Tables, task: str) -> list[Verdict]:
     claim = "(h) A student cut from its teacher needs no pre-training of its own"
-    rows = tables.comparisons[(tables.comparisons.task == task) & (tables.comparisons.baseline == PRETRAINED)]
+    rows, found = (
+        tables.comparisons[(tables.comparisons.task == task) & (tables.comparisons.baseline == PRETRAINED)],
+        [],
+    )
     for row in rows.itertuples():
         measured = (
             f"{row.config}: {row.score:.2f} against {row.baseline_score:.2f} of one that was pre-trained at its depth, "
             f"p = {written_p(row.p_value)}; the bar: not behind"
         )
-        ahead = row.score >= row.baseline_score
-        yield Verdict(claim, task, measured, True if ahead else significant(-1, row.p_value))
-    if rows.empty:
-        yield Verdict.not_run(claim, task, "a task beside it, whose teacher is pre-trained at a student's depth")
+        agrees = row.score >= row.baseline_score or significant(-1, row.p_value)
+        found.append(decided(claim, task, measured, agrees))
+    return found or [not_run(claim, task, "a task beside it, whose teacher is pre-trained at a student's depth")]
 
 
-def _contrast(tables: Tables, task: str) -> Iterable[Verdict]:
-    claim = "(j) Contrast of tokens helps at equal steps"
-    yield from _pairs(tables, task, claim, CONTRAST)
-
-
-def _clips(tables: Tables, task: str) -> Iterable[Verdict]:
-    for name, preset in CLIPS:
-        claim = f"(k) Dynamic scaling beats {name} at 2 bits"
-        yield from _pairs(tables, task, claim, [("quantgpt", preset)], bits="2-2-")
-
-
-def _pairs(
-    tables: Tables, task: str, claim: str, pairs: Sequence[tuple[str, str]], bits: str = ""
-) -> Iterable[Verdict]:
+def _pairs(tables: Tables, task: str, claim: str, pairs: Sequence[tuple[str, str]], bits: str = "") -> list[Verdict]:
     """A line for each config and each pair of presets, of which the first one is claimed to be better."""
-    rows, found = tables.runs[tables.runs.task == task], False
+    rows, found = tables.runs[tables.runs.task == task], []
     rows = rows[rows.config.str.startswith(bits)]
-    for config, steps in dict.fromkeys(zip(rows.config, rows.steps, strict=True)):
-        group = rows[(rows.config == config) & (rows.steps == steps)]
+    for (config, steps), group in rows.groupby(["config", "steps"], sort=False):
         for better, other in pairs:
             ours, theirs = (_gaps(group[group.part == name]) for name in (better, other))
-            if not (len(ours) and len(theirs)):
-                continue
-            found = True
-            agrees, p = _less(ours, theirs)
-            measured = (
-                f"{config} after {steps:,} steps: gap {ours.mean():.3f} of {better} against {theirs.mean():.3f} of "
-                f"{other}{p}"
-            )
-            yield Verdict(claim, task, measured, agrees)
-    if not found:
-        yield Verdict.not_run(claim, task, "runs of " + ", or of ".join(" and ".join(pair) for pair in pairs))
+            if len(ours) and len(theirs):
+                agrees, p = _less(ours, theirs)
+                measured = (
+                    f"{config} after {steps:,} steps: gap {ours.mean():.3f} of {better} against {theirs.mean():.3f} of "
+                    f"{other}{p}"
+                )
+                found.append(decided(claim, task, measured, agrees))
+    return found or [not_run(claim, task, "runs of " + ", or of ".join(" and ".join(pair) for pair in pairs))]
 
 
 def _gaps(rows: pandas.DataFrame) -> np.ndarray:
