@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pandas
 
 from dqlib.config import Config
-from dqlib.presets import PRESETS, get_preset
+from dqlib.presets import get_preset
 from dqlib.storage.footprint import size_bytes
 from dqlib.storage.reading import read_model
 from dqlib.student import make_student
@@ -45,10 +46,10 @@ FOLDER = "methods"
 COMPARED = ("baseline", "p_value")
 
 
-def presets_table(names: list[str] | None = None) -> pandas.DataFrame:
+def presets_table(names: Sequence[str]) -> pandas.DataFrame:
     """Presets side by side: one row per field, one column per preset; fields that all share are left out."""
     columns = {}
-    for name in names or list(PRESETS):
+    for name in names:
         preset = get_preset(name)
         flat: dict[str, Any] = {}
         for part in ("weights", "activations", "loss", "recipe"):
@@ -96,13 +97,13 @@ def finished(study: Study) -> list[Finished]:
         if is_finished(study, run):
             model = Trained(study, folder, run.config)
             kept = retained(model.record.score, _score_on(teacher, len(model.lines)), model.record.headline)
+            record, loss = asdict(model.record) | {"retention": kept}, _best_validation(folder)
             minutes = json.loads((folder / COST).read_text())["minutes"]
-            scores, loss = rows_of(model.record, model.lines), _best_validation(folder)
-            found.append(Finished(run, asdict(model.record) | {"retention": kept}, loss, minutes, scores, ids))
+            found.append(Finished(run, record, loss, minutes, rows_of(model.record, model.lines), ids))
         elif run in ledger.held:
-            held = ledger.held[run]
-            rows, part = None if committed is None else _scores_of(committed, held.record), held.part
-            found.append(Finished(run, held.record, part["validation_loss"], part["minutes"], rows, ids))
+            record, part = ledger.held[run].record, ledger.held[run].part
+            scores = None if committed is None else _scores_of(committed, record)
+            found.append(Finished(run, record, part["validation_loss"], part["minutes"], scores, ids))
     return found
 
 
@@ -133,10 +134,12 @@ def missing(study: Study, runs: Sequence[Finished]) -> list[str]:
         groups.setdefault(f"`{run.config}`{steps}", {}).setdefault(run.preset, []).append(run not in done)
     lines = []
     for name, presets in groups.items():
-        left = [f"`{preset}`" + f" ({sum(seeds)} of {len(seeds)} seeds)" * (not all(seeds))
-                for preset, seeds in presets.items() if any(seeds)]  # fmt: skip
-        if left:
-            lines.append(f"{name}: {', '.join(left)}")
+        left = [
+            f"`{preset}`" + f" ({sum(seeds)} of {len(seeds)} seeds)" * (not all(seeds))
+            for preset, seeds in presets.items()
+            if any(seeds)
+        ]
+        lines += [f"{name}: {', '.join(left)}"] * bool(left)
     return lines
 
 
@@ -158,30 +161,32 @@ def benchmark_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:
             seeds.setdefault((each.run.preset, each.run.config), []).append(each.run.seed)
     drawn = Resampled(scores_table(runs))
     compared = {key: _compared(study, *key, seeds, drawn) for key in seeds}
-    sizes = _sizes(study, list(dict.fromkeys((each.run.preset, each.run.config) for each in runs)))
     rows = []
-    for each in runs:
-        key = each.run.preset, each.run.config
-        row = dict(each.record)
-        size = sizes.get(key, row["size_bytes"])
-        row |= {"size_bytes": size, "compression": round(row["teacher_size_bytes"] / size, 2)}
-        baseline, p_value = compared.get(key, (None, None))
+    for each, size in zip(runs, _sizes(study, runs), strict=True):
+        compression = round(each.record["teacher_size_bytes"] / size, 2)
+        baseline, p_value = compared.get((each.run.preset, each.run.config), (None, None))
+        row = dict(each.record) | {"size_bytes": size, "compression": compression}
         rows.append(row | {"baseline": baseline, "p_value": p_value, **each.identity})
     table = pandas.DataFrame(rows, columns=[*columns_of(study.name), *COMPARED, *IDENTITY])
     return table.astype({"retention": float})  # it is None beside a teacher of zero
 
 
-def _sizes(study: Study, pairs: list[tuple[str, Config]]) -> dict[tuple[str, Config], int]:
-    """Bytes of each student; they depend on shapes alone, so an untrained one is counted.
+def _sizes(study: Study, runs: Sequence[Finished]) -> list[int]:
+    """Bytes of each run's student; they depend on shapes alone, so an untrained one is counted.
 
-    Those whose bits, heads or neurons are chosen on a calibration set are left out: their records say it.
+    Of those whose bits, heads or neurons are chosen on a calibration set, the record says it.
     """
     teacher = read_model(study.folders.teacher)
-    return {
-        (preset, config): size_bytes(make_student(teacher, config, preset))
-        for preset, config in pairs
-        if not (config.is_open or config.narrow)
-    }
+
+    @cache
+    def counted(preset: str, config: Config) -> int:
+        return size_bytes(make_student(teacher, config, preset))
+
+    chosen = [each.run.config.is_open or each.run.config.narrow for each in runs]
+    return [
+        each.record["size_bytes"] if own else counted(each.run.preset, each.run.config)
+        for each, own in zip(runs, chosen, strict=True)
+    ]
 
 
 def _compared(
@@ -191,10 +196,8 @@ def _compared(
     benchmark = benchmark_of(study)
     candidates = (WHOLE,) if name in benchmark.ablations else (benchmark.baseline, benchmark.fallback)
     baseline = next((other for other in candidates if (other, config) in seeds), name)
-    if baseline == name:
-        return None, None
     common = [seed for seed in seeds[name, config] if seed in seeds[baseline, config]]
-    if not common:
+    if baseline == name or not common:
         return None, None
     ours, theirs = (
         drawn.drawn(Model(study.name, "student", str(config), preset, benchmark.distill.steps), common)
@@ -212,12 +215,9 @@ def parts_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:
         Columns ``part`` (a preset, whole or with one part changed), ``config``, ``seed``, ``steps``,
         ``validation_loss``, ``teacher_loss``, ``size_bytes``, ``minutes`` (of one core, for the training) and the ids.
     """
-    rows, benchmark = [], benchmark_of(study)
-    sizes = _sizes(study, list(dict.fromkeys((each.run.preset, each.run.config) for each in runs)))
-    teacher_loss = _best_validation(study.folders.teacher)
-    for each in runs:
-        run, steps = each.run, each.run.steps or benchmark.distill.steps
-        size = sizes.get((run.preset, run.config), each.record["size_bytes"])
+    teacher_loss, rows = _best_validation(study.folders.teacher), []
+    for each, size in zip(runs, _sizes(study, runs), strict=True):
+        run, steps = each.run, each.run.steps or benchmark_of(study).distill.steps
         costs = each.loss, teacher_loss, size, each.minutes
         rows.append((run.preset, str(run.config), run.seed, steps, *costs, *each.identity.values()))
     names = ["part", "config", "seed", "steps", "validation_loss", "teacher_loss", "size_bytes", "minutes"]
@@ -229,12 +229,11 @@ def _best_validation(folder: Path) -> float:
     return round(pandas.read_csv(folder / LOG).validation_loss.min(), 4)
 
 
-def gap_table(parts: pandas.DataFrame, against: str = WHOLE) -> pandas.DataFrame:
+def gap_table(parts: pandas.DataFrame) -> pandas.DataFrame:
     """Gap of each part to the teacher, in nats per token, beside that of the whole preset after equal steps.
 
     Args:
         parts: :func:`parts_table`.
-        against: the whole preset.
 
     Returns:
         Columns ``config``, ``steps``, ``part``, ``gap`` and ``gap_std`` (mean and spread over seeds), ``ratio`` to the
@@ -242,17 +241,16 @@ def gap_table(parts: pandas.DataFrame, against: str = WHOLE) -> pandas.DataFrame
         ``size_bytes``, ``minutes``.
     """
     rows = []
-    for (config, steps), group in parts.assign(gap=parts.validation_loss - parts.teacher_loss).groupby(
-        ["config", "steps"], sort=False
-    ):
-        whole = group[group.part == against].gap.to_numpy()
+    parts = parts.assign(gap=parts.validation_loss - parts.teacher_loss)
+    for (config, steps), group in parts.groupby(["config", "steps"], sort=False):
+        whole = group[group.part == WHOLE].gap.to_numpy()
         for part, runs in group.groupby("part", sort=False):
             gaps = runs.gap.to_numpy()
             ratio = gaps.mean() / whole.mean() if len(whole) else None
-            p_value = welch_p_value(gaps, whole) if part != against else None
+            p_value = welch_p_value(gaps, whole) if part != WHOLE else None
             spread = gaps.std(ddof=1) if len(gaps) > 1 else None
-            rows.append((config, steps, part, gaps.mean(), spread, ratio, p_value, len(gaps),
-                         runs.size_bytes.iloc[0], runs.minutes.mean()))  # fmt: skip
+            costs = len(gaps), runs.size_bytes.iloc[0], runs.minutes.mean()
+            rows.append((config, steps, part, gaps.mean(), spread, ratio, p_value, *costs))
     names = ["config", "steps", "part", "gap", "gap_std", "ratio", "p_value", "seeds", "size_bytes", "minutes"]
     return pandas.DataFrame(rows, columns=names)
 
@@ -282,8 +280,7 @@ def benchmark_summary(table: pandas.DataFrame) -> pandas.DataFrame:
         seeds=("seed", "count"),
         **losses,
     ).reset_index()
-    compared = summary[summary.p_value.notna()]
-    for _, family in compared.groupby(["config", "baseline"], sort=False):
+    for _, family in summary[summary.p_value.notna()].groupby(["config", "baseline"], sort=False):
         summary.loc[family.index, "p_value"] = holm(family.p_value.tolist())
     return summary
 
@@ -294,13 +291,12 @@ def _order(benchmark: S.Methods, run: Run) -> tuple[int, int, int]:
     return configs.index(run.config), names.index(run.preset), benchmark.seeds.index(run.seed)
 
 
-def ablation_table(table: pandas.DataFrame, benchmark: S.Methods, against: str = WHOLE) -> pandas.DataFrame:
+def ablation_table(table: pandas.DataFrame, benchmark: S.Methods) -> pandas.DataFrame:
     """Scores with one part of a preset changed, and how far they are from the whole preset's.
 
     Args:
         table: :func:`benchmark_table`.
         benchmark: its parameters.
-        against: the whole preset.
 
     Returns:
         Columns ``config``, ``changed``, ``score``, ``score_std`` and ``difference``, and ``validation loss`` and ``its
@@ -308,13 +304,13 @@ def ablation_table(table: pandas.DataFrame, benchmark: S.Methods, against: str =
     """
     summary = benchmark_summary(table)
     same = table[table.seed.isin(benchmark.ablation_seeds or benchmark.seeds)]
-    whole = benchmark_summary(same[same.preset == against]).set_index("config")
+    whole = benchmark_summary(same[same.preset == WHOLE]).set_index("config")
     rows = summary[summary.preset.isin(benchmark.ablations)]
     if rows.empty:
         return pandas.DataFrame(columns=["config", "changed", "score", "score_std", "difference"])
     columns = {
         "config": rows.config,
-        "changed": rows.preset.map(lambda name: name.removeprefix(f"{against}-")),
+        "changed": rows.preset.map(lambda name: name.removeprefix(f"{WHOLE}-")),
         "score": rows.score.round(2),
         "score_std": rows.score_std.round(2),
         "difference": (rows.score - rows.config.map(whole.score)).round(2),

@@ -123,7 +123,7 @@ its teacher, of whose score it keeps {percent(record.retention)}.
 
 
 def _numbers(record: Record, info: dict) -> str:
-    metric = METRIC_NAMES.get(record.headline, record.headline)
+    metric = METRIC_NAMES[record.headline]
     interval = f"{record.score_low:.2f} to {record.score_high:.2f}"
     return f"""| | |
 | --- | --- |
@@ -147,7 +147,7 @@ def _write_list(folder: Path) -> None:
         files = {file.name: File.of(file) for file in sorted(path.iterdir())}
         size = sum(file.size for file in files.values())
         kept = "" if record.role == "teacher" else f", {percent(record.retention)} of its teacher's"
-        metric = METRIC_NAMES.get(record.headline, record.headline)
+        metric = METRIC_NAMES[record.headline]
         cells = f"[`{path.name}`]({path.name}/{CARD}) | {record.role} | `{record.config}` | {size / 1e6:.2f} MB"
         rows.append(f"| {cells} | {metric} {record.score:.2f}{kept} |\n")
         listed[path.name] = {

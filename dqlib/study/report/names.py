@@ -44,12 +44,17 @@ UNDECIDED = "not decided"
 
 def percent(part: float | None) -> str:
     """A part of the teacher's score, or that there is none."""
-    return UNDECIDED if part is None or pandas.isna(part) else f"{100 * part:.1f}%"
+    return UNDECIDED if pandas.isna(part) else f"{100 * part:.1f}%"
+
+
+def written(number: Any, form: str = "{:.2f}") -> str:
+    """A number of a table as a page has it; nothing where there is none."""
+    return "" if pandas.isna(number) else form.format(number)
 
 
 def axis_name(headline: str) -> str:
     """The name of a metric on the axis of a figure, whose upper end is that of better models."""
-    name = METRIC_NAMES.get(headline, headline)
+    name = METRIC_NAMES[headline]
     return f"{name} (axis turned: up is better)" if headline in FALLING else f"{name} (%)"
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +21,15 @@ from dqlib.storage.reading import read_model
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import load_corpus, load_info
 from dqlib.study.evaluation.recall import Recall, by_length, by_position, read_recall
-from dqlib.study.evaluation.records import Line, Record, metrics_table, read_predictions, read_record
+from dqlib.study.evaluation.records import (
+    Detail,
+    Line,
+    Record,
+    metrics_table,
+    read_details,
+    read_predictions,
+    read_record,
+)
 from dqlib.study.evaluation.similarity import Similarity, held_out, similarity
 from dqlib.study.params.paths import DETAILS, LOG, project_root
 from dqlib.study.params.tasks import TASKS
@@ -98,36 +105,24 @@ def trained(study: Study) -> list[Trained]:
     return [Trained(study, study.teacher()), *students]
 
 
-@dataclass(frozen=True)
-class Collected:
-    """All tables of a study, in the order in which they are collected."""
+@dataclass(frozen=True, kw_only=True)
+class Collected(Tables):
+    """All tables of a study: those that claims and findings are read from, and these."""
 
-    metrics: pandas.DataFrame
     training: pandas.DataFrame
     details: pandas.DataFrame
-    comparisons: pandas.DataFrame
-    retention: pandas.DataFrame
     positions: pandas.DataFrame
     lengths: pandas.DataFrame
-    accumulation: pandas.DataFrame
-    similarity: pandas.DataFrame
     sizes: pandas.DataFrame
     sensitivity: pandas.DataFrame
     scores: pandas.DataFrame
-    runs: pandas.DataFrame
-
-    def read(self) -> Tables:
-        """The tables that claims and findings are read from."""
-        tables = self.metrics, self.comparisons, self.retention, self.accumulation, self.similarity, self.runs
-        return Tables(*tables)
 
     def claims(self) -> pandas.DataFrame:
         """The papers' claims, each with what was measured."""
-        return claims_table(self.read())
+        return claims_table(self)
 
     def files(self) -> dict[str, pandas.DataFrame]:
-        """Every table by the name of its file, but the scores of documents, and runs, which the benchmark has
-        written."""
+        """Every table by its file's name, but the scores of documents, and runs, which the benchmark has written."""
         tables = {f"{name}.csv": table for name, table in vars(self).items() if name not in ("scores", "runs")}
         return tables | {"claims.csv": self.claims()}
 
@@ -140,12 +135,8 @@ def collect(studies: Sequence[Study]) -> Collected:
     """
     writing = [study for study in studies if study.task.form.writes]
     similarities = [each for study in studies if study.task.form.decoder for each in _similarities(study)]
-    scores = joined(
-        [
-            *(model.scores() for study in studies for model in [*trained(study), *_beside(study)]),
-            *(held_out_rows(model.record, measured.decoder) for model, measured in similarities),
-        ]
-    )
+    tested = [model.scores() for study in studies for model in [*trained(study), *_beside(study)]]
+    scores = joined(tested + [held_out_rows(model.record, measured.decoder) for model, measured in similarities])
     drawn = Resampled(scores)
     return Collected(
         metrics=collect_metrics(studies),
@@ -175,26 +166,19 @@ def collect_training(studies: Sequence[Study]) -> pandas.DataFrame:
     for study in studies:
         pretrained = study.folders.pretrained  # which a committed teacher does not need
         named = [("pre-training", "", pretrained)] if study.task.pretrain and (pretrained / LOG).is_file() else []
-        named += [
-            ("teacher" if m.config is None else m.record.config, m.record.preset, m.folder) for m in trained(study)
-        ]
-        logs += [
-            pandas.read_csv(folder / LOG).assign(task_name=study.name, model=name, preset=preset)
-            for name, preset, folder in named
-        ]
+        for model in trained(study):
+            name = "teacher" if model.config is None else model.record.config
+            named.append((name, model.record.preset, model.folder))
+        for name, preset, folder in named:
+            logs.append(pandas.read_csv(folder / LOG).assign(task_name=study.name, model=name, preset=preset))
     return pandas.concat(logs, ignore_index=True)
 
 
 def collect_details(studies: Sequence[Study]) -> pandas.DataFrame:
     """Everything measured beyond ``metrics.csv``: lengths, other test sets, each language, signatures."""
-    rows = [
-        model.key | record
-        for study in studies
-        for model in trained(study)
-        if (model.folder / DETAILS).is_file()
-        for record in json.loads((model.folder / DETAILS).read_text())
-    ]
-    return pandas.DataFrame(rows)
+    models = [model for study in studies for model in trained(study) if (model.folder / DETAILS).is_file()]
+    rows = [model.key | asdict(detail) for model in models for detail in read_details(model.folder)]
+    return pandas.DataFrame(rows, columns=[*KEYS, *(field.name for field in fields(Detail))])
 
 
 def collect_retention(studies: Sequence[Study]) -> pandas.DataFrame:
@@ -222,11 +206,7 @@ def _similarities(study: Study) -> list[tuple[Trained, Similarity]]:
 
 def _with_models(table: pandas.DataFrame, similarities: Sequence[tuple[Trained, Similarity]]) -> pandas.DataFrame:
     """The table with what only the models show, mean over seeds: of encoder and embedding, and the divergence."""
-    rows = [
-        model.key
-        | {"encoder": measured.encoder.mean(), "embedding": measured.embedding, "divergence": measured.divergence}
-        for model, measured in similarities
-    ]
+    rows = [(*model.key.values(), each.encoder.mean(), each.embedding, each.divergence) for model, each in similarities]
     more = pandas.DataFrame(rows, columns=[*KEYS, "encoder", "embedding", "divergence"])
     means = more.groupby(KEYS, sort=False).mean().astype(float).round(3) + 0.0
     return table.merge(means.reset_index(), on=KEYS)
