@@ -72,8 +72,8 @@ def outlier(hidden: HiddenState, tokenizer: PreTrainedTokenizerFast, bits: int =
     largest = int(peaks.argmax())
     name = tokenizer.decode(hidden.ids[text][keep][largest]).strip() or "a space"
     with subplots(2, 1, figsize=(6.6, 4.6), sharex=True) as (figure, (top, bottom)):
-        colours = [COLOURS[2] if i == largest else GREY for i in range(len(peaks))]
-        top.bar(range(len(peaks)), peaks.numpy(), color=colours, width=0.85)
+        bars = top.bar(range(len(peaks)), peaks.numpy(), color=GREY, width=0.85)
+        bars[largest].set_facecolor(COLOURS[2])
         top.margins(y=0.2)
         top.grid(visible=False)
         top.annotate(
@@ -95,15 +95,13 @@ def outlier(hidden: HiddenState, tokenizer: PreTrainedTokenizerFast, bits: int =
 
 def activation_errors(hidden: HiddenState, bits: Sequence[int] = (8, 4)) -> pandas.DataFrame:
     """Mean relative squared error of a token (%), by bits and by how many tokens share a scale."""
-    keep = hidden.mask
-    text = hidden.text()
+    keep, text = hidden.mask, hidden.text()
     one = hidden.states[text][keep[text]]
+    texts = torch.arange(len(keep)).unsqueeze(1).expand_as(keep)[keep]  # (tokens of all texts,)
     rows = []
     for b in bits:
-        a_token = token_errors(one, b, per_tensor=False).mean()
-        a_text = token_errors(one, b, per_tensor=True).mean()
-        a_batch = token_errors(hidden.states[keep], b, per_tensor=True)  # (tokens of all texts,)
-        texts = torch.arange(len(keep)).unsqueeze(1).expand_as(keep)[keep]
-        rows.append([100 * float(v) for v in (a_token, a_text, a_batch[texts == text].mean())])
+        in_batch = token_errors(hidden.states[keep], b, per_tensor=True)[texts == text]
+        each = token_errors(one, b, per_tensor=False), token_errors(one, b, per_tensor=True), in_batch
+        rows.append([100 * float(errors.mean()) for errors in each])
     columns = ["one scale per token", "one for the text", f"one for a batch of {len(keep)} texts"]
     return pandas.DataFrame(rows, index=pandas.Index(bits, name="bits"), columns=columns).round(3)

@@ -18,11 +18,9 @@ from dqlib.study.report.style import subplots
 
 def confusion(folder: Path, labels: Sequence[str]) -> np.ndarray:
     """Test texts by class (rows) and prediction (columns) of a tested model, (classes, classes)."""
-    number = {label: i for i, label in enumerate(labels)}
-    table: np.ndarray = np.zeros((len(labels), len(labels)), dtype=int)
-    for line in read_predictions(folder):
-        table[number[line["reference"]], number[line["prediction"]]] += 1
-    return table
+    lines = pandas.DataFrame(read_predictions(folder))
+    counts = pandas.crosstab(lines.reference, lines.prediction)
+    return counts.reindex(index=labels, columns=labels, fill_value=0).to_numpy()
 
 
 def confusions(folders: Mapping[str, Path], labels: Sequence[str]) -> Figure:

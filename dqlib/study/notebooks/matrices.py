@@ -89,27 +89,24 @@ def scale_sweep(weight: Tensor, bits: Sequence[int] = (2, 3, 4, 5)) -> Figure:
     grid's end by other rules: the largest weight, LSQ's start, the gamma of least error.
     """
     mean = weight.abs().mean()
+    largest = float(weight.abs().max() / mean)
     levels = {b: max(1, 2 ** (b - 1) - 1) for b in bits}
     starts = {b: float(initial_learned(weight, b, "per_tensor", "lsq") * levels[b] / mean) for b in bits}
-    gammas = torch.arange(0.5, 1.05 * max(*starts.values(), float(weight.abs().max() / mean)), 0.05)
+    gammas = torch.arange(0.5, 1.05 * max(*starts.values(), largest), 0.05)
     with subplots(figsize=(6.6, 3.9)) as (figure, axes):
         for i, b in enumerate(bits):
             points = [error_at(weight, b, float(gamma)) for gamma in gammas]
             axes.plot(gammas, points, color=COLOURS[i])
+            end = float(gammas[-1]), points[-1]
             axes.annotate(
-                f"{b} bits", (float(gammas[-1]), points[-1]), (5, 0), textcoords="offset points", va="center",
-                color=COLOURS[i], fontsize=9,
-            )  # fmt: skip
-            marks = {
-                "o": float(initial_learned(weight, b, "per_tensor", "dynamic")),
-                "s": starts[b],
-                "^": float(weight.abs().max() / mean),
-            }
-            for marker, gamma in marks.items():
+                f"{b} bits", end, (5, 0), textcoords="offset points", va="center", color=COLOURS[i], fontsize=9
+            )
+            least = float(initial_learned(weight, b, "per_tensor", "dynamic"))
+            for marker, gamma in (("o", least), ("s", starts[b]), ("^", largest)):
                 axes.plot(gamma, error_at(weight, b, gamma), marker, color=COLOURS[i], markersize=7)
-        for marker, name in (("o", "least error (dynamic scaling starts here)"), ("s", "LSQ starts here"),
-                             ("^", "the largest weight (symmetric)")):  # fmt: skip
-            axes.plot([], [], marker, color=GREY, label=name)
+        axes.plot([], [], "o", color=GREY, label="least error (dynamic scaling starts here)")
+        axes.plot([], [], "s", color=GREY, label="LSQ starts here")
+        axes.plot([], [], "^", color=GREY, label="the largest weight (symmetric)")
         plain_log_scale(axes)
         axes.set_xlabel(r"where the grid ends: clip / mean$|w|$  ($\gamma$)")
         axes.set_ylabel("relative squared error (%)")
@@ -119,13 +116,13 @@ def scale_sweep(weight: Tensor, bits: Sequence[int] = (2, 3, 4, 5)) -> Figure:
 
 def row_sizes(weight: Tensor) -> Figure:
     """Largest and mean ``|w|`` of each row, sorted, beside those of the whole matrix."""
-    largest, order = weight.abs().amax(dim=1).sort()
-    mean = weight.abs().mean(dim=1)[order]
+    size = weight.abs()
+    largest, order = size.amax(dim=1).sort()
+    sizes = {"max": (largest, size.max()), "mean": (size.mean(dim=1)[order], size.mean())}
     with subplots(figsize=(6.6, 2.9)) as (figure, axes):
-        whole = {"max": float(weight.abs().max()), "mean": float(weight.abs().mean())}
-        for i, (name, values) in enumerate((("max", largest), ("mean", mean))):
-            axes.plot(values.numpy(), "o", markersize=3, color=COLOURS[i], label=f"{name} |w| of a row")
-            axes.axhline(whole[name], color=COLOURS[i], linestyle=("--", ":")[i], label=f"{name} |w| of the matrix")
+        for (name, (of_rows, whole)), colour, dash in zip(sizes.items(), COLOURS, ("--", ":"), strict=False):
+            axes.plot(of_rows.numpy(), "o", markersize=3, color=colour, label=f"{name} |w| of a row")
+            axes.axhline(float(whole), color=colour, linestyle=dash, label=f"{name} |w| of the matrix")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("row, from the smallest maximum to the largest")
         axes.set_ylabel("|w|")

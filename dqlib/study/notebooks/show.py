@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from dqlib.quantizers import quantize
 from dqlib.storage.footprint import footprint, fp32_size_bytes
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.evaluation.perplexity import perplexity_of
-from dqlib.study.evaluation.records import metrics_table, read_details, read_record
+from dqlib.study.evaluation.records import Detail, metrics_table, read_details, read_record
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import LOG, PREDICTIONS, RECORD
 from dqlib.study.params.tasks import kind_of
@@ -82,11 +81,11 @@ def curves(folder: Path, columns: list[str]) -> Figure:
 def loss_terms(folder: Path) -> Figure:
     """Every loss term of a distillation, relative to its first value."""
     log = pandas.read_csv(folder / LOG)
-    terms = [column for column in log if column not in ("step", "learning_rate", "loss", "validation_loss")]
+    terms = log.columns.drop(["step", "learning_rate", "loss", "validation_loss"])
     with subplots(figsize=(6.4, 3.2)) as (figure, axes):
         for i, term in enumerate(terms):
-            style = DASHES[i % len(DASHES)]
-            axes.plot(log.step, log[term] / log[term].iloc[0], linestyle=style, color=COLOURS[i], label=_readable(term))
+            part = log[term] / log[term].iloc[0]
+            axes.plot(log.step, part, linestyle=DASHES[i], color=COLOURS[i], label=_readable(term))
         axes.set_xlabel("training step")
         axes.set_ylabel("term, relative to its first value")
         axes.set_ylim(bottom=0)
@@ -114,17 +113,11 @@ def quantized_weights(weight: Tensor, bits: tuple[int, ...] = (4, 2, 1)) -> Figu
 
 def account(student: nn.Module, teacher: nn.Module) -> pandas.DataFrame:
     """Bytes of a student by kind of parameter, beside those of its teacher in full precision."""
-    total: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for entry in footprint(student):
-        total[entry.kind][0] += entry.numel
-        total[entry.kind][1] += entry.size_bytes
-    fp32 = fp32_size_bytes(teacher)
-    rows = {kind: total[kind] for kind in KINDS}
-    rows |= {
-        "student": [sum(column) for column in zip(*rows.values(), strict=True)],
-        "teacher, fp32": [fp32 // 4, fp32],
-    }
-    table = pandas.DataFrame.from_dict(rows, orient="index", columns=["numbers", "bytes"]).rename_axis("part")
+    entries = [(entry.kind, entry.numel, entry.size_bytes) for entry in footprint(student)]
+    table = pandas.DataFrame(entries, columns=["part", "numbers", "bytes"]).groupby("part").sum()
+    table = table.reindex(KINDS, fill_value=0)
+    table.loc["student"] = table.sum()
+    table.loc["teacher, fp32"] = [fp32_size_bytes(teacher) // 4, fp32_size_bytes(teacher)]
     table["bits per number"] = (8 * table.bytes / table.numbers.clip(lower=1)).round(2)
     return table
 
@@ -188,13 +181,12 @@ def _answer(line: Mapping[str, Any]) -> str:
 def baselines(folder: Path) -> pandas.DataFrame:
     """What simpler methods reach on the test of a teacher: one row per method, with 95% intervals."""
     rows = [
-        {"method": each.metric.removesuffix(f"_{metric}").replace("_", " "), "metric": name,
-         "text": f"{each.value:.2f} ({each.low:.2f} to {each.high:.2f})"}
+        {"method": each.metric.removesuffix(f"_{metric}").replace("_", " "), "metric": name, "text": _interval(each)}
         for each in read_details(folder)
-        for metric, name in METRIC_NAMES.items() if each.metric.endswith(f"_{metric}")
-    ]  # fmt: skip
-    table = pandas.DataFrame(rows).pivot_table("text", "method", "metric", aggfunc="first", sort=False)
-    return table.rename_axis(columns=None)
+        for metric, name in METRIC_NAMES.items()
+        if each.metric.endswith(f"_{metric}")
+    ]
+    return _by_metric(rows, ["method"])
 
 
 def details(folders: dict[str, Path], metrics: Sequence[str]) -> pandas.DataFrame:
@@ -205,21 +197,24 @@ def details(folders: dict[str, Path], metrics: Sequence[str]) -> pandas.DataFram
         metrics: which of ``details.json``.
     """
     rows = [
-        {
-            "test set": each.test_set,
-            "language": each.language or "",
-            "model": name,
-            "metric": each.metric,
-            "text": f"{each.value:.2f} ({each.low:.2f} to {each.high:.2f})",
-        }
+        {"test set": each.test_set, "language": each.language or "", "model": name, "metric": each.metric,
+         "text": _interval(each)}
         for name, folder in folders.items()
         for each in read_details(folder)
         if each.metric in metrics
-    ]
-    table = pandas.DataFrame(rows).pivot_table(
-        "text", ["test set", "language", "model"], "metric", aggfunc="first", sort=False
-    )
-    return table[[metric for metric in metrics if metric in table]].rename_axis(columns=None)
+    ]  # fmt: skip
+    table = _by_metric(rows, ["test set", "language", "model"])
+    return table[[metric for metric in metrics if metric in table]]
+
+
+def _interval(detail: Detail) -> str:
+    return f"{detail.value:.2f} ({detail.low:.2f} to {detail.high:.2f})"
+
+
+def _by_metric(rows: Sequence[Mapping[str, str]], index: list[str]) -> pandas.DataFrame:
+    """One column per metric."""
+    table = pandas.DataFrame(rows).pivot_table("text", index, "metric", aggfunc="first", sort=False)
+    return table.rename_axis(columns=None)
 
 
 def answer(
@@ -261,23 +256,16 @@ def answer(
 
 
 def side_by_side(
-    models: dict[str, tuple[PreTrainedModel, Path]],
+    models: Mapping[str, tuple[PreTrainedModel, Path]],
     text: str,
     max_new_tokens: int = 40,
     language: str | None = None,
     beams: int = 4,
 ) -> Styler:
-    """What each model writes for one text, with its size and the time that it took.
+    """What each model writes for one text, with its size and the time that it took; else as :func:`answer` has it.
 
     Args:
         models: model and folder, by the name to show.
-        text: to read.
-        max_new_tokens: most tokens to write.
-        language: to write in, for a translation; the first one, when None.
-        beams: of the search.
-
-    Raises:
-        InputError: the text is empty, or the language has no token.
     """
     rows = []
     for name, (model, folder) in models.items():

@@ -64,8 +64,7 @@ def in_words(table: pandas.DataFrame) -> str:
     for name, row in table.iterrows():
         if row.low == row.high == 0:
             continue
-        verdict = "about as alike as" if row.low <= 0 <= row.high else ("more alike than" if row.low > 0 else
-                                                                        "less alike than")  # fmt: skip
+        verdict = "more alike than" if row.low > 0 else "less alike than" if row.high < 0 else "about as alike as"
         sentences.append(
             f"{name}: tokens are {verdict} the teacher's ({row.more_alike:+.3f}, 95% {row.low:+.3f} to "
             f"{row.high:+.3f}); divergence {row.divergence:.3f} nats."

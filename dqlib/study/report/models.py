@@ -84,13 +84,11 @@ def write_models(params: str) -> tuple[Path, list[str]]:
 
 def _write_teacher(settings: Settings, folder: Path) -> None:
     source, task = settings.folders(TEACHER_OF).teacher, TEACHER_OF
-    model = read_model(source)
     halved = read_model(source).half()
-    exact = zip(model.parameters(), halved.parameters(), strict=True)
-    if not all(torch.equal(whole, half.float()) for whole, half in exact):
+    weights = zip(read_model(source).parameters(), halved.parameters(), strict=True)
+    if not all(torch.equal(whole, half.float()) for whole, half in weights):
         raise InputError("teacher", str(source), "one whose weights are numbers of fp16, as fine-tuning leaves them")
-    tokenizer = read_tokenizer(source)
-    save_model(halved, folder, None if tokenizer is None else _Compact(tokenizer))  # type: ignore[arg-type]
+    save_model(halved, folder, _Compact(read_tokenizer(source)))  # type: ignore[arg-type]
     shutil.copyfile(source / LOG, folder / LOG)
     shutil.copyfile(source / RECORD, folder / RECORD)
     write_text(folder / PROVENANCE, provenance_text(teacher_provenance(settings, task)))
@@ -104,8 +102,7 @@ ended, so read in fp32 it is the very function that students learn from. Where p
 
 
 def _write_student(settings: Settings, task: str, student: Path, folder: Path) -> None:
-    tokenizer = read_tokenizer(student)
-    save_packed(load_student(student), folder, None if tokenizer is None else _Compact(tokenizer))  # type: ignore[arg-type]
+    save_packed(load_student(student), folder, _Compact(read_tokenizer(student)))  # type: ignore[arg-type]
     shutil.copyfile(student / RECORD, folder / RECORD)
     record, spec = read_record(student), settings.task(task)
     use = f"""```bash

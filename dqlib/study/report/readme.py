@@ -23,9 +23,7 @@ from dqlib.study.report.pages import METRICS, markdown_table, overview_table
 from dqlib.study.report.verdicts import Tables
 
 
-def aims_table(
-    metrics: pandas.DataFrame, longer: pandas.DataFrame | None = None, retention: pandas.DataFrame | None = None
-) -> pandas.DataFrame:
+def aims_table(metrics: pandas.DataFrame, longer: pandas.DataFrame, retention: pandas.DataFrame) -> pandas.DataFrame:
     """Each aim with what was measured, and by a student that was trained for longer where there is one.
 
     Args:
@@ -35,13 +33,11 @@ def aims_table(
         retention: the intervals of what is left, in the columns of ``retention.csv``.
 
     Returns:
-        Columns ``aim``, ``measured``, ``trained longer``, ``reached``.
+        Columns ``aim``, ``measured``, ``trained longer`` (where a student was), ``reached``.
     """
     empty = pandas.DataFrame()
-    tables = Tables(metrics, empty, empty if retention is None else retention, empty, empty)
-    rows = []
-    teachers = {name: known.teacher_aim for name, known in TASKS.items() if known.teacher_aim is not None}
-    for task, least in teachers.items():
+    tables, rows = Tables(metrics, empty, retention, empty, empty), []
+    for task, least in ((name, known.teacher_aim) for name, known in TASKS.items() if known.teacher_aim is not None):
         teacher = metrics[(metrics.task == task) & (metrics.role == "teacher")].iloc[0]
         aim = f"{task}: teacher, {METRIC_NAMES[teacher.headline]} of at least {least:g}"
         rows.append((aim, f"{teacher.score:.2f}", "", "yes" if teacher.score >= least else "no"))
@@ -49,21 +45,14 @@ def aims_table(
         student = tables.shape(task, bits, shape)
         if student is None:
             raise InputError("metrics", task, f"a table with the student `{bits}`, {SHAPES[shape]}")
+        same = (longer[["task", "config", "preset"]] == student[["task", "config", "preset"]]).all(axis=1)
+        runs = longer[same & (longer.train_steps > student.train_steps)]
+        means = runs.groupby("train_steps").retention.agg(average="mean", seeds="count")
+        more = [f"{100 * r.average:.1f}% ({r.Index:,} steps, {_seeds(r.seeds)})" for r in means.itertuples()]
+        reached = "trained longer" if (means.average >= least).any() else "no"
+        reached = "yes" if student.retention >= least else reached
         aim = f"{task}: `{bits}`, {SHAPES[shape]}, at least {100 * least:.0f}% of the teacher"
-        more, reached = "", "yes" if student.retention >= least else "no"
-        if longer is not None:
-            same = (longer[["task", "config", "preset"]] == student[["task", "config", "preset"]]).all(axis=1)
-            runs = longer[same & (longer.train_steps > student.train_steps)]
-            means = runs.groupby("train_steps").retention.agg(average="mean", seeds="count")
-            more = ", ".join(
-                f"{100 * r.average:.1f}% ({r.Index:,} steps, {_seeds(r.seeds)})" for r in means.itertuples()
-            )
-            if reached == "no" and (means.average >= least).any():
-                reached = "trained longer"
-        measured = (
-            f"{100 * student.retention:.1f}%" if retention is None else str(tables.retention_of(task, bits, shape))
-        )
-        rows.append((aim, measured, more, reached))
+        rows.append((aim, str(tables.retention_in(student)), ", ".join(more), reached))
     table = pandas.DataFrame(rows, columns=["aim", "measured", "trained longer", "reached"])
     return table if table["trained longer"].any() else table.drop(columns="trained longer")
 

@@ -39,7 +39,7 @@ def comparisons_table(drawn: Resampled) -> pandas.DataFrame:
             row = _key(joint) | {"headline": drawn.headline(joint), "score": drawn.score(joint)}
             row |= {"baseline": baseline, "baseline_score": drawn.score(other)}
             rows.append(row | {"p_value": two_sided(drawn.drawn(joint) - drawn.drawn(other))})
-    columns = ["task", "config", "preset", "headline", "score", "baseline", "baseline_score", "p_value"]
+    columns = [*KEYS, "headline", "score", "baseline", "baseline_score", "p_value"]
     return pandas.DataFrame(rows, columns=columns).round(4)
 
 
@@ -51,11 +51,10 @@ def retention_table(drawn: Resampled) -> pandas.DataFrame:
     rows = []
     for student in drawn.students():
         teacher, headline, low, high = drawn.teacher(student.task), drawn.headline(student), np.nan, np.nan
-        if interval(drawn.drawn(teacher))[0] >= ZERO:
-            ours, theirs = drawn.drawn(student), drawn.drawn(teacher)
-            if headline in FALLING:
-                ours, theirs = theirs, ours
-            low, high = interval(ours / np.maximum(theirs, ZERO))
+        ours, theirs = drawn.drawn(student), drawn.drawn(teacher)
+        if interval(theirs)[0] >= ZERO:
+            part, whole = (theirs, ours) if headline in FALLING else (ours, theirs)
+            low, high = interval(part / np.maximum(whole, ZERO))
         kept = retained(drawn.score(student), drawn.score(teacher), headline)
         rows.append(_key(student) | {"retention": kept, "low": low, "high": high})
     table = pandas.DataFrame(rows, columns=[*KEYS, "retention", "low", "high"])
@@ -89,8 +88,8 @@ def similarity_table(drawn: Resampled) -> pandas.DataFrame:
             continue
         teacher = drawn.teacher(model.task)
         ours, theirs = (drawn.mean(each, "cosine", HELD_OUT) for each in (model, teacher))
-        more = (drawn.drawn_mean(each, "cosine", HELD_OUT) for each in (model, teacher))
-        low, high = interval(next(more) - next(more))
+        more, less = (drawn.drawn_mean(each, "cosine", HELD_OUT) for each in (model, teacher))
+        low, high = interval(more - less)
         measured = {"decoder": ours, "teacher": theirs, "more_alike": ours - theirs, "low": low, "high": high}
         rows.append(_key(model) | measured)
     columns = [*KEYS, "decoder", "teacher", "more_alike", "low", "high"]
@@ -109,9 +108,8 @@ def metrics_of(drawn: Resampled) -> pandas.DataFrame:
         config, headline, score = Config.parse(model.config), drawn.headline(model), drawn.score(model)
         kept = retained(score, drawn.score(drawn.teacher(model.task)), headline)
         shape = {name: getattr(config, name) for name in SHAPE}
-        rows.append(
-            _key(model) | {"role": model.role, **shape, "headline": headline, "score": score} | {"retention": kept}
-        )
+        score_of = {"headline": headline, "score": score, "retention": kept}
+        rows.append(_key(model) | {"role": model.role} | shape | score_of)
     return pandas.DataFrame(rows).round(4)
 
 
@@ -132,9 +130,8 @@ def recomputed(folder: Path) -> tuple[pandas.DataFrame, list[str]]:
         written = pandas.read_csv(file)
         more = [name for name in written if name not in metrics]
         metrics = metrics.merge(written.drop_duplicates(KEYS)[[*KEYS, *more]], on=KEYS, how="left")
-    claims = claims_table(Tables(metrics, **tables, runs=runs_in(folder)))
-    tables["claims"] = claims
-    return claims, [line for name, table in tables.items() for line in _differences(folder, name, table)]
+    tables["claims"] = claims_table(Tables(metrics, **tables, runs=runs_in(folder)))
+    return tables["claims"], [line for name, table in tables.items() for line in _differences(folder, name, table)]
 
 
 def runs_in(folder: Path) -> pandas.DataFrame:
