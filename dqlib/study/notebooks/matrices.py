@@ -118,11 +118,12 @@ def row_sizes(weight: Tensor) -> Figure:
     """Largest and mean ``|w|`` of each row, sorted, beside those of the whole matrix."""
     size = weight.abs()
     largest, order = size.amax(dim=1).sort()
-    sizes = {"max": (largest, size.max()), "mean": (size.mean(dim=1)[order], size.mean())}
+    mean = size.mean(dim=1)[order]
+    lines = (("max", largest, size.max(), "--"), ("mean", mean, size.mean(), ":"))
     with subplots(figsize=(6.6, 2.9)) as (figure, axes):
-        for (name, (of_rows, whole)), colour, dash in zip(sizes.items(), COLOURS, ("--", ":"), strict=False):
-            axes.plot(of_rows.numpy(), "o", markersize=3, color=colour, label=f"{name} |w| of a row")
-            axes.axhline(float(whole), color=colour, linestyle=dash, label=f"{name} |w| of the matrix")
+        for i, (name, of_rows, of_all, dash) in enumerate(lines):
+            axes.plot(of_rows.numpy(), "o", markersize=3, color=COLOURS[i], label=f"{name} |w| of a row")
+            axes.axhline(float(of_all), color=COLOURS[i], linestyle=dash, label=f"{name} |w| of the matrix")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("row, from the smallest maximum to the largest")
         axes.set_ylabel("|w|")

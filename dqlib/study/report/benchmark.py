@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas
 
 from dqlib.config import Config
@@ -26,16 +25,7 @@ from dqlib.study.params.tasks import benchmark_file
 from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, is_finished
 from dqlib.study.pipeline.ledger import IDENTITY, identity, read_ledger, teacher_digest
 from dqlib.study.pipeline.study import Study
-from dqlib.study.report.scores import (
-    SCORES,
-    Model,
-    Resampled,
-    joined,
-    read_scores,
-    rows_of,
-    score_of,
-    statistics_of,
-)
+from dqlib.study.report.scores import SCORES, Model, Resampled, joined, read_scores, rows_of
 from dqlib.study.report.tables import Trained
 
 #: The preset that ablations change one part of.
@@ -90,39 +80,27 @@ def finished(study: Study) -> list[Finished]:
     benchmark, ledger, digest = benchmark_of(study), read_ledger(study), teacher_digest(study)
     file, found = project_root() / study.settings.results / benchmark_file(FOLDER, study.name) / SCORES, []
     teacher = Trained(study, study.folders.teacher)
-    committed = read_scores(file) if ledger.held and file.is_file() else None
+    named = ["preset", "config", "seed", "steps"]
+    committed = dict(list(read_scores(file).groupby(named))) if ledger.held and file.is_file() else {}
     runs = sorted(benchmark.runs_of_equal_steps(), key=lambda run: _order(benchmark, run)) + benchmark.longer_runs()
     for run in runs:
         folder, ids = folder_of(study, run), identity(study, run, digest)
         if is_finished(study, run):
             model = Trained(study, folder, run.config)
-            kept = retained(model.record.score, _score_on(teacher, len(model.lines)), model.record.headline)
+            kept = retained(model.record.score, teacher.score_on(len(model.lines)), model.record.headline)
             record, loss = asdict(model.record) | {"retention": kept}, _best_validation(folder)
             minutes = json.loads((folder / COST).read_text())["minutes"]
             found.append(Finished(run, record, loss, minutes, rows_of(model.record, model.lines), ids))
         elif run in ledger.held:
             record, part = ledger.held[run].record, ledger.held[run].part
-            scores = None if committed is None else _scores_of(committed, record)
+            scores = committed.get(tuple(record[name] for name in ("preset", "config", "seed", "train_steps")))
             found.append(Finished(run, record, part["validation_loss"], part["minutes"], scores, ids))
     return found
 
 
 def teacher_score(study: Study, documents: int | None) -> float:
     """The teacher's score on the documents that runs are tested on, the first ones of its own test; all, when None."""
-    return _score_on(Trained(study, study.folders.teacher), documents)
-
-
-def _score_on(teacher: Trained, documents: int | None) -> float:
-    lines, headline = teacher.lines[:documents], teacher.record.headline
-    totals = np.stack(list(statistics_of(headline, lines).values()), axis=1).sum(axis=0, keepdims=True)
-    return float(score_of(headline, totals, len(lines))[0])
-
-
-def _scores_of(committed: pandas.DataFrame, record: Mapping[str, Any]) -> pandas.DataFrame | None:
-    """The rows of one run; None where there are none."""
-    names = {"preset": "preset", "config": "config", "seed": "seed", "steps": "train_steps"}
-    same = np.logical_and.reduce([(committed[ours] == record[theirs]).to_numpy() for ours, theirs in names.items()])
-    return committed[same] if same.any() else None
+    return Trained(study, study.folders.teacher).score_on(documents)
 
 
 def missing(study: Study, runs: Sequence[Finished]) -> list[str]:

@@ -44,7 +44,15 @@ from dqlib.study.report.recompute import (
     runs_in,
     similarity_table,
 )
-from dqlib.study.report.scores import Resampled, held_out_rows, joined, resampled_headline, rows_of
+from dqlib.study.report.scores import (
+    Resampled,
+    held_out_rows,
+    joined,
+    resampled_headline,
+    rows_of,
+    score_of,
+    statistics_of,
+)
 from dqlib.study.report.verdicts import Tables
 from dqlib.study.training.task import calibration_batches
 
@@ -91,6 +99,12 @@ class Trained:
     def resampled(self) -> np.ndarray:
         """Its headline score on test documents drawn again; see :func:`resampled_headline`."""
         return resampled_headline(self.record.headline, self.lines)
+
+    def score_on(self, documents: int | None) -> float:
+        """Its headline score on the first documents of its test; on all, when None."""
+        lines, headline = self.lines[:documents], self.record.headline
+        totals = np.stack(list(statistics_of(headline, lines).values()), axis=1).sum(axis=0, keepdims=True)
+        return float(score_of(headline, totals, len(lines))[0])
 
     def model(self) -> PreTrainedModel:
         """The model itself, in evaluation mode."""
