@@ -208,10 +208,7 @@ def _best_validation(folder: Path) -> float:
 
 
 def gap_table(parts: pandas.DataFrame) -> pandas.DataFrame:
-    """Gap of each part to the teacher, in nats per token, beside that of the whole preset after equal steps.
-
-    Args:
-        parts: :func:`parts_table`.
+    """Gap of each part of :func:`parts_table` to the teacher, in nats per token, beside the whole preset's.
 
     Returns:
         Columns ``config``, ``steps``, ``part``, ``gap`` and ``gap_std`` (mean and spread over seeds), ``ratio`` to the
@@ -270,11 +267,7 @@ def _order(benchmark: S.Methods, run: Run) -> tuple[int, int, int]:
 
 
 def ablation_table(table: pandas.DataFrame, benchmark: S.Methods) -> pandas.DataFrame:
-    """Scores with one part of a preset changed, and how far they are from the whole preset's.
-
-    Args:
-        table: :func:`benchmark_table`.
-        benchmark: its parameters.
+    """Scores of :func:`benchmark_table` with one part of a preset changed, and how far they are from the whole one's.
 
     Returns:
         Columns ``config``, ``changed``, ``score``, ``score_std`` and ``difference``, and ``validation loss`` and ``its

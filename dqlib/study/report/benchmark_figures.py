@@ -17,10 +17,7 @@ from dqlib.study.report.style import TEACHER_COLOUR, colour_of, line_styles, mar
 def presets_figure(table: pandas.DataFrame, benchmark: S.Methods, task: str) -> Figure:
     """Part of the teacher's score that is left: one group of points per config, one point per seed, a bar for the mean.
 
-    Args:
-        table: :func:`benchmark_table`.
-        benchmark: its parameters, for the order.
-        task: name of the task, for the title.
+    ``table`` is :func:`dqlib.study.report.benchmark.benchmark_table`; the order is that of the parameters.
     """
     configs = [text for text in map(str, map(Config.parse, benchmark.configs)) if (table.config == text).any()]
     presets = [name for name in benchmark.presets if (table.preset == name).any()]

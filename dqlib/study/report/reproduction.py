@@ -42,13 +42,7 @@ def machine() -> dict[str, Any]:
 
 
 def write_measured(metrics: pandas.DataFrame, retention: pandas.DataFrame, folder: Path, profile: str) -> None:
-    """Keep what a profile gave, and where, beside its tables, which must have been written.
-
-    Args:
-        metrics, retention: the tables of these names.
-        folder: of the results.
-        profile: its name.
-    """
+    """Keep what a profile gave, and where, in a folder of results whose tables have been written."""
     kept = metrics.merge(retention[[*_CELL[:3], "low", "high"]], on=_CELL[:3], how="left")
     cells = []
     for row in kept.itertuples():
@@ -63,12 +57,7 @@ def write_measured(metrics: pandas.DataFrame, retention: pandas.DataFrame, folde
 
 
 def comparison(folder: Path, profile: str) -> str:
-    """What a profile gave here held against what is committed of the same profile, in lines.
-
-    Args:
-        folder: of the results.
-        profile: its name.
-    """
+    """What a profile gave here, in its folder of results, held against what is committed of it, in lines."""
     file = folder / MEASURED / f"{profile}.json"
     before = _committed(file)
     if not file.is_file():
