@@ -13,6 +13,7 @@ from torch import Tensor
 from dqlib.quantizers import Quantized, initial_learned
 from dqlib.schemes import Scheme
 from dqlib.study.notebooks.errors import error_at, quantized, relative_error
+from dqlib.study.report.names import in_bits
 from dqlib.study.report.style import COLOURS, GREY, colour_of, marker_of, plain_log_scale, subplots
 
 
@@ -40,7 +41,7 @@ def grids(weight: Tensor, which: Sequence[tuple[int, str]]) -> Figure:
                 share = (counts / counts.sum() * axes.get_ylim()[1]).numpy()
                 axes.plot(values.numpy(), share, "o", color=COLOURS[1], markersize=4.5, zorder=3)
             error = 100 * relative_error(weight, codes)
-            axes.set_title(f"{_bits(bits)}, {scheme}\nerror {error:.2g}%", fontsize=9)
+            axes.set_title(f"{in_bits(bits)}, {scheme}\nerror {error:.2g}%", fontsize=9)
             axes.grid(visible=False)
         for axes in panels.flat[len(which) :]:
             axes.set_visible(False)
@@ -65,7 +66,7 @@ def mosaic(weight: Tensor, bits: Sequence[int] = (8, 4, 3, 2, 1), rows: int = 24
     """A corner of a matrix as a picture, and what is left of it at each precision (one scale per row)."""
     reach = 2.5 * float(weight.std())
     pictures = {"full precision": weight}
-    pictures |= {_bits(b): quantized(weight, b, None, "per_row").dequantize() for b in bits}
+    pictures |= {in_bits(b): quantized(weight, b, None, "per_row").dequantize() for b in bits}
     with subplots(2, 3, figsize=(6.6, 3.7), style={"axes.grid": False}) as (figure, panels):
         for axes, (name, picture) in zip(panels.flat, pictures.items(), strict=True):
             corner = picture[:rows, :columns].numpy()
@@ -155,7 +156,3 @@ def error_by_bits(table: pandas.DataFrame, most: float = 6.2) -> Figure:
         axes.set_ylabel("relative squared error (%)")
         figure.legend(loc="outside right center", fontsize=8)
     return figure
-
-
-def _bits(bits: int) -> str:
-    return f"{bits} bit{'s' * (bits > 1)}"

@@ -27,7 +27,7 @@ from dqlib.study.params import settings as S
 from dqlib.study.params.paths import LOG, PREDICTIONS, RECORD
 from dqlib.study.params.tasks import kind_of
 from dqlib.study.report.figures import scores_axis
-from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, bits_of, quantity_of
+from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, bits_of, in_bits, quantity_of
 from dqlib.study.report.pages import short_table
 from dqlib.study.report.style import COLOURS, DASHES, GREY, line_styles, subplots
 from dqlib.study.training.language_modelling import stream
@@ -106,7 +106,7 @@ def quantized_weights(weight: Tensor, bits: tuple[int, ...] = (4, 2, 1)) -> Figu
             axes.hist(left.numpy(), edges, color=COLOURS[i], alpha=0.75)
             axes.set_yscale("log")
             axes.set_xlabel("weight")
-            axes.set_title(f"{b} bit{'s' * (b > 1)}: {100 * error:.1f}% error", fontsize=9)
+            axes.set_title(f"{in_bits(b)}: {100 * error:.1f}% error", fontsize=9)
         panels[0].set_ylabel("count (logarithmic)")
     return figure
 

@@ -23,6 +23,7 @@ from dqlib.study.report.names import (
     UNDECIDED,
     axis_name,
     bits_of,
+    in_bits,
     layers_of,
     quantity_of,
     shape_of,
@@ -237,7 +238,7 @@ def sensitivity(table: pandas.DataFrame) -> Figure:
             if bits == widths[0]:
                 axes.set_title(task, fontsize=9)
             if column == 0:
-                axes.set_ylabel(f"{bits} bit{'s' * (bits > 1)}")
+                axes.set_ylabel(in_bits(bits))
         figure.colorbar(image, ax=panels, label="loss added (nats per token)", shrink=0.6)
     return figure
 

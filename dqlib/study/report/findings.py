@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from dqlib.study.report.claims import NOTHING
-from dqlib.study.report.names import QUANTIZATION_ALONE
+from dqlib.study.report.names import QUANTIZATION_ALONE, in_bits
 from dqlib.study.report.verdicts import SIGNIFICANT, Retention, Tables, ahead, corrected, listed
 
 #: Bits of the papers' grids, most first.
@@ -25,7 +25,8 @@ def _bits(tables: Tables) -> str:
     lossless = list(takewhile(lambda bits: min(each.part for each in by_bits[bits].values()) >= NOTHING, by_bits))
     lead = "At every number of bits some task loses more than 1% of its teacher's score"
     if lossless:
-        lead = f"Down to {_count(lossless[-1])}, with all layers, every task keeps 99% of its teacher's score or more"
+        fewest = in_bits(int(lossless[-1].partition("-")[0]))
+        lead = f"Down to {fewest}, with all layers, every task keeps 99% of its teacher's score or more"
     rest = [f"`{bits}`: {listed(kept)}" for bits, kept in by_bits.items() if bits not in lossless]
     below = "Below: " if lossless else "Kept: "
     return f"**{lead}.**" + (f" {below}{'; '.join(rest)}." if rest else "")
@@ -64,8 +65,3 @@ def _kept(tables: Tables, bits: str, shape: str) -> dict[str, Retention]:
 def _span(values: Sequence[float]) -> str:
     low, high = (f"{value:.1f}" for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
-
-
-def _count(bits: str) -> str:
-    weights = bits.partition("-")[0]
-    return f"{weights} bit" if weights == "1" else f"{weights} bits"

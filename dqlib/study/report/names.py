@@ -85,6 +85,11 @@ def bits_of(row: Any) -> str:
     return row.config.partition(" ")[0]
 
 
+def in_bits(bits: int) -> str:
+    """A number of bits in words."""
+    return f"{bits} bit{'s' * (bits > 1)}"
+
+
 def quantity_of(term: str, preset: str = "", unit: str = "token") -> str:
     """What a column of a training log measures, with its unit, for an axis.
 

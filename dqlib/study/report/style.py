@@ -81,7 +81,7 @@ def subplots(*grid: int, style: Mapping[str, Any] | None = None, **options: Any)
         style: what is other than in :data:`STYLE`.
         options: of ``pyplot.subplots``.
     """
-    with matplotlib.rc_context(STYLE | (style or {})):
+    with matplotlib.rc_context({**STYLE, **(style or {})}):
         figure, axes = pyplot.subplots(*grid, layout="constrained", **options)
         pyplot.close(figure)
         yield figure, axes

@@ -108,15 +108,16 @@ class Trained:
 
     def model(self) -> PreTrainedModel:
         """The model itself, in evaluation mode."""
-        if self.config is None:
-            return read_model(self.folder)
-        return load_student(self.folder)
+        return read_model(self.folder) if self.config is None else load_student(self.folder)
 
 
-def trained(study: Study) -> list[Trained]:
-    """The teacher, then the students in the order of the parameters; what is missing is made."""
-    students = [Trained(study, study.student(str(config), preset), config) for config, preset in study.task.students()]
-    return [Trained(study, study.teacher()), *students]
+def trained(*studies: Study) -> list[Trained]:
+    """Of each study the teacher, then the students in the order of the parameters; what is missing is made."""
+    models = []
+    for study in studies:
+        models.append(Trained(study, study.teacher()))
+        models += [Trained(study, study.student(str(config), name), config) for config, name in study.task.students()]
+    return models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +172,7 @@ def collect(studies: Sequence[Study]) -> Collected:
 
 def collect_metrics(studies: Sequence[Study]) -> pandas.DataFrame:
     """One row per trained model, task by task, the teacher of a task first."""
-    return metrics_table([model.record for study in studies for model in trained(study)])
+    return metrics_table([model.record for model in trained(*studies)])
 
 
 def collect_training(studies: Sequence[Study]) -> pandas.DataFrame:
@@ -190,14 +191,14 @@ def collect_training(studies: Sequence[Study]) -> pandas.DataFrame:
 
 def collect_details(studies: Sequence[Study]) -> pandas.DataFrame:
     """Everything measured beyond ``metrics.csv``: lengths, other test sets, each language, signatures."""
-    models = [model for study in studies for model in trained(study) if (model.folder / DETAILS).is_file()]
+    models = [model for model in trained(*studies) if (model.folder / DETAILS).is_file()]
     rows = [model.key | asdict(detail) for model in models for detail in read_details(model.folder)]
     return pandas.DataFrame(rows, columns=[*KEYS, *(field.name for field in fields(Detail))])
 
 
 def collect_retention(studies: Sequence[Study]) -> pandas.DataFrame:
     """:func:`retention_table` of the models of some studies."""
-    return retention_table(Resampled(joined(model.scores() for study in studies for model in trained(study))))
+    return retention_table(Resampled(joined(model.scores() for model in trained(*studies))))
 
 
 def _beside(study: Study) -> list[Trained]:
@@ -228,15 +229,15 @@ def _with_models(table: pandas.DataFrame, similarities: Sequence[tuple[Trained, 
 
 def collect_sizes(studies: Sequence[Study]) -> pandas.DataFrame:
     """Bytes of each student by kind of parameter; columns ``part`` and ``bytes``."""
-    rows: list[dict[str, str | int]] = []
+    rows = []
     for _, student in _pairs(studies):
         if student.record.preset == QUANTIZATION_ONLY.name:
             continue  # the same bytes as its joint twin
-        entries = footprint(student.model())
-        for part in ("weights", "embedding", "positions", "rest"):
-            codes = sum(entry.code_bytes for entry in entries if entry.kind == part)
-            rows.append({**student.key, "part": part, "bytes": codes})
-        rows.append({**student.key, "part": "scales", "bytes": sum(entry.scale_bytes for entry in entries)})
+        sizes = dict.fromkeys(("weights", "embedding", "positions", "rest", "scales"), 0)
+        for entry in footprint(student.model()):
+            sizes[entry.kind] += entry.code_bytes
+            sizes["scales"] += entry.scale_bytes
+        rows += [student.key | {"part": part, "bytes": size} for part, size in sizes.items()]
     return pandas.DataFrame(rows)
 
 
