@@ -45,7 +45,7 @@ def export_each(packed: Path, engines: Sequence[str]) -> dict[str, Path]:
 
 def bytes_by_part(account: Account) -> Figure:
     """The account as a picture: bytes of each part on disk, as the paper counts, and in full precision."""
-    parts = account.parts | {"all": account.total}
+    parts = {**account.parts, "all": account.total}
     rows = {name: part for name, part in parts.items() if part.size_bytes or part.paper_bytes or part.fp32_bytes}
     columns = {
         "fp32": ([part.fp32_bytes for part in rows.values()], "o", TEACHER_COLOUR),

@@ -88,13 +88,13 @@ def finished(study: Study) -> list[Finished]:
         if is_finished(study, run):
             model = Trained(study, folder, run.config)
             kept = retained(model.record.score, teacher.score_on(len(model.lines)), model.record.headline)
-            record, loss = asdict(model.record) | {"retention": kept}, _best_validation(folder)
-            minutes = json.loads((folder / COST).read_text())["minutes"]
-            found.append(Finished(run, record, loss, minutes, rows_of(model.record, model.lines), ids))
+            record = asdict(model.record) | {"retention": kept}
+            minutes, scores = json.loads((folder / COST).read_text())["minutes"], rows_of(model.record, model.lines)
+            found.append(Finished(run, record, _best_validation(folder), minutes, scores, ids))
         elif run in ledger.held:
-            record, part = ledger.held[run].record, ledger.held[run].part
-            scores = committed.get(tuple(record[name] for name in ("preset", "config", "seed", "train_steps")))
-            found.append(Finished(run, record, part["validation_loss"], part["minutes"], scores, ids))
+            held, part = ledger.held[run].record, ledger.held[run].part
+            scores = committed.get(tuple(held[name] for name in ("preset", "config", "seed", "train_steps")))
+            found.append(Finished(run, held, part["validation_loss"], part["minutes"], scores, ids))
     return found
 
 
@@ -117,7 +117,8 @@ def missing(study: Study, runs: Sequence[Finished]) -> list[str]:
             for preset, seeds in presets.items()
             if any(seeds)
         ]
-        lines += [f"{name}: {', '.join(left)}"] * bool(left)
+        if left:
+            lines.append(f"{name}: {', '.join(left)}")
     return lines
 
 

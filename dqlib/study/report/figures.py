@@ -310,7 +310,7 @@ def _legend(figure: Figure, metrics: pandas.DataFrame) -> None:
     students = metrics[metrics.role == "student"]
     teachers = {row.task: row for row in metrics[metrics.role == "teacher"].itertuples()}
     shapes = {shape_of(row, teachers[row.task]) for row in students.itertuples()}
-    looks = [("teacher, fp32", {"color": TEACHER_COLOUR, "linestyle": "--"})]
+    looks: list[tuple[str, dict[str, Any]]] = [("teacher, fp32", {"color": TEACHER_COLOUR, "linestyle": "--"})]
     for bits in _bits_in(students):
         looks.append((bits, {"color": colour_of(bits), "marker": "s", "linestyle": "", "markersize": 7}))
     for shape, (marker, _) in SHAPE_STYLES.items():

@@ -44,7 +44,7 @@ UNDECIDED = "not decided"
 
 def percent(part: float | None) -> str:
     """A part of the teacher's score, or that there is none."""
-    return UNDECIDED if pandas.isna(part) else f"{100 * part:.1f}%"
+    return UNDECIDED if part is None or pandas.isna(part) else f"{100 * part:.1f}%"
 
 
 def written(number: Any, form: str = "{:.2f}") -> str:

@@ -77,16 +77,16 @@ ENGINE_METRICS = (
     ("8 texts, 4 beams", "throughput, 8 texts, 4 beams", "{:.1f} texts/s"),
     ("memory", "memory", "{:,.0f} MB"),
 )
+#: Shape of the models that the tables of engines list.
+LISTED = "BART-base"
 
 
-def engines_table(speed: pandas.DataFrame, shape: str = "BART-base") -> pandas.DataFrame:
+def engines_table(speed: pandas.DataFrame) -> pandas.DataFrame:
     """How fast each engine is and what memory it takes: one row per model and engine.
 
-    Args:
-        speed: what ``benchmarks/inference.py`` wrote.
-        shape: of the models that are listed.
+    ``speed`` is what ``benchmarks/inference.py`` wrote.
     """
-    rows = speed[(speed["shape"] == shape) & speed.name.isin(["generation", "low-bit", "memory"])]
+    rows = speed[(speed["shape"] == LISTED) & speed.name.isin(["generation", "low-bit", "memory"])]
     rows = rows.drop_duplicates(["config", "engine", "metric"])
     table = []
     for (config, engine), some in rows.groupby(["config", "engine"], sort=False):
@@ -96,7 +96,7 @@ def engines_table(speed: pandas.DataFrame, shape: str = "BART-base") -> pandas.D
     return pandas.DataFrame(table)
 
 
-def long_tables(speed: pandas.DataFrame, shape: str = "BART-base") -> str:
+def long_tables(speed: pandas.DataFrame, shape: str = LISTED) -> str:
     """How long each engine takes to write more and more tokens, and which parts of it take how long, as Markdown.
 
     Args:
@@ -111,16 +111,13 @@ def long_tables(speed: pandas.DataFrame, shape: str = "BART-base") -> str:
     if rows.empty:
         return ""
     words = rows.metric.str.removesuffix(", 1 text, greedy").str.partition(" of ")
-    rows = rows.assign(what=words[0], of=words[2])
+    rows = rows.assign(model="`" + rows.config + "`", what=words[0], of=words[2])
     digits = rows.of.str.startswith("a token").astype(int)
     rows["shown"] = [f"{value:,.{few}f} ms" for value, few in zip(rows.value, digits, strict=True)]
-    table = [
-        {"model": f"`{config}`", "engine": engine, **some.set_index("of").shown}
-        for (config, engine), some in rows[rows.what == "latency"].groupby(["config", "engine"], sort=False)
-    ]
-    parts = rows[rows.what != "latency"].pivot_table("shown", "of", "what", aggfunc="first", sort=False)
-    parts = parts.rename_axis(index="onnxruntime", columns=None).reset_index()
-    return f"{markdown_table(pandas.DataFrame(table))}\n{markdown_table(parts)}"
+    whole, parts = rows[rows.what == "latency"], rows[rows.what != "latency"]
+    of_engines = whole.pivot_table("shown", ["model", "engine"], "of", aggfunc="first", sort=False)
+    of_parts = parts.pivot_table("shown", "of", "what", aggfunc="first", sort=False).rename_axis("onnxruntime")
+    return "\n".join(markdown_table(table.reset_index()) for table in (of_engines, of_parts))
 
 
 def blocks(project: Path) -> dict[str, str]:
