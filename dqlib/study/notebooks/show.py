@@ -81,7 +81,7 @@ def curves(folder: Path, columns: list[str]) -> Figure:
 def loss_terms(folder: Path) -> Figure:
     """Every loss term of a distillation, relative to its first value."""
     log = pandas.read_csv(folder / LOG)
-    terms = log.columns.drop(["step", "learning_rate", "loss", "validation_loss"])
+    terms = log.columns.drop(["step", "learning_rate", "loss", "validation_loss"], errors="ignore")
     with subplots(figsize=(6.4, 3.2)) as (figure, axes):
         for i, term in enumerate(terms):
             part = log[term] / log[term].iloc[0]

@@ -36,9 +36,9 @@ def comparisons_table(drawn: Resampled) -> pandas.DataFrame:
         twins = [each for each in students if (each.task, each.config) == (task, other.config)]
         joint = next((each for each in twins if each.preset != QUANTIZATION_ONLY.name), None)
         if joint is not None:
-            row = _key(joint) | {"headline": drawn.headline(joint), "score": drawn.score(joint)}
-            row |= {"baseline": baseline, "baseline_score": drawn.score(other)}
-            rows.append(row | {"p_value": two_sided(drawn.drawn(joint) - drawn.drawn(other))})
+            p_value = two_sided(drawn.drawn(joint) - drawn.drawn(other))
+            scores = drawn.score(joint), baseline, drawn.score(other), p_value
+            rows.append((*_key(joint), drawn.headline(joint), *scores))
     columns = [*KEYS, "headline", "score", "baseline", "baseline_score", "p_value"]
     return pandas.DataFrame(rows, columns=columns).round(4)
 
@@ -56,9 +56,9 @@ def retention_table(drawn: Resampled) -> pandas.DataFrame:
             part, whole = (theirs, ours) if headline in FALLING else (ours, theirs)
             low, high = interval(part / np.maximum(whole, ZERO))
         kept = retained(drawn.score(student), drawn.score(teacher), headline)
-        rows.append(_key(student) | {"retention": kept, "low": low, "high": high})
-    table = pandas.DataFrame(rows, columns=[*KEYS, "retention", "low", "high"])
-    return table.astype(dict.fromkeys(("retention", "low", "high"), float)).round(4)
+        rows.append((*_key(student), kept, low, high))
+    columns = ["retention", "low", "high"]
+    return pandas.DataFrame(rows, columns=[*KEYS, *columns]).astype(dict.fromkeys(columns, float)).round(4)
 
 
 def accumulation_table(drawn: Resampled) -> pandas.DataFrame:
@@ -73,7 +73,7 @@ def accumulation_table(drawn: Resampled) -> pandas.DataFrame:
         teacher = drawn.teacher(student.task)
         early, late = (100 * (drawn.mean(teacher, part) - drawn.mean(student, part)) for part in ("early", "late"))
         more = [drawn.drawn_mean(each, "late") - drawn.drawn_mean(each, "early") for each in (teacher, student)]
-        rows.append(_key(student) | {"early": early, "late": late, "p_value": two_sided(more[0] - more[1])})
+        rows.append((*_key(student), early, late, two_sided(more[0] - more[1])))
     return pandas.DataFrame(rows, columns=[*KEYS, "early", "late", "p_value"]).round(4)
 
 
@@ -90,15 +90,15 @@ def similarity_table(drawn: Resampled) -> pandas.DataFrame:
         ours, theirs = (drawn.mean(each, "cosine", HELD_OUT) for each in (model, teacher))
         more, less = (drawn.drawn_mean(each, "cosine", HELD_OUT) for each in (model, teacher))
         low, high = interval(more - less)
-        measured = {"decoder": ours, "teacher": theirs, "more_alike": ours - theirs, "low": low, "high": high}
-        rows.append(_key(model) | measured)
-    columns = [*KEYS, "decoder", "teacher", "more_alike", "low", "high"]
-    table = pandas.DataFrame(rows, columns=columns)
-    return table.assign(**{name: table[name].astype(float).round(3) + 0.0 for name in columns[3:]})  # no minus zero
+        rows.append((*_key(model), ours, theirs, ours - theirs, low, high))
+    columns = ["decoder", "teacher", "more_alike", "low", "high"]
+    table = pandas.DataFrame(rows, columns=[*KEYS, *columns])
+    table[columns] = table[columns].astype(float).round(3) + 0.0  # no minus zero
+    return table
 
 
-def _key(model: Model) -> dict[str, str]:
-    return {"task": model.task, "config": model.config, "preset": model.preset}
+def _key(model: Model) -> tuple[str, str, str]:
+    return model.task, model.config, model.preset
 
 
 def metrics_of(drawn: Resampled) -> pandas.DataFrame:
@@ -107,10 +107,9 @@ def metrics_of(drawn: Resampled) -> pandas.DataFrame:
     for model in drawn.models:
         config, headline, score = Config.parse(model.config), drawn.headline(model), drawn.score(model)
         kept = retained(score, drawn.score(drawn.teacher(model.task)), headline)
-        shape = {name: getattr(config, name) for name in SHAPE}
-        score_of = {"headline": headline, "score": score, "retention": kept}
-        rows.append(_key(model) | {"role": model.role} | shape | score_of)
-    return pandas.DataFrame(rows).round(4)
+        shape = [getattr(config, name) for name in SHAPE]
+        rows.append((*_key(model), model.role, *shape, headline, score, kept))
+    return pandas.DataFrame(rows, columns=[*KEYS, "role", *SHAPE, "headline", "score", "retention"]).round(4)
 
 
 def recomputed(folder: Path) -> tuple[pandas.DataFrame, list[str]]:
