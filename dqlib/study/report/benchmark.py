@@ -237,14 +237,13 @@ def benchmark_summary(table: pandas.DataFrame) -> pandas.DataFrame:
     The p-values of what is compared with one preset at one config are corrected by Holm's method.
 
     Args:
-        table: :func:`benchmark_table`, and the losses of :func:`parts_table` where they are merged into it.
+        table: :func:`benchmark_table` with the losses of :func:`dqlib.study.report.benchmark_page.with_losses`.
 
     Returns:
         Columns ``config``, ``preset``, ``score``, ``score_std`` (over seeds), ``retention``, ``size_bytes``,
-        ``compression``, ``baseline``, ``p_value``, ``seeds`` and, where it is given, ``validation_loss``.
+        ``compression``, ``baseline``, ``p_value``, ``seeds`` and ``validation_loss``.
     """
     groups = table.groupby(["config", "preset"], sort=False)
-    losses = {"validation_loss": ("validation_loss", "mean")} if "validation_loss" in table else {}
     summary = groups.agg(
         score=("score", "mean"),
         score_std=("score", "std"),
@@ -254,7 +253,7 @@ def benchmark_summary(table: pandas.DataFrame) -> pandas.DataFrame:
         baseline=("baseline", "first"),
         p_value=("p_value", "first"),
         seeds=("seed", "count"),
-        **losses,
+        validation_loss=("validation_loss", "mean"),
     ).reset_index()
     for _, family in summary[summary.p_value.notna()].groupby(["config", "baseline"], sort=False):
         summary.loc[family.index, "p_value"] = holm(family.p_value.tolist())
@@ -268,28 +267,29 @@ def _order(benchmark: S.Methods, run: Run) -> tuple[int, int, int]:
 
 
 def ablation_table(table: pandas.DataFrame, benchmark: S.Methods) -> pandas.DataFrame:
-    """Scores of :func:`benchmark_table` with one part of a preset changed, and how far they are from the whole one's.
+    """Means with one part of a preset changed, and how far they are from the whole preset's.
+
+    Args:
+        table: that of :func:`benchmark_summary`.
+        benchmark: its parameters.
 
     Returns:
-        Columns ``config``, ``changed``, ``score``, ``score_std`` and ``difference``, and ``validation loss`` and ``its
-        difference`` where the table has losses; empty without ablations.
+        Columns ``config``, ``changed``, ``score``, ``score_std``, ``difference``, ``validation loss`` and ``its
+        difference``; empty without ablations.
     """
     summary = benchmark_summary(table)
     same = table[table.seed.isin(benchmark.ablation_seeds or benchmark.seeds)]
     whole = benchmark_summary(same[same.preset == WHOLE]).set_index("config")
     rows = summary[summary.preset.isin(benchmark.ablations)]
-    if rows.empty:
-        return pandas.DataFrame(columns=["config", "changed", "score", "score_std", "difference"])
     columns = {
         "config": rows.config,
-        "changed": rows.preset.map(lambda name: name.removeprefix(f"{WHOLE}-")),
+        "changed": rows.preset.str.removeprefix(f"{WHOLE}-"),
         "score": rows.score.round(2),
         "score_std": rows.score_std.round(2),
         "difference": (rows.score - rows.config.map(whole.score)).round(2),
+        "validation loss": rows.validation_loss.round(3),
+        "its difference": (rows.validation_loss - rows.config.map(whole.validation_loss)).round(3),
     }
-    if "validation_loss" in rows:
-        columns["validation loss"] = rows.validation_loss.round(3)
-        columns["its difference"] = (rows.validation_loss - rows.config.map(whole.validation_loss)).round(3)
     return pandas.DataFrame(columns).dropna(axis=1, how="all").reset_index(drop=True)  # one seed has no spread
 
 

@@ -125,7 +125,6 @@ after so many steps ([`{more}`](../{TABLES}/{more})).
 def summary_for_reading(summary: pandas.DataFrame) -> pandas.DataFrame:
     """The summary with readable numbers, for a screen or a page."""
     spread = summary.score_std.map(lambda x: written(x, " ± {:.2f}"))
-    losses = {"validation loss": summary.validation_loss.map("{:.3f}".format)} if "validation_loss" in summary else {}
     return pandas.DataFrame(
         {
             "config": summary.config,
@@ -135,7 +134,7 @@ def summary_for_reading(summary: pandas.DataFrame) -> pandas.DataFrame:
             "smaller": summary.compression.map("{:.1f}x".format),
             "against": summary.baseline.map(lambda x: written(x, "{}")),
             "p": summary.p_value.map(_p_value),
-            **losses,
+            "validation loss": summary.validation_loss.map("{:.3f}".format),
         }
     )
 

@@ -34,7 +34,7 @@ from dqlib.study.report.names import (
 from dqlib.study.report.reproduction import comparison, write_measured
 from dqlib.study.report.scores import SCORES, write_scores
 from dqlib.study.report.style import save
-from dqlib.study.report.tables import Collected, collect
+from dqlib.study.report.tables import Collected
 from dqlib.study.report.verdicts import SIGNIFICANT
 
 METRICS, METRICS_JSON, TRAINING = "metrics.csv", "metrics.json", "training.csv"
@@ -117,9 +117,8 @@ def markdown_table(table: pandas.DataFrame) -> str:
     return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
 
 
-def write_results(studies: Sequence[Study], collected: Collected | None = None) -> Path:
+def write_results(studies: Sequence[Study], collected: Collected) -> Path:
     """Write everything under the profile's ``results`` folder, and return that folder."""
-    collected = collected or collect(studies)
     folder = project_root() / studies[0].settings.results
     for name, table in collected.files().items():
         write_text(folder / TABLES / name, table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
@@ -303,7 +302,7 @@ computes the logits. A student that is not quantized counts at 16 bits a number 
 """
 
 
-def print_summary(params: str = "params.yaml") -> None:
+def print_summary(params: str) -> None:
     """Print the short tables of finished results, where to read on, and whether they are what is committed.
 
     Raises:
