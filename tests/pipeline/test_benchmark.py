@@ -16,7 +16,7 @@ from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, missing_runs
 from dqlib.study.pipeline.ledger import LONGER, METHODS, PARTS
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import benchmark as tables
-from dqlib.study.report.benchmark_page import write_benchmark
+from dqlib.study.report.benchmark_page import with_losses, write_benchmark
 from tests.helpers.processes import in_this_process
 
 
@@ -174,10 +174,10 @@ def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy, capsys, mon
     assert ours.baseline == "dq-bart-faithful"
     assert 0 < ours.p_value <= 1
     assert table[table.preset == "dq-bart-faithful"].p_value.isna().all()
-    changed = tables.ablation_table(table, benchmark_of(study))
-    assert changed.changed.tolist() == ["fixed-scales"]
     parts = tables.parts_table(study, tables.finished(study))
     assert len(parts) == len(runs)
+    changed = tables.ablation_table(with_losses(table, parts), benchmark_of(study))
+    assert changed.changed.tolist() == ["fixed-scales"]
     teacher_log = pandas.read_csv(study.folders.teacher / "log.csv")
     assert (parts.teacher_loss == round(teacher_log.validation_loss.min(), 4)).all()
     first = pandas.read_csv(folder_of(study, runs[0]) / "log.csv").validation_loss.min()

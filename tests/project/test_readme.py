@@ -27,7 +27,8 @@ def test_the_overview_has_one_row_per_kind_of_model_and_one_column_per_task():
 
 def test_an_aim_is_reached_or_not_by_the_numbers():
     extra = {("4-4-8", "full"): 0.99, ("1-1-8", "full"): 0.8}
-    table = aims_table(grid.metrics(summarization=extra)).set_index("aim")
+    metrics = grid.metrics(summarization=extra)
+    table = aims_table(metrics, metrics[:0], grid.retention(metrics)).set_index("aim")
     assert len(table) == sum(len(known.aims) + (known.teacher_aim is not None) for known in TASKS.values())
     assert table.reached["summarization: `4-4-8`, all layers, at least 99% of the teacher"] == "yes"
     assert table.reached["summarization: `1-1-8`, all layers, at least 90% of the teacher"] == "no"
@@ -41,9 +42,9 @@ def test_an_aim_may_be_reached_by_longer_training_and_then_says_so():
     short = short[short.preset == "dqlib"]
     longer = short.assign(train_steps=short.train_steps + 1500)
     longer["retention"] = longer.config.map({"1-1-8 2-4": 0.91, "2-2-8 2-4": 0.8})
-    table = aims_table(metrics, pandas.concat([short, longer])).set_index("aim")
+    table = aims_table(metrics, pandas.concat([short, longer]), grid.retention(metrics)).set_index("aim")
     one_bit = table.loc["summarization: `1-1-8`, all layers, at least 90% of the teacher"]
-    assert (one_bit.measured, one_bit.reached) == ("80.0%", "trained longer")
+    assert (one_bit.measured, one_bit.reached) == ("80.0% (79.6 to 80.4)", "trained longer")
     steps = int(longer.train_steps.iloc[0])
     assert one_bit["trained longer"] == f"91.0% ({steps:,} steps, one seed)"
     assert table.reached["summarization: `2-2-8`, all layers, at least 96% of the teacher"] == "no"

@@ -12,9 +12,8 @@ from tests.helpers import grid
 
 
 def texts(figure):
-    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
-    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
-    return texts + [text.get_text() for legend in legends for text in legend.get_texts()]
+    parts = [*figure.axes, *figure.legends]
+    return [text.get_text() for part in parts for text in part.texts]
 
 
 def test_the_tradeoff_shows_every_model_of_every_task():
@@ -52,18 +51,13 @@ def test_the_map_shows_what_is_left_and_says_what_was_not_run():
     assert "70.0" not in shown  # quantization alone is not a point of the grid
 
 
-def test_quality_along_the_output_has_one_panel_per_task_and_view():
-    metrics = grid.metrics()
-    lengths = grid.positions(metrics, "longest", (5, 9, 9, 40))
-    figure = figures.accumulation(grid.positions(metrics), lengths, metrics)
-    assert len(figure.axes) == 6
-    assert all(len(axes.lines) == len(grid.RETENTION) + 1 for axes in figure.axes)  # the students and the teacher
-
-
-def test_groups_of_lengths_that_end_at_the_same_word_have_places_of_their_own():
+def test_quality_along_the_output_has_one_panel_per_task_and_view_and_a_place_for_each_group_of_lengths():
     metrics = grid.metrics()
     lengths = grid.positions(metrics, "longest", (3, 4, 4, 13))
-    for axes in figures.accumulation(grid.positions(metrics), lengths, metrics).axes[3:]:
+    panels = figures.accumulation(grid.positions(metrics), lengths, metrics).axes
+    assert len(panels) == 6
+    assert all(len(axes.lines) == len(grid.RETENTION) + 1 for axes in panels)  # the students and the teacher
+    for axes in panels[3:]:
         assert [label.get_text() for label in axes.get_xticklabels()] == ["≤3", "3-4", "4", "4-13"]
         assert all(list(line.get_xdata()) == [1, 2, 3, 4] for line in axes.lines)
 
@@ -112,8 +106,9 @@ def test_training_curves_show_every_row_of_the_log_and_name_what_they_measure():
     steps = range(1, 9)
     log = {"logits": [4.8, 2.0, 1.0, *[0.4] * 5], "step": steps, "model": "2-2-8 1-1"}
     small = {"logits": [0.0003, *[0.01] * 7], "step": steps, "model": "8-8-8 2-4"}
-    curves = pandas.concat([pandas.DataFrame(log), pandas.DataFrame(small)])
-    curves = curves.assign(preset="dqlib", task_name="summarization")
+    curves = pandas.concat([pandas.DataFrame(log), pandas.DataFrame(small)]).assign(
+        preset="dqlib", task_name="summarization"
+    )
     (axes,) = figures.training_curves(curves).axes
     low, high = axes.get_ylim()
     assert low < 0.0003
@@ -144,8 +139,8 @@ def test_modules_of_encoders_and_decoders_alone_are_in_the_map():
     ]
     *panels, _ = figures.sensitivity(pandas.DataFrame(rows)).axes
     assert [label.get_text() for label in panels[0].get_yticklabels()] == ["encoder 0"]
-    assert [label.get_text() for label in panels[0].get_xticklabels()] == ["self.query", "output"]
-    assert [label.get_text() for label in panels[1].get_xticklabels()] == ["attn.c_attn", "mlp.c_fc"]
+    names = [[label.get_text() for label in axes.get_xticklabels()] for axes in panels]
+    assert names == [["self.query", "output"], ["attn.c_attn", "mlp.c_fc"]]
 
 
 def test_narrow_students_have_a_marker_and_columns_of_their_own():
@@ -172,12 +167,9 @@ def test_sensitivities_are_a_map_of_layers_and_modules_per_task_and_number_of_bi
     *panels, bar = figures.sensitivity(pandas.DataFrame(rows)).axes
     assert [axes.get_title() for axes in panels] == ["eli5", "translation", "", ""]
     assert [axes.get_ylabel() for axes in panels] == ["1 bit", "", "4 bits", ""]
-    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["shared", *map(_short, layers)]
+    names = ["shared", "encoder 0", "encoder 1", "decoder 0"]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == names
     assert [label.get_text() for label in panels[2].get_xticklabels()] == ["self.q", "fc1"]
     drawn = np.asarray(panels[0].images[0].get_array())
     assert np.allclose(drawn, [[0.1, 0.1], [0.2, 0.3], [0.4, 0.5], [0.6, 0.7]])  # a table fills its row
     assert "nats" in bar.get_ylabel()
-
-
-def _short(layer):
-    return layer.replace(".layers.", " ")

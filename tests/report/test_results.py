@@ -55,10 +55,11 @@ def test_the_page_shows_the_tables(study, metrics):
     assert markdown_table(pandas.read_csv(study[0] / "tables" / "claims.csv")) in page
 
 
-def test_the_readme_and_the_documentation_show_the_tables():
+def test_the_readme_the_documentation_and_the_page_of_the_benchmark_show_the_tables():
     texts, tables = [page.read_text() for page in pages(ROOT)], blocks(ROOT)
     assert [filled(text, tables) for text in texts] == texts
     assert all(any(f"<!-- {name} -->\n{table}" in text for text in texts) for name, table in tables.items())
+    assert tables["bench"] in (ROOT / "results" / "methods" / "README.md").read_text()
 
 
 def test_the_results_come_from_the_committed_parameters(study, metrics):
@@ -101,8 +102,3 @@ def test_the_benchmark_compares_every_preset_with_ours(benchmark_rows):
     others = benchmark_rows[benchmark_rows.preset != "dqlib"]
     assert (others.baseline == "dqlib").all()
     assert others.p_value.between(0, 1).all()
-
-
-def test_the_page_of_the_benchmark_shows_its_table(benchmark_rows):
-    page = (ROOT / "results" / "methods" / "README.md").read_text()
-    assert blocks(ROOT)["bench"] in page

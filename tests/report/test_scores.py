@@ -21,8 +21,8 @@ from tests.conftest import committed
 DOCUMENTS = 60
 
 
-def rows(task, config, preset, seed, values, role="student", headline="rougeL", test_set="test", steps=9):
-    keys = dict(zip(KEYS, (task, role, config, preset, seed, steps, headline, test_set), strict=False))
+def rows(config, preset, seed, values, role="student", test_set="test"):
+    keys = dict(zip(KEYS, ("summarization", role, config, preset, seed, 9, "rougeL", test_set), strict=False))
     return pandas.DataFrame({**keys, "document": np.arange(len(next(iter(values.values())))), **values})
 
 
@@ -33,19 +33,16 @@ def table():
     base = noise.uniform(20, 60, DOCUMENTS)
     recall = {"early": np.full(DOCUMENTS, 0.8), "late": np.full(DOCUMENTS, 0.8)}
     recall["late"][:5] = np.nan  # of texts too short for two parts
-    parts = [rows("summarization", "32-32-32 2-4", "fine-tuning", 1, {"rougeL": base} | recall, "teacher")]
+    parts = [rows("32-32-32 2-4", "fine-tuning", 1, {"rougeL": base} | recall, "teacher")]
     for seed in (1, 2, 3):
         worse = {"rougeL": base - 2 - seed + noise.normal(0, 1, DOCUMENTS), "early": recall["early"]}
-        parts.append(rows("summarization", "2-2-8 2-4", "dqlib", seed, worse | {"late": recall["late"] - 0.1 * seed}))
+        parts.append(rows("2-2-8 2-4", "dqlib", seed, worse | {"late": recall["late"] - 0.1 * seed}))
     alone = {"rougeL": base - 9 + noise.normal(0, 1, DOCUMENTS)} | recall
-    parts.append(rows("summarization", "2-2-8 2-4", "quantization-only", 1, alone))
-    for config, preset, role, shift in (
-        ("32-32-32 2-4", "fine-tuning", "teacher", 0),
-        ("2-2-8 2-4", "dqlib", "student", 0.1),
-    ):
-        cosine = {"cosine": np.linspace(0.1, 0.4, 20) + shift}
-        parts.append(rows("summarization", config, preset, 1, cosine, role, test_set="held-out"))
-    return joined(parts)
+    parts.append(rows("2-2-8 2-4", "quantization-only", 1, alone))
+    cosine = np.linspace(0.1, 0.4, 20)
+    of_teacher = rows("32-32-32 2-4", "fine-tuning", 1, {"cosine": cosine}, "teacher", "held-out")
+    of_student = rows("2-2-8 2-4", "dqlib", 1, {"cosine": cosine + 0.1}, test_set="held-out")
+    return joined([*parts, of_teacher, of_student])
 
 
 STUDENT = Model("summarization", "student", "2-2-8 2-4", "dqlib", 9)
@@ -76,9 +73,8 @@ def test_seeds_are_drawn_as_well_and_widen_the_interval(table):
     )
     assert high > 2 * low
     assert every.seeds(STUDENT) == [1, 2, 3]
-    assert every.score(STUDENT) == pytest.approx(
-        table[(table.preset == "dqlib") & (table.test_set == "test")].rougeL.mean()
-    )
+    tested = table[(table.preset == "dqlib") & (table.test_set == "test")]
+    assert every.score(STUDENT) == pytest.approx(tested.rougeL.mean())
 
 
 def test_tables_follow_from_the_rows(table):
@@ -119,7 +115,5 @@ def test_the_committed_tables_are_what_the_committed_scores_give(profile):
     assert len(claims)
     metrics, scores = pandas.read_csv(folder / TABLES / "metrics.csv"), Resampled(read_scores(folder / SCORES))
     for model in scores.models:
-        rows = metrics[
-            (metrics.task == model.task) & (metrics.config == model.config) & (metrics.preset == model.preset)
-        ]
-        assert scores.score(model) == pytest.approx(rows.score.mean(), abs=0.01)
+        own = (metrics[["task", "config", "preset"]] == [model.task, model.config, model.preset]).all(axis=1)
+        assert scores.score(model) == pytest.approx(metrics[own].score.mean(), abs=0.01)

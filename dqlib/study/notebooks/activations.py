@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import pandas
 import torch
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dqlib.quantizers import fake_quantize_activation
-from dqlib.study.notebooks.show import shown
-from dqlib.study.report.style import COLOURS, GREY, STYLE, plain_log_scale
+from dqlib.study.report.style import COLOURS, GREY, plain_log_scale, subplots
 from dqlib.study.training.batches import Batch
 
 
@@ -74,10 +71,9 @@ def outlier(hidden: HiddenState, tokenizer: PreTrainedTokenizerFast, bits: int =
     peaks = x.abs().amax(dim=-1)
     largest = int(peaks.argmax())
     name = tokenizer.decode(hidden.ids[text][keep][largest]).strip() or "a space"
-    with matplotlib.rc_context(STYLE):
-        figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(6.6, 4.6), sharex=True, layout="constrained")
-        colours = [COLOURS[2] if i == largest else GREY for i in range(len(peaks))]
-        top.bar(range(len(peaks)), peaks.numpy(), color=colours, width=0.85)
+    with subplots(2, 1, figsize=(6.6, 4.6), sharex=True) as (figure, (top, bottom)):
+        bars = top.bar(range(len(peaks)), peaks.numpy(), color=GREY, width=0.85)
+        bars[largest].set_facecolor(COLOURS[2])
         top.margins(y=0.2)
         top.grid(visible=False)
         top.annotate(
@@ -94,20 +90,18 @@ def outlier(hidden: HiddenState, tokenizer: PreTrainedTokenizerFast, bits: int =
         bottom.set_ylabel(f"error at {bits} bits (%)\n(lines: mean)")
         bottom.set_xlabel(f"token of the text (input of {hidden.layer})")
         figure.legend(loc="outside upper center", ncols=2, fontsize=8)
-    return shown(figure)
+    return figure
 
 
 def activation_errors(hidden: HiddenState, bits: Sequence[int] = (8, 4)) -> pandas.DataFrame:
     """Mean relative squared error of a token (%), by bits and by how many tokens share a scale."""
-    keep = hidden.mask
-    text = hidden.text()
+    keep, text = hidden.mask, hidden.text()
     one = hidden.states[text][keep[text]]
+    texts = torch.arange(len(keep)).unsqueeze(1).expand_as(keep)[keep]  # (tokens of all texts,)
     rows = []
     for b in bits:
-        a_token = token_errors(one, b, per_tensor=False).mean()
-        a_text = token_errors(one, b, per_tensor=True).mean()
-        a_batch = token_errors(hidden.states[keep], b, per_tensor=True)  # (tokens of all texts,)
-        texts = torch.arange(len(keep)).unsqueeze(1).expand_as(keep)[keep]
-        rows.append([100 * float(v) for v in (a_token, a_text, a_batch[texts == text].mean())])
+        in_batch = token_errors(hidden.states[keep], b, per_tensor=True)[texts == text]
+        each = token_errors(one, b, per_tensor=False), token_errors(one, b, per_tensor=True), in_batch
+        rows.append([100 * float(errors.mean()) for errors in each])
     columns = ["one scale per token", "one for the text", f"one for a batch of {len(keep)} texts"]
     return pandas.DataFrame(rows, index=pandas.Index(bits, name="bits"), columns=columns).round(3)

@@ -5,27 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas
 import torch
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from transformers import AutoTokenizer, PreTrainedModel
 
 from dqlib.errors import InputError
 from dqlib.study.evaluation.records import read_predictions
-from dqlib.study.notebooks.show import shown
-from dqlib.study.report.style import STYLE
+from dqlib.study.report.style import subplots
 
 
 def confusion(folder: Path, labels: Sequence[str]) -> np.ndarray:
     """Test texts by class (rows) and prediction (columns) of a tested model, (classes, classes)."""
-    number = {label: i for i, label in enumerate(labels)}
-    table: np.ndarray = np.zeros((len(labels), len(labels)), dtype=int)
-    for line in read_predictions(folder):
-        table[number[line["reference"]], number[line["prediction"]]] += 1
-    return table
+    lines = pandas.DataFrame(read_predictions(folder))
+    counts = pandas.crosstab(lines.reference, lines.prediction)
+    return counts.reindex(index=labels, columns=labels, fill_value=0).to_numpy()
 
 
 def confusions(folders: Mapping[str, Path], labels: Sequence[str]) -> Figure:
@@ -36,9 +31,8 @@ def confusions(folders: Mapping[str, Path], labels: Sequence[str]) -> Figure:
         labels: of the classes, in the order of the logits.
     """
     large = len(labels) > 6
-    with matplotlib.rc_context(STYLE | {"font.size": 7 if large else 9}):
-        size = 3.7 * len(folders), 3.9
-        figure, panels = pyplot.subplots(1, len(folders), figsize=size, layout="constrained", squeeze=False)
+    size, style = (3.7 * len(folders), 3.9), {"font.size": 7 if large else 9}
+    with subplots(1, len(folders), figsize=size, squeeze=False, style=style) as (figure, panels):
         for axes, (name, folder) in zip(panels[0], folders.items(), strict=True):
             counts = confusion(folder, labels)
             shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
@@ -52,7 +46,7 @@ def confusions(folders: Mapping[str, Path], labels: Sequence[str]) -> Figure:
             axes.set_title(f"{name}: {100 * np.trace(counts) / counts.sum():.1f}% right")
             axes.grid(False)
         panels[0, 0].set_ylabel("class (a row: % of its texts)")
-    return shown(figure)
+    return figure
 
 
 @torch.no_grad()

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from dqlib.engines import engine_of, export_model, load_engine
+from dqlib.engines import export_model, load_engine
 from dqlib.engines.base import Engine
 from dqlib.engines.torch_engine import load_model
 from dqlib.storage.account import Account
@@ -18,7 +16,7 @@ from dqlib.storage.packed import save_packed
 from dqlib.study.notebooks.show import texts_table
 from dqlib.study.report.engines import measured as measured
 from dqlib.study.report.engines import weight_bytes
-from dqlib.study.report.style import COLOURS, STYLE, TEACHER_COLOUR
+from dqlib.study.report.style import COLOURS, TEACHER_COLOUR, subplots
 
 
 def pack(student: Path, folder: Path) -> Path:
@@ -47,16 +45,15 @@ def export_each(packed: Path, engines: Sequence[str]) -> dict[str, Path]:
 
 def bytes_by_part(account: Account) -> Figure:
     """The account as a picture: bytes of each part on disk, as the paper counts, and in full precision."""
-    rows = {name: part for name, part in {**account.parts, "all": account.total}.items() if any(
-        (part.size_bytes, part.paper_bytes, part.fp32_bytes))}  # fmt: skip
+    parts = {**account.parts, "all": account.total}
+    rows = {name: part for name, part in parts.items() if part.size_bytes or part.paper_bytes or part.fp32_bytes}
     columns = {
         "fp32": ([part.fp32_bytes for part in rows.values()], "o", TEACHER_COLOUR),
         "paper's count": ([part.paper_bytes for part in rows.values()], "^", COLOURS[1]),
         "on disk": ([part.size_bytes for part in rows.values()], "s", COLOURS[0]),
     }
     places = range(len(rows))
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.4, 0.36 * len(rows) + 1.2), layout="constrained")
+    with subplots(figsize=(6.4, 0.36 * len(rows) + 1.2)) as (figure, axes):
         for label, (values, marker, colour) in columns.items():
             shown = [(value / 1000, place) for value, place in zip(values, places, strict=True) if value]
             fill = "none" if label == "fp32" else colour
@@ -70,14 +67,11 @@ def bytes_by_part(account: Account) -> Figure:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("kB (logarithmic); right: share of the bytes on disk")
         figure.legend(loc="outside upper center", ncols=3, fontsize=8)
-    pyplot.close(figure)  # for a notebook to display once, not again at the end of the cell
     return figure
 
 
 def load_each(folders: Mapping[str, Path], threads: int | None = None) -> dict[str, Engine]:
     """The engine of each folder, by its name."""
-    for name, folder in folders.items():
-        assert engine_of(folder) == name, f"{folder} is {engine_of(folder)}'s"
     return {name: load_engine(folder, threads=threads) for name, folder in folders.items()}
 
 

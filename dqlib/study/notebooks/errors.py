@@ -68,15 +68,8 @@ def errors(weight: Tensor, granularities: Sequence[str] = GRANULARITIES) -> pand
                 if group and weight.size(1) % group:
                     continue
                 codes = quantized(weight, bits, scheme, granularity)
-                rows.append(
-                    {
-                        "scheme": str(scheme),
-                        "bits": bits,
-                        "granularity": granularity,
-                        "error (%)": round(100 * relative_error(weight, codes), 3),
-                        "bits per weight": round(bits_per_weight(codes), 3),
-                    }
-                )
-    table = pandas.DataFrame(rows)
+                error = round(100 * relative_error(weight, codes), 3)
+                rows.append((str(scheme), bits, granularity, error, round(bits_per_weight(codes), 3)))
+    table = pandas.DataFrame(rows, columns=["scheme", "bits", "granularity", "error (%)", "bits per weight"])
     table["granularity"] = pandas.Categorical(table.granularity, granularities, ordered=True)
     return table

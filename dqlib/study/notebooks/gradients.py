@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import pandas
 import torch
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from dqlib.config import WeightQuantization
 from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.study.notebooks.errors import error_at
-from dqlib.study.notebooks.show import shown
-from dqlib.study.report.style import COLOURS, GREY, STYLE, TEACHER_COLOUR
+from dqlib.study.report.style import COLOURS, DASHES, GREY, TEACHER_COLOUR, subplots
 
 LSQ = WeightQuantization(more_bits="lsq", two_bits="lsq")
 
@@ -53,21 +50,14 @@ def staircase(bits: int = 3, reach: float = 1.7, points: int = 2001) -> Staircas
     value = quantizer(w)
     value.sum().backward()
     (step,) = quantizer.parameters()
-    return Staircase(
-        w.detach().squeeze(1), value.detach().squeeze(1), w.grad.squeeze(1),
-        step.grad.squeeze(1) * top**0.5,
-    )  # fmt: skip
+    return Staircase(*(x.squeeze(1) for x in (w.detach(), value.detach(), w.grad, step.grad * top**0.5)))
 
 
 def straight_through(bits: int = 3) -> Figure:
     """The staircase, its true derivative with the straight-through one, and the gradient of LSQ's step."""
     stairs = staircase(bits)
     top = 2 ** (bits - 1) - 1
-    jumps = [k + 0.5 for k in range(-top, top)]
-    with matplotlib.rc_context(STYLE):
-        figure, panels = pyplot.subplots(
-            3, 1, figsize=(6.6, 6.2), sharex=True, layout="constrained", height_ratios=(1.5, 0.8, 1.1)
-        )
+    with subplots(3, 1, figsize=(6.6, 6.2), sharex=True, height_ratios=(1.5, 0.8, 1.1)) as (figure, panels):
         for axes in panels:
             axes.axvspan(-top, top, color=COLOURS[4], alpha=0.13, linewidth=0)
         value, to_weight, to_step = panels
@@ -76,8 +66,8 @@ def straight_through(bits: int = 3) -> Figure:
         value.set_ylabel(r"$\hat w\,/\,s$")
         to_weight.plot(stairs.weight, stairs.to_weight, color=COLOURS[1], label="straight-through")
         to_weight.axhline(0, color=COLOURS[0], linestyle=":", label="true: 0, none at a jump")
-        for jump in jumps:  # where the true derivative has no value
-            to_weight.plot(jump, 0, "o", color=COLOURS[0], markersize=4, fillstyle="none")
+        for k in range(-top, top):  # where the true derivative has no value
+            to_weight.plot(k + 0.5, 0, "o", color=COLOURS[0], markersize=4, fillstyle="none")
         to_weight.set_ylim(-0.15, 1.25)
         to_weight.set_ylabel(r"$\partial\hat w/\partial w$")
         to_step.plot(stairs.weight, stairs.to_step, color=COLOURS[2], label=r"$q - w/s$ inside, $q$ outside")
@@ -86,7 +76,7 @@ def straight_through(bits: int = 3) -> Figure:
         to_step.set_xlabel(r"weight, in steps: $w/s$   (shaded: inside the grid)")
         for axes in panels:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    return shown(figure)
+    return figure
 
 
 def learn_step(weight: Tensor, bits: int, start: float, steps: int = 150, rate: float = 0.03) -> pandas.DataFrame:
@@ -121,19 +111,16 @@ def learned_steps(weight: Tensor, bits: int = 3, starts: Sequence[float] = (0.4,
     mean = weight.abs().mean()
     gammas = torch.arange(0.5, float(weight.abs().max() / mean), 0.05)
     least = min(error_at(weight, bits, float(gamma)) for gamma in gammas)
-    with matplotlib.rc_context(STYLE):
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(6.6, 3.0), layout="constrained")
+    with subplots(1, 2, figsize=(6.6, 3.0)) as (figure, (left, right)):
         for i, start in enumerate(starts):
-            log = learn_step(weight, bits, start)
+            log, look = learn_step(weight, bits, start), {"linestyle": DASHES[i], "color": COLOURS[i]}
             name = "LSQ's start" if start == 1 else f"{start:g} x LSQ's start"
-            left.plot(log.iteration, log.step, ("-", "--", "-.")[i % 3], color=COLOURS[i], label=name)
-            right.plot(log.iteration, log["error (%)"], ("-", "--", "-.")[i % 3], color=COLOURS[i])
+            left.plot(log.iteration, log.step, label=name, **look)
+            right.plot(log.iteration, log["error (%)"], **look)
         right.axhline(least, color=TEACHER_COLOUR, linewidth=0.9, linestyle=":", label="least error of the sweep")
-        left.set_ylabel(r"step $s$")
-        right.set_ylabel("relative squared error (%)")
-        left.set_ylim(bottom=0)
-        right.set_ylim(bottom=0)
-        for axes in (left, right):
+        for axes, name in ((left, r"step $s$"), (right, "relative squared error (%)")):
+            axes.set_ylabel(name)
+            axes.set_ylim(bottom=0)
             axes.set_xlabel("iteration")
         figure.legend(loc="outside upper center", ncols=4, fontsize=8)
-    return shown(figure)
+    return figure

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import pandas
 import torch
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from dqlib.quantizers import Quantized, initial_learned
 from dqlib.schemes import Scheme
 from dqlib.study.notebooks.errors import error_at, quantized, relative_error
-from dqlib.study.notebooks.show import shown
-from dqlib.study.report.style import COLOURS, GREY, STYLE, colour_of, marker_of, plain_log_scale
+from dqlib.study.report.names import in_bits
+from dqlib.study.report.style import COLOURS, GREY, colour_of, marker_of, plain_log_scale, subplots
 
 
 def grids(weight: Tensor, which: Sequence[tuple[int, str]]) -> Figure:
@@ -31,10 +29,8 @@ def grids(weight: Tensor, which: Sequence[tuple[int, str]]) -> Figure:
     lattices = [_grid(codes, Scheme.parse(scheme)) for codes, (_, scheme) in zip(made, which, strict=True)]
     reach = 1.08 * max(np.abs(w).max(), *(abs(point) for points in lattices for point in points))
     lines = -(-len(which) // 3)
-    with matplotlib.rc_context(STYLE):
-        figure, panels = pyplot.subplots(
-            lines, 3, figsize=(6.6, 2.1 * lines + 0.5), sharex=True, sharey=True, squeeze=False, layout="constrained"
-        )
+    size = 6.6, 2.1 * lines + 0.5
+    with subplots(lines, 3, figsize=size, sharex=True, sharey=True, squeeze=False) as (figure, panels):
         for axes, (bits, scheme), codes, points in zip(panels.flat, which, made, lattices, strict=False):
             values, counts = codes.dequantize().unique(return_counts=True)
             axes.hist(w, bins=60, range=(-reach, reach), color=GREY)
@@ -45,7 +41,7 @@ def grids(weight: Tensor, which: Sequence[tuple[int, str]]) -> Figure:
                 share = (counts / counts.sum() * axes.get_ylim()[1]).numpy()
                 axes.plot(values.numpy(), share, "o", color=COLOURS[1], markersize=4.5, zorder=3)
             error = 100 * relative_error(weight, codes)
-            axes.set_title(f"{_bits(bits)}, {scheme}\nerror {error:.2g}%", fontsize=9)
+            axes.set_title(f"{in_bits(bits)}, {scheme}\nerror {error:.2g}%", fontsize=9)
             axes.grid(visible=False)
         for axes in panels.flat[len(which) :]:
             axes.set_visible(False)
@@ -57,7 +53,7 @@ def grids(weight: Tensor, which: Sequence[tuple[int, str]]) -> Figure:
         panels[0, 0].plot([], [], color=COLOURS[0], label="grid")
         panels[0, 0].plot([], [], "o", color=COLOURS[1], label="share of weights there (top edge: all)")
         figure.legend(loc="outside upper center", ncols=3, fontsize=8)
-    return shown(figure)
+    return figure
 
 
 def _grid(codes: Quantized, scheme: Scheme) -> list[float]:
@@ -70,9 +66,8 @@ def mosaic(weight: Tensor, bits: Sequence[int] = (8, 4, 3, 2, 1), rows: int = 24
     """A corner of a matrix as a picture, and what is left of it at each precision (one scale per row)."""
     reach = 2.5 * float(weight.std())
     pictures = {"full precision": weight}
-    pictures |= {_bits(b): quantized(weight, b, None, "per_row").dequantize() for b in bits}
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure, panels = pyplot.subplots(2, 3, figsize=(6.6, 3.7), layout="constrained")
+    pictures |= {in_bits(b): quantized(weight, b, None, "per_row").dequantize() for b in bits}
+    with subplots(2, 3, figsize=(6.6, 3.7), style={"axes.grid": False}) as (figure, panels):
         for axes, (name, picture) in zip(panels.flat, pictures.items(), strict=True):
             corner = picture[:rows, :columns].numpy()
             image = axes.imshow(corner, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
@@ -85,7 +80,7 @@ def mosaic(weight: Tensor, bits: Sequence[int] = (8, 4, 3, 2, 1), rows: int = 24
         for axes in panels[-1]:
             axes.set_xlabel("column (input)", fontsize=9)
         figure.colorbar(image, ax=panels, location="right", aspect=30, label="weight")
-    return shown(figure)
+    return figure
 
 
 def scale_sweep(weight: Tensor, bits: Sequence[int] = (2, 3, 4, 5)) -> Figure:
@@ -95,50 +90,46 @@ def scale_sweep(weight: Tensor, bits: Sequence[int] = (2, 3, 4, 5)) -> Figure:
     grid's end by other rules: the largest weight, LSQ's start, the gamma of least error.
     """
     mean = weight.abs().mean()
+    largest = float(weight.abs().max() / mean)
     levels = {b: max(1, 2 ** (b - 1) - 1) for b in bits}
     starts = {b: float(initial_learned(weight, b, "per_tensor", "lsq") * levels[b] / mean) for b in bits}
-    gammas = torch.arange(0.5, 1.05 * max(*starts.values(), float(weight.abs().max() / mean)), 0.05)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.6, 3.9), layout="constrained")
+    gammas = torch.arange(0.5, 1.05 * max(*starts.values(), largest), 0.05)
+    with subplots(figsize=(6.6, 3.9)) as (figure, axes):
         for i, b in enumerate(bits):
             points = [error_at(weight, b, float(gamma)) for gamma in gammas]
             axes.plot(gammas, points, color=COLOURS[i])
+            end = float(gammas[-1]), points[-1]
             axes.annotate(
-                f"{b} bits", (float(gammas[-1]), points[-1]), (5, 0), textcoords="offset points", va="center",
-                color=COLOURS[i], fontsize=9,
-            )  # fmt: skip
-            marks = {
-                "o": float(initial_learned(weight, b, "per_tensor", "dynamic")),
-                "s": starts[b],
-                "^": float(weight.abs().max() / mean),
-            }
-            for marker, gamma in marks.items():
+                f"{b} bits", end, (5, 0), textcoords="offset points", va="center", color=COLOURS[i], fontsize=9
+            )
+            least = float(initial_learned(weight, b, "per_tensor", "dynamic"))
+            for marker, gamma in (("o", least), ("s", starts[b]), ("^", largest)):
                 axes.plot(gamma, error_at(weight, b, gamma), marker, color=COLOURS[i], markersize=7)
-        for marker, name in (("o", "least error (dynamic scaling starts here)"), ("s", "LSQ starts here"),
-                             ("^", "the largest weight (symmetric)")):  # fmt: skip
-            axes.plot([], [], marker, color=GREY, label=name)
+        axes.plot([], [], "o", color=GREY, label="least error (dynamic scaling starts here)")
+        axes.plot([], [], "s", color=GREY, label="LSQ starts here")
+        axes.plot([], [], "^", color=GREY, label="the largest weight (symmetric)")
         plain_log_scale(axes)
         axes.set_xlabel(r"where the grid ends: clip / mean$|w|$  ($\gamma$)")
         axes.set_ylabel("relative squared error (%)")
         figure.legend(loc="outside upper center", ncols=3, fontsize=8, handletextpad=0.2, columnspacing=1.0)
-    return shown(figure)
+    return figure
 
 
 def row_sizes(weight: Tensor) -> Figure:
     """Largest and mean ``|w|`` of each row, sorted, beside those of the whole matrix."""
-    largest, order = weight.abs().amax(dim=1).sort()
-    mean = weight.abs().mean(dim=1)[order]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.6, 2.9), layout="constrained")
-        whole = {"max": float(weight.abs().max()), "mean": float(weight.abs().mean())}
-        for i, (name, values) in enumerate((("max", largest), ("mean", mean))):
-            axes.plot(values.numpy(), "o", markersize=3, color=COLOURS[i], label=f"{name} |w| of a row")
-            axes.axhline(whole[name], color=COLOURS[i], linestyle=("--", ":")[i], label=f"{name} |w| of the matrix")
+    size = weight.abs()
+    largest, order = size.amax(dim=1).sort()
+    mean = size.mean(dim=1)[order]
+    lines = (("max", largest, size.max(), "--"), ("mean", mean, size.mean(), ":"))
+    with subplots(figsize=(6.6, 2.9)) as (figure, axes):
+        for i, (name, of_rows, of_all, dash) in enumerate(lines):
+            axes.plot(of_rows.numpy(), "o", markersize=3, color=COLOURS[i], label=f"{name} |w| of a row")
+            axes.axhline(float(of_all), color=COLOURS[i], linestyle=dash, label=f"{name} |w| of the matrix")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("row, from the smallest maximum to the largest")
         axes.set_ylabel("|w|")
         figure.legend(loc="outside right center", fontsize=8)
-    return shown(figure)
+    return figure
 
 
 def error_by_bits(table: pandas.DataFrame, most: float = 6.2) -> Figure:
@@ -149,8 +140,7 @@ def error_by_bits(table: pandas.DataFrame, most: float = 6.2) -> Figure:
         most: bits per weight at the right edge.
     """
     table = table[table["bits per weight"] <= most]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.6, 3.8), layout="constrained")
+    with subplots(figsize=(6.6, 3.8)) as (figure, axes):
         for (scheme, granularity), rows in table.groupby(["scheme", "granularity"], sort=False, observed=True):
             axes.plot(
                 rows["bits per weight"], rows["error (%)"], color=colour_of(scheme), linewidth=1,
@@ -165,8 +155,4 @@ def error_by_bits(table: pandas.DataFrame, most: float = 6.2) -> Figure:
         axes.set_xlabel("bits per weight, scales counted")
         axes.set_ylabel("relative squared error (%)")
         figure.legend(loc="outside right center", fontsize=8)
-    return shown(figure)
-
-
-def _bits(bits: int) -> str:
-    return f"{bits} bit{'s' * (bits > 1)}"
+    return figure

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas
 import torch
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from torch import Tensor, nn
@@ -25,13 +22,14 @@ from dqlib.quantizers import quantize
 from dqlib.storage.footprint import footprint, fp32_size_bytes
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.evaluation.perplexity import perplexity_of
-from dqlib.study.evaluation.records import FALLING, metrics_table, read_details, read_record
+from dqlib.study.evaluation.records import Detail, metrics_table, read_details, read_record
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import LOG, PREDICTIONS, RECORD
 from dqlib.study.params.tasks import kind_of
-from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, axis_name, bits_of, quantity_of
+from dqlib.study.report.figures import scores_axis
+from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, bits_of, in_bits, quantity_of
 from dqlib.study.report.pages import short_table
-from dqlib.study.report.style import COLOURS, DASHES, GREY, STYLE, TEACHER_COLOUR, line_styles, plain_log_scale
+from dqlib.study.report.style import COLOURS, DASHES, GREY, line_styles, subplots
 from dqlib.study.training.language_modelling import stream
 
 KINDS = ("weights", "embedding", "positions", "rest")
@@ -45,8 +43,7 @@ def lengths(corpus: LoadedCorpus, spec: S.Corpus) -> Figure:
     """
     rows = corpus.splits["validation"]
     columns = {"source": ("source", "second")} | ({"target": ("target",)} if spec.target_tokens else {})
-    with matplotlib.rc_context(STYLE):
-        figure, panels = pyplot.subplots(1, len(columns), figsize=(6.4, 2.6), squeeze=False, layout="constrained")
+    with subplots(1, len(columns), figsize=(6.4, 2.6), squeeze=False) as (figure, panels):
         for axes, (column, names) in zip(panels[0], columns.items(), strict=True):
             texts = [[row[name] for row in rows] for name in names if name in rows[0]]
             counts = [len(ids) for ids in corpus.tokenizer(*texts, verbose=False)["input_ids"]]
@@ -58,7 +55,7 @@ def lengths(corpus: LoadedCorpus, spec: S.Corpus) -> Figure:
             axes.set_xlabel(f"tokens of a {column} (red: {most})")
             axes.set_ylabel("pairs" if spec.target_tokens else "texts")
             axes.yaxis.get_major_locator().set_params(integer=True)
-    return shown(figure)
+    return figure
 
 
 def curves(folder: Path, columns: list[str]) -> Figure:
@@ -68,10 +65,9 @@ def curves(folder: Path, columns: list[str]) -> Figure:
     of = (record.preset, kind_of(record.task).unit) if record else ()
     panel_of = {name: quantity_of(name, *of) for name in columns if name in log}
     quantities = list(dict.fromkeys(panel_of.values()))
-    with matplotlib.rc_context(STYLE):
-        rows = max(1, len(quantities))  # a teacher that was not trained here has an empty log
-        size = 6.4, 2.2 * rows + 0.6
-        figure, panels = pyplot.subplots(rows, 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
+    rows = max(1, len(quantities))  # a teacher that was not trained here has an empty log
+    size = 6.4, 2.2 * rows + 0.6
+    with subplots(rows, 1, figsize=size, sharex=True, squeeze=False) as (figure, panels):
         for i, (name, quantity) in enumerate(panel_of.items()):
             axes, points = panels[quantities.index(quantity), 0], log.dropna(subset=[name])
             marker = "o" if len(points) < 10 else None
@@ -79,31 +75,29 @@ def curves(folder: Path, columns: list[str]) -> Figure:
             axes.set_ylabel(quantity.replace(" (", "\n("), fontsize=9)
             axes.legend(fontsize=8)
         panels[-1, 0].set_xlabel("training step")
-    return shown(figure)
+    return figure
 
 
 def loss_terms(folder: Path) -> Figure:
     """Every loss term of a distillation, relative to its first value."""
     log = pandas.read_csv(folder / LOG)
-    terms = [column for column in log if column not in ("step", "learning_rate", "loss", "validation_loss")]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")
+    terms = log.columns.drop(["step", "learning_rate", "loss", "validation_loss"], errors="ignore")
+    with subplots(figsize=(6.4, 3.2)) as (figure, axes):
         for i, term in enumerate(terms):
-            style = DASHES[i % len(DASHES)]
-            axes.plot(log.step, log[term] / log[term].iloc[0], linestyle=style, color=COLOURS[i], label=_readable(term))
+            part = log[term] / log[term].iloc[0]
+            axes.plot(log.step, part, linestyle=DASHES[i], color=COLOURS[i], label=_readable(term))
         axes.set_xlabel("training step")
         axes.set_ylabel("term, relative to its first value")
         axes.set_ylim(bottom=0)
         figure.legend(fontsize=8, ncols=4, loc="outside upper center")
-    return shown(figure)
+    return figure
 
 
 def quantized_weights(weight: Tensor, bits: tuple[int, ...] = (4, 2, 1)) -> Figure:
     """Histogram of a matrix, and of what is left of it at each precision (one scale for the tensor)."""
     w = weight.detach().flatten()
     reach = float(w.abs().quantile(0.999))
-    with matplotlib.rc_context(STYLE):
-        figure, panels = pyplot.subplots(1, len(bits), figsize=(6.4, 2.6), sharey=True, layout="constrained")
+    with subplots(1, len(bits), figsize=(6.4, 2.6), sharey=True) as (figure, panels):
         for i, (axes, b) in enumerate(zip(panels, bits, strict=True)):
             left = quantize(weight.detach(), b, "per_tensor").dequantize().flatten()
             error = float((left - w).square().mean() / w.square().mean())
@@ -112,24 +106,18 @@ def quantized_weights(weight: Tensor, bits: tuple[int, ...] = (4, 2, 1)) -> Figu
             axes.hist(left.numpy(), edges, color=COLOURS[i], alpha=0.75)
             axes.set_yscale("log")
             axes.set_xlabel("weight")
-            axes.set_title(f"{b} bit{'s' * (b > 1)}: {100 * error:.1f}% error", fontsize=9)
+            axes.set_title(f"{in_bits(b)}: {100 * error:.1f}% error", fontsize=9)
         panels[0].set_ylabel("count (logarithmic)")
-    return shown(figure)
+    return figure
 
 
 def account(student: nn.Module, teacher: nn.Module) -> pandas.DataFrame:
     """Bytes of a student by kind of parameter, beside those of its teacher in full precision."""
-    total: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for entry in footprint(student):
-        total[entry.kind][0] += entry.numel
-        total[entry.kind][1] += entry.size_bytes
-    fp32 = fp32_size_bytes(teacher)
-    rows = {kind: total[kind] for kind in KINDS}
-    rows |= {
-        "student": [sum(column) for column in zip(*rows.values(), strict=True)],
-        "teacher, fp32": [fp32 // 4, fp32],
-    }
-    table = pandas.DataFrame.from_dict(rows, orient="index", columns=["numbers", "bytes"]).rename_axis("part")
+    entries = [(entry.kind, entry.numel, entry.size_bytes) for entry in footprint(student)]
+    table = pandas.DataFrame(entries, columns=["part", "numbers", "bytes"]).groupby("part").sum()
+    table = table.reindex(KINDS, fill_value=0)
+    table.loc["student"] = table.sum()
+    table.loc["teacher, fp32"] = [fp32_size_bytes(teacher) // 4, fp32_size_bytes(teacher)]
     table["bits per number"] = (8 * table.bytes / table.numbers.clip(lower=1)).round(2)
     return table
 
@@ -150,22 +138,16 @@ def by_depth(metrics: pandas.DataFrame) -> Figure:
     students = students.assign(layers=students.encoder_layers + students.decoder_layers)
     bits = students.apply(bits_of, axis=1)
     styles = line_styles(list(dict.fromkeys(bits)))
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")
-        axes.axhline(teacher.score, color=TEACHER_COLOUR, linestyle="--", linewidth=1.1, label="teacher, fp32")
-        axes.axhspan(teacher.score_low, teacher.score_high, color=TEACHER_COLOUR, alpha=0.12, linewidth=0)
+    with subplots(figsize=(5.2, 3.2)) as (figure, axes):
+        scores_axis(axes, teacher, "teacher, fp32")
         for name, style in styles.items():
             rows = students[bits == name].sort_values("layers")
             reach = [rows.score - rows.score_low, rows.score_high - rows.score]
             axes.errorbar(rows.layers, rows.score, yerr=reach, marker="o", capsize=2, label=name, **style)
         axes.set_xticks(sorted({*students.layers, teacher.encoder_layers + teacher.decoder_layers}))
         axes.set_xlabel("layers")
-        axes.set_ylabel(axis_name(teacher.headline), fontsize=9)
-        if teacher.headline in FALLING:
-            plain_log_scale(axes)
-            axes.invert_yaxis()
         axes.legend(fontsize=8)
-    return shown(figure)
+    return figure
 
 
 def predictions(folders: dict[str, Path], count: int = 5) -> None:
@@ -199,13 +181,12 @@ def _answer(line: Mapping[str, Any]) -> str:
 def baselines(folder: Path) -> pandas.DataFrame:
     """What simpler methods reach on the test of a teacher: one row per method, with 95% intervals."""
     rows = [
-        {"method": each.metric.removesuffix(f"_{metric}").replace("_", " "), "metric": name,
-         "text": f"{each.value:.2f} ({each.low:.2f} to {each.high:.2f})"}
+        {"method": each.metric.removesuffix(f"_{metric}").replace("_", " "), "metric": name, "text": _interval(each)}
         for each in read_details(folder)
-        for metric, name in METRIC_NAMES.items() if each.metric.endswith(f"_{metric}")
-    ]  # fmt: skip
-    table = pandas.DataFrame(rows).pivot_table("text", "method", "metric", aggfunc="first", sort=False)
-    return table.rename_axis(columns=None)
+        for metric, name in METRIC_NAMES.items()
+        if each.metric.endswith(f"_{metric}")
+    ]
+    return _by_metric(rows, ["method"])
 
 
 def details(folders: dict[str, Path], metrics: Sequence[str]) -> pandas.DataFrame:
@@ -216,21 +197,24 @@ def details(folders: dict[str, Path], metrics: Sequence[str]) -> pandas.DataFram
         metrics: which of ``details.json``.
     """
     rows = [
-        {
-            "test set": each.test_set,
-            "language": each.language or "",
-            "model": name,
-            "metric": each.metric,
-            "text": f"{each.value:.2f} ({each.low:.2f} to {each.high:.2f})",
-        }
+        {"test set": each.test_set, "language": each.language or "", "model": name, "metric": each.metric,
+         "text": _interval(each)}
         for name, folder in folders.items()
         for each in read_details(folder)
         if each.metric in metrics
-    ]
-    table = pandas.DataFrame(rows).pivot_table(
-        "text", ["test set", "language", "model"], "metric", aggfunc="first", sort=False
-    )
-    return table[[metric for metric in metrics if metric in table]].rename_axis(columns=None)
+    ]  # fmt: skip
+    table = _by_metric(rows, ["test set", "language", "model"])
+    return table[[metric for metric in metrics if metric in table]]
+
+
+def _interval(detail: Detail) -> str:
+    return f"{detail.value:.2f} ({detail.low:.2f} to {detail.high:.2f})"
+
+
+def _by_metric(rows: Sequence[Mapping[str, str]], index: list[str]) -> pandas.DataFrame:
+    """One column per metric."""
+    table = pandas.DataFrame(rows).pivot_table("text", index, "metric", aggfunc="first", sort=False)
+    return table.rename_axis(columns=None)
 
 
 def answer(
@@ -272,23 +256,16 @@ def answer(
 
 
 def side_by_side(
-    models: dict[str, tuple[PreTrainedModel, Path]],
+    models: Mapping[str, tuple[PreTrainedModel, Path]],
     text: str,
     max_new_tokens: int = 40,
     language: str | None = None,
     beams: int = 4,
 ) -> Styler:
-    """What each model writes for one text, with its size and the time that it took.
+    """What each model writes for one text, with its size and the time that it took; else as :func:`answer` has it.
 
     Args:
         models: model and folder, by the name to show.
-        text: to read.
-        max_new_tokens: most tokens to write.
-        language: to write in, for a translation; the first one, when None.
-        beams: of the search.
-
-    Raises:
-        InputError: the text is empty, or the language has no token.
     """
     rows = []
     for name, (model, folder) in models.items():
@@ -309,9 +286,3 @@ def texts_table(rows: Sequence[Mapping[str, str]] | pandas.DataFrame) -> Styler:
 
 def _readable(column: str) -> str:
     return column.replace("_", " ")
-
-
-def shown(figure: Figure) -> Figure:
-    """The figure for a notebook to display once, not again at the end of the cell."""
-    pyplot.close(figure)
-    return figure

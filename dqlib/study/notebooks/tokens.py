@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib
 import pandas
 import torch
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from dqlib.losses import IGNORED_LABEL
-from dqlib.study.notebooks.show import shown
-from dqlib.study.report.style import STYLE, TEACHER_COLOUR, colour_of
+from dqlib.study.report.style import TEACHER_COLOUR, colour_of, subplots
 from dqlib.study.training.batches import Batch
 
 
@@ -23,10 +20,8 @@ def similarity_maps(models: Mapping[str, PreTrainedModel], batch: Batch, text: i
     """Cosine similarity of every two tokens of one summary after the last decoder layer."""
     one = Batch(*(getattr(batch, name)[text : text + 1] for name in Batch.__slots__))
     length = int((one.labels != IGNORED_LABEL).sum())
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure, panels = pyplot.subplots(
-            1, len(models), figsize=(6.6, 2.5), sharey=True, squeeze=False, layout="constrained"
-        )
+    size, style = (6.6, 2.5), {"axes.grid": False}
+    with subplots(1, len(models), figsize=size, sharey=True, squeeze=False, style=style) as (figure, panels):
         for axes, (name, model) in zip(panels.flat, models.items(), strict=True):
             was_training = model.training
             states = model.eval()(**one.inputs(), output_hidden_states=True).decoder_hidden_states[-1][0, :length]
@@ -39,7 +34,7 @@ def similarity_maps(models: Mapping[str, PreTrainedModel], batch: Batch, text: i
         panels[0, 0].set_ylabel("token of the summary", fontsize=9)
         bar = figure.colorbar(image, ax=panels, location="bottom", shrink=0.6, aspect=40, label="cosine similarity")
         bar.set_ticks([-1, -0.5, 0, 0.5, 1])
-    return shown(figure)
+    return figure
 
 
 def similarity_points(table: pandas.DataFrame) -> Figure:
@@ -49,10 +44,7 @@ def similarity_points(table: pandas.DataFrame) -> Figure:
         table: what :func:`dqlib.study.evaluation.similarity.similarity_table` gave.
     """
     places = range(len(table))
-    with matplotlib.rc_context(STYLE):
-        figure, (left, right) = pyplot.subplots(
-            1, 2, figsize=(6.6, 0.45 * len(table) + 1.1), sharey=True, layout="constrained"
-        )
+    with subplots(1, 2, figsize=(6.6, 0.45 * len(table) + 1.1), sharey=True) as (figure, (left, right)):
         reach = [table.more_alike - table.low, table.high - table.more_alike]
         left.errorbar(table.more_alike, places, xerr=reach, fmt="o", color=colour_of("quantgpt"), capsize=3)
         left.axvline(0, color=TEACHER_COLOUR, linestyle="--", linewidth=1)
@@ -63,7 +55,7 @@ def similarity_points(table: pandas.DataFrame) -> Figure:
         right.set_xlim(left=-0.03 * max(table.divergence.max(), 0.01))
         right.set_xlabel("divergence from the teacher's\nnext token (nats)")
         left.margins(y=0.15)
-    return shown(figure)
+    return figure
 
 
 def in_words(table: pandas.DataFrame) -> str:
@@ -72,8 +64,7 @@ def in_words(table: pandas.DataFrame) -> str:
     for name, row in table.iterrows():
         if row.low == row.high == 0:
             continue
-        verdict = "about as alike as" if row.low <= 0 <= row.high else ("more alike than" if row.low > 0 else
-                                                                        "less alike than")  # fmt: skip
+        verdict = "more alike than" if row.low > 0 else "less alike than" if row.high < 0 else "about as alike as"
         sentences.append(
             f"{name}: tokens are {verdict} the teacher's ({row.more_alike:+.3f}, 95% {row.low:+.3f} to "
             f"{row.high:+.3f}); divergence {row.divergence:.3f} nats."

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas
 
 from dqlib.config import Config
-from dqlib.presets import PRESETS, get_preset
+from dqlib.presets import get_preset
 from dqlib.storage.footprint import size_bytes
 from dqlib.storage.reading import read_model
 from dqlib.student import make_student
@@ -25,16 +25,7 @@ from dqlib.study.params.tasks import benchmark_file
 from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, is_finished
 from dqlib.study.pipeline.ledger import IDENTITY, identity, read_ledger, teacher_digest
 from dqlib.study.pipeline.study import Study
-from dqlib.study.report.scores import (
-    SCORES,
-    Model,
-    Resampled,
-    joined,
-    read_scores,
-    rows_of,
-    score_of,
-    statistics_of,
-)
+from dqlib.study.report.scores import SCORES, Model, Resampled, joined, read_scores, rows_of
 from dqlib.study.report.tables import Trained
 
 #: The preset that ablations change one part of.
@@ -45,10 +36,10 @@ FOLDER = "methods"
 COMPARED = ("baseline", "p_value")
 
 
-def presets_table(names: list[str] | None = None) -> pandas.DataFrame:
+def presets_table(names: Sequence[str]) -> pandas.DataFrame:
     """Presets side by side: one row per field, one column per preset; fields that all share are left out."""
     columns = {}
-    for name in names or list(PRESETS):
+    for name in names:
         preset = get_preset(name)
         flat: dict[str, Any] = {}
         for part in ("weights", "activations", "loss", "recipe"):
@@ -89,39 +80,27 @@ def finished(study: Study) -> list[Finished]:
     benchmark, ledger, digest = benchmark_of(study), read_ledger(study), teacher_digest(study)
     file, found = project_root() / study.settings.results / benchmark_file(FOLDER, study.name) / SCORES, []
     teacher = Trained(study, study.folders.teacher)
-    committed = read_scores(file) if ledger.held and file.is_file() else None
+    named = ["preset", "config", "seed", "steps"]
+    committed = dict(list(read_scores(file).groupby(named))) if ledger.held and file.is_file() else {}
     runs = sorted(benchmark.runs_of_equal_steps(), key=lambda run: _order(benchmark, run)) + benchmark.longer_runs()
     for run in runs:
         folder, ids = folder_of(study, run), identity(study, run, digest)
         if is_finished(study, run):
             model = Trained(study, folder, run.config)
-            kept = retained(model.record.score, _score_on(teacher, len(model.lines)), model.record.headline)
-            minutes = json.loads((folder / COST).read_text())["minutes"]
-            scores, loss = rows_of(model.record, model.lines), _best_validation(folder)
-            found.append(Finished(run, asdict(model.record) | {"retention": kept}, loss, minutes, scores, ids))
+            kept = retained(model.record.score, teacher.score_on(len(model.lines)), model.record.headline)
+            record = asdict(model.record) | {"retention": kept}
+            minutes, scores = json.loads((folder / COST).read_text())["minutes"], rows_of(model.record, model.lines)
+            found.append(Finished(run, record, _best_validation(folder), minutes, scores, ids))
         elif run in ledger.held:
-            held = ledger.held[run]
-            rows, part = None if committed is None else _scores_of(committed, held.record), held.part
-            found.append(Finished(run, held.record, part["validation_loss"], part["minutes"], rows, ids))
+            held, part = ledger.held[run].record, ledger.held[run].part
+            scores = committed.get(tuple(held[name] for name in ("preset", "config", "seed", "train_steps")))
+            found.append(Finished(run, held, part["validation_loss"], part["minutes"], scores, ids))
     return found
 
 
 def teacher_score(study: Study, documents: int | None) -> float:
     """The teacher's score on the documents that runs are tested on, the first ones of its own test; all, when None."""
-    return _score_on(Trained(study, study.folders.teacher), documents)
-
-
-def _score_on(teacher: Trained, documents: int | None) -> float:
-    lines, headline = teacher.lines[:documents], teacher.record.headline
-    totals = np.stack(list(statistics_of(headline, lines).values()), axis=1).sum(axis=0, keepdims=True)
-    return float(score_of(headline, totals, len(lines))[0])
-
-
-def _scores_of(committed: pandas.DataFrame, record: Mapping[str, Any]) -> pandas.DataFrame | None:
-    """The rows of one run; None where there are none."""
-    names = {"preset": "preset", "config": "config", "seed": "seed", "steps": "train_steps"}
-    same = np.logical_and.reduce([(committed[ours] == record[theirs]).to_numpy() for ours, theirs in names.items()])
-    return committed[same] if same.any() else None
+    return Trained(study, study.folders.teacher).score_on(documents)
 
 
 def missing(study: Study, runs: Sequence[Finished]) -> list[str]:
@@ -133,8 +112,11 @@ def missing(study: Study, runs: Sequence[Finished]) -> list[str]:
         groups.setdefault(f"`{run.config}`{steps}", {}).setdefault(run.preset, []).append(run not in done)
     lines = []
     for name, presets in groups.items():
-        left = [f"`{preset}`" + f" ({sum(seeds)} of {len(seeds)} seeds)" * (not all(seeds))
-                for preset, seeds in presets.items() if any(seeds)]  # fmt: skip
+        left = [
+            f"`{preset}`" + f" ({sum(seeds)} of {len(seeds)} seeds)" * (not all(seeds))
+            for preset, seeds in presets.items()
+            if any(seeds)
+        ]
         if left:
             lines.append(f"{name}: {', '.join(left)}")
     return lines
@@ -158,30 +140,32 @@ def benchmark_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:
             seeds.setdefault((each.run.preset, each.run.config), []).append(each.run.seed)
     drawn = Resampled(scores_table(runs))
     compared = {key: _compared(study, *key, seeds, drawn) for key in seeds}
-    sizes = _sizes(study, list(dict.fromkeys((each.run.preset, each.run.config) for each in runs)))
     rows = []
-    for each in runs:
-        key = each.run.preset, each.run.config
-        row = dict(each.record)
-        size = sizes.get(key, row["size_bytes"])
-        row |= {"size_bytes": size, "compression": round(row["teacher_size_bytes"] / size, 2)}
-        baseline, p_value = compared.get(key, (None, None))
+    for each, size in zip(runs, _sizes(study, runs), strict=True):
+        compression = round(each.record["teacher_size_bytes"] / size, 2)
+        baseline, p_value = compared.get((each.run.preset, each.run.config), (None, None))
+        row = dict(each.record) | {"size_bytes": size, "compression": compression}
         rows.append(row | {"baseline": baseline, "p_value": p_value, **each.identity})
     table = pandas.DataFrame(rows, columns=[*columns_of(study.name), *COMPARED, *IDENTITY])
     return table.astype({"retention": float})  # it is None beside a teacher of zero
 
 
-def _sizes(study: Study, pairs: list[tuple[str, Config]]) -> dict[tuple[str, Config], int]:
-    """Bytes of each student; they depend on shapes alone, so an untrained one is counted.
+def _sizes(study: Study, runs: Sequence[Finished]) -> list[int]:
+    """Bytes of each run's student; they depend on shapes alone, so an untrained one is counted.
 
-    Those whose bits, heads or neurons are chosen on a calibration set are left out: their records say it.
+    Of those whose bits, heads or neurons are chosen on a calibration set, the record says it.
     """
     teacher = read_model(study.folders.teacher)
-    return {
-        (preset, config): size_bytes(make_student(teacher, config, preset))
-        for preset, config in pairs
-        if not (config.is_open or config.narrow)
-    }
+
+    @cache
+    def counted(preset: str, config: Config) -> int:
+        return size_bytes(make_student(teacher, config, preset))
+
+    chosen = [each.run.config.is_open or each.run.config.narrow for each in runs]
+    return [
+        each.record["size_bytes"] if own else counted(each.run.preset, each.run.config)
+        for each, own in zip(runs, chosen, strict=True)
+    ]
 
 
 def _compared(
@@ -191,10 +175,8 @@ def _compared(
     benchmark = benchmark_of(study)
     candidates = (WHOLE,) if name in benchmark.ablations else (benchmark.baseline, benchmark.fallback)
     baseline = next((other for other in candidates if (other, config) in seeds), name)
-    if baseline == name:
-        return None, None
     common = [seed for seed in seeds[name, config] if seed in seeds[baseline, config]]
-    if not common:
+    if baseline == name or not common:
         return None, None
     ours, theirs = (
         drawn.drawn(Model(study.name, "student", str(config), preset, benchmark.distill.steps), common)
@@ -212,12 +194,9 @@ def parts_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:
         Columns ``part`` (a preset, whole or with one part changed), ``config``, ``seed``, ``steps``,
         ``validation_loss``, ``teacher_loss``, ``size_bytes``, ``minutes`` (of one core, for the training) and the ids.
     """
-    rows, benchmark = [], benchmark_of(study)
-    sizes = _sizes(study, list(dict.fromkeys((each.run.preset, each.run.config) for each in runs)))
-    teacher_loss = _best_validation(study.folders.teacher)
-    for each in runs:
-        run, steps = each.run, each.run.steps or benchmark.distill.steps
-        size = sizes.get((run.preset, run.config), each.record["size_bytes"])
+    teacher_loss, rows = _best_validation(study.folders.teacher), []
+    for each, size in zip(runs, _sizes(study, runs), strict=True):
+        run, steps = each.run, each.run.steps or benchmark_of(study).distill.steps
         costs = each.loss, teacher_loss, size, each.minutes
         rows.append((run.preset, str(run.config), run.seed, steps, *costs, *each.identity.values()))
     names = ["part", "config", "seed", "steps", "validation_loss", "teacher_loss", "size_bytes", "minutes"]
@@ -229,12 +208,8 @@ def _best_validation(folder: Path) -> float:
     return round(pandas.read_csv(folder / LOG).validation_loss.min(), 4)
 
 
-def gap_table(parts: pandas.DataFrame, against: str = WHOLE) -> pandas.DataFrame:
-    """Gap of each part to the teacher, in nats per token, beside that of the whole preset after equal steps.
-
-    Args:
-        parts: :func:`parts_table`.
-        against: the whole preset.
+def gap_table(parts: pandas.DataFrame) -> pandas.DataFrame:
+    """Gap of each part of :func:`parts_table` to the teacher, in nats per token, beside the whole preset's.
 
     Returns:
         Columns ``config``, ``steps``, ``part``, ``gap`` and ``gap_std`` (mean and spread over seeds), ``ratio`` to the
@@ -242,17 +217,16 @@ def gap_table(parts: pandas.DataFrame, against: str = WHOLE) -> pandas.DataFrame
         ``size_bytes``, ``minutes``.
     """
     rows = []
-    for (config, steps), group in parts.assign(gap=parts.validation_loss - parts.teacher_loss).groupby(
-        ["config", "steps"], sort=False
-    ):
-        whole = group[group.part == against].gap.to_numpy()
+    parts = parts.assign(gap=parts.validation_loss - parts.teacher_loss)
+    for (config, steps), group in parts.groupby(["config", "steps"], sort=False):
+        whole = group[group.part == WHOLE].gap.to_numpy()
         for part, runs in group.groupby("part", sort=False):
             gaps = runs.gap.to_numpy()
             ratio = gaps.mean() / whole.mean() if len(whole) else None
-            p_value = welch_p_value(gaps, whole) if part != against else None
+            p_value = welch_p_value(gaps, whole) if part != WHOLE else None
             spread = gaps.std(ddof=1) if len(gaps) > 1 else None
-            rows.append((config, steps, part, gaps.mean(), spread, ratio, p_value, len(gaps),
-                         runs.size_bytes.iloc[0], runs.minutes.mean()))  # fmt: skip
+            costs = len(gaps), runs.size_bytes.iloc[0], runs.minutes.mean()
+            rows.append((config, steps, part, gaps.mean(), spread, ratio, p_value, *costs))
     names = ["config", "steps", "part", "gap", "gap_std", "ratio", "p_value", "seeds", "size_bytes", "minutes"]
     return pandas.DataFrame(rows, columns=names)
 
@@ -263,14 +237,13 @@ def benchmark_summary(table: pandas.DataFrame) -> pandas.DataFrame:
     The p-values of what is compared with one preset at one config are corrected by Holm's method.
 
     Args:
-        table: :func:`benchmark_table`, and the losses of :func:`parts_table` where they are merged into it.
+        table: :func:`benchmark_table` with the losses of :func:`dqlib.study.report.benchmark_page.with_losses`.
 
     Returns:
         Columns ``config``, ``preset``, ``score``, ``score_std`` (over seeds), ``retention``, ``size_bytes``,
-        ``compression``, ``baseline``, ``p_value``, ``seeds`` and, where it is given, ``validation_loss``.
+        ``compression``, ``baseline``, ``p_value``, ``seeds`` and ``validation_loss``.
     """
     groups = table.groupby(["config", "preset"], sort=False)
-    losses = {"validation_loss": ("validation_loss", "mean")} if "validation_loss" in table else {}
     summary = groups.agg(
         score=("score", "mean"),
         score_std=("score", "std"),
@@ -280,10 +253,9 @@ def benchmark_summary(table: pandas.DataFrame) -> pandas.DataFrame:
         baseline=("baseline", "first"),
         p_value=("p_value", "first"),
         seeds=("seed", "count"),
-        **losses,
+        validation_loss=("validation_loss", "mean"),
     ).reset_index()
-    compared = summary[summary.p_value.notna()]
-    for _, family in compared.groupby(["config", "baseline"], sort=False):
+    for _, family in summary[summary.p_value.notna()].groupby(["config", "baseline"], sort=False):
         summary.loc[family.index, "p_value"] = holm(family.p_value.tolist())
     return summary
 
@@ -294,34 +266,30 @@ def _order(benchmark: S.Methods, run: Run) -> tuple[int, int, int]:
     return configs.index(run.config), names.index(run.preset), benchmark.seeds.index(run.seed)
 
 
-def ablation_table(table: pandas.DataFrame, benchmark: S.Methods, against: str = WHOLE) -> pandas.DataFrame:
-    """Scores with one part of a preset changed, and how far they are from the whole preset's.
+def ablation_table(table: pandas.DataFrame, benchmark: S.Methods) -> pandas.DataFrame:
+    """Means with one part of a preset changed, and how far they are from the whole preset's.
 
     Args:
-        table: :func:`benchmark_table`.
+        table: that of :func:`benchmark_summary`.
         benchmark: its parameters.
-        against: the whole preset.
 
     Returns:
-        Columns ``config``, ``changed``, ``score``, ``score_std`` and ``difference``, and ``validation loss`` and ``its
-        difference`` where the table has losses; empty without ablations.
+        Columns ``config``, ``changed``, ``score``, ``score_std``, ``difference``, ``validation loss`` and ``its
+        difference``; empty without ablations.
     """
     summary = benchmark_summary(table)
     same = table[table.seed.isin(benchmark.ablation_seeds or benchmark.seeds)]
-    whole = benchmark_summary(same[same.preset == against]).set_index("config")
+    whole = benchmark_summary(same[same.preset == WHOLE]).set_index("config")
     rows = summary[summary.preset.isin(benchmark.ablations)]
-    if rows.empty:
-        return pandas.DataFrame(columns=["config", "changed", "score", "score_std", "difference"])
     columns = {
         "config": rows.config,
-        "changed": rows.preset.map(lambda name: name.removeprefix(f"{against}-")),
+        "changed": rows.preset.str.removeprefix(f"{WHOLE}-"),
         "score": rows.score.round(2),
         "score_std": rows.score_std.round(2),
         "difference": (rows.score - rows.config.map(whole.score)).round(2),
+        "validation loss": rows.validation_loss.round(3),
+        "its difference": (rows.validation_loss - rows.config.map(whole.validation_loss)).round(3),
     }
-    if "validation_loss" in rows:
-        columns["validation loss"] = rows.validation_loss.round(3)
-        columns["its difference"] = (rows.validation_loss - rows.config.map(whole.validation_loss)).round(3)
     return pandas.DataFrame(columns).dropna(axis=1, how="all").reset_index(drop=True)  # one seed has no spread
 
 

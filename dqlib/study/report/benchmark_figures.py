@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
 import pandas
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from dqlib.config import Config
@@ -13,21 +11,17 @@ from dqlib.study.evaluation.records import FALLING
 from dqlib.study.params import settings as S
 from dqlib.study.report.benchmark import WHOLE
 from dqlib.study.report.names import METRIC_NAMES
-from dqlib.study.report.style import STYLE, TEACHER_COLOUR, colour_of, line_styles, marker_of
+from dqlib.study.report.style import TEACHER_COLOUR, colour_of, line_styles, marker_of, subplots
 
 
 def presets_figure(table: pandas.DataFrame, benchmark: S.Methods, task: str) -> Figure:
     """Part of the teacher's score that is left: one group of points per config, one point per seed, a bar for the mean.
 
-    Args:
-        table: :func:`benchmark_table`.
-        benchmark: its parameters, for the order.
-        task: name of the task, for the title.
+    ``table`` is :func:`dqlib.study.report.benchmark.benchmark_table`; the order is that of the parameters.
     """
     configs = [text for text in map(str, map(Config.parse, benchmark.configs)) if (table.config == text).any()]
     presets = [name for name in benchmark.presets if (table.preset == name).any()]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(7.2, 4.0), layout="constrained")
+    with subplots(figsize=(7.2, 4.0)) as (figure, axes):
         axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2, label="teacher")
         for i, name in enumerate(presets):
             look, places, means = {"marker": marker_of(name), "color": colour_of(name), "linestyle": ""}, [], []
@@ -43,42 +37,38 @@ def presets_figure(table: pandas.DataFrame, benchmark: S.Methods, task: str) -> 
         axes.set_xlim(-0.5, len(configs) - 0.5)
         axes.set_xticks(range(len(configs)), [config.replace(" ", "\n") for config in configs])
         axes.set_xlabel("bits of weights-embeddings-activations, encoder-decoder layers")
-        axes.set_ylabel(f"{METRIC_NAMES.get(table.headline.iloc[0], table.headline.iloc[0])}, % of the teacher's")
+        axes.set_ylabel(f"{METRIC_NAMES[table.headline.iloc[0]]}, % of the teacher's")
         axes.grid(axis="x", visible=False)
         seeds = f"{len(benchmark.seeds)} seeds and their mean" if len(benchmark.seeds) > 1 else "one seed"
         axes.set_title(f"{task}: every preset after {table.train_steps.iloc[0]} steps, {seeds}", fontsize=10)
         figure.legend(fontsize=8, ncols=6, loc="outside upper center", handletextpad=0.3, columnspacing=1.2)
-    pyplot.close(figure)
     return figure
 
 
-def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods, against: str = WHOLE) -> Figure:
+def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods) -> Figure:
     """Change of the validation loss where one part of a preset is changed, with its seeds.
 
     Args:
         table: :func:`benchmark_table` with the losses of :func:`dqlib.study.report.benchmark_page.with_losses`.
         benchmark: its parameters; the first of its ``ablation_configs`` is drawn.
-        against: the whole preset.
     """
     config = str(Config.parse(benchmark.ablation_configs[0]))
     rows = table[(table.config == config) & table.seed.isin(benchmark.ablation_seeds or benchmark.seeds)]
-    whole = rows[rows.preset == against].validation_loss.mean()
+    whole = rows[rows.preset == WHOLE].validation_loss.mean()
     names = [name for name in benchmark.ablations if (rows.preset == name).any()]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.4, 0.6 + 0.42 * max(2, len(names))), layout="constrained")
-        axes.axvline(0, color=colour_of(against), linestyle="--", linewidth=1.2)
+    with subplots(figsize=(6.4, 0.6 + 0.42 * max(2, len(names)))) as (figure, axes):
+        axes.axvline(0, color=colour_of(WHOLE), linestyle="--", linewidth=1.2)
         for place, name in enumerate(names):
             changes = rows[rows.preset == name].validation_loss - whole
             axes.plot(changes, [place] * len(changes), "o", ms=4, alpha=0.6, color=TEACHER_COLOUR)
             axes.plot([changes.mean()], [place], "|", ms=14, mew=2.4, color=TEACHER_COLOUR)
-        axes.set_yticks(range(len(names)), [name.removeprefix(f"{against}-") for name in names])
+        axes.set_yticks(range(len(names)), [name.removeprefix(f"{WHOLE}-") for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(
             "change of the validation loss (nats per token; left is better)\n"
-            f"against {against} at {config}; dots: seeds, bar: their mean"
+            f"against {WHOLE} at {config}; dots: seeds, bar: their mean"
         )
-    pyplot.close(figure)
     return figure
 
 
@@ -91,13 +81,11 @@ def longer_figure(table: pandas.DataFrame, benchmark: S.Methods, teacher: float)
         teacher: score of the teacher.
     """
     headline = table.headline.iloc[0]
-    metric, falling = METRIC_NAMES.get(headline, headline), headline in FALLING
 
     def kept(score: pandas.Series) -> pandas.Series:
-        return 100 * teacher / score if falling else 100 * score / teacher if teacher else 0.0 * score
+        return 100 * teacher / score if headline in FALLING else 100 * score / teacher if teacher else 0.0 * score
 
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
+    with subplots(figsize=(6.4, 3.8)) as (figure, axes):
         axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2, label="teacher")
         styles = line_styles(list(table.config.unique()))
         means = table.groupby(["config", "train_steps"], sort=False)[["score", "score_low", "score_high"]].mean()
@@ -115,7 +103,6 @@ def longer_figure(table: pandas.DataFrame, benchmark: S.Methods, teacher: float)
         axes.set_xlabel(
             f"training steps of {benchmark.distill.batch_tokens:,} tokens ({benchmark.longer_preset}), log scale"
         )
-        axes.set_ylabel(f"{metric}, % of the teacher's")
+        axes.set_ylabel(f"{METRIC_NAMES[headline]}, % of the teacher's")
         axes.legend(fontsize=8, loc="lower right")
-    pyplot.close(figure)
     return figure

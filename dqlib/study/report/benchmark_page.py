@@ -17,7 +17,7 @@ from dqlib.study.pipeline.ledger import LONGER, METHODS, PARTS
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import benchmark as tables
 from dqlib.study.report.benchmark_figures import ablation_figure, longer_figure, presets_figure
-from dqlib.study.report.names import percent
+from dqlib.study.report.names import percent, written
 from dqlib.study.report.pages import markdown_table
 from dqlib.study.report.scores import SCORES, write_scores
 from dqlib.study.report.style import save
@@ -124,8 +124,7 @@ after so many steps ([`{more}`](../{TABLES}/{more})).
 
 def summary_for_reading(summary: pandas.DataFrame) -> pandas.DataFrame:
     """The summary with readable numbers, for a screen or a page."""
-    spread = summary.score_std.map(lambda x: "" if pandas.isna(x) else f" ± {x:.2f}")
-    losses = {"validation loss": summary.validation_loss.map("{:.3f}".format)} if "validation_loss" in summary else {}
+    spread = summary.score_std.map(lambda x: written(x, " ± {:.2f}"))
     return pandas.DataFrame(
         {
             "config": summary.config,
@@ -133,17 +132,15 @@ def summary_for_reading(summary: pandas.DataFrame) -> pandas.DataFrame:
             "score": summary.score.map("{:.2f}".format) + spread,
             "of teacher": summary.retention.map(percent),
             "smaller": summary.compression.map("{:.1f}x".format),
-            "against": summary.baseline.map(lambda x: "" if pandas.isna(x) else x),
+            "against": summary.baseline.map(lambda x: written(x, "{}")),
             "p": summary.p_value.map(_p_value),
-            **losses,
+            "validation loss": summary.validation_loss.map("{:.3f}".format),
         }
     )
 
 
 def _p_value(value: float | None) -> str:
-    if value is None or pandas.isna(value):
-        return ""
-    return f"{value:.4f}" if value >= 0.0001 else "<0.0001"
+    return "<0.0001" if value is not None and value < 0.0001 else written(value, "{:.4f}")
 
 
 def with_losses(table: pandas.DataFrame, parts: pandas.DataFrame) -> pandas.DataFrame:
@@ -155,14 +152,14 @@ def with_losses(table: pandas.DataFrame, parts: pandas.DataFrame) -> pandas.Data
 
 def gaps_for_reading(gaps: pandas.DataFrame) -> pandas.DataFrame:
     """:func:`dqlib.study.report.benchmark.gap_table` with readable numbers."""
-    spread = gaps.gap_std.map(lambda x: "" if pandas.isna(x) else f" ± {x:.3f}")
+    spread = gaps.gap_std.map(lambda x: written(x, " ± {:.3f}"))
     return pandas.DataFrame(
         {
             "config": gaps.config,
             "steps": gaps.steps,
             "preset": gaps.part,
             "gap": gaps.gap.map("{:.3f}".format) + spread,
-            "ratio": gaps.ratio.map(lambda x: "" if pandas.isna(x) else f"{x:.2f}"),
+            "ratio": gaps.ratio.map(written),
             "p": gaps.p_value.map(_p_value),
             "kB": gaps.size_bytes.map(lambda x: f"{x / 1000:.0f}"),
             "minutes": gaps.minutes.map("{:.1f}".format),

@@ -60,7 +60,7 @@ def measured(
         name: lambda row, engine=engine: engine.generate_ids([row], num_beams=beams, max_new_tokens=max_new_tokens)[0]
         for name, engine in engines.items()
     }
-    table, written = timed(calls, folders, ids, repeats)
+    table, written = _timed(calls, folders, ids, repeats)
     same = [agreement(written[0], each) for each in written]
     table["tokens that agree (%)"] = [round(100 * each.part, 2) for each in same]
     table["choices that agree (%)"] = [round(100 * each.part_of_choices, 2) for each in same]
@@ -85,24 +85,17 @@ def measured_classifiers(
         name: lambda row, classifier=classifier: classifier.logits_of_ids([row])[0]
         for name, classifier in classifiers.items()
     }
-    table, logits = timed(calls, folders, texts, repeats)
+    table, logits = _timed(calls, folders, texts, repeats)
     table["classes that agree (%)"] = [round(100 * class_agreement(logits[0], each).part, 2) for each in logits]
     return table
 
 
-def timed(
+def _timed(
     calls: Mapping[str, Callable[[list[int]], T]], folders: Mapping[str, Path], texts: Sequence[list[int]], repeats: int
 ) -> tuple[pandas.DataFrame, list[list[T]]]:
-    """Size and time of models on the same texts, one at a time, in turns.
+    """Size and time of models that answer in turns, and what each gave for each text.
 
-    Args:
-        calls: what each model does with the ids of a text, by its name.
-        folders: of the models.
-        texts: their ids.
-        repeats: turns of each, after one that is not counted.
-
-    Returns:
-        One row per model: size (MB), time per text (ms), the median of the turns; and what each gave for each text.
+    ``calls`` are what each model does with the ids of one text, by its name; the time is the median of the turns.
     """
     given: dict[str, list[T]] = {}
     times: dict[str, list[float]] = {name: [] for name in calls}

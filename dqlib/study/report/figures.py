@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from itertools import pairwise, product
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas
-from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -23,11 +23,12 @@ from dqlib.study.report.names import (
     UNDECIDED,
     axis_name,
     bits_of,
+    in_bits,
     layers_of,
     quantity_of,
     shape_of,
 )
-from dqlib.study.report.style import COLOURS, STYLE, TEACHER_COLOUR, colour_of, line_styles, plain_log_scale
+from dqlib.study.report.style import COLOURS, STYLE, TEACHER_COLOUR, colour_of, line_styles, plain_log_scale, subplots
 
 #: Marker and line of each shape.
 SHAPE_STYLES = {
@@ -54,12 +55,29 @@ def _joint(metrics: pandas.DataFrame) -> pandas.DataFrame:
 
 def _bits_in(students: pandas.DataFrame) -> list[str]:
     """``W-E-A`` of all students, most bits first, then budgets, most bytes first."""
-    known = {bits_of(row): Config.parse(row.config) for _, row in students.iterrows()}
-    return sorted(known, key=lambda bits: (known[bits].budget is not None, *_descending(known[bits])))
+
+    def order(bits: str) -> tuple[float, ...]:
+        config = known[bits]
+        return config.budget is not None, -(config.budget or 0), -config.w_bits, -config.e_bits, -config.a_bits
+
+    known = {bits_of(row): Config.parse(row.config) for row in students.itertuples()}
+    return sorted(known, key=order)
 
 
-def _descending(config: Config) -> list[int]:
-    return [-(config.budget or 0), -config.w_bits, -config.e_bits, -config.a_bits]
+def scores_axis(axes: Axes, teacher: Any, label: str | None = None) -> None:
+    """A vertical axis of the headline, up being better, with the teacher's score as a line and its interval as a band.
+
+    Args:
+        axes: to draw on.
+        teacher: its row of ``metrics.csv``.
+        label: of the line.
+    """
+    axes.axhline(teacher.score, color=TEACHER_COLOUR, linestyle="--", linewidth=1.1, label=label)
+    axes.axhspan(teacher.score_low, teacher.score_high, color=TEACHER_COLOUR, alpha=0.12, linewidth=0)
+    axes.set_ylabel(axis_name(teacher.headline), fontsize=9)
+    if teacher.headline in FALLING:
+        plain_log_scale(axes)
+        axes.invert_yaxis()
 
 
 def tradeoffs(metrics: pandas.DataFrame) -> Figure:
@@ -67,30 +85,23 @@ def tradeoffs(metrics: pandas.DataFrame) -> Figure:
 
     def draw(axes: Axes, rows: pandas.DataFrame) -> None:
         teacher = rows[rows.role == "teacher"].iloc[0]
-        axes.axhline(teacher.score, color=TEACHER_COLOUR, linestyle="--", linewidth=1.1)
-        axes.axhspan(teacher.score_low, teacher.score_high, color=TEACHER_COLOUR, alpha=0.12, linewidth=0)
-        for _, row in rows[rows.role == "student"].iterrows():
-            colour = colour_of(bits_of(row))
+        scores_axis(axes, teacher)
+        for row in rows[rows.role == "student"].itertuples():
+            bits, shape, alone = bits_of(row), shape_of(row, teacher), row.preset == QUANTIZATION_ALONE
             axes.errorbar(
                 row.compression, row.score, yerr=[[row.score - row.score_low], [row.score_high - row.score]],
-                fmt=SHAPE_STYLES[shape_of(row, teacher)][0], color=colour, capsize=2, markersize=6, linewidth=1,
-                markerfacecolor="white" if row.preset == QUANTIZATION_ALONE else colour,
+                fmt=SHAPE_STYLES[shape][0], color=colour_of(bits), capsize=2, markersize=6, linewidth=1,
+                markerfacecolor="white" if alone else colour_of(bits),
             )  # fmt: skip
-            if shape_of(row, teacher) in PAPERS and bits_of(row) == "2-2-8" and row.preset != QUANTIZATION_ALONE:
-                axes.plot(
-                    row.compression, row.score, "o", markersize=13, markerfacecolor="none", color="black", mew=0.8
-                )
-                axes.annotate(PAPERS[shape_of(row, teacher)], (row.compression, row.score), (-9, -12),
-                              ha="right", textcoords="offset points", fontsize=7)  # fmt: skip
+            if shape in PAPERS and bits == "2-2-8" and not alone:
+                place = row.compression, row.score
+                axes.plot(*place, "o", markersize=13, markerfacecolor="none", color="black", mew=0.8)
+                axes.annotate(PAPERS[shape], place, (-9, -12), ha="right", textcoords="offset points", fontsize=7)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}x"))
         axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axes.set_xticks([x for x in (1, 2, 5, 10, 20, 50) if x <= 1.3 * rows.compression.max()])
         axes.set_xlabel("times smaller")
-        axes.set_ylabel(axis_name(teacher.headline))
-        if teacher.headline in FALLING:
-            plain_log_scale(axes)
-            axes.invert_yaxis()
 
     figure = _panels(metrics, draw, height=3.5)
     _legend(figure, metrics)
@@ -103,22 +114,19 @@ def heat_map(metrics: pandas.DataFrame) -> Figure:
     first = list(dict.fromkeys(metrics.task))[::COLUMNS]  # of each row of panels
 
     def draw(axes: Axes, rows: pandas.DataFrame) -> None:
-        students = _joint(rows)
-        numbers = zip(students.encoder_layers, students.decoder_layers, strict=True)
-        found = {(*each, layers_of(row)) for each, (_, row) in zip(numbers, students.iterrows(), strict=True)}
-        layers = [text for *_, text in sorted(found, key=lambda each: (-each[0], -each[1], each[2]))]
-        grid, missing = np.full((len(bits), len(layers)), np.nan), {}
-        for _, row in students.iterrows():
+        students = list(_joint(rows).itertuples())
+        found = sorted({(-row.encoder_layers, -row.decoder_layers, layers_of(row)) for row in students})
+        layers = [text for *_, text in found]
+        grid, empty = np.full((len(bits), len(layers)), np.nan), {}
+        for row in students:
             place = bits.index(bits_of(row)), layers.index(layers_of(row))
-            grid[place], missing[place] = 100 * row.retention, UNDECIDED
+            grid[place], empty[place] = 100 * row.retention, UNDECIDED
         axes.imshow(grid, cmap="cividis", vmin=60, vmax=100, aspect="auto")
         for (i, j), value in np.ndenumerate(grid):
-            known = not np.isnan(value)
-            text = f"{value:.1f}" if known else missing.get((i, j), "not run")
-            axes.text(
-                j, i, text, ha="center", va="center", fontsize=9 if known else 7,
-                color="white" if known and value < 82 else ("black" if known else TEACHER_COLOUR),
-            )  # fmt: skip
+            text, size, colour = f"{value:.1f}", 9, "white" if value < 82 else "black"
+            if np.isnan(value):
+                text, size, colour = empty.get((i, j), "not run"), 7, TEACHER_COLOUR
+            axes.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
         axes.set_xticks(range(len(layers)), [text.replace(" ", "\n", 1) for text in layers])
         axes.set_yticks(range(len(bits)), bits if rows.task.iloc[0] in first else [])
         axes.set_xlabel("layers")
@@ -142,36 +150,29 @@ def accumulation(positions: pandas.DataFrame, lengths: pandas.DataFrame, metrics
         metrics: rows of ``metrics.csv``, for the shapes; tasks whose models write no texts are left out.
     """
     metrics = metrics[metrics.task.isin(positions.task)]
-    tasks = list(dict.fromkeys(metrics.task))
-    with matplotlib.rc_context(STYLE | {"font.size": 9}):
-        figure, grid = pyplot.subplots(2, len(tasks), figsize=(WIDTH, 5), layout="constrained", squeeze=False)
-        students = _joint(metrics)
-        students = students[~students.config.str.match("32-32-32|4-4-8")]
-        for task, axes in zip(tasks, grid[0], strict=True):
-            axes.set_title(task, fontsize=10)
-        for table, label, panels in (
-            (positions, "fifth of the reference", grid[0]),
-            (lengths, "words of the reference", grid[1]),
-        ):
-            for task, axes in zip(tasks, panels, strict=True):
-                teacher = metrics[(metrics.task == task) & (metrics.role == "teacher")].iloc[0]
-                keys = [table[name] for name in ("task", "config", "preset")]
-                drawn = {key: of for key, of in table.groupby(keys, sort=False) if key[0] == task}
-                for _, row in students[students.task == task].iterrows():
-                    of = drawn.get((task, row.config, row.preset), table[:0])
+    teachers = metrics[metrics.role == "teacher"]
+    students = _joint(metrics)
+    students = students[~students.config.str.match("32-32-32|4-4-8")]
+    with subplots(2, len(teachers), figsize=(WIDTH, 5), squeeze=False, style={"font.size": 9}) as (figure, grid):
+        for column, teacher in enumerate(teachers.itertuples()):
+            grid[0, column].set_title(teacher.task, fontsize=10)
+            for axes, table in zip(grid[:, column], (positions, lengths), strict=True):
+                models = dict(list(table[table.task == teacher.task].groupby(["config", "preset"], sort=False)))
+                for row in students[students.task == teacher.task].itertuples():
+                    recall = models[row.config, row.preset].recall
                     marker, line = SHAPE_STYLES[shape_of(row, teacher)]
                     axes.plot(
-                        range(1, len(of) + 1), of.recall, line, marker=marker, markersize=4,
+                        range(1, len(recall) + 1), recall, line, marker=marker, markersize=4,
                         color=colour_of(bits_of(row)), linewidth=1.2,
                     )  # fmt: skip
-                first = next(iter(drawn.values()))
+                first = next(iter(models.values()))
                 places = range(1, len(first) + 1)
                 axes.plot(places, first.recall_of_teacher, color=TEACHER_COLOUR, linestyle="--", linewidth=1.8)
                 axes.set_xticks(places, first.part if table is positions else _spans(list(first.longest)))
-                axes.set_xlabel(label)
-            panels[0].set_ylabel("recall of words (%)")
-    _legend(figure, pandas.concat([metrics[metrics.role == "teacher"], students]))
-    pyplot.close(figure)
+                axes.set_xlabel("fifth of the reference" if table is positions else "words of the reference")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("recall of words (%)")
+    _legend(figure, pandas.concat([teachers, students]))
     return figure
 
 
@@ -217,33 +218,28 @@ def sensitivity(table: pandas.DataFrame) -> Figure:
         table: columns ``task``, ``module``, ``bits``, ``loss_increase``.
     """
     tasks, widths = list(dict.fromkeys(table.task)), sorted(set(table.bits))
-    blocks = [tasks[start : start + COLUMNS] for start in range(0, len(tasks), COLUMNS)]
     shown = table.assign(loss=table.loss_increase.clip(lower=LEAST_LOSS))
     norm = matplotlib.colors.LogNorm(LEAST_LOSS, max(float(shown.loss.max()), 10 * LEAST_LOSS))
-    with matplotlib.rc_context(STYLE | {"font.size": 8}):
-        figure, panels = pyplot.subplots(
-            len(widths) * len(blocks), len(blocks[0]), figsize=(WIDTH, 1.0 + 1.55 * len(widths) * len(blocks)),
-            layout="constrained", squeeze=False,
-        )  # fmt: skip
+    lines, columns = -(-len(tasks) // COLUMNS) * len(widths), min(len(tasks), COLUMNS)
+    size = WIDTH, 1.0 + 1.55 * lines
+    with subplots(lines, columns, figsize=size, squeeze=False, style={"font.size": 8}) as (figure, panels):
         for panel in panels.flat:
             panel.set_visible(False)
-        for (block, (place, bits)), column in product(product(range(len(blocks)), enumerate(widths)), range(COLUMNS)):
-            if column >= len(blocks[block]):
-                continue
-            axes, task = panels[block * len(widths) + place, column], blocks[block][column]
+        for (number, task), (place, bits) in product(enumerate(tasks), enumerate(widths)):
+            block, column = divmod(number, COLUMNS)
+            axes = panels[block * len(widths) + place, column]
             axes.set_visible(True)
-            grid, rows, columns = _by_layer(shown[(shown.task == task) & (shown.bits == bits)])
+            grid, layers, modules = _by_layer(shown[(shown.task == task) & (shown.bits == bits)])
             image = axes.imshow(grid, norm=norm, cmap="cividis", aspect="auto", interpolation="none")
-            axes.set_yticks(range(len(rows)), rows if column == 0 else [], fontsize=6)
-            axes.set_xticks(range(len(columns)), columns if bits == widths[-1] else [], fontsize=6, rotation=90)
+            axes.set_yticks(range(len(layers)), layers if column == 0 else [], fontsize=6)
+            axes.set_xticks(range(len(modules)), modules if bits == widths[-1] else [], fontsize=6, rotation=90)
             axes.grid(False)
             axes.spines[:].set_visible(False)
             if bits == widths[0]:
                 axes.set_title(task, fontsize=9)
             if column == 0:
-                axes.set_ylabel(f"{bits} bit{'s' * (bits > 1)}")
+                axes.set_ylabel(in_bits(bits))
         figure.colorbar(image, ax=panels, label="loss added (nats per token)", shrink=0.6)
-    pyplot.close(figure)
     return figure
 
 
@@ -284,8 +280,7 @@ def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:
     """
     drawn = curves.dropna(subset=[column])
     styles = line_styles(list(dict.fromkeys(drawn.model)))
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
+    with subplots(figsize=(6.4, 3.6)) as (figure, axes):
         for model, group in drawn.groupby("model", sort=False):
             axes.plot(group.step, group[column], label=model, linewidth=1.4, **styles[model])
         axes.set_xlabel("training step")
@@ -293,7 +288,6 @@ def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:
         axes.set_ylabel(quantity_of(column, preset, kind_of(task).unit), fontsize=9)
         plain_log_scale(axes)
         figure.legend(loc="outside upper center", fontsize=8, ncols=4)
-    pyplot.close(figure)
     return figure
 
 
@@ -301,35 +295,30 @@ def _panels(table: pandas.DataFrame, draw: Callable[[Axes, pandas.DataFrame], No
     """Rows of panels, one per task."""
     tasks = list(dict.fromkeys(table.task))
     columns, rows = min(len(tasks), COLUMNS), -(-len(tasks) // COLUMNS)
-    with matplotlib.rc_context(STYLE | {"font.size": 9}):
-        size = WIDTH if len(tasks) > 1 else 4.5, rows * height
-        figure, panels = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    size = WIDTH if len(tasks) > 1 else 4.5, rows * height
+    with subplots(rows, columns, figsize=size, squeeze=False, style={"font.size": 9}) as (figure, panels):
         for task, axes in zip(tasks, panels.flat, strict=False):
             draw(axes, table[table.task == task])
             axes.set_title(task, fontsize=10)
         for axes in panels.flat[len(tasks) :]:
             axes.remove()
-    pyplot.close(figure)
     return figure
 
 
 def _legend(figure: Figure, metrics: pandas.DataFrame) -> None:
     """Below the panels: what colours, markers and hollow markers stand for."""
     students = metrics[metrics.role == "student"]
-    teachers = {row.task: row for _, row in metrics[metrics.role == "teacher"].iterrows()}
-    shapes = {shape_of(row, teachers[row.task]) for _, row in students.iterrows()}
-    handles = [Line2D([], [], color=TEACHER_COLOUR, linestyle="--", label="teacher, fp32")]
-    handles += [
-        Line2D([], [], color=colour_of(bits), marker="s", linestyle="", markersize=7, label=bits)
-        for bits in _bits_in(students)
-    ]
-    handles += [
-        Line2D([], [], color="black", marker=marker, linestyle="", label=SHAPES[shape])
-        for shape, (marker, _) in SHAPE_STYLES.items()
-        if shape in shapes
-    ]
+    teachers = {row.task: row for row in metrics[metrics.role == "teacher"].itertuples()}
+    shapes = {shape_of(row, teachers[row.task]) for row in students.itertuples()}
+    looks: list[tuple[str, dict[str, Any]]] = [("teacher, fp32", {"color": TEACHER_COLOUR, "linestyle": "--"})]
+    for bits in _bits_in(students):
+        looks.append((bits, {"color": colour_of(bits), "marker": "s", "linestyle": "", "markersize": 7}))
+    for shape, (marker, _) in SHAPE_STYLES.items():
+        if shape in shapes:
+            looks.append((SHAPES[shape], {"color": "black", "marker": marker, "linestyle": ""}))
     if (students.preset == QUANTIZATION_ALONE).any():
-        label = "hollow: quantization alone"
-        handles.append(Line2D([], [], color="black", marker="o", markerfacecolor="white", linestyle="", label=label))
+        hollow = {"color": "black", "marker": "o", "markerfacecolor": "white", "linestyle": ""}
+        looks.append(("hollow: quantization alone", hollow))
+    handles = [Line2D([], [], label=label, **look) for label, look in looks]
     with matplotlib.rc_context(STYLE):
         figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8)

@@ -10,6 +10,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -20,13 +21,14 @@ from dqlib.storage.packed import save_packed
 from dqlib.storage.reading import read_model, read_tokenizer, save_model
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import load_info
-from dqlib.study.evaluation.records import Record, read_record
+from dqlib.study.evaluation.records import read_record
 from dqlib.study.params.paths import LOG, PROVENANCE, RECORD, project_root
 from dqlib.study.params.settings import Settings, load_settings
 from dqlib.study.params.tasks import TASKS
 from dqlib.study.pipeline.committed import MODELS, teacher_folder, teacher_provenance
 from dqlib.study.pipeline.provenance import provenance_text
 from dqlib.study.report.names import METRIC_NAMES, TITLES, percent
+from dqlib.study.report.pages import markdown_table
 
 #: The task whose teacher is among them.
 TEACHER_OF = "summarization"
@@ -84,58 +86,49 @@ def write_models(params: str) -> tuple[Path, list[str]]:
 
 def _write_teacher(settings: Settings, folder: Path) -> None:
     source, task = settings.folders(TEACHER_OF).teacher, TEACHER_OF
-    model = read_model(source)
     halved = read_model(source).half()
-    exact = zip(model.parameters(), halved.parameters(), strict=True)
-    if not all(torch.equal(whole, half.float()) for whole, half in exact):
+    weights = zip(read_model(source).parameters(), halved.parameters(), strict=True)
+    if not all(torch.equal(whole, half.float()) for whole, half in weights):
         raise InputError("teacher", str(source), "one whose weights are numbers of fp16, as fine-tuning leaves them")
-    tokenizer = read_tokenizer(source)
-    save_model(halved, folder, None if tokenizer is None else _Compact(tokenizer))  # type: ignore[arg-type]
+    save_model(halved, folder, _Compact(read_tokenizer(source)))  # type: ignore[arg-type]
     shutil.copyfile(source / LOG, folder / LOG)
-    shutil.copyfile(source / RECORD, folder / RECORD)
     write_text(folder / PROVENANCE, provenance_text(teacher_provenance(settings, task)))
-    record = read_record(source)
     text = f"""Teacher of the task *{TITLES[task].lower()}*, in fp16: its weights are numbers of fp16 since its training
 ended, so read in fp32 it is the very function that students learn from. Where parameters and corpus are those in
-[`{PROVENANCE}`]({PROVENANCE}), the study takes it instead of training the same again.
-
-{_numbers(record, load_info(settings.folders(task).corpus))}"""
-    _write_card(folder, f"Teacher: {TITLES[task].lower()}", text)
+[`{PROVENANCE}`]({PROVENANCE}), the study takes it instead of training the same again."""
+    _write_card(settings, task, source, folder, text)
 
 
 def _write_student(settings: Settings, task: str, student: Path, folder: Path) -> None:
-    tokenizer = read_tokenizer(student)
-    save_packed(load_student(student), folder, None if tokenizer is None else _Compact(tokenizer))  # type: ignore[arg-type]
-    shutil.copyfile(student / RECORD, folder / RECORD)
+    save_packed(load_student(student), folder, _Compact(read_tokenizer(student)))  # type: ignore[arg-type]
     record, spec = read_record(student), settings.task(task)
+    about = f"""Student of the task *{TITLES[task].lower()}*: `{record.config}` (bits of weights, embeddings and
+activations, then encoder and decoder layers) by the preset `{record.preset}`, {record.compression:g} times smaller than
+its teacher, of whose score it keeps {percent(record.retention)}."""
     use = f"""```bash
 echo "os.path.commonprefix: Given a list of pathnames, returns the longest common leading component" |
   dqlib generate {MODELS}/{task} --beams 4
 ```"""
-    text = f"""Student of the task *{TITLES[task].lower()}*: `{record.config}` (bits of weights, embeddings and
-activations, then encoder and decoder layers) by the preset `{record.preset}`, {record.compression:g} times smaller than
-its teacher, of whose score it keeps {percent(record.retention)}.
-
-{_numbers(record, load_info(settings.folders(task).corpus))}
-{use if spec.form.writes and not spec.corpus.languages else ""}
-"""
-    _write_card(folder, f"Student: {TITLES[task].lower()}", text)
+    _write_card(settings, task, student, folder, about, use if spec.form.writes and not spec.corpus.languages else "")
 
 
-def _numbers(record: Record, info: dict) -> str:
-    metric = METRIC_NAMES.get(record.headline, record.headline)
+def _write_card(settings: Settings, task: str, source: Path, folder: Path, about: str, use: str = "") -> None:
+    """Keep the record of a model, and the page that says what it is and how good."""
+    shutil.copyfile(source / RECORD, folder / RECORD)
+    record, info = read_record(source), load_info(settings.folders(task).corpus)
     interval = f"{record.score_low:.2f} to {record.score_high:.2f}"
-    return f"""| | |
+    text = f"""{about}
+
+| | |
 | --- | --- |
-| {metric} on {record.n_test:,} test documents (95% interval) | {record.score:.2f} ({interval}) |
+| {METRIC_NAMES[record.headline]} on {record.n_test:,} test documents (95% interval) | {record.score:.2f} ({interval}) |
 | corpus | `{record.corpus}`, {info["sizes"]["train"]:,} training rows, SHA-256 `{info["sha256"][:16]}` |
 | training | {record.train_steps:,} steps, seed {record.seed} |
-"""
 
-
-def _write_card(folder: Path, title: str, text: str) -> None:
+{use}"""
     limits = """It is a small model, trained in minutes on what installed packages bring; it shows a method and is no
 help for anything else. Its licence is that of the project."""
+    title = f"{record.role.capitalize()}: {TITLES[task].lower()}"
     write_text(folder / CARD, f"# {title}\n\n{text.strip()}\n\n{limits}\n")
 
 
@@ -147,9 +140,10 @@ def _write_list(folder: Path) -> None:
         files = {file.name: File.of(file) for file in sorted(path.iterdir())}
         size = sum(file.size for file in files.values())
         kept = "" if record.role == "teacher" else f", {percent(record.retention)} of its teacher's"
-        metric = METRIC_NAMES.get(record.headline, record.headline)
-        cells = f"[`{path.name}`]({path.name}/{CARD}) | {record.role} | `{record.config}` | {size / 1e6:.2f} MB"
-        rows.append(f"| {cells} | {metric} {record.score:.2f}{kept} |\n")
+        rows.append({
+            "folder": f"[`{path.name}`]({path.name}/{CARD})", "role": record.role, "config": f"`{record.config}`",
+            "size": f"{size / 1e6:.2f} MB", "score": f"{METRIC_NAMES[record.headline]} {record.score:.2f}{kept}",
+        })  # fmt: skip
         listed[path.name] = {
             "task": record.task, "role": record.role, "config": record.config, "preset": record.preset,
             "files": {name: {"bytes": file.size, "sha256": file.sha256} for name, file in files.items()},
@@ -161,6 +155,4 @@ Written by `python -m dqlib.study models` from what the study trained; [`{LIST}`
 file, and each folder a `{MANIFEST}` of its own, which `dqlib verify` checks. A packed model is read by
 `dqlib.load_packed`, by transformers after `import dqlib`, and by the command `dqlib`.
 
-| folder | role | config | size | score |
-| --- | --- | --- | --- | --- |
-{"".join(rows)}""")  # fmt: skip
+{markdown_table(pandas.DataFrame(rows))}""")  # fmt: skip

@@ -47,9 +47,14 @@ def percent(part: float | None) -> str:
     return UNDECIDED if part is None or pandas.isna(part) else f"{100 * part:.1f}%"
 
 
+def written(number: Any, form: str = "{:.2f}") -> str:
+    """A number of a table as a page has it; nothing where there is none."""
+    return "" if pandas.isna(number) else form.format(number)
+
+
 def axis_name(headline: str) -> str:
     """The name of a metric on the axis of a figure, whose upper end is that of better models."""
-    name = METRIC_NAMES.get(headline, headline)
+    name = METRIC_NAMES[headline]
     return f"{name} (axis turned: up is better)" if headline in FALLING else f"{name} (%)"
 
 
@@ -70,14 +75,19 @@ def shape_of(row: Any, teacher: Any) -> str:
     return next((name for name, each in named_shapes(teacher).items() if each == layers), "other")
 
 
-def layers_of(row: pandas.Series) -> str:
+def layers_of(row: Any) -> str:
     """``e-d`` of a row, with heads and neurons after it where they are fewer."""
     return row.config.partition(" ")[2]
 
 
-def bits_of(row: pandas.Series) -> str:
+def bits_of(row: Any) -> str:
     """``W-E-A`` of a row."""
     return row.config.partition(" ")[0]
+
+
+def in_bits(bits: int) -> str:
+    """A number of bits in words."""
+    return f"{bits} bit{'s' * (bits > 1)}"
 
 
 def quantity_of(term: str, preset: str = "", unit: str = "token") -> str:

@@ -20,11 +20,21 @@ from dqlib.study.params.settings import TASKS, load_settings
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import figures
 from dqlib.study.report.findings import findings
-from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, SHAPES, TITLES, layers_of, percent, shape_of
+from dqlib.study.report.names import (
+    METRIC_NAMES,
+    QUANTIZATION_ALONE,
+    SHAPES,
+    TITLES,
+    bits_of,
+    layers_of,
+    percent,
+    shape_of,
+    written,
+)
 from dqlib.study.report.reproduction import comparison, write_measured
 from dqlib.study.report.scores import SCORES, write_scores
 from dqlib.study.report.style import save
-from dqlib.study.report.tables import Collected, collect
+from dqlib.study.report.tables import Collected
 from dqlib.study.report.verdicts import SIGNIFICANT
 
 METRICS, METRICS_JSON, TRAINING = "metrics.csv", "metrics.json", "training.csv"
@@ -58,22 +68,13 @@ def draw(collected: Collected) -> dict[str, Figure]:
 
 def short_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
     """The columns that fit on a screen, with readable numbers; metrics that no row has are left out."""
-    named = {
-        column: name for column, name in METRIC_NAMES.items() if column in metrics and metrics[column].notna().any()
-    }
-    named.pop("rougeLsum", None)
-    scores = {
-        name: metrics[column].map(lambda value: "" if pandas.isna(value) else f"{value:.2f}")
-        for column, name in named.items()
-    }
+    shown = [name for name in METRIC_NAMES if name in metrics and metrics[name].notna().any() and name != "rougeLsum"]
     return pandas.DataFrame(
         {
             "model": [_named(row) for row in metrics.itertuples()],
             "config": metrics.config,
-            **scores,
-            "95% interval": [
-                f"{low:.2f} to {high:.2f}" for low, high in zip(metrics.score_low, metrics.score_high, strict=True)
-            ],
+            **{METRIC_NAMES[name]: metrics[name].map(written) for name in shown},
+            "95% interval": [f"{row.score_low:.2f} to {row.score_high:.2f}" for row in metrics.itertuples()],
             "of teacher": metrics.retention.map(percent),
             "size (MB)": (metrics.size_bytes / 1e6).map("{:.2f}".format),
             "smaller": metrics.compression.map("{:.1f}x".format),
@@ -84,23 +85,21 @@ def short_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
 def overview_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
     """One row per kind of model, one column per task: the headline score and, in brackets, the retention."""
     teachers = {row.task: row for row in metrics[metrics.role == "teacher"].itertuples()}
-    runs: dict[str, dict[str, str]] = {}
-    smaller: dict[str, list[float]] = {}
+    cells = []
     for row in metrics.itertuples():
-        teacher = teachers[row.task]
-        name = _named(row)
+        name, kept = _named(row), ""
         if row.role == "student":
-            shape = shape_of(row, teacher)
+            shape = shape_of(row, teachers[row.task])
             shape = f"`{layers_of(row)}`" if shape == "narrow" else SHAPES[shape]
-            name = f"`{row.config.split()[0]}`, {shape}" + ("" if name == "student" else f", {name}")
-        column = f"{row.task}, {METRIC_NAMES.get(row.headline, row.headline)}"
-        retention = "" if row.role == "teacher" else f" ({percent(row.retention)})"
-        runs.setdefault(name, {})[column] = f"{row.score:.2f}{retention}"
-        smaller.setdefault(name, []).append(row.compression)
-    table = pandas.DataFrame.from_dict(runs, orient="index").rename_axis("model").reset_index().fillna("")
-    spans = [(min(smaller[name]), max(smaller[name])) for name in table.model]
-    texts = [f"{low:.1f}x" if high - low < 0.05 else f"{low:.1f}x to {high:.1f}x" for low, high in spans]
-    table.insert(1, "smaller", texts)
+            name = f"`{bits_of(row)}`, {shape}" + ("" if name == "student" else f", {name}")
+            kept = f" ({percent(row.retention)})"
+        column = f"{row.task}, {METRIC_NAMES[row.headline]}"
+        cells.append((name, column, f"{row.score:.2f}{kept}", row.compression))
+    rows = pandas.DataFrame(cells, columns=["model", "column", "text", "smaller"])
+    table = rows.pivot_table("text", "model", "column", aggfunc="last", sort=False).fillna("")
+    table = table.rename_axis(columns=None).reset_index()
+    spans = rows.groupby("model", sort=False).smaller.agg(["min", "max"]).itertuples(index=False)
+    table.insert(1, "smaller", [f"{a:.1f}x" if b - a < 0.05 else f"{a:.1f}x to {b:.1f}x" for a, b in spans])
     return table
 
 
@@ -118,9 +117,8 @@ def markdown_table(table: pandas.DataFrame) -> str:
     return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
 
 
-def write_results(studies: Sequence[Study], collected: Collected | None = None) -> Path:
+def write_results(studies: Sequence[Study], collected: Collected) -> Path:
     """Write everything under the profile's ``results`` folder, and return that folder."""
-    collected = collected or collect(studies)
     folder = project_root() / studies[0].settings.results
     for name, table in collected.files().items():
         write_text(folder / TABLES / name, table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
@@ -131,7 +129,9 @@ def write_results(studies: Sequence[Study], collected: Collected | None = None) 
         save(figure, folder / FIGURES, name)
     for study in studies:
         write_text(folder / TASK_PAGES / f"{study.name}.md", f"{_task(study, collected)}\n{_corpus(study)}")
-    write_text(folder / "README.md", _readme(studies, collected))
+    opening = _opening(studies[0], findings(collected))
+    page = [opening, _all_models(studies, collected), _claims(collected), _across(collected), _CLOSING]
+    write_text(folder / "README.md", "\n".join(page))
     return folder
 
 
@@ -139,16 +139,10 @@ def _metrics_json(metrics: pandas.DataFrame) -> str:
     """The main numbers as nested JSON, which `dvc metrics diff` compares."""
     tree: dict[str, dict[str, dict[str, float]]] = {}
     for row in metrics.itertuples():
-        model = f"{row.config} {row.preset}"
-        numbers = {"score": row.score, "retention": row.retention, "compression": row.compression}
+        numbers = {name: getattr(row, name) for name in ("score", "retention", "compression")}
         numbers = {name: number for name, number in numbers.items() if not pandas.isna(number)}
-        tree.setdefault(row.task, {})[model] = numbers
+        tree.setdefault(row.task, {})[f"{row.config} {row.preset}"] = numbers
     return json.dumps(tree, indent=2) + "\n"
-
-
-def _readme(studies: Sequence[Study], collected: Collected) -> str:
-    opening = _opening(studies[0], findings(collected.read()))
-    return "\n".join([opening, _all_models(studies, collected), _claims(collected), _across(collected), _CLOSING])
 
 
 def _opening(study: Study, found: Sequence[str]) -> str:
@@ -202,16 +196,16 @@ large ones, and the other way round. Tables: [`comparisons.csv`](tables/comparis
 def _task(study: Study, collected: Collected) -> str:
     metrics = collected.metrics[collected.metrics.task == study.name]
     teacher = metrics.iloc[0]
-    headline = METRIC_NAMES.get(teacher.headline, teacher.headline)
     beams = f", {study.task.evaluate.beams} beams" if study.task.form.writes else ""
     of = ", lower is better: of the teacher's is the inverse" if teacher.headline in FALLING else ""
-    details = _details(collected.details, study) if study.task.form.writes else _beside(collected.details, teacher)
+    measured = collected.details[collected.details.task == study.name]
+    details = _details(measured, study) if study.task.form.writes else _beside(measured, teacher)
     return f"""# {TITLES[study.name]} on `{teacher.corpus}`
 
 Generated by the notebook `compare` (profile `{study.settings.profile}`); do not edit. [All tasks](../README.md).
 
 {markdown_table(short_table(metrics))}
-{teacher.n_test} test documents{beams}. The interval, and "of teacher", are of {headline}{of}.
+{teacher.n_test} test documents{beams}. The interval, and "of teacher", are of {METRIC_NAMES[teacher.headline]}{of}.
 
 {details}![Training curves](../{FIGURES}/training_{study.name}.svg)
 """
@@ -224,31 +218,26 @@ SHOWN = {"words": "words", "reference_words": "words of the reference", "length_
 
 def _details(details: pandas.DataFrame, study: Study) -> str:
     """What was measured of each model beyond the headline: lengths of texts; other languages and a second test set."""
-    every = details[details.task == study.name] if len(details) else details
-    rows = every[every.metric.isin(SHOWN)] if len(every) else every
+    rows = details[details.metric.isin(SHOWN)]
     if rows.empty:
         return ""
-    spoken = rows.language.fillna("").astype(bool)
-    rows = rows[spoken == rows.metric.isin(["bleu", "exact"])]  # of translations, not how long they are
-    columns = [
-        " ".join(filter(None, (SHOWN[metric], language, "" if test_set == "test" else "unseen")))
-        for metric, language, test_set in zip(rows.metric, rows.language.fillna(""), rows.test_set, strict=True)
-    ]
-    rows = rows.assign(measure=columns, model=rows.config + rows.preset.map(lambda name: f" ({name})"))
+    rows = rows[rows.language.notna() == rows.metric.isin(["bleu", "exact"])]  # of translations, not how long they are
+    languages = rows.language.fillna("").map(lambda name: name and f" {name}")
+    sets = rows.test_set.map(lambda name: "" if name == "test" else " unseen")
+    rows = rows.assign(measure=rows.metric.map(SHOWN) + languages + sets, model=rows.config + " (" + rows.preset + ")")
     wide = rows.pivot_table(index="model", columns="measure", values="value", sort=False)
-    table = wide.map(lambda value: "" if pandas.isna(value) else f"{value:.2f}").reset_index()
+    table = wide.map(written).reset_index()
     second = study.task.corpus.test_unseen
     about = f"the file `{second}`" if second else "sentences with names that no training pair has"
     unseen = f"*Unseen* is a second test set: {about}.\n\n" if (rows.test_set != "test").any() else ""
-    signatures = every[every.metric.isin(METRIC_NAMES)].drop_duplicates("signature")
+    signatures = details[details.metric.isin(METRIC_NAMES)].drop_duplicates("signature")
     listed = "".join(f"- {METRIC_NAMES[row.metric]}: `{row.signature}`\n" for row in signatures.itertuples())
     return f"{markdown_table(table)}\n{unseen}Signatures of the metrics:\n\n{listed}\n"
 
 
 def _beside(details: pandas.DataFrame, teacher: Any) -> str:
     """What simpler methods than the teacher reach on the same test."""
-    rows = details[(details.task == teacher.task) & (details.preset == teacher.preset)]
-    rows = rows[rows.metric.str.endswith(f"_{teacher.headline}")]
+    rows = details[(details.preset == teacher.preset) & details.metric.str.endswith(f"_{teacher.headline}")]
     named = [(row.metric.removesuffix(f"_{teacher.headline}").replace("_", " "), row) for row in rows.itertuples()]
     listed = ", ".join(f"{name} {row.value:.2f} ({row.low:.2f} to {row.high:.2f})" for name, row in named)
     return f"Beside the teacher, on the same test: {listed}.\n\n" if listed else ""
@@ -313,7 +302,7 @@ computes the logits. A student that is not quantized counts at 16 bits a number 
 """
 
 
-def print_summary(params: str = "params.yaml") -> None:
+def print_summary(params: str) -> None:
     """Print the short tables of finished results, where to read on, and whether they are what is committed.
 
     Raises:

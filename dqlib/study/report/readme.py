@@ -23,9 +23,7 @@ from dqlib.study.report.pages import METRICS, markdown_table, overview_table
 from dqlib.study.report.verdicts import Tables
 
 
-def aims_table(
-    metrics: pandas.DataFrame, longer: pandas.DataFrame | None = None, retention: pandas.DataFrame | None = None
-) -> pandas.DataFrame:
+def aims_table(metrics: pandas.DataFrame, longer: pandas.DataFrame, retention: pandas.DataFrame) -> pandas.DataFrame:
     """Each aim with what was measured, and by a student that was trained for longer where there is one.
 
     Args:
@@ -35,13 +33,11 @@ def aims_table(
         retention: the intervals of what is left, in the columns of ``retention.csv``.
 
     Returns:
-        Columns ``aim``, ``measured``, ``trained longer``, ``reached``.
+        Columns ``aim``, ``measured``, ``trained longer`` (where a student was), ``reached``.
     """
     empty = pandas.DataFrame()
-    tables = Tables(metrics, empty, empty if retention is None else retention, empty, empty)
-    rows = []
-    teachers = {name: known.teacher_aim for name, known in TASKS.items() if known.teacher_aim is not None}
-    for task, least in teachers.items():
+    tables, rows = Tables(metrics, empty, retention, empty, empty), []
+    for task, least in ((name, known.teacher_aim) for name, known in TASKS.items() if known.teacher_aim is not None):
         teacher = metrics[(metrics.task == task) & (metrics.role == "teacher")].iloc[0]
         aim = f"{task}: teacher, {METRIC_NAMES[teacher.headline]} of at least {least:g}"
         rows.append((aim, f"{teacher.score:.2f}", "", "yes" if teacher.score >= least else "no"))
@@ -49,21 +45,14 @@ def aims_table(
         student = tables.shape(task, bits, shape)
         if student is None:
             raise InputError("metrics", task, f"a table with the student `{bits}`, {SHAPES[shape]}")
+        same = (longer[["task", "config", "preset"]] == student[["task", "config", "preset"]]).all(axis=1)
+        runs = longer[same & (longer.train_steps > student.train_steps)]
+        means = runs.groupby("train_steps").retention.agg(average="mean", seeds="count")
+        more = [f"{100 * r.average:.1f}% ({r.Index:,} steps, {_seeds(r.seeds)})" for r in means.itertuples()]
+        reached = "trained longer" if (means.average >= least).any() else "no"
+        reached = "yes" if student.retention >= least else reached
         aim = f"{task}: `{bits}`, {SHAPES[shape]}, at least {100 * least:.0f}% of the teacher"
-        more, reached = "", "yes" if student.retention >= least else "no"
-        if longer is not None:
-            same = (longer[["task", "config", "preset"]] == student[["task", "config", "preset"]]).all(axis=1)
-            runs = longer[same & (longer.train_steps > student.train_steps)]
-            means = runs.groupby("train_steps").retention.agg(average="mean", seeds="count")
-            more = ", ".join(
-                f"{100 * r.average:.1f}% ({r.Index:,} steps, {_seeds(r.seeds)})" for r in means.itertuples()
-            )
-            if reached == "no" and (means.average >= least).any():
-                reached = "trained longer"
-        measured = (
-            f"{100 * student.retention:.1f}%" if retention is None else str(tables.retention_of(task, bits, shape))
-        )
-        rows.append((aim, measured, more, reached))
+        rows.append((aim, str(tables.retention_in(student)), ", ".join(more), reached))
     table = pandas.DataFrame(rows, columns=["aim", "measured", "trained longer", "reached"])
     return table if table["trained longer"].any() else table.drop(columns="trained longer")
 
@@ -88,16 +77,16 @@ ENGINE_METRICS = (
     ("8 texts, 4 beams", "throughput, 8 texts, 4 beams", "{:.1f} texts/s"),
     ("memory", "memory", "{:,.0f} MB"),
 )
+#: Shape of the models that the tables of engines list.
+LISTED = "BART-base"
 
 
-def engines_table(speed: pandas.DataFrame, shape: str = "BART-base") -> pandas.DataFrame:
+def engines_table(speed: pandas.DataFrame) -> pandas.DataFrame:
     """How fast each engine is and what memory it takes: one row per model and engine.
 
-    Args:
-        speed: what ``benchmarks/inference.py`` wrote.
-        shape: of the models that are listed.
+    ``speed`` is what ``benchmarks/inference.py`` wrote.
     """
-    rows = speed[(speed["shape"] == shape) & speed.name.isin(["generation", "low-bit", "memory"])]
+    rows = speed[(speed["shape"] == LISTED) & speed.name.isin(["generation", "low-bit", "memory"])]
     rows = rows.drop_duplicates(["config", "engine", "metric"])
     table = []
     for (config, engine), some in rows.groupby(["config", "engine"], sort=False):
@@ -107,7 +96,7 @@ def engines_table(speed: pandas.DataFrame, shape: str = "BART-base") -> pandas.D
     return pandas.DataFrame(table)
 
 
-def long_tables(speed: pandas.DataFrame, shape: str = "BART-base") -> str:
+def long_tables(speed: pandas.DataFrame, shape: str = LISTED) -> str:
     """How long each engine takes to write more and more tokens, and which parts of it take how long, as Markdown.
 
     Args:
@@ -122,16 +111,13 @@ def long_tables(speed: pandas.DataFrame, shape: str = "BART-base") -> str:
     if rows.empty:
         return ""
     words = rows.metric.str.removesuffix(", 1 text, greedy").str.partition(" of ")
-    rows = rows.assign(what=words[0], of=words[2])
+    rows = rows.assign(model="`" + rows.config + "`", what=words[0], of=words[2])
     digits = rows.of.str.startswith("a token").astype(int)
     rows["shown"] = [f"{value:,.{few}f} ms" for value, few in zip(rows.value, digits, strict=True)]
-    table = [
-        {"model": f"`{config}`", "engine": engine, **some.set_index("of").shown}
-        for (config, engine), some in rows[rows.what == "latency"].groupby(["config", "engine"], sort=False)
-    ]
-    parts = rows[rows.what != "latency"].pivot_table("shown", "of", "what", aggfunc="first", sort=False)
-    parts = parts.rename_axis(index="onnxruntime", columns=None).reset_index()
-    return f"{markdown_table(pandas.DataFrame(table))}\n{markdown_table(parts)}"
+    whole, parts = rows[rows.what == "latency"], rows[rows.what != "latency"]
+    of_engines = whole.pivot_table("shown", ["model", "engine"], "of", aggfunc="first", sort=False)
+    of_parts = parts.pivot_table("shown", "of", "what", aggfunc="first", sort=False).rename_axis("onnxruntime")
+    return "\n".join(markdown_table(table.reset_index()) for table in (of_engines, of_parts))
 
 
 def blocks(project: Path) -> dict[str, str]:

@@ -36,10 +36,10 @@ def comparisons_table(drawn: Resampled) -> pandas.DataFrame:
         twins = [each for each in students if (each.task, each.config) == (task, other.config)]
         joint = next((each for each in twins if each.preset != QUANTIZATION_ONLY.name), None)
         if joint is not None:
-            row = _key(joint) | {"headline": drawn.headline(joint), "score": drawn.score(joint)}
-            row |= {"baseline": baseline, "baseline_score": drawn.score(other)}
-            rows.append(row | {"p_value": two_sided(drawn.drawn(joint) - drawn.drawn(other))})
-    columns = ["task", "config", "preset", "headline", "score", "baseline", "baseline_score", "p_value"]
+            p_value = two_sided(drawn.drawn(joint) - drawn.drawn(other))
+            scores = drawn.score(joint), baseline, drawn.score(other), p_value
+            rows.append((*_key(joint), drawn.headline(joint), *scores))
+    columns = [*KEYS, "headline", "score", "baseline", "baseline_score", "p_value"]
     return pandas.DataFrame(rows, columns=columns).round(4)
 
 
@@ -51,15 +51,14 @@ def retention_table(drawn: Resampled) -> pandas.DataFrame:
     rows = []
     for student in drawn.students():
         teacher, headline, low, high = drawn.teacher(student.task), drawn.headline(student), np.nan, np.nan
-        if interval(drawn.drawn(teacher))[0] >= ZERO:
-            ours, theirs = drawn.drawn(student), drawn.drawn(teacher)
-            if headline in FALLING:
-                ours, theirs = theirs, ours
-            low, high = interval(ours / np.maximum(theirs, ZERO))
+        ours, theirs = drawn.drawn(student), drawn.drawn(teacher)
+        if interval(theirs)[0] >= ZERO:
+            part, whole = (theirs, ours) if headline in FALLING else (ours, theirs)
+            low, high = interval(part / np.maximum(whole, ZERO))
         kept = retained(drawn.score(student), drawn.score(teacher), headline)
-        rows.append(_key(student) | {"retention": kept, "low": low, "high": high})
-    table = pandas.DataFrame(rows, columns=[*KEYS, "retention", "low", "high"])
-    return table.astype(dict.fromkeys(("retention", "low", "high"), float)).round(4)
+        rows.append((*_key(student), kept, low, high))
+    columns = ["retention", "low", "high"]
+    return pandas.DataFrame(rows, columns=[*KEYS, *columns]).astype(dict.fromkeys(columns, float)).round(4)
 
 
 def accumulation_table(drawn: Resampled) -> pandas.DataFrame:
@@ -74,7 +73,7 @@ def accumulation_table(drawn: Resampled) -> pandas.DataFrame:
         teacher = drawn.teacher(student.task)
         early, late = (100 * (drawn.mean(teacher, part) - drawn.mean(student, part)) for part in ("early", "late"))
         more = [drawn.drawn_mean(each, "late") - drawn.drawn_mean(each, "early") for each in (teacher, student)]
-        rows.append(_key(student) | {"early": early, "late": late, "p_value": two_sided(more[0] - more[1])})
+        rows.append((*_key(student), early, late, two_sided(more[0] - more[1])))
     return pandas.DataFrame(rows, columns=[*KEYS, "early", "late", "p_value"]).round(4)
 
 
@@ -89,17 +88,17 @@ def similarity_table(drawn: Resampled) -> pandas.DataFrame:
             continue
         teacher = drawn.teacher(model.task)
         ours, theirs = (drawn.mean(each, "cosine", HELD_OUT) for each in (model, teacher))
-        more = (drawn.drawn_mean(each, "cosine", HELD_OUT) for each in (model, teacher))
-        low, high = interval(next(more) - next(more))
-        measured = {"decoder": ours, "teacher": theirs, "more_alike": ours - theirs, "low": low, "high": high}
-        rows.append(_key(model) | measured)
-    columns = [*KEYS, "decoder", "teacher", "more_alike", "low", "high"]
-    table = pandas.DataFrame(rows, columns=columns)
-    return table.assign(**{name: table[name].astype(float).round(3) + 0.0 for name in columns[3:]})  # no minus zero
+        more, less = (drawn.drawn_mean(each, "cosine", HELD_OUT) for each in (model, teacher))
+        low, high = interval(more - less)
+        rows.append((*_key(model), ours, theirs, ours - theirs, low, high))
+    columns = ["decoder", "teacher", "more_alike", "low", "high"]
+    table = pandas.DataFrame(rows, columns=[*KEYS, *columns])
+    table[columns] = table[columns].astype(float).round(3) + 0.0  # no minus zero
+    return table
 
 
-def _key(model: Model) -> dict[str, str]:
-    return {"task": model.task, "config": model.config, "preset": model.preset}
+def _key(model: Model) -> tuple[str, str, str]:
+    return model.task, model.config, model.preset
 
 
 def metrics_of(drawn: Resampled) -> pandas.DataFrame:
@@ -108,11 +107,9 @@ def metrics_of(drawn: Resampled) -> pandas.DataFrame:
     for model in drawn.models:
         config, headline, score = Config.parse(model.config), drawn.headline(model), drawn.score(model)
         kept = retained(score, drawn.score(drawn.teacher(model.task)), headline)
-        shape = {name: getattr(config, name) for name in SHAPE}
-        rows.append(
-            _key(model) | {"role": model.role, **shape, "headline": headline, "score": score} | {"retention": kept}
-        )
-    return pandas.DataFrame(rows).round(4)
+        shape = [getattr(config, name) for name in SHAPE]
+        rows.append((*_key(model), model.role, *shape, headline, score, kept))
+    return pandas.DataFrame(rows, columns=[*KEYS, "role", *SHAPE, "headline", "score", "retention"]).round(4)
 
 
 def recomputed(folder: Path) -> tuple[pandas.DataFrame, list[str]]:
@@ -132,9 +129,8 @@ def recomputed(folder: Path) -> tuple[pandas.DataFrame, list[str]]:
         written = pandas.read_csv(file)
         more = [name for name in written if name not in metrics]
         metrics = metrics.merge(written.drop_duplicates(KEYS)[[*KEYS, *more]], on=KEYS, how="left")
-    claims = claims_table(Tables(metrics, **tables, runs=runs_in(folder)))
-    tables["claims"] = claims
-    return claims, [line for name, table in tables.items() for line in _differences(folder, name, table)]
+    tables["claims"] = claims_table(Tables(metrics, **tables, runs=runs_in(folder)))
+    return tables["claims"], [line for name, table in tables.items() for line in _differences(folder, name, table)]
 
 
 def runs_in(folder: Path) -> pandas.DataFrame:

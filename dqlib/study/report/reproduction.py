@@ -42,34 +42,22 @@ def machine() -> dict[str, Any]:
 
 
 def write_measured(metrics: pandas.DataFrame, retention: pandas.DataFrame, folder: Path, profile: str) -> None:
-    """Keep what a profile gave, and where, beside its tables, which must have been written.
-
-    Args:
-        metrics, retention: the tables of these names.
-        folder: of the results.
-        profile: its name.
-    """
-    kept = {row[:3]: row[3:] for row in retention[[*_CELL[:3], "low", "high"]].itertuples(index=False, name=None)}
+    """Keep what a profile gave, and where, in a folder of results whose tables have been written."""
+    kept = metrics.merge(retention[[*_CELL[:3], "low", "high"]], on=_CELL[:3], how="left")
     cells = []
-    for row in metrics.itertuples():
-        key = row.task, row.config, row.preset
-        value, low, high = row.score, row.score_low, row.score_high
+    for row in kept.itertuples():
+        numbers = [row.score, row.score_low, row.score_high]
         if row.role == "student":
-            value, (low, high) = row.retention, kept[key]
-        numbers = {"value": value, "low": low, "high": high}
-        numbers = {name: None if pandas.isna(each) else round(float(each), 4) for name, each in numbers.items()}
-        cells.append({**dict(zip(_CELL, (*key, row.seed), strict=True)), "role": row.role, **numbers})
+            numbers = [row.retention, row.low, row.high]
+        rounded = [None if pandas.isna(number) else round(float(number), 4) for number in numbers]
+        named = {name: getattr(row, name) for name in (*_CELL, "role")}
+        cells.append(named | dict(zip(("value", "low", "high"), rounded, strict=True)))
     content = {"machine": machine(), "metrics_sha256": _digest(folder), "cells": cells}
     write_text(folder / MEASURED / f"{profile}.json", json.dumps(content, indent=1) + "\n")
 
 
 def comparison(folder: Path, profile: str) -> str:
-    """What a profile gave here held against what is committed of the same profile, in lines.
-
-    Args:
-        folder: of the results.
-        profile: its name.
-    """
+    """What a profile gave here, in its folder of results, held against what is committed of it, in lines."""
     file = folder / MEASURED / f"{profile}.json"
     before = _committed(file)
     if not file.is_file():
@@ -86,10 +74,9 @@ def comparison(folder: Path, profile: str) -> str:
         if key not in undecided and not theirs[key]["low"] <= ours[key]["value"] <= theirs[key]["high"]
     ]  # fmt: skip
     same = now["metrics_sha256"] == before["metrics_sha256"]
+    within = len(both) - len(outside) - len(undecided)
     lines = [f"Held against the committed values of the profile '{profile}':"]
-    lines.append(
-        f"  {len(both) - len(outside) - len(undecided)} of {len(both)} cells lie within the committed intervals"
-    )
+    lines.append(f"  {within} of {len(both)} cells lie within the committed intervals")
     lines += [f"  outside: {_named(ours[key])} here, {_named(theirs[key], interval=True)} committed" for key in outside]
     lines += [f"  not decided: {_named(theirs[key])}, without an interval" for key in undecided]
     lines += [f"  only here: {_named(cell)}" for key, cell in ours.items() if key not in theirs]

@@ -95,12 +95,10 @@ def held_out_rows(record: Record, cosine: np.ndarray) -> pandas.DataFrame:
 
 
 def _rows(record: Record, test_set: str, numbers: Mapping[str, np.ndarray]) -> pandas.DataFrame:
-    keys: dict[str, str | int] = {"task": record.task, "role": record.role, "config": record.config}
-    keys |= {"preset": record.preset, "seed": record.seed, "steps": record.train_steps}
-    keys |= {"headline": record.headline, "test_set": test_set}
-    count = len(next(iter(numbers.values())))
-    columns = {name: np.asarray(values, dtype=np.float32) for name, values in numbers.items()}
-    return pandas.DataFrame({**keys, "document": np.arange(count), **columns})
+    documents = np.arange(len(next(iter(numbers.values()))))
+    model = record.task, record.role, record.config, record.preset, record.seed, record.train_steps
+    keys = dict(zip(KEYS, (*model, record.headline, test_set, documents), strict=True))
+    return pandas.DataFrame(keys | {name: np.asarray(values, dtype=np.float32) for name, values in numbers.items()})
 
 
 def joined(parts: Iterable[pandas.DataFrame]) -> pandas.DataFrame:
@@ -173,33 +171,24 @@ class Resampled:
     def score(self, model: Model) -> float:
         """Its headline score: that of all documents, mean over its seeds."""
         documents = self._documents(model)
-        totals = [documents.totals[model, seed] for seed in self.seeds(model)]
-        return float(score_of(documents.headline, self._headline(documents, np.array(totals)), documents.count).mean())
+        return float(documents.score(documents.totals_of(model)).mean())
 
     def drawn(self, model: Model, seeds: Sequence[int] | None = None) -> np.ndarray:
         """Its headline score on documents and seeds that are drawn again, (resamples,); of some seeds, or of all."""
         documents = self._documents(model)
-        return self._over_seeds(
-            model,
-            [
-                score_of(documents.headline, self._headline(documents, documents.sums[model, seed]), documents.count)
-                for seed in seeds or self.seeds(model)
-            ],
-        )
+        sums = [documents.sums[model, seed] for seed in seeds or self.seeds(model)]
+        return self._over_seeds(model, [documents.score(each) for each in sums])
 
     def mean(self, model: Model, column: str, test_set: str = "test") -> float:
         """The mean of a column over the documents that have it, and over the seeds."""
         documents = self._documents(model, test_set)
-        place, there = documents.columns.index(column), documents.columns.index(f"has {column}")
-        totals = [documents.totals[model, seed] for seed in documents.seeds[model]]
-        return float(np.mean([total[place] / total[there] for total in totals]))
+        return float(documents.mean(column, documents.totals_of(model)).mean())
 
     def drawn_mean(self, model: Model, column: str, test_set: str = "test") -> np.ndarray:
         """The same on documents and seeds that are drawn again, (resamples,)."""
         documents = self._documents(model, test_set)
-        place, there = documents.columns.index(column), documents.columns.index(f"has {column}")
         sums = [documents.sums[model, seed] for seed in documents.seeds[model]]
-        return self._over_seeds(model, [each[:, place] / np.maximum(each[:, there], 1) for each in sums])
+        return self._over_seeds(model, [documents.mean(column, each) for each in sums])
 
     def has(self, model: Model, column: str, test_set: str = "test") -> bool:
         """Whether documents of a model have a column."""
@@ -207,10 +196,6 @@ class Resampled:
             return False
         documents = self._documents(model, test_set)
         return model in documents.seeds and column in documents.columns
-
-    def _headline(self, documents: _Documents, sums: np.ndarray) -> np.ndarray:
-        names = STATISTICS.get(documents.headline, (documents.headline,))
-        return sums[:, [documents.columns.index(name) for name in names]]
 
     def _over_seeds(self, model: Model, scores: list[np.ndarray]) -> np.ndarray:
         if len(scores) == 1:
@@ -242,10 +227,24 @@ class _Documents:
             matrices.append(np.concatenate([np.nan_to_num(values), ~np.isnan(values)], axis=1))
             keys.append((Model(*model), int(seed)))
             self.seeds.setdefault(Model(*model), []).append(int(seed))
-        self.count = len(matrices[0])
-        if len({len(matrix) for matrix in matrices}) > 1:
-            counts = sorted({len(matrix) for matrix in matrices})
+        counts = sorted({len(matrix) for matrix in matrices})
+        if len(counts) > 1:
             raise InputError("scores", f"{counts} documents", f"as many for all models of '{rows.task.iloc[0]}'")
+        self.count = counts[0]
         every = resampled_sums(np.concatenate(matrices, axis=1), resamples)
         self.totals = {key: matrix.sum(axis=0) for key, matrix in zip(keys, matrices, strict=True)}
         self.sums = dict(zip(keys, np.split(every, len(keys), axis=1), strict=True))
+
+    def totals_of(self, model: Model) -> np.ndarray:
+        """Sums over all documents, (seeds, columns)."""
+        return np.array([self.totals[model, seed] for seed in self.seeds[model]])
+
+    def score(self, sums: np.ndarray) -> np.ndarray:
+        """The headline, (draws,), of sums, (draws, columns)."""
+        names = STATISTICS.get(self.headline, (self.headline,))
+        return score_of(self.headline, sums[:, [self.columns.index(name) for name in names]], self.count)
+
+    def mean(self, column: str, sums: np.ndarray) -> np.ndarray:
+        """The mean of a column over the documents that have it, (draws,), of sums, (draws, columns)."""
+        place, there = self.columns.index(column), self.columns.index(f"has {column}")
+        return sums[:, place] / np.maximum(sums[:, there], 1)

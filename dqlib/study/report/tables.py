@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +21,15 @@ from dqlib.storage.reading import read_model
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import load_corpus, load_info
 from dqlib.study.evaluation.recall import Recall, by_length, by_position, read_recall
-from dqlib.study.evaluation.records import Line, Record, metrics_table, read_predictions, read_record
+from dqlib.study.evaluation.records import (
+    Detail,
+    Line,
+    Record,
+    metrics_table,
+    read_details,
+    read_predictions,
+    read_record,
+)
 from dqlib.study.evaluation.similarity import Similarity, held_out, similarity
 from dqlib.study.params.paths import DETAILS, LOG, project_root
 from dqlib.study.params.tasks import TASKS
@@ -37,7 +44,15 @@ from dqlib.study.report.recompute import (
     runs_in,
     similarity_table,
 )
-from dqlib.study.report.scores import Resampled, held_out_rows, joined, resampled_headline, rows_of
+from dqlib.study.report.scores import (
+    Resampled,
+    held_out_rows,
+    joined,
+    resampled_headline,
+    rows_of,
+    score_of,
+    statistics_of,
+)
 from dqlib.study.report.verdicts import Tables
 from dqlib.study.training.task import calibration_batches
 
@@ -85,49 +100,44 @@ class Trained:
         """Its headline score on test documents drawn again; see :func:`resampled_headline`."""
         return resampled_headline(self.record.headline, self.lines)
 
+    def score_on(self, documents: int | None) -> float:
+        """Its headline score on the first documents of its test; on all, when None."""
+        lines, headline = self.lines[:documents], self.record.headline
+        totals = np.stack(list(statistics_of(headline, lines).values()), axis=1).sum(axis=0, keepdims=True)
+        return float(score_of(headline, totals, len(lines))[0])
+
     def model(self) -> PreTrainedModel:
         """The model itself, in evaluation mode."""
-        if self.config is None:
-            return read_model(self.folder)
-        return load_student(self.folder)
+        return read_model(self.folder) if self.config is None else load_student(self.folder)
 
 
-def trained(study: Study) -> list[Trained]:
-    """The teacher, then the students in the order of the parameters; what is missing is made."""
-    students = [Trained(study, study.student(str(config), preset), config) for config, preset in study.task.students()]
-    return [Trained(study, study.teacher()), *students]
+def trained(*studies: Study) -> list[Trained]:
+    """Of each study the teacher, then the students in the order of the parameters; what is missing is made."""
+    models = []
+    for study in studies:
+        models.append(Trained(study, study.teacher()))
+        models += [Trained(study, study.student(str(config), name), config) for config, name in study.task.students()]
+    return models
 
 
-@dataclass(frozen=True)
-class Collected:
-    """All tables of a study, in the order in which they are collected."""
+@dataclass(frozen=True, kw_only=True)
+class Collected(Tables):
+    """All tables of a study: those that claims and findings are read from, and these."""
 
-    metrics: pandas.DataFrame
     training: pandas.DataFrame
     details: pandas.DataFrame
-    comparisons: pandas.DataFrame
-    retention: pandas.DataFrame
     positions: pandas.DataFrame
     lengths: pandas.DataFrame
-    accumulation: pandas.DataFrame
-    similarity: pandas.DataFrame
     sizes: pandas.DataFrame
     sensitivity: pandas.DataFrame
     scores: pandas.DataFrame
-    runs: pandas.DataFrame
-
-    def read(self) -> Tables:
-        """The tables that claims and findings are read from."""
-        tables = self.metrics, self.comparisons, self.retention, self.accumulation, self.similarity, self.runs
-        return Tables(*tables)
 
     def claims(self) -> pandas.DataFrame:
         """The papers' claims, each with what was measured."""
-        return claims_table(self.read())
+        return claims_table(self)
 
     def files(self) -> dict[str, pandas.DataFrame]:
-        """Every table by the name of its file, but the scores of documents, and runs, which the benchmark has
-        written."""
+        """Every table by its file's name, but the scores of documents, and runs, which the benchmark has written."""
         tables = {f"{name}.csv": table for name, table in vars(self).items() if name not in ("scores", "runs")}
         return tables | {"claims.csv": self.claims()}
 
@@ -140,12 +150,8 @@ def collect(studies: Sequence[Study]) -> Collected:
     """
     writing = [study for study in studies if study.task.form.writes]
     similarities = [each for study in studies if study.task.form.decoder for each in _similarities(study)]
-    scores = joined(
-        [
-            *(model.scores() for study in studies for model in [*trained(study), *_beside(study)]),
-            *(held_out_rows(model.record, measured.decoder) for model, measured in similarities),
-        ]
-    )
+    tested = [model.scores() for study in studies for model in [*trained(study), *_beside(study)]]
+    scores = joined(tested + [held_out_rows(model.record, measured.decoder) for model, measured in similarities])
     drawn = Resampled(scores)
     return Collected(
         metrics=collect_metrics(studies),
@@ -166,7 +172,7 @@ def collect(studies: Sequence[Study]) -> Collected:
 
 def collect_metrics(studies: Sequence[Study]) -> pandas.DataFrame:
     """One row per trained model, task by task, the teacher of a task first."""
-    return metrics_table([model.record for study in studies for model in trained(study)])
+    return metrics_table([model.record for model in trained(*studies)])
 
 
 def collect_training(studies: Sequence[Study]) -> pandas.DataFrame:
@@ -175,31 +181,24 @@ def collect_training(studies: Sequence[Study]) -> pandas.DataFrame:
     for study in studies:
         pretrained = study.folders.pretrained  # which a committed teacher does not need
         named = [("pre-training", "", pretrained)] if study.task.pretrain and (pretrained / LOG).is_file() else []
-        named += [
-            ("teacher" if m.config is None else m.record.config, m.record.preset, m.folder) for m in trained(study)
-        ]
-        logs += [
-            pandas.read_csv(folder / LOG).assign(task_name=study.name, model=name, preset=preset)
-            for name, preset, folder in named
-        ]
+        for model in trained(study):
+            name = "teacher" if model.config is None else model.record.config
+            named.append((name, model.record.preset, model.folder))
+        for name, preset, folder in named:
+            logs.append(pandas.read_csv(folder / LOG).assign(task_name=study.name, model=name, preset=preset))
     return pandas.concat(logs, ignore_index=True)
 
 
 def collect_details(studies: Sequence[Study]) -> pandas.DataFrame:
     """Everything measured beyond ``metrics.csv``: lengths, other test sets, each language, signatures."""
-    rows = [
-        model.key | record
-        for study in studies
-        for model in trained(study)
-        if (model.folder / DETAILS).is_file()
-        for record in json.loads((model.folder / DETAILS).read_text())
-    ]
-    return pandas.DataFrame(rows)
+    models = [model for model in trained(*studies) if (model.folder / DETAILS).is_file()]
+    rows = [model.key | asdict(detail) for model in models for detail in read_details(model.folder)]
+    return pandas.DataFrame(rows, columns=[*KEYS, *(field.name for field in fields(Detail))])
 
 
 def collect_retention(studies: Sequence[Study]) -> pandas.DataFrame:
     """:func:`retention_table` of the models of some studies."""
-    return retention_table(Resampled(joined(model.scores() for study in studies for model in trained(study))))
+    return retention_table(Resampled(joined(model.scores() for model in trained(*studies))))
 
 
 def _beside(study: Study) -> list[Trained]:
@@ -222,11 +221,7 @@ def _similarities(study: Study) -> list[tuple[Trained, Similarity]]:
 
 def _with_models(table: pandas.DataFrame, similarities: Sequence[tuple[Trained, Similarity]]) -> pandas.DataFrame:
     """The table with what only the models show, mean over seeds: of encoder and embedding, and the divergence."""
-    rows = [
-        model.key
-        | {"encoder": measured.encoder.mean(), "embedding": measured.embedding, "divergence": measured.divergence}
-        for model, measured in similarities
-    ]
+    rows = [(*model.key.values(), each.encoder.mean(), each.embedding, each.divergence) for model, each in similarities]
     more = pandas.DataFrame(rows, columns=[*KEYS, "encoder", "embedding", "divergence"])
     means = more.groupby(KEYS, sort=False).mean().astype(float).round(3) + 0.0
     return table.merge(means.reset_index(), on=KEYS)
@@ -234,15 +229,15 @@ def _with_models(table: pandas.DataFrame, similarities: Sequence[tuple[Trained, 
 
 def collect_sizes(studies: Sequence[Study]) -> pandas.DataFrame:
     """Bytes of each student by kind of parameter; columns ``part`` and ``bytes``."""
-    rows: list[dict[str, str | int]] = []
+    rows = []
     for _, student in _pairs(studies):
         if student.record.preset == QUANTIZATION_ONLY.name:
             continue  # the same bytes as its joint twin
-        entries = footprint(student.model())
-        for part in ("weights", "embedding", "positions", "rest"):
-            codes = sum(entry.code_bytes for entry in entries if entry.kind == part)
-            rows.append({**student.key, "part": part, "bytes": codes})
-        rows.append({**student.key, "part": "scales", "bytes": sum(entry.scale_bytes for entry in entries)})
+        sizes = dict.fromkeys(("weights", "embedding", "positions", "rest", "scales"), 0)
+        for entry in footprint(student.model()):
+            sizes[entry.kind] += entry.code_bytes
+            sizes["scales"] += entry.scale_bytes
+        rows += [student.key | {"part": part, "bytes": size} for part, size in sizes.items()]
     return pandas.DataFrame(rows)
 
 

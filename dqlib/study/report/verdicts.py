@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas
 
 from dqlib.study.evaluation.bootstrap import holm
+from dqlib.study.evaluation.records import FALLING
 from dqlib.study.params.kinds import KINDS
 from dqlib.study.params.tasks import TASKS, kind_of
 from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED, named_shapes, percent
@@ -63,6 +64,11 @@ class Tables:
         student = self.shape(task, bits, shape)
         return None if student is None else self.retention_in(student)
 
+    def retentions(self, tasks: Iterable[str], bits: str, shape: str) -> dict[str, Retention]:
+        """The same of each of these tasks where it was run."""
+        by_task = {task: self.retention_of(task, bits, shape) for task in tasks}
+        return {task: kept for task, kept in by_task.items() if kept is not None}
+
     def retention_in(self, student: pandas.Series) -> Retention:
         """The retention of the student of a row of the metrics."""
         task = student.task
@@ -94,35 +100,39 @@ class Retention:
         return True if self.low >= least else False if self.high < least else None
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One line of the table of claims; ``agrees`` is None where the data do not decide, or were not made."""
+class Verdict(NamedTuple):
+    """One line of the table of claims."""
 
     claim: str
     task: str
     measured: str
-    agrees: bool | None
-    run: bool = True
-
-    def row(self) -> dict[str, str]:
-        """As text, for CSV and Markdown."""
-        return {
-            "claim": self.claim,
-            "task": self.task,
-            "measured": self.measured,
-            "verdict": {True: "agrees", False: "does not agree", None: UNDECIDED}[self.agrees] if self.run else NOT_RUN,
-        }
-
-    @classmethod
-    def not_run(cls, claim: str, task: str, needed: str) -> Verdict:
-        """The line of a claim whose models or runs are missing, and what it needs."""
-        return cls(claim, task, f"needs {needed}", None, run=False)
+    verdict: str
 
 
-def corrected(rows: Iterable[Any]) -> Iterable[tuple[Any, float]]:
+def decided(claim: str, task: str, measured: str, agrees: bool | None) -> Verdict:
+    """The line of a claim; ``agrees`` is None where the data do not decide."""
+    return Verdict(claim, task, measured, {True: "agrees", False: "does not agree", None: UNDECIDED}[agrees])
+
+
+def not_run(claim: str, task: str, needed: str) -> Verdict:
+    """The line of a claim whose models or runs are missing, and what it needs."""
+    return Verdict(claim, task, f"needs {needed}", NOT_RUN)
+
+
+def corrected(rows: Sequence[Any]) -> list[tuple[Any, float]]:
     """The rows of one claim, each with its p-value after Holm's correction over all of them."""
-    family = list(rows)
-    return zip(family, holm([row.p_value for row in family]), strict=True)
+    return list(zip(rows, holm([row.p_value for row in rows]), strict=True))
+
+
+def ahead(row: Any, p_value: float) -> bool | None:
+    """Whether a row of the comparisons is better than its baseline; None where that is not decided."""
+    more = row.score - row.baseline_score
+    return significant(-more if row.headline in FALLING else more, p_value)
+
+
+def listed(by_task: dict[str, Retention]) -> str:
+    """Tasks with what is kept in each."""
+    return ", ".join(f"{task} {kept}" for task, kept in by_task.items())
 
 
 def significant(difference: float, p_value: float) -> bool | None:
