@@ -326,7 +326,3 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, OSError, UnicodeError, json.JSONDecodeError) as error:
         print(f"dqlib {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())
