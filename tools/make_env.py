@@ -33,7 +33,8 @@ def main(folder: Path, lock: Path) -> int:
     (folder / ".complete").unlink(missing_ok=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet"]
     torch = next(line for line in lock.read_text().splitlines() if line.startswith("torch=="))
-    if shutil.which("nvidia-smi") is None and not _allow_cuda() and _pulls_cuda(pip, torch):
+    allowed = os.environ.get("ALLOW_CUDA", "") not in ("", "0")
+    if shutil.which("nvidia-smi") is None and not allowed and _pulls_cuda(pip, torch):
         print(CUDA_ADVICE, file=sys.stderr)
         return 1
     print(f"Installing {lock} into {folder} (some minutes the first time)", flush=True)
@@ -47,10 +48,6 @@ def main(folder: Path, lock: Path) -> int:
             return code
     (folder / ".complete").touch()
     return 0
-
-
-def _allow_cuda() -> bool:
-    return os.environ.get("ALLOW_CUDA", "") not in ("", "0")
 
 
 def _pulls_cuda(pip: list[str], torch: str) -> bool:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
-from dqlib.cli.classification import agree_on_classes, classify, classify_arguments
-from dqlib.cli.inputs import add_columns, add_search, at_least_one, lines_of, search_of
+from dqlib.cli.classification import agree_on_classes, classify
+from dqlib.cli.inputs import COLUMNS, READING, SEARCH, at_least_one, lines_of, search_of
 from dqlib.engines import ENGINES
 from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
-from dqlib.study.distill.arguments import Distillation, Test, add_options
+from dqlib.study.distill.arguments import Distillation, Test, options_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,31 +28,20 @@ class Command:
     """A subcommand.
 
     Args:
-        help: one line.
+        run: does it, and gives the exit code; its docstring is the help.
         example: how it is called, and what comes out.
-        arguments: adds its arguments to a parser.
-        run: does it, and gives the exit code.
+        arguments: as ``add_argument`` takes them, by name.
         light: whether it does without torch and transformers, which take seconds to import.
     """
 
-    help: str
-    example: str
-    arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    example: str
+    arguments: dict[str, dict[str, Any]]
     light: bool = False
 
 
-def _pack_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("student", metavar="STUDENT_FOLDER", help="folder of a trained student, with its tokenizer")
-    parser.add_argument("out", metavar="OUT", help="folder to write: new, empty, or a packed model, which is replaced")
-    parser.add_argument(
-        "--round",
-        action="store_true",
-        help="round a student to fp16 that was not rounded before its evaluation; its score may then differ a little",
-    )
-
-
 def _pack(options: argparse.Namespace) -> int:
+    """write a trained student as a packed model"""
     from dqlib.storage.manifest import packed_size_bytes
     from dqlib.storage.packed import save_packed
     from dqlib.storage.reading import read_tokenizer
@@ -66,16 +56,8 @@ def _pack(options: argparse.Namespace) -> int:
     return 0
 
 
-def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="folder of a packed model")
-    parser.add_argument(
-        "--teacher",
-        metavar="FOLDER",
-        help="tell ratios against this model in fp32 (default: the packed model's own shape)",
-    )
-
-
 def _inspect(options: argparse.Namespace) -> int:
+    """show where the bytes of a packed model are"""
     from dqlib.storage.account import account, fp32_bytes_of
     from dqlib.storage.manifest import opened
 
@@ -86,11 +68,8 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
-def _verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="folder that dqlib wrote: a packed, exported or saved model")
-
-
 def _verify(options: argparse.Namespace) -> int:
+    """check all checksums of a packed, exported or saved model; exit code 1 if one is wrong"""
     from dqlib.storage.manifest import verify
 
     faults = verify(options.folder)
@@ -101,24 +80,8 @@ def _verify(options: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
-def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="folder of a packed model, of a student, or of a teacher")
-    parser.add_argument("out", metavar="OUT", help="folder to write: new, empty, or an exported model, to be replaced")
-    parser.add_argument("--engine", choices=ENGINES[1:], required=True, help="program that is to run it")
-    parser.add_argument(
-        "--quantization",
-        help="of ctranslate2: int8 or float32 (default: int8 for what has quantized weights, float32 for a teacher)",
-    )
-    parser.add_argument(
-        "--bits", type=at_least_one, help="of onnxruntime: bits of a weight (default: as few as hold the student's)"
-    )
-    parser.add_argument(
-        "--encoder",
-        help="of onnxruntime: int8 for speed, packed for the least memory (default: int8 where the weights allow it)",
-    )
-
-
 def _export(options: argparse.Namespace) -> int:
+    """write a packed model, a student or a teacher for another engine"""
     from dqlib.engines import export_model
     from dqlib.engines.torch_engine import load_model
 
@@ -134,27 +97,8 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
-def _texts_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", metavar="FILE", default="-", help="file of one text per line; - for standard input")
-    parser.add_argument("--beams", type=at_least_one, default=4, help="beams of the search (default: %(default)s)")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=at_least_one,
-        help="tokens written at most (default: 64, or what the model has positions for)",
-    )
-    parser.add_argument("--batch-size", type=at_least_one, default=8, help="texts at a time (default: %(default)s)")
-    add_search(parser)
-    parser.add_argument("--language", help="to write in, for a model of several (default: where the model starts)")
-    parser.add_argument("--threads", type=at_least_one, help="of the engine (default: its own choice)")
-
-
-def _generate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="folder of a packed or exported model, with a tokenizer")
-    parser.add_argument("--engine", choices=ENGINES, help="that runs it (default: the one it was made for)")
-    _texts_arguments(parser)
-
-
 def _generate(options: argparse.Namespace) -> int:
+    """read one text per line, write JSON Lines: an answer, or of a GPT-2 how the text goes on"""
     from dqlib.engines import load_engine
 
     with lines_of(options.input) as texts, _options_named():
@@ -170,14 +114,8 @@ def _generate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _agree_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("reference", metavar="REFERENCE", help="folder of a model, whose tokenizer is used for both")
-    parser.add_argument("folder", metavar="FOLDER", help="folder of the model that is compared with it")
-    _texts_arguments(parser)
-    add_columns(parser)
-
-
 def _agree(options: argparse.Namespace) -> int:
+    """tell on how many tokens, or classes, two models or two engines agree"""
     from dqlib.engines import is_classifier, load_engine
     from dqlib.engines.agreement import agreement
 
@@ -206,11 +144,8 @@ def _agree(options: argparse.Namespace) -> int:
     return 0
 
 
-def _distill_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, Distillation, "checkpoint", "out")
-
-
 def _distill(options: argparse.Namespace) -> int:
+    """distil and quantize a checkpoint on pairs of texts, test it, pack it and report"""
     # as the study does, for threads that wait in a loop take the cores from others; read when torch is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with _study_installed():
@@ -218,11 +153,8 @@ def _distill(options: argparse.Namespace) -> int:
     return distill_command(options)
 
 
-def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, Test, "model", "data")
-
-
 def _evaluate(options: argparse.Namespace) -> int:
+    """score a model on pairs of texts, with intervals, and compare it with another"""
     with _study_installed():
         from dqlib.study.distill.evaluate import evaluate_command
     return evaluate_command(options)
@@ -251,63 +183,107 @@ def _options_named() -> Iterator[None]:
         raise
 
 
+_ENGINE = {"choices": ENGINES, "help": "that runs it (default: the one it was made for)"}
+
 #: All subcommands, by name.
 COMMANDS = {
     "distill": Command(
-        "distil and quantize a checkpoint on pairs of texts, test it, pack it and report",
-        "dqlib distill checkpoint out --train pairs.jsonl --source document --target summary --config '2-2-8 6-3'",
-        _distill_arguments,
         _distill,
+        "dqlib distill checkpoint out --train pairs.jsonl --source document --target summary --config '2-2-8 6-3'",
+        options_of(Distillation, "checkpoint", "out"),
     ),
     "evaluate": Command(
-        "score a model on pairs of texts, with intervals, and compare it with another",
-        "dqlib evaluate out/packed test.jsonl --source document --target summary --against checkpoint",
-        _evaluate_arguments,
         _evaluate,
+        "dqlib evaluate out/packed test.jsonl --source document --target summary --against checkpoint",
+        options_of(Test, "model", "data"),
     ),
     "pack": Command(
-        "write a trained student as a packed model",
-        "dqlib pack runs/laptop/summarization/students/2-2-8_2-2 packed",
-        _pack_arguments,
         _pack,
+        "dqlib pack runs/laptop/summarization/students/2-2-8_2-2 packed",
+        {
+            "student": {"metavar": "STUDENT_FOLDER", "help": "folder of a trained student, with its tokenizer"},
+            "out": {"metavar": "OUT", "help": "folder to write: new, empty, or a packed model, which is replaced"},
+            "--round": {
+                "action": "store_true",
+                "help": "round a student to fp16 that was not rounded before its evaluation; its score may then differ "
+                "a little",
+            },
+        },
     ),
     "inspect": Command(
-        "show where the bytes of a packed model are",
-        "dqlib inspect packed --teacher runs/laptop/summarization/teacher",
-        _inspect_arguments,
         _inspect,
+        "dqlib inspect packed --teacher runs/laptop/summarization/teacher",
+        {
+            "folder": {"metavar": "FOLDER", "help": "folder of a packed model"},
+            "--teacher": {
+                "metavar": "FOLDER",
+                "help": "tell ratios against this model in fp32 (default: the packed model's own shape)",
+            },
+        },
         light=True,
     ),
     "verify": Command(
-        "check all checksums of a packed, exported or saved model; exit code 1 if one is wrong",
-        "dqlib verify packed",
-        _verify_arguments,
         _verify,
+        "dqlib verify packed",
+        {"folder": {"metavar": "FOLDER", "help": "folder that dqlib wrote: a packed, exported or saved model"}},
         light=True,
     ),
     "export": Command(
-        "write a packed model, a student or a teacher for another engine",
-        "dqlib export packed fast --engine ctranslate2",
-        _export_arguments,
         _export,
+        "dqlib export packed fast --engine ctranslate2",
+        {
+            "model": {"metavar": "MODEL", "help": "folder of a packed model, of a student, or of a teacher"},
+            "out": {"metavar": "OUT", "help": "folder to write: new, empty, or an exported model, to be replaced"},
+            "--engine": {"choices": ENGINES[1:], "required": True, "help": "program that is to run it"},
+            "--quantization": {
+                "help": "of ctranslate2: int8 or float32 (default: int8 for what has quantized weights, float32 for a "
+                "teacher)"
+            },
+            "--bits": {
+                "type": at_least_one,
+                "help": "of onnxruntime: bits of a weight (default: as few as hold the student's)",
+            },
+            "--encoder": {
+                "help": "of onnxruntime: int8 for speed, packed for the least memory (default: int8 where the weights "
+                "allow it)"
+            },
+        },
     ),
     "agree": Command(
-        "tell on how many tokens, or classes, two models or two engines agree",
-        "echo 'Return the sum of a list of numbers.' | dqlib agree packed fast --beams 1",
-        _agree_arguments,
         _agree,
+        "echo 'Return the sum of a list of numbers.' | dqlib agree packed fast --beams 1",
+        {
+            "reference": {"metavar": "REFERENCE", "help": "folder of a model, whose tokenizer is used for both"},
+            "folder": {"metavar": "FOLDER", "help": "folder of the model that is compared with it"},
+            **(READING | SEARCH | COLUMNS),
+        },
     ),
     "classify": Command(
-        "label texts, or pairs of texts, with probabilities",
-        "printf 'a summary\\ta text\\n' | dqlib classify packed --pairs",
-        classify_arguments,
         classify,
+        "printf 'a summary\\ta text\\n' | dqlib classify packed --pairs",
+        {
+            "folder": {
+                "metavar": "MODEL",
+                "help": "folder of a packed, exported or trained classifier, with a tokenizer",
+            },
+            "--engine": _ENGINE,
+            **(READING | COLUMNS),
+            "--format": {
+                "choices": ("jsonl", "text"),
+                "default": "jsonl",
+                "help": "jsonl: an object per line with the text, its label and the probability of each class; text: "
+                "label, its probability and the text with tabs between them (default: %(default)s)",
+            },
+        },
     ),
     "generate": Command(
-        "read one text per line, write JSON Lines: an answer, or of a GPT-2 how the text goes on",
-        "echo 'Return the sum of a list of numbers.' | dqlib generate packed --beams 4 --max-new-tokens 32",
-        _generate_arguments,
         _generate,
+        "echo 'Return the sum of a list of numbers.' | dqlib generate packed --beams 4 --max-new-tokens 32",
+        {
+            "folder": {"metavar": "FOLDER", "help": "folder of a packed or exported model, with a tokenizer"},
+            "--engine": _ENGINE,
+            **(READING | SEARCH),
+        },
     ),
 }
 
@@ -317,14 +293,16 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="dqlib", description="Small language models, packed.")
     subcommands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
+        text = command.run.__doc__ or ""
         part = subcommands.add_parser(
             name,
-            help=command.help,
-            description=f"{command.help[0].upper()}{command.help[1:]}.",
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
             epilog=f"example:\n  {command.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.arguments(part)
+        for argument, how in command.arguments.items():
+            part.add_argument(argument, **how)
     return whole
 
 
@@ -348,7 +326,3 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, OSError, UnicodeError, json.JSONDecodeError) as error:
         print(f"dqlib {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

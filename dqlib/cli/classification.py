@@ -8,29 +8,12 @@ import sys
 from collections.abc import Sequence
 from itertools import islice
 
-from dqlib.cli.inputs import add_columns, at_least_one, lines_of, texts_of
-from dqlib.engines import ENGINES
+from dqlib.cli.inputs import lines_of, texts_of
 from dqlib.errors import InputError
 
 
-def classify_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``dqlib classify``."""
-    parser.add_argument("folder", metavar="MODEL", help="folder of a packed, exported or trained classifier, with a "
-                        "tokenizer")  # fmt: skip
-    parser.add_argument("--engine", choices=ENGINES, help="that runs it (default: the one it was made for)")
-    parser.add_argument("--input", metavar="FILE", default="-", help="file of one text per line; - for standard input")
-    add_columns(parser)
-    parser.add_argument(
-        "--format", choices=("jsonl", "text"), default="jsonl",
-        help="jsonl: an object per line with the text, its label and the probability of each class; text: label, its "
-        "probability and the text with tabs between them (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--batch-size", type=at_least_one, default=8, help="texts at a time (default: %(default)s)")
-    parser.add_argument("--threads", type=at_least_one, help="of the engine (default: its own choice)")
-
-
 def classify(options: argparse.Namespace) -> int:
-    """Label lines, in order, as they come."""
+    """label texts, or pairs of texts, with probabilities"""
     from dqlib.engines import load_classifier
 
     read = cut = 0

@@ -1,4 +1,4 @@
-"""What commands read: lines of a file or of standard input, texts and pairs of texts in them, numbers of options."""
+"""What commands read: lines of a file or of standard input, texts and pairs of texts in them; their common options."""
 
 from __future__ import annotations
 
@@ -14,6 +14,53 @@ from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
 
 
+def at_least_one(text: str) -> int:
+    """The value of an option that counts something."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be a whole number of at least 1")
+    return value
+
+
+def _asked(kind: type, text: str) -> dict[str, Any]:
+    """An option of a search, which is the model's own where it is not given."""
+    how = {"action": "store_const", "const": True} if kind is bool else {"type": kind, "metavar": "N"}
+    return {"help": f"{text} (default: the model's own)", **how}
+
+
+#: Options as ``add_argument`` takes them: the texts and the engine that reads them,
+READING: dict[str, dict[str, Any]] = {
+    "--input": {"metavar": "FILE", "default": "-", "help": "file of one text per line; - for standard input"},
+    "--batch-size": {"type": at_least_one, "default": 8, "help": "texts at a time (default: %(default)s)"},
+    "--threads": {"type": at_least_one, "help": "of the engine (default: its own choice)"},
+}
+#: where a line has the texts of a classifier,
+COLUMNS: dict[str, dict[str, Any]] = {
+    "--pairs": {
+        "action": "store_true",
+        "help": "for a classifier of pairs: each line is two texts with a tab between them",
+    },
+    "--text": {
+        "metavar": "COLUMN",
+        "help": "for a classifier: each line is a JSON object (JSON Lines), which has the text under this name",
+    },
+    "--second": {"metavar": "COLUMN", "help": "and the second text of a pair under this name"},
+}
+#: and the search.
+SEARCH: dict[str, dict[str, Any]] = {
+    "--beams": {"type": at_least_one, "default": 4, "help": "beams of the search (default: %(default)s)"},
+    "--max-new-tokens": {
+        "type": at_least_one,
+        "help": "tokens written at most (default: 64, or what the model has positions for)",
+    },
+    **{f"--{name.replace('_', '-')}": _asked(*how) for name, how in ASKED.items() if how[0] is not list},
+    "--language": {"help": "to write in, for a model of several (default: where the model starts)"},
+}
+
+
 @contextmanager
 def lines_of(source: str) -> Iterator[Iterator[str]]:
     """The lines of a file, or of standard input."""
@@ -24,25 +71,6 @@ def lines_of(source: str) -> Iterator[Iterator[str]]:
         yield (line.rstrip("\r\n") for line in lines)
 
 
-def add_columns(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where a line has the texts of a classifier."""
-    parser.add_argument("--pairs", action="store_true", help="for a classifier of pairs: each line is two texts with "
-                        "a tab between them")  # fmt: skip
-    parser.add_argument("--text", metavar="COLUMN", help="for a classifier: each line is a JSON object (JSON Lines), "
-                        "which has the text under this name")  # fmt: skip
-    parser.add_argument("--second", metavar="COLUMN", help="and the second text of a pair under this name")
-
-
-def add_search(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a search, which are the model's own where they are not given."""
-    for name, (kind, text) in ASKED.items():
-        how: dict[str, Any] = {"type": kind, "metavar": "N"}
-        if kind is bool:
-            how = {"action": "store_const", "const": True}
-        if kind is not list:
-            parser.add_argument(f"--{name.replace('_', '-')}", help=f"{text} (default: the model's own)", **how)
-
-
 def search_of(options: argparse.Namespace) -> dict[str, Any]:
     """What is asked for of a search."""
     asked = {name: getattr(options, name, None) for name in ASKED}
@@ -50,7 +78,7 @@ def search_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def texts_of(lines: Iterable[str], options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
-    """One text, or two, of each line, as the options of :func:`add_columns` say.
+    """One text, or two, of each line, as the options :data:`COLUMNS` say.
 
     Raises:
         InputError: options contradict each other, or a line has not what they say; it is named by its number.
@@ -83,14 +111,3 @@ def _columns(line: str, names: Iterable[str], where: str) -> Iterator[str]:
         if not isinstance(value, str):
             raise InputError(where, line, f"a JSON object with a text under the name {name!r}")
         yield value
-
-
-def at_least_one(text: str) -> int:
-    """The value of an option that counts something."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be a whole number of at least 1")
-    return value

@@ -280,7 +280,7 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, caps
 
 
 @pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="SentencePiece is installed")
-@pytest.mark.parametrize("said", [None, {"target_lang": "ro"}, {"tokenizer_class": "MarianTokenizer"}])
+@pytest.mark.parametrize("said", [None, {"tokenizer_class": "MarianTokenizer"}])
 def test_a_tokenizer_whose_package_is_not_there_is_one_sentence(said, tmp_path, capsys):
     arguments = call(tmp_path, "marian")
     checkpoint = tmp_path / "checkpoint"
@@ -301,14 +301,23 @@ def test_a_tokenizer_whose_package_is_not_there_is_one_sentence(said, tmp_path, 
     assert not list(tmp_path.rglob("teacher"))
 
 
-def test_a_tokenizer_whose_package_has_no_name_here_is_told_by_the_words_of_transformers(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "cause", "sentence"),
+    [
+        (ValueError("bad"), ModuleNotFoundError(name="tiktoken"), ": this one needs tiktoken (pip install tiktoken)."),
+        (ImportError("It requires\nthe protobuf library"), None, " (It requires the protobuf library)."),
+        (ValueError("no tiktoken in sentencepiece/"), None, " (no tiktoken in sentencepiece/)."),  # names, and no more
+    ],
+)
+def test_a_package_is_missing_where_its_module_is_and_transformers_says_the_rest(
+    error, cause, sentence, tmp_path, capsys, monkeypatch
+):
     def load(*arguments):
-        raise ImportError("T5Tokenizer requires the protobuf library\n but it was not found")
+        raise error from cause
 
     monkeypatch.setattr(parameters, "load_tokenizer", load)
     assert main(call(tmp_path, "t5")) == 2
-    sentence = "one whose packages are installed (T5Tokenizer requires the protobuf library but it was not found)."
-    assert capsys.readouterr().err.endswith(f"it must be {sentence}\n")
+    assert capsys.readouterr().err.endswith(f"{sentence}\n")
 
 
 def test_an_engine_that_does_not_serve_the_checkpoint_is_told_before_training(tmp_path, capsys):

@@ -45,7 +45,8 @@ def test_code_has_another_hash_after_a_change_of_what_decides_a_number_and_of_no
     hash_of_code = code_hash.__wrapped__
     hashes = {room: hash_of_code(package, room) for room in ROOMS}
     assert hashes["evaluation"] == hash_of_code(package)
-    for file in sorted(package.rglob("*.py")):
+    one_of_each_folder = {file.parent: file for file in sorted(package.rglob("*.py"))}
+    for file in one_of_each_folder.values():
         text, changed = file.read_bytes(), room_of(file.relative_to(package))
         file.write_bytes(text + b"# other\n")
         for room, code in hashes.items():

@@ -13,7 +13,7 @@ from dqlib.study.params.settings import load_settings
 from tests.conftest import committed
 
 PROFILES = sorted(path.stem for path in (committed() / "profiles").glob("*.yaml"))
-FILES = 80
+FILES = 40
 
 #: What people put into parameter files by mistake, and what they mean.
 VALUES = [
@@ -80,11 +80,10 @@ def refusal(path):
     return None
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_a_parameter_file_with_mistakes_is_accepted_or_refused_in_one_sentence(given, seed, tmp_path):
-    order = random.Random(seed)
+def test_a_parameter_file_with_mistakes_is_accepted_or_refused_in_one_sentence(given, tmp_path):
+    order = random.Random(0)
     refused = []
-    for number in range(FILES // 2):
+    for number in range(FILES):
         parameters = changed(given[order.choice(PROFILES)], order)
         path = tmp_path / f"{number}.yaml"
         path.write_text(yaml.safe_dump(parameters, allow_unicode=True))
@@ -93,7 +92,7 @@ def test_a_parameter_file_with_mistakes_is_accepted_or_refused_in_one_sentence(g
             assert "\n" not in message, message
             assert " is not allowed; it must be " in message, message
             refused.append(message)
-    assert len(refused) > FILES // 4  # most mistakes are mistakes
+    assert len(refused) > FILES // 2  # most mistakes are mistakes
 
 
 @pytest.mark.parametrize(
@@ -159,9 +158,8 @@ def test_absurd_sizes_are_refused_with_their_field(given, block, key, value, tmp
     parameters["summarization"][block][key] = value
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(parameters))
-    assert re.match(rf"summarization\.({block}\.{key}|{block}\.config '2|methods\.config)", refusal(path)), refusal(
-        path
-    )
+    told = refusal(path)
+    assert re.match(rf"summarization\.({block}\.{key}|{block}\.config '2|methods\.config)", told), told
 
 
 def test_a_profile_is_named_as_its_file(given, tmp_path, monkeypatch):

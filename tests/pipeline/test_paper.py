@@ -6,10 +6,12 @@ Nothing here reaches the hub: the profiles' names are replaced by folders with t
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -41,6 +43,7 @@ from dqlib.errors import InputError
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
 from dqlib.study.corpora.tokenizer import load_tokenizer, set_source_language, train_tokenizer
+from dqlib.study.evaluation import words
 from dqlib.study.evaluation.records import read_details, read_record
 from dqlib.study.notebooks import show
 from dqlib.study.params import checkpoint
@@ -56,6 +59,11 @@ TEXT = "the of and plants water green river old stone house wind over under ligh
 SIZES = {"train": 24, "validation": 6, "test": 6}
 
 TINY = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "heads": 2, "ffn_dim": 16, "max_positions": 64}
+#: The same in the configuration of a BART or an mBART.
+SHAPE = {
+    "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 64,
+}  # fmt: skip
 CORPUS = {"source_tokens": 32, "target_tokens": 12}
 LOOP = {"steps": 2, "batch_tokens": 400, "micro_batches": 2, "validations": 1}
 EVALUATION = {"documents": 4, "validation_documents": 4, "bootstrap": 20}
@@ -65,9 +73,10 @@ def sentence(order, words=12):
     return " ".join(order.choices(TEXT.split(), k=words)).capitalize() + "."
 
 
-def snapshot(folder, config, rows, features, files=None, subfolder=None):
-    """A data set as the hub has it since loading scripts are gone: Parquet by split, named in the README's head."""
-    subfolder = subfolder or config
+def snapshot(folder, config, rows, features=None, files=None, subfolder=None):
+    """A configuration of a data set as the hub has it since loading scripts are gone: Parquet by split, named in the
+    README's head."""
+    subfolder, readme = subfolder or config, folder / "README.md"
     named = []
     for split, each in rows.items():
         parts = (files or {}).get(split, 1)
@@ -76,8 +85,9 @@ def snapshot(folder, config, rows, features, files=None, subfolder=None):
             path.parent.mkdir(parents=True, exist_ok=True)
             Dataset.from_list(each[part::parts], features=features).to_parquet(path)
         named.append({"split": split, "path": f"{subfolder}/{split}-*"})
-    head = yaml.safe_dump({"configs": [{"config_name": config, "data_files": named}]})
-    (folder / "README.md").write_text(f"---\n{head}---\n# A data set\n")
+    others = yaml.safe_load(readme.read_text().split("---")[1])["configs"] if readme.is_file() else []
+    head = yaml.safe_dump({"configs": [*others, {"config_name": config, "data_files": named}]})
+    readme.write_text(f"---\n{head}---\n# A data set\n")
 
 
 def in_splits(make):
@@ -85,49 +95,36 @@ def in_splits(make):
 
 
 def xsum(folder, order):
-    features = Features({name: Value("string") for name in ("document", "summary", "id")})
-    snapshot(
-        folder, "default", in_splits(lambda i: {"document": sentence(order, 30), "summary": sentence(order), "id": i}),
-        features, subfolder="data",
-    )  # fmt: skip
+    rows = in_splits(lambda i: {"document": sentence(order, 30), "summary": sentence(order), "id": i})
+    snapshot(folder, "default", rows, subfolder="data")
 
 
 def cnn_dailymail(folder, order):
-    features = Features({name: Value("string") for name in ("article", "highlights", "id")})
     make = lambda i: {"article": sentence(order, 40), "highlights": f"{sentence(order)}\n{sentence(order)}", "id": i}  # noqa: E731
-    snapshot(folder, "3.0.0", in_splits(make), features, {"train": 3})
+    snapshot(folder, "3.0.0", in_splits(make), files={"train": 3})
 
 
 def kilt_tasks(folder, order):
+    """Questions whose outputs are lists of blocks: answers, and at last where the answer stands, without one."""
     text, number = Value("string"), Value("int32")
-    evidence = {"start_paragraph_id": number, "end_paragraph_id": number, "title": text, "section": text,
-                "wikipedia_id": text, "meta": {"evidence_span": List(text)}}  # fmt: skip
-    provenance = {"bleu_score": Value("float32"), "start_character": number, "start_paragraph_id": number,
-                  "end_character": number, "end_paragraph_id": number,
-                  "meta": {"fever_page_id": text, "fever_sentence_id": number, "annotation_id": text,
-                           "yes_no_answer": text, "evidence_span": List(text)},
-                  "section": text, "title": text, "wikipedia_id": text}  # fmt: skip
-    meta = {"left_context": text, "mention": text, "right_context": text, "partial_evidence": List(evidence),
-            "obj_surface": List(text), "sub_surface": List(text), "subj_aliases": List(text),
-            "template_questions": List(text)}  # fmt: skip
-    output = List({"answer": text, "meta": {"score": number}, "provenance": List(provenance)})
+    where = {"bleu_score": Value("float32"), "start_paragraph_id": number, "title": text, "wikipedia_id": text,
+             "meta": {"annotation_id": text, "evidence_span": List(text)}}  # fmt: skip
+    output = List({"answer": text, "meta": {"score": number}, "provenance": List(where)})
+    meta = {"left_context": text, "mention": text, "obj_surface": List(text)}
     features = Features({"id": text, "input": text, "meta": meta, "output": output})
-    nothing = {"left_context": "", "mention": "", "right_context": "", "partial_evidence": [], "obj_surface": [],
-               "sub_surface": [], "subj_aliases": [], "template_questions": []}  # fmt: skip
+    provenance = {"bleu_score": 0.5, "start_paragraph_id": 1, "title": "River", "wikipedia_id": "1",
+                  "meta": {"annotation_id": "-1", "evidence_span": []}}  # fmt: skip
 
     def make(name):
         answers = [] if name.startswith("test") else [sentence(order), sentence(order)]
         outputs = [{"answer": answer, "meta": {"score": 3}, "provenance": []} for answer in answers]
-        where = {"bleu_score": 0.5, "start_character": 0, "start_paragraph_id": 1, "end_character": 9,
-                 "end_paragraph_id": 1, "section": "", "title": "River", "wikipedia_id": "1",
-                 "meta": {"fever_page_id": "", "fever_sentence_id": -1, "annotation_id": "-1", "yes_no_answer": "",
-                          "evidence_span": []}}  # fmt: skip
-        outputs.append({"answer": "", "meta": {"score": 0}, "provenance": [where]})
+        outputs.append({"answer": "", "meta": {"score": 0}, "provenance": [provenance]})
+        nothing = {"left_context": "", "mention": "", "obj_surface": []}
         return {"id": name, "input": f"why {sentence(order, 5)}", "meta": nothing, "output": outputs}
 
     rows = in_splits(make)
-    snapshot(folder, "eli5", rows | {"train": rows["train"] + [make(f"more{i}") for i in range(176)]}, features,
-             {"train": 2})  # fmt: skip
+    rows["train"] += [make(f"more{i}") for i in range(176)]
+    snapshot(folder, "eli5", rows, features, {"train": 2})
     return [row for each in rows.values() for row in each]
 
 
@@ -145,24 +142,26 @@ def support_docs(folder, order, questions):
 
 
 def wmt16(folder, order):
-    make = lambda _: {"translation": {"ro": sentence(order), "en": sentence(order)}}  # noqa: E731
-    snapshot(folder, "ro-en", in_splits(make), Features({"translation": Translation(["ro", "en"])}))
+    rows = in_splits(lambda _: {"translation": {"ro": sentence(order), "en": sentence(order)}})
+    snapshot(folder, "ro-en", rows, Features({"translation": Translation(["ro", "en"])}))
+
+
+def byte_level(folder, order, special=()):
+    """The files of a tokenizer of BART's or GPT-2's kind, a vocabulary and its merges; gives the vocabulary."""
+    tokenizer, texts = ByteLevelBPETokenizer(), [sentence(order) for _ in range(200)]
+    tokenizer.train_from_iterator(texts, vocab_size=400, special_tokens=list(special), show_progress=False)
+    folder.mkdir()
+    tokenizer.save_model(str(folder))
+    return json.loads((folder / "vocab.json").read_text())
 
 
 def bart(folder, order):
-    """BART's files as in ``facebook/bart-base``: its tokenizer is a vocabulary and its merges."""
-    tokenizer = ByteLevelBPETokenizer()
-    texts = [sentence(order) for _ in range(200)]
-    tokenizer.train_from_iterator(
-        texts, vocab_size=400, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"], show_progress=False
-    )
-    folder.mkdir()
-    tokenizer.save_model(str(folder))
-    vocabulary = json.loads((folder / "vocab.json").read_text())
-    vocabulary["<mask>"], last = len(vocabulary) - 1, next(t for t, i in vocabulary.items() if i == len(vocabulary) - 1)
-    vocabulary[last] = 4  # in BART <mask> is the last token
+    """BART's files as in ``facebook/bart-base``, whose ``<mask>`` is the last token."""
+    vocabulary = byte_level(folder, order, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    last = max(vocabulary, key=vocabulary.get)
+    vocabulary[last], vocabulary["<mask>"] = vocabulary["<mask>"], vocabulary[last]
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    config = BartConfig(vocab_size=len(vocabulary), **shape(), forced_bos_token_id=0, decoder_start_token_id=2)
+    config = BartConfig(vocab_size=len(vocabulary), **SHAPE, forced_bos_token_id=0, decoder_start_token_id=2)
     BartForConditionalGeneration(config).save_pretrained(folder)
 
 
@@ -173,12 +172,11 @@ def mbart(folder, order):
     pieces.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(vocab_size=120, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False)
     pieces.train_from_iterator([sentence(order) for _ in range(200)], trainer)
-    learned = json.loads(pieces.to_str())["model"]["vocab"][1:]
-    vocabulary = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")] + [tuple(each) for each in learned]
-    vocabulary += [(token, 0.0) for token in (*FAIRSEQ_LANGUAGE_CODES, "<mask>")]
-    MBartTokenizer(vocab=vocabulary).save_pretrained(folder)
+    learned = [token for token, _ in json.loads(pieces.to_str())["model"]["vocab"][1:]]
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *learned, *FAIRSEQ_LANGUAGE_CODES, "<mask>"]
+    MBartTokenizer(vocab=[(token, 0.0) for token in tokens]).save_pretrained(folder)
     (folder / "tokenizer_config.json").unlink()
-    config = MBartConfig(vocab_size=len(vocabulary), **shape(), scale_embedding=True)
+    config = MBartConfig(vocab_size=len(tokens), **SHAPE, scale_embedding=True)
     MBartForConditionalGeneration(config).save_pretrained(folder)
     assert {"tokenizer.json", "config.json"} <= {path.name for path in folder.iterdir()}
 
@@ -197,15 +195,13 @@ GLUE = {
 
 def glue(folder, order):
     """The data sets of ``nyu-mll/glue``: classes have names, and test splits have the class -1."""
-    heads = []
     for config, (columns, labels) in GLUE.items():
-        features = Features(
-            {name: Value("string") for name in columns} | {"label": ClassLabel(names=labels), "idx": Value("int32")}
-        )
+        features = dict.fromkeys(columns, Value("string"))
+        features |= {"label": ClassLabel(names=labels), "idx": Value("int32")}
         splits = {"train": 40, "validation": 6, "test": 6}
         if config == "mnli":
-            splits = {"train": 60, **{f"{part}_{kind}": 6 for part in ("validation", "test") for kind in
-                                      ("matched", "mismatched")}}  # fmt: skip
+            parts = [f"{part}_{kind}" for part in ("validation", "test") for kind in ("matched", "mismatched")]
+            splits = {"train": 60, **dict.fromkeys(parts, 6)}
         rows = {
             split: [
                 {name: sentence(order) for name in columns}
@@ -214,22 +210,22 @@ def glue(folder, order):
             ]
             for split, count in splits.items()
         }
-        snapshot(folder, config, rows, features)
-        heads += yaml.safe_load((folder / "README.md").read_text().split("---")[1])["configs"]
-    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': heads})}---\n")
+        snapshot(folder, config, rows, Features(features))
 
 
-def running_text(folder, order, column, configs):
+def running_text(folder, order, column, config):
     """Lines of texts, some of them empty, as in ``Salesforce/wikitext`` and ``ptb-text-only/ptb_text_only``."""
-    heads = []
-    for config in configs:
-        rows = {
-            split: [{column: text} for text in (f" = {split} = \n", "", *(sentence(order) for _ in range(count)))]
-            for split, count in SIZES.items()
-        }
-        snapshot(folder, config, rows, Features({column: Value("string")}))
-        heads += yaml.safe_load((folder / "README.md").read_text().split("---")[1])["configs"]
-    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': heads})}---\n")
+    rows = {
+        split: [{column: text} for text in (f" = {split} = \n", "", *(sentence(order) for _ in range(count)))]
+        for split, count in SIZES.items()
+    }
+    snapshot(folder, config, rows)
+
+
+def renamed(folder, new_name):
+    """Give the weights of a checkpoint other names, as old checkpoints have them."""
+    weights = {new_name(name): value for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def bert(folder, order):
@@ -241,35 +237,19 @@ def bert(folder, order):
     config = BertConfig(vocab_size=len(words) + 5, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
                         intermediate_size=16, max_position_embeddings=64)  # fmt: skip
     BertForPreTraining(config).save_pretrained(folder)
-    weights = load_file(folder / "model.safetensors")
-    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
-           for name, value in weights.items()}  # fmt: skip
-    save_file(old, folder / "model.safetensors", metadata={"format": "pt"})
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    renamed(folder, lambda name: re.sub("|".join(old), lambda found: old[found[0]], name))
 
 
 def gpt2(folder, order):
     """GPT-2's files as in ``openai-community/gpt2``: one special token, the last, and names without a prefix."""
-    tokenizer = ByteLevelBPETokenizer()
-    texts = [sentence(order) for _ in range(200)]
-    tokenizer.train_from_iterator(texts, vocab_size=400, show_progress=False)
-    folder.mkdir()
-    tokenizer.save_model(str(folder))
-    vocabulary = json.loads((folder / "vocab.json").read_text())
-    vocabulary["<|endoftext|>"] = len(vocabulary)
+    vocabulary = byte_level(folder, order)
+    end = vocabulary["<|endoftext|>"] = len(vocabulary)
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    end = vocabulary["<|endoftext|>"]
     config = GPT2Config(vocab_size=len(vocabulary), n_embd=16, n_layer=2, n_head=2, n_inner=16, n_positions=64,
                         bos_token_id=end, eos_token_id=end)  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)
-    weights = load_file(folder / "model.safetensors")
-    save_file({name.removeprefix("transformer."): value for name, value in weights.items()},
-              folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
-
-
-def shape():
-    return {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
-            "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
-            "max_position_embeddings": 64}  # fmt: skip
+    renamed(folder, lambda name: name.removeprefix("transformer."))
 
 
 @pytest.fixture(scope="module")
@@ -286,8 +266,8 @@ def snapshots(tmp_path_factory):
     mbart(folder / "mbart-large-cc25", order)
     glue(folder / "glue", order)
     bert(folder / "bert-base-uncased", order)
-    running_text(folder / "wikitext", order, "text", ["wikitext-2-raw-v1", "wikitext-103-raw-v1"])
-    running_text(folder / "ptb_text_only", order, "sentence", ["penn_treebank"])
+    running_text(folder / "wikitext", order, "text", "wikitext-2-raw-v1")
+    running_text(folder / "ptb_text_only", order, "sentence", "penn_treebank")
     gpt2(folder / "gpt2", order)
     (folder / "dvc.yaml").touch()
     for profile in ("paper", "paper-cnn", "paper-glue", "paper-gpt2"):
@@ -300,8 +280,8 @@ def snapshots(tmp_path_factory):
 
 def smaller(task):
     corpus, model = task["corpus"], task["model"]
-    for block, key in ((corpus, "dataset"), (corpus, "tokenizer"), (model, "pretrained"), (corpus.get("support", {}),
-                                                                                         "dataset")):  # fmt: skip
+    named = ((corpus, "dataset"), (corpus, "tokenizer"), (model, "pretrained"), (corpus.get("support"), "dataset"))
+    for block, key in named:
         if block:
             block[key] = block[key].partition("/")[2]
     kinds = {"bert": ("encoder_layers", "2-2-8_1-0"), "gpt2": ("decoder_layers", "2-2-8_0-1")}
@@ -322,6 +302,7 @@ def there(snapshots, tmp_path, monkeypatch):
     monkeypatch.chdir(snapshots)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(checkpoint, "_reachable", lambda: pytest.fail("the hub was asked for"))
+    monkeypatch.setattr(words, "STEPS", 5)
     return snapshots
 
 
@@ -434,57 +415,53 @@ def test_a_tokenizer_of_another_model_is_refused_in_one_sentence(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_a_model_of_another_shape_is_refused(there):
-    params = yaml.safe_load(Path("paper.yaml").read_text())
-    params["profile"] = "wrong"
-    params["summarization"]["model"]["ffn_dim"] = 32
-    Path("wrong.yaml").write_text(yaml.safe_dump(params))
-    with pytest.raises(InputError, match=r"model\.ffn_dim: 32 is not allowed; it must be 16"):
-        Study("wrong.yaml", "summarization").pretrained()
+def paper(name):
+    """The parameters of the profile ``paper`` under another name."""
+    return yaml.safe_load(Path("paper.yaml").read_text()) | {"profile": name}
 
 
-def written(name, **of_summarization):
-    """The profile ``paper`` without what its checkpoints say themselves."""
-    params = yaml.safe_load(Path("paper.yaml").read_text())
-    params["profile"] = name
+def bare(name):
+    """The same without what checkpoints say themselves."""
+    params = paper(name)
     for task in (params[task] for task in S.TASKS if task in params):
         for key in (*S.SIZES, "architecture"):
             task["model"].pop(key, None)
         for key in ("vocab_size", "tokenizer", "tokenizer_revision"):
             del task["corpus"][key]
-    params["summarization"] |= of_summarization
-    Path(f"{name}.yaml").write_text(yaml.safe_dump(params))
-    return f"{name}.yaml"
+    return params
+
+
+def test_a_model_of_another_shape_is_refused(there):
+    params = paper("wrong")
+    params["summarization"]["model"]["ffn_dim"] = 32
+    with pytest.raises(InputError, match=r"model\.ffn_dim: 32 is not allowed; it must be 16"):
+        Study("wrong.yaml", "summarization", S.settings_of(params)).pretrained()
 
 
 def test_shape_vocabulary_and_tokenizer_of_a_checkpoint_need_not_be_given(there):
-    whole, bare = S.load_settings("paper.yaml"), S.load_settings(written("bare"))
+    params = bare("bare")
+    whole, short = S.load_settings("paper.yaml"), S.settings_of(params)
     for task in whole.tasks:
-        ours, theirs = bare.task(task), whole.task(task)
+        ours, theirs = short.task(task), whole.task(task)
         assert (ours.model, ours.corpus.tokenizer) == (theirs.model, theirs.corpus.tokenizer)
         vocabulary = json.loads((there / ours.model.pretrained / "config.json").read_text())["vocab_size"]
         assert ours.corpus.vocab_size == vocabulary
-    params = yaml.safe_load(Path("bare.yaml").read_text())
     params["summarization"]["model"]["heads"] = 4
-    Path("wrong-heads.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(InputError, match=r"summarization\.model\.heads: 4 .* 2, as in the model 'bart-base'"):
-        S.load_settings("wrong-heads.yaml")
+        S.settings_of(params)
     params["summarization"]["model"] = {"pretrained": "xsum"}
-    Path("wrong-heads.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(InputError, match=r"summarization\.model\.pretrained: 'xsum' .* folder of a snapshot"):
-        S.load_settings("wrong-heads.yaml")
+        S.settings_of(params)
     (there / "xsum" / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(
-        InputError, match=r"summarization\.model\.pretrained: 'xsum' .* bart, mbart, marian, t5; it is of 'bert'"
-    ):
-        S.load_settings("wrong-heads.yaml")
+    with pytest.raises(InputError, match=r"model\.pretrained: 'xsum' .* bart, mbart, marian, t5; it is of 'bert'"):
+        S.settings_of(params)
     (there / "xsum" / "config.json").unlink()
 
 
 def test_a_checkpoint_that_is_fine_tuned_already_is_the_teacher_as_it_is(there):
-    params = yaml.safe_load(Path(written("tuned", finetune=None)).read_text())
-    Path("tuned.yaml").write_text(yaml.safe_dump({k: v for k, v in params.items() if k not in ("eli5", "translation")}))
-    study = Study("tuned.yaml", "summarization")
+    params = {name: block for name, block in bare("tuned").items() if name not in ("eli5", "translation")}
+    params["summarization"]["finetune"] = None
+    study = Study("tuned.yaml", "summarization", S.settings_of(params))
     teacher = AutoModelForSeq2SeqLM.from_pretrained(study.teacher())
     theirs = AutoModelForSeq2SeqLM.from_pretrained("bart-base").state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in teacher.state_dict().items())
@@ -505,15 +482,13 @@ def test_without_a_network_a_profile_fails_at_once_and_says_what_to_do(there, tm
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     checkpoint._reachable.cache_clear()
-    params = yaml.safe_load(Path("paper.yaml").read_text())
     part, key = block.split(".")
-    params["profile"] = f"offline-{key}"
+    params = paper(f"offline-{key}")
     params["summarization"][part][key] = "nobody/nothing"
-    Path("offline.yaml").write_text(yaml.safe_dump(params))
     began = time.monotonic()
     try:
         with pytest.raises(InputError, match=rf"^{block}: 'nobody/nothing' .* snapshot .* cannot be reached") as caught:
-            Study("offline.yaml", "summarization").pretrained()
+            Study("offline.yaml", "summarization", S.settings_of(params)).pretrained()
     finally:
         checkpoint._reachable.cache_clear()
     assert time.monotonic() - began < 20
@@ -522,12 +497,11 @@ def test_without_a_network_a_profile_fails_at_once_and_says_what_to_do(there, tm
 
 
 def test_columns_are_paths_and_wrong_ones_are_told(there, tmp_path):
-    study = Study("paper.yaml", "eli5")
-    spec = {f: getattr(study.task.corpus, f) for f in study.task.corpus.__dataclass_fields__}
+    corpus = S.load_settings("paper.yaml").task("eli5").corpus
     with pytest.raises(InputError, match=r"corpus\.column: 'output\.reply' .* input, .*output\.answer"):
-        build_corpus(S.Corpus(**spec | {"target": "output.reply"}), tmp_path / "c")
+        build_corpus(replace(corpus, target="output.reply"), tmp_path / "c")
     with pytest.raises(InputError, match=r"corpus\.dataset: 'kilt_tasks' .* folder of a snapshot"):
-        build_corpus(S.Corpus(**spec | {"dataset_config": "eli6"}), tmp_path / "c")
+        build_corpus(replace(corpus, dataset_config="eli6"), tmp_path / "c")
 
 
 MEASURED = """

@@ -8,7 +8,7 @@ from dqlib.config import Config
 from dqlib.storage.footprint import fp32_size_bytes, size_bytes
 from dqlib.student import make_student
 from dqlib.study.__main__ import main
-from dqlib.study.params.settings import load_settings
+from dqlib.study.params.settings import load_settings, settings_of
 from dqlib.study.pipeline.plan import _Timed, plan
 from dqlib.study.training.kinds import training_of
 from tests.conftest import write_small_study
@@ -53,7 +53,10 @@ def test_every_training_is_planned_at_its_steps_and_size_and_nothing_is_made(set
     assert planned.seconds == pytest.approx(sum(each.total_seconds for each in planned.trainings))
 
 
-def test_the_command_prints_a_table_and_errors_as_a_sentence(settings, capsys):
+def test_the_command_prints_a_table_and_errors_as_a_sentence(settings, tmp_path, capsys):
+    params = yaml.safe_load((tmp_path / "small.yaml").read_text())
+    params["summarization"] |= {"configs": ["2-2-8_2-1"], "methods": None}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(params))
     assert main(["plan", "--params", "small.yaml", "--task", "summarization"]) == 0
     printed = capsys.readouterr().out
     assert "summarization: 2-2-8 2-1 quantization-only" in printed
@@ -73,12 +76,13 @@ def test_what_the_teacher_writes_and_a_student_draws_is_counted(settings, tmp_pa
     params = yaml.safe_load((tmp_path / "small.yaml").read_text())
     task = params["summarization"]
     task |= {"configs": ["2-2-8_2-1"], "controls": [], "methods": None, "pseudo_labels": {"pairs": 30, "texts": 40}}
-    task["distill"]["preset"] = "dqlib-on-policy"
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(params))
-    *_, student = plan(load_settings("small.yaml"), "summarization").trainings
-    task["distill"]["preset"] = "dqlib-labelled-text"
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(params))
-    *_, labels, _ = plan(load_settings("small.yaml"), "summarization").trainings
+
+    def planned(preset):
+        task["distill"]["preset"] = preset
+        return plan(settings_of(params), "summarization").trainings
+
+    *_, student = planned("dqlib-on-policy")
+    *_, labels, _ = planned("dqlib-labelled-text")
     assert (labels.name, labels.steps) == ("summarization: pseudo-labels, at most", 0)
     assert labels.total_seconds == labels.test_seconds > 0
     assert 250 < student.seconds < 1000  # every fourth step draws

@@ -1,5 +1,5 @@
 import os
-import time
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -14,7 +14,6 @@ from dqlib.storage.students import load_student
 from dqlib.study.__main__ import main
 from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.evaluation.records import read_record
-from dqlib.study.params.paths import project_root
 from dqlib.study.pipeline import students
 from dqlib.study.pipeline.students import run_students
 from dqlib.study.pipeline.study import Study
@@ -26,20 +25,7 @@ from dqlib.study.report.recompute import comparisons_table
 from dqlib.study.report.scores import RESAMPLES, Resampled, joined
 from dqlib.study.training import task as task_training
 from dqlib.study.training.task import calibration_batches
-from tests.helpers.processes import in_this_process
-
-
-def write_environment(path):
-    path.write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
-
-
-def fail(message):
-    raise ValueError(message)
-
-
-def write_device(path):
-    path.write_text(f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.environ['OMP_NUM_THREADS']}")
-    time.sleep(0.5)  # so that no worker makes all
+from tests.helpers.processes import fail, in_this_process, write_environment
 
 
 def test_each_accelerator_has_one_work_at_a_time(tmp_path, monkeypatch):
@@ -49,8 +35,9 @@ def test_each_accelerator_has_one_work_at_a_time(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert (workers.devices(), workers.at_a_time()) == (["0", "1"], 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    run_all("test", [Job(str(i), write_device, (tmp_path / str(i),)) for i in range(3)])
-    assert {(tmp_path / str(i)).read_text() for i in range(3)} <= {"3 4", "5 4"}
+    asked = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    run_all("test", [Job(str(i), write_environment, (tmp_path / str(i), *asked)) for i in range(2)])
+    assert {(tmp_path / str(i)).read_text().partition(" ")[2] for i in range(2)} <= {"3 4", "5 4"}
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert (workers.devices(), workers.at_a_time()) == ([], 8)
@@ -58,7 +45,7 @@ def test_each_accelerator_has_one_work_at_a_time(tmp_path, monkeypatch):
 
 def test_work_is_done_in_other_processes_of_one_thread_and_a_failure_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "available_cores", lambda: 1)
-    jobs = [Job(str(i), write_environment, (tmp_path / str(i),)) for i in range(2)]
+    jobs = [Job(str(i), write_environment, (tmp_path / str(i), "OMP_NUM_THREADS")) for i in range(2)]
     with pytest.raises(JobError, match="test, third: no memory"):
         run_all("test", [*jobs, Job("third", fail, ("no memory",))])
     found = [(tmp_path / str(i)).read_text().split() for i in range(2)]  # what was made stays
@@ -66,20 +53,19 @@ def test_work_is_done_in_other_processes_of_one_thread_and_a_failure_is_named(tm
     assert {threads for _, threads in found} == {"1"}
 
 
-def changed(path, **distill):
-    params = yaml.safe_load(path.read_text())
-    params["summarization"]["distill"] |= distill
-    path.write_text(yaml.safe_dump(params))
+def changed(distill=None, **task):
+    """The small study, with other parameters of its task and of what students are trained with."""
+    params = yaml.safe_load(Path("small.yaml").read_text())
+    params["summarization"] |= task
+    params["summarization"]["distill"] |= {"steps": 2} | (distill or {})
+    Path("small.yaml").write_text(yaml.safe_dump(params))
+    return Study("small.yaml")
 
 
-def test_all_students_are_made_once_and_anew_when_their_training_changes(study_in_a_copy):
-    params = project_root() / "small.yaml"
-    task = yaml.safe_load(params.read_text())
-    task["summarization"]["distill"]["steps"] = 2
-    task["summarization"]["configs"] = ["8-8-8_2-2", "2-2-8_2-1"]
-    task["summarization"]["controls"] = ["2-2-8_2-1"]
-    params.write_text(yaml.safe_dump(task))
-    study = Study("small.yaml")
+@pytest.mark.usefixtures("made_study")
+def test_all_students_are_made_once_and_anew_when_their_training_changes(monkeypatch, capsys):
+    monkeypatch.setattr(students, "run_all", in_this_process)
+    study = changed(configs=["8-8-8_2-2", "2-2-8_2-1"], controls=["2-2-8_2-1"])
     folder = run_students(study)
     names = ["2-2-8_2-1", "2-2-8_2-1_quantization-only", "8-8-8_2-2"]
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -89,6 +75,8 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(study_i
     assert "logits" not in pandas.read_csv(folder / "2-2-8_2-1_quantization-only" / "log.csv")
 
     times = {name: (folder / name / "record.json").stat().st_mtime_ns for name in names}
+    assert main(["make", "students", "--params", "small.yaml", "--task", "poetry"]) == 2
+    assert capsys.readouterr().err.startswith("error: task: 'poetry'")
     assert main(["make", "students", "--params", "small.yaml"]) == 0
     assert times == {name: (folder / name / "record.json").stat().st_mtime_ns for name in names}
 
@@ -112,22 +100,16 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(study_i
         (row,) = [row for row in rows.values() if (row.config, row.preset) == (config, preset)]
         assert parts.bytes.sum() == row.size_bytes
 
-    changed(params, steps=3)
-    assert not any(Study("small.yaml").has_student(*student) for student in study.task.students())
-    changed(params, steps=2)
-    assert all(Study("small.yaml").has_student(*student) for student in study.task.students())
+    for steps, made in ((3, False), (2, True)):
+        again = changed({"steps": steps})
+        assert [again.has_student(*student) for student in study.task.students()] == 3 * [made]
 
 
-def test_a_student_of_a_budget_is_made_and_shown_like_any_other(study_in_a_copy, monkeypatch):
+@pytest.mark.usefixtures("made_study")
+def test_a_student_of_a_budget_is_made_and_shown_like_any_other(monkeypatch):
     monkeypatch.setattr(students, "run_all", in_this_process)
-    monkeypatch.setattr(task_training, "CALIBRATION", 32)  # pairs, whose losses are computed for each module and bits
-    params = project_root() / "small.yaml"
-    content = yaml.safe_load(params.read_text())
-    task = content["summarization"]
-    task["distill"]["steps"] = 2
-    task["configs"], task["controls"] = ["2-2-8 2-1", "auto:70kB 2-1"], []
-    params.write_text(yaml.safe_dump(content))
-    study = Study("small.yaml")
+    monkeypatch.setattr(task_training, "CALIBRATION", 8)  # pairs, whose losses are computed for each module and bits
+    study = changed(configs=["2-2-8 2-1", "auto:70kB 2-1"], controls=[])
     folder = run_students(study)
     assert sorted(path.name for path in folder.iterdir()) == ["2-2-8_2-1", "auto-0.07MB_2-1"]
     record, student = read_record(folder / "auto-0.07MB_2-1"), load_student(folder / "auto-0.07MB_2-1")
@@ -148,18 +130,9 @@ def test_a_student_of_a_budget_is_made_and_shown_like_any_other(study_in_a_copy,
         assert row.size_bytes == sizes[f"{row.module}.weight"]
 
 
-def test_an_error_of_the_user_is_a_sentence(study_in_a_copy, capsys):
-    assert main(["make", "students", "--params", "small.yaml", "--task", "poetry"]) == 2
-    assert capsys.readouterr().err.startswith("error: task: 'poetry'")
-
-
-def test_a_narrow_student_of_a_task_keeps_what_matters_on_its_training_pairs(made_study):
-    params = yaml.safe_load((made_study / "small.yaml").read_text())
-    task = params["summarization"]
-    task["configs"] = ["2-2-8_2-2_h1_f32", "2-2-8_2-2"]
-    task["distill"]["steps"], task["evaluate"]["documents"] = 2, 4
-    (made_study / "small.yaml").write_text(yaml.safe_dump(params))
-    study = Study("small.yaml")
+@pytest.mark.usefixtures("made_study")
+def test_a_narrow_student_of_a_task_keeps_what_matters_on_its_training_pairs():
+    study = changed(configs=["2-2-8_2-2_h1_f32", "2-2-8_2-2"])
     folder = study.student("2-2-8 2-2 h1 f32")
     assert folder.name == "2-2-8_2-2_h1_f32"
     record, student = read_record(folder), load_student(folder)

@@ -64,29 +64,34 @@ def test_the_cost_of_presets_is_that_of_steps_of_all_their_parts(load):
         assert row.baseline == task.distill.preset
 
 
-@pytest.mark.slow
-def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
-    pytest.importorskip("onnxruntime")
-    script = FOLDER / "inference.py"
-    command = [sys.executable, str(script), "--shapes", "tiny", "--quick", "--threads", "1"]
-    command += ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
+def run(script, *options):
+    """What a benchmark prints that runs by itself."""
+    command = [sys.executable, str(FOLDER / script), *map(str, options)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
-    assert "--again" not in done.stdout
-    with (tmp_path / "results" / "tables" / "benchmark.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    return subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def inference(tmp_path):
+    """What gives the output and the rows of the benchmark of engines, at small shapes."""
+    pytest.importorskip("onnxruntime")
+    results, work = tmp_path / "results", tmp_path / "work"
+
+    def run_it(*options):
+        printed = run("inference.py", *options, "--quick", "--threads", 1, "--results", results, "--work", work)
+        with (results / "tables" / "benchmark.csv").open() as file:
+            return printed, list(csv.DictReader(file))
+
+    return run_it
+
+
+@pytest.mark.slow
+def test_the_bench_of_engines_writes_its_columns_and_goes_on(inference, tmp_path):
+    printed, rows = inference("--shapes", "tiny")
+    assert "--again" not in printed
     assert ",".join(rows[0]) == "name,shape,config,engine,metric,value,unit,baseline,ratio,device"
-    assert {row["name"] for row in rows} == {
-        "size",
-        "load",
-        "generation",
-        "low-bit",
-        "long",
-        "levels",
-        "narrow",
-        "memory",
-        "training",
-    }
+    names = {"size", "load", "generation", "low-bit", "long", "levels", "narrow", "memory", "training"}
+    assert {row["name"] for row in rows} == names
     narrow = [(row["config"], row["engine"]) for row in rows if row["name"] == "narrow" and row["ratio"]]
     assert ("2-2-8 2-2 h8 f48", "onnxruntime") in narrow
     # a token after others is a difference, which noise may make negative
@@ -95,18 +100,15 @@ def test_the_bench_of_engines_writes_its_columns_and_goes_on(tmp_path):
     assert (tmp_path / "results" / "figures" / "benchmark.svg").is_file()
 
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "tiny").glob("*.json")}
-    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    printed, _ = inference("--shapes", "tiny")
     first = f"goes on from what is in {tmp_path / 'work'}; with --again all is measured anew"
-    assert done.stdout.splitlines()[0] == first
+    assert printed.splitlines()[0] == first
     assert kept.items() >= {p: p.stat().st_mtime_ns for p in kept if p.name != "vocabulary.json"}.items()
 
 
 @pytest.mark.slow
-def test_long_outputs_are_measured_alone_and_become_tables(tmp_path):
-    pytest.importorskip("onnxruntime")
-    command = [sys.executable, str(FOLDER / "inference.py"), "--shapes", "tiny", "--stages", "long", "--quick"]
-    command += ["--threads", "1", "--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+def test_long_outputs_are_measured_alone_and_become_tables(inference, tmp_path):
+    inference("--shapes", "tiny", "--stages", "long")
     rows = pandas.read_csv(tmp_path / "results" / "tables" / "benchmark.csv")
     assert set(rows.name) == {"long"}
     ours = rows[rows.engine == "onnxruntime"].drop_duplicates("metric").set_index("metric").value
@@ -120,24 +122,16 @@ def test_long_outputs_are_measured_alone_and_become_tables(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_bench_of_models_of_one_stack_writes_its_rows(tmp_path):
-    pytest.importorskip("onnxruntime")
-    command = [sys.executable, str(FOLDER / "inference.py"), "--shapes", "tiny-bert", "tiny-gpt2", "--quick"]
-    command += ["--threads", "1", "--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
-    with (tmp_path / "results" / "tables" / "benchmark.csv").open() as file:
-        rows = list(csv.DictReader(file))
+def test_the_bench_of_models_of_one_stack_writes_its_rows(inference):
+    _, rows = inference("--shapes", "tiny-bert", "tiny-gpt2")
     assert {(row["shape"], row["name"]) for row in rows} == {
         (shape, name)
         for shape, stage in (("tiny-bert", "reading"), ("tiny-gpt2", "continuation"))
         for name in (stage, "size", "load", "memory")
     }
     assert all(float(row["value"]) > 0 for row in rows)
-    assert {row["engine"] for row in rows if row["name"] == "reading"} == {
-        "transformers fp32",
-        "ctranslate2 int8",
-        "onnxruntime",
-    }
+    engines = {"transformers fp32", "ctranslate2 int8", "onnxruntime"}
+    assert {row["engine"] for row in rows if row["name"] == "reading"} == engines
 
 
 @pytest.fixture
@@ -147,14 +141,19 @@ def agreement(load):
     return load("agreement")
 
 
-def test_the_agreement_of_engines_is_written(agreement, tmp_path):
+@pytest.fixture(scope="module")
+def student():
+    """A rounded student of one and one layer, and its tokenizer."""
     tokenizer = train_tokenizer(["return the sum of all numbers"] * 4, 300, 24)
     torch.manual_seed(0)
     config = MBartConfig(**TINY | {"vocab_size": len(tokenizer)}, encoder_layers=1, decoder_layers=1)
-    student = make_student(MBartForConditionalGeneration(config), Config.parse("2-2-8 1-1"))
+    student = make_student(MBartForConditionalGeneration(config), Config.parse("2-2-8 1-1")).eval()
     round_for_storage(student)
-    save_student(student, tmp_path / "student")
-    tokenizer.save_pretrained(tmp_path / "student")
+    return student, tokenizer
+
+
+def test_the_agreement_of_engines_is_written(agreement, student, tmp_path):
+    save_student(student[0], tmp_path / "student", student[1])
     documents = tmp_path / "test.jsonl"
     documents.write_text("".join(json.dumps({"source": f"the sum of {i}"}) + "\n" for i in range(5)))
     table = tmp_path / "results" / "tables" / "agreement.csv"
@@ -182,10 +181,7 @@ def test_the_gpu_script_runs_on_a_cpu_and_keeps_the_rows_of_others(tmp_path):
     table.parent.mkdir()
     other = "size,BART-base,2-2-8 6-3,dqlib,bytes,1,bytes,teacher,2,a CPU"
     table.write_text(f"{header}\n{other}\n")
-    command = [sys.executable, str(FOLDER / "gpu.py"), "--device", "cpu", "--shape", "tiny", "--rounds", "1"]
-    command += ["--results", str(tmp_path), "--no-tests"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(command, check=True, env=environment)
+    run("gpu.py", "--device", "cpu", "--shape", "tiny", "--rounds", 1, "--results", tmp_path, "--no-tests")
     assert table.read_text().splitlines()[:2] == [header, other]
     with table.open() as file:
         rows = list(csv.DictReader(file))[1:]
@@ -198,20 +194,16 @@ def test_the_gpu_script_runs_on_a_cpu_and_keeps_the_rows_of_others(tmp_path):
     assert ours == {"plain distillation bf16", "reference's way fp32"}
 
 
-def test_the_start_of_commands_is_measured_in_processes_of_their_own(load, tmp_path, monkeypatch, capsys):
+def test_the_start_of_commands_is_measured_in_processes_of_their_own(load, student, tmp_path, monkeypatch, capsys):
     benchmark = load("start")
-    tokenizer = train_tokenizer(["return the sum of all numbers"] * 4, 300, 24)
-    torch.manual_seed(0)
-    shape = TINY | {"vocab_size": len(tokenizer)}
-    teacher = MBartForConditionalGeneration(MBartConfig(**shape, encoder_layers=1, decoder_layers=1))
-    student = make_student(teacher, Config.parse("2-2-8 1-1")).eval()
-    round_for_storage(student)
-    save_packed(student, tmp_path / "packed", tokenizer)
+    save_packed(student[0], tmp_path / "packed", student[1])
+    whole, few = benchmark.programs, (benchmark.TORCH, "dqlib verify", benchmark.GENERATE)
+    monkeypatch.setattr(benchmark, "programs", lambda *folders: {name: whole(*folders)[name] for name in few})
     monkeypatch.setattr(sys, "argv", ["start.py", str(tmp_path / "packed"), "--rounds", "1"])
     benchmark.main()
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(benchmark.programs(tmp_path))
     seconds = {line.rpartition("  ")[2]: float(line.split()[0]) for line in lines}
-    assert 0 < seconds["dqlib verify"] < seconds["dqlib generate, one token"]
+    assert tuple(seconds) == few
+    assert 0 < seconds["dqlib verify"] < seconds[benchmark.GENERATE]
     with pytest.raises(subprocess.CalledProcessError):
         benchmark.cpu_seconds(["-m", "dqlib.cli", "verify", str(tmp_path)])

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from graphlib import TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +16,15 @@ PACKAGE = Path(dqlib.__file__).parent
 ROOMS = [f"study/{room}" for room in ARROWS if (PACKAGE / "study" / room).is_dir()]
 
 
+@cache
+def nodes(path):
+    """All of a module's syntax tree."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def imported(path):
     """Modules of the package that one of them imports, inside functions too, as paths with their lines."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -56,9 +63,8 @@ def imports(path, other):
 @pytest.mark.parametrize("walk", WALKS)
 def test_the_walks_of_the_architecture_go_from_file_to_file_and_are_short(walk):
     text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
-    names = re.findall(
-        r"`([\w/]+\.py)`", text.partition(f"* **{walk}**: ")[2].partition("\n\n")[0].partition("\n* ")[0]
-    )
+    told = re.split(r"\n\n|\n\* ", text.partition(f"* **{walk}**: ")[2])[0]
+    names = re.findall(r"`([\w/]+\.py)`", told)
     files = [next(root / name for root in (PACKAGE, PACKAGE / "study") if (root / name).is_file()) for name in names]
     assert 4 < len(files) <= WALKS[walk]
     assert len(set(files)) == len(files)
@@ -70,7 +76,7 @@ def test_no_function_is_longer_than_60_lines():
     long = [
         f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}: {length} lines"
         for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.FunctionDef) and (length := node.end_lineno - node.lineno + 1) > 60
     ]
     assert not long

@@ -6,14 +6,16 @@ Imports nothing heavy, so that ``dqlib --help`` answers at once.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import typing
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 
 def _option(text: str, default: Any = None, **how: Any) -> Any:
-    """A field that is an option, with its help; ``how`` is what ``add_argument`` takes besides."""
+    """A field that is an option, with its help; ``how`` is what ``add_argument`` takes besides.
+
+    It has to be given where its default is missing.
+    """
     return field(default=default, metadata={"help": text} | how)
 
 
@@ -44,10 +46,10 @@ class Columns:
 class Distillation(Columns):
     """All arguments of ``dqlib distill``."""
 
-    checkpoint: str = field(metadata={"help": "folder or hub name of a BART, mBART, Marian, T5, BERT or GPT-2"})
-    out: str = field(metadata={"help": "folder to write: new, empty, or of the same command, which goes on there"})
-    train: str = field(metadata={"help": "pairs: JSON Lines, CSV, Parquet, gzipped or not, or a data set of the hub"})
-    config: str = field(metadata={"help": "of the student, such as '2-2-8 6-3' or auto:25MB"})
+    checkpoint: str = _option("folder or hub name of a BART, mBART, Marian, T5, BERT or GPT-2", MISSING)
+    out: str = _option("folder to write: new, empty, or of the same command, which goes on there", MISSING)
+    train: str = _option("pairs: JSON Lines, CSV, Parquet, gzipped or not, or a data set of the hub", MISSING)
+    config: str = _option("of the student, such as '2-2-8 6-3' or auto:25MB", MISSING)
     validation: str | None = _option("pairs to validate on (default: a part of train, by a hash)")
     test: str | None = _option("pairs to test on (default: a part of train, by a hash)")
     preset: str = _option("how bits become codes, and losses: a name or a YAML file (default: %(default)s)", "dqlib")
@@ -57,9 +59,7 @@ class Distillation(Columns):
     learning_rate: float | None = _option("that fine-tuning would have (default: by the width of the model)")
     seed: int = _option("of the order of the texts (default: %(default)s)", 28)
     precision: str = _option("of matrix products in training: fp32 or bf16 (default: %(default)s)", "fp32")
-    export: list[str] = field(
-        default_factory=list, metadata={"help": "engines to export to: onnxruntime, ctranslate2", "nargs": "+"}
-    )
+    export: Sequence[str] = _option("engines to export to: onnxruntime, ctranslate2", (), nargs="+")
     revision: str | None = _option("of a checkpoint of the hub")
     dry_run: bool = _option("say hours, memory, disk and bytes of the student, and train nothing", False)
 
@@ -68,37 +68,33 @@ class Distillation(Columns):
 class Test(Columns):
     """All arguments of ``dqlib evaluate``."""
 
-    model: str = field(metadata={"help": "folder of a teacher, a student, a packed model or an export"})
-    data: str = field(metadata={"help": "pairs: JSON Lines, CSV or Parquet, gzipped or not, or a data set of the hub"})
+    model: str = _option("folder of a teacher, a student, a packed model or an export", MISSING)
+    data: str = _option("pairs: JSON Lines, CSV or Parquet, gzipped or not, or a data set of the hub", MISSING)
     against: str | None = _option("folder of another model, to compare with on the same texts")
     threads: int | None = _option("of the engine (default: its own choice)")
 
 
-def add_options(parser: argparse.ArgumentParser, kind: type, *positional: str) -> None:
-    """Let a parser take the fields of one of the classes above, some of them by their place."""
-    hints = typing.get_type_hints(kind)
-    for each in sorted(dataclasses.fields(kind), key=lambda each: each.name not in positional):
-        how: dict[str, Any] = dict(each.metadata)
-        given = [hint for hint in (hints[each.name], *typing.get_args(hints[each.name])) if hint in (int, float, bool)]
+#: How a parser reads a field, by its annotation without ``| None``; all others are texts.
+_READ: dict[str, dict[str, Any]] = {
+    "int": {"type": int, "metavar": "N"},
+    "float": {"type": float, "metavar": "X"},
+    "bool": {"action": "store_true"},
+}
+
+
+def options_of(kind: type, *positional: str) -> dict[str, dict[str, Any]]:
+    """The fields of one of the classes above as ``add_argument`` takes them, some of them by their place."""
+    found = {}
+    for each in sorted(fields(kind), key=lambda each: each.name not in positional):
         if each.name in positional:
-            parser.add_argument(each.name, metavar=each.name.upper(), **how)
-            continue
-        if given == [bool]:
-            how["action"] = "store_true"
+            found[each.name] = {**each.metadata, "metavar": each.name.upper()}
         else:
-            how |= {"type": given[0] if given else str, "metavar": _METAVAR.get(given[0] if given else str)}
-            if each.default_factory is not dataclasses.MISSING:
-                how["default"] = []
-            elif each.default is dataclasses.MISSING:
-                how["required"] = True
-            else:
-                how["default"] = each.default
-        parser.add_argument(f"--{each.name.replace('_', '-')}", **how)
-
-
-_METAVAR = {int: "N", float: "X", str: "TEXT"}
+            read = _READ.get(str(each.type).removesuffix(" | None"), {"metavar": "TEXT"})
+            given = {"required": True} if each.default is MISSING else {"default": each.default}
+            found[f"--{each.name.replace('_', '-')}"] = {**each.metadata, **read, **given}
+    return found
 
 
 def arguments_of(kind: type, options: argparse.Namespace) -> Any:
     """The fields of one of the classes above, of what a parser has read."""
-    return kind(**{each.name: getattr(options, each.name) for each in dataclasses.fields(kind)})
+    return kind(**{each.name: getattr(options, each.name) for each in fields(kind)})

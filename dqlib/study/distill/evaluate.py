@@ -90,11 +90,11 @@ def _tested(
     """Scores of a model, and a line for each text."""
     if kind == SEQ2SEQ:
         engine = load_engine(folder, threads=arguments.threads)
-        texts = engine.generate(
+        written = engine.generate(
             [row["source"] for row in rows], num_beams=arguments.beams or 4, max_new_tokens=arguments.target_tokens,
             batch_size=arguments.batch_size,
         )  # fmt: skip
-        texts = [text.strip() for text in texts]
+        texts = [text.strip() for text in written]
         if corpus.languages:
             return translation_scores(rows, texts, BOOTSTRAP, corpus.languages[0])
         return text_scores(rows, texts, BOOTSTRAP)

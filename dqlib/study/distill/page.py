@@ -57,18 +57,16 @@ def measure(study: Study, folders: Mapping[str, Path]) -> str:
         folders: of the models, by name; the others are compared with the first.
     """
     spec, corpus = study.task, load_corpus(study.folders.corpus)
-    rows = corpus.splits["test"][:TIMED]
-    examples = training_of(spec.form).encode(rows, corpus, spec.corpus)[:TIMED]
+    examples = training_of(spec.form).encode(corpus.splits["test"][:TIMED], corpus, spec.corpus)[:TIMED]
+    sources = [example.source for example in examples]
     if spec.form.labels:
         classifiers = {name: load_classifier(folder) for name, folder in folders.items()}
-        table = measured_classifiers(classifiers, folders, [example.source for example in examples], TURNS)
-        return table.to_csv(lineterminator="\n")
+        return measured_classifiers(classifiers, folders, sources, TURNS).to_csv(lineterminator="\n")
     engines = {name: load_engine(folder) for name, folder in folders.items()}
     positions, tokens = spec.model.max_positions, spec.corpus.target_tokens
     if not spec.form.writes:
         tokens = min(CONTINUATION, positions // 2)
-    sources = [example.source[: max(1, positions - tokens)] for example in examples]
-    sources = [example.source for example in examples] if spec.form.writes else sources
+        sources = [source[: max(1, positions - tokens)] for source in sources]
     table = measured(engines, folders, sources, spec.evaluate.beams, min(tokens, positions - 1), TURNS)
     return table.to_csv(lineterminator="\n")
 
@@ -89,8 +87,9 @@ def write_report(study: Study, student: Path, out: Path, latency: pandas.DataFra
     drawn = [name for name in ("logits", "validation_loss") if name in curves and curves[name].notna().any()]
     for name in drawn:
         save(training_curves(curves, name), out / FIGURES, name)
-    parts = [_scores(study, models, latency), _curves(drawn), _texts(models), _reproduced(study, out, arguments)]
-    text = "\n".join(parts)
+    figures = "\n\n".join(f"![{name}]({FIGURES}/{name}.svg)" for name in drawn)
+    training = f"## Training\n\n{figures}\n"
+    text = "\n".join([_scores(study, models, latency), training, _texts(models), _reproduced(study, out, arguments)])
     write_text(out / REPORT, text)
     body = re.sub(r'<img[^>]*src="(.*?)"[^>]*>', lambda found: _svg(out / found[1]), markdown2html_mistune(text))
     body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
@@ -121,26 +120,17 @@ student in PyTorch, which simulates its few bits; the exports compute with them.
 """
 
 
-def _curves(drawn: Sequence[str]) -> str:
-    figures = "\n\n".join(f"![{name}]({FIGURES}/{name}.svg)" for name in drawn)
-    return f"## Training\n\n{figures}\n"
-
-
 def _texts(models: Sequence[Trained]) -> str:
     """Test texts with what both wrote, side by side; of a language model, what it makes of each document."""
     theirs, ours = (read_predictions(model.folder, model.language)[:SHOWN] for model in models)
-    if "prediction" in theirs[0]:
-        rows = [
-            {"source": _cell(one["source"]), "reference": _cell(one["reference"]),
-             "teacher": _cell(one["prediction"]), "student": _cell(other["prediction"])}
-            for one, other in zip(theirs, ours, strict=True)
-        ]  # fmt: skip
-    else:
-        rows = [
-            {"text": _cell(one["source"]), "teacher's perplexity": f"{perplexity_of(one):.2f}",
-             "student's": f"{perplexity_of(other):.2f}"}
-            for one, other in zip(theirs, ours, strict=True)
-        ]  # fmt: skip
+    rows = [
+        {"source": _cell(one["source"]), "reference": _cell(one["reference"]),
+         "teacher": _cell(one["prediction"]), "student": _cell(other["prediction"])}
+        if "prediction" in one else
+        {"text": _cell(one["source"]), "teacher's perplexity": f"{perplexity_of(one):.2f}",
+         "student's": f"{perplexity_of(other):.2f}"}
+        for one, other in zip(theirs, ours, strict=True)
+    ]  # fmt: skip
     return f"## The first {len(rows)} test texts\n\n{markdown_table(pandas.DataFrame(rows))}"
 
 
@@ -188,9 +178,8 @@ def command_line(arguments: Distillation) -> str:
     words = ["dqlib", "distill", arguments.checkpoint, arguments.out]
     for each in fields(arguments):
         value = getattr(arguments, each.name)
-        if each.name in ("checkpoint", "out", "dry_run") or value in (None, []) or value == each.default:
-            continue
-        words += [f"--{each.name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+        if each.name not in ("checkpoint", "out", "dry_run") and value not in (None, [], each.default):
+            words += [f"--{each.name.replace('_', '-')}", *map(str, value if each.name == "export" else [value])]
     return shlex.join(words)
 
 

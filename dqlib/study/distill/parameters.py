@@ -130,26 +130,31 @@ class Checkpoint:
             check_tokens(tokenizer, self.model_config)
         return tokenizer
 
-    def _missing_package(self, error: Exception) -> str | None:
-        """The package that its tokenizer was not read without, by what transformers says; None for another reason.
+    def _missing_package(self, error: BaseException | None) -> str | None:
+        """The package that its tokenizer was not read without; None for another reason, or a package not known here.
 
-        Of Marian's, which is of SentencePiece alone, transformers knows no class where that is not installed.
+        It is the module that Python did not find, in the error or in one that led to it, or what transformers itself
+        missed. Of Marian's tokenizer, which is of SentencePiece alone, transformers knows no class without that.
         """
-        said = str(error)
-        unknown = self.content["model_type"] == "marian" and "Unrecognized configuration class" in said
-        named = ["sentencepiece"] * unknown + [each for each in _PACKAGES if each in said.lower()]
-        return next((each for each in named if find_spec(each) is None), None)
+        if self.content["model_type"] == "marian" and "Unrecognized configuration class" in str(error):
+            return "sentencepiece" if find_spec("sentencepiece") is None else None
+        while error is not None:
+            if isinstance(error, ImportError):
+                missed = re.search(r"requires the (\w+) library", str(error))
+                name = error.name or (missed[1].lower() if missed else None)
+                if name in _PACKAGES:
+                    return name
+            error = error.__cause__ or error.__context__
+        return None
 
     @cached_property
     def start(self) -> int:
         """Id that its decoder starts from; that of padding, where T5 does not say it."""
-        return self.settings.get("decoder_start_token_id", self._start_of_class)
-
-    @property
-    def _start_of_class(self) -> int:
-        start = getattr(self.model_config, "decoder_start_token_id", None)
-        pad = self.tokenizer.pad_token_id
-        return start if start is not None else pad if self.content["model_type"] in ("t5", "marian") else -1
+        of_class = getattr(self.model_config, "decoder_start_token_id", None)
+        said = self.settings.get("decoder_start_token_id", of_class)
+        if said is not None:
+            return said
+        return self.tokenizer.pad_token_id if self.content["model_type"] in ("t5", "marian") else -1
 
     @cached_property
     def language(self) -> str | None:
@@ -261,31 +266,23 @@ def data_of(columns: Columns, **files: str | None) -> dict[str, Any]:
         InputError: a file is not there, and what names it is none of the hub.
     """
     train = files["train"] or ""
-    if not _is_file(train):
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", train) and not Path(train).expanduser().is_dir():
-            raise InputError("--train", train, f"a file ({', '.join(FILES)}, or with .gz) or a data set of the hub")
-        found = {"origin": "hub", "dataset": str(_absolute(train)) if Path(train).expanduser().is_dir() else train}
-        splits = {name: value for name, value in files.items() if name != "train"}
-        return found | splits | {"name": _name(train), "dataset_config": columns.dataset_config}
-    paths = {name: None if path is None else str(_absolute(path)) for name, path in files.items()}
-    for name, path in paths.items():
-        if path is not None and "*" not in path and not Path(path).is_file():
-            raise InputError(f"--{name}", path, "a file that exists")
-    return {"origin": "files", "name": _name(train)} | paths
-
-
-def _is_file(path: str) -> bool:
-    stem = path.removesuffix(".gz")
-    return stem.endswith(FILES) or "*" in path or Path(path).expanduser().is_file()
+    name = re.sub(r"\W+", "-", Path(train).name.partition(".")[0]).strip("-") or "data"
+    if train.removesuffix(".gz").endswith(FILES) or "*" in train or _absolute(train).is_file():
+        paths = {split: None if path is None else str(_absolute(path)) for split, path in files.items()}
+        for split, path in paths.items():
+            if path is not None and "*" not in path and not Path(path).is_file():
+                raise InputError(f"--{split}", path, "a file that exists")
+        return {"origin": "files", "name": name} | paths
+    is_folder = _absolute(train).is_dir()
+    if not is_folder and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", train):
+        raise InputError("--train", train, f"a file ({', '.join(FILES)}, or with .gz) or a data set of the hub")
+    found = {"origin": "hub", "dataset": str(_absolute(train)) if is_folder else train}
+    splits = {split: value for split, value in files.items() if split != "train"}
+    return found | splits | {"name": name, "dataset_config": columns.dataset_config}
 
 
 def _absolute(path: str) -> Path:
     return Path(path).expanduser().absolute()
-
-
-def _name(path: str) -> str:
-    """A name for a corpus, of its file."""
-    return re.sub(r"\W+", "-", Path(path).name.partition(".")[0]).strip("-") or "data"
 
 
 def validations_of(steps: int) -> int:
@@ -303,8 +300,8 @@ def parameters(arguments: Distillation, steps: int) -> tuple[str, dict[str, Any]
     Raises:
         InputError: an argument is not allowed, or the checkpoint or its tokenizer cannot be read or do not fit.
     """
-    local = Path(arguments.checkpoint).expanduser().is_dir()
-    name = str(_absolute(arguments.checkpoint)) if local else arguments.checkpoint
+    folder = _absolute(arguments.checkpoint)
+    name = str(folder) if folder.is_dir() else arguments.checkpoint
     checkpoint = Checkpoint("checkpoint", name, arguments.revision)
     devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     width = getattr(checkpoint.model_config, "d_model", None) or checkpoint.model_config.hidden_size

@@ -14,7 +14,7 @@ from huggingface_hub.utils import get_session
 
 from dqlib.errors import InputError
 from dqlib.files import DiskFullError, room_in
-from dqlib.study.params.model import ARCHITECTURES
+from dqlib.study.params.model import ARCHITECTURES, SIZES
 from dqlib.study.params.paths import project_root
 from dqlib.study.params.schema import LONGEST
 
@@ -82,65 +82,33 @@ def fetching(field: str, name: str) -> Iterator[None]:
         raise InputError(field, name, allowed) from None
 
 
-#: What parameters call the entries of a checkpoint's ``config.json``, by its ``model_type``; a number is said by none.
-_ENCODER_DECODER = {
-    "architecture": "model_type",
-    "d_model": "d_model",
-    "encoder_layers": "encoder_layers",
-    "decoder_layers": "decoder_layers",
-    "heads": "encoder_attention_heads",
-    "ffn_dim": "encoder_ffn_dim",
-    "max_positions": "max_position_embeddings",
-    "vocab_size": "vocab_size",
-}
-_BERT = {
-    "architecture": "model_type",
-    "d_model": "hidden_size",
-    "encoder_layers": "num_hidden_layers",
-    "decoder_layers": 0,
-    "heads": "num_attention_heads",
-    "ffn_dim": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "vocab_size": "vocab_size",
-}
-_GPT2 = {
-    "architecture": "model_type",
-    "d_model": "n_embd",
-    "encoder_layers": 0,
-    "decoder_layers": "n_layer",
-    "heads": "n_head",
-    "ffn_dim": "n_inner",
-    "max_positions": "n_positions",
-    "vocab_size": "vocab_size",
-}
-_T5 = {
-    "architecture": "model_type",
-    "d_model": "d_model",
-    "encoder_layers": "num_layers",
-    "decoder_layers": "num_decoder_layers",
-    "heads": "num_heads",
-    "ffn_dim": "d_ff",
-    "max_positions": LONGEST,  # it has no end of them
-    "vocab_size": "vocab_size",
-}
-SHAPES: dict[str, Mapping[str, Any]] = {
+#: What a ``config.json`` calls each of :data:`SIZES`, by its ``model_type``; a number is said by none.
+_ENCODER_DECODER = (
+    "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads", "encoder_ffn_dim",
+    "max_position_embeddings",
+)  # fmt: skip
+_ENTRIES: dict[str, tuple[str | int, ...]] = {
     "bart": _ENCODER_DECODER,
     "mbart": _ENCODER_DECODER,
     "marian": _ENCODER_DECODER,
-    "t5": _T5,
-    "bert": _BERT,
-    "gpt2": _GPT2,
-}
+    "t5": ("d_model", "num_layers", "num_decoder_layers", "num_heads", "d_ff", LONGEST),  # it has no end of positions
+    "bert": (
+        "hidden_size", "num_hidden_layers", 0, "num_attention_heads", "intermediate_size", "max_position_embeddings",
+    ),
+    "gpt2": ("n_embd", 0, "n_layer", "n_head", "n_inner", "n_positions"),
+}  # fmt: skip
 
 
 def shape_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the content of a ``config.json`` says of a model's shape, by the names of parameters."""
-    entries = SHAPES[config["model_type"]]
-    shape = {ours: config.get(theirs) if isinstance(theirs, str) else theirs for ours, theirs in entries.items()}
-    if "n_inner" in entries.values() and shape["ffn_dim"] is None and shape["d_model"] is not None:
+    architecture = config["model_type"]
+    entries = zip(SIZES, _ENTRIES[architecture], strict=True)
+    shape = {ours: config.get(theirs) if isinstance(theirs, str) else theirs for ours, theirs in entries}
+    if architecture == "gpt2" and shape["ffn_dim"] is None and shape["d_model"] is not None:
         shape["ffn_dim"] = 4 * shape["d_model"]  # GPT-2 says it where it is another one
     if shape["decoder_layers"] is None:
         shape["decoder_layers"] = shape["encoder_layers"]  # T5 says it where it is another one
+    shape |= {"architecture": architecture, "vocab_size": config.get("vocab_size")}
     return {name: value for name, value in shape.items() if value is not None}
 
 

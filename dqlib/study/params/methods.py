@@ -74,16 +74,16 @@ class Methods:
         for seed in self.seeds:
             if not SEEDS[0] <= seed <= SEEDS[1]:
                 raise InputError("seeds", seed, "from {} to {}".format(*SEEDS))
-        if len(set(self.longer_steps)) < len(self.longer_steps):
-            raise InputError("longer_steps", self.longer_steps, "a list without repetitions")
-        if not set(self.longest_configs) <= set(self.longer_configs):
-            allowed = f"some of the longer_configs {self.longer_configs}"
-            raise InputError("longest_configs", self.longest_configs, allowed)
-        if len(set(self.seeds)) < len(self.seeds):
-            raise InputError("seeds", self.seeds, "a list without repetitions")
-        for name in ("ablation_seeds", "longer_seeds"):
-            if not set(getattr(self, name)) <= set(self.seeds):
-                raise InputError(name, getattr(self, name), f"some of the seeds {self.seeds}")
+        for name in ("longer_steps", "seeds"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise InputError(name, getattr(self, name), "a list without repetitions")
+        for name, whole in (
+            ("longest_configs", "longer_configs"),
+            ("ablation_seeds", "seeds"),
+            ("longer_seeds", "seeds"),
+        ):
+            if not set(getattr(self, name)) <= set(getattr(self, whole)):
+                raise InputError(name, getattr(self, name), f"some of the {whole} {getattr(self, whole)}")
 
     def runs(self) -> list[Run]:
         """Every run, by what it decides: configs one after another, then ablations, then longer runs, as they end.

@@ -27,6 +27,9 @@ SEEDS = (0, 2**32 - 1)
 #: In the metadata of a field that is a dictionary of blocks: the keys that they may have, beside the other fields'.
 NAMED_BLOCKS = "named blocks"
 
+#: What errors call the types of values.
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a block"}
+
 _YAML = "tag:yaml.org,2002:"
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
@@ -149,14 +152,12 @@ def build(cls: Any, data: Any, where: str) -> Any:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, where)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         if value is None:
             return None
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
-        if dataclasses.is_dataclass(hint):
-            return build(hint, value, where)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where)
     kind = typing.get_origin(hint)
     if kind in (list, tuple):
         if not isinstance(value, list | tuple):
@@ -170,14 +171,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
-        kinds = {
-            "int": "a whole number",
-            "float": "a number",
-            "str": "text",
-            "bool": "true or false",
-            "dict": "a block",
-        }
-        raise InputError(where, value, kinds[hint.__name__])
+        raise InputError(where, value, _KINDS[hint])
     if hint is float and not math.isfinite(value):
         raise InputError(where, value, "a finite number")
     return value

@@ -68,10 +68,16 @@ class Settings:
             raise InputError("params", self.profile, f"a file with at least one of {', '.join(TASKS)}")
         for name, task in self.tasks.items():
             one_of(f"{name}.kind", task.kind, (TASKS[name].kind,))
-            self._check_languages(name)
-            self._check_micro_batches(name)
-            if self.tasks[name].model.base_task:
-                self._check_base(name)
+            languages = task.corpus.languages
+            if bool(languages) != TASKS[name].translates:
+                allowed = "given: each target starts with the token of its language" if not languages else "left out"
+                raise InputError(f"{name}.corpus.languages", languages, allowed)
+            for part, training in (("pretrain", task.pretrain), ("finetune", task.finetune), ("distill", task.distill)):
+                if training is not None and training.micro_batches % self.compute.processes:
+                    allowed = f"a multiple of compute.processes, {self.compute.processes}"
+                    raise InputError(f"{name}.{part}.micro_batches", training.micro_batches, allowed)
+            if task.model.base_task:
+                self._check_base(name, task, task.model.base_task)
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker, which is to know the presets of files, too."""
@@ -152,42 +158,24 @@ class Settings:
             return self.folders(spec.model.base_task).pretrained
         return None if spec.pretrain is None and spec.model.pretrained is None else self.folders(task).pretrained
 
-    def _check_languages(self, name: str) -> None:
-        languages = self.tasks[name].corpus.languages
-        if bool(languages) != TASKS[name].translates:
-            allowed = "given: each target starts with the token of its language" if not languages else "left out"
-            raise InputError(f"{name}.corpus.languages", languages, allowed)
-
-    def _check_micro_batches(self, name: str) -> None:
-        for part in ("pretrain", "finetune", "distill"):
-            training = getattr(self.tasks[name], part)
-            if training is not None and training.micro_batches % self.compute.processes:
-                raise InputError(
-                    f"{name}.{part}.micro_batches",
-                    training.micro_batches,
-                    f"a multiple of compute.processes, {self.compute.processes}",
-                )
-
-    def _check_base(self, name: str) -> None:
+    def _check_base(self, name: str, task: Task, base_task: str) -> None:
         """A model that another task has pre-trained brings its shape and its tokenizer."""
-        task = self.tasks[name]
-        base = self.tasks.get(task.model.base_task or "")
+        base, start, tokenizer = self.tasks.get(base_task), f"{name}.model.pretrained", task.corpus.tokenizer
         if base is not None and base.kind != task.kind:
-            raise InputError(f"{name}.model.pretrained", task.model.pretrained, f"a model of {task.form.description}")
+            raise InputError(start, base_task, f"a model of {task.form.description}")
         if base is None or base is task or base.model.pretrained is not None or base.pretrain is None:
             allowed = "a folder, a name on the hub, or another task of this file that is pre-trained here"
-            raise InputError(f"{name}.model.pretrained", task.model.pretrained, allowed)
+            raise InputError(start, base_task, allowed)
         for size in SIZES:
-            if getattr(task.model, size) != getattr(base.model, size):
-                allowed = f"{getattr(base.model, size)}, as in {task.model.base_task}.model"
+            wanted = getattr(base.model, size)
+            if getattr(task.model, size) != wanted:
+                allowed = f"{wanted}, as in {base_task}.model"
                 raise InputError(f"{name}.model.{size}", getattr(task.model, size), allowed)
-        if task.corpus.tokenizer is not None:
-            allowed = f"left out: the tokenizer is that of {task.model.base_task}"
-            raise InputError(f"{name}.corpus.tokenizer", task.corpus.tokenizer, allowed)
+        if tokenizer is not None:
+            raise InputError(f"{name}.corpus.tokenizer", tokenizer, f"left out: the tokenizer is that of {base_task}")
         if task.corpus.vocab_size != base.corpus.vocab_size:
             allowed = (
-                f"{base.corpus.vocab_size}, as in {task.model.base_task}.corpus, whose tokenizer is used, unless "
-                f"{name}.model.pretrained is null"
+                f"{base.corpus.vocab_size}, as in {base_task}.corpus, whose tokenizer is used, unless {start} is null"
             )
             raise InputError(f"{name}.corpus.vocab_size", task.corpus.vocab_size, allowed)
 
@@ -267,9 +255,8 @@ def profile_path(profile: str) -> Path:
     folder = project_root() / "profiles"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if profile not in known:
-        raise InputError(
-            "profile", profile, f"one of {', '.join(known)}" if known else f"a file in {folder}, which has none"
-        )
+        allowed = f"one of {', '.join(known)}" if known else f"a file in {folder}, which has none"
+        raise InputError("profile", profile, allowed)
     return folder / f"{profile}.yaml"
 
 

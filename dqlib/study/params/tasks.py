@@ -41,6 +41,12 @@ class KnownTask:
     beside: str | None = None
 
 
+#: Titles of tasks of QuantGPT's and XTC's own experiments.
+_GLUE = {
+    "cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "qqp": "QQP", "mnli": "MNLI", "qnli": "QNLI", "rte": "RTE",
+}  # fmt: skip
+_TEXTS = {"wikitext2": "WikiText-2", "wikitext103": "WikiText-103", "ptb": "Penn Treebank"}
+
 #: Every task, in the order in which they are shown.
 TASKS = {
     "summarization": KnownTask(
@@ -71,16 +77,8 @@ TASKS = {
     "shallow_topics": KnownTask(
         "Topics, pre-trained with fewer layers", kind="classification", compared=False, beside="topics"
     ),
-    "cola": KnownTask("CoLA", kind="classification", compared=False),
-    "sst2": KnownTask("SST-2", kind="classification", compared=False),
-    "mrpc": KnownTask("MRPC", kind="classification", compared=False),
-    "qqp": KnownTask("QQP", kind="classification", compared=False),
-    "mnli": KnownTask("MNLI", kind="classification", compared=False),
-    "qnli": KnownTask("QNLI", kind="classification", compared=False),
-    "rte": KnownTask("RTE", kind="classification", compared=False),
-    "wikitext2": KnownTask("WikiText-2", kind="language_modelling", compared=False),
-    "wikitext103": KnownTask("WikiText-103", kind="language_modelling", compared=False),
-    "ptb": KnownTask("Penn Treebank", kind="language_modelling", compared=False),
+    **{name: KnownTask(title, kind="classification", compared=False) for name, title in _GLUE.items()},
+    **{name: KnownTask(title, kind="language_modelling", compared=False) for name, title in _TEXTS.items()},
     "texts": KnownTask("Texts from texts", compared=False),
     "classes": KnownTask("Classes of texts", kind="classification", compared=False),
 }

@@ -47,8 +47,9 @@ def pretrain(settings: S.Settings, task: str) -> None:
             are too short for it.
     """
     spec, folders = settings.task(task), settings.folders(task)
-    accelerator = _accelerator(spec.pretrain or spec.distill)
     if spec.model.pretrained is not None and not spec.model.base_task:
+        loop = spec.pretrain or spec.distill
+        accelerator = make_accelerator(loop.seed, loop.precision)  # weights that a checkpoint lacks are random
         model = pretrained_model(spec.model, spec.form, finetuned=spec.finetune is None)
         with made(accelerator, folders, folders.pretrained) as folder:
             if accelerator.is_main_process:
@@ -57,11 +58,11 @@ def pretrain(settings: S.Settings, task: str) -> None:
         return
     if spec.pretrain is None:
         raise InputError(f"{task}.pretrain", None, "given, to pre-train")
-    training = _training(settings, task, accelerator)
+    training = _training(settings, task, spec.pretrain)
     model = training.kind.new(spec, training.corpus.tokenizer)
-    with made(accelerator, folders, folders.pretrained) as folder:
+    with made(training.accelerator, folders, folders.pretrained) as folder:
         training.pretrain(model, folder)
-        if accelerator.is_main_process:
+        if training.accelerator.is_main_process:
             save_model(model, folder)
 
 
@@ -72,7 +73,7 @@ def finetune(settings: S.Settings, task: str) -> None:
     that the parameters ask for, it is taken and tested.
     """
     spec, folders = settings.task(task), settings.folders(task)
-    training = _training(settings, task, _accelerator(spec.finetune or spec.distill))
+    training = _training(settings, task, spec.finetune or spec.distill)
     committed = committed_teacher(settings, task)
     if committed is None:
         model = starting_model(settings, task, training.corpus)
@@ -107,7 +108,7 @@ def distill(settings: S.Settings, task: str, config: Config, preset: str | None 
     """Make one student: copy layers, quantize, train against the teacher, test."""
     spec, folders = settings.task(task), settings.folders(task)
     distillation = spec.distill if preset is None else replace(spec.distill, preset=preset)
-    training = _training(settings, task, _accelerator(distillation))
+    training = _training(settings, task, distillation)
     target = settings.student_folder(task, config, distillation.preset)
     with made(training.accelerator, folders, target) as folder:
         student = training.distill(distillation, config, folder, target)
@@ -132,7 +133,7 @@ def make_run(settings: S.Settings, task: str, run: S.Run, target: Path, provenan
     benchmark, folders = settings.task(task).methods, settings.folders(task)
     assert benchmark is not None  # it is one of its runs
     distillation = benchmark.distillation(run)
-    training = _training(settings, task, _accelerator(distillation))
+    training = _training(settings, task, distillation)
     with made(training.accelerator, folders, target) as folder:
         start = time.process_time()
         student = training.distill(distillation, run.config, folder, target)
@@ -222,8 +223,8 @@ def made(accelerator: Accelerator, folders: Folders, target: Path) -> Iterator[P
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _training(settings: S.Settings, task: str, accelerator: Accelerator) -> TaskTraining:
-    folders = settings.folders(task)
+def _training(settings: S.Settings, task: str, loop: S.Loop) -> TaskTraining:
+    folders, accelerator = settings.folders(task), make_accelerator(loop.seed, loop.precision)
     return TaskTraining(task, settings.task(task), folders, load_corpus(folders.corpus), accelerator)
 
 
@@ -244,7 +245,3 @@ def _add_baselines(training: TaskTraining, scores: Scores, folder: Path) -> None
     beside = [f"{each.metric} {each.value:.2f}" for each in found if each.metric.endswith(f"_{scores.headline}")]
     headline = f"{scores.headline} {scores.means[scores.headline]:.2f}"
     print(f"{training.name}: {headline}; beside it: {', '.join(beside)}", flush=True)
-
-
-def _accelerator(training: S.Loop) -> Accelerator:
-    return make_accelerator(training.seed, training.precision)

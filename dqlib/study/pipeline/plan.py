@@ -126,7 +126,10 @@ class _Timed:
     def __init__(self, settings: S.Settings, task: str, together: int) -> None:
         self.name, self.spec, self.together = task, settings.task(task), together
         self.processes = settings.compute.processes
-        self.info_folder = settings.folders(task).corpus
+        self.corpus = settings.folders(task).corpus
+        self.built = (self.corpus / "corpus.json").is_file()
+        #: Of one training, where several run at the same time on cores.
+        self.threads = 1 if together > 1 and not workers.devices() else torch.get_num_threads()
         self.kind = training_of(self.spec.form)
         made = settings.pretrained_folder(task)
         ready = self.spec.finetune is None and made is not None and (made / CONFIG).is_file()
@@ -140,24 +143,21 @@ class _Timed:
             texts = replace(spec.corpus, source_tokens=window, target_tokens=window if spec.form.writes else 0)
             seconds = self._step(self.kind.planned(spec, True), TaskObjective(), spec.pretrain, texts)
             yield Planned(f"{self.name}: pre-training", 1, spec.pretrain.steps, seconds, 0.0, size, 1)
+        name, steps, seconds = f"{self.name}: teacher, as it is", 0, 0.0
         if spec.finetune is not None:
+            name, steps = f"{self.name}: teacher", spec.finetune.steps
             seconds = self._step(self.teacher, TaskObjective(), spec.finetune, spec.corpus)
-            test = self._test(self.teacher, spec.evaluate)
-            yield Planned(f"{self.name}: teacher", 1, spec.finetune.steps, seconds, test, size, 1)
-        else:
-            test = self._test(self.teacher, spec.evaluate)
-            yield Planned(f"{self.name}: teacher, as it is", 1, 0, 0.0, test, size, 1)
+        yield Planned(name, 1, steps, seconds, self._test(self.teacher, spec.evaluate), size, 1)
         if spec.asks_for_pseudo_labels:
             yield Planned(f"{self.name}: pseudo-labels, at most", 1, 0, 0.0, self._labelling(), 0, 1)
-        with _threads(1 if self.together > 1 and not workers.devices() else torch.get_num_threads()):
+        with _threads(self.threads):
             for config, preset in spec.students():
                 run = S.Run(preset, config, spec.distill.seed, spec.distill.steps)
                 yield self._student(f"{self.name}: {config} {preset}", run, spec.distill, spec.evaluate, 1)
-            if (benchmark := spec.methods) is None:
-                return
-            for run, count in Counter(replace(run, seed=0) for run in benchmark.runs()).items():
-                name = f"{self.name}, benchmark: {run.config} {run.preset}"
-                yield self._student(name, run, benchmark.distillation(run), benchmark.evaluate, count)
+            if (benchmark := spec.methods) is not None:
+                for run, count in Counter(replace(run, seed=0) for run in benchmark.runs()).items():
+                    name = f"{self.name}, benchmark: {run.config} {run.preset}"
+                    yield self._student(name, run, benchmark.distillation(run), benchmark.evaluate, count)
 
     def _student(self, name: str, run: S.Run, loop: S.Distillation, evaluation: S.Evaluation, count: int) -> Planned:
         batch = self._batch(self.kind.longest(self.teacher, CALIBRATION_BATCH, self.spec.corpus))
@@ -190,12 +190,15 @@ class _Timed:
             optimizer.zero_grad()
 
         times = [(_seconds(micro_batch), _seconds(update)) for _ in range(1 + TIMED)][1:]
-        share = -(-loop.micro_batches // self.processes)
-        return sum(one * share + other for one, other in times) / TIMED
+        return sum(self._share(loop) * one + other for one, other in times) / TIMED
+
+    def _share(self, loop: S.Loop) -> int:
+        """Micro-batches of a step that a process has, at most."""
+        return -(-loop.micro_batches // self.processes)
 
     def _micro_batch(self, model: PreTrainedModel, loop: S.Loop, corpus: S.Corpus) -> list[Example]:
-        if corpus == self.spec.corpus and (self.info_folder / "corpus.json").is_file():
-            built = load_corpus(self.info_folder)
+        if corpus == self.spec.corpus and self.built:
+            built = load_corpus(self.corpus)
             examples = self.kind.encode(built.splits["train"][:SAMPLE], built, corpus)
             batches = bucketed(examples, loop.batch_tokens // loop.micro_batches)
             return [examples[i] for i in batches[len(batches) // 2]]
@@ -207,8 +210,7 @@ class _Timed:
         """Seconds in which a student draws targets of full length for what a process has of a step."""
         examples = self._micro_batch(student, loop, self.spec.corpus)
         own = OnPolicy(1.0, self.spec.corpus.target_tokens, loop.seed)
-        share = -(-loop.micro_batches // self.processes)
-        return share * _seconds(lambda: own.targets(student, examples, 1, 0))
+        return self._share(loop) * _seconds(lambda: own.targets(student, examples, 1, 0))
 
     def _labelling(self) -> float | None:
         """Seconds in which PyTorch writes all pseudo-labels; None where the corpus is not built, which says how many.
@@ -217,12 +219,12 @@ class _Timed:
         """
         labels, pairs = self.spec.pseudo_labels, self.spec.pseudo_labels.pairs
         if pairs is None:
-            if not (self.info_folder / "corpus.json").is_file():
+            if not self.built:
                 return None
-            pairs = load_info(self.info_folder)["sizes"]["train"]
+            pairs = load_info(self.corpus)["sizes"]["train"]
         texts = pairs + (labels.texts if self.spec.has_unpaired_text else 0)
         as_test = replace(self.spec.evaluate, documents=texts, beams=labels.beams, batch_size=labels.batch_size)
-        with _threads(1 if self.together > 1 and not workers.devices() else torch.get_num_threads()):
+        with _threads(self.threads):
             seconds = self._test(self.teacher, as_test)
         return None if seconds is None else seconds / self.together
 
@@ -250,13 +252,12 @@ class _Timed:
 
     def _test_texts(self, evaluation: S.Evaluation) -> int | None:
         """Texts, or windows of documents, that a test reads; None where they are not known yet."""
-        built = (self.info_folder / "corpus.json").is_file()
         blocks = not (self.spec.form.writes or self.spec.form.labels)
         if evaluation.documents is not None and not blocks:
             return evaluation.documents
-        if not built:
+        if not self.built:
             return None
-        info = load_info(self.info_folder)
+        info = load_info(self.corpus)
         if not blocks:
             return info["sizes"]["test"]
         share = min(1.0, (evaluation.documents or math.inf) / info["sizes"]["test"])

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -108,7 +108,8 @@ def make_pseudo_labels(settings: S.Settings, task: str, provenance: str) -> None
         missing = [(part, first) for part in PARTS for first in firsts[part] if not _chunk(work, part, first).is_file()]
         jobs = [Job(f"{part} from {first:,} on", _label, (labelling, part, first)) for part, first in missing]
         run_all(f"{task}: pseudo-labels", jobs)
-        labelled = {part: _joined([_chunk(work, part, first) for first in firsts[part]]) for part in PARTS}
+        chunks = {part: [Rows(_chunk(work, part, first)) for first in firsts[part]] for part in PARTS}
+        labelled = {part: chain.from_iterable(rows) for part, rows in chunks.items()}
         about = {"corpus": corpus.info["sha256"], **json.loads((work / _ENGINE).read_text())}
         write_labels(target, labelled, about)
         shutil.rmtree(work)
@@ -139,11 +140,9 @@ def _write_texts(spec: S.Task, corpus: LoadedCorpus, path: Path) -> None:
 def _chosen_engine(labelling: _Labelling, corpus: LoadedCorpus) -> dict[str, object]:
     """The teacher's hash, and the engine that is to write, which is checked on the first pairs."""
     teacher = read_model(labelling.settings.folders(labelling.task).teacher)
-    about: dict[str, object] = {
-        "teacher": weights_hash(teacher),
-        "engine": TorchEngine.name,
-        "settings": _settings(labelling.spec),
-    }
+    spec = labelling.spec
+    settings = {"beams": spec.pseudo_labels.beams, "max_tokens": spec.corpus.target_tokens, "early_stopping": True}
+    about: dict[str, object] = {"teacher": weights_hash(teacher), "engine": TorchEngine.name, "settings": settings}
     if devices():
         return about
     try:
@@ -152,17 +151,12 @@ def _chosen_engine(labelling: _Labelling, corpus: LoadedCorpus) -> dict[str, obj
     except InputError as error:
         print(f"{labelling.task}: pseudo-labels are written by PyTorch: {error}", flush=True)
         return about
-    first = encode(corpus.splits["train"][:CHECKED], corpus.tokenizer, labelling.spec.corpus)
+    first = encode(corpus.splits["train"][:CHECKED], corpus.tokenizer, spec.corpus)
     found = agreement(labelling.ids(TorchEngine(teacher), first), labelling.ids(engine, first))
     if found.part_of_choices < AGREED:
         print(f"{labelling.task}: pseudo-labels are written by PyTorch, since CTranslate2 differs: {found}", flush=True)
         return about
     return about | {"engine": engine.name, "agreement": str(found)}
-
-
-def _settings(spec: S.Task) -> dict[str, object]:
-    """How the targets are written, for who reads of them later."""
-    return {"beams": spec.pseudo_labels.beams, "max_tokens": spec.corpus.target_tokens, "early_stopping": True}
 
 
 def _label(labelling: _Labelling, part: str, first: int) -> None:
@@ -180,12 +174,6 @@ def _label(labelling: _Labelling, part: str, first: int) -> None:
     with atomic_file(_chunk(work, part, first)) as scratch:
         labelled = ({**row, "target": target} for row, target in zip(rows, targets, strict=True))
         write_rows(labelled, scratch, hashlib.sha256())
-
-
-def _joined(paths: Sequence[Path]) -> Iterator[Row]:
-    """The rows of several files, one file after the other."""
-    for path in paths:
-        yield from Rows(path)
 
 
 def _chunk(work: Path, part: str, first: int) -> Path:

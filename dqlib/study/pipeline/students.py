@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dqlib.config import Config
 from dqlib.study.pipeline.study import Study
 from dqlib.study.process.launch import on_this_process
 from dqlib.study.process.workers import Job, run_all
@@ -21,15 +20,10 @@ def run_students(study: Study) -> Path:
     """
     study.teacher()
     missing = [student for student in study.task.students() if not study.has_student(*student)]
-    jobs = [Job(f"{config} {preset}", _make, (study, config, preset)) for config, preset in missing]
+    jobs = [Job(f"{config} {preset}", Study.student, (study, config, preset)) for config, preset in missing]
     if on_this_process(study.settings.compute.processes):
         run_all(f"{study.name}: students", jobs)
     else:  # each takes all processes, so one after another
         for job in jobs:
             job.call(*job.arguments)
     return study.folders.students
-
-
-def _make(study: Study, config: Config, preset: str) -> None:
-    """One student, in a worker."""
-    study.student(config, preset)

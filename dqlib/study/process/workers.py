@@ -30,7 +30,7 @@ class Job:
     """A call that a worker makes, and what to name it in the progress and in an error."""
 
     name: str
-    call: Callable[..., None]
+    call: Callable[..., object]
     arguments: tuple
 
 
