@@ -19,7 +19,7 @@ from dqlib.generation_settings import checked_settings
 from dqlib.languages import language_id
 
 if TYPE_CHECKING:  # so that an engine without torch stays without
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 #: Tokens that are written at most, where nothing else is said.
@@ -183,6 +183,18 @@ class Decoding:
     def as_json(self) -> dict[str, Any]:
         """All fields, as JSON has them."""
         return asdict(self)
+
+
+def check_gpt2(config: PreTrainedConfig, engine: str) -> None:
+    """Check that an engine other than PyTorch computes what a configuration of GPT-2 asks for.
+
+    Raises:
+        InputError: it does not.
+    """
+    said = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+    for field, value in said.items():
+        if getattr(config, field) != value:
+            raise InputError(field, getattr(config, field), f"{value} for the engine {engine}")
 
 
 def field_of(setting: str) -> str:

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from dqlib.architectures import architecture_of
 from dqlib.config import FULL_PRECISION
 from dqlib.engines import ENGINES
-from dqlib.engines.base import Decoding
+from dqlib.engines.base import Decoding, check_gpt2
 from dqlib.engines.classifier import CLASSIFIERS, Reading
 from dqlib.engines.ctranslate_engine import HEAD, MODEL, NAME, TOKENIZER
 from dqlib.errors import InputError
@@ -47,9 +47,6 @@ _CONVERTED = {
     "gpt2": ("GPT2Config", True, False),
     "bert": ("BertConfig", False, True),
 }
-
-#: What GPT-2's configuration may say that CTranslate2 has otherwise, and what it has.
-_OF_GPT2 = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +196,8 @@ def _check_served(config: PreTrainedConfig) -> None:
     field = {"gpt2": "activation_function", "bert": "hidden_act"}.get(config.model_type)
     if field is not None and getattr(config, field) not in converters._SUPPORTED_ACTIVATIONS:
         raise InputError(field, getattr(config, field), f"one of {', '.join(converters._SUPPORTED_ACTIVATIONS)}")
-    for field, value in (_OF_GPT2 if config.model_type == "gpt2" else {}).items():
-        if getattr(config, field) != value:
-            raise InputError(field, getattr(config, field), f"{value} for the engine {NAME}")
+    if config.model_type == "gpt2":
+        check_gpt2(config, NAME)
 
 
 def _spec(plain: PreTrainedModel, tokens: _Vocabulary, heads: int | None = None) -> model_spec.ModelSpec:
