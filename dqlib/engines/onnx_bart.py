@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-import onnx
 from onnx import TensorProto
 
 from dqlib.engines.onnx_graph import Graph
 from dqlib.engines.onnx_stacks import Stacks
-from dqlib.errors import InputError
 
 
 class BartGraphs(Stacks):
@@ -29,13 +27,10 @@ class BartGraphs(Stacks):
     @classmethod
     def check(cls, config: Any) -> None:
         """As :meth:`Stacks.check`."""
-        tables = getattr(config, "decoder_vocab_size", None)
-        if tables not in (None, config.vocab_size):
-            raise InputError("decoder_vocab_size", tables, f"{config.vocab_size}, as many ids as the source has")
         super().check(config)
         cls.check_heads(config, "decoder_attention_heads", "d_model")
 
-    def encoder(self, g: Graph) -> onnx.ModelProto:
+    def encoder(self, g: Graph) -> None:
         """As :meth:`Stacks.encoder`."""
         ids = g.input("input_ids", TensorProto.INT64, ["batch", "source"])
         g.input("mask", TensorProto.INT32, ["batch", "source"])
@@ -49,9 +44,8 @@ class BartGraphs(Stacks):
         x = self._embedded(g, g.op("Reshape", x, g.integers(-1, self.features)), "encoder")
         zero = self.zero_points(g, x)
         self.give_source(g, self.encoded(g, x, by_text, zero), shape, zero)
-        return g.model()
 
-    def decoder(self, g: Graph) -> onnx.ModelProto:
+    def decoder(self, g: Graph) -> None:
         """As :meth:`Stacks.decoder`."""
         ids = g.input("ids", TensorProto.INT64, ["rows", 1])
         place = g.input("position", TensorProto.INT64, [1, 1])
@@ -61,7 +55,6 @@ class BartGraphs(Stacks):
         numbers = self.weights.number("final_logits_bias").reshape(-1)
         bias = g.constant("final_logits_bias", numbers) if numbers.any() else ""
         self.give_logits(g, x, bias)
-        return g.model()
 
     def _looked_up(self, g: Graph, side: str, ids: str, places: str) -> str:
         """Rows of tokens and of their places, added."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import ClassVar
 
-import onnx
 from onnx import TensorProto
 
 from dqlib.engines.onnx_classifier import CLASSIFIER
-from dqlib.engines.onnx_graph import Graph, Numbers
+from dqlib.engines.onnx_graph import Graph
 from dqlib.engines.onnx_stacks import Stacks
 
 
@@ -17,14 +16,14 @@ class BertGraphs(Stacks):
     """The graph of a model."""
 
     norms: ClassVar = {"encoder": ("attention.output.LayerNorm", "output.LayerNorm")}
-    activation_field = "hidden_act"
     pre = False
 
-    def graphs(self, numbers: Numbers) -> Iterator[tuple[str, onnx.ModelProto]]:
-        """The graph with the name of its file."""
-        yield CLASSIFIER, self.classifier(Graph("classifier", numbers))
+    @property
+    def parts(self) -> dict[str, Callable[[Graph], None]]:
+        """As :attr:`Stacks.parts`."""
+        return {CLASSIFIER: self.classifier}
 
-    def classifier(self, g: Graph) -> onnx.ModelProto:
+    def classifier(self, g: Graph) -> None:
         """Ids, types of tokens and mask, (texts, length) each, to logits (texts, classes)."""
         ids = g.input("input_ids", TensorProto.INT64, ["texts", "length"])
         types = g.input("types", TensorProto.INT64, ["texts", "length"])
@@ -39,7 +38,6 @@ class BertGraphs(Stacks):
         pooler = self.linear(g, self.read(g, first, self.zero_points(g, first)), self.names.linears[:1])
         logits = self.linear(g, g.op("Tanh", pooler), ["classifier"])
         g.output(logits, "logits", TensorProto.FLOAT, ["texts", self.config.num_labels])
-        return g.model()
 
     def _embedded(self, g: Graph, ids: str, types: str, shape: str) -> str:
         """Tokens, their places and their types, (rows, features)."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dqlib.engines.classifier import Classifier, Reading
-from dqlib.engines.onnx_model import described, sessions, tokenizer_of
+from dqlib.engines.onnx_model import description_of, sessions, tokenizer_of
 from dqlib.errors import InputError
 
 CLASSIFIER = "classifier.onnx"
@@ -29,9 +29,7 @@ class OnnxClassifier(Classifier):
 
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         folder = Path(folder)
-        description = described(folder)
-        if "reading" not in description:
-            raise InputError("model", description.get("class"), "a classifier of texts")
+        description = description_of(folder, classifies=True)
         (self._session,) = sessions(folder, threads, CLASSIFIER)
         size = description.get("vocabulary")
         if type(size) is not int or size < 1:

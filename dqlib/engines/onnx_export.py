@@ -25,6 +25,7 @@ ONNX Runtime makes that copy when it loads; of the table on disk, mapped, only t
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx
@@ -38,7 +39,7 @@ from dqlib.engines.classifier import CLASSIFIERS, Reading
 from dqlib.engines.onnx_bart import BartGraphs, MarianGraphs, MBartGraphs
 from dqlib.engines.onnx_bert import BertGraphs
 from dqlib.engines.onnx_gpt2 import Gpt2Graphs
-from dqlib.engines.onnx_graph import Numbers
+from dqlib.engines.onnx_graph import Graph, Numbers
 from dqlib.engines.onnx_model import FORMAT, OnnxEngine
 from dqlib.engines.onnx_stacks import Stacks
 from dqlib.engines.onnx_t5 import T5Graphs
@@ -100,15 +101,17 @@ def export_onnx(
         "vocabulary": model.config.vocab_size,
     }
     if model.config.model_type in CLASSIFIERS:
-        description["reading"] = Reading.of(model, tokenizer).as_json()
+        description["reading"] = asdict(Reading.of(model, tokenizer))
     else:
-        description["decoding"] = Decoding.exported(model, OnnxEngine.name).as_json()
+        description["decoding"] = asdict(Decoding.exported(model, OnnxEngine.name))
         layers, (heads, size) = len(graphs.layers("decoder")), graphs.heads("decoder")
         description |= {"layers": layers, "heads": heads, "head_dim": size, "first_position": graphs.first_position}
     with atomic_folder(folder) as scratch:
         with Numbers(scratch / WEIGHTS) as numbers:
-            for name, graph in graphs.graphs(numbers):
-                onnx.save(graph, scratch / name)
+            for name, make in graphs.parts.items():
+                graph = Graph(name.removesuffix(".onnx"), numbers)
+                make(graph)
+                onnx.save(graph.model(), scratch / name)
         plain = copy.deepcopy(model.config)
         plain.architectures = [type(model).__name__]
         plain.save_pretrained(scratch)

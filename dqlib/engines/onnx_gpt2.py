@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import onnx
 from onnx import TensorProto
 
-from dqlib.engines.base import check_gpt2
 from dqlib.engines.onnx_graph import Graph
 from dqlib.engines.onnx_stacks import Stacks
 
@@ -25,10 +23,9 @@ class Gpt2Graphs(Stacks):
     def check(cls, config: Any) -> None:
         """As :meth:`Stacks.check`."""
         super().check(config)
-        check_gpt2(config, "onnxruntime")
         cls.check_heads(config, "n_head", "n_embd")
 
-    def decoder(self, g: Graph) -> onnx.ModelProto:
+    def decoder(self, g: Graph) -> None:
         """Tokens (rows, tokens) to logits (rows, vocabulary) of the one after the last of each row.
 
         A text is read in one go, all of its tokens beside each other; then come steps of one token. Texts of a batch
@@ -45,4 +42,3 @@ class Gpt2Graphs(Stacks):
         )
         x = self.decoded(g, g.op("Add", tokens, positions))
         self.give_logits(g, g.op("GatherND", x, last, batch_dims=1))  # (rows, features)
-        return g.model()

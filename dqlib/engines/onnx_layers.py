@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from dqlib.engines.base import activation_field
 from dqlib.engines.onnx_graph import Graph
 from dqlib.engines.onnx_weights import Weights
 from dqlib.errors import InputError
@@ -30,8 +31,7 @@ class Layers:
         int8_encoder: whether an encoder multiplies codes of 8 bits.
     """
 
-    #: Field of the configuration that names the activation function, and those that there are kernels for.
-    activation_field = "activation_function"
+    #: Activation functions that there are kernels for.
     activations: tuple[str, ...] = ("gelu", "relu", "swish", "silu")
     #: Whether LayerNorms come before attention and feed-forward layers.
     pre = True
@@ -40,7 +40,7 @@ class Layers:
 
     def __init__(self, config: Any, weights: Weights, rounded: bool) -> None:
         self.config, self.weights, self.level = config, weights, 4 if rounded else 0
-        self.features, self.activation = config.hidden_size, getattr(config, self.activation_field)
+        self.features, self.activation = config.hidden_size, getattr(config, activation_field(config))
         epsilons = (getattr(config, name, None) for name in ("layer_norm_epsilon", "layer_norm_eps"))
         self.epsilon = next((each for each in epsilons if each is not None), 1e-5)  # which torch.nn.LayerNorm has
 

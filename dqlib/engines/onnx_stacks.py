@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
-import onnx
 from onnx import TensorProto
 
 from dqlib.architectures import architecture_of
-from dqlib.engines.onnx_graph import Graph, Numbers
+from dqlib.engines.base import check_computed
+from dqlib.engines.onnx_graph import Graph
 from dqlib.engines.onnx_layers import Layers
-from dqlib.engines.onnx_model import CANDIDATES, DECODER, ENCODER
+from dqlib.engines.onnx_model import CANDIDATES, DECODER, ENCODER, OnnxEngine
 from dqlib.engines.onnx_weights import Weights
 from dqlib.errors import InputError
 from dqlib.quantizers import Quantized
@@ -54,9 +54,7 @@ class Stacks(Layers):
         Raises:
             InputError: they do not.
         """
-        kind = getattr(config, cls.activation_field)
-        if kind not in cls.activations:
-            raise InputError(cls.activation_field, kind, f"one of {', '.join(cls.activations)}")
+        check_computed(config, OnnxEngine.name, cls.activations)
 
     @staticmethod
     def check_heads(config: Any, heads: str, features: str) -> None:
@@ -70,29 +68,27 @@ class Stacks(Layers):
             allowed = f"one that gives each head a multiple of {HEAD_FEATURES} of the {of_all} features ({features})"
             raise InputError(heads, count, f"{allowed}, for the engine onnxruntime")
 
-    def graphs(self, numbers: Numbers) -> Iterator[tuple[str, onnx.ModelProto]]:
-        """Each graph, whose numbers go to one place, with the name of its file."""
-        if self.names.encoder is not None:
-            yield ENCODER, self.encoder(Graph("encoder", numbers))
-        yield DECODER, self.decoder(Graph("decoder", numbers))
-        yield CANDIDATES, self.candidates(Graph("candidates", numbers))
+    @property
+    def parts(self) -> dict[str, Callable[[Graph], None]]:
+        """What makes each graph, by the name of its file."""
+        parts: dict[str, Callable[[Graph], None]] = {DECODER: self.decoder, CANDIDATES: self.candidates}
+        return parts if self.names.encoder is None else {ENCODER: self.encoder, **parts}
 
-    def encoder(self, g: Graph) -> onnx.ModelProto:
+    def encoder(self, g: Graph) -> None:
         """Ids (batch, source) and mask to keys and values (2 x decoder layers, batch, heads, source, head_dim)."""
         raise NotImplementedError
 
-    def decoder(self, g: Graph) -> onnx.ModelProto:
+    def decoder(self, g: Graph) -> None:
         """One step: a token a row to logits (rows, vocabulary)."""
         raise NotImplementedError
 
-    def candidates(self, g: Graph) -> onnx.ModelProto:
+    def candidates(self, g: Graph) -> None:
         """Logits (rows, vocabulary) to the ``k`` best tokens of each row and their log-probabilities, best first."""
         logits = g.input("logits", TensorProto.FLOAT, ["rows", self.config.vocab_size])
         count = g.input("k", TensorProto.INT64, [1])
         best, tokens = g.op("TopK", g.op("LogSoftmax", logits, axis=-1), count, outputs=2, axis=-1)
         g.output(best, "best", TensorProto.FLOAT, ["rows", "count"])
         g.output(tokens, "tokens", TensorProto.INT64, ["rows", "count"])
-        return g.model()
 
     # --- names
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
 import torch
 from onnx import TensorProto
 from transformers.models.t5.modeling_t5 import T5Attention
@@ -24,7 +23,7 @@ class T5Graphs(Stacks):
         "decoder": ("layer.0.layer_norm", "layer.1.layer_norm", "layer.2.layer_norm"),
     }
     last_norm = "{side}.final_layer_norm"
-    activation_field, activations = "dense_act_fn", ("gelu", "gelu_new", "relu", "silu")
+    activations = ("gelu", "gelu_new", "relu", "silu")
     scale = 1.0
 
     @classmethod
@@ -34,7 +33,7 @@ class T5Graphs(Stacks):
         if config.d_kv % HEAD_FEATURES:
             raise InputError("d_kv", config.d_kv, f"a multiple of {HEAD_FEATURES}, for the engine onnxruntime")
 
-    def encoder(self, g: Graph) -> onnx.ModelProto:
+    def encoder(self, g: Graph) -> None:
         """As :meth:`Stacks.encoder`."""
         ids = g.input("input_ids", TensorProto.INT64, ["batch", "source"])
         g.input("mask", TensorProto.INT32, ["batch", "source"])
@@ -44,9 +43,8 @@ class T5Graphs(Stacks):
         zero = self.zero_points(g, x)
         x = self.encoded(g, x, by_text, zero, self._distances_in_source(g, shape))
         self.give_source(g, x, shape, zero)
-        return g.model()
 
-    def decoder(self, g: Graph) -> onnx.ModelProto:
+    def decoder(self, g: Graph) -> None:
         """As :meth:`Stacks.decoder`."""
         ids = g.input("ids", TensorProto.INT64, ["rows", 1])
         self.declare_source(g)
@@ -55,7 +53,6 @@ class T5Graphs(Stacks):
         if self.config.scale_decoder_outputs:
             x = g.op("Mul", x, g.constant("head_scale", np.array(self.features**-0.5, np.float32)))
         self.give_logits(g, x)
-        return g.model()
 
     def activated(self, g: Graph, y: str, paths: Sequence[str], biased: bool = False) -> str:
         """The activation function; where the layer is gated, one product made both halves of ``y``."""

@@ -1,7 +1,7 @@
 """All engines of a classifier find the same classes: its weights, its pairs, its limits, a sentence for the rest."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -254,13 +254,13 @@ def test_a_model_that_gives_no_single_class_is_refused():
 def test_a_reading_reads_back_from_json():
     reading = Reading.of(make_teacher("bert-classifier"), tokenizer_of("bert"))
     assert reading == Reading(("LABEL_0", "LABEL_1", "LABEL_2"), PAD, 24, 2, 3)
-    assert Reading.parse(json.loads(json.dumps(reading.as_json())), VOCABULARY) == reading
+    assert Reading.parse(json.loads(json.dumps(asdict(reading))), VOCABULARY) == reading
     for field, value in (
         ("labels", ["a", "a"]), ("labels", ["a", 1]), ("pad", VOCABULARY), ("positions", 0), ("types", "2"),
         ("separator", -1), ("more", 1), ("labels", 5),
     ):  # fmt: skip
         with pytest.raises(InputError, match=r"^reading"):
-            Reading.parse(reading.as_json() | {field: value}, VOCABULARY)
+            Reading.parse(asdict(reading) | {field: value}, VOCABULARY)
 
 
 def test_agreement_of_classes_counts_labels_and_probabilities():

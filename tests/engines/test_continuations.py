@@ -112,7 +112,7 @@ def test_a_student_of_8_bits_scores_tokens_as_the_student_does(engine, tmp_path)
     if engine == "ctranslate2":
         scored = np.array(fast.generator.forward_batch([row]))[0, -1]
     else:
-        scored = PromptSteps(fast._decoder, fast._search, fast._description, [row], 1, 1).logits(np.zeros(1))[0]
+        scored = PromptSteps(fast.graphs, [row], 1, 1).logits(np.zeros(1))[0]
     assert np.abs(scored - expected).max() < 0.15 * np.abs(expected).max()
 
 

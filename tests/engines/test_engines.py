@@ -4,7 +4,7 @@ import copy
 import json
 import struct
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -615,7 +615,7 @@ def test_a_folder_tells_its_engine(tmp_path):
 
 def test_a_decoding_reads_back_from_json():
     decoding = Decoding(2, (2, 5), 1, 24, forced_start=7, early_stopping="never", suppressed=((3,), (4, 5)))
-    assert Decoding.parse(json.loads(json.dumps(decoding.as_json())), VOCABULARY) == decoding
+    assert Decoding.parse(json.loads(json.dumps(asdict(decoding))), VOCABULARY) == decoding
     with pytest.raises(InputError, match=r"^decoding: "):
         Decoding.parse({"ends": [2], "suppressed": []}, VOCABULARY)
     for field, value, told in (
@@ -625,7 +625,7 @@ def test_a_decoding_reads_back_from_json():
         ("has_encoder", 1, "has_encoder"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=rf"^decoding, {told}"):
-            Decoding.parse(decoding.as_json() | {field: value}, VOCABULARY)
+            Decoding.parse(asdict(decoding) | {field: value}, VOCABULARY)
     with pytest.raises(InputError, match=r"^model: 'BertForMaskedLM'"):
         Decoding.of(make_teacher("bert"))
 
