@@ -13,11 +13,11 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 from tables import ROOT, Row, median_ratio
 from transformers import PreTrainedModel
@@ -55,6 +55,7 @@ _SIX = ("8-8-8 6-6", "2-2-8 6-6", "2-2-8 6-3", "2-2-8 3-1", "2-2-8 1-1", "1-1-8 
 #: Of as many weights in linear layers as ``2-2-8 6-3``, whose decoder has lost three layers.
 _NARROW = ("2-2-8 6-6 f1536", "2-2-8 6-6 h8 f2304", "2-2-8 6-6 h6 f2688")
 _TWELVE = ("8-8-8 12-12", "2-2-8 12-12", "2-2-8 12-6", "2-2-8 6-2", "2-2-8 1-1", "1-1-8 6-2")
+_TINY, _NARROW_TINY = (300, 96, 12, 2, 64), ("2-2-8 2-2 h8 f48",)
 SHAPES = {
     "base": Shape("bart", 50265, 768, 12, 6, 3072, _SIX, "2-2-8 6-3", _NARROW, whole=True),
     "large": Shape("bart", 50265, 1024, 16, 12, 4096, _TWELVE, "2-2-8 12-6"),
@@ -63,30 +64,16 @@ SHAPES = {
         "bert", 30522, 768, 12, 12, 3072, ("2-2-8 5-0", "1-1-8 5-0", "8-8-8 6-0"), "8-8-8 6-0", source=128, tokens=0
     ),
     "gpt2": Shape("gpt2", 50257, 768, 12, 12, 3072, ("2-2-8 0-12", "8-8-8 0-12"), "2-2-8 0-12", source=64, tokens=64),
-    "tiny-bert": Shape("bert", 300, 96, 12, 2, 64, ("2-2-8 1-0", "8-8-8 1-0"), "8-8-8 1-0", source=12, tokens=0),
-    "tiny-gpt2": Shape("gpt2", 300, 96, 12, 2, 64, ("2-2-8 0-2",), "2-2-8 0-2", source=12, tokens=4),
-    "tiny": Shape(
-        "bart",
-        300,
-        96,
-        12,
-        2,
-        64,
-        ("2-2-8 2-1", "1-1-8 1-1"),
-        "2-2-8 2-1",
-        ("2-2-8 2-2 h8 f48",),
-        12,
-        4,
-        whole=True,
-        lengths=(4, 8),
-    ),
+    "tiny-bert": Shape("bert", *_TINY, ("2-2-8 1-0", "8-8-8 1-0"), "8-8-8 1-0", source=12, tokens=0),
+    "tiny-gpt2": Shape("gpt2", *_TINY, ("2-2-8 0-2",), "2-2-8 0-2", source=12, tokens=4),
+    "tiny": Shape("bart", *_TINY, ("2-2-8 2-1", "1-1-8 1-1"), "2-2-8 2-1", _NARROW_TINY, 12, 4, True, (4, 8)),
 }
 NAMES = {"base": "BART-base", "large": "BART-large", "mbart-large": "mBART-large"}
 NAMES |= {"bert-base": "BERT-base", "gpt2": "GPT-2"}
 
 
 class Worker:
-    """A process that generates with one engine (``inference_worker.py``)."""
+    """A process that generates with one engine (``inference_worker.py``); as a context, it is ended at the end."""
 
     def __init__(self, engine: str, folder: Path, threads: int) -> None:
         command = [sys.executable, str(Path(__file__).with_name("inference_worker.py")), engine, folder, threads]
@@ -103,11 +90,11 @@ class Worker:
         self._process.stdin.flush()
         return self._answer()
 
-    def close(self) -> None:
-        """End the process."""
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
 
     def _answer(self) -> dict[str, float]:
         line = self._process.stdout.readline()
@@ -171,7 +158,7 @@ class Bench(ABC):
         found: dict[str, dict[str, list[float]]] = {}
         for _ in range(self.rounds):
             for name, engine in _installed(engines).items():
-                with self.worker(*engine) as worker:
+                with Worker(*engine, self.threads) as worker:
                     after = worker.generate(texts=1, source=self.shape.source, beams=1, tokens=self.shape.tokens)
                 measured = found.setdefault(name, {"memory": [], "model_memory": [], "load_time": []})
                 measured["memory"].append(after["resident"])
@@ -222,15 +209,6 @@ class Bench(ABC):
             gc.collect()
         return folder
 
-    @contextmanager
-    def worker(self, engine: str, folder: Path) -> Iterator[Worker]:
-        """A process of that engine."""
-        worker = Worker(engine, folder, self.threads)
-        try:
-            yield worker
-        finally:
-            worker.close()
-
     def in_turn(self, engines: dict[str, Made], **request: int) -> dict[str, list[float]]:
         """Seconds of each engine in each round, after one that does not count."""
         answers = self.answers(engines, **request)
@@ -242,7 +220,7 @@ class Bench(ABC):
         installed = _installed(engines)
         found: dict[str, list[dict[str, float]]] = {name: [] for name in installed}
         with ExitStack() as stack:
-            workers = {name: stack.enter_context(self.worker(*engine)) for name, engine in installed.items()}
+            workers = {name: stack.enter_context(Worker(*engine, self.threads)) for name, engine in installed.items()}
             for i in range(self.rounds + 1):
                 for name, worker in workers.items():
                     answer = worker.generate(**request)
@@ -294,6 +272,7 @@ def parted(name: str) -> tuple[str, str]:
 
 
 def processor() -> str:
+    """The processor by its own name."""
     processors = Path("/proc/cpuinfo")
     if processors.is_file():
         for line in processors.read_text().splitlines():

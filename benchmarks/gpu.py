@@ -73,7 +73,7 @@ def device_name(device: str) -> str:
 
 def run_tests(device: str) -> int:
     """Status of the tests that are marked ``gpu``; on a CPU they run there."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests" / "test_gpu.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests" / "project" / "test_gpu.py")]
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"DQLIB_GPU_TESTS_ON": device}).returncode
 
 

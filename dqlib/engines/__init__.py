@@ -143,13 +143,9 @@ def _loader(engine: str, classifies: bool) -> Callable[[str | Path, int | None],
         from dqlib.engines.torch_engine import TorchClassifier, TorchEngine
 
         return TorchClassifier.load if classifies else TorchEngine.load
-    if classifies:
-        from dqlib.engines.onnx_classifier import OnnxClassifier
+    from dqlib.engines.onnx_model import OnnxClassifier, OnnxEngine
 
-        return OnnxClassifier
-    from dqlib.engines.onnx_model import OnnxEngine
-
-    return OnnxEngine
+    return OnnxClassifier if classifies else OnnxEngine
 
 
 def _check(engine: str, allowed: tuple[str, ...]) -> None:

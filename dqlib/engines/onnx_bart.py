@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from onnx import TensorProto
 
@@ -19,16 +19,11 @@ class BartGraphs(Stacks):
         "decoder": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
     }
     last_norm = "model.{side}.layer_norm"
+    sized = (("decoder_attention_heads", "d_model"),)
     first_position = 2
     pre = False
     #: Whether embeddings have a norm, too.
     embedding_norm = True
-
-    @classmethod
-    def check(cls, config: Any) -> None:
-        """As :meth:`Stacks.check`."""
-        super().check(config)
-        cls.check_heads(config, "decoder_attention_heads", "d_model")
 
     def encoder(self, g: Graph) -> None:
         """As :meth:`Stacks.encoder`."""

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from onnx import TensorProto
 
-from dqlib.engines.onnx_classifier import CLASSIFIER
 from dqlib.engines.onnx_graph import Graph
+from dqlib.engines.onnx_model import CLASSIFIER
 from dqlib.engines.onnx_stacks import Stacks
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from onnx import TensorProto
 
@@ -16,14 +16,9 @@ class Gpt2Graphs(Stacks):
     norms: ClassVar = {"decoder": ("ln_1", "ln_2")}
     last_norm = "transformer.ln_f"
     activations = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu", "relu", "swish", "silu")
+    sized = (("n_head", "n_embd"),)
     first_position = 0
     joins_bias = False
-
-    @classmethod
-    def check(cls, config: Any) -> None:
-        """As :meth:`Stacks.check`."""
-        super().check(config)
-        cls.check_heads(config, "n_head", "n_embd")
 
     def decoder(self, g: Graph) -> None:
         """Tokens (rows, tokens) to logits (rows, vocabulary) of the one after the last of each row.

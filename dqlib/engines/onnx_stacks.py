@@ -34,6 +34,8 @@ class Stacks(Layers):
     #: Names, within a layer, of the norms of its parts, by side, and that of the last norm where they come first.
     norms: ClassVar[dict[str, tuple[str, ...]]]
     last_norm = ""
+    #: Fields of the configuration with the decoder's heads and the features of all, where these give a head's size.
+    sized: tuple[tuple[str, str], ...] = ()
     #: Row of the table of positions that the first token has; None of a model without such a table.
     first_position: int | None = None
     #: Of the scores of attention; None for the root of a head's size.
@@ -55,18 +57,11 @@ class Stacks(Layers):
             InputError: they do not.
         """
         check_computed(config, OnnxEngine.name, cls.activations)
-
-    @staticmethod
-    def check_heads(config: Any, heads: str, features: str) -> None:
-        """Check that a field of a configuration gives each head a size that the kernels have.
-
-        Raises:
-            InputError: it does not.
-        """
-        count, of_all = getattr(config, heads), getattr(config, features)
-        if of_all // count % HEAD_FEATURES:
-            allowed = f"one that gives each head a multiple of {HEAD_FEATURES} of the {of_all} features ({features})"
-            raise InputError(heads, count, f"{allowed}, for the engine onnxruntime")
+        for heads, features in cls.sized:
+            count, of_all = getattr(config, heads), getattr(config, features)
+            if of_all // count % HEAD_FEATURES:
+                allowed = f"one that gives each head a multiple of {HEAD_FEATURES} of the {of_all} features"
+                raise InputError(heads, count, f"{allowed} ({features}), for the engine onnxruntime")
 
     @property
     def parts(self) -> dict[str, Callable[[Graph], None]]:
