@@ -208,7 +208,7 @@ def _spec(plain: PreTrainedModel, tokens: _Vocabulary, heads: int | None = None)
     for field in names.head_fields if heads is not None else ():
         setattr(config, field, heads)  # for the converter
     with torch.no_grad():
-        spec = converters._MODEL_LOADERS[name](plain.bert if config.model_type == "bert" else plain, tokens)
+        spec = converters._MODEL_LOADERS[name](plain.base_model if config.model_type in CLASSIFIERS else plain, tokens)
     for side in names.stacks if heads is not None else ():
         size = np.dtype("int32").type(next(units(plain, side)).size)
         for layer in getattr(spec, side).layer:

@@ -54,8 +54,9 @@ class BartGraphs(Stacks):
     def _looked_up(self, g: Graph, side: str, ids: str, places: str) -> str:
         """Rows of tokens and of their places, added."""
         scale = math.sqrt(self.features) if self.config.scale_embedding else 1.0
-        tokens = self.lookup(g, ids, f"model.{side}.embed_tokens.weight", scale)
-        return g.op("Add", tokens, self.lookup(g, places, f"model.{side}.embed_positions.weight"))
+        return g.op(
+            "Add", self.tokens(g, ids, side, scale), self.lookup(g, places, f"model.{side}.embed_positions.weight")
+        )
 
     def _embedded(self, g: Graph, x: str, side: str) -> str:
         """Embeddings as the first layer gets them."""

@@ -41,9 +41,6 @@ class OnnxEngine(Engine):
         folder: that was written.
         threads: of one call; None for one per core.
 
-    Attributes:
-        early_stopping: of the beam search, as transformers has it; the model's own until it is set.
-
     Raises:
         InputError: the folder is none of these, or damaged.
     """

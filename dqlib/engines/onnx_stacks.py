@@ -92,6 +92,11 @@ class Stacks(Layers):
         depth = self.names.depths(self.config)[side == "decoder"]
         return [f"{self.names.stacks[side].layers}.{i}" for i in range(depth)]
 
+    def tokens(self, g: Graph, ids: str, side: str, factor: float = 1.0) -> str:
+        """Rows of the table that a stack of an encoder-decoder looks its tokens up in."""
+        table = next(path for path in self.names.token_embeddings if side in path)
+        return self.lookup(g, ids, f"{table}.weight", factor)
+
     def projections(self, layer: str, attention: int = 0) -> list[str]:
         """Paths of what makes query, keys and values, of the first or second attention of a layer."""
         path = f"{layer}.{self.names.attentions[attention]}"

@@ -39,7 +39,7 @@ class T5Graphs(Stacks):
         g.input("mask", TensorProto.INT32, ["batch", "source"])
         shape, (heads, size) = g.op("Shape", ids), self.heads("encoder")
         by_text = g.op("Concat", shape, g.integers(heads * size), axis=0)
-        x = g.op("Reshape", self.lookup(g, ids, "encoder.embed_tokens.weight"), g.integers(-1, self.features))
+        x = g.op("Reshape", self.tokens(g, ids, "encoder"), g.integers(-1, self.features))
         zero = self.zero_points(g, x)
         x = self.encoded(g, x, by_text, zero, self._distances_in_source(g, shape))
         self.give_source(g, x, shape, zero)
@@ -48,7 +48,7 @@ class T5Graphs(Stacks):
         """As :meth:`Stacks.decoder`."""
         ids = g.input("ids", TensorProto.INT64, ["rows", 1])
         self.declare_source(g)
-        x = self.lookup(g, ids, "decoder.embed_tokens.weight")
+        x = self.tokens(g, ids, "decoder")
         x = g.op("Reshape", self.decoded(g, x, self._distances_to_earlier(g)), g.integers(-1, self.features))
         if self.config.scale_decoder_outputs:
             x = g.op("Mul", x, g.constant("head_scale", np.array(self.features**-0.5, np.float32)))
@@ -75,7 +75,8 @@ class T5Graphs(Stacks):
         buckets = T5Attention._relative_position_bucket(
             torch.arange(first, last + 1), side == "encoder", self.config.relative_attention_num_buckets, -first
         )
-        table = self.weights.number(_distances(side))[buckets.numpy()]  # (distances, heads)
+        bias = f"{self.layers(side)[0]}.{self.names.attentions[0]}.{self.names.head_bias}.weight"
+        table = self.weights.number(bias)[buckets.numpy()]  # (distances, heads)
         return g.constant(f"distances of the {side}", np.ascontiguousarray(table.T))
 
     def _distances_in_source(self, g: Graph, shape: str) -> str:
@@ -103,7 +104,3 @@ class T5Graphs(Stacks):
         )
         places = g.op("Add", g.op("Clip", distances, low, high), high)
         return g.op("Unsqueeze", g.op("Gather", table, places, axis=1), g.integers(0))
-
-
-def _distances(side: str) -> str:
-    return f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"

@@ -344,13 +344,6 @@ def test_errors_are_clear(teacher, tmp_path):
         export_onnx(teacher_of("t5"), tmp_path / "onnx")
     with pytest.raises(InputError, match="dense_act_fn: 'tanh' is not allowed"):
         export_onnx(teacher_of("t5", d_kv=8, feed_forward_proj="tanh"), tmp_path / "onnx")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.txt").touch()
-    with pytest.raises(InputError, match="which is replaced"):
-        export_onnx(student, tmp_path / "other")
-    with pytest.raises(InputError, match="written by export_onnx"):
-        OnnxEngine(tmp_path / "other")
-
     export_onnx(student, tmp_path / "onnx")
     reseal(tmp_path / "onnx", about=dict(opened(tmp_path / "onnx", "onnxruntime").about) | {"format": 99})
     with pytest.raises(InputError, match="format"):
