@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dqlib.errors import InputError
 from dqlib.generation_settings import checked_settings
 from dqlib.languages import language_id
-from dqlib.storage.manifest import Manifest, check_files, opened
 
 if TYPE_CHECKING:  # so that an engine without torch stays without
     from transformers import PreTrainedConfig, PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from dqlib.storage.manifest import Manifest
 
 #: Tokens that are written at most, where nothing else is said.
 NEW_TOKENS = 64
@@ -215,6 +216,8 @@ def described(folder: Path, engine: str, classifies: bool) -> Manifest:
     Raises:
         InputError: the folder is none of the engine's, or a file was changed, or the model is of the other kind.
     """
+    from dqlib.storage.manifest import check_files, opened  # and numpy, which `dqlib --help` does without
+
     manifest = opened(folder, engine)
     check_files(folder, manifest)
     if ("reading" in manifest.about) != classifies:
