@@ -112,9 +112,10 @@ def test_a_narrow_student_writes_the_same(engine, tmp_path):
 
 @OTHERS
 def test_what_the_engine_computes_or_searches_otherwise_is_refused(engine, tmp_path):
-    for field, value in (("scale_attn_by_inverse_layer_idx", True), ("activation_function", "tanh")):
-        case = CASES["gpt2"]
-        model = case.model(GPT2Config.from_dict(case.config.to_dict() | {field: value}))
+    tanh = ("activation_function", "tanh")
+    for name, field, value in (("gpt2", "scale_attn_by_inverse_layer_idx", True), ("gpt2", *tanh), ("bart", *tanh)):
+        case = CASES[name]
+        model = case.model(type(case.config).from_dict(case.config.to_dict() | {field: value}))
         with pytest.raises(InputError, match=f"^{field}: "):
             export_model(model, tmp_path / "out", engine)
     for field, value in (("min_length", 4), ("forced_bos_token_id", 5)):  # rules that look at the text otherwise
