@@ -23,11 +23,9 @@ import torch
 from tables import write_rows
 from transformers.utils import logging
 
-from dqlib.engines import export_model
+from dqlib.engines import ENGINES, export_model, load_engine
 from dqlib.engines.agreement import Agreement, agreement
 from dqlib.engines.base import Engine
-from dqlib.engines.ctranslate_engine import CTranslate2Engine
-from dqlib.engines.onnx_model import OnnxEngine
 from dqlib.engines.torch_engine import TorchEngine, load_model
 from dqlib.errors import InputError
 from dqlib.study.process.exit_codes import exit_code
@@ -78,9 +76,9 @@ def measure(student: Path, documents: Path, limit: int, threads: int) -> Iterato
     ids = reference.encode(texts, tokens)
     expected = written(reference, ids, tokens)
     with tempfile.TemporaryDirectory() as folder:
-        for name, engine in (("ctranslate2", CTranslate2Engine), ("onnxruntime", OnnxEngine)):
+        for name in ENGINES[1:]:
             export_model(model, Path(folder) / name, name, tokenizer)
-            other = engine(Path(folder) / name, threads=threads)
+            other = load_engine(Path(folder) / name, threads=threads)
             yield name, agreement(expected, written(other, ids, tokens))
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -11,17 +11,16 @@ not timed. The median of the ratios counts; rows go into ``benchmark.csv`` and r
 
 from __future__ import annotations
 
-import argparse
-import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tables import Row, put_rows
+from random_models import random_examples
+from tables import Row, median_ratio, parser, put_rows
 
 from dqlib.config import Config
 from dqlib.presets import VARIANTS, get_preset
@@ -36,17 +35,10 @@ NAME = "distillation steps"
 UNTIMED = 2
 
 
-def random_examples(vocabulary: int, count: int) -> list[Example]:
-    """Pairs of the lengths that summarization has, of random tokens."""
-    order = random.Random(0)
-    draw = lambda n: [order.randrange(5, vocabulary) for _ in range(n)]  # noqa: E731
-    return [Example(draw(order.randrange(30, 128)), draw(order.randrange(6, 24))) for _ in range(count)]
-
-
-def noted(batches: Iterable, times: list[float]) -> Iterator:
-    """Batches as they come, and the processor's time at each."""
+def noted(batches: Iterable, times: list[float], clock: Callable[[], float]) -> Iterator:
+    """Batches as they come, and the time at each."""
     for batch in batches:
-        times.append(time.process_time())
+        times.append(clock())
         yield batch
 
 
@@ -58,7 +50,7 @@ def seconds_of_a_step(task: Task, examples: list[Example], config: Config, prese
     recipe = recipe_of(preset, student, teacher)
     training = replace(task.distill, steps=count, validations=1, seed=0).training(recipe)
     times: list[float] = []
-    batches = noted(steps(examples, training), times)
+    batches = noted(steps(examples, training), times, time.process_time)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.csv"
         Trainer(student, objective, batches, examples[:2], training, accelerator, log, preset.name, recipe).train()
@@ -74,20 +66,17 @@ def measure(task: Task, config: Config, presets: list[str], rounds: int, count: 
             seconds.append(seconds_of_a_step(task, examples, config, name, count))
     device = f"CPU, 1 thread of {available_cores()} cores, torch {torch.__version__}"
     for name in presets:
-        ratio = statistics.median(ours / theirs for ours, theirs in zip(taken[name], taken[baseline], strict=True))
-        value = statistics.median(taken[name])
+        ratio, value = median_ratio(taken[name], taken[baseline]), statistics.median(taken[name])
         yield Row(NAME, "laptop", str(config), name, "processor time of a step", value, "s", baseline, ratio, device)
 
 
 def main() -> None:
     """Measure in turn, print the ratios, write them down."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--presets", nargs="+", default=list(VARIANTS))
-    parser.add_argument("--config", type=Config.parse, default=Config.parse("2-2-8 2-4"))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent.parent / "results")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--presets", nargs="+", default=list(VARIANTS))
+    arguments.add_argument("--config", type=Config.parse, default=Config.parse("2-2-8 2-4"))
+    arguments.add_argument("--steps", type=int, default=20)
+    options = arguments.parse_args()
     torch.set_num_threads(1)
     training_loop.report = lambda *_: None
     task = load_settings("laptop").task("summarization")
@@ -95,7 +84,7 @@ def main() -> None:
     for row in measure(task, options.config, options.presets, options.rounds, options.steps):
         print(f"{row.engine}: {row.ratio:.2f} times a step of {row.baseline}", flush=True)
         rows.append(row)
-    put_rows(rows, options.results / "tables" / "benchmark.csv")
+    put_rows(rows, options.results)
 
 
 if __name__ == "__main__":

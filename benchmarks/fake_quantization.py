@@ -29,9 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from random_models import random_bart
 from tables import write_rows
 from torch import Tensor
-from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
+from transformers import PreTrainedModel
 
 from dqlib.config import Config
 from dqlib.presets import get_preset
@@ -100,15 +101,9 @@ class Timed:
 
 def make_teacher(shapes: Shapes) -> PreTrainedModel:
     """A random BART."""
-    torch.manual_seed(0)
-    sides = {
-        f"{side}_{name}": value
-        for side in ("encoder", "decoder")
-        for name, value in (("layers", shapes.layers), ("attention_heads", shapes.heads), ("ffn_dim", shapes.inner))
-    }
-    longest = max(shapes.source, shapes.target, shapes.new_tokens) + 2
-    config = BartConfig(vocab_size=shapes.vocabulary, max_position_embeddings=longest, d_model=shapes.features, **sides)
-    return BartForConditionalGeneration(config).eval()
+    s, longest = shapes, max(shapes.source, shapes.target, shapes.new_tokens) + 2
+    sizes = (s.vocabulary, s.features, s.heads, s.inner)
+    return random_bart((s.layers, s.layers), *sizes, max_position_embeddings=longest)
 
 
 def make_students(teacher: PreTrainedModel, shapes: Shapes, names: Collection[str]) -> dict[str, PreTrainedModel]:
@@ -191,22 +186,10 @@ def compare(what: str, timed: dict[str, Timed], rounds: int, clock: str = "wall"
         if name == BASELINE:
             continue
         ratios = [ours / theirs for ours, theirs in zip(seconds[name], seconds[BASELINE], strict=True)]
-        rows.append(
-            Row(
-                what,
-                name,
-                BASELINE,
-                statistics.median(ratios),
-                min(ratios),
-                max(ratios),
-                statistics.median(seconds[name]),
-                statistics.median(seconds[BASELINE]),
-                rounds,
-                torch.get_num_threads(),
-                clock,
-                torch.__version__.partition("+")[0],
-            )
-        )
+        of_ratios = (statistics.median(ratios), min(ratios), max(ratios))
+        medians = (statistics.median(seconds[each]) for each in (name, BASELINE))
+        made_with = (rounds, torch.get_num_threads(), clock, torch.__version__.partition("+")[0])
+        rows.append(Row(what, name, BASELINE, *of_ratios, *medians, *made_with))
     return rows
 
 

@@ -20,7 +20,6 @@ nothing. **This script has not been run on a GPU yet.**
 
 from __future__ import annotations
 
-import argparse
 import copy
 import gc
 import os
@@ -31,19 +30,17 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import fake_quantization
 import torch
 from fake_quantization import Shapes, make_teacher, training_step
-from tables import Row, put_rows
+from tables import ROOT, Row, parser, put_rows
 from transformers import PreTrainedModel
 
 from dqlib.config import Config
 from dqlib.fake_quantize import WeightFakeQuantizer
 from dqlib.student import make_student
 
-ROOT = Path(__file__).parent.parent
 NAME = "gpu-training"
 #: Columns of what a later run replaces: the same on the same device; a value has a row for each baseline.
 SAME = ("name", "shape", "config", "engine", "metric", "baseline", "device")
@@ -76,7 +73,7 @@ def device_name(device: str) -> str:
 
 def run_tests(device: str) -> int:
     """Status of the tests that are marked ``gpu``; on a CPU they run there."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests" / "test_gpu.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests" / "project" / "test_gpu.py")]
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"DQLIB_GPU_TESTS_ON": device}).returncode
 
 
@@ -134,14 +131,12 @@ def rows(found: dict[tuple[str, str], dict[str, float]], shapes: Shapes, key: st
 
 def main(arguments: list[str] | None = None) -> int:
     """Test, measure, append, print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--shape", choices=SHAPES, default="base")
-    parser.add_argument("--batch", type=int, help="texts of a step; 8 of base size need about 60 GB")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--no-tests", action="store_true", help="measure only")
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
-    options = parser.parse_args(arguments)
+    known = parser(__doc__, rounds=10)
+    known.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    known.add_argument("--shape", choices=SHAPES, default="base")
+    known.add_argument("--batch", type=int, help="texts of a step; 8 of base size need about 60 GB")
+    known.add_argument("--no-tests", action="store_true", help="measure only")
+    options = known.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         print("error: there is no CUDA device; --device cpu --shape tiny shows that the script runs", file=sys.stderr)
         return 2
@@ -149,14 +144,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("error: a test failed, so nothing was measured", file=sys.stderr)
         return 1
     shapes = SHAPES[options.shape]
-    if options.batch:
-        shapes = replace(shapes, batch=options.batch)
+    shapes = replace(shapes, batch=options.batch or shapes.batch)
     found = measure(shapes, options.device, options.rounds)
     measured = list(rows(found, shapes, options.shape, device_name(options.device)))
-    for row in measured:
-        against = f", {row.ratio:.4g} times better than {row.baseline}" if row.baseline else ""
-        print(f"{row.shape} {row.config} {row.engine}: {row.metric} {row.value:.6g} {row.unit}{against}", flush=True)
-    put_rows(measured, options.results / "tables" / "benchmark.csv", SAME)
+    print(*measured, sep="\n", flush=True)
+    put_rows(measured, options.results, SAME)
     return 0
 
 

@@ -69,40 +69,21 @@ def ctranslate2_engine(folder: Path, threads: int) -> Generate:
 
     if (folder / "classifier.safetensors").is_file():
         return _ctranslate2_classifier(folder, threads)
-    if not (folder / "shared_vocabulary.json").is_file():
-        return _ctranslate2_generator(folder, threads)
-    translator = ctranslate2.Translator(str(folder), inter_threads=1, intra_threads=threads)
-    vocabulary = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
-
-    def generate(ids: list[list[int]], beams: int, tokens: int) -> Any:
-        return translator.translate_batch(
-            [[vocabulary[i] for i in row] for row in ids],
-            [[vocabulary[2]]] * len(ids),
-            beam_size=beams,
-            min_decoding_length=tokens,
-            max_decoding_length=tokens,
-            max_input_length=0,
-        )
-
-    return generate
-
-
-def _ctranslate2_generator(folder: Path, threads: int) -> Generate:
-    import ctranslate2
-
-    generator = ctranslate2.Generator(str(folder), inter_threads=1, intra_threads=threads)
-    vocabulary = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
-
-    def generate(ids: list[list[int]], beams: int, tokens: int) -> Any:
-        return generator.generate_batch(
-            [[vocabulary[i] for i in row] for row in ids],
-            beam_size=beams,
-            min_length=tokens,
-            max_length=tokens,
+    shared = folder / "shared_vocabulary.json"  # of source and target, which a decoder alone has not
+    how = {"inter_threads": 1, "intra_threads": threads}
+    if not shared.is_file():
+        generator = ctranslate2.Generator(str(folder), **how)
+        names = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+        return lambda ids, beams, tokens: generator.generate_batch(
+            [[names[i] for i in row] for row in ids], beam_size=beams, min_length=tokens, max_length=tokens,
             include_prompt_in_result=False,
-        )
-
-    return generate
+        )  # fmt: skip
+    translator = ctranslate2.Translator(str(folder), **how)
+    vocabulary = json.loads(shared.read_text(encoding="utf-8"))
+    return lambda ids, beams, tokens: translator.translate_batch(
+        [[vocabulary[i] for i in row] for row in ids], [[vocabulary[2]]] * len(ids), beam_size=beams,
+        min_decoding_length=tokens, max_decoding_length=tokens, max_input_length=0,
+    )  # fmt: skip
 
 
 def _ctranslate2_classifier(folder: Path, threads: int) -> Generate:
@@ -122,13 +103,11 @@ def _ctranslate2_classifier(folder: Path, threads: int) -> Generate:
 
 def onnxruntime_engine(folder: Path, threads: int) -> Generate:
     """The engine of dqlib."""
-    if (folder / "classifier.onnx").is_file():
-        from dqlib.engines.onnx_classifier import OnnxClassifier
+    from dqlib.engines.onnx_model import CLASSIFIER, OnnxClassifier, OnnxEngine
 
+    if (folder / CLASSIFIER).is_file():
         classifier = OnnxClassifier(folder, threads)
         return lambda ids, beams, tokens: classifier.logits_of_ids(ids)
-    from dqlib.engines.onnx_model import OnnxEngine
-
     engine = OnnxEngine(folder, threads)
 
     def generate(ids: list[list[int]], beams: int, tokens: int) -> Any:

@@ -6,45 +6,22 @@ to classes; ``continuation`` is 64 tokens after a text of 64, greedily, of one t
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from functools import cached_property
 
 import torch
+from bench import Bench, Made
 from tables import Row
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
-)
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from dqlib.storage.footprint import fp32_size_bytes
-from dqlib.storage.manifest import packed_size_bytes
-from dqlib.storage.packed import save_packed
 
 #: Presets whose files are measured: two bits in three levels, which take 1.6 bits of a file, and in four.
 PRESETS = ("dqlib-ternary", "dqlib")
 
 
-class OneStack:
-    """What a bench (``inference.Bench``) does otherwise for a model of one stack."""
-
-    key: str
-    shape: Any
-    work: Path
-    row: Callable[..., Row]
-    in_turn: Callable[..., dict[str, list[float]]]
-    compared: Callable[..., Iterator[Row]]
-    transformers: Callable[[], tuple[str, Path]]
-    onnx: Callable[..., tuple[str, Path]]
-    ctranslate2: Callable[..., tuple[str, Path] | None]
-    student: Callable[..., PreTrainedModel]
-    memory_of: Callable[..., Iterator[Row]]
-    teacher_config: str
-    _teacher: PreTrainedModel | None
+class OneStack(Bench):
+    """The stages of a model of one stack."""
 
     @property
     def stages(self) -> list[Callable[[], Iterator[Row]]]:
@@ -58,16 +35,12 @@ class OneStack:
 
     def sizes(self) -> Iterator[Row]:
         """Bytes of packed files."""
-        teacher_bytes = fp32_size_bytes(self.teacher())
+        teacher_bytes = fp32_size_bytes(self.teacher)
         yield self.row("size", self.teacher_config, "transformers fp32", "size", teacher_bytes, "bytes")
         for config in self.shape.configs:
             for preset in PRESETS if config.startswith("2-2") else PRESETS[1:]:
-                save_packed(self.student(config, preset), self.work / "packed")
-                size = packed_size_bytes(self.work / "packed")
-                shutil.rmtree(self.work / "packed")
                 name = "packed, three levels" if preset == PRESETS[0] else "packed"
-                baseline = f"{self.teacher_config} transformers fp32"
-                yield self.row("size", config, name, "size", size, "bytes", baseline, teacher_bytes / size)
+                yield self.packed(config, teacher_bytes, name, preset)
 
     def generation(self) -> Iterator[Row]:
         """One text and several, by each engine."""
@@ -75,33 +48,33 @@ class OneStack:
         engines = self._engines()
         for texts, metric in ((1, "latency"), (many, "throughput")):
             seconds = self.in_turn(engines, texts=texts, beams=1)
-            yield from self.compared(name, seconds, list(engines)[:1], metric, texts, 1)
+            yield from self.compared(name, seconds, metric, texts, 1)
 
     def memory(self) -> Iterator[Row]:
         """Resident memory and seconds to load, each in a process of its own."""
         yield from self.memory_of(self._engines())
 
-    def _engines(self) -> dict[str, tuple[str, Path]]:
-        made: dict[str, tuple[str, Path] | None] = {f"{self.teacher_config} transformers fp32": self.transformers()}
+    def _engines(self) -> dict[str, Made]:
+        made = {f"{self.teacher_config} transformers fp32": self.transformers()}
         encoder = "int8" if self.reads else None
         for config in (self.shape.fast, self.shape.configs[0]):
-            made[f"{config} ctranslate2 int8"] = self.ctranslate2(config, "int8")
+            made[f"{config} ctranslate2 int8"] = self.ctranslate2(config)
             made[f"{config} onnxruntime"] = self.onnx(config, encoder)
-        return {name: engine for name, engine in made.items() if engine is not None}
+        return made
 
+    @cached_property
     def teacher(self) -> PreTrainedModel:
         """A random model of full depth."""
-        if self._teacher is None:
-            s = self.shape
-            torch.manual_seed(0)
-            if self.reads:
-                config: Any = BertConfig(
-                    vocab_size=s.vocabulary, hidden_size=s.features, num_hidden_layers=s.layers,
-                    num_attention_heads=s.heads, intermediate_size=s.inner,
-                )  # fmt: skip
-                self._teacher = BertForSequenceClassification(config).eval()
-            else:
-                config = GPT2Config(vocab_size=s.vocabulary, n_embd=s.features, n_layer=s.layers, n_head=s.heads,
-                                    n_inner=s.inner, bos_token_id=0, eos_token_id=2, pad_token_id=1)  # fmt: skip
-                self._teacher = GPT2LMHeadModel(config).eval()
-        return self._teacher
+        s = self.shape
+        torch.manual_seed(0)
+        if self.reads:
+            config = BertConfig(
+                vocab_size=s.vocabulary, hidden_size=s.features, num_hidden_layers=s.layers,
+                num_attention_heads=s.heads, intermediate_size=s.inner,
+            )  # fmt: skip
+            return BertForSequenceClassification(config).eval()
+        config = GPT2Config(
+            vocab_size=s.vocabulary, n_embd=s.features, n_layer=s.layers, n_head=s.heads, n_inner=s.inner,
+            bos_token_id=0, eos_token_id=2, pad_token_id=1,
+        )  # fmt: skip
+        return GPT2LMHeadModel(config).eval()

@@ -28,8 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tables import write_rows
-from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
+from random_models import random_bart
+from tables import median_ratio, write_rows
+from transformers import BartForConditionalGeneration, PreTrainedModel
 from transformers.utils import logging
 
 from dqlib.config import Config
@@ -71,32 +72,22 @@ def make_model(
     encoder_layers: int, decoder_layers: int, features: int = 768, vocabulary: int = 50265
 ) -> PreTrainedModel:
     """A random BART of base width."""
-    sides = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
-    sides |= {f"{side}_attention_heads": 12 for side in ("encoder", "decoder")}
-    sides |= {f"{side}_ffn_dim": 4 * features for side in ("encoder", "decoder")}
-    torch.manual_seed(0)
-    config = BartConfig(d_model=features, vocab_size=vocabulary, max_position_embeddings=1024, **sides)
-    return BartForConditionalGeneration(config).eval()
+    layers = (encoder_layers, decoder_layers)
+    return random_bart(layers, vocabulary, features, 12, 4 * features, max_position_embeddings=1024)
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Wall time of a call, what it gives thrown away after the clock has stopped."""
-    start = time.perf_counter()
+def seconds(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Time of a call, what it gives thrown away after the clock has stopped."""
+    start = clock()
     result = run()
-    taken = time.perf_counter() - start
+    taken = clock() - start
     del result
     return taken
 
 
 def cpu_seconds(run: Callable[[], object], rounds: int) -> float:
     """CPU time of a call, the least of some."""
-    taken = []
-    for _ in range(rounds):
-        start = time.process_time()
-        result = run()
-        taken.append(time.process_time() - start)
-        del result
-    return min(taken)
+    return min(seconds(run, time.process_time) for _ in range(rounds))
 
 
 def read_fp32(folder: Path) -> PreTrainedModel:
@@ -153,8 +144,8 @@ def measure(text: str, teacher_bytes: int, folder: Path, rounds: int, **shape: i
         teacher_bytes / sizes.total.paper_bytes,
         statistics.median(taken["packed"]),
         statistics.median(taken["fp32"]),
-        statistics.median(ours / theirs for ours, theirs in zip(taken["packed"], taken["fp32"], strict=True)),
-        statistics.median(ours / theirs for ours, theirs in zip(taken["packed"], taken["mapped"], strict=True)),
+        median_ratio(taken["packed"], taken["fp32"]),
+        median_ratio(taken["packed"], taken["mapped"]),
         cpu["packed"] / cpu["fp32"],
         cpu["packed"],
         *(cpu[name] for name in parts),

@@ -10,25 +10,25 @@ median of the ratios counts; rows go into ``benchmark.csv`` and replace those of
 
 from __future__ import annotations
 
-import argparse
 import os
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from argparse import SUPPRESS
 from pathlib import Path
 
 import torch
-from tables import Row, put_rows
+from distillation import noted
+from random_models import random_examples
+from tables import Row, parser, put_rows
 
 from dqlib.config import Config
 from dqlib.presets import get_preset
 from dqlib.study.params.settings import Training, available_cores, load_settings
 from dqlib.study.training import loop as training_loop
-from dqlib.study.training.batches import Example, steps
+from dqlib.study.training.batches import steps
 from dqlib.study.training.loop import Trainer, make_accelerator
 from dqlib.study.training.objectives import Objective, TaskObjective
 from dqlib.study.training.seq2seq import new_model
@@ -39,21 +39,11 @@ WAYS = ("processes", "compiled", "bf16")
 NAME = "training ways"
 
 
-def timed(batches: Iterable, untimed: int, times: list[float]) -> Iterator:
-    """Batches as they come; the moment after so many of them is noted."""
-    for i, batch in enumerate(batches):
-        if i == untimed:
-            times.append(time.perf_counter())
-        yield batch
-
-
 def measure(kind: str, count: int, way: str) -> None:
     """Print the steps a second of this process, or of the group that it belongs to."""
     task = load_settings("laptop").task("summarization")
     vocabulary = task.corpus.vocab_size
-    order = random.Random(0)
-    draw = lambda n: [order.randrange(5, vocabulary) for _ in range(n)]  # noqa: E731
-    examples = [Example(draw(order.randrange(30, 128)), draw(order.randrange(6, 24))) for _ in range(2000)]
+    examples = random_examples(vocabulary, 2000)
     precision = "bf16" if way == "bf16" else "fp32"
     accelerator = make_accelerator(0, precision)
     model = new_model(task.model, vocabulary)
@@ -67,13 +57,14 @@ def measure(kind: str, count: int, way: str) -> None:
         steps=count, learning_rate=1e-4, batch_tokens=task.distill.batch_tokens, validations=1, precision=precision,
         compile=way == "compiled",
     )  # fmt: skip
-    untimed, times = count // 3, []
-    batches = timed(steps(examples, spec), untimed, times)
+    untimed = count // 3
+    times: list[float] = []
+    batches = noted(steps(examples, spec), times, time.perf_counter)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.csv"
         Trainer(model, objective, batches, examples[:8], spec, accelerator, log, kind).train()
         if accelerator.is_main_process:
-            print((count - untimed) / (time.perf_counter() - times[0]))
+            print((count - untimed) / (time.perf_counter() - times[untimed]))
 
 
 def run(kind: str, processes: int, count: int, way: str = "") -> float:
@@ -88,15 +79,13 @@ def run(kind: str, processes: int, count: int, way: str = "") -> float:
 
 def main() -> None:
     """Measure in turn, print the ratios, write them down."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent.parent / "results")
-    parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    arguments = parser(__doc__, rounds=3)
+    arguments.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    arguments.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    arguments.add_argument("--processes", type=int, default=2)
+    arguments.add_argument("--steps", type=int, default=60)
+    arguments.add_argument("--worker", choices=KINDS, help=SUPPRESS)
+    options = arguments.parse_args()
     if options.worker:
         return measure(options.worker, options.steps, options.ways[0])
     device = f"CPU, {available_cores()} cores, torch {torch.__version__}"
@@ -115,7 +104,7 @@ def main() -> None:
                 Row(NAME, "laptop", config, name, f"{kind} steps", statistics.median(rates), "steps/s",
                     "one process, all threads, fp32", ratio, device)
             )  # fmt: skip
-    put_rows(rows, options.results / "tables" / "benchmark.csv")
+    put_rows(rows, options.results)
     return None
 
 

@@ -1,16 +1,20 @@
-"""The tables that benchmarks write."""
+"""What benchmarks have in common: arguments, ratios, and the tables that they write."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from dqlib.errors import InputError
 from dqlib.files import write_text
+
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +35,36 @@ class Row:
     ratio: float | None
     device: str
 
+    def __str__(self) -> str:
+        against = f", {self.ratio:.4g} times better than {self.baseline}" if self.ratio else ""
+        return f"{self.shape} {self.config} {self.engine}: {self.metric} {self.value:.6g} {self.unit}{against}"
 
-def put_rows(new: list[Row], path: Path, same: tuple[str, ...] = ("name",)) -> None:
+
+def parser(doc: str | None, rounds: int = 5) -> argparse.ArgumentParser:
+    """Arguments that most benchmarks take, and their docstring's first line."""
+    arguments = argparse.ArgumentParser(description=str(doc).partition("\n")[0])
+    arguments.add_argument("--rounds", type=int, default=rounds)
+    arguments.add_argument("--results", type=Path, default=ROOT / "results", help="folder of tables and figures")
+    return arguments
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def put_rows(new: list[Row], results: Path, same: tuple[str, ...] = ("name",)) -> None:
     """Put rows into ``benchmark.csv``, in place of those that have the same values in some columns; all others stay.
 
     Args:
         new: what was measured.
-        path: of the table.
+        results: folder of results.
         same: columns by which a later run finds what to replace; by default all of the same benchmark, wherever it ran.
 
     Raises:
         InputError: the file has other columns.
     """
-    columns = [field.name for field in fields(Row)]
+    path, columns = results / "tables" / "benchmark.csv", [field.name for field in fields(Row)]
     old: list[dict[str, str]] = []
     if path.is_file():
         with path.open(newline="") as file:

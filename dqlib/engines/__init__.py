@@ -7,6 +7,7 @@ that writes is loaded by :func:`load_engine`, one that classifies by :func:`load
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,21 +71,7 @@ def load_engine(folder: str | Path, engine: str | None = None, threads: int | No
     Raises:
         InputError: the engine is unknown, not installed, or not that of the folder, or the model does not write.
     """
-    made_for = _made_for(folder, engine)
-    try:
-        if made_for == "ctranslate2":
-            from dqlib.engines.ctranslate_engine import CTranslate2Engine
-
-            return CTranslate2Engine(folder, threads)
-        if made_for == "onnxruntime":
-            from dqlib.engines.onnx_model import OnnxEngine
-
-            return OnnxEngine(folder, threads)
-    except ImportError as error:
-        raise _missing(made_for, error) from error
-    from dqlib.engines.torch_engine import TorchEngine
-
-    return TorchEngine.load(folder, threads)
+    return _loaded(folder, engine, threads, classifies=False)
 
 
 def load_classifier(folder: str | Path, engine: str | None = None, threads: int | None = None) -> Classifier:
@@ -96,21 +83,7 @@ def load_classifier(folder: str | Path, engine: str | None = None, threads: int 
     Raises:
         InputError: the engine is unknown, not installed, or not that of the folder, or the model is no classifier.
     """
-    made_for = _made_for(folder, engine)
-    try:
-        if made_for == "ctranslate2":
-            from dqlib.engines.ctranslate_engine import CTranslate2Classifier
-
-            return CTranslate2Classifier(folder, threads)
-        if made_for == "onnxruntime":
-            from dqlib.engines.onnx_classifier import OnnxClassifier
-
-            return OnnxClassifier(folder, threads)
-    except ImportError as error:
-        raise _missing(made_for, error) from error
-    from dqlib.engines.torch_engine import TorchClassifier
-
-    return TorchClassifier.load(folder, threads)
+    return _loaded(folder, engine, threads, classifies=True)
 
 
 def is_classifier(folder: str | Path) -> bool:
@@ -147,14 +120,32 @@ def engine_of(folder: str | Path) -> str:
     return "onnxruntime" if any(folder.glob("*.onnx")) else "torch"
 
 
-def _made_for(folder: str | Path, engine: str | None) -> str:
-    """The engine that a folder was made for, once it is checked that it is the one asked for."""
+def _loaded(folder: str | Path, engine: str | None, threads: int | None, classifies: bool) -> Any:
+    """What runs a folder, once it is checked that it was made for the engine asked for."""
     made_for = engine_of(folder)
     if engine is not None:
         _check(engine, ENGINES)
         if engine != made_for:
             raise InputError("engine", engine, f"{made_for}, which {folder} was made for; dqlib export makes others")
-    return made_for
+    try:
+        return _loader(made_for, classifies)(folder, threads)
+    except ImportError as error:
+        raise _missing(made_for, error) from error
+
+
+def _loader(engine: str, classifies: bool) -> Callable[[str | Path, int | None], Any]:
+    """What makes an engine, or a classifier, of a folder and a number of threads."""
+    if engine == "ctranslate2":
+        from dqlib.engines.ctranslate_engine import CTranslate2Classifier, CTranslate2Engine
+
+        return CTranslate2Classifier if classifies else CTranslate2Engine
+    if engine == "torch":
+        from dqlib.engines.torch_engine import TorchClassifier, TorchEngine
+
+        return TorchClassifier.load if classifies else TorchEngine.load
+    from dqlib.engines.onnx_model import OnnxClassifier, OnnxEngine
+
+    return OnnxClassifier if classifies else OnnxEngine
 
 
 def _check(engine: str, allowed: tuple[str, ...]) -> None:

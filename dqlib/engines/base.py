@@ -9,9 +9,10 @@ has another rule, its export says so.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dqlib.errors import InputError
@@ -19,8 +20,10 @@ from dqlib.generation_settings import checked_settings
 from dqlib.languages import language_id
 
 if TYPE_CHECKING:  # so that an engine without torch stays without
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from dqlib.storage.manifest import Manifest
 
 #: Tokens that are written at most, where nothing else is said.
 NEW_TOKENS = 64
@@ -34,6 +37,9 @@ _OF_TRANSFORMERS: dict[str, tuple[Any, ...]] = {
     "encoder_repetition_penalty": (None, 1.0),
     "exponential_decay_length_penalty": (None,),
 }
+
+#: What GPT-2's configuration may say that only transformers computes, and what all engines have.
+_OF_GPT2 = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
 
 #: Fields of :class:`Decoding` by the names that transformers has for them, where it has others.
@@ -103,30 +109,26 @@ class Decoding:
         if not model.can_generate() or model.config.model_type == "bert":
             raise InputError("model", type(model).__name__, "a model that writes")
         config, settings = model.config, model.generation_config
-        ends = settings.eos_token_id if settings.eos_token_id is not None else config.eos_token_id
+        ends = _first(settings.eos_token_id, getattr(config, "eos_token_id", None))
         ends = tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
         fields = ("decoder_start_token_id", "bos_token_id")  # the second where there is no first, as in transformers
-        starts = (getattr(each, field, None) for field in fields for each in (settings, config))
-        start = next((each for each in starts if each is not None), None)
+        start = _first(*(getattr(each, field, None) for field in fields for each in (settings, config)))
         if start is None and config.is_encoder_decoder:
             raise InputError(fields[0], None, f"the id that the decoder starts from, or be told by {fields[1]}")
-        pad = settings.pad_token_id if settings.pad_token_id is not None else getattr(config, "pad_token_id", None)
-        continues = not config.is_encoder_decoder
-        shortest = settings.min_new_tokens  # which takes precedence, as in transformers
-        if shortest is None:
-            shortest = max((settings.min_length or 0) - (0 if continues else 1), 0)
+        # the start counts as one of min_length; min_new_tokens takes precedence, as in transformers
+        shortest = max((settings.min_length or 0) - config.is_encoder_decoder, 0)
         return cls(
-            None if continues else start,
+            start if config.is_encoder_decoder else None,
             ends,
-            ends[0] if pad is None and ends else pad,
+            _first(settings.pad_token_id, getattr(config, "pad_token_id", None), *ends[:1]),
             getattr(config, "max_position_embeddings", None),
             settings.forced_bos_token_id,
             settings.forced_eos_token_id,
-            1.0 if settings.length_penalty is None else float(settings.length_penalty),
+            float(_first(settings.length_penalty, 1)),
             settings.early_stopping or False,
             settings.no_repeat_ngram_size or 0,
-            1.0 if settings.repetition_penalty is None else float(settings.repetition_penalty),
-            shortest,
+            float(_first(settings.repetition_penalty, 1)),
+            _first(settings.min_new_tokens, shortest),
             tuple(map(tuple, settings.bad_words_ids or ())),
             config.is_encoder_decoder,
         )
@@ -153,10 +155,10 @@ class Decoding:
 
     @classmethod
     def parse(cls, content: Any, vocabulary: int) -> Decoding:
-        """The decoding that :meth:`as_json` described.
+        """The decoding whose fields a file has.
 
         Args:
-            content: what it gave, or anything else that a file has in its place.
+            content: the fields, or anything else that a file has in its place.
             vocabulary: ids that the model has.
 
         Raises:
@@ -167,7 +169,7 @@ class Decoding:
             decoding = cls(**{**content, "ends": tuple(content["ends"]), "suppressed": suppressed})
         except (TypeError, KeyError) as error:
             raise InputError("decoding", content, f"the fields of {cls.__name__} ({error})") from None
-        settings = {_SETTINGS.get(name, name): value for name, value in decoding.as_json().items()}
+        settings = {_SETTINGS.get(name, name): value for name, value in asdict(decoding).items()}
         has_encoder, positions = settings.pop("has_encoder"), settings.pop("positions")
         if not isinstance(has_encoder, bool):
             raise InputError("decoding, has_encoder", has_encoder, "true or false")
@@ -180,9 +182,48 @@ class Decoding:
         checked_settings(settings | several, vocabulary, "decoding")
         return decoding
 
-    def as_json(self) -> dict[str, Any]:
-        """All fields, as JSON has them."""
-        return asdict(self)
+
+def activation_field(config: PreTrainedConfig) -> str:
+    """Field of a configuration that names the activation function."""
+    return {"bert": "hidden_act", "t5": "dense_act_fn"}.get(config.model_type, "activation_function")
+
+
+def check_computed(config: PreTrainedConfig, engine: str, activations: Collection[str]) -> None:
+    """Check that an engine other than PyTorch computes what a configuration asks for.
+
+    Raises:
+        InputError: it does not.
+    """
+    tables = getattr(config, "decoder_vocab_size", None)
+    if tables not in (None, config.vocab_size):
+        raise InputError("decoder_vocab_size", tables, f"{config.vocab_size}, as many ids as the source has")
+    field = activation_field(config)
+    if getattr(config, field) not in activations:
+        raise InputError(field, getattr(config, field), f"one of {', '.join(activations)}")
+    for field, value in (_OF_GPT2 if config.model_type == "gpt2" else {}).items():
+        if getattr(config, field) != value:
+            raise InputError(field, getattr(config, field), f"{value} for the engine {engine}")
+
+
+def _first(*values: Any) -> Any:
+    """The first of some values that is not None, if one is not."""
+    return next((value for value in values if value is not None), None)
+
+
+def described(folder: Path, engine: str, classifies: bool) -> Manifest:
+    """The manifest of an exported model, once all files are found to be as they were written.
+
+    Raises:
+        InputError: the folder is none of the engine's, or a file was changed, or the model is of the other kind.
+    """
+    from dqlib.storage.manifest import check_files, opened  # and numpy, which `dqlib --help` does without
+
+    manifest = opened(folder, engine)
+    check_files(folder, manifest)
+    if ("reading" in manifest.about) != classifies:
+        kind = "a classifier of texts" if classifies else "a model that writes"
+        raise InputError("model", manifest.about.get("class"), kind)
+    return manifest
 
 
 def field_of(setting: str) -> str:
@@ -278,14 +319,12 @@ class Engine(ABC):
             for token in ids:
                 if token is not None and not 0 <= token < self.vocabulary_size:
                     raise InputError(field, token, f"ids from 0 to {self.vocabulary_size - 1}")
-        if not sources:
-            return []
-        starts = list(starts)
-        groups = [list(range(len(sources)))]
-        if self.continues and looks_back(decoding):  # at the text, too, where no padding is to be seen
-            groups = [[i for i, row in enumerate(sources) if len(row) == n] for n in sorted(set(map(len, sources)))]
+        groups: dict[int, list[int]] = {}
+        by_length = self.continues and looks_back(decoding)  # at the text, too, where no padding is to be seen
+        for i, row in enumerate(sources):
+            groups.setdefault(len(row) if by_length else 0, []).append(i)
         written: dict[int, list[int]] = {}
-        for group in groups:
+        for group in groups.values():
             parts = [sources[i] for i in group], [starts[i] for i in group]
             written |= zip(group, map(self.until_end, self._write(*parts, num_beams, longest, decoding)), strict=True)
         return [written[i] for i in range(len(sources))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -61,10 +61,10 @@ class Reading:
 
     @classmethod
     def parse(cls, content: Any, vocabulary: int) -> Reading:
-        """The reading that :meth:`as_json` described.
+        """The reading whose fields a file has.
 
         Args:
-            content: what it gave, or anything else that a file has in its place.
+            content: the fields, or anything else that a file has in its place.
             vocabulary: ids that the model has.
 
         Raises:
@@ -75,15 +75,12 @@ class Reading:
         except (TypeError, KeyError) as error:
             raise InputError("reading", content, f"the fields of {cls.__name__} ({error})") from None
         cls._check_labels("reading, labels", reading.labels)
-        for name, least, most in (
-            ("pad", 0, vocabulary - 1),
-            ("positions", 1, 2**31 - 1),
-            ("types", 1, 2**31 - 1),
-            ("separator", 0, vocabulary - 1),
-        ):
+        token, count = (0, vocabulary - 1), (1, 2**31 - 1)
+        for name, (least, most) in {"pad": token, "positions": count, "types": count, "separator": token}.items():
             value = getattr(reading, name)
-            left_out = name == "separator" and value is None
-            if not left_out and not (type(value) is int and least <= value <= most):
+            if name == "separator" and value is None:
+                continue
+            if type(value) is not int or not least <= value <= most:
                 raise InputError(f"reading, {name}", value, f"a whole number from {least} to {most}")
         return reading
 
@@ -91,10 +88,6 @@ class Reading:
     def _check_labels(field: str, labels: tuple[Any, ...]) -> None:
         if len(labels) < 2 or len(set(labels)) < len(labels) or not all(isinstance(label, str) for label in labels):
             raise InputError(field, list(labels), "names of two classes at least, each of its own")
-
-    def as_json(self) -> dict[str, Any]:
-        """All fields, as JSON has them."""
-        return asdict(self)
 
     def batch(self, input_ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Texts padded to one length: ids, types of the tokens, and mask, int64 (texts, length) each.

@@ -11,6 +11,7 @@ What a student rounds inside of attention (queries, keys, values, probabilities)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,13 +20,13 @@ import safetensors.numpy
 import torch
 from ctranslate2.converters import transformers as converters
 from ctranslate2.specs import model_spec
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from dqlib.architectures import architecture_of
 from dqlib.config import FULL_PRECISION
 from dqlib.engines import ENGINES
-from dqlib.engines.base import Decoding
+from dqlib.engines.base import Decoding, check_computed
 from dqlib.engines.classifier import CLASSIFIERS, Reading
 from dqlib.engines.ctranslate_engine import HEAD, MODEL, NAME, TOKENIZER
 from dqlib.errors import InputError
@@ -47,9 +48,6 @@ _CONVERTED = {
     "gpt2": ("GPT2Config", True, False),
     "bert": ("BertConfig", False, True),
 }
-
-#: What GPT-2's configuration may say that CTranslate2 has otherwise, and what it has.
-_OF_GPT2 = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +124,7 @@ def export_ctranslate2(
     folder, kind = Path(folder), model.config.model_type
     if kind not in _CONVERTED:
         raise InputError("model_type", kind, f"one of {', '.join(sorted(_CONVERTED))} for the engine ctranslate2")
-    _check_served(model.config)
+    check_computed(model.config, NAME, converters._SUPPORTED_ACTIVATIONS)
     config = getattr(model, "dqlib_config", None)
     if quantization is None:
         full = config is None or min(config.w_bits, config.e_bits) >= FULL_PRECISION
@@ -134,9 +132,8 @@ def export_ctranslate2(
     if quantization not in QUANTIZATIONS:
         raise InputError("quantization", quantization, f"one of {', '.join(QUANTIZATIONS)}")
     check_replaceable(folder, *ENGINES[1:])
-    reading = Reading.of(model, tokenizer) if kind in CLASSIFIERS else None
-    decoding = Decoding.exported(model, NAME) if reading is None else None
-    tokens = _Vocabulary(model.get_input_embeddings().num_embeddings, tokenizer, reading or decoding)
+    reads: Reading | Decoding = Reading.of(model, tokenizer) if kind in CLASSIFIERS else Decoding.exported(model, NAME)
+    tokens = _Vocabulary(model.get_input_embeddings().num_embeddings, tokenizer, reads)
     weights: tuple[Exported, ...] = ()
     heads = None if config is None else config.heads
     plain = plain_model(model)
@@ -146,19 +143,18 @@ def export_ctranslate2(
         weights = _to_int8(spec, codes)
     else:
         spec.optimize(quantization)
-    notes = _notes(model, quantization, decoding)
+    notes = (*_notes(model, quantization), *(_notes_of_search(reads) if isinstance(reads, Decoding) else ()))
     description = {
         "class": type(model).__name__,
         "config": None if config is None else str(config),
         "quantization": quantization,
-        **({"reading": reading.as_json()} if reading is not None else {}),
-        **({"decoding": decoding.as_json()} if decoding is not None else {}),
+        "reading" if isinstance(reads, Reading) else "decoding": asdict(reads),
         "weights": [asdict(each) for each in weights],
         "notes": notes,
     }
     with atomic_folder(folder) as scratch:
         spec.save(str(scratch))
-        if reading is not None:
+        if isinstance(reads, Reading):
             head = {name: getattr(plain.classifier, name).detach().numpy() for name in ("weight", "bias")}
             safetensors.numpy.save_file(head, scratch / HEAD)
         if tokenizer is not None:
@@ -190,20 +186,6 @@ class _Vocabulary:
         return self._tokens[i]
 
 
-def _check_served(config: PreTrainedConfig) -> None:
-    """Check that CTranslate2 computes what a configuration of GPT-2 or BERT asks for.
-
-    Raises:
-        InputError: it does not.
-    """
-    field = {"gpt2": "activation_function", "bert": "hidden_act"}.get(config.model_type)
-    if field is not None and getattr(config, field) not in converters._SUPPORTED_ACTIVATIONS:
-        raise InputError(field, getattr(config, field), f"one of {', '.join(converters._SUPPORTED_ACTIVATIONS)}")
-    for field, value in (_OF_GPT2 if config.model_type == "gpt2" else {}).items():
-        if getattr(config, field) != value:
-            raise InputError(field, getattr(config, field), f"{value} for the engine {NAME}")
-
-
 def _spec(plain: PreTrainedModel, tokens: _Vocabulary, heads: int | None = None) -> model_spec.ModelSpec:
     """CTranslate2's description of a plain model, weights in fp32.
 
@@ -226,7 +208,7 @@ def _spec(plain: PreTrainedModel, tokens: _Vocabulary, heads: int | None = None)
     for field in names.head_fields if heads is not None else ():
         setattr(config, field, heads)  # for the converter
     with torch.no_grad():
-        spec = converters._MODEL_LOADERS[name](plain.bert if config.model_type == "bert" else plain, tokens)
+        spec = converters._MODEL_LOADERS[name](plain.base_model if config.model_type in CLASSIFIERS else plain, tokens)
     for side in names.stacks if heads is not None else ():
         size = np.dtype("int32").type(next(units(plain, side)).size)
         for layer in getattr(spec, side).layer:
@@ -278,28 +260,25 @@ def _is_weight(name: str, spec: model_spec.ModelSpec) -> bool:
     return field == "weight" and hasattr(model_spec.index_spec(spec, parent), "weight_scale")
 
 
-def _notes(model: PreTrainedModel, quantization: str, decoding: Decoding | None) -> tuple[str, ...]:
-    """What the engine does not do as the model does, a sentence each."""
-    notes, config = [], getattr(model, "dqlib_config", None)
-    if config is not None:
-        a_bits, here = (
-            config.a_bits,
-            "to 8 bits with one scale per token" if quantization == "int8" else "not at all",
-        )
-        kind = "tensor" if model.dqlib_preset.activations.granularity == "per_tensor" else "token"
-        there = "not at all" if a_bits >= FULL_PRECISION else f"to {a_bits} bits with one scale per {kind}"
-        if a_bits < FULL_PRECISION:
-            notes.append("Inputs of attention and its probabilities are not rounded, as they are in the student.")
-        if here != there:
-            notes.append(f"Linear layers round their inputs {here}, the student's {there}.")
-    return (*notes, *(_notes_of_search(decoding) if decoding is not None else ()))
+def _notes(model: PreTrainedModel, quantization: str) -> Iterator[str]:
+    """What the engine does not compute as the model does, a sentence each."""
+    config = getattr(model, "dqlib_config", None)
+    if config is None:
+        return
+    kind = "tensor" if model.dqlib_preset.activations.granularity == "per_tensor" else "token"
+    here = "to 8 bits with one scale per token" if quantization == "int8" else "not at all"
+    there = f"to {config.a_bits} bits with one scale per {kind}" if config.a_bits < FULL_PRECISION else "not at all"
+    if config.a_bits < FULL_PRECISION:
+        yield "Inputs of attention and its probabilities are not rounded, as they are in the student."
+    if here != there:
+        yield f"Linear layers round their inputs {here}, the student's {there}."
 
 
-def _notes_of_search(decoding: Decoding) -> list[str]:
+def _notes_of_search(decoding: Decoding) -> Iterator[str]:
     """What it searches by another rule, a sentence each."""
-    notes, first = [], "the token that the decoder starts from" if decoding.has_encoder else "the first token of a text"
+    first = "the token that the decoder starts from" if decoding.has_encoder else "the first token of a text"
     if decoding.early_stopping is not True:
-        notes.append(
+        yield (
             "Beam search ends at twice as many finished texts as beams, which is not PyTorch's rule; with "
             "early_stopping both end alike."
         )
@@ -309,19 +288,18 @@ def _notes_of_search(decoding: Decoding) -> list[str]:
         "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
     }
     if forbidding := [name for name, value in rules.items() if value]:
-        notes.append(
+        yield (
             f"In beam search, the probability of tokens that {' and '.join(forbidding)} forbid goes to the others; in "
             "PyTorch it is lost."
         )
     if decoding.forced_start is not None:
-        notes.append("In beam search, only the best beam may end right after the first token, which is forced.")
+        yield "In beam search, only the best beam may end right after the first token, which is forced."
     if decoding.forced_end is not None and decoding.length_penalty:
-        notes.append("In beam search, the forced end of a text of full length is no part of the length of its score.")
+        yield "In beam search, the forced end of a text of full length is no part of the length of its score."
     if decoding.no_repeat_ngram_size:
-        notes.append(f"Where no_repeat_ngram_size forbids, {first} does not count.")
+        yield f"Where no_repeat_ngram_size forbids, {first} does not count."
     if decoding.repetition_penalty != 1:
-        notes.append(
+        yield (
             f"The repetition penalty leaves out {first}, and in beam search it changes logits, where PyTorch changes "
             "log-probabilities."
         )
-    return notes

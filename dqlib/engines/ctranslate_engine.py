@@ -16,10 +16,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dqlib.engines.base import Decoding, Engine
+from dqlib.engines.base import Decoding, Engine, described
 from dqlib.engines.classifier import Classifier, Reading
 from dqlib.errors import InputError
-from dqlib.storage.manifest import Manifest, check_files, opened, read_file
+from dqlib.storage.manifest import Manifest, read_file
 from dqlib.storage.reading import json_object, one_line, read_tokenizer
 
 NAME = "ctranslate2"
@@ -50,9 +50,7 @@ class CTranslate2Engine(Engine):
 
     def __init__(self, folder: str | Path, threads: int | None = None, device: str = "cpu") -> None:
         folder = Path(folder)
-        manifest = _checked(folder)
-        if "reading" in manifest.about:
-            raise InputError("model", manifest.about.get("class"), "a model that writes")
+        manifest = described(folder, NAME, classifies=False)
         self.vocabulary = _vocabulary(folder, manifest)
         self.ids, self.vocabulary_size = {token: i for i, token in enumerate(self.vocabulary)}, len(self.vocabulary)
         decoding = Decoding.parse(manifest.about.get("decoding"), len(self.vocabulary))
@@ -70,22 +68,22 @@ class CTranslate2Engine(Engine):
         self,
         sources: list[list[int]],
         starts: list[int | None],
-        num_beams: int,
-        max_new_tokens: int,
+        beams: int,
+        new_tokens: int,
         decoding: Decoding,
     ) -> list[list[int]]:
         last = [] if decoding.forced_end is None else [decoding.forced_end]  # of a text of full length
-        longest = max_new_tokens - len(last)
+        longest = new_tokens - len(last)
         if not longest:
             return [last for _ in sources]
         # transformers lets an end be written, whatever is asked for
         suppressed = [words for words in decoding.suppressed if len(words) > 1 or words[0] not in decoding.ends]
         search = {
-            "beam_size": num_beams,
+            "beam_size": beams,
             # of the length that scores are divided by, the end is a part in transformers, too
             "return_end_token": True,
             # the search ends when so many times the beams are finished
-            "patience": 1 if decoding.early_stopping is True or num_beams == 1 else 2,
+            "patience": 1 if decoding.early_stopping is True or beams == 1 else 2,
             "length_penalty": decoding.length_penalty,
             "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
             "repetition_penalty": decoding.repetition_penalty,
@@ -150,9 +148,7 @@ class CTranslate2Classifier(Classifier):
 
     def __init__(self, folder: str | Path, threads: int | None = None, device: str = "cpu") -> None:
         folder = Path(folder)
-        manifest = _checked(folder)
-        if "reading" not in manifest.about:
-            raise InputError("model", manifest.about.get("class"), "a classifier of texts")
+        manifest = described(folder, NAME, classifies=True)
         self.vocabulary_size = len(_vocabulary(folder, manifest))
         reading = Reading.parse(manifest.about["reading"], self.vocabulary_size)
         super().__init__(read_tokenizer(folder / TOKENIZER), reading)
@@ -171,13 +167,6 @@ class CTranslate2Classifier(Classifier):
         as_view = ctranslate2.StorageView.from_array
         output = self.encoder.forward_batch(as_view(ids.astype(np.int32)), as_view(lengths), types.tolist())
         return np.array(output.pooler_output) @ self._weight.T + self._bias
-
-
-def _checked(folder: Path) -> Manifest:
-    """The manifest of a folder, all of whose files are as they were written."""
-    manifest = opened(folder, NAME)
-    check_files(folder, manifest)
-    return manifest
 
 
 def _loaded(kind: Any, folder: Path, threads: int | None, device: str) -> Any:

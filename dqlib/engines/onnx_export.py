@@ -25,43 +25,39 @@ ONNX Runtime makes that copy when it loads; of the table on disk, mapped, only t
 from __future__ import annotations
 
 import copy
-import re
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import onnx
-import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from dqlib.architectures import architecture_of
 from dqlib.engines import ENGINES
 from dqlib.engines.base import Decoding
 from dqlib.engines.classifier import CLASSIFIERS, Reading
-from dqlib.engines.onnx_bart import BartGraphs
+from dqlib.engines.onnx_bart import BartGraphs, MarianGraphs, MBartGraphs
 from dqlib.engines.onnx_bert import BertGraphs
 from dqlib.engines.onnx_gpt2 import Gpt2Graphs
-from dqlib.engines.onnx_graph import Numbers
+from dqlib.engines.onnx_graph import Graph, Numbers
+from dqlib.engines.onnx_model import FORMAT, OnnxEngine
+from dqlib.engines.onnx_stacks import Stacks
 from dqlib.engines.onnx_t5 import T5Graphs
 from dqlib.engines.onnx_weights import KERNEL_BITS, Weights, values_of
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder
-from dqlib.quantizers import Quantized
 from dqlib.storage.manifest import check_replaceable, seal
 
 WEIGHTS = "weights.bin"
-
-#: Version of the folder's format.
-FORMAT = 1
 
 #: How an encoder may be written: one byte per weight, or as the decoder is.
 ENCODERS = ("int8", "packed")
 
 #: What makes the graphs of each architecture that is served.
-_GRAPHS: dict[str, type[BartGraphs] | type[T5Graphs] | type[BertGraphs] | type[Gpt2Graphs]] = {
+_GRAPHS: dict[str, type[Stacks]] = {
     "bart": BartGraphs,
-    "mbart": BartGraphs,
-    "marian": BartGraphs,
+    "mbart": MBartGraphs,
+    "marian": MarianGraphs,
     "t5": T5Graphs,
     "bert": BertGraphs,
     "gpt2": Gpt2Graphs,
@@ -90,68 +86,55 @@ def export_onnx(
     Raises:
         InputError: the model, its decoding or an argument is not served, or the folder holds something else.
     """
-    _check(model.config, bits, encoder)
+    kind = _checked(model.config, bits, encoder)
     folder = Path(folder)
     check_replaceable(folder, *ENGINES[1:])
     config = getattr(model, "dqlib_config", None)
     rounded = config is not None and config.a_bits <= 8
-    values = values_of(model)
-    kind = _GRAPHS[model.config.model_type]
-    if encoder is None:
-        encoder = "int8" if kind.of_encoder and _int8_serves(values, kind.of_encoder) else "packed"
-    int8_encoder = rounded and encoder == "int8"
+    graphs = kind(model.config, Weights(values_of(model), bits), rounded, encoder)
     description = {
         "format": FORMAT,
         "class": type(model).__name__,
         "config": None if config is None else str(config),
         "bits": bits,
-        "encoder": "int8" if int8_encoder else "packed",
+        "encoder": "int8" if graphs.int8_encoder else "packed",
         "vocabulary": model.config.vocab_size,
     }
     if model.config.model_type in CLASSIFIERS:
-        description["reading"] = Reading.of(model, tokenizer).as_json()
+        description["reading"] = asdict(Reading.of(model, tokenizer))
     else:
-        description["decoding"] = Decoding.exported(model, "onnxruntime").as_json()
+        description["decoding"] = asdict(Decoding.exported(model, OnnxEngine.name))
+        layers, (heads, size) = len(graphs.layers("decoder")), graphs.heads("decoder")
+        description |= {"layers": layers, "heads": heads, "head_dim": size, "first_position": graphs.first_position}
     with atomic_folder(folder) as scratch:
-        numbers = Numbers(scratch / WEIGHTS)
-        graphs = kind(model.config, Weights(values, bits), numbers, rounded, int8_encoder)
-        if not isinstance(graphs, BertGraphs):
-            (heads, size), (_, layers) = graphs.heads("decoder"), architecture_of(model.config).depths(model.config)
-            description |= {"layers": layers, "heads": heads, "head_dim": size, "first_position": graphs.first_position}
-        for name, graph in graphs.graphs():
-            onnx.save(graph, scratch / name)
-        numbers.close()
+        with Numbers(scratch / WEIGHTS) as numbers:
+            for name, make in graphs.parts.items():
+                graph = Graph(name.removesuffix(".onnx"), numbers)
+                make(graph)
+                onnx.save(graph.model(), scratch / name)
         plain = copy.deepcopy(model.config)
         plain.architectures = [type(model).__name__]
         plain.save_pretrained(scratch)
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
-        seal(scratch, "onnxruntime", description)
+        seal(scratch, OnnxEngine.name, description)
 
 
-def _check(model_config: Any, bits: int | None, encoder: str | None) -> None:
-    """Check that the kernels serve a model's architecture and an export's options.
+def _checked(config: PreTrainedConfig, bits: int | None, encoder: str | None) -> type[Stacks]:
+    """What makes the graphs, once it is checked that the kernels serve a configuration and an export's options.
 
     Raises:
         InputError: they do not.
     """
-    if model_config.model_type not in _GRAPHS:
+    kind = _GRAPHS.get(config.model_type)
+    if kind is None:
         served = ", ".join(sorted(_GRAPHS))
-        raise InputError("model_type", model_config.model_type, f"one of {served}, which the engine onnxruntime serves")
+        raise InputError("model_type", config.model_type, f"one of {served}, which the engine onnxruntime serves")
     if bits is not None and bits not in KERNEL_BITS:
         raise InputError("bits", bits, "2, 4 or 8, or None for the fewest that do")
     if encoder not in (None, *ENCODERS):
         raise InputError("encoder", encoder, f"one of {', '.join(ENCODERS)}")
-    kind = _GRAPHS[model_config.model_type]
-    if encoder is not None and kind.of_encoder is None:
-        raise InputError("encoder", encoder, f"left out for {model_config.model_type}, which has none")
-    kind.check(model_config)
-
-
-def _int8_serves(values: dict[str, Quantized | torch.Tensor], of_encoder: str) -> bool:
-    """Whether all weights that an encoder of int8 multiplies have codes with one scale per row, around zero."""
-    return all(
-        isinstance(value, Quantized) and value.zero_point is None and value.scale.size(-1) == 1
-        for name, value in values.items()
-        if re.fullmatch(of_encoder, name)
-    )
+    if encoder is not None and architecture_of(config).encoder is None:
+        raise InputError("encoder", encoder, f"left out for {config.model_type}, which has none")
+    kind.check(config)
+    return kind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ EXTERNAL, ALIGNED = 1024, 4096
 
 
 class Numbers:
-    """The file that holds the numbers of several graphs, the same bytes once.
+    """The file that holds the numbers of several graphs, the same bytes once; as a context, it is closed at the end.
 
     Args:
         path: of the file, which is written while graphs are made.
@@ -55,8 +55,10 @@ class Numbers:
             tensor.external_data.add(key=key, value=str(value))
         return tensor
 
-    def close(self) -> None:
-        """Finish the file."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 
@@ -99,6 +101,11 @@ class Graph:
     def integers(self, *values: int) -> str:
         """A small int64 vector."""
         return self.constant("integers " + " ".join(map(str, values)), np.array(values, np.int64))
+
+    def places(self, shape: str) -> str:
+        """0, 1, 2 and so on, as many as the second number of a shape says, and the constants ``zero`` and ``one``."""
+        length = self.op("Gather", shape, self.constant("one", np.array(1, np.int64)))
+        return self.op("Range", self.constant("zero", np.array(0, np.int64)), length, "one")
 
     def op(self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
         """Add a node.

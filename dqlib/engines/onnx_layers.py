@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
-from dqlib.engines.onnx_graph import Graph, Numbers
-from dqlib.engines.onnx_model import CANDIDATES, DECODER, ENCODER
+from dqlib.engines.base import activation_field
+from dqlib.engines.onnx_graph import Graph
 from dqlib.engines.onnx_weights import Weights
 from dqlib.errors import InputError
 
-_EPSILON = 1e-5  # of torch.nn.LayerNorm
-
-#: Score of a token that is not attended to.
-MASKED = -3e38
-
-#: What the size of a head in GroupQueryAttention is a multiple of; no other kernel minds the width.
-HEAD_FEATURES = 8
+#: Kernels that add a bias and compute an activation function at once.
+_WITH_BIAS = {"gelu": "BiasGelu"} | dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "FastGelu")
 
 
 class Layers:
@@ -30,27 +25,24 @@ class Layers:
     Args:
         config: of the model.
         weights: by their names.
-        numbers: where the constants of all graphs go.
         rounded: whether kernels round activations to 8 bits.
-        pre: whether LayerNorms come before attention and feed-forward layers.
+
+    Attributes:
+        int8_encoder: whether an encoder multiplies codes of 8 bits.
     """
 
-    def __init__(self, config: Any, weights: Weights, numbers: Numbers, rounded: bool, pre: bool) -> None:
-        self.config, self.weights, self.numbers = config, weights, numbers
-        self.level = 4 if rounded else 0
-        self.pre, self.epsilon = pre, _EPSILON
-        self.features = config.hidden_size
-        self.activation = getattr(config, "activation_function", None)
+    #: Activation functions that there are kernels for.
+    activations: tuple[str, ...] = ("gelu", "relu", "swish", "silu")
+    #: Whether LayerNorms come before attention and feed-forward layers.
+    pre = True
 
-    def heads(self, side: str) -> tuple[int, int]:
-        """Heads of an attention, fewer than the configuration has in a narrow student, and features of one."""
-        size = self.features // getattr(self.config, f"{side}_attention_heads")
-        return len(self.weights.number(f"model.{side}.layers.0.self_attn.q_proj.bias")) // size, size
+    int8_encoder = False
 
-    @property
-    def embed_scale(self) -> float:
-        """What a token's row of the table is multiplied by."""
-        return math.sqrt(self.features) if self.config.scale_embedding else 1.0
+    def __init__(self, config: Any, weights: Weights, rounded: bool) -> None:
+        self.config, self.weights, self.level = config, weights, 4 if rounded else 0
+        self.features, self.activation = config.hidden_size, getattr(config, activation_field(config))
+        epsilons = (getattr(config, name, None) for name in ("layer_norm_epsilon", "layer_norm_eps"))
+        self.epsilon = next((each for each in epsilons if each is not None), 1e-5)  # which torch.nn.LayerNorm has
 
     def lookup(self, g: Graph, ids: str, name: str, factor: float = 1.0) -> str:
         """Rows of a table: (..., features)."""
@@ -81,81 +73,14 @@ class Layers:
         value = self.weights.values[name]
         return next(other for other, each in self.weights.values.items() if each is value)
 
-    # --- attention of a decoder, and what it writes
-
-    def graphs(self) -> Iterator[tuple[str, onnx.ModelProto]]:
-        """Each graph with the name of its file."""
-        yield ENCODER, self.encoder()
-        yield DECODER, self.decoder()
-        yield CANDIDATES, self.candidates()
-
-    def encoder(self) -> onnx.ModelProto:
-        """What reads a source."""
-        raise NotImplementedError
-
-    def decoder(self) -> onnx.ModelProto:
-        """One step."""
-        raise NotImplementedError
-
-    def give_source(self, g: Graph, y: str, shape: str, parts: int) -> None:
-        """Give out keys and values of the decoder's layers, all beside each other in a row of the source."""
-        heads, size = self.heads("decoder")
-        split = g.op("Concat", shape, g.integers(parts, heads, size), axis=0)
-        y = g.op("Transpose", g.op("Reshape", y, split), perm=[2, 0, 3, 1, 4])
-        g.output(y, "cross", TensorProto.FLOAT, [parts, "batch", heads, "source", size])
-
-    def attended_to_earlier(self, g: Graph, i: int, joint: str, bias: str = "", **scale: Any) -> str:
-        """What a token's heads take from the tokens before it and itself.
-
-        Args:
-            g: of one step, with the inputs ``before`` and ``total``.
-            i: of the layer.
-            joint: query, keys and values beside each other, (rows, 1, features).
-            bias: added to the scores, (1, heads, 1, total).
-            scale: of the scores; that of the root of a head's size, where nothing is given.
-        """
-        heads, size = self.heads("decoder")
-        shape: list[int | str] = ["rows", heads, "capacity", size]
-        keys = g.input(f"keys {i}", TensorProto.FLOAT, shape)
-        values = g.input(f"values {i}", TensorProto.FLOAT, shape)
-        biased = ("", "", "", bias) if bias else ()
-        y, new_keys, new_values = g.fused(
-            "GroupQueryAttention", joint, "", "", keys, values, "before", "total", *biased,
-            outputs=3, num_heads=heads, kv_num_heads=heads, **scale,
-        )  # fmt: skip
-        g.output(new_keys, f"new keys {i}", TensorProto.FLOAT, shape)
-        g.output(new_values, f"new values {i}", TensorProto.FLOAT, shape)
-        return y
-
-    def attended_to_source(self, g: Graph, i: int, query: str, **scale: Any) -> str:
-        """What a token's heads take from the source, all beams of a text as so many queries."""
-        heads, size = self.heads("decoder")
-        shape: list[int | str] = ["texts", heads, "source", size]
-        y = g.fused(
-            "MultiHeadAttention", g.op("Reshape", query, "by_source"),
-            g.input(f"source keys {i}", TensorProto.FLOAT, shape),
-            g.input(f"source values {i}", TensorProto.FLOAT, shape),
-            "", "mask", num_heads=heads, mask_filter_value=MASKED, **scale,
-        )  # fmt: skip
-        return g.op("Reshape", y, g.integers(-1, 1, heads * size))
-
-    def candidates(self) -> onnx.ModelProto:
-        """Logits (rows, vocabulary) to the ``k`` best tokens of each row and their log-probabilities, best first."""
-        g = Graph("candidates", self.numbers)
-        logits = g.input("logits", TensorProto.FLOAT, ["rows", self.config.vocab_size])
-        count = g.input("k", TensorProto.INT64, [1])
-        best, tokens = g.op("TopK", g.op("LogSoftmax", logits, axis=-1), count, outputs=2, axis=-1)
-        g.output(best, "best", TensorProto.FLOAT, ["rows", "count"])
-        g.output(tokens, "tokens", TensorProto.INT64, ["rows", "count"])
-        return g.model()
-
     # --- products
 
     def linear(self, g: Graph, x: str | tuple[str, str], paths: Sequence[str], bias: bool = True) -> str:
         """Rows times these weights, beside each other, and their biases; ``x`` may be rounded codes with scales."""
         if isinstance(x, tuple):
             y = self._integer(g, x, paths)
-            return g.op("Add", y, self.bias(g, paths)) if bias else y
+            added = self.bias(g, paths) if bias else ""
+            return g.op("Add", y, added) if added else y
         return self.multiply(g, x, paths, self.bias(g, paths) if bias else "")
 
     def multiply(self, g: Graph, x: str, paths: Sequence[str], bias: str = "") -> str:
@@ -180,45 +105,61 @@ class Layers:
         return g.op("Add", y, g.op("Mul", g.row_sums(x), g.constant(f"{name}.weight missing", weight.missing())))
 
     def bias(self, g: Graph, paths: Sequence[str]) -> str:
-        """The biases of these layers as one."""
+        """The biases of these layers as one; "" where they have none."""
+        if f"{paths[0]}.bias" not in self.weights.values:
+            return ""
         bias = np.concatenate([self.weights.number(f"{path}.bias") for path in paths])
         return g.constant(f"{_joint(paths)}.bias", bias)
 
-    def activated(self, g: Graph, y: str, path: str, biased: bool = False) -> str:
-        """The activation function of ``y`` and the bias, which ``relu`` and ``swish`` may have got already."""
-        if self.activation == "gelu":
-            return g.fused("BiasGelu", y, self.bias(g, [path]))
-        y = y if biased else g.op("Add", y, self.bias(g, [path]))
+    @property
+    def adds_bias(self) -> bool:
+        """Whether the activation function's kernel adds the bias of the layer before it."""
+        return self.activation in _WITH_BIAS
+
+    def activated(self, g: Graph, y: str, paths: Sequence[str], biased: bool = False) -> str:
+        """The activation function of ``y`` and the bias of these layers, if ``y`` has not got it already."""
+        if self.adds_bias:
+            return g.fused(_WITH_BIAS[self.activation], y, self.bias(g, paths))
+        return self.function(g, y if biased else g.op("Add", y, self.bias(g, paths)))
+
+    def function(self, g: Graph, y: str) -> str:
+        """The activation function alone."""
         return g.op("Relu", y) if self.activation == "relu" else g.op("Mul", y, g.op("Sigmoid", y))
 
     def norm(self, g: Graph, x: str, path: str) -> str:
-        """LayerNorm of the last dimension."""
-        gamma, beta = self._norm_numbers(g, path)
-        return g.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=self.epsilon)
+        """LayerNorm of the last dimension; RMSNorm (https://arxiv.org/abs/1910.07467) where there is no bias."""
+        kind, numbers = self._norm_numbers(g, path)
+        return g.op(f"{kind}LayerNormalization", x, *numbers, axis=-1, epsilon=self.epsilon)
 
-    def _norm_numbers(self, g: Graph, path: str) -> tuple[str, str]:
-        gamma, beta = (g.constant(name, self.weights.number(name)) for name in (f"{path}.weight", f"{path}.bias"))
-        return gamma, beta
+    def _norm_numbers(self, g: Graph, path: str) -> tuple[str, list[str]]:
+        """What the kernel's name begins with, and the norm's numbers."""
+        names = [name for name in (f"{path}.weight", f"{path}.bias") if name in self.weights.values]
+        return "" if len(names) == 2 else "Simplified", [g.constant(name, self.weights.number(name)) for name in names]
 
     def add_norm(self, g: Graph, residual: str, delta: str, norm: str, bias: str = "") -> tuple[str, str]:
         """What the next part reads, and what it is added to."""
-        inputs = (residual, delta, *self._norm_numbers(g, norm), *((bias,) if bias else ()))
+        kind, numbers = self._norm_numbers(g, norm)
+        inputs, kind = (residual, delta, *numbers, *([bias] if bias else [])), f"Skip{kind}LayerNormalization"
         if not self.pre:
-            x = g.fused("SkipLayerNormalization", *inputs, epsilon=self.epsilon)
+            x = g.fused(kind, *inputs, epsilon=self.epsilon)
             return x, x
-        outputs = g.fused("SkipLayerNormalization", *inputs, outputs=4, epsilon=self.epsilon)
+        outputs = g.fused(kind, *inputs, outputs=4, epsilon=self.epsilon)
         g.nodes[-1].output[1] = g.nodes[-1].output[2] = ""  # mean and deviation
         return outputs[0], outputs[3]
 
     # --- int8, as a student rounds: one scale per token, one a row of the weight
 
     def zero_points(self, g: Graph, x: str) -> str:
-        """The zero point of each row."""
+        """The zero point of each row; "" where an encoder multiplies numbers as they are."""
+        if not self.int8_encoder:
+            return ""
         rows = g.op("Shape", x, end=1)
         return g.op("ConstantOfShape", rows, value=onnx.helper.make_tensor("128", TensorProto.UINT8, [1], [128]))
 
-    def rounded(self, g: Graph, x: str, zero: str) -> tuple[str, str]:
-        """Codes uint8 (rows, features) around 128, and scales (rows, 1)."""
+    def read(self, g: Graph, x: str, zero: str) -> str | tuple[str, str]:
+        """What a product reads: ``x``, or codes uint8 (rows, features) around ``zero``, 128, and scales (rows, 1)."""
+        if not zero:
+            return x
         largest = g.op("ReduceMax", g.op("Abs", x), g.integers(-1), keepdims=1)
         scale = g.op("Mul", largest, g.constant("1/127", np.array(1 / 127, np.float32)))
         scale = g.op("Max", scale, g.constant("tiny", np.array(np.finfo(np.float32).tiny)))

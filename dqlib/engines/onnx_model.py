@@ -18,15 +18,16 @@ import numpy as np
 import onnxruntime
 
 from dqlib.engines import rules
-from dqlib.engines.base import Decoding, Engine, looks_back
-from dqlib.engines.onnx_steps import PromptSteps, SourceSteps, Steps, bound
+from dqlib.engines.base import Decoding, Engine, described, looks_back
+from dqlib.engines.classifier import Classifier, Reading
+from dqlib.engines.onnx_steps import Graphs, PromptSteps, SourceSteps, Steps, bound
 from dqlib.errors import InputError
-from dqlib.storage.manifest import check_files, opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 ENCODER, DECODER, CANDIDATES = "encoder.onnx", "decoder.onnx", "candidates.onnx"
+CLASSIFIER = "classifier.onnx"
 FORMAT = 1
 
 #: Score of what cannot be chosen, as transformers has it.
@@ -40,9 +41,6 @@ class OnnxEngine(Engine):
         folder: that was written.
         threads: of one call; None for one per core.
 
-    Attributes:
-        early_stopping: of the beam search, as transformers has it; the model's own until it is set.
-
     Raises:
         InputError: the folder is none of these, or damaged.
     """
@@ -51,9 +49,7 @@ class OnnxEngine(Engine):
 
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         self.folder = Path(folder)
-        self._description = description = described(self.folder)
-        if "reading" in description:
-            raise InputError("model", description.get("class"), "a model that writes")
+        self._description = description = description_of(self.folder, classifies=False)
         self.decoding = Decoding.parse(description.get("decoding"), description.get("vocabulary") or 0)
         names = [ENCODER] * self.decoding.has_encoder + [DECODER, CANDIDATES]
         *self._encoders, self._decoder, self._search = sessions(self.folder, threads, *names)
@@ -65,9 +61,8 @@ class OnnxEngine(Engine):
             if type(description.get(field)) is not int or description[field] != size:
                 raise InputError(f"{folder}, {field}", description.get(field), f"{size:g}, as the graphs have it")
         first = description.get("first_position", 2)  # which older exports, of BART and mBART, do not say
-        if first not in (0, 2, None) or (first is None) == any(
-            i.name == "position" for i in self._decoder.get_inputs()
-        ):
+        placed = any(each.name == "position" for each in self._decoder.get_inputs())
+        if first not in (0, 2, None) or (first is not None) != placed:
             raise InputError(f"{folder}, first_position", first, "0 or 2, or null of a graph without positions")
         self.vocabulary_size = vocabulary
         if self.decoding.positions is None and first is not None:
@@ -83,21 +78,20 @@ class OnnxEngine(Engine):
         self,
         sources: list[list[int]],
         starts: list[int | None],
-        num_beams: int,
-        max_new_tokens: int,
+        beams: int,
+        new_tokens: int,
         decoding: Decoding,
     ) -> list[list[int]]:
         if self.continues:
-            graphs = self._decoder, self._search, self._description
-            steps: Steps = PromptSteps(*graphs, sources, num_beams, max_new_tokens)
+            steps: Steps = PromptSteps(self.graphs, sources, beams, new_tokens)
             # what is there already, where rules ask for it: texts are then of one length
             there = np.array(sources if looks_back(decoding) else [[0]] * len(sources))
         else:
-            steps = self._read_source(sources, num_beams, max_new_tokens)
+            steps = self._read_source(sources, beams, new_tokens)
             there = np.array(starts)[:, None]
-        if num_beams == 1:
-            return self._greedy(steps, there, max_new_tokens, decoding)
-        return self._beams(steps, there, num_beams, max_new_tokens, decoding)
+        if beams == 1:
+            return self._greedy(steps, there, new_tokens, decoding)
+        return self._beams(steps, there, beams, new_tokens, decoding)
 
     # --- searches
 
@@ -216,20 +210,55 @@ class OnnxEngine(Engine):
         bound(binding.bind_ortvalue_input, input_ids=ids, mask=mask)
         bound(binding.bind_ortvalue_output, cross=cross)
         self._encoders[0].run_with_iobinding(binding)
-        return SourceSteps(self._decoder, self._search, description, cross, mask, beams, longest)
+        return SourceSteps(self.graphs, cross, mask, beams, longest)
+
+    @property
+    def graphs(self) -> Graphs:
+        """What steps are taken with."""
+        return self._decoder, self._search, self._description
 
 
-def described(folder: Path) -> Mapping[str, Any]:
-    """What the manifest of an exported model says of it, once all files are found to be as they were written.
+class OnnxClassifier(Classifier):
+    """A classifier that :func:`dqlib.engines.onnx_export.export_onnx` wrote.
+
+    Args:
+        folder: that was written.
+        threads: of one call; None for one per core.
 
     Raises:
-        InputError: the folder is none of these, or damaged, or of another version of the format.
+        InputError: the folder is none of these, or damaged.
     """
-    manifest = opened(folder, OnnxEngine.name)
-    check_files(folder, manifest)
-    if manifest.about.get("format") != FORMAT:
-        raise InputError(f"{folder}, format", manifest.about.get("format"), f"{FORMAT}, which this dqlib reads")
-    return manifest.about
+
+    name = "onnxruntime"
+
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
+        folder = Path(folder)
+        description = description_of(folder, classifies=True)
+        (self._session,) = sessions(folder, threads, CLASSIFIER)
+        size = description.get("vocabulary")
+        if type(size) is not int or size < 1:
+            raise InputError(f"{folder}, vocabulary", size, "a whole number of at least 1")
+        self.vocabulary_size = size
+        super().__init__(tokenizer_of(folder), Reading.parse(description["reading"], size))
+        classes = self._session.get_outputs()[0].shape[-1]
+        if classes != len(self.labels):
+            raise InputError(f"{folder}, labels", len(self.labels), f"{classes} of them, as the graph has it")
+
+    def _logits(self, input_ids: Sequence[Sequence[int]]) -> np.ndarray:
+        ids, types, mask = self.reading.batch(input_ids)
+        return self._session.run(None, {"input_ids": ids, "types": types, "mask": mask.astype(np.int32)})[0]
+
+
+def description_of(folder: Path, classifies: bool) -> Mapping[str, Any]:
+    """What the manifest of an exported model says of it.
+
+    Raises:
+        InputError: as of :func:`dqlib.engines.base.described`, or it is of another version of the format.
+    """
+    about = described(folder, OnnxEngine.name, classifies).about
+    if about.get("format") != FORMAT:
+        raise InputError(f"{folder}, format", about.get("format"), f"{FORMAT}, which this dqlib reads")
+    return about
 
 
 def sessions(folder: Path, threads: int | None, *names: str) -> list[onnxruntime.InferenceSession]:

@@ -140,6 +140,11 @@ class Weights:
         assert not isinstance(value, Quantized)
         return value.numpy()
 
+    def rows(self, name: str) -> int:
+        """Outputs of a linear layer, by its weight."""
+        value = self.values[name]
+        return len(value.codes if isinstance(value, Quantized) else value)
+
     def matrix(self, names: Sequence[str]) -> Codes | np.ndarray:
         """Rows of all these weights: codes, or fp32 where the kernels do not have the grid."""
         parts = [self.values[name] for name in names]

@@ -42,23 +42,16 @@ class TorchEngine(Engine):
 
     @classmethod
     def load(cls, folder: str | Path, threads: int | None = None) -> TorchEngine:
-        """The engine of a folder (see :func:`load_model`).
-
-        Args:
-            folder: of a packed model, of a student, or of a Hugging Face model.
-            threads: of PyTorch, in all of this process; None leaves them as they are.
-        """
-        if threads is not None:
-            torch.set_num_threads(threads)
-        return cls(*load_model(folder))
+        """The engine of a folder; arguments as of :func:`load_model`."""
+        return cls(*load_model(folder, threads))
 
     @torch.no_grad()
     def _write(
         self,
         sources: list[list[int]],
         starts: list[int | None],
-        num_beams: int,
-        max_new_tokens: int,
+        beams: int,
+        new_tokens: int,
         decoding: Decoding,
     ) -> list[list[int]]:
         longest = max(map(len, sources))
@@ -69,8 +62,8 @@ class TorchEngine(Engine):
             ids[row, place], mask[row, place] = torch.tensor(each), 1
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         settings = copy.deepcopy(self.model.generation_config)
-        settings.update(num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=decoding.pad)
-        settings.early_stopping = decoding.early_stopping if num_beams > 1 else False
+        settings.update(num_beams=beams, max_new_tokens=new_tokens, do_sample=False, pad_token_id=decoding.pad)
+        settings.early_stopping = decoding.early_stopping if beams > 1 else False
         for name, field in self._asked.items():
             if getattr(decoding, field) != getattr(self._own, field):
                 setattr(settings, name, getattr(decoding, field))
@@ -102,10 +95,8 @@ class TorchClassifier(Classifier):
 
     @classmethod
     def load(cls, folder: str | Path, threads: int | None = None) -> TorchClassifier:
-        """The engine of a folder; arguments as of :meth:`TorchEngine.load`."""
-        if threads is not None:
-            torch.set_num_threads(threads)
-        return cls(*load_model(folder))
+        """The engine of a folder; arguments as of :func:`load_model`."""
+        return cls(*load_model(folder, threads))
 
     @torch.no_grad()
     def _logits(self, input_ids: Sequence[Sequence[int]]) -> np.ndarray:
@@ -114,16 +105,19 @@ class TorchClassifier(Classifier):
         return self.model(**inputs).logits.float().cpu().numpy()
 
 
-def load_model(folder: str | Path) -> tuple[PreTrainedModel, Tokenizer | None]:
+def load_model(folder: str | Path, threads: int | None = None) -> tuple[PreTrainedModel, Tokenizer | None]:
     """The model of a folder and its tokenizer, if there is one.
 
     Args:
         folder: written by :func:`dqlib.storage.packed.save_packed`, :func:`dqlib.storage.students.save_student` or
             ``save_pretrained``, of one of the known architectures.
+        threads: of PyTorch, in all of this process; None leaves them as they are.
 
     Raises:
         InputError: the folder is none of these, or is damaged.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     folder, kind = Path(folder), kind_of(folder)
     if kind == "packed":
         return load_packed(folder), load_tokenizer(folder) if has_tokenizer(opened(folder, kind)) else None

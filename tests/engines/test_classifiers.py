@@ -1,7 +1,7 @@
 """All engines of a classifier find the same classes: its weights, its pairs, its limits, a sentence for the rest."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import torch
 
 from dqlib.architectures import architecture_of
 from dqlib.config import Config
-from dqlib.engines import ENGINES, export_model, is_classifier, load_classifier, load_engine
+from dqlib.engines import export_model, is_classifier, load_classifier, load_engine
 from dqlib.engines.agreement import class_agreement
 from dqlib.engines.classifier import Reading, probabilities
 from dqlib.engines.torch_engine import TorchClassifier, load_model
@@ -21,15 +21,13 @@ from dqlib.student import make_student, round_for_storage
 from dqlib.study.training.examples import Example
 from dqlib.study.training.text_batches import collate_texts
 from tests.helpers.checkpoints import CLASSES, save_checkpoint, tokenizer_of
+from tests.helpers.engines import OTHERS, served
 from tests.helpers.folders import reseal
 from tests.helpers.models import ASYMMETRIC, CASES, PAD, VOCABULARY, make_teacher, student_of
 
 TEXTS = ["the river and the stone", "water", "old plants grows near the green river under stone", "light over wind"]
 SECONDS = ["a small house", "keeps the light near the river and under the old stone", "wind", "the water"]
 IDS = [[2, 5, 6, 7, 3, 9, 10, 3], [2, 20, 3], [2, 30, 31, 32, 33, 3]]
-
-
-OTHERS = pytest.mark.parametrize("engine", ENGINES[1:])
 
 
 def told(engine):
@@ -76,12 +74,9 @@ def test_texts_and_pairs_are_read_as_transformers_reads_them(folders):
 @OTHERS
 @pytest.mark.parametrize("bits", [None, "2-2-32"])
 def test_an_engine_gives_the_logits_of_pytorch(engine, bits, tmp_path):
-    pytest.importorskip(engine)
     model = make_teacher("bert-classifier")
     model = model if bits is None else student_of(model, "bert-classifier", bits).eval()
-    options = {"quantization": "float32"} if engine == "ctranslate2" else {}
-    export_model(model, tmp_path / "out", engine, **options)
-    ours, theirs = told(TorchClassifier(model)), told(load_classifier(tmp_path / "out", threads=1))
+    ours, theirs = told(TorchClassifier(model)), told(served(model, engine, tmp_path / "out"))
     expected = ours.logits_of_ids(IDS)
     assert np.abs(theirs.logits_of_ids(IDS) - expected).max() < 1e-5
     for row, logits in zip(IDS, expected, strict=True):  # padding and neighbours change nothing
@@ -93,7 +88,6 @@ def test_an_engine_gives_the_logits_of_pytorch(engine, bits, tmp_path):
 @OTHERS
 @pytest.mark.parametrize("bits", ["2-2-8", "1-1-8", "4-4-8"])
 def test_an_engine_of_integers_is_the_student_but_for_what_it_rounds_inside_of_attention(engine, bits, tmp_path):
-    pytest.importorskip(engine)
     student = student_of(make_teacher("bert-classifier"), "bert-classifier", bits).eval()
     round_for_storage(student)
     report = export_model(student, tmp_path / "out", engine)
@@ -128,23 +122,18 @@ def test_weights_of_few_bits_stay_so_in_onnxruntime(preset, encoder, tmp_path):
 
 @OTHERS
 def test_a_narrow_classifier_is_served_as_it_is(engine, tmp_path):
-    pytest.importorskip(engine)
     case = CASES["bert-classifier"]
     content = case.config.to_dict() | dict.fromkeys(architecture_of(case.config).head_fields, 4)
     torch.manual_seed(2)
     teacher = case.model(type(case.config).from_dict(content)).eval()
     student = make_student(teacher, Config.parse("2-2-32 2-0 h3 f11")).eval()
-    options = {"quantization": "float32"} if engine == "ctranslate2" else {}
-    export_model(student, tmp_path / "out", engine, **options)
-    ours, theirs = (
-        told(each).logits_of_ids(IDS) for each in (TorchClassifier(student), load_classifier(tmp_path / "out"))
-    )
+    engines = (TorchClassifier(student), served(student, engine, tmp_path / "out"))
+    ours, theirs = (told(each).logits_of_ids(IDS) for each in engines)
     assert np.abs(ours - theirs).max() < 1e-5
 
 
 @OTHERS
 def test_texts_and_pairs_go_into_every_engine(engine, folders, tmp_path):
-    pytest.importorskip(engine)
     model, tokenizer = load_model(folders["packed"])
     export_model(model, tmp_path / "out", engine, tokenizer)
     assert is_classifier(tmp_path / "out")
@@ -153,9 +142,6 @@ def test_texts_and_pairs_go_into_every_engine(engine, folders, tmp_path):
         for one, other in zip(ours.classify(*columns), theirs.classify(*columns, batch_size=2), strict=True):
             assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=0.02)
             assert one.cut == other.cut
-    for ids, said in (([], "0 tokens"), ([5] * 25, "25 tokens"), ([VOCABULARY], str(VOCABULARY))):
-        with pytest.raises(InputError, match=rf"^input_ids: '?{said}"):
-            theirs.logits_of_ids([[5], ids])
     with pytest.raises(InputError, match=r"^model: 'BertForSequenceClassification' .* a model that writes"):
         load_engine(tmp_path / "out")
     about = dict(opened(tmp_path / "out", engine).about)
@@ -166,7 +152,6 @@ def test_texts_and_pairs_go_into_every_engine(engine, folders, tmp_path):
 
 @OTHERS
 def test_an_activation_function_that_no_kernel_has_is_refused(engine, tmp_path):
-    pytest.importorskip(engine)
     case = CASES["bert-classifier"]
     model = case.model(type(case.config).from_dict(case.config.to_dict() | {"hidden_act": "tanh"}))
     with pytest.raises(InputError, match=r"^hidden_act: 'tanh'"):
@@ -191,15 +176,6 @@ def test_what_is_longer_than_the_model_reads_is_cut_and_told(folders):
     assert [each.cut for each in engine.classify(texts)] == [False, True]
     assert [len(row) for row in engine.encode(texts)[0]] == [4, 24]
     assert [each.cut for each in engine.classify(texts, texts[::-1])] == [True, True]
-
-
-def test_a_text_does_not_depend_on_its_neighbours(folders):
-    engine = load_classifier(folders["packed"])
-    together = engine.classify(TEXTS, SECONDS, batch_size=4)
-    alone = engine.classify(TEXTS, SECONDS, batch_size=1)
-    assert [each.label for each in together] == [each.label for each in alone]
-    for one, other in zip(together, alone, strict=True):
-        assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=1e-5)
 
 
 def test_what_no_classifier_can_read_is_refused(folders):
@@ -254,13 +230,13 @@ def test_a_model_that_gives_no_single_class_is_refused():
 def test_a_reading_reads_back_from_json():
     reading = Reading.of(make_teacher("bert-classifier"), tokenizer_of("bert"))
     assert reading == Reading(("LABEL_0", "LABEL_1", "LABEL_2"), PAD, 24, 2, 3)
-    assert Reading.parse(json.loads(json.dumps(reading.as_json())), VOCABULARY) == reading
+    assert Reading.parse(json.loads(json.dumps(asdict(reading))), VOCABULARY) == reading
     for field, value in (
         ("labels", ["a", "a"]), ("labels", ["a", 1]), ("pad", VOCABULARY), ("positions", 0), ("types", "2"),
         ("separator", -1), ("more", 1), ("labels", 5),
     ):  # fmt: skip
         with pytest.raises(InputError, match=r"^reading"):
-            Reading.parse(reading.as_json() | {field: value}, VOCABULARY)
+            Reading.parse(asdict(reading) | {field: value}, VOCABULARY)
 
 
 def test_agreement_of_classes_counts_labels_and_probabilities():

@@ -7,12 +7,12 @@ from transformers import GPT2Config
 
 from dqlib.architectures import architecture_of
 from dqlib.config import Config
-from dqlib.engines import ENGINES, export_model, load_engine
+from dqlib.engines import ENGINES, export_model
 from dqlib.engines.torch_engine import TorchEngine
 from dqlib.errors import InputError
-from dqlib.storage.packed import load_packed, save_packed
 from dqlib.student import make_student, quantized_modules, round_for_storage
 from tests.helpers.checkpoints import tokenizer_of
+from tests.helpers.engines import OTHERS, served
 from tests.helpers.models import CASES, EOS, LSQ, VOCABULARY, data_of, make_teacher, student_of
 
 pytest.importorskip("onnx")
@@ -21,15 +21,8 @@ pytest.importorskip("ctranslate2")
 
 from dqlib.engines.onnx_steps import PromptSteps
 
-OTHERS = pytest.mark.parametrize("engine", ENGINES[1:])
 IDS = [[5, 6, 7, 8, 9], [10, 11], [12], [13, 14, 15], [8, 9]]
 NEW_TOKENS = 8
-
-
-def exported(model, engine, folder, exact=True):
-    """An engine; of CTranslate2 with weights in fp32 where it is to compute as PyTorch does."""
-    export_model(model, folder, engine, **({"quantization": "float32"} if exact and engine == "ctranslate2" else {}))
-    return load_engine(folder, threads=1)
 
 
 @OTHERS
@@ -37,7 +30,7 @@ def exported(model, engine, folder, exact=True):
 def test_a_text_goes_on_as_in_pytorch(engine, bits, tmp_path):
     model = make_teacher("gpt2")
     model = model if bits is None else student_of(model, "gpt2", bits).eval()
-    engines = [TorchEngine(model), exported(model, engine, tmp_path / "out")]
+    engines = [TorchEngine(model), served(model, engine, tmp_path / "out")]
     for beams, new_tokens in ((1, 1), (1, NEW_TOKENS), (3, 1), (3, 4), (3, NEW_TOKENS)):
         options = {"num_beams": beams, "max_new_tokens": new_tokens, "early_stopping": True}
         ours, theirs = (each.generate_ids(IDS, **options) for each in engines)
@@ -52,7 +45,7 @@ def test_a_continuation_ends_where_that_of_pytorch_ends(engine, tmp_path):
     written = TorchEngine(teacher).generate_ids(IDS, num_beams=1, max_new_tokens=NEW_TOKENS)
     teacher.generation_config.eos_token_id = [EOS, *{row[3] for row in written}]
     teacher.generation_config.forced_eos_token_id = EOS
-    engines = [TorchEngine(teacher), exported(teacher, engine, tmp_path / "out")]
+    engines = [TorchEngine(teacher), served(teacher, engine, tmp_path / "out")]
     for beams in (1, 3):
         options = {"num_beams": beams, "max_new_tokens": NEW_TOKENS, "early_stopping": True}
         ours, theirs = (each.generate_ids(IDS, **options) for each in engines)
@@ -63,7 +56,7 @@ def test_a_continuation_ends_where_that_of_pytorch_ends(engine, tmp_path):
 @OTHERS
 def test_a_search_is_asked_for_as_of_pytorch(engine, tmp_path):
     teacher = make_teacher("gpt2")
-    engines = [TorchEngine(teacher), exported(teacher, engine, tmp_path / "out")]
+    engines = [TorchEngine(teacher), served(teacher, engine, tmp_path / "out")]
     for asked in (
         {"min_new_tokens": 6}, {"length_penalty": 2.0}, {"no_repeat_ngram_size": 2}, {"bad_words_ids": [[32], [42]]},
         {"bad_words_ids": [[7, 42], [32, 32]]}, {"repetition_penalty": 1.1}, {"repetition_penalty": 1.5},
@@ -93,26 +86,15 @@ def test_the_codes_survive_in_ctranslate2(preset, bits, tmp_path):
 
 
 @OTHERS
-def test_the_packed_model_gives_the_file_of_its_student(engine, tmp_path):
-    student = student_of(make_teacher("gpt2"), "gpt2").eval()
-    round_for_storage(student)
-    save_packed(student, tmp_path / "packed")
-    export_model(student, tmp_path / "one", engine)
-    export_model(load_packed(tmp_path / "packed"), tmp_path / "other", engine)
-    for name in ("model.bin",) if engine == "ctranslate2" else ("weights.bin", "decoder.onnx"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
-
-
-@OTHERS
 def test_a_student_of_8_bits_scores_tokens_as_the_student_does(engine, tmp_path):
     student = student_of(make_teacher("gpt2"), "gpt2", "8-8-8").eval()
-    fast, row = exported(student, engine, tmp_path / "out", exact=False), IDS[0]
+    fast, row = served(student, engine, tmp_path / "out", exact=False), IDS[0]
     with torch.no_grad():
         expected = student(torch.tensor([row])).logits[0, -1].numpy()
     if engine == "ctranslate2":
         scored = np.array(fast.generator.forward_batch([row]))[0, -1]
     else:
-        scored = PromptSteps(fast._decoder, fast._search, fast._description, [row], 1, 1).logits(np.zeros(1))[0]
+        scored = PromptSteps(fast.graphs, [row], 1, 1).logits(np.zeros(1))[0]
     assert np.abs(scored - expected).max() < 0.15 * np.abs(expected).max()
 
 
@@ -125,14 +107,15 @@ def test_a_narrow_student_writes_the_same(engine, tmp_path):
     calibration = [data.inputs | {"labels": data.labels}]
     student = make_student(teacher, Config.parse("2-2-32 0-2 h3 f11"), "dqlib", calibration).eval()
     ours = TorchEngine(student).generate_ids(IDS, num_beams=1, max_new_tokens=6)
-    assert exported(student, engine, tmp_path / "out").generate_ids(IDS, num_beams=1, max_new_tokens=6) == ours
+    assert served(student, engine, tmp_path / "out").generate_ids(IDS, num_beams=1, max_new_tokens=6) == ours
 
 
 @OTHERS
 def test_what_the_engine_computes_or_searches_otherwise_is_refused(engine, tmp_path):
-    for field, value in (("scale_attn_by_inverse_layer_idx", True), ("activation_function", "tanh")):
-        case = CASES["gpt2"]
-        model = case.model(GPT2Config.from_dict(case.config.to_dict() | {field: value}))
+    tanh = ("activation_function", "tanh")
+    for name, field, value in (("gpt2", "scale_attn_by_inverse_layer_idx", True), ("gpt2", *tanh), ("bart", *tanh)):
+        case = CASES[name]
+        model = case.model(type(case.config).from_dict(case.config.to_dict() | {field: value}))
         with pytest.raises(InputError, match=f"^{field}: "):
             export_model(model, tmp_path / "out", engine)
     for field, value in (("min_length", 4), ("forced_bos_token_id", 5)):  # rules that look at the text otherwise
@@ -152,7 +135,7 @@ def test_what_ctranslate2_does_by_another_rule_is_told(tmp_path):
 
 def test_what_no_engine_can_read_is_refused_by_all(tmp_path):
     teacher = make_teacher("gpt2")
-    engines = [TorchEngine(teacher), *(exported(teacher, name, tmp_path / name) for name in ENGINES[1:])]
+    engines = [TorchEngine(teacher), *(served(teacher, name, tmp_path / name) for name in ENGINES[1:])]
     for engine in engines:
         for ids, told in (
             ([[5], []], r"^input_ids: \[\] .* without encoder or end"),
@@ -171,10 +154,10 @@ def test_texts_in_texts_out(engine, tmp_path):
     config = case.config.to_dict() | {"vocab_size": len(tokenizer), "eos_token_id": 0, "pad_token_id": None}
     teacher = case.model(GPT2Config.from_dict(config)).eval()
     reference = TorchEngine(teacher, tokenizer)
-    export_model(teacher, tmp_path / "out", engine, tokenizer)
+    fast = served(teacher, engine, tmp_path / "out", exact=False, tokenizer=tokenizer)
     texts = ["the river", "old stone house wind", "the " * 60]
     options = {"num_beams": 1, "max_new_tokens": 6}
-    assert load_engine(tmp_path / "out", threads=1).generate(texts, **options) == reference.generate(texts, **options)
+    assert fast.generate(texts, **options) == reference.generate(texts, **options)
     assert np.array(reference.encode(texts, 6)[2]).shape == (18,)
 
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from dqlib.config import Config, WeightQuantization, in_megabytes
+from dqlib.config import Config, WeightQuantization
+from dqlib.engines import export_model
 from dqlib.engines.torch_engine import TorchEngine
 from dqlib.errors import InputError
 from dqlib.presets import get_preset
-from dqlib.storage.footprint import size_bytes
 from dqlib.storage.manifest import opened
-from dqlib.storage.packed import load_packed, save_packed
-from dqlib.student import make_student, module_quantizers, quantized_modules, round_for_storage
+from dqlib.student import make_student, module_quantizers, quantized_modules
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from tests.conftest import BOTH
+from tests.helpers.engines import OTHERS
 from tests.helpers.folders import reseal
 from tests.helpers.models import CASES, PAD
 
@@ -98,25 +98,6 @@ def test_weights_survive_exactly(teacher, exported, bits, preset, options):
     tokens = [2, 20, 21, 22, 23]
     ours = step_logits(exported(student, **options), SOURCES, tokens)
     assert np.abs(ours - torch_logits(student, SOURCES, tokens)).max() < 1e-4
-
-
-def test_weights_of_a_budget_survive_exactly_each_at_its_bits(teacher, exported):
-    calibration = [padded(SOURCES) | {"labels": torch.tensor([[20, 21, 2]] * len(SOURCES))}]
-    budget = in_megabytes(size_bytes(make_student(teacher, Config.parse("4-4-8 3-2"))))
-    config = make_student(teacher, Config.parse(f"auto:{budget} 3-2"), calibration=calibration).dqlib_config
-    assert len({bits for _, bits in config.modules}) > 1
-    student = make_student(teacher, replace(config, a_bits=32)).eval()
-    tokens = [2, 20, 21, 22, 23]
-    ours = step_logits(exported(student), SOURCES, tokens)
-    assert np.abs(ours - torch_logits(student, SOURCES, tokens)).max() < 1e-4
-
-
-def test_a_packed_model_is_exported_as_its_student(teacher, exported, tmp_path):
-    student = student_of(teacher, "2-2-32", FOUR_LEVELS)
-    round_for_storage(student)
-    save_packed(student, tmp_path / "packed")
-    ours = step_logits(exported(load_packed(tmp_path / "packed")), SOURCES, [2, 20])
-    assert np.abs(ours - torch_logits(student, SOURCES, [2, 20])).max() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -245,17 +226,6 @@ def test_searches_are_those_of_transformers(teacher, exported):
         assert engine.generate_ids(sources, **options) == generated(student, sources, **options)
 
 
-def test_forced_tokens_lengths_and_penalties_are_kept(teacher, exported):
-    student = student_of(teacher, "2-2-32")
-    said = student.generation_config
-    said.forced_bos_token_id, said.forced_eos_token_id, said.min_length, said.length_penalty = 33, 2, 6, 2.0
-    engine = exported(student)
-    for beams in (1, 3):
-        theirs = generated(student, SOURCES, num_beams=beams, max_new_tokens=9)
-        assert engine.generate_ids(SOURCES, num_beams=beams, max_new_tokens=9) == theirs
-        assert all(row[0] == 33 and 5 <= len(row) <= 8 for row in theirs)
-
-
 def test_an_early_end_is_where_transformers_ends(teacher, exported):
     with torch.no_grad():
         teacher.final_logits_bias[0, 2] = 7.0  # the end is likely
@@ -265,20 +235,6 @@ def test_an_early_end_is_where_transformers_ends(teacher, exported):
         theirs = generated(student, SOURCES, num_beams=beams, max_new_tokens=12)
         assert engine.generate_ids(SOURCES, num_beams=beams, max_new_tokens=12) == theirs
         assert min(map(len, theirs)) < 12
-
-
-@pytest.mark.parametrize(("encoder", "preset"), [("int8", "dqlib-ternary"), ("packed", FOUR_LEVELS)])
-def test_padding_and_neighbours_change_nothing(teacher, exported, encoder, preset):
-    engine = exported(student_of(teacher, "2-2-8", preset), encoder=encoder)
-    together = engine.generate_ids(SOURCES, num_beams=4, max_new_tokens=8)
-    assert together == [engine.generate_ids([row], num_beams=4, max_new_tokens=8)[0] for row in SOURCES]
-
-
-def test_each_text_starts_from_its_own_token(teacher, exported):
-    student = student_of(teacher, "2-2-32")
-    options = {"num_beams": 2, "max_new_tokens": 6}
-    ours = exported(student).generate_ids(SOURCES[:2], starts=[5, 6], **options)
-    assert ours == generated(student, SOURCES[:2], decoder_start_token_id=[[5], [6]], **options)
 
 
 # --- folder and texts
@@ -294,10 +250,6 @@ def test_texts_in_texts_out(teacher, tmp_path):
     one_by_one = [engine.generate([text], max_new_tokens=5)[0] for text in texts]
     assert engine.generate(texts, max_new_tokens=5, batch_size=2) == one_by_one
     assert engine.generate([]) == []
-    with pytest.raises(InputError, match="language"):
-        engine.generate(texts, languages="xx")
-    export_onnx(student, tmp_path / "onnx", tokenizer)  # replaces
-    assert not [path for path in tmp_path.iterdir() if path.name != "onnx"]
 
 
 @pytest.mark.parametrize(("features", "heads"), [(16, 4), (15, 3)])
@@ -351,7 +303,7 @@ def teacher_of(name, **fields):
 )
 def test_marian_and_t5_are_the_student_and_search_as_transformers_does(name, fields, exported):
     teacher = teacher_of(name, **fields)
-    for bits in ("2-2-32", "8-4-32", "2-2-8"):
+    for bits in ("2-2-32", "2-2-8"):
         student, tokens = make_student(teacher, Config.parse(f"{bits} 2-1")).eval(), [PAD, 20, 21, 22]
         engine = exported(student)
         theirs = torch_logits(student, SOURCES, tokens)
@@ -376,11 +328,12 @@ def test_a_t5_reads_and_writes_beyond_its_farthest_distance_and_with_fewer_heads
         assert difference.max() < 1e-4 if bits == "2-2-32" else difference.mean() < 0.05
 
 
-def test_a_marian_with_fewer_ids_to_write_than_to_read_is_refused(tmp_path):
+@OTHERS
+def test_a_marian_with_fewer_ids_to_write_than_to_read_is_refused(engine, tmp_path):
     case = CASES["marian-unshared"]
     teacher = case.model(type(case.config).from_dict(case.config.to_dict() | {"decoder_vocab_size": 40}))
     with pytest.raises(InputError, match=r"^decoder_vocab_size: 40 .* 60, as many ids"):
-        export_onnx(teacher, tmp_path / "onnx")
+        export_model(teacher, tmp_path / "out", engine)
 
 
 def test_errors_are_clear(teacher, tmp_path):
@@ -394,28 +347,7 @@ def test_errors_are_clear(teacher, tmp_path):
         export_onnx(teacher_of("t5"), tmp_path / "onnx")
     with pytest.raises(InputError, match="dense_act_fn: 'tanh' is not allowed"):
         export_onnx(teacher_of("t5", d_kv=8, feed_forward_proj="tanh"), tmp_path / "onnx")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.txt").touch()
-    with pytest.raises(InputError, match="which is replaced"):
-        export_onnx(student, tmp_path / "other")
-    with pytest.raises(InputError, match="written by export_onnx"):
-        OnnxEngine(tmp_path / "other")
-
     export_onnx(student, tmp_path / "onnx")
-    engine = OnnxEngine(tmp_path / "onnx", threads=1)
-    for options, name in (
-        ({"num_beams": 0, "max_new_tokens": 4}, "num_beams"),
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"max_new_tokens": 40}, "max_new_tokens"),
-        ({"max_new_tokens": 4, "starts": [1]}, "starts"),
-    ):
-        with pytest.raises(InputError, match=name):
-            engine.generate_ids(SOURCES, **options)
-    with pytest.raises(InputError, match="input_ids"):
-        engine.generate_ids([[96]], max_new_tokens=4)
-    with pytest.raises(InputError, match="without a tokenizer"):
-        engine.generate(["text"])
-
     reseal(tmp_path / "onnx", about=dict(opened(tmp_path / "onnx", "onnxruntime").about) | {"format": 99})
     with pytest.raises(InputError, match="format"):
         OnnxEngine(tmp_path / "onnx")
