@@ -88,12 +88,20 @@ def write_small_study(folder: Path) -> None:
     (folder / "profiles").mkdir()
     params = yaml.safe_load((root / "profiles" / "tutorial.yaml").read_text())
     task = params["summarization"]
-    task["corpus"]["limit"] = 800
+    task["corpus"] |= {"packages": ["datasets", "huggingface_hub"], "limit": 800}  # the standard library takes seconds
     task["pretrain"]["steps"] = task["finetune"]["steps"] = 4
     task["methods"]["distill"]["steps"], task["methods"]["longer_steps"] = 3, [5]
     task["methods"]["evaluate"]["documents"] = 12  # fewer than the teacher's
     task["methods"] |= {"presets": ["dq-bart-faithful", "dqlib"], "ablations": ["dqlib-fixed-scales"]}
     (folder / "small.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fewer_steps_of_simpler_methods():
+    """Logistic regression on words in a tenth of its steps, which are enough for texts like these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dqlib.study.evaluation.words.STEPS", 200)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,32 +1,10 @@
-import pytest
 import torch
 from torch import nn
 
 from dqlib.attention import quantized_attention
-from dqlib.config import ActivationQuantization, Config
+from dqlib.config import ActivationQuantization
 from dqlib.layers import ActivationFakeQuantizer
 from dqlib.quantizers import fake_quantize_activation
-from dqlib.student import make_student
-
-
-def test_the_padding_mask_reaches_quantized_attention(teacher, batch):
-    # Registered without a mask function, an attention silently attends to padding.
-    student = make_student(teacher, Config.parse("32-32-8 4-3")).eval()
-    with torch.no_grad():
-        output = student(**batch.inputs(), output_attentions=True)
-    padded = ~batch.attention_mask.bool()[:, None, None, :]
-    for maps in (*output.encoder_attentions, *output.cross_attentions):
-        assert maps.masked_select(padded).max() == 0
-    causal = torch.ones(6, 6, dtype=torch.bool).triu(1)
-    assert all(maps[..., causal].max() == 0 for maps in output.decoder_attentions)
-
-
-@pytest.mark.parametrize("bits", [4, 32])
-def test_attention_inputs_are_rounded_only_where_asked(teacher, bits):
-    student = make_student(teacher, Config.parse(f"2-2-{bits} 4-3"))
-    assert {layer.self_attn.activation.bits for layer in student.model.encoder.layers} == {bits}
-    assert {layer.self_attn.activation.bits for layer in student.model.decoder.layers} == {bits}
-    assert {layer.encoder_attn.activation.bits for layer in student.model.decoder.layers} == {bits}
 
 
 def qkv():

@@ -10,18 +10,11 @@ from dqlib.config import Config
 from dqlib.layerwise import LayerStates, layerwise_states, layerwise_terms, relative_mse, stretches
 from dqlib.losses import logits_kl
 from dqlib.student import make_student, supervision_maps
-from dqlib.terms import LayerMaps
-from tests.helpers.models import CASES, data_of, make_teacher, student_of
-
-EVERY = pytest.mark.parametrize("name", CASES)
-
-
-def maps_of(student, teacher) -> LayerMaps:
-    return supervision_maps(student.dqlib_config, teacher)
+from tests.helpers.models import CASES, EVERY, data_of, make_teacher, student_of
 
 
 def terms_of(student, teacher, data):
-    states = layerwise_states(student, teacher, data.inputs, maps_of(student, teacher))
+    states = layerwise_states(student, teacher, data.inputs, supervision_maps(student.dqlib_config, teacher))
     return layerwise_terms(*states, data.labels, data.source_mask)
 
 
@@ -68,7 +61,7 @@ def test_each_layer_gets_what_entered_the_teachers_stretch(name):
     for module in student.modules():  # a cache would be longer at the second call
         if hasattr(module, "config"):
             module.config.use_cache = False
-    maps = maps_of(student, teacher)
+    maps = supervision_maps(student.dqlib_config, teacher)
     with torch.no_grad():
         ours, theirs = layerwise_states(student, teacher, data.inputs, maps)
         states = teacher(**data.inputs, output_hidden_states=True)
@@ -108,7 +101,7 @@ def test_a_layer_that_errs_harms_no_other():
     student = make_student(teacher, Config.parse("32-32-32 3-2")).eval()
     with torch.no_grad():
         student.model.encoder.layers[0].fc2.weight.normal_()
-        ours, theirs = layerwise_states(student, teacher, data.inputs, maps_of(student, teacher))
+        ours, theirs = layerwise_states(student, teacher, data.inputs, supervision_maps(student.dqlib_config, teacher))
     for side, expected in {"encoder": [False, True, True], "decoder": [True, True]}.items():
         pairs = zip(ours.leaving[side], theirs.leaving[side], strict=True)
         assert [torch.allclose(*pair, atol=1e-5) for pair in pairs] == expected

@@ -20,7 +20,7 @@ from dqlib.losses import (
     token_scale,
 )
 from dqlib.student import make_student, set_attention_maps, supervision_map
-from dqlib.terms import LayerMaps, distillation_terms, reference_terms
+from dqlib.terms import LayerMaps, distillation_terms
 
 LAYERED = {"encoder_attention", "decoder_attention", "cross_attention", "encoder_hidden", "decoder_hidden"}
 
@@ -41,15 +41,6 @@ def test_divergence_is_zero_for_equals_and_follows_the_formula():
     torch.testing.assert_close(logits_mse(s, t, mask), (s - t)[mask].square().mean())
 
 
-def test_what_is_masked_does_not_count():
-    mask = torch.tensor([[True, True, False]])
-    for loss, shape, where in ((hidden_mse, (1, 3, 5), (0, 2)), (attention_mse, (1, 2, 3, 4), (0, slice(None), 2))):
-        s, t = torch.randn(shape), torch.randn(shape)
-        before = loss(s, t, mask)
-        s[where] = 1e6
-        assert torch.equal(loss(s, t, mask), before)
-
-
 @pytest.mark.parametrize("reduction", ["tokens", "reference"])
 def test_maps_that_a_teacher_does_not_give_are_asked_for_in_a_sentence(teacher, batch, reduction):
     weights, maps = LossWeights(reduction=reduction, logits_loss="mse"), LayerMaps([1, 3], [0, 2])
@@ -63,14 +54,8 @@ def test_maps_that_a_teacher_does_not_give_are_asked_for_in_a_sentence(teacher, 
     distillation_terms(ours, theirs, *rest, replace(weights, attention=0))
     with pytest.raises(InputError, match=r"^encoder_hidden_states of the student: None .* output_hidden_states=True"):
         distillation_terms(student(**batch.inputs()), theirs, *rest, replace(weights, attention=0))
-
-
-def test_families_of_weight_zero_are_not_computed(teacher, batch):
-    student = make_student(teacher, Config.parse("2-2-8 2-1"))
-    outputs = student(**batch.inputs()), teacher(**batch.inputs())
-    weights = LossWeights(attention=0, hidden=0, task=0)
-    mask = batch.attention_mask.bool()
-    assert set(distillation_terms(*outputs, batch.labels, mask, LayerMaps([0, 3], [2]), weights)) == {"logits"}
+    found = distillation_terms(student(**batch.inputs()), theirs, *rest, replace(weights, attention=0, hidden=0))
+    assert set(found) == {"task", "logits"}
 
 
 def test_every_term_has_a_weight_and_bad_weights_are_named():
@@ -179,22 +164,6 @@ def test_divergence_of_relations_follows_the_formula_and_what_is_masked_adds_not
 # --- scores of attention
 
 
-def test_scores_are_averaged_over_the_keys_that_a_query_sees():
-    # Summed like probabilities, a long document would weigh more than a short one.
-    s, t = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
-    keys = torch.tensor([[1, 2, 3, 4], [5, 5, 5, 5]])
-    mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
-    total = 0.0
-    for b, q in mask.nonzero().tolist():
-        for head in range(3):
-            total += (s[b, head, q] - t[b, head, q]).square().sum() / keys[b, q] / 3
-    torch.testing.assert_close(attention_mse(s, t, mask, keys=keys), total / 4)
-    torch.testing.assert_close(attention_mse(s, t, mask, 10.0, keys), total / 10)
-    by_source = torch.tensor([[4], [5]])  # as cross-attention has them: the same for all queries
-    spread = by_source.expand(2, 4)
-    assert torch.equal(attention_mse(s, t, mask, keys=by_source), attention_mse(s, t, mask, keys=spread))
-
-
 def test_a_query_that_sees_no_key_divides_by_none():
     s = torch.zeros(1, 2, 3, 4)
     loss = attention_mse(s, s, torch.ones(1, 3, dtype=torch.bool), keys=torch.zeros(1, 1, dtype=torch.long))
@@ -257,16 +226,10 @@ def test_contrast_of_zero_states_is_finite():
 # --- memory bank
 
 
-def test_a_first_meeting_leaves_states_as_they_are():
-    states = torch.randn(2, 3, 4)
-    keys, mask = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.ones(2, 3, dtype=torch.bool)
-    assert torch.equal(MemoryBank(10, 0.5).smooth(states, keys, mask), states)
-
-
-def test_a_second_meeting_mixes_by_momentum_and_scales_the_gradient():
+def test_a_second_meeting_of_a_token_mixes_by_momentum_and_scales_the_gradient():
     bank, mask = MemoryBank(10, 0.25), torch.ones(1, 3, dtype=torch.bool)
     first, second, third = (torch.randn(1, 3, 4).requires_grad_() for _ in range(3))
-    bank.smooth(first, torch.tensor([[1, 2, 3]]), mask)
+    assert torch.equal(bank.smooth(first, torch.tensor([[1, 2, 3]]), mask), first)
     mixed = bank.smooth(second, torch.tensor([[2, 7, 1]]), mask)
     expected = second.clone()
     expected[0, 0] = 0.25 * first[0, 1] + 0.75 * second[0, 0]
@@ -332,21 +295,6 @@ def pair(teacher):
 MAPS = LayerMaps(supervision_map(2, 4), supervision_map(1, 3))
 
 
-def test_the_last_layers_alone_are_compared(pair, batch):
-    both, mask = outputs(*pair, batch), batch.attention_mask.bool()
-    terms = {
-        layers: distillation_terms(*both, batch.labels, mask, maps, LossWeights(layers=layers))
-        for layers, maps in (("last", MAPS), ("all", LayerMaps([0, 3], [2])))
-    }
-    student, teacher = both
-    last = student.encoder_hidden_states[2], teacher.encoder_hidden_states[4]
-    torch.testing.assert_close(terms["last"]["encoder_hidden"], hidden_mse(*last, mask))
-    last = student.encoder_attentions[1], teacher.encoder_attentions[3]
-    torch.testing.assert_close(terms["last"]["encoder_attention"], attention_mse(*last, mask))
-    assert terms["last"]["encoder_hidden"] != terms["all"]["encoder_hidden"]
-    assert torch.equal(terms["last"]["decoder_hidden"], terms["all"]["decoder_hidden"])  # it has but one
-
-
 @pytest.mark.parametrize("choice", CHOICES)
 def test_more_padding_changes_no_term(pair, batch, choice):
     # The reference takes means over all positions, so its losses shrink as a batch is padded.
@@ -378,7 +326,8 @@ def test_more_padding_changes_no_term(pair, batch, choice):
         torch.testing.assert_close(after[name], value, msg=lambda message, name=name: f"{name}: {message}")
 
 
-def test_scores_are_compared_before_the_softmax(pair, batch):
+def test_scores_are_compared_before_the_softmax_and_averaged_over_the_keys_that_a_query_sees(pair, batch):
+    # Summed like probabilities, a long document would weigh more than a short one.
     for model in pair:
         set_attention_maps(model, "scores")
     weights = LossWeights(task=0, logits=0, hidden=0, attention_maps="scores")
@@ -403,17 +352,24 @@ def test_scores_are_compared_before_the_softmax(pair, batch):
         torch.testing.assert_close(found[name], total / count)
 
 
-def test_hidden_terms_compare_each_layer_with_its_teacher_and_leave_out_embeddings(pair, batch):
+def test_hidden_terms_compare_each_layer_with_its_teacher_or_the_last_alone_and_leave_out_embeddings(pair, batch):
     ours, theirs = outputs(*pair, batch)
     mask, targets = batch.attention_mask.bool(), batch.labels >= 0
-    found = distillation_terms(ours, theirs, batch.labels, mask, MAPS, LossWeights())
+    found, last = (
+        distillation_terms(ours, theirs, batch.labels, mask, MAPS, LossWeights(layers=layers))
+        for layers in ("all", "last")
+    )
     encoder = [
         (ours.encoder_hidden_states[i + 1] - theirs.encoder_hidden_states[j + 1])[mask].square().mean()
         for i, j in ((0, 0), (1, 3))
     ]
     torch.testing.assert_close(found["encoder_hidden"], sum(encoder) / 2)
+    torch.testing.assert_close(last["encoder_hidden"], encoder[1])
+    maps = ours.encoder_attentions[1], theirs.encoder_attentions[3]
+    torch.testing.assert_close(last["encoder_attention"], attention_mse(*maps, mask))
     decoder = (ours.decoder_hidden_states[1] - theirs.decoder_hidden_states[3])[targets].square().mean()
-    torch.testing.assert_close(found["decoder_hidden"], decoder)
+    for terms in (found, last):  # it has but one layer
+        torch.testing.assert_close(terms["decoder_hidden"], decoder)
 
 
 def test_contrast_is_of_the_last_layer_and_its_anchors_are_smoothed(pair, batch):
@@ -434,21 +390,6 @@ def test_contrast_is_of_the_last_layer_and_its_anchors_are_smoothed(pair, batch)
         smooth = twin.smooth(states, batch.labels, targets)
         torch.testing.assert_close(found["contrastive"], token_contrastive(smooth, others, targets, temperature=0.5))
     assert not torch.equal(smooth, anchors)
-
-
-def test_a_model_of_one_stack_names_its_terms_by_the_side_that_has_layers():
-    mask = torch.ones(2, 3, dtype=torch.bool)
-
-    def output():
-        hidden, maps = torch.randn(2, 3, 4), torch.softmax(torch.randn(2, 2, 3, 3), -1)
-        output = BaseModelOutput(hidden_states=(hidden, hidden + 1), attentions=(maps,))
-        output.logits = torch.randn(2, 3, 7)
-        return output
-
-    ours, theirs, labels = output(), output(), torch.ones(2, 3, dtype=torch.long)
-    for side, maps in (("encoder", LayerMaps([0], [])), ("decoder", LayerMaps([], [0]))):
-        names = set(distillation_terms(ours, theirs, labels, mask, maps, LossWeights()))
-        assert names == {"task", "logits", f"{side}_attention", f"{side}_hidden"}
 
 
 def test_a_classifier_s_decoder_counts_the_tokens_of_the_source():
@@ -525,10 +466,3 @@ def test_the_reference_counts_padding_embeddings_and_sums_over_layers():
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value, rel=1e-5), name
-
-
-def test_the_reference_leaves_out_families_of_weight_zero():
-    ours, theirs = reference_pair()
-    weights = LossWeights(reduction="reference", logits_loss="mse", attention=0, hidden=0)
-    maps = LayerMaps([0, 2], [0, 2])
-    assert set(reference_terms(ours, theirs, torch.tensor([[1, 2], [3, 4]]), maps, weights)) == {"task", "logits"}

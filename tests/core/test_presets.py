@@ -119,14 +119,6 @@ def test_a_preset_has_a_recipe_for_all_its_bits_and_bits_without_a_grid_are_refu
                         preset.check_fits(Config.parse(text), "bart")
 
 
-def test_a_preset_is_varied_by_replacing_a_part():
-    varied = replace(get_preset("dqlib"), loss=replace(get_preset("dqlib").loss, hidden=0.0))
-    assert varied.loss.hidden == 0
-    assert varied.weights == get_preset("dqlib").weights
-    with pytest.raises(InputError, match=r"^hidden: "):
-        replace(get_preset("dqlib").loss, hidden=-1.0)
-
-
 def test_steps_on_a_student_s_own_targets_need_a_teacher():
     with pytest.raises(InputError, match=r"^on_policy: 0\.5 .* 0 where no loss compares with a teacher"):
         replace(VARIANTS["quantization-only"], recipe=Recipe(on_policy=0.5))

@@ -23,15 +23,7 @@ from dqlib.storage.students import load_student, save_student
 from dqlib.student import make_student, round_for_storage, supervision_maps
 from dqlib.terms import distillation_terms
 from tests.helpers.folders import reseal
-from tests.helpers.models import CASES, data_of, make_teacher
-
-EVERY = pytest.mark.parametrize("name", CASES)
-WANTED = {"output_attentions": True, "output_hidden_states": True}
-
-
-def calibration_of(name):
-    data = data_of(name)
-    return [data.inputs | {"labels": data.labels}]
+from tests.helpers.models import CASES, EVERY, WANTED, calibration_of, data_of, make_teacher
 
 
 def narrow_student(name, bits="2-2-8", layers=None, widths="h1 f10", preset="dqlib"):
@@ -167,22 +159,22 @@ def test_without_a_calibration_set_the_smallest_weights_are_left_out(name):
 
 
 @pytest.mark.parametrize(("name", "reduction"), [*((name, "tokens") for name in CASES), ("bart", "reference")])
-def test_attention_maps_are_compared_with_those_of_the_same_heads(name, reduction):
+def test_a_narrow_student_learns_from_the_attention_maps_of_the_heads_that_it_kept(name, reduction):
     teacher, data = make_teacher(name), data_of(name)
-    config = Config.parse(f"32-32-32 {CASES[name].layers} h1")
-    student = make_student(teacher, config, "dqlib", calibration_of(name))
-    maps = supervision_maps(config, teacher, student)
+    student = narrow_student(name, "32-32-32", widths="h1")
+    maps = supervision_maps(student.dqlib_config, teacher, student)
+    ours, theirs = student(**data.inputs, **WANTED), teacher(**data.inputs, **WANTED)
     weights = LossWeights(logits_loss="mse", reduction=reduction)
-    with torch.no_grad():
-        ours, theirs = student(**data.inputs, **WANTED), teacher(**data.inputs, **WANTED)
-        terms = distillation_terms(ours, theirs, data.labels, data.source_mask, maps, weights)
-        # the first layer of the first stack reads what the teacher's reads, so its head gives the same map
-        first = next(part for part in ("encoder", "decoder") if part in maps.heads)
-        field = next(f for f in (f"{first}_attentions", "attentions") if f in ours)
-        head = maps.heads[first][0][0]
-        torch.testing.assert_close(getattr(ours, field)[0][:, 0], getattr(theirs, field)[0][:, head])
+    terms = distillation_terms(ours, theirs, data.labels, data.source_mask, maps, weights)
+    # the first layer of the first stack reads what the teacher's reads, so its head gives the same map
+    first = next(part for part in ("encoder", "decoder") if part in maps.heads)
+    field = next(f for f in (f"{first}_attentions", "attentions") if f in ours)
+    head = maps.heads[first][0][0]
+    torch.testing.assert_close(getattr(ours, field)[0][:, 0], getattr(theirs, field)[0][:, head])
     assert {term for term in terms if term.endswith("attention")} == {f"{part}_attention" for part in maps.heads}
     assert all(torch.isfinite(value) for value in terms.values())
+    sum(terms.values()).backward()
+    assert all(each.reader.weight.grad.abs().sum() > 0 for each in all_units(student).values())
 
 
 def test_maps_need_the_student_where_heads_are_left_out():
@@ -191,13 +183,6 @@ def test_maps_need_the_student_where_heads_are_left_out():
     with pytest.raises(InputError, match=r"^student: None .* which heads '2-2-8 2-1 h1' has"):
         supervision_maps(config, teacher)
     assert not supervision_maps(Config.parse("2-2-8 2-1 f8"), teacher).heads
-
-
-@EVERY
-def test_a_narrow_student_learns(name):
-    student, data = narrow_student(name), data_of(name)
-    student(**data.inputs, labels=data.labels).loss.backward()
-    assert all(each.reader.weight.grad.abs().sum() > 0 for each in all_units(student).values())
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.generates])
@@ -215,41 +200,28 @@ def test_a_narrow_student_generates_with_its_cache_as_without(name):
 
 
 @pytest.mark.parametrize(("name", "widths"), [*((name, "h1 f10") for name in CASES), ("bart", "h1"), ("gpt2", "f10")])
-def test_a_narrow_student_is_saved_packed_and_read_again_bit_for_bit(name, widths, tmp_path):
+def test_a_narrow_student_is_saved_packed_and_read_again_bit_for_bit_in_the_bytes_of_its_shape(name, widths, tmp_path):
     student, inputs = narrow_student(name, widths=widths), data_of(name).inputs
+    whole = make_student(make_teacher(name), Config.parse(f"2-2-8 {CASES[name].layers}"), "dqlib")
+    removed = fp32_size_bytes(whole) - fp32_size_bytes(student)
+    assert 0 < removed == account(whole).total.fp32_bytes - account(student).total.fp32_bytes
     round_for_storage(student.eval())
     save_student(student, tmp_path / "student")
     save_packed(student, tmp_path / "packed")
+    assert account(tmp_path / "packed").tensor_bytes == size_bytes(student) == account(student).tensor_bytes
+    assert size_bytes(student) < size_bytes(whole)
     again, packed = load_student(tmp_path / "student"), load_packed(tmp_path / "packed")
-    with torch.no_grad():
-        logits = student(**inputs).logits
-        assert torch.equal(again(**inputs).logits, logits)
-        assert torch.equal(packed(**inputs).logits, logits)
-    assert type(again) is type(packed) is type(student)
-    assert getattr(again, "dqlib_kept_heads", None) == getattr(student, "dqlib_kept_heads", None)
     registered = type(student).from_pretrained(tmp_path / "packed", attn_implementation="dqlib").eval()
     with torch.no_grad():
-        assert torch.equal(registered(**inputs).logits, logits)
+        logits = student(**inputs).logits
+        for read in (again, packed, registered):
+            assert type(read) is type(student)
+            assert torch.equal(read(**inputs).logits, logits)
+    assert getattr(again, "dqlib_kept_heads", None) == getattr(student, "dqlib_kept_heads", None)
     save_packed(packed, tmp_path / "twice")
     assert (tmp_path / "twice" / MANIFEST).read_bytes() == (tmp_path / "packed" / MANIFEST).read_bytes()
     plain = plain_model(student)
     assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in packed.state_dict().items()}
-
-
-@EVERY
-def test_the_account_is_that_of_the_narrow_shape(name, tmp_path):
-    student = narrow_student(name)
-    whole = make_student(make_teacher(name), Config.parse(f"2-2-8 {CASES[name].layers}"), "dqlib")
-    removed = fp32_size_bytes(whole) - fp32_size_bytes(student)
-    assert 0 < removed == account(whole).total.fp32_bytes - account(student).total.fp32_bytes
-    save_packed(_rounded(student), tmp_path / "packed")
-    assert account(tmp_path / "packed").tensor_bytes == size_bytes(student) == account(student).tensor_bytes
-    assert size_bytes(student) < size_bytes(whole)
-
-
-def _rounded(student):
-    round_for_storage(student)
-    return student
 
 
 def test_bits_are_chosen_for_narrow_layers_too(tmp_path):

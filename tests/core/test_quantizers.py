@@ -1,5 +1,4 @@
 import copy
-import gc
 import weakref
 from itertools import product
 
@@ -150,10 +149,6 @@ def test_codes_follow_the_formula(scheme, bits, learned, weight, codes, scale):
     assert q.zero_point is None or q.zero_point.item() == -1
 
 
-def test_the_full_range_has_one_step_more():
-    assert quantize(torch.tensor([[-4.0, 4.0, 1.0]]), 3, full_range=True).codes.tolist() == [[-4, 3, 1]]
-
-
 def test_the_step_of_four_levels_is_that_of_least_error_for_a_normal_weight():
     # Max 1960, table II: four levels have an error of 0.1188 variances, and the three of ternary weights 0.191.
     weight = randn(1, 2**20)
@@ -190,13 +185,6 @@ def test_zeros_stay_zeros_and_finite(scheme, bits):
     assert torch.isfinite(out).all()
     for granularity in GRANULARITIES:
         assert (quantized(torch.zeros(3, 8), bits, granularity, scheme).dequantize() == 0).all()
-
-
-def test_clipped_weights_are_those_of_the_clipped_matrix():
-    weight = 3 * randn(4, 8)
-    for scheme, bits in [("symmetric", 4), ("asymmetric", 8), ("ternary", 2), ("four_level", 2), ("binary", 1)]:
-        ours = quantize(weight, bits, "per_row", scheme, clip=1.5).dequantize()
-        assert torch.equal(ours, quantize(weight.clamp(-1.5, 1.5), bits, "per_row", scheme).dequantize())
 
 
 # --- without the codes
@@ -253,12 +241,6 @@ def test_the_gradient_of_a_factor_in_blocks_is_that_of_the_whole(bits, granulari
 # --- what is refused
 
 
-def test_a_group_that_does_not_divide_the_row_is_refused():
-    for scheme, bits in GRIDS:
-        with pytest.raises(InputError, match=r"granularity: 'per_group_5' .* divides a row of 12 weights"):
-            WeightFakeQuantizer(randn(6, 12), bits, "per_group_5", preset(scheme, bits))
-
-
 def test_a_granularity_is_one_of_three_and_prints_back_as_it_was_read():
     for text in ("per_tensor", "per_row", "per_group_64"):
         assert str(Granularity.parse(text)) == text
@@ -309,15 +291,6 @@ def test_a_quantization_that_cannot_be_is_refused():
             kind(**bad)
     with pytest.raises(InputError, match=r"granularity: "):
         WeightQuantization(linear="per_column")
-
-
-def test_weights_that_are_not_finite_are_refused():
-    # One NaN makes the scale of its whole row NaN, and with it every sentence that meets the row.
-    for value, bits in product((float("nan"), float("inf"), -float("inf")), (1, 2, 8)):
-        weight = randn(4, 4)
-        weight[2, 1] = value
-        with pytest.raises(InputError, match=r"weight: 'nan or inf' .* finite"):
-            WeightFakeQuantizer(weight, bits)
 
 
 # --- training
@@ -464,33 +437,24 @@ def test_a_trained_factor_multiplies_the_scale_after_the_codes_are_found(scheme,
     torch.testing.assert_close(quantizer.learned.grad, by_hand)
 
 
-@pytest.mark.parametrize(("scheme", "bits"), [*PLAIN, ("dynamic", 1)])
-def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other(scheme, bits):
-    weight, upstream = randn(4, 3).requires_grad_(), randn(4, 3, seed=1)
-    quantizer = WeightFakeQuantizer(weight, bits, "per_row", preset(scheme, bits))
-    out = quantizer(weight)
-    out.backward(upstream)
-    assert torch.equal(out, quantizer.quantize(weight).dequantize())
-    assert torch.equal(weight.grad, upstream)
-    with torch.no_grad():
-        assert torch.equal(quantizer(weight), out)
-
-
-@pytest.mark.parametrize("options", [{}, {"factor": True}])
 @pytest.mark.parametrize(("scheme", "bits"), GRIDS)
-def test_weights_outside_of_the_clip_get_no_gradient(scheme, bits, options):
+def test_the_gradient_passes_straight_through_but_for_weights_outside_of_the_clip(scheme, bits):
     # The gradient of a learned step once took the place of the clip's.
-    weight = 2 * randn(4, 32)
+    weight, upstream = 2 * randn(4, 32), randn(4, 32, seed=1)
     weight[0, :2] = torch.tensor([1.0, -1.0])  # on the limit itself: none either, as in DQ-BART's code
     weight.requires_grad_()
-    quantizer = WeightFakeQuantizer(weight, bits, "per_row", preset(scheme, bits, clip=1.0, **options))
-    quantizer(weight).sum().backward()
     outside = weight.abs() >= 1.0
-    assert 0 < outside.sum() < weight.numel()
-    assert (weight.grad[outside] == 0).all()
-    assert (weight.grad[~outside] != 0).any()
-    if options == {} and not SCHEMES[scheme].learned:
-        assert (weight.grad[~outside] == 1).all()
+    for factor in (False, True):
+        quantizer = WeightFakeQuantizer(weight, bits, "per_row", preset(scheme, bits, clip=1.0, factor=factor))
+        value = quantizer(weight)
+        (gradient,) = torch.autograd.grad(value, weight, upstream)
+        assert (gradient[outside] == 0).all()
+        assert (gradient[~outside] != 0).any()
+        if not SCHEMES[scheme].learned:
+            assert torch.equal(gradient, upstream * ~outside)
+        assert torch.equal(value, quantizer.quantize(weight).dequantize())
+        with torch.no_grad():
+            assert torch.equal(quantizer(weight), value)
 
 
 @pytest.mark.parametrize(("scheme", "bits"), [(s, b) for s, b in LEARNED if b > 1])
@@ -592,7 +556,6 @@ def test_neither_quantizer_keeps_what_it_rounded_alive():
         remember(x)
         alive = weakref.ref(x)
         del x
-        gc.collect()
         assert alive() is None
 
 
@@ -626,8 +589,8 @@ def test_a_weight_that_is_made_in_inference_mode_is_quantized_as_it_is_now():
 
 @pytest.mark.parametrize(
     ("scheme", "bits", "options", "blend"),
-    [("binary", 1, {"factor": True}, 0.5), ("symmetric", 4, {"clip": 1.0}, 0.5), ("asymmetric", 8, {}, 1.0),
-     ("lsq", 4, {"clip": 1.0}, 1.0), ("dynamic", 2, {"full_range": True}, 0.5), ("stretched", 2, {"clip": 1.0}, 0.5)],
+    [("binary", 1, {"factor": True}, 0.5), ("asymmetric", 8, {}, 1.0), ("lsq", 4, {"clip": 1.0}, 1.0),
+     ("dynamic", 2, {"full_range": True}, 0.5)],
 )  # fmt: skip
 def test_a_quantizer_compiles_into_one_graph_that_learns_the_same(scheme, bits, options, blend):
     torch._dynamo.reset()
@@ -643,16 +606,6 @@ def test_a_quantizer_compiles_into_one_graph_that_learns_the_same(scheme, bits, 
     assert quantizer.quantizations == 1  # a graph holds no state
     with torch.no_grad():
         torch.testing.assert_close(compiled(weight), values[0])
-
-
-def test_a_change_that_leaves_no_trace_is_seen_after_forgetting():
-    weight = torch.nn.Parameter(randn(4, 4))
-    quantizer = WeightFakeQuantizer(weight, 2)
-    before = quantizer(weight).detach().clone()
-    weight.data.copy_(randn(4, 4, seed=5))
-    assert torch.equal(quantizer(weight), before)
-    quantizer.forget()
-    assert torch.equal(quantizer(weight), quantize(weight, 2).dequantize())
 
 
 @pytest.mark.parametrize("half_scales", [False, True])
@@ -712,19 +665,6 @@ def test_probabilities_of_half_precision_that_are_small_do_not_vanish(dtype):
         assert torch.equal(found, expected)
         assert (found > 0).float().mean() > 0.5
         assert (found is x) == in_place
-
-
-def test_a_copy_of_a_quantizer_shares_nothing_with_it():
-    # A copy that kept the cache would go on with the weight of the original.
-    weight = torch.nn.Parameter(randn(4, 4))
-    quantizer = WeightFakeQuantizer(weight, 2, "per_row", preset("dynamic", 2))
-    before = quantizer(weight).detach().clone()
-    twin = copy.deepcopy(quantizer)
-    other = randn(4, 4, seed=5)
-    with torch.no_grad():
-        twin.learned.mul_(3)
-    assert torch.equal(twin(other), quantize(other, 2, "per_row", "dynamic", twin.learned).dequantize())
-    assert torch.equal(quantizer(weight), before)
 
 
 # --- activations

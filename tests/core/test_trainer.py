@@ -10,7 +10,8 @@ from dqlib.errors import InputError
 from dqlib.fake_quantize import LEARNED
 from dqlib.losses import cross_entropy
 from dqlib.presets import get_preset
-from tests.helpers.models import CASES, data_of, make_teacher, student_of
+from tests.helpers.models import CASES, WANTED, data_of, make_teacher, student_of
+from tests.helpers.packed import logits
 
 
 class Distiller(DistillationMixin, Seq2SeqTrainer):
@@ -44,11 +45,6 @@ def logged(trainer, field):
     return [each[field] for each in trainer.state.log_history if field in each]
 
 
-def logits(model, name):
-    with torch.no_grad():
-        return model.eval()(**data_of(name).inputs).logits
-
-
 @pytest.mark.parametrize(
     ("name", "preset"),
     [*((name, "dqlib") for name in ("mbart", "marian", "t5", "bert", "bert-classifier", "gpt2")),
@@ -58,9 +54,8 @@ def test_the_loss_is_the_preset_s_however_a_step_is_split(name, preset, tmp_path
     teacher, data = make_teacher(name), data_of(name)
     config, loss = Config.parse("2-2-8 " + CASES[name].layers), get_preset(preset).loss
     student = student_of(teacher, name, preset=preset)
-    wanted = {"output_attentions": True, "output_hidden_states": True}
     with torch.no_grad():
-        outputs, aim = student(**data.inputs, **wanted), teacher(**data.inputs, **wanted)
+        outputs, aim = student(**data.inputs, **WANTED), teacher(**data.inputs, **WANTED)
         maps = supervision_maps(config, teacher)
         plain = cross_entropy(outputs.logits, data.labels)
         if loss.attention_maps == "probabilities":  # of eager attention, as here

@@ -4,10 +4,8 @@ import sys
 
 import pytest
 
-from dqlib.errors import InputError
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
 from dqlib.study.corpora.pydoc_qa import ANSWER_WORDS, build_answers, module_answers, module_questions
-from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.params import settings as S
 
@@ -89,12 +87,6 @@ def test_descriptions_of_arguments_become_answers_in_every_convention(package):
     assert "gardens.water" not in sys.modules
 
 
-def test_files_that_do_not_parse_are_passed_over(tmp_path):
-    (tmp_path / "bad.py").write_bytes(b"\x00\xff Args:\n")
-    assert module_answers("bad", tmp_path / "bad.py") == []
-    assert module_answers("none", tmp_path / "none.py") == []
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """A corpus of two packages with the tokenizer of another one."""
@@ -115,16 +107,6 @@ def test_answers_are_12_to_80_words_each_once_and_never_in_the_question(corpus):
     assert all(shortest <= len(row["target"].split()) <= longest for row in rows)
     assert len({row["target"].lower() for row in rows}) == len(rows)
     assert not any(row["target"] in row["source"] for row in rows)
-
-
-def test_a_module_is_in_one_split(corpus):
-    train, *others = ({row["group"] for row in corpus.splits[split]} for split in SPLITS)
-    assert not train & set().union(*others)
-
-
-def test_an_unknown_package_is_named():
-    with pytest.raises(InputError, match="packages: 'no_such_package'"):
-        build_answers(["no_such_package"])
 
 
 def test_every_argument_may_be_asked_for_in_the_words_of_a_pair(package, tmp_path):

@@ -60,14 +60,9 @@ def test_a_short_reference_counts_where_it_has_words(tmp_path):
     assert by_position(both, both).words.tolist() == [2, 1, 1, 1, 1]
 
 
-def test_a_second_test_set_is_left_out(tmp_path):
-    lines = [{"reference": "a b", "prediction": "a", "test_set": name} for name in ("test", "test_unseen", "test")]
-    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert len(read_recall(tmp_path).sizes) == 2
-
-
-def test_one_language_is_read_or_all(tmp_path):
-    lines = [{"reference": "a b", "prediction": "a", "language": code} for code in ("ro", "de", "ro", "fr")]
+def test_a_second_test_set_is_left_out_and_one_language_is_read_or_all(tmp_path):
+    kinds = [("ro", "test"), ("de", "test"), ("ro", "test_unseen"), ("ro", "test"), ("fr", "test")]
+    lines = [{"reference": "a b", "prediction": "a", "language": code, "test_set": name} for code, name in kinds]
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert len(read_recall(tmp_path, "ro").sizes) == 2
     assert len(read_recall(tmp_path).sizes) == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from torch import nn
 from transformers import (
@@ -106,6 +107,10 @@ CASES = {
 }
 
 
+EVERY = pytest.mark.parametrize("name", CASES)
+WANTED = {"output_attentions": True, "output_hidden_states": True}
+
+
 def make_teacher(name: str) -> PreTrainedModel:
     torch.manual_seed(0)
     case = CASES[name]
@@ -157,6 +162,12 @@ def data_of(name: str) -> Data:
     else:
         labels = torch.tensor([0, 2, 1])
     return Data(inputs, labels, mask.bool())
+
+
+def calibration_of(name: str) -> list[dict[str, torch.Tensor]]:
+    """One batch, with labels."""
+    data = data_of(name)
+    return [data.inputs | {"labels": data.labels}]
 
 
 #: Methods that have every kind of grid, granularity, zero point and trained scale between them.

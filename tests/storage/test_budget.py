@@ -20,27 +20,29 @@ from dqlib.storage.footprint import size_bytes
 from dqlib.storage.packed import load_packed, save_packed
 from dqlib.storage.students import load_student, save_student
 from dqlib.student import make_student, module_quantizers, quantize_model, quantized_modules, round_for_storage
-from tests.helpers.models import CASES, data_of, make_teacher
+from tests.helpers.models import CASES, calibration_of, data_of, make_teacher
+from tests.helpers.packed import logits
 
 #: Tied, untied, without a decoder, and with weights that lie the other way round.
 KINDS = pytest.mark.parametrize("name", ["mbart", "t5-untied", "bert", "gpt2"])
 
 
-def calibration_of(name):
-    data = data_of(name)
-    return [data.inputs | {"labels": data.labels}]
-
-
-def extremes(name, teacher):
+@cache
+def extremes(name):
     """Bytes of the smallest and the largest student that a budget may become."""
-    bytes_of = [size_bytes(make_student(teacher, Config.parse(f"{b}-{b}-8 {CASES[name].layers}"))) for b in (1, 8)]
-    return tuple(bytes_of)
+    students = (make_student(make_teacher(name), Config.parse(f"{b}-{b}-8 {CASES[name].layers}")) for b in (1, 8))
+    return tuple(map(size_bytes, students))
 
 
 @cache
 def measured(name):
-    """What each module of a teacher loses, which takes a second."""
-    return sensitivities(make_teacher(name), calibration_of(name))
+    """What each module of a teacher, which stays as it is, loses; it takes a second."""
+    teacher = make_teacher(name)
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    found = sensitivities(teacher, calibration_of(name))
+    assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
+    assert not teacher.training
+    return found
 
 
 def chosen(name, budget):
@@ -50,13 +52,7 @@ def chosen(name, budget):
 
 def mixed(name="mbart"):
     """A student with half of the bytes between the smallest and the largest."""
-    teacher = make_teacher(name)
-    return make_student(teacher, chosen(name, sum(extremes(name, teacher)) // 2)).eval()
-
-
-def logits(model, name):
-    with torch.no_grad():
-        return model(**data_of(name).inputs).logits
+    return make_student(make_teacher(name), chosen(name, sum(extremes(name)) // 2)).eval()
 
 
 # --- the knapsack
@@ -99,17 +95,13 @@ def test_a_sensitivity_is_the_loss_of_a_teacher_with_that_one_weight_replaced():
 
 @KINDS
 def test_every_quantized_weight_has_a_sensitivity_at_each_number_of_bits(name):
-    teacher = make_teacher(name)
-    before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    found = sensitivities(teacher, calibration_of(name))
-    student = make_student(teacher, Config.parse(f"2-2-8 {CASES[name].depths}"))
+    found = measured(name)
+    student = make_student(make_teacher(name), Config.parse(f"2-2-8 {CASES[name].depths}"))
     positions = {id(each) for path, each in quantized_modules(student).items() if each.weight_quantizer.bits == 8}
     weights = {id(each.weight) for each in quantized_modules(student).values() if id(each) not in positions}
     assert {id(student.get_submodule(path).weight) for path in found} == weights
     assert len(found) == len(weights)
     assert all(set(by_bits) == {1, 2, 4, 8} for by_bits in found.values())
-    assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
-    assert not teacher.training
 
 
 def test_a_method_without_a_grid_at_one_bit_has_no_sensitivity_there():
@@ -123,7 +115,7 @@ def test_a_method_without_a_grid_at_one_bit_has_no_sensitivity_there():
 @KINDS
 def test_a_student_of_a_budget_has_no_more_bytes_and_the_best_bits_that_fit(name):
     teacher, sums = make_teacher(name), []
-    smallest, largest = extremes(name, teacher)
+    smallest, largest = extremes(name)
     middle = (smallest + largest) // 2
     for budget in (smallest, middle, largest - 1, largest):
         bits_of = chosen(name, budget)
@@ -139,7 +131,7 @@ def test_a_student_of_a_budget_has_no_more_bytes_and_the_best_bits_that_fit(name
 
 def test_a_budget_for_everything_gives_all_the_most_bits_and_the_smallest_one_the_fewest():
     teacher = make_teacher("bart")
-    for budget, bits in zip(extremes("bart", teacher), (1, 8), strict=True):
+    for budget, bits in zip(extremes("bart"), (1, 8), strict=True):
         student = make_student(teacher, chosen("bart", budget))
         uniform = make_student(teacher, Config.parse(f"{bits}-{bits}-8 2-1"))
         assert {b for _, b in student.dqlib_config.modules} == {bits}
@@ -148,16 +140,14 @@ def test_a_budget_for_everything_gives_all_the_most_bits_and_the_smallest_one_th
 
 
 def test_layers_that_a_text_does_not_name_are_the_teachers():
-    teacher = make_teacher("bart")
-    student = make_student(teacher, Config.parse("auto:0.01MB"), calibration=calibration_of("bart"))
-    config = student.dqlib_config
+    config = choose_bits(make_teacher("bart"), Config.parse("auto:0.01MB"), measured=measured("bart"))
     assert (config.encoder_layers, config.decoder_layers) == (3, 2)
     assert str(config) == "auto:0.01MB"
 
 
 def test_a_layer_that_was_copied_has_the_sensitivity_of_the_one_it_came_from():
     teacher = make_teacher("bart")  # of three encoder layers a student with two has the first and the last
-    smallest, largest = extremes("bart", teacher)
+    smallest, largest = extremes("bart")
     losses = {path: dict.fromkeys((1, 2, 4, 8), 0.0) for path in measured("bart")}
     losses["model.encoder.layers.2.fc1"] = {1: 1.0, 2: 0.5, 4: 0.2, 8: 0.0}
     config = Config.parse(f"auto:{in_megabytes((smallest + largest) // 2)} 2-1")
@@ -170,7 +160,7 @@ def test_more_bits_are_never_taken_to_be_worse():
     teacher = make_teacher("bart")
     # as rounding of activations may have it
     losses = {path: {1: 1.0, 2: 0.5, 4: 0.1, 8: 0.1 + 1e-9} for path in measured("bart")}
-    _, largest = extremes("bart", teacher)
+    _, largest = extremes("bart")
     config = Config.parse(f"auto:{in_megabytes(largest)} 2-1")
     assert {b for _, b in choose_bits(teacher, config, measured=losses).modules} == {8}
 
@@ -208,7 +198,7 @@ def test_every_parameter_of_a_student_of_mixed_bits_learns():
 
 def test_a_budget_below_the_smallest_student_is_refused_with_its_bytes():
     teacher = make_teacher("bart")
-    smallest, _ = extremes("bart", teacher)
+    smallest, _ = extremes("bart")
     allowed = rf"budget of 'auto:0.0001MB 2-1': '0.0001MB' .* at least {in_megabytes(smallest)}"
     with pytest.raises(InputError, match=allowed):
         make_student(teacher, Config.parse("auto:0.1kB 2-1"), calibration=calibration_of("bart"))

@@ -36,8 +36,8 @@ from dqlib.storage.students import load_student, save_student
 from dqlib.student import quantize_model, round_for_storage, set_blend
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.params.paths import project_root
-from tests.helpers.folders import reconfigure, reseal
-from tests.helpers.models import ASYMMETRIC, CASES, FOUR_LEVELS, LSQ, data_of, make_teacher, student_of
+from tests.helpers.folders import reseal
+from tests.helpers.models import ASYMMETRIC, CASES, FOUR_LEVELS, LSQ, make_teacher, student_of
 from tests.helpers.packed import files_of, logits, trained
 
 STUDENTS = [
@@ -70,16 +70,26 @@ def folder(bart, tmp_path):
     return tmp_path / "packed"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tokenizer():
     return train_tokenizer(["return the sum of all numbers"] * 4, 60 + 240, 24)
+
+
+@pytest.fixture(scope="module")
+def described():
+    """The reader in the description of the format."""
+    text, names = (project_root() / "docs" / "packed-format.md").read_text(), {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
+    return names["read"]
 
 
 # --- the same model
 
 
 @EVERY
-def test_a_packed_model_is_the_student_bit_for_bit_in_the_bytes_that_are_counted(name, preset, bits, tmp_path):
+def test_a_packed_model_is_the_student_bit_for_bit_in_the_bytes_that_are_counted(
+    name, preset, bits, described, tmp_path
+):
     student = trained(name, preset, bits)
     save_packed(student, tmp_path / "once")
     loaded = load_packed(tmp_path / "once")
@@ -87,9 +97,10 @@ def test_a_packed_model_is_the_student_bit_for_bit_in_the_bytes_that_are_counted
     assert not loaded.training
     assert torch.equal(logits(loaded, name), logits(student, name))
     if CASES[name].generates:
-        inputs = {key: data_of(name).inputs[key] for key in ("input_ids", "attention_mask")}
-        ours, theirs = (model.generate(**inputs, num_beams=2, max_new_tokens=6) for model in (loaded, student))
-        assert torch.equal(ours, theirs)
+        assert loaded.generation_config.to_dict() == student.generation_config.to_dict()
+    state, read = loaded.state_dict(), described(tmp_path / "once")
+    assert read.keys() == state.keys()
+    assert all(np.array_equal(read[key], value.numpy()) for key, value in state.items())
 
     save_packed(loaded, tmp_path / "twice")
     assert files_of(tmp_path / "once") == files_of(tmp_path / "twice")
@@ -141,6 +152,8 @@ def test_the_pipelines_that_the_documentation_names_take_a_packed_model(name, ta
     options = {"max_new_tokens": 3} if task == "text-generation" else {}
     text = "the sum" + tokenizer.mask_token * (task == "fill-mask")
     assert pipeline(task, model=inputs[0], tokenizer=inputs[1], **options)(text)
+    if task == "text-classification":  # whose auto class is that of the packed model
+        assert pipeline(task, model=str(tmp_path / "packed"))(text)[0]["label"].startswith("LABEL_")
 
 
 @pytest.mark.parametrize(("name", "preset"), [("bart", "dq-bart-faithful"), ("marian", "quantgpt"), ("gpt2", "dqlib")])
@@ -168,19 +181,6 @@ def test_zero_points_take_the_smallest_type_that_holds_them():
         packed = PackedWeight.of(quantized, "asymmetric", "per_row")
         assert packed.zero_point.dtype == kind
         assert torch.equal(packed.value(), quantized.dequantize())
-
-
-def test_the_reader_in_the_description_reads_what_is_written(tmp_path):
-    text = (project_root() / "docs" / "packed-format.md").read_text()
-    described: dict = {}
-    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], described)
-    others = [("gpt2", ASYMMETRIC, "8-4-8"), ("bart", "dq-bart-faithful", "2-2-8"), ("gpt2", FOUR_LEVELS, "2-1-8")]
-    for name, preset, bits in [*STUDENTS[::3], *others]:
-        save_packed(trained(name, preset, bits), tmp_path / "packed")
-        state = load_packed(tmp_path / "packed").state_dict()
-        read = described["read"](tmp_path / "packed")
-        assert read.keys() == state.keys()
-        assert all(np.array_equal(read[key], value.numpy()) for key, value in state.items())
 
 
 # --- its size
@@ -256,28 +256,28 @@ def test_a_full_head_costs_what_the_account_says():
 # --- what is refused when saving
 
 
-def test_a_student_that_was_not_rounded_is_refused_by_name(tmp_path):
-    student = student_of(make_teacher("bart"), "bart").eval()
-    with pytest.raises(InputError, match=r"^model\.\S+, (value|scale): .* round_for_storage"):
-        save_packed(student, tmp_path / "packed")
+def test_what_is_no_rounded_student_is_refused_by_name(tmp_path):
+    def refused(model, message):
+        with pytest.raises(InputError, match=message):
+            save_packed(model, tmp_path / "packed")
+
+    teacher = make_teacher("bart")
+    refused(teacher, r"^model: 'BartForConditionalGeneration' .* a student")
+    student = student_of(teacher, "bart").eval()
+    refused(student, r"^model\.\S+, (value|scale): .* round_for_storage")
     round_for_storage(student)
+    layers = student.model.encoder.layers
     with torch.no_grad():
-        student.model.encoder.layers[0].fc1.bias[2] = 0.1
-    with pytest.raises(InputError, match=r"^model\.encoder\.layers\.0\.fc1\.bias, value: 0\.1\d* .* round_for_storage"):
-        save_packed(student, tmp_path / "packed")
+        layers[0].fc1.bias[2] = 0.1
+    refused(student, r"^model\.encoder\.layers\.0\.fc1\.bias, value: 0\.1\d* .* round_for_storage")
     round_for_storage(student)
     set_blend(student, 0.5)
-    with pytest.raises(InputError, match=r"blend: 0\.5"):
-        save_packed(student, tmp_path / "packed")
-    assert not (tmp_path / "packed").exists()
-
-
-def test_a_scale_that_fp16_does_not_hold_is_refused_by_name(tmp_path):
-    student = trained()
+    refused(student, r"blend: 0\.5")
+    set_blend(student, 1.0)
     with torch.no_grad():
-        student.model.encoder.layers[1].fc1.weight.mul_(1e9)
-    with pytest.raises(InputError, match=r"^model\.encoder\.layers\.1\.fc1\.weight, scale: inf"):
-        save_packed(student, tmp_path / "packed")
+        layers[1].fc1.weight.mul_(1e9)
+    refused(student, r"^model\.encoder\.layers\.1\.fc1\.weight, scale: inf")
+    assert not (tmp_path / "packed").exists()
 
 
 def test_a_loaded_model_that_was_changed_is_not_packed_as_it_was(folder, tmp_path):
@@ -286,11 +286,6 @@ def test_a_loaded_model_that_was_changed_is_not_packed_as_it_was(folder, tmp_pat
         loaded.model.encoder.layers[0].fc1.weight[0, 0] += 1
     with pytest.raises(InputError, match=r"^model\.encoder\.layers\.0\.fc1\.weight: 'changed'"):
         save_packed(loaded, tmp_path / "again")
-
-
-def test_a_model_that_is_no_student_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"^model: 'BartForConditionalGeneration' .* a student"):
-        save_packed(make_teacher("bart"), tmp_path / "packed")
 
 
 def test_nothing_but_a_packed_model_is_replaced(bart, folder, tmp_path):
@@ -427,16 +422,6 @@ def test_parameters_that_the_model_has_not_or_lacks_are_named(folder, bart):
         load_packed(folder)
 
 
-def test_a_shape_that_the_configuration_has_not_is_named(folder):
-    config = (folder / "config.json").read_text().replace('"encoder_ffn_dim": 24', '"encoder_ffn_dim": 20')
-    (folder / "config.json").write_text(config)
-    with pytest.raises(InputError, match=r"^config\.json: 'SHA-256 .* it was changed"):
-        load_packed(folder)
-    reseal(folder, ["config.json"])
-    with pytest.raises(InputError, match=rf"^{re.escape(FC1)}: \(24, 16\) .* \(20, 16\)"):
-        load_packed(folder)
-
-
 def test_an_unknown_version_and_what_is_no_manifest_are_refused(folder):
     content = json.loads((folder / MANIFEST).read_text())
     for version in (0, 1, "2", None):
@@ -495,10 +480,6 @@ def test_a_model_is_built_of_what_is_known_only(folder):
         reseal(folder, about=about | change)
         with pytest.raises(InputError, match=message):
             load_packed(folder)
-    reseal(folder, about=about)
-    reconfigure(folder, "generation_config.json", watermarking_config=[1])
-    with pytest.raises(InputError, match=r"^generation_config\.json, watermarking_config: \[1\] .* left out"):
-        load_packed(folder)
 
 
 def test_a_folder_that_is_no_packed_model_is_refused(tmp_path):
@@ -525,26 +506,6 @@ def test_a_student_that_computes_in_half_precision_is_refused(tmp_path):
 
 
 # --- folders that someone made to do harm, sealed as a packed model is
-
-
-def test_a_configuration_that_no_model_fits_is_refused_before_it_takes_memory(folder):
-    whole = (folder / "config.json").read_bytes()
-    for fields, message in (
-        ({"vocab_size": 10**13}, r"^\S+: \(.*\) .* as config\.json has it"),
-        ({"vocab_size": 10**30}, r"^config\.json: "),
-        ({"d_model": 15}, r"^config\.json: "),
-        ({"d_model": "wide"}, r"^config\.json: "),
-        ({"activation_function": "steam"}, r"^config\.json: .*steam"),
-        ({"encoder_layers": 10**9}, r"^config\.json: '1000000001 layers'"),
-        ({"max_position_embeddings": 10**12}, r"^model\.\S+: \(.*\) .* as config\.json has it"),
-        ({"model_type": ["bart"]}, r"^config\.json, model_type: \['bart'\]"),
-        ({"model_type": "llama"}, r"^config\.json, model_type: 'llama'"),
-    ):
-        reconfigure(folder, **fields)
-        with pytest.raises(InputError, match=message) as caught:
-            load_packed(folder)
-        assert "\n" not in str(caught.value)
-        (folder / "config.json").write_bytes(whole)
 
 
 def test_a_manifest_whose_fields_are_of_other_types_is_refused(folder):

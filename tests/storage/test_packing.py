@@ -50,15 +50,6 @@ def test_codes_of_any_shape_come_back(bits, encoding, data):
     assert torch.equal(pack(again, bits, encoding), packed)
 
 
-@EVERY_FORM
-def test_every_pair_of_codes_comes_back_at_every_place(bits, encoding):
-    values = torch.tensor(grid(bits, encoding), dtype=torch.int8)
-    codes = torch.cartesian_prod(values, values).T.contiguous()
-    for count in range(max(1, codes.numel() - 9), codes.numel() + 1):
-        some = codes.flatten()[:count]
-        assert torch.equal(unpack(pack(some, bits, encoding), (count,), bits, encoding), some)
-
-
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 25, 26, 101])
 def test_bytes_are_laid_out_as_described(count):
     for bits, encoding in FORMS:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import MBartConfig, MBartForConditionalGeneration
 
 from dqlib.config import Config
 from dqlib.loss_weights import LossWeights
@@ -11,8 +10,8 @@ from dqlib.student import make_student, set_attention_maps, supervision_maps
 from dqlib.study.training.batches import Example, collate
 from dqlib.study.training.loop import token_counts
 from dqlib.study.training.objectives import DistillationObjective, TaskObjective
-from tests.conftest import TINY
 from tests.helpers.examples import copying
+from tests.helpers.training import small_model
 
 NONE = {"task": 0.0, "logits": 0.0, "attention": 0.0, "hidden": 0.0}
 TERMS = {
@@ -35,8 +34,7 @@ CONFIGS = ["32-32-32 2-1", "2-2-8 2-1"]
 
 
 def models(config):
-    torch.manual_seed(0)
-    teacher = MBartForConditionalGeneration(MBartConfig(**TINY, encoder_layers=2, decoder_layers=2)).double()
+    teacher = small_model().double()
     student = make_student(teacher, Config.parse(config))
     with torch.no_grad():
         for parameter in student.parameters():

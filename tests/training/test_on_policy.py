@@ -9,14 +9,13 @@ import torch
 from dqlib.config import Config
 from dqlib.presets import get_preset
 from dqlib.study.corpora.tokenizer import EOS_ID
-from dqlib.study.params import settings as S
-from dqlib.study.training.batches import collate, steps
+from dqlib.study.training.batches import collate
 from dqlib.study.training.checkpoints import Checkpoints, weights_hash
-from dqlib.study.training.loop import Trainer, make_accelerator
+from dqlib.study.training.loop import Trainer
 from dqlib.study.training.on_policy import OnPolicy
 from dqlib.study.training.task import student_and_objective
 from tests.helpers.examples import copying
-from tests.helpers.training import small_model
+from tests.helpers.training import small_model, train
 
 
 def test_the_share_of_steps_is_spread_evenly():
@@ -71,23 +70,21 @@ def test_seed_step_and_micro_batch_decide_what_is_drawn_and_nothing_else_is_touc
         assert len(target) == 6 or target[-1] == EOS_ID
 
 
-def trained(folder, stop=None, accelerator=None):
-    """Hash of the weights and the log of a training; None where it is stopped after a step."""
+def trained(folder, stop=None):
+    """Hash of the weights and the log of a training, which may be stopped after a step."""
     student, objective = student_and_objective(small_model(), Config.parse("2-2-8 2-1"), get_preset("dqlib-on-policy"))
-    loop = S.Training(steps=12, learning_rate=1e-3, batch_tokens=200, validations=3, checkpoint_steps=5)
-    trainer = Trainer(
-        student, objective, steps(copying(60, 0), loop), copying(11, 1), loop, accelerator or make_accelerator(0),
-        folder / "log.csv", "test", checkpoints=Checkpoints(folder / "c", "same"), on_policy=OnPolicy(0.25, 6, 1),
-    )  # fmt: skip
-    take_step = trainer._take_step
+    parts = {"checkpoints": Checkpoints(folder / "c", "same"), "on_policy": OnPolicy(0.25, 6, 1)}
+    take_step = Trainer._take_step
 
-    def stopping():
+    def stopping(trainer):
         if trainer._step == stop:
             raise KeyboardInterrupt
-        take_step()
+        take_step(trainer)
 
-    trainer._take_step = stopping
-    trainer.train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_take_step", stopping)
+        loop = {"steps": 12, "learning_rate": 1e-3, "batch_tokens": 200, "checkpoint_steps": 5}
+        train(student, objective, folder, count=60, parts=parts, **loop)
     return weights_hash(student), (folder / "log.csv").read_text()
 
 

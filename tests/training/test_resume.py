@@ -28,36 +28,30 @@ from contextlib import redirect_stdout
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from transformers import MBartConfig, MBartForConditionalGeneration
-from tests.conftest import TINY
-from tests.helpers.examples import copying
 from dqlib import files
 from dqlib.config import Config
 from dqlib.terms import LayerMaps
 from dqlib.presets import Recipe, get_preset
 from dqlib.student import make_student
 from dqlib.study.params import settings as S
-from dqlib.study.training.batches import infill, steps
+from dqlib.study.training.batches import infill
 from dqlib.study.training.checkpoints import Checkpoints, weights_hash
-from dqlib.study.training.loop import Trainer, make_accelerator
 from dqlib.study.training.objectives import DistillationObjective
+from tests.helpers.training import small_model, train
 
 def training(folder):
-    torch.manual_seed(0)
-    teacher = MBartForConditionalGeneration(MBartConfig(**TINY, encoder_layers=2, decoder_layers=2))
+    teacher = small_model()
     teacher.config.dropout = 0.1
     student = make_student(teacher, Config.parse("2-2-8 2-1"), "quantgpt")
     for layer in student.modules():
         if hasattr(layer, "dropout") and isinstance(layer.dropout, float):
             layer.dropout = 0.1  # so that random states matter
-    loop = S.Training(steps=24, learning_rate=1e-3, batch_tokens=200, validations=3, checkpoint_steps=3)
-    accelerator = make_accelerator(0)
-    recipe, log = Recipe(scale_learning_rate=0.5, progressive=0.4, layerwise=0.3, average=0.4), folder / "log.csv"
+    recipe = Recipe(scale_learning_rate=0.5, progressive=0.4, layerwise=0.3, average=0.4)
     objective = DistillationObjective(teacher, LayerMaps([0, 1], [1]), get_preset("quantgpt").loss, recipe=recipe)
     noise = lambda example, order: infill(example, order, S.Pretraining(steps=1, learning_rate=1.0, batch_tokens=1))
-    batches = steps(copying(60, 0), loop, noise)
-    kept = Checkpoints(folder / "checkpoints", "the same")
-    Trainer(student, objective, batches, copying(11, 1), loop, accelerator, log, "t", recipe, kept).train()
+    parts = {"recipe": recipe, "checkpoints": Checkpoints(folder / "checkpoints", "the same")}
+    loop = {"steps": 24, "learning_rate": 1e-3, "batch_tokens": 200, "checkpoint_steps": 3}
+    train(student, objective, folder, count=60, noise=noise, parts=parts, **loop)
     (folder / "hash").write_text(weights_hash(student))
 
 def attempt(folder, kill_after=None, slow=False):
@@ -158,21 +152,6 @@ def test_checkpoints_of_other_examples_are_of_another_training(tmp_path):
         assert identity(changed) != before
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("[]")
     assert identity(spec) != before
-
-
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path / "c", "a")
-    checkpoints.save(3, {"step": 3})
-
-    def full(path):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("dqlib.files._sync", full)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoints.save(6, {"step": 6})
-    monkeypatch.undo()
-    assert checkpoints.latest()[0]["step"] == 3
-    assert not [path for path in (tmp_path / "c").iterdir() if path.name.startswith(".")]
 
 
 def test_random_states_come_back():

@@ -1,97 +1,62 @@
-import csv
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import MBartConfig, MBartForConditionalGeneration
 
-import dqlib
 from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.loss_weights import LossWeights
 from dqlib.presets import Recipe
 from dqlib.student import make_student, quantized_modules
 from dqlib.study.corpora.corpus import load_corpus
-from dqlib.study.params import settings as S
 from dqlib.study.pipeline.study import Study
-from dqlib.study.training.batches import steps
-from dqlib.study.training.loop import Trainer, TrainingError, make_accelerator, validation_loss
+from dqlib.study.training.loop import TrainingError, make_accelerator, validation_loss
 from dqlib.study.training.objectives import DistillationObjective, TaskObjective
 from dqlib.study.training.task import TaskTraining
 from dqlib.terms import LayerMaps
-from tests.conftest import TINY
-from tests.helpers.examples import copying
+from tests.helpers.training import log_of, small_model, train
 
 
 @pytest.fixture
 def small():
-    torch.manual_seed(0)
-    config = MBartConfig(**{**TINY, "init_std": 0.1}, encoder_layers=2, decoder_layers=2)
-    return MBartForConditionalGeneration(config)
-
-
-def run(model, objective, folder: Path, **changes):
-    training = S.Training(
-        **{"steps": 60, "learning_rate": 3e-3, "batch_tokens": 600, "validations": 3, "seed": 1} | changes
-    )
-    data, held_out = copying(300, 0), copying(40, 1)
-    accelerator = make_accelerator(training.seed, training.precision)
-    before = validation_loss(model, held_out, training, accelerator)
-    log = folder / "log.csv"
-    model = Trainer(model, objective, steps(data, training), held_out, training, accelerator, log, "test").train()
-    return before, validation_loss(model, held_out, training, accelerator)
-
-
-def read(folder):
-    with (folder / "log.csv").open() as handle:
-        return list(csv.DictReader(handle))
+    return small_model()
 
 
 def test_training_lowers_the_validation_loss_and_logs_every_term(small, tmp_path):
-    before, after = run(small, TaskObjective(), tmp_path)
+    before, after = train(small, TaskObjective(), tmp_path)
     assert after < 0.7 * before
-    log = read(tmp_path)
+    log = log_of(tmp_path)
     assert set(log[0]) == {"step", "learning_rate", "loss", "task", "validation_loss"}
     assert int(log[-1]["step"]) == 60
     assert sum(row["validation_loss"] != "" for row in log) == 3
 
 
-class TurningObjective(TaskObjective):
-    """Learns for 30 micro-batches, then unlearns."""
+class ChangingObjective(TaskObjective):
+    """Learns for 30 micro-batches; then the loss is multiplied by a factor."""
 
-    calls = 0
+    def __init__(self, factor):
+        super().__init__()
+        self.factor, self.calls = factor, 0
 
     def terms(self, model, batch, denominators):
         self.calls += 1
         terms = super().terms(model, batch, denominators)
-        return terms if self.calls <= 30 else {"task": -terms["task"]}
+        return terms if self.calls <= 30 else {"task": self.factor * terms["task"]}
 
 
 def test_the_weights_of_the_best_validation_are_kept(small, tmp_path):
-    _, after = run(small, TurningObjective(), tmp_path, steps=40, schedule="constant_with_warmup", validations=8)
-    logged = [float(row["validation_loss"]) for row in read(tmp_path) if row["validation_loss"]]
+    unlearns, options = ChangingObjective(-1.0), {"schedule": "constant_with_warmup", "validations": 8}
+    _, after = train(small, unlearns, tmp_path, steps=40, **options)
+    logged = [float(row["validation_loss"]) for row in log_of(tmp_path) if row["validation_loss"]]
     assert min(logged) < logged[-1]  # it did end worse than it once was
     assert after == pytest.approx(min(logged), rel=1e-4)
 
 
-class BreakingObjective(TaskObjective):
-    """Gives a loss that is not a number from a certain micro-batch on."""
-
-    calls = 0
-
-    def terms(self, model, batch, denominators):
-        self.calls += 1
-        terms = super().terms(model, batch, denominators)
-        return terms if self.calls <= 30 else {"task": terms["task"] * float("nan")}
-
-
 def test_a_training_that_fails_gives_back_its_best_weights_and_names_the_term(small, tmp_path):
-    objective = BreakingObjective()
     with pytest.raises(TrainingError, match=r"the loss term task is not a finite number at step \d+") as caught:
-        run(small, objective, tmp_path, steps=40, validations=8)
+        train(small, ChangingObjective(float("nan")), tmp_path, steps=16, validations=8)
     assert caught.value.restored
     assert all(torch.isfinite(parameter).all() for parameter in small.parameters())
 
@@ -100,28 +65,22 @@ def test_a_weight_that_is_not_finite_is_named(small, tmp_path):
     with torch.no_grad():
         small.model.decoder.layers[0].fc1.weight[0, 0] = float("inf")
     with pytest.raises(TrainingError, match=r"the weight model\.decoder\.layers\.0\.fc1\.weight"):
-        run(small, TaskObjective(), tmp_path, steps=4)
+        train(small, TaskObjective(), tmp_path, steps=4)
 
 
-def test_training_twice_gives_the_same_bits(tmp_path):
-    weights = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        model = MBartForConditionalGeneration(
-            MBartConfig(**TINY | {"dropout": 0.1}, encoder_layers=1, decoder_layers=1)
-        )
-        run(model, TaskObjective(0.1), tmp_path, steps=8)
-        weights.append(model.state_dict())
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+def distil(teacher, folder, recipe=Recipe(), **changes):  # noqa: B008 (frozen)
+    """A small student, its validation losses before and after a training of some steps, and the rows of the log."""
+    student = make_student(teacher, Config.parse("2-2-8 2-1"))
+    objective = DistillationObjective(teacher, LayerMaps([0, 1], [1]), LossWeights(), recipe=recipe)
+    options = {"learning_rate": 1e-3, "batch_tokens": 200, "micro_batches": 1, "validations": 1} | changes
+    losses = train(student, objective, folder, parts={"recipe": recipe}, **options)
+    return student, losses, log_of(folder)
 
 
 def test_a_distilled_student_comes_closer_to_its_teacher(small, tmp_path):
-    run(small, TaskObjective(), tmp_path, steps=100)
-    student = make_student(small, Config.parse("2-2-8 2-1"))
-    objective = DistillationObjective(small, LayerMaps([0, 1], [1]), LossWeights())
-    before, after = run(student, objective, tmp_path, steps=100, learning_rate=1e-3)
+    train(small, TaskObjective(), tmp_path, steps=40)
+    _, (before, after), log = distil(small, tmp_path, steps=40, batch_tokens=600, micro_batches=4)
     assert after < before
-    log = read(tmp_path)
     for term in ("task", "logits", "encoder_attention", "cross_attention", "encoder_hidden", "decoder_hidden"):
         assert float(log[-1][term]) < float(log[0][term])
 
@@ -150,22 +109,15 @@ def test_a_progressive_training_is_validated_on_the_quantized_weights_that_it_ke
         return validation_loss(model, *rest)
 
     monkeypatch.setattr("dqlib.study.training.loop.validation_loss", watched)
-    training = S.Training(steps=8, learning_rate=1e-3, batch_tokens=200, micro_batches=1, validations=4)
-    batches, accelerator = steps(copying(60, 0), training), make_accelerator(0)
-    log = tmp_path / "log.csv"
-    recipe = Recipe(progressive=0.75)
-    Trainer(student, objective, batches, copying(9, 1), training, accelerator, log, "t", recipe).train()
+    options = {"steps": 8, "batch_tokens": 200, "micro_batches": 1, "validations": 4}
+    train(student, objective, tmp_path, parts={"recipe": Recipe(progressive=0.75)}, **options)
     assert validated == [{1.0}] * 4
     assert [blend for (blend,) in objective.seen] == pytest.approx([min(1.0, step / 6) for step in range(1, 9)])
 
 
 def test_a_layerwise_part_is_counted_and_has_a_rate_of_its_own(small, tmp_path):
-    student, recipe = make_student(small, Config.parse("2-2-8 2-1")), Recipe(layerwise=0.4, layerwise_rate=0.5)
-    objective = DistillationObjective(small, LayerMaps([0, 1], [1]), LossWeights(), recipe=recipe)
-    training = S.Training(steps=20, learning_rate=1e-3, batch_tokens=200, micro_batches=1, validations=2, warmup=0.25)
-    batches, accelerator, log = steps(copying(60, 0), training), make_accelerator(0), tmp_path / "log.csv"
-    Trainer(student, objective, batches, copying(9, 1), training, accelerator, log, "t", recipe).train()
-    rows = read(tmp_path)
+    recipe = Recipe(layerwise=0.4, layerwise_rate=0.5)
+    *_, rows = distil(small, tmp_path, recipe, steps=20, validations=2, warmup=0.25)
     assert [int(row["step"]) for row in rows] == list(range(1, 21))
     rates = [1e3 * float(row["learning_rate"]) for row in rows]
     alone, together = (
@@ -181,13 +133,9 @@ def test_a_layerwise_part_is_counted_and_has_a_rate_of_its_own(small, tmp_path):
 
 
 def test_losses_of_layers_fade_and_then_cost_nothing(small, tmp_path):
-    student, recipe = make_student(small, Config.parse("2-2-8 2-1")), Recipe(layer_losses_until=0.5)
-    objective = DistillationObjective(small, LayerMaps([0, 1], [1]), LossWeights(), recipe=recipe)
-    training = S.Training(steps=8, learning_rate=1e-3, batch_tokens=200, micro_batches=1, validations=1)
-    batches, accelerator, log = steps(copying(60, 0), training), make_accelerator(0), tmp_path / "log.csv"
-    Trainer(student, objective, batches, copying(9, 1), training, accelerator, log, "t", recipe).train()
+    *_, rows = distil(small, tmp_path, Recipe(layer_losses_until=0.5), steps=8)
     names = ("encoder_attention", "decoder_attention", "cross_attention", "encoder_hidden", "decoder_hidden")
-    for row, weight in zip(read(tmp_path), (1, 0.75, 0.5, 0.25, 0, 0, 0, 0), strict=True):
+    for row, weight in zip(rows, (1, 0.75, 0.5, 0.25, 0, 0, 0, 0), strict=True):
         terms = [row[name] for name in names]
         assert all(terms) if weight else not any(terms)
         layers = weight * sum(map(float, filter(None, terms)))
@@ -195,12 +143,11 @@ def test_losses_of_layers_fade_and_then_cost_nothing(small, tmp_path):
 
 
 def test_the_mean_of_the_last_weights_is_validated_and_kept(small, tmp_path, monkeypatch):
-    student, recipe, taken = make_student(small, Config.parse("2-2-8 2-1")), Recipe(average=0.4), []
-    step, validated = torch.optim.AdamW.step, []
+    step, taken, validated = torch.optim.AdamW.step, [], []
 
     def watched(self, *args, **options):
         result = step(self, *args, **options)
-        taken.append([p.detach().clone() for p in student.parameters()])
+        taken.append({p: p.detach().clone() for group in self.param_groups for p in group["params"]})
         return result
 
     def watched_validation(model, *rest):
@@ -209,33 +156,19 @@ def test_the_mean_of_the_last_weights_is_validated_and_kept(small, tmp_path, mon
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched)
     monkeypatch.setattr("dqlib.study.training.loop.validation_loss", watched_validation)
-    training = S.Training(
-        steps=10, learning_rate=1e-3, batch_tokens=200, micro_batches=1, validations=1, schedule="constant_with_warmup"
-    )
-    batches, accelerator, held_out = steps(copying(60, 0), training), make_accelerator(0), copying(9, 1)
-    objective = DistillationObjective(small, LayerMaps([0, 1], [1]), LossWeights())
-    log = tmp_path / "log.csv"
-    Trainer(student, objective, batches, held_out, training, accelerator, log, "t", recipe).train()
+    constant = {"schedule": "constant_with_warmup"}
+    student, (_, after), _ = distil(small, tmp_path, Recipe(average=0.4), steps=10, **constant)
     assert len(taken) == 10
-    for kept, *last in zip(student.parameters(), *taken[6:], strict=True):
-        torch.testing.assert_close(kept.detach(), torch.stack(last).mean(dim=0))
-    # A student that went on with what it made of other weights would not have this loss.
-    dqlib.forget(student)
-    assert validated == [validation_loss(student, held_out, training, accelerator)]
+    for kept in student.parameters():
+        torch.testing.assert_close(kept.detach(), torch.stack([each[kept] for each in taken[6:]]).mean(dim=0))
+    assert validated == [after]  # a student that went on with what it made of other weights would not have this loss
 
 
 def test_validation_of_a_mean_leaves_the_training_as_it_is(small, tmp_path):
     losses = []
     for validations in (1, 6):
-        torch.manual_seed(0)
-        student, recipe = make_student(small, Config.parse("2-2-8 2-1")), Recipe(average=0.5)
-        training = S.Training(
-            steps=6, learning_rate=1e-3, batch_tokens=200, micro_batches=1, validations=validations, seed=1
-        )
-        batches, accelerator, log = steps(copying(60, 0), training), make_accelerator(0), tmp_path / "log.csv"
-        objective = DistillationObjective(small, LayerMaps([0, 1], [1]), LossWeights())
-        Trainer(student, objective, batches, copying(9, 1), training, accelerator, log, "t", recipe).train()
-        losses.append([row["loss"] for row in read(tmp_path)])
+        *_, rows = distil(small, tmp_path, Recipe(average=0.5), steps=6, validations=validations)
+        losses.append([row["loss"] for row in rows])
     assert losses[0] == losses[1]
 
 
@@ -243,7 +176,7 @@ def test_a_step_with_too_few_micro_batches_for_all_processes_is_refused(small, t
     monkeypatch.setattr(Accelerator, "num_processes", 3)
     before = {name: value.clone() for name, value in small.state_dict().items()}
     with pytest.raises(InputError, match=r"compute\.processes: 3 .* at most 2: .* 'test'"):
-        run(small, TaskObjective(), tmp_path)
+        train(small, TaskObjective(), tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
 
 
