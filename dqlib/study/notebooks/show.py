@@ -266,6 +266,9 @@ def side_by_side(
 
     Args:
         models: model and folder, by the name to show.
+
+    Raises:
+        InputError: the text is empty, or the language has no token.
     """
     rows = []
     for name, (model, folder) in models.items():
