@@ -28,6 +28,11 @@ class LoadedLabels:
     texts: Rows
     info: dict[str, Any]
 
+    @property
+    def sha256(self) -> str:
+        """Of all rows."""
+        return self.info["sha256"]
+
 
 def write_labels(folder: str | Path, rows: Mapping[str, Iterable[Row]], about: Mapping[str, Any]) -> None:
     """Write pseudo-labels to a folder, aside and put in place at once.

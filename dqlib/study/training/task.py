@@ -135,7 +135,7 @@ class TaskTraining:
         digest, labels, of_labels = weights_hash(teacher), None, {}
         if recipe.pseudo_labels:
             labels = load_labels(self.folders.pseudo_labels, self.corpus.info["sha256"], digest)
-            of_labels = {"pseudo_labels": labels.info["sha256"]}
+            of_labels = {"pseudo_labels": labels.sha256}
         checkpoints = self._checkpoints(
             target, training, student, teacher=digest, preset=preset, config=repr(config), **of_labels
         )
@@ -198,7 +198,7 @@ class TaskTraining:
         pairs = self._pairs("train", self.corpus.splits["train"], spec)
         if labels is None:
             return pairs
-        of_labels = f" {labels.info['sha256']}"
+        of_labels = f" {labels.sha256}"
         targets = self._pairs("labelled-pairs", labels.pairs, spec, of_labels)
         return Mixture(pairs, targets, self._pairs("labelled-texts", labels.texts, spec, of_labels), recipe)
 
