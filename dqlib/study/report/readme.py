@@ -75,25 +75,32 @@ ENGINE_METRICS = (
     ("16 texts, greedy", "latency, 16 texts, greedy", "{:,.0f} ms"),
     ("1 text, 4 beams", "latency, 1 text, 4 beams", "{:,.0f} ms"),
     ("8 texts, 4 beams", "throughput, 8 texts, 4 beams", "{:.1f} texts/s"),
+    ("8 texts at once", "throughput, 8 texts, greedy", "{:.1f} texts/s"),
+    ("16 texts at once", "throughput, 16 texts, greedy", "{:.1f} texts/s"),
     ("memory", "memory", "{:,.0f} MB"),
 )
+#: Rows of ``benchmark.csv`` from which :func:`engines_table` is made.
+NAMES_OF_SPEED = ("generation", "reading", "continuation", "low-bit", "memory")
 #: Shape of the models that the tables of engines list.
 LISTED = "BART-base"
 
 
-def engines_table(speed: pandas.DataFrame) -> pandas.DataFrame:
-    """How fast each engine is and what memory it takes: one row per model and engine.
+def engines_table(speed: pandas.DataFrame, shape: str = LISTED) -> pandas.DataFrame:
+    """How fast each engine is and what memory it takes: one row per model and engine, a column for what was measured.
 
-    ``speed`` is what ``benchmarks/inference.py`` wrote.
+    Args:
+        speed: what ``benchmarks/inference.py`` wrote.
+        shape: of the models that are listed.
     """
-    rows = speed[(speed["shape"] == LISTED) & speed.name.isin(["generation", "low-bit", "memory"])]
+    rows = speed[(speed["shape"] == shape) & speed.name.isin(NAMES_OF_SPEED)]
     rows = rows.drop_duplicates(["config", "engine", "metric"])
     table = []
     for (config, engine), some in rows.groupby(["config", "engine"], sort=False):
         values = some.set_index("metric").value
         shown = {name: form.format(values[metric]) if metric in values else "" for name, metric, form in ENGINE_METRICS}
         table.append({"model": f"`{config}`", "engine": engine, **shown})
-    return pandas.DataFrame(table)
+    whole = pandas.DataFrame(table)
+    return whole.loc[:, (whole != "").any()]
 
 
 def long_tables(speed: pandas.DataFrame, shape: str = LISTED) -> str:
@@ -135,6 +142,8 @@ def blocks(project: Path) -> dict[str, str]:
         "bench": markdown_table(summary_for_reading(summary)),
         "gaps": markdown_table(gaps_for_reading(gap_table(parts[parts.part.isin(presets)]))),
         "engines": markdown_table(engines_table(speed)),
+        "bert": markdown_table(engines_table(speed, "BERT-base")),
+        "gpt2": markdown_table(engines_table(speed, "GPT-2")),
         "long": long_tables(speed),
     }
 
