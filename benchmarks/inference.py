@@ -39,6 +39,7 @@ from pathlib import Path
 
 import fake_quantization
 import packed as packed_benchmark
+import pandas
 import torch
 from bench import NAMES, SHAPES, Bench, parted
 from one_stack import OneStack
@@ -186,32 +187,31 @@ class TwoStacks(Bench):
             yield self.row("training", config, "torch", "step_time", each.seconds, "s", baseline, 1 / each.ratio)
 
 
-def draw(rows: list[Row], folder: Path) -> None:
-    """How much smaller, how much faster: two panels of bars."""
-    import matplotlib
-    from matplotlib import pyplot
+def draw(table: pandas.DataFrame, folder: Path) -> None:
+    """How much smaller, how much faster, by all rows of ``benchmark.csv``: two panels of bars."""
+    from dqlib.study.report.style import COLOURS, save, subplots
 
-    from dqlib.study.report.style import COLOURS, STYLE, save
-
-    sizes = [row for row in rows if row.name == "size" and row.ratio]
-    speeds = [row for row in rows if row.metric == "latency, 1 text, 4 beams" and row.baseline.endswith("s fp32")]
-    shapes = list(dict.fromkeys(row.shape for row in rows))
-    with matplotlib.rc_context(STYLE):
-        height = 1 + 0.22 * max(len(sizes), len(speeds))
-        figure, panels = pyplot.subplots(1, 2, figsize=(10, height), layout="constrained")
-        for axes, some, title in ((panels[0], sizes, "times smaller"), (panels[1], speeds, "times as fast")):
-            names = [f"{row.config}{'' if some is sizes else ' ' + row.engine}, {row.shape}" for row in some]
-            colours = [COLOURS[shapes.index(row.shape)] for row in some]
-            axes.barh(range(len(some)), [row.ratio for row in some], color=colours)
-            for i, row in enumerate(some):
-                axes.annotate(f" {row.ratio:.1f}", (row.ratio, i), va="center", fontsize=8)
+    compared = table[table.ratio.notna()]
+    sizes = compared[compared.name == "size"]
+    fast = (compared.metric == "latency, 1 text, 4 beams") & compared.baseline.str.endswith("s fp32", na=False)
+    speeds = compared[fast]
+    kinds = sizes.engine.str.removeprefix("packed")  # of students whose weights have other levels
+    parts = (
+        (sizes, sizes.config + kinds + ", " + sizes["shape"], "times smaller than the fp32 teacher"),
+        (speeds, speeds.config + " " + speeds.engine + ", " + speeds["shape"], "times as fast as the fp32 teacher"),
+    )
+    colours = dict(zip(table["shape"].unique(), COLOURS, strict=False))
+    with subplots(1, 2, figsize=(10, 1 + 0.22 * len(sizes))) as (figure, panels):
+        for axes, (some, names, title) in zip(panels, parts, strict=True):
+            axes.barh(range(len(some)), some.ratio, color=some["shape"].map(colours))
+            for i, ratio in enumerate(some.ratio):
+                axes.annotate(f" {ratio:.1f}", (ratio, i), va="center", fontsize=8)
             axes.set_yticks(range(len(some)), names, fontsize=8)
             axes.invert_yaxis()
             axes.grid(axis="y", visible=False)
-            axes.set_xlabel(f"{title} than the fp32 teacher" if some is sizes else f"{title} as the fp32 teacher")
+            axes.set_xlabel(title)
         panels[1].set_title("one text, 4 beams, 256 to 32 tokens", fontsize=9)
-        save(figure, folder / "figures", "benchmark")
-    pyplot.close(figure)
+    save(figure, folder / "figures", "benchmark")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -241,8 +241,9 @@ def main(arguments: list[str] | None = None) -> None:
             rows += found
             print(*found, sep="\n", flush=True)
     put_rows(rows, options.results, same=("name", "shape"))
-    if any(row.name == "generation" for row in rows):
-        draw(rows, options.results)
+    table = pandas.read_csv(options.results / "tables" / "benchmark.csv")
+    if (table.name == "generation").any():
+        draw(table, options.results)
 
 
 if __name__ == "__main__":
