@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from dqlib.errors import InputError
 from dqlib.languages import language_id
+from dqlib.presets import DQLIB
 from dqlib.quantizers import quantize
 from dqlib.storage.footprint import footprint, fp32_size_bytes
 from dqlib.study.corpora.corpus import LoadedCorpus
@@ -94,12 +95,12 @@ def loss_terms(folder: Path) -> Figure:
 
 
 def quantized_weights(weight: Tensor, bits: tuple[int, ...] = (4, 2, 1)) -> Figure:
-    """Histogram of a matrix, and of what is left of it at each precision (one scale for the tensor)."""
+    """Histogram of a matrix, and of what is left of it at each precision, by the schemes of ``dqlib`` (one scale)."""
     w = weight.detach().flatten()
     reach = float(w.abs().quantile(0.999))
     with subplots(1, len(bits), figsize=(6.4, 2.6), sharey=True) as (figure, panels):
         for i, (axes, b) in enumerate(zip(panels, bits, strict=True)):
-            left = quantize(weight.detach(), b, "per_tensor").dequantize().flatten()
+            left = quantize(weight.detach(), b, "per_tensor", DQLIB.weights.scheme(b)).dequantize().flatten()
             error = float((left - w).square().mean() / w.square().mean())
             edges = np.linspace(-reach, reach, 82)
             axes.hist(w.numpy(), edges, color=GREY)

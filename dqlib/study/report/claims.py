@@ -145,8 +145,8 @@ def _of_runs(tables: Tables) -> Iterable[Verdict]:
     """The claims (g), (h), (j) and (k), for each task that they are about; (j) of texts, too, where such runs are.
 
     Runs are judged by the gap of their validation loss to the teacher's, over seeds: it tells methods apart where
-    scores of the test do not, since its spread over seeds is a hundredth of a nat. Not (a): a teacher that was trained
-    with smoothed labels has a higher loss than its texts deserve, and who learns from it takes that over.
+    scores of the test do not, since its spread over seeds is a hundredth of a nat. Not (a): the loss is of references,
+    and who learns from them alone may have a lower one than its teacher and write worse texts (``docs/presets.md``).
     """
     contrast = "(j) Contrast of tokens helps at equal steps"
     for task in tables.of_kind(SEQ2SEQ):
