@@ -94,24 +94,6 @@ def test_tables_follow_from_the_rows(table):
     assert (alike.loc["dqlib"].low, alike.loc["dqlib"].high) == (0.1, 0.1)
 
 
-def test_tables_show_the_score_of_the_record_and_scores_of_documents_give_it_but_for_rounding(table, tmp_path):
-    drawn = Resampled(table)
-    record = round(drawn.score(STUDENT) + 0.004, 4)
-    recorded = Resampled(table, recorded={("summarization", "2-2-8 2-4", "dqlib"): record})
-    write_scores(table, tmp_path / SCORES)
-    (tmp_path / TABLES).mkdir()
-    made = {"comparisons": comparisons_table(recorded), "retention": retention_table(recorded)}
-    assert made["comparisons"].score.tolist() == [record]
-    assert made["retention"].retention[0] == round(record / drawn.score(drawn.teacher("summarization")), 4)
-    for name, rows in made.items():
-        rows.to_csv(tmp_path / TABLES / f"{name}.csv", index=False)
-    claims, differences = recomputed(tmp_path)
-    assert f": {record:.2f} against" in claims.measured[0]
-    assert not [line for line in differences if line.startswith(("comparisons", "retention"))]
-    made["comparisons"].assign(score=record + 0.1).to_csv(tmp_path / TABLES / "comparisons.csv", index=False)
-    assert any(line.startswith("comparisons.csv, row 1, score") for line in recomputed(tmp_path)[1])
-
-
 def test_models_that_were_tested_on_other_documents_are_refused(table):
     with pytest.raises(InputError, match="summarization"):
         Resampled(table[(table.preset != "dqlib") | (table.document < 50)]).drawn(STUDENT)

@@ -21,10 +21,6 @@ from dqlib.study.report.verdicts import PRETRAINED, RUNS, Tables
 #: Columns that name a model in every table.
 KEYS = ["task", "config", "preset"]
 
-#: Columns that are of the records, and how far from them what the scores of documents give may be: of these two
-#: decimals are kept.
-RECORDED = {"score": 0.005, "baseline_score": 0.005, "retention": 0.001}
-
 
 def comparisons_table(drawn: Resampled) -> pandas.DataFrame:
     """Joint training against others at the same config, paired over the test documents.
@@ -127,7 +123,6 @@ def recomputed(folder: Path) -> tuple[pandas.DataFrame, list[str]]:
     """
     drawn = Resampled(read_scores(folder / SCORES))
     tables = {"comparisons": comparisons_table(drawn), "retention": retention_table(drawn)}
-    tables = {name: _as_recorded(folder, name, table) for name, table in tables.items()}
     tables |= {"accumulation": accumulation_table(drawn), "similarity": similarity_table(drawn)}
     metrics, file = metrics_of(drawn), folder / TABLES / "metrics.csv"
     if file.is_file():
@@ -143,17 +138,6 @@ def runs_in(folder: Path) -> pandas.DataFrame:
     files = {task: folder / TABLES / benchmark_file(PARTS, task) for task in TASKS}
     tables = [pandas.read_csv(file).assign(task=task)[list(RUNS)] for task, file in files.items() if file.is_file()]
     return pandas.concat(tables, ignore_index=True) if tables else pandas.DataFrame(columns=list(RUNS))
-
-
-def _as_recorded(folder: Path, name: str, table: pandas.DataFrame) -> pandas.DataFrame:
-    """The table with what is of the records as the file has it, where documents give the same but for rounding."""
-    file = folder / TABLES / f"{name}.csv"
-    written = pandas.read_csv(file) if file.is_file() else table
-    if len(written) == len(table):
-        for column in RECORDED.keys() & set(table):
-            near = (table[column] - written[column]).abs() <= RECORDED[column]
-            table[column] = table[column].mask(near, written[column])
-    return table
 
 
 def _differences(folder: Path, name: str, table: pandas.DataFrame) -> list[str]:

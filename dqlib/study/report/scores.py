@@ -137,20 +137,13 @@ class Resampled:
     Args:
         table: rows of models; those of a task are of the same documents.
         resamples: how many times documents and seeds are drawn.
-        recorded: scores of all documents by task, config and preset, as records have them. Of a document the rows keep
-            two decimals of ROUGE, so that their mean may round to another last digit than the record.
 
     Raises:
         InputError: models of a task were tested on different documents.
     """
 
-    def __init__(
-        self,
-        table: pandas.DataFrame,
-        resamples: int = RESAMPLES,
-        recorded: Mapping[tuple[str, str, str], float] | None = None,
-    ) -> None:
-        self.table, self.resamples, self.recorded = table, resamples, recorded or {}
+    def __init__(self, table: pandas.DataFrame, resamples: int = RESAMPLES) -> None:
+        self.table, self.resamples = table, resamples
         self._sets: dict[tuple[str, str], _Documents] = {}
 
     @cached_property
@@ -176,10 +169,7 @@ class Resampled:
         return self._documents(model).seeds[model]
 
     def score(self, model: Model) -> float:
-        """Its headline score of all documents: the recorded one, or what its rows give, mean over its seeds."""
-        key = model.task, model.config, model.preset
-        if key in self.recorded:
-            return self.recorded[key]
+        """Its headline score: that of all documents, mean over its seeds."""
         documents = self._documents(model)
         return float(documents.score(documents.totals_of(model)).mean())
 

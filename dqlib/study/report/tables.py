@@ -150,10 +150,9 @@ def collect(studies: Sequence[Study]) -> Collected:
     """
     writing = [study for study in studies if study.task.form.writes]
     similarities = [each for study in studies if study.task.form.decoder for each in _similarities(study)]
-    tested = [model for study in studies for model in [*trained(study), *_beside(study)]]
-    alike = [held_out_rows(model.record, measured.decoder) for model, measured in similarities]
-    scores = joined([model.scores() for model in tested] + alike)
-    drawn = Resampled(scores, recorded=_recorded(tested))
+    tested = [model.scores() for study in studies for model in [*trained(study), *_beside(study)]]
+    scores = joined(tested + [held_out_rows(model.record, measured.decoder) for model, measured in similarities])
+    drawn = Resampled(scores)
     return Collected(
         metrics=collect_metrics(studies),
         training=collect_training(studies),
@@ -199,14 +198,7 @@ def collect_details(studies: Sequence[Study]) -> pandas.DataFrame:
 
 def collect_retention(studies: Sequence[Study]) -> pandas.DataFrame:
     """:func:`retention_table` of the models of some studies."""
-    models = trained(*studies)
-    return retention_table(Resampled(joined(model.scores() for model in models), recorded=_recorded(models)))
-
-
-def _recorded(models: Sequence[Trained]) -> dict[tuple[str, str, str], float]:
-    """The headline score of each model, as every page shows it."""
-    records = [model.record for model in models]
-    return {(record.task, record.config, record.preset): record.score for record in records}
+    return retention_table(Resampled(joined(model.scores() for model in trained(*studies))))
 
 
 def _beside(study: Study) -> list[Trained]:
