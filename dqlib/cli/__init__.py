@@ -83,6 +83,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     """write a packed model, a student or a teacher for another engine"""
     from dqlib.engines import export_model
+    from dqlib.engines.kept import keep, kept
     from dqlib.engines.torch_engine import load_model
 
     own = {"quantization": "ctranslate2", "bits": "onnxruntime", "encoder": "onnxruntime"}
@@ -93,6 +94,8 @@ def _export(options: argparse.Namespace) -> int:
     model, tokenizer = load_model(options.model)
     with _options_named():
         report = export_model(model, options.out, options.engine, tokenizer, **chosen)
+    if settings := kept(options.model):
+        keep(options.out, settings)
     print(options.out if report is None else report)
     return 0
 

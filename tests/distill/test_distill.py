@@ -134,19 +134,21 @@ def test_texts_are_read_and_written_as_transformers_does_it(name, runs):
     assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == line["prediction"]
 
 
-@pytest.mark.parametrize("name", ["bart", "mbart", "bert", "gpt2"])
-def test_a_model_is_scored_with_any_engine_and_against_another(name, runs, capsys):
+@pytest.mark.parametrize("name", RUNS)
+def test_a_model_is_scored_as_in_the_report_with_any_engine_and_against_another(name, runs, capsys):
     out = runs(name)
-    _, _, teacher, student = trained(out)
-    columns = [each for each in RUNS[name][1] if each not in EXPORT]
+    _, task, teacher, student = trained(out)
+    columns = [each for each in RUNS[name][1] if each not in (*EXPORT, "--language", "ro", "--prefix", "the ")]
     test = out / "test.jsonl"
     rows = load_corpus(out / "work" / teacher.parent.name / "corpus").splits["test"][:6]
     second = "kind" if name == "bert" else "write"
-    named = [dict(zip(("read", second), (row["source"], row.get("target")), strict=True)) for row in rows]
+    named = [
+        dict(zip(("read", second), (row["source"].removeprefix(task.corpus.prefix), row.get("target")), strict=True))
+        for row in rows
+    ]
     test.write_text("".join(json.dumps(row) + "\n" for row in named))
-    more = ["--beams", "2", "--target-tokens", "8"] + ["--language", "ro"] * (name == "mbart")
     capsys.readouterr()
-    assert main(["evaluate", str(out / "packed"), str(test), *columns, *more, "--against", str(teacher)]) == 0
+    assert main(["evaluate", str(out / "packed"), str(test), *columns, "--against", str(teacher)]) == 0
     said = capsys.readouterr().out
     headline = {"rougeL": "ROUGE-L", "bleu": "BLEU"}.get(HEADLINES.get(name, "rougeL"), HEADLINES.get(name))
     (line,) = [each for each in said.splitlines() if each.split()[:1] == [headline]]
@@ -154,7 +156,7 @@ def test_a_model_is_scored_with_any_engine_and_against_another(name, runs, capsy
     assert f" {read_record(teacher).score:.2f} " in line
     assert 0 < float(line.split()[-1]) <= 1
     for folder in (out / "onnxruntime", out / "ctranslate2") if "--export" in RUNS[name][1] else ():
-        assert main(["evaluate", str(folder), str(test), *columns, *more, "--threads", "1"]) == 0
+        assert main(["evaluate", str(folder), str(test), *columns, "--threads", "1"]) == 0
         assert headline in capsys.readouterr().out
     if name == "gpt2":
         assert main(["evaluate", str(out / "packed"), str(test), "--text", "read", "--label", "read"]) == 2
@@ -162,7 +164,7 @@ def test_a_model_is_scored_with_any_engine_and_against_another(name, runs, capsy
     if name == "bert":
         assert main(["evaluate", str(out / "packed"), str(test), "--text", "read"]) == 2
         assert "one of gpt2, where --text stands alone" in capsys.readouterr().err
-    assert main(["evaluate", str(out / "packed"), str(test), *columns, *more, "--documents", "0"]) == 2
+    assert main(["evaluate", str(out / "packed"), str(test), *columns, "--documents", "0"]) == 2
     assert "--documents: 0 is not allowed; it must be at least 1" in capsys.readouterr().err
     assert main(["evaluate", str(out / "nothing"), str(test), *columns]) == 2
     assert "folder: " in capsys.readouterr().err

@@ -22,6 +22,7 @@ import yaml
 
 from dqlib.config import Config
 from dqlib.engines import ENGINES, EXTRA, export_model
+from dqlib.engines.kept import keep
 from dqlib.engines.torch_engine import load_model
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder, write_text
@@ -32,7 +33,7 @@ from dqlib.study.corpora.corpus import LoadedCorpus, load_corpus
 from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.distill.arguments import Distillation, arguments_of
 from dqlib.study.distill.page import PAGE, measure, write_report
-from dqlib.study.distill.parameters import parameters, validations_of
+from dqlib.study.distill.parameters import asked_of, parameters, validations_of
 from dqlib.study.evaluation.records import Record, read_record
 from dqlib.study.params import settings as S
 from dqlib.study.params.evaluation import FEWEST_DOCUMENTS
@@ -262,11 +263,14 @@ class Command:
         """The student, what it is packed and exported as, and the pages about it."""
         identity = hashlib.sha256((folder / PROVENANCE).read_bytes()).hexdigest()
         packed = self.out / "packed"
+        asked = asked_of(asdict(study.task.corpus), asdict(study.task.evaluate), study.task.model.max_positions)
 
         def once(name: str, make: Callable[[Path], object]) -> None:
             note = self.work / "made" / name
             if not (note.is_file() and note.read_text() == identity and (self.out / name).exists()):
                 make(self.out / name)
+                if (self.out / name).is_dir():
+                    keep(self.out / name, asked)
                 write_text(note, identity)
 
         def copy(target: Path) -> None:
