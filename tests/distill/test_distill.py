@@ -166,6 +166,9 @@ def test_a_model_is_scored_as_in_the_report_with_any_engine_and_against_another(
         assert "one of gpt2, where --text stands alone" in capsys.readouterr().err
     assert main(["evaluate", str(out / "packed"), str(test), *columns, "--documents", "0"]) == 2
     assert "--documents: 0 is not allowed; it must be at least 1" in capsys.readouterr().err
+    for threads in ("0", "-2", "1025"):
+        assert main(["evaluate", str(out / "packed"), str(test), *columns, "--threads", threads]) == 2
+        assert f"threads: {threads} is not allowed; it must be from 1 to 1024" in capsys.readouterr().err
     assert main(["evaluate", str(out / "nothing"), str(test), *columns]) == 2
     assert "folder: " in capsys.readouterr().err
 

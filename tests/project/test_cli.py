@@ -300,6 +300,7 @@ def test_what_is_wrong_is_told_in_one_sentence(students, packed, tmp_path, capsy
     assert "folder: " in refused(capsys, "inspect", tmp_path)
     assert "folder: " in refused(capsys, "inspect", packed / "bart", "--teacher", tmp_path)
     assert "folder: " in refused(capsys, "verify", tmp_path / "nowhere")
+    assert "threads: 9999" in refused(capsys, "generate", packed / "bart", *texts, "--threads", 9999)
     assert "nowhere" in refused(capsys, "generate", packed / "bart", "--input", tmp_path / "nowhere")
     assert "utf-8" in refused(capsys, "generate", packed / "bart", "--input", tmp_path / "binary")
     assert "BertForMaskedLM" in refused(capsys, "generate", packed / "bert", *texts)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas
 import torch
 
-from dqlib.engines import engine_of, load_classifier, load_engine
+from dqlib.engines import check_threads, engine_of, load_classifier, load_engine
 from dqlib.engines.kept import content_of, kept
 from dqlib.engines.torch_engine import TorchClassifier, load_model
 from dqlib.errors import InputError
@@ -52,6 +52,7 @@ def evaluate(arguments: Test) -> pandas.DataFrame:
         InputError: a model, the data or a column is not there, or an engine does not serve the model.
     """
     quiet()
+    check_threads(arguments.threads)
     folders = [Path(each) for each in (arguments.model, arguments.against) if each is not None]
     for folder in folders:
         engine_of(folder)  # refuses what is no folder, before anything is read
