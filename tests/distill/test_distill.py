@@ -201,6 +201,12 @@ def test_the_same_command_makes_nothing_again(runs, capsys):
     assert said.count("\n") == 1
     assert re.search(r"report\.html: rougeL \d+\.\d\d, teacher", said)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
+    whole = (out / "arguments.json").read_text()
+    for damaged in ("[]", "{", "{}", whole.replace('"chosen_steps": 4', '"chosen_steps": "4"')):
+        (out / "arguments.json").write_text(damaged)
+        assert main(call(out.parent, "bart")) == 2
+        assert re.match(r"dqlib distill: \S+/arguments\.json: .* is not allowed", capsys.readouterr().err)
+    (out / "arguments.json").write_text(whole)
 
 
 def test_ctrl_c_leaves_what_the_same_command_goes_on_from(tmp_path, capsys, monkeypatch):

@@ -27,7 +27,7 @@ from dqlib.engines.torch_engine import load_model
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder, write_text
 from dqlib.storage.packed import save_packed
-from dqlib.storage.reading import read_model, read_tokenizer
+from dqlib.storage.reading import json_object, read_model, read_tokenizer
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import LoadedCorpus, load_corpus
 from dqlib.study.corpora.splits import SPLITS
@@ -191,7 +191,11 @@ class Command:
     def _asked(self) -> dict[str, Any]:
         """What the folder was made with before, and the steps that were chosen where the arguments are the same."""
         path = self.out / ARGUMENTS
-        asked = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        asked = json_object(path.read_bytes(), str(path)) if path.is_file() else {}
+        steps = asked.get("chosen_steps")
+        whole = {"checkpoint", "train"} <= asked.keys() and (steps is None or (type(steps) is int and steps > 0))
+        if path.is_file() and not whole:
+            raise InputError(str(path), "damaged", "as this command wrote it, or the folder be another")
         same = {name: value for name, value in asked.items() if name != "chosen_steps"} == self._asking
         return asked if same else asked | {"chosen_steps": None} if asked else {}
 
