@@ -201,6 +201,9 @@ def test_the_same_command_makes_nothing_again(runs, capsys):
     assert said.count("\n") == 1
     assert re.search(r"report\.html: rougeL \d+\.\d\d, teacher", said)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
+    (out.parent / "other.jsonl").touch()
+    assert main([*call(out.parent, "bart"), "--train", str(out.parent / "other.jsonl")]) == 2
+    assert "another folder, or the one of" in capsys.readouterr().err
     whole = (out / "arguments.json").read_text()
     for damaged in ("[]", "{", "{}", whole.replace('"chosen_steps": 4', '"chosen_steps": "4"')):
         (out / "arguments.json").write_text(damaged)
@@ -282,7 +285,7 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, caps
     assert "as many as a step reads" in refused(**second, batch_tokens=2000, validation=all_pairs, test=all_pairs)
     assert "out: " in refused(out=tmp_path / "else")
     assert "a file that exists" in refused(train=tmp_path / "nothing.csv", out=tmp_path / "out3")
-    assert "another folder, or the one of" in refused(out=tmp_path / "out2")
+    assert "preset: 'nothing'" in refused(out=tmp_path / "out2", preset="nothing")  # where nothing was made: no claim
     assert "--export: 'tensorrt'" in refused(export="tensorrt")
     assert "preset: 'nothing'" in refused(preset="nothing")
     tokens = tmp_path / "checkpoint" / "tokenizer_config.json"

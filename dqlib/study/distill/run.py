@@ -176,7 +176,8 @@ class Command:
                 raise InputError("--export", engine, f"installed, by {EXTRA}")
         if self.out.exists() and not (self.out.is_dir() and (self._asked or not any(self.out.iterdir()))):
             raise InputError("out", a.out, "a new or empty folder, or one that this command began")
-        if self._asked and any(self._asked[name] != self._asking[name] for name in ("checkpoint", "train")):
+        made = any(self.work.glob(f"*/teacher/{PROVENANCE}"))  # before that a refused command, or a dry run, was here
+        if made and any(self._asked[name] != self._asking[name] for name in ("checkpoint", "train")):
             there = f"{self._asked['checkpoint']} and {self._asked['train']}, with which it was begun"
             raise InputError("out", a.out, f"another folder, or the one of {there}")
 
