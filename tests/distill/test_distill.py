@@ -287,6 +287,9 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, caps
     assert "a file that exists" in refused(train=tmp_path / "nothing.csv", out=tmp_path / "out3")
     assert "preset: 'nothing'" in refused(out=tmp_path / "out2", preset="nothing")  # where nothing was made: no claim
     assert "--export: 'tensorrt'" in refused(export="tensorrt")
+    assert re.search(
+        r"--config: 'auto:1kB 2-2' .* at least auto:0\.\d+MB", refused(config="auto:1kB 2-2", out=tmp_path / "out5")
+    )
     assert "preset: 'nothing'" in refused(preset="nothing")
     tokens = tmp_path / "checkpoint" / "tokenizer_config.json"
     tokens.write_text(json.dumps(json.loads(tokens.read_text()) | {"pad_token": "<s>"}))

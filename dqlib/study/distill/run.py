@@ -20,12 +20,15 @@ import pandas
 import torch
 import yaml
 
-from dqlib.config import Config
+from dqlib.architectures import architecture_of
+from dqlib.config import Config, in_megabytes
 from dqlib.engines import ENGINES, EXTRA, export_model
 from dqlib.engines.kept import keep
 from dqlib.engines.torch_engine import load_model
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder, write_text
+from dqlib.presets import get_preset
+from dqlib.storage.budget import module_entries
 from dqlib.storage.packed import save_packed
 from dqlib.storage.reading import json_object, read_model, read_tokenizer
 from dqlib.storage.students import load_student
@@ -141,6 +144,7 @@ class Command:
         study = self._study(steps)
         self._check_sizes(study, load_corpus(study.corpus()))
         study.pretrained()
+        self._check_budget(study)
         self._check_exports(study)
         if self.arguments.dry_run or steps is None:
             estimate = plan(study.settings)
@@ -225,6 +229,23 @@ class Command:
             raise InputError("--train", found, allowed)
         if (study.task.form.writes or study.task.form.labels) and len(corpus.splits["test"]) < FEWEST_DOCUMENTS:
             raise InputError("--test", f"{len(corpus.splits['test'])} texts", f"at least {FEWEST_DOCUMENTS}")
+
+    def _check_budget(self, study: Study) -> None:
+        """Refuse, before anything is tested, a budget of bytes that no student keeps to.
+
+        Raises:
+            InputError: it is below the smallest student of its shape.
+        """
+        if self.config.budget is None or (study.folders.teacher / PROVENANCE).is_file():
+            return
+        teacher, kind = read_model(study.folders.pretrained), training_of(study.task.form)
+        config = self.config.with_layers_of(*architecture_of(teacher.config).depths(teacher.config))
+        batch = kind.collate(None)(kind.longest(teacher, 1, study.task.corpus)).with_labels()
+        entries, rest = module_entries(teacher, config, get_preset(study.task.distill.preset), [batch])
+        smallest = rest + sum(min(each.size_bytes for each in by_bits.values()) for by_bits in entries.values())
+        if self.config.budget < smallest:
+            allowed = f"at least auto:{in_megabytes(smallest)}, the smallest student of this shape"
+            raise InputError("--config", self.arguments.config, allowed)
 
     def _check_exports(self, study: Study) -> None:
         """Export the checkpoint itself, before anything is trained, for what an engine does not serve.
