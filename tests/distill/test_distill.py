@@ -287,6 +287,8 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, caps
     assert "a file that exists" in refused(train=tmp_path / "nothing.csv", out=tmp_path / "out3")
     assert "preset: 'nothing'" in refused(out=tmp_path / "out2", preset="nothing")  # where nothing was made: no claim
     assert "--export: 'tensorrt'" in refused(export="tensorrt")
+    for option in ("beams", "source_tokens", "target_tokens", "batch_size"):
+        assert f"--{option.replace('_', '-')}: 0 is not allowed; it must be at least 1" in refused(**{option: 0})
     assert re.search(
         r"--config: 'auto:1kB 2-2' .* at least auto:0\.\d+MB", refused(config="auto:1kB 2-2", out=tmp_path / "out5")
     )

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+from dqlib.errors import InputError
+
 
 def _option(text: str, default: Any = None, **how: Any) -> Any:
     """A field that is an option, with its help; ``how`` is what ``add_argument`` takes besides.
@@ -21,7 +23,11 @@ def _option(text: str, default: Any = None, **how: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which columns of the data a model reads and is judged by, and how it is tested."""
+    """Which columns of the data a model reads and is judged by, and how it is tested.
+
+    Raises:
+        InputError: a number is below 1.
+    """
 
     source: str | None = _option("column of the texts that are read, of an encoder-decoder")
     target: str | None = _option("column of the texts that are to be written")
@@ -40,6 +46,12 @@ class Columns:
     beams: int | None = _option("of the search (default: the checkpoint's, or 4)")
     batch_size: int = _option("texts of the test at a time (default: %(default)s)", 16)
     dataset_config: str | None = _option("of a data set of the hub")
+
+    def __post_init__(self) -> None:
+        for name in ("source_tokens", "target_tokens", "beams", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')}", value, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
