@@ -16,11 +16,10 @@ from itertools import islice
 from typing import Any
 
 from dqlib.cli.classification import agree_on_classes, classify
-from dqlib.cli.inputs import COLUMNS, READING, SEARCH, at_least_one, lines_of, search_of
+from dqlib.cli.inputs import COLUMNS, READING, SEARCH, UNDECODED, at_least_one, lines_of, search_of
 from dqlib.engines import ENGINES
-from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
-from dqlib.study.distill.arguments import Distillation, Test, options_of
+from dqlib.study.distill.arguments import Distillation, Test, options_named, options_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +91,7 @@ def _export(options: argparse.Namespace) -> int:
         if own[name] != options.engine:
             raise InputError(f"--{name}", value, f"left out with --engine {options.engine}: it is one of {own[name]}")
     model, tokenizer = load_model(options.model)
-    with _options_named():
-        report = export_model(model, options.out, options.engine, tokenizer, **chosen)
+    report = export_model(model, options.out, options.engine, tokenizer, **chosen)
     if settings := kept(options.model):
         keep(options.out, settings)
     print(options.out if report is None else report)
@@ -104,7 +102,7 @@ def _generate(options: argparse.Namespace) -> int:
     """read one text per line, write JSON Lines: an answer, or of a GPT-2 how the text goes on"""
     from dqlib.engines import load_engine
 
-    with lines_of(options.input) as texts, _options_named():
+    with lines_of(options.input) as texts:
         engine = load_engine(options.folder, options.engine, options.threads)
         engine.new_tokens(options.max_new_tokens)  # refuses what no batch could have
         while batch := list(islice(texts, options.batch_size)):
@@ -127,7 +125,7 @@ def _agree(options: argparse.Namespace) -> int:
     for name in ("pairs", "text", "second"):
         if getattr(options, name):
             raise InputError(f"--{name}", getattr(options, name), "left out where models write: it is for classifiers")
-    with lines_of(options.input) as lines, _options_named():
+    with lines_of(options.input) as lines:
         texts = list(lines)
         engines = [load_engine(folder, threads=options.threads) for folder in (options.reference, options.folder)]
         first = engines[0]
@@ -174,18 +172,6 @@ def _study_installed() -> Iterator[None]:
         ) from None
 
 
-@contextmanager
-def _options_named() -> Iterator[None]:
-    """Name a field that is an option here as the option."""
-    try:
-        yield
-    except InputError as error:
-        field = error.field.removeprefix("settings, ")
-        if field in ("language", "max_new_tokens", "encoder", *ASKED):
-            raise InputError(f"--{field.replace('_', '-')}", error.value, error.allowed) from None
-        raise
-
-
 _ENGINE = {"choices": ENGINES, "help": "that runs it (default: the one it was made for)"}
 
 #: All subcommands, by name.
@@ -193,12 +179,12 @@ COMMANDS = {
     "distill": Command(
         _distill,
         "dqlib distill checkpoint out --train pairs.jsonl --source document --target summary --config '2-2-8 6-3'",
-        options_of(Distillation, "checkpoint", "out"),
+        options_of(Distillation),
     ),
     "evaluate": Command(
         _evaluate,
         "dqlib evaluate out/packed test.jsonl --source document --target summary --against checkpoint",
-        options_of(Test, "model", "data"),
+        options_of(Test),
     ),
     "pack": Command(
         _pack,
@@ -320,9 +306,10 @@ def main(arguments: list[str] | None = None) -> int:
         logging.disable_progress_bar()
     for stream in (sys.stdin, sys.stdout):  # texts are UTF-8, as in files, whatever the terminal's encoding is
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(encoding="utf-8", errors=UNDECODED if stream is sys.stdin else "strict")
     try:
-        return command.run(options)
+        with options_named(command.arguments):
+            return command.run(options)
     except BrokenPipeError:  # the reader of our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

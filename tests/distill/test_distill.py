@@ -166,6 +166,12 @@ def test_a_model_is_scored_as_in_the_report_with_any_engine_and_against_another(
         assert "one of gpt2, where --text stands alone" in capsys.readouterr().err
     assert main(["evaluate", str(out / "packed"), str(test), *columns, "--documents", "0"]) == 2
     assert "--documents: 0 is not allowed; it must be at least 1" in capsys.readouterr().err
+    assert main(["evaluate", str(out / "packed"), str(out / "no.jsonl"), *columns]) == 2
+    assert re.match(r"dqlib evaluate: data: '\S+no\.jsonl' .* a file that exists", capsys.readouterr().err)
+    if name == "bart":
+        for option, value in {"--beams": "-1", "--target-tokens": "1000", "--source-tokens": "4"}.items():
+            assert main(["evaluate", str(out / "packed"), str(test), *columns, option, value]) == 2
+            assert f"dqlib evaluate: {option}: {value} is not allowed" in capsys.readouterr().err
     for threads in ("0", "-2", "1025"):
         assert main(["evaluate", str(out / "packed"), str(test), *columns, "--threads", threads]) == 2
         assert f"threads: {threads} is not allowed; it must be from 1 to 1024" in capsys.readouterr().err
@@ -286,13 +292,16 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, caps
     assert "out: " in refused(out=tmp_path / "else")
     assert "a file that exists" in refused(train=tmp_path / "nothing.csv", out=tmp_path / "out3")
     assert "preset: 'nothing'" in refused(out=tmp_path / "out2", preset="nothing")  # where nothing was made: no claim
+    assert "distill: --source-tokens: 4 " in refused(source_tokens=4)
+    assert "distill: --seed: -1 " in refused(seed=-1)
+    assert "distill: --config: ''" in refused(config="")
     assert "--export: 'tensorrt'" in refused(export="tensorrt")
     for option in ("beams", "source_tokens", "target_tokens", "batch_size"):
         assert f"--{option.replace('_', '-')}: 0 is not allowed; it must be at least 1" in refused(**{option: 0})
     assert re.search(
         r"--config: 'auto:1kB 2-2' .* at least auto:0\.\d+MB", refused(config="auto:1kB 2-2", out=tmp_path / "out5")
     )
-    assert "preset: 'nothing'" in refused(preset="nothing")
+    assert "distill: --preset: 'nothing'" in refused(preset="nothing")
     tokens = tmp_path / "checkpoint" / "tokenizer_config.json"
     tokens.write_text(json.dumps(json.loads(tokens.read_text()) | {"pad_token": "<s>"}))
     assert "pad_token_id: 0 is not allowed; it must be 1, as in the model" in refused(out=tmp_path / "out4")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -293,7 +294,7 @@ def test_texts_longer_than_the_model_reads_are_cut(packed, tmp_path, capsys):
 
 
 def test_what_is_wrong_is_told_in_one_sentence(students, packed, tmp_path, capsys):
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "binary").write_bytes("die Höhe\n".encode() + b"\xff\xfe\x00")
     texts = ("--input", __file__)
     assert "folder: " in refused(capsys, "pack", tmp_path, tmp_path / "out")
     assert "folder: " in refused(capsys, "pack", students / "bart", students)  # would replace the students
@@ -301,8 +302,10 @@ def test_what_is_wrong_is_told_in_one_sentence(students, packed, tmp_path, capsy
     assert "folder: " in refused(capsys, "inspect", packed / "bart", "--teacher", tmp_path)
     assert "folder: " in refused(capsys, "verify", tmp_path / "nowhere")
     assert "threads: 9999" in refused(capsys, "generate", packed / "bart", *texts, "--threads", 9999)
-    assert "nowhere" in refused(capsys, "generate", packed / "bart", "--input", tmp_path / "nowhere")
-    assert "utf-8" in refused(capsys, "generate", packed / "bart", "--input", tmp_path / "binary")
+    told = refused(capsys, "generate", packed / "bart", "--input", tmp_path / "nowhere")
+    assert re.search("--input: '.*nowhere' .* a file that exists", told)
+    told = refused(capsys, "generate", packed / "bart", "--input", tmp_path / "binary")
+    assert re.search(r"--input .*binary, line 2: .* it must be a text in utf-8", told)
     assert "BertForMaskedLM" in refused(capsys, "generate", packed / "bert", *texts)
     assert "--max-new-tokens: 24" in refused(capsys, "generate", packed / "bart", *texts, "--max-new-tokens", 24)
 

@@ -6,7 +6,9 @@ Imports nothing heavy, so that ``dqlib --help`` answers at once.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -94,17 +96,49 @@ _READ: dict[str, dict[str, Any]] = {
 }
 
 
-def options_of(kind: type, *positional: str) -> dict[str, dict[str, Any]]:
-    """The fields of one of the classes above as ``add_argument`` takes them, some of them by their place."""
+#: What is given by its place.
+_BY_PLACE = ("checkpoint", "out", "model", "data")
+
+#: Fields of parameters and of engines for which options have other names, in the order in which they are looked for.
+_OPTIONS = {
+    "num_beams": ("beams",),
+    "max_new_tokens": ("target_tokens",),
+    "languages": ("language",),
+    "configs": ("config",),
+    "train": ("data",),
+    "dataset": ("train", "data"),
+}
+
+
+def options_of(kind: type) -> dict[str, dict[str, Any]]:
+    """The fields of one of the classes above as ``add_argument`` takes them."""
     found = {}
-    for each in sorted(fields(kind), key=lambda each: each.name not in positional):
-        if each.name in positional:
+    for each in sorted(fields(kind), key=lambda each: each.name not in _BY_PLACE):
+        if each.name in _BY_PLACE:
             found[each.name] = {**each.metadata, "metavar": each.name.upper()}
         else:
             read = _READ.get(str(each.type).removesuffix(" | None"), {"metavar": "TEXT"})
             given = {"required": True} if each.default is MISSING else {"default": each.default}
             found[f"--{each.name.replace('_', '-')}"] = {**each.metadata, **read, **given}
     return found
+
+
+@contextmanager
+def options_named(options: Collection[str]) -> Iterator[None]:
+    """Name the field of an error as the option of a command by which a user gives it, where there is one.
+
+    Args:
+        options: of the command, as ``add_argument`` takes them.
+    """
+    try:
+        yield
+    except InputError as error:
+        name = re.sub(r"^(--|settings, |([\w-]+\.)+)", "", error.field).replace("-", "_")
+        for each in (name, *_OPTIONS.get(name, ())):
+            for option in (f"--{each.replace('_', '-')}", each):
+                if option in options:
+                    raise InputError(option, error.value, error.allowed) from None
+        raise
 
 
 def arguments_of(kind: type, options: argparse.Namespace) -> Any:

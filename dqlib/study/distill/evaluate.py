@@ -20,7 +20,7 @@ from dqlib.study.corpora import hub
 from dqlib.study.corpora.files import rows_of_file
 from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.tokenizer import marks_source
-from dqlib.study.distill.arguments import Test, arguments_of
+from dqlib.study.distill.arguments import Test, arguments_of, options_named, options_of
 from dqlib.study.distill.parameters import SOURCE_TOKENS, Checkpoint, asked_of, columns_of, data_of, language_of
 from dqlib.study.evaluation import perplexity
 from dqlib.study.evaluation.bootstrap import two_sided
@@ -45,6 +45,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
     return exit_code(lambda: print(evaluate(arguments_of(Test, options)).to_string(index=False)), "dqlib evaluate")
 
 
+@options_named(options_of(Test))
 def evaluate(arguments: Test) -> pandas.DataFrame:
     """One row per metric: value and 95% interval of each model, and the p-value of a difference of the headline.
 

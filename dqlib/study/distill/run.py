@@ -34,7 +34,7 @@ from dqlib.storage.reading import json_object, read_model, read_tokenizer
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import LoadedCorpus, load_corpus
 from dqlib.study.corpora.splits import SPLITS
-from dqlib.study.distill.arguments import Distillation, arguments_of
+from dqlib.study.distill.arguments import Distillation, arguments_of, options_named, options_of
 from dqlib.study.distill.page import PAGE, measure, write_report
 from dqlib.study.distill.parameters import asked_of, parameters, validations_of
 from dqlib.study.evaluation.records import Record, read_record
@@ -131,6 +131,7 @@ class Command:
         """Of the student."""
         return Config.parse(self.arguments.config)
 
+    @options_named(options_of(Distillation))
     def run(self) -> Distilled | None:
         """Make all that is missing.
 
