@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 
 from dqlib.cli.classification import agree_on_classes, classify
-from dqlib.cli.inputs import COLUMNS, READING, SEARCH, UNDECODED, at_least_one, lines_of, search_of
+from dqlib.cli.inputs import COLUMNS, READING, SEARCH, UNDECODED, at_least_one, lines_of, search_of, some_of
 from dqlib.engines import ENGINES
 from dqlib.errors import InputError
 from dqlib.study.distill.arguments import Distillation, Test, options_named, options_of
@@ -126,7 +126,7 @@ def _agree(options: argparse.Namespace) -> int:
         if getattr(options, name):
             raise InputError(f"--{name}", getattr(options, name), "left out where models write: it is for classifiers")
     with lines_of(options.input) as lines:
-        texts = list(lines)
+        texts = some_of(lines, options.input)
         engines = [load_engine(folder, threads=options.threads) for folder in (options.reference, options.folder)]
         first = engines[0]
         if first.tokenizer is None:

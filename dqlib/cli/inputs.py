@@ -8,10 +8,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
+
+Text = TypeVar("Text", str, tuple[str, ...])
 
 
 def at_least_one(text: str) -> int:
@@ -88,6 +90,18 @@ def _decoded(lines: Iterable[str], source: str) -> Iterator[str]:
         except UnicodeEncodeError:
             raise InputError(f"--input {source}, line {number}", line, "a text in utf-8") from None
         yield line.rstrip("\r\n")
+
+
+def some_of(texts: Iterable[Text], source: str) -> list[Text]:
+    """All texts of a source, or pairs of texts.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = list(texts)
+    if not found:
+        raise InputError("--input", source, "a file, or - for standard input, with a text at least")
+    return found
 
 
 def search_of(options: argparse.Namespace) -> dict[str, Any]:

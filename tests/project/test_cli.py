@@ -310,6 +310,13 @@ def test_what_is_wrong_is_told_in_one_sentence(students, packed, tmp_path, capsy
     assert "--max-new-tokens: 24" in refused(capsys, "generate", packed / "bart", *texts, "--max-new-tokens", 24)
 
 
+@pytest.mark.parametrize("name", ["bart", "bert-classifier"])
+def test_nothing_to_agree_on_is_one_sentence(name, packed, tmp_path, capsys):
+    (tmp_path / "empty").touch()
+    told = refused(capsys, "agree", packed / name, packed / name, "--input", tmp_path / "empty")
+    assert "with a text at least" in told
+
+
 def test_a_damaged_student_is_told_in_one_sentence(students, tmp_path, capsys):
     for damage, told in (
         (lambda folder: _cut(folder / "model.safetensors"), "bytes long, as the manifest has it"),
