@@ -292,6 +292,8 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, caps
     assert "out: " in refused(out=tmp_path / "else")
     assert "a file that exists" in refused(train=tmp_path / "nothing.csv", out=tmp_path / "out3")
     assert "preset: 'nothing'" in refused(out=tmp_path / "out2", preset="nothing")  # where nothing was made: no claim
+    assert "--revision: 'main' is not allowed; it must be left out" in refused(revision="main")
+    assert "--dataset-config: 'ro-en' is not allowed; it must be left out" in refused(dataset_config="ro-en")
     assert "distill: --source-tokens: 4 " in refused(source_tokens=4)
     assert "distill: --seed: -1 " in refused(seed=-1)
     assert "distill: --config: ''" in refused(config="")

@@ -284,6 +284,8 @@ def data_of(columns: Columns, **files: str | None) -> dict[str, Any]:
         for split, path in paths.items():
             if path is not None and "*" not in path and not Path(path).is_file():
                 raise InputError(f"--{split}", path, "a file that exists")
+        if columns.dataset_config is not None:
+            raise InputError("--dataset-config", columns.dataset_config, "left out where the data is a file")
         return {"origin": "files", "name": name} | paths
     is_folder = _absolute(train).is_dir()
     if not is_folder and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", train):
@@ -314,6 +316,8 @@ def parameters(arguments: Distillation, steps: int) -> tuple[str, dict[str, Any]
     """
     folder = _absolute(arguments.checkpoint)
     name = str(folder) if folder.is_dir() else arguments.checkpoint
+    if arguments.revision is not None and on_disk(name):
+        raise InputError("--revision", arguments.revision, "left out where the checkpoint is a folder")
     checkpoint = Checkpoint("checkpoint", name, arguments.revision)
     devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     width = getattr(checkpoint.model_config, "d_model", None) or checkpoint.model_config.hidden_size
