@@ -18,6 +18,7 @@ from typing import Any
 from dqlib.cli.classification import agree_on_classes, classify
 from dqlib.cli.inputs import COLUMNS, READING, SEARCH, UNDECODED, at_least_one, lines_of, search_of, some_of
 from dqlib.engines import ENGINES
+from dqlib.engines.base import Engine
 from dqlib.errors import InputError
 from dqlib.study.distill.arguments import Distillation, Test, options_named, options_of
 
@@ -104,7 +105,7 @@ def _generate(options: argparse.Namespace) -> int:
 
     with lines_of(options.input) as texts:
         engine = load_engine(options.folder, options.engine, options.threads)
-        engine.new_tokens(options.max_new_tokens)  # refuses what no batch could have
+        _new_tokens(engine, options)  # refuses what no batch could have
         while batch := list(islice(texts, options.batch_size)):
             outputs = engine.generate(
                 batch, max_new_tokens=options.max_new_tokens, languages=options.language,
@@ -113,6 +114,18 @@ def _generate(options: argparse.Namespace) -> int:
             for text, output in zip(batch, outputs, strict=True):
                 print(json.dumps({"input": text, "output": output}, ensure_ascii=False), flush=True)
     return 0
+
+
+def _new_tokens(engine: Engine, options: argparse.Namespace) -> int:
+    """Tokens that are written at most.
+
+    Raises:
+        InputError: the model has no positions for so many, or more are to be written at least.
+    """
+    most = engine.new_tokens(options.max_new_tokens)
+    if (options.min_new_tokens or 0) > most:
+        raise InputError("--min-new-tokens", options.min_new_tokens, f"at most {most}, as many as are written at most")
+    return most
 
 
 def _agree(options: argparse.Namespace) -> int:
@@ -131,7 +144,7 @@ def _agree(options: argparse.Namespace) -> int:
         first = engines[0]
         if first.tokenizer is None:
             raise InputError("folder", options.reference, "a model with a tokenizer")
-        ids, new_tokens = first.encode(texts, options.max_new_tokens), first.new_tokens(options.max_new_tokens)
+        ids, new_tokens = first.encode(texts, options.max_new_tokens), _new_tokens(first, options)
         starts = first.starts(options.language, len(texts))
         written = []
         for engine in engines:

@@ -454,4 +454,5 @@ def test_a_search_is_asked_for_by_options(packed, tmp_path, capsys):
         ["return the sum"], num_beams=2, max_new_tokens=8, early_stopping=True, **asked
     )
     assert [row["output"] for row in rows_of(capsys, *call, "--early-stopping", *options)] == expected
+    assert "--min-new-tokens: 9 is not allowed; it must be at most 8" in refused(capsys, *call, "--min-new-tokens", 9)
     assert "--length-penalty: inf" in refused(capsys, *call, "--length-penalty", "inf")
