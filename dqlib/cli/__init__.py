@@ -42,6 +42,7 @@ class Command:
 
 def _pack(options: argparse.Namespace) -> int:
     """write a trained student as a packed model"""
+    from dqlib.engines.kept import keep, kept
     from dqlib.storage.manifest import packed_size_bytes
     from dqlib.storage.packed import save_packed
     from dqlib.storage.reading import read_tokenizer
@@ -52,6 +53,7 @@ def _pack(options: argparse.Namespace) -> int:
     if options.round:
         round_for_storage(student)
     save_packed(student, options.out, tokenizer)
+    keep(options.out, kept(options.student))
     print(f"{options.out}: {packed_size_bytes(options.out):,} bytes")
     return 0
 
@@ -93,8 +95,7 @@ def _export(options: argparse.Namespace) -> int:
             raise InputError(f"--{name}", value, f"left out with --engine {options.engine}: it is one of {own[name]}")
     model, tokenizer = load_model(options.model)
     report = export_model(model, options.out, options.engine, tokenizer, **chosen)
-    if settings := kept(options.model):
-        keep(options.out, settings)
+    keep(options.out, kept(options.model))
     print(options.out if report is None else report)
     return 0
 

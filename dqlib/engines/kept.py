@@ -36,6 +36,8 @@ def kept(folder: str | Path) -> dict[str, Any]:
 
 def keep(folder: str | Path, settings: Mapping[str, Any]) -> None:
     """Keep settings, some of :data:`KEPT`, in a folder that dqlib wrote; those that are None or empty are left out."""
+    if not settings:
+        return
     path, manifest = Path(folder) / CONFIG, opened(folder, *WRITERS)
     content = json.loads(path.read_text(encoding="utf-8"))
     content[ENTRY] = {OURS: {name: value for name, value in settings.items() if value}}

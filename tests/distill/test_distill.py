@@ -13,10 +13,11 @@ from transformers import AutoTokenizer
 import dqlib
 from dqlib.cli import main
 from dqlib.engines import load_classifier, load_engine
+from dqlib.engines.kept import kept
 from dqlib.engines.torch_engine import load_model
 from dqlib.storage.reading import read_model
 from dqlib.study.corpora.corpus import load_corpus
-from dqlib.study.distill import parameters
+from dqlib.study.distill import arguments, evaluate, parameters
 from dqlib.study.evaluation import words
 from dqlib.study.evaluation.records import read_predictions, read_record
 from dqlib.study.params.settings import load_settings
@@ -177,6 +178,31 @@ def test_a_model_is_scored_as_in_the_report_with_any_engine_and_against_another(
         assert f"threads: {threads} is not allowed; it must be from 1 to 1024" in capsys.readouterr().err
     assert main(["evaluate", str(out / "nothing"), str(test), *columns]) == 2
     assert "folder: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["bart", "t5", "marian"])
+def test_what_is_made_of_a_student_keeps_how_it_was_tested(name, runs, tmp_path):
+    out = runs(name)
+    tested = {"source_tokens": 24, "target_tokens": 8, "beams": 2}
+    tested |= {"t5": {"prefix": "the "}, "marian": {"language": "ro"}}.get(name, {})
+    assert main(["pack", str(out / "student"), str(tmp_path / "packed")]) == 0
+    assert main(["export", str(out / "packed"), str(tmp_path / "fast"), "--engine", "ctranslate2"]) == 0
+    made = [out / "student", out / "packed", tmp_path / "packed", tmp_path / "fast"]
+    for folder in (*made, *(out / each for each in EXPORT[1:] if each in RUNS[name][1])):
+        assert kept(folder) == tested
+        assert dqlib.verify(folder) == []
+
+
+def test_a_checkpoint_says_how_it_is_asked(tmp_path):
+    folder = save_checkpoint("t5", tmp_path / "checkpoint")
+    for file, more in {
+        "config.json": {"task_specific_params": {"summarization": {"prefix": "shorten: "}}},
+        "generation_config.json": {"num_beams": 3, "max_length": 22},
+    }.items():
+        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | more))
+    given = arguments.Test(model=str(folder), data="", source="read", target="write", beams=2)
+    asked = evaluate._asked(given, "seq2seq")
+    assert (asked.prefix, asked.source_tokens, asked.target_tokens, asked.beams) == ("shorten: ", 24, 22, 2)
 
 
 @pytest.mark.parametrize(("folder", "what"), [("packed", "a packed model"), ("student", "a student")])
