@@ -313,7 +313,7 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, caps
     assert "encoder_layers: 9 is not allowed; it must be at most 3" in refused(config="2-2-8 9-1")
     few, all_pairs = tmp_path / "few.jsonl", tmp_path / "pairs.jsonl"
     second = {"train": few, "out": tmp_path / "out2"}
-    assert "corpus.test: 0" in refused(**second)
+    assert "distill: --test: 0 " in refused(**second)
     assert "as many as a step reads" in refused(**second, batch_tokens=2000, validation=all_pairs, test=all_pairs)
     assert "out: " in refused(out=tmp_path / "else")
     assert "a file that exists" in refused(train=tmp_path / "nothing.csv", out=tmp_path / "out3")
