@@ -16,11 +16,11 @@ from itertools import islice
 from typing import Any
 
 from dqlib.cli.classification import agree_on_classes, classify
-from dqlib.cli.inputs import COLUMNS, READING, SEARCH, at_least_one, lines_of, search_of
+from dqlib.cli.inputs import COLUMNS, READING, SEARCH, UNDECODED, at_least_one, lines_of, search_of, some_of
 from dqlib.engines import ENGINES
-from dqlib.engines.base import ASKED
+from dqlib.engines.base import Engine
 from dqlib.errors import InputError
-from dqlib.study.distill.arguments import Distillation, Test, options_of
+from dqlib.study.distill.arguments import Distillation, Test, options_named, options_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class Command:
 
 def _pack(options: argparse.Namespace) -> int:
     """write a trained student as a packed model"""
+    from dqlib.engines.kept import keep, kept
     from dqlib.storage.manifest import packed_size_bytes
     from dqlib.storage.packed import save_packed
     from dqlib.storage.reading import read_tokenizer
@@ -52,6 +53,7 @@ def _pack(options: argparse.Namespace) -> int:
     if options.round:
         round_for_storage(student)
     save_packed(student, options.out, tokenizer)
+    keep(options.out, kept(options.student))
     print(f"{options.out}: {packed_size_bytes(options.out):,} bytes")
     return 0
 
@@ -83,6 +85,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     """write a packed model, a student or a teacher for another engine"""
     from dqlib.engines import export_model
+    from dqlib.engines.kept import keep, kept
     from dqlib.engines.torch_engine import load_model
 
     own = {"quantization": "ctranslate2", "bits": "onnxruntime", "encoder": "onnxruntime"}
@@ -91,8 +94,8 @@ def _export(options: argparse.Namespace) -> int:
         if own[name] != options.engine:
             raise InputError(f"--{name}", value, f"left out with --engine {options.engine}: it is one of {own[name]}")
     model, tokenizer = load_model(options.model)
-    with _options_named():
-        report = export_model(model, options.out, options.engine, tokenizer, **chosen)
+    report = export_model(model, options.out, options.engine, tokenizer, **chosen)
+    keep(options.out, kept(options.model))
     print(options.out if report is None else report)
     return 0
 
@@ -101,9 +104,9 @@ def _generate(options: argparse.Namespace) -> int:
     """read one text per line, write JSON Lines: an answer, or of a GPT-2 how the text goes on"""
     from dqlib.engines import load_engine
 
-    with lines_of(options.input) as texts, _options_named():
+    with lines_of(options.input) as texts:
         engine = load_engine(options.folder, options.engine, options.threads)
-        engine.new_tokens(options.max_new_tokens)  # refuses what no batch could have
+        _new_tokens(engine, options)  # refuses what no batch could have
         while batch := list(islice(texts, options.batch_size)):
             outputs = engine.generate(
                 batch, max_new_tokens=options.max_new_tokens, languages=options.language,
@@ -112,6 +115,18 @@ def _generate(options: argparse.Namespace) -> int:
             for text, output in zip(batch, outputs, strict=True):
                 print(json.dumps({"input": text, "output": output}, ensure_ascii=False), flush=True)
     return 0
+
+
+def _new_tokens(engine: Engine, options: argparse.Namespace) -> int:
+    """Tokens that are written at most.
+
+    Raises:
+        InputError: the model has no positions for so many, or more are to be written at least.
+    """
+    most = engine.new_tokens(options.max_new_tokens)
+    if (options.min_new_tokens or 0) > most:
+        raise InputError("--min-new-tokens", options.min_new_tokens, f"at most {most}, as many as are written at most")
+    return most
 
 
 def _agree(options: argparse.Namespace) -> int:
@@ -124,13 +139,13 @@ def _agree(options: argparse.Namespace) -> int:
     for name in ("pairs", "text", "second"):
         if getattr(options, name):
             raise InputError(f"--{name}", getattr(options, name), "left out where models write: it is for classifiers")
-    with lines_of(options.input) as lines, _options_named():
-        texts = list(lines)
+    with lines_of(options.input) as lines:
+        texts = some_of(lines, options.input)
         engines = [load_engine(folder, threads=options.threads) for folder in (options.reference, options.folder)]
         first = engines[0]
         if first.tokenizer is None:
             raise InputError("folder", options.reference, "a model with a tokenizer")
-        ids, new_tokens = first.encode(texts, options.max_new_tokens), first.new_tokens(options.max_new_tokens)
+        ids, new_tokens = first.encode(texts, options.max_new_tokens), _new_tokens(first, options)
         starts = first.starts(options.language, len(texts))
         written = []
         for engine in engines:
@@ -171,18 +186,6 @@ def _study_installed() -> Iterator[None]:
         ) from None
 
 
-@contextmanager
-def _options_named() -> Iterator[None]:
-    """Name a field that is an option here as the option."""
-    try:
-        yield
-    except InputError as error:
-        field = error.field.removeprefix("settings, ")
-        if field in ("language", "max_new_tokens", "encoder", *ASKED):
-            raise InputError(f"--{field.replace('_', '-')}", error.value, error.allowed) from None
-        raise
-
-
 _ENGINE = {"choices": ENGINES, "help": "that runs it (default: the one it was made for)"}
 
 #: All subcommands, by name.
@@ -190,12 +193,12 @@ COMMANDS = {
     "distill": Command(
         _distill,
         "dqlib distill checkpoint out --train pairs.jsonl --source document --target summary --config '2-2-8 6-3'",
-        options_of(Distillation, "checkpoint", "out"),
+        options_of(Distillation),
     ),
     "evaluate": Command(
         _evaluate,
         "dqlib evaluate out/packed test.jsonl --source document --target summary --against checkpoint",
-        options_of(Test, "model", "data"),
+        options_of(Test),
     ),
     "pack": Command(
         _pack,
@@ -317,9 +320,10 @@ def main(arguments: list[str] | None = None) -> int:
         logging.disable_progress_bar()
     for stream in (sys.stdin, sys.stdout):  # texts are UTF-8, as in files, whatever the terminal's encoding is
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(encoding="utf-8", errors=UNDECODED if stream is sys.stdin else "strict")
     try:
-        return command.run(options)
+        with options_named(command.arguments):
+            return command.run(options)
     except BrokenPipeError:  # the reader of our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from itertools import islice
 
-from dqlib.cli.inputs import lines_of, texts_of
+from dqlib.cli.inputs import lines_of, some_of, texts_of
 from dqlib.errors import InputError
 
 
@@ -42,7 +42,7 @@ def agree_on_classes(options: argparse.Namespace) -> int:
     from dqlib.engines.agreement import class_agreement
 
     with lines_of(options.input) as lines:
-        rows = list(texts_of(lines, options))
+        rows = some_of(texts_of(lines, options), options.input)
     engines = [load_classifier(folder, threads=options.threads) for folder in (options.reference, options.folder)]
     if engines[0].labels != engines[1].labels:
         raise InputError("folder", f"{options.folder}, whose classes are {', '.join(engines[1].labels)}",

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
+
+Text = TypeVar("Text", str, tuple[str, ...])
 
 
 def at_least_one(text: str) -> int:
@@ -61,14 +63,45 @@ SEARCH: dict[str, dict[str, Any]] = {
 }
 
 
+#: How bytes that are no UTF-8 are read: as halves of characters, which :func:`lines_of` refuses with their line.
+UNDECODED = "surrogateescape"
+
+
 @contextmanager
 def lines_of(source: str) -> Iterator[Iterator[str]]:
-    """The lines of a file, or of standard input."""
+    """The lines of a file, or of standard input.
+
+    Raises:
+        InputError: the file does not exist, or a line is no UTF-8.
+    """
     if source == "-":
-        yield (line.rstrip("\r\n") for line in sys.stdin)
+        yield _decoded(sys.stdin, source)
         return
-    with Path(source).open(encoding="utf-8") as lines:
-        yield (line.rstrip("\r\n") for line in lines)
+    if not Path(source).exists() or Path(source).is_dir():
+        raise InputError("--input", source, "a file that exists")
+    with Path(source).open(encoding="utf-8", errors=UNDECODED) as lines:
+        yield _decoded(lines, source)
+
+
+def _decoded(lines: Iterable[str], source: str) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            line.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"--input {source}, line {number}", line, "a text in utf-8") from None
+        yield line.rstrip("\r\n")
+
+
+def some_of(texts: Iterable[Text], source: str) -> list[Text]:
+    """All texts of a source, or pairs of texts.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = list(texts)
+    if not found:
+        raise InputError("--input", source, "a file, or - for standard input, with a text at least")
+    return found
 
 
 def search_of(options: argparse.Namespace) -> dict[str, Any]:

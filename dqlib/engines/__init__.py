@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: Names of all engines.
 ENGINES = ("torch", "ctranslate2", "onnxruntime")
 
+#: Most threads of an engine: with many more all of them crash or hang.
+THREADS = 1024
+
 #: The extra that the optional engines are installed with.
 EXTRA = 'pip install "dqlib[engines]"'
 
@@ -69,7 +72,8 @@ def load_engine(folder: str | Path, engine: str | None = None, threads: int | No
         threads: of the engine; None for its own choice.
 
     Raises:
-        InputError: the engine is unknown, not installed, or not that of the folder, or the model does not write.
+        InputError: the engine is unknown, not installed, or not that of the folder, the model does not write, or there
+            are no threads or too many.
     """
     return _loaded(folder, engine, threads, classifies=False)
 
@@ -122,6 +126,7 @@ def engine_of(folder: str | Path) -> str:
 
 def _loaded(folder: str | Path, engine: str | None, threads: int | None, classifies: bool) -> Any:
     """What runs a folder, once it is checked that it was made for the engine asked for."""
+    check_threads(threads)
     made_for = engine_of(folder)
     if engine is not None:
         _check(engine, ENGINES)
@@ -146,6 +151,12 @@ def _loader(engine: str, classifies: bool) -> Callable[[str | Path, int | None],
     from dqlib.engines.onnx_model import OnnxClassifier, OnnxEngine
 
     return OnnxClassifier if classifies else OnnxEngine
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that no engine runs on."""
+    if threads is not None and not 1 <= threads <= THREADS:
+        raise InputError("threads", threads, f"from 1 to {THREADS}")
 
 
 def _check(engine: str, allowed: tuple[str, ...]) -> None:

@@ -13,10 +13,11 @@ from transformers import AutoTokenizer
 import dqlib
 from dqlib.cli import main
 from dqlib.engines import load_classifier, load_engine
+from dqlib.engines.kept import kept
 from dqlib.engines.torch_engine import load_model
 from dqlib.storage.reading import read_model
 from dqlib.study.corpora.corpus import load_corpus
-from dqlib.study.distill import parameters
+from dqlib.study.distill import arguments, evaluate, parameters
 from dqlib.study.evaluation import words
 from dqlib.study.evaluation.records import read_predictions, read_record
 from dqlib.study.params.settings import load_settings
@@ -134,19 +135,21 @@ def test_texts_are_read_and_written_as_transformers_does_it(name, runs):
     assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == line["prediction"]
 
 
-@pytest.mark.parametrize("name", ["bart", "mbart", "bert", "gpt2"])
-def test_a_model_is_scored_with_any_engine_and_against_another(name, runs, capsys):
+@pytest.mark.parametrize("name", RUNS)
+def test_a_model_is_scored_as_in_the_report_with_any_engine_and_against_another(name, runs, capsys):
     out = runs(name)
-    _, _, teacher, student = trained(out)
-    columns = [each for each in RUNS[name][1] if each not in EXPORT]
+    _, task, teacher, student = trained(out)
+    columns = [each for each in RUNS[name][1] if each not in (*EXPORT, "--language", "ro", "--prefix", "the ")]
     test = out / "test.jsonl"
     rows = load_corpus(out / "work" / teacher.parent.name / "corpus").splits["test"][:6]
     second = "kind" if name == "bert" else "write"
-    named = [dict(zip(("read", second), (row["source"], row.get("target")), strict=True)) for row in rows]
+    named = [
+        dict(zip(("read", second), (row["source"].removeprefix(task.corpus.prefix), row.get("target")), strict=True))
+        for row in rows
+    ]
     test.write_text("".join(json.dumps(row) + "\n" for row in named))
-    more = ["--beams", "2", "--target-tokens", "8"] + ["--language", "ro"] * (name == "mbart")
     capsys.readouterr()
-    assert main(["evaluate", str(out / "packed"), str(test), *columns, *more, "--against", str(teacher)]) == 0
+    assert main(["evaluate", str(out / "packed"), str(test), *columns, "--against", str(teacher)]) == 0
     said = capsys.readouterr().out
     headline = {"rougeL": "ROUGE-L", "bleu": "BLEU"}.get(HEADLINES.get(name, "rougeL"), HEADLINES.get(name))
     (line,) = [each for each in said.splitlines() if each.split()[:1] == [headline]]
@@ -154,7 +157,7 @@ def test_a_model_is_scored_with_any_engine_and_against_another(name, runs, capsy
     assert f" {read_record(teacher).score:.2f} " in line
     assert 0 < float(line.split()[-1]) <= 1
     for folder in (out / "onnxruntime", out / "ctranslate2") if "--export" in RUNS[name][1] else ():
-        assert main(["evaluate", str(folder), str(test), *columns, *more, "--threads", "1"]) == 0
+        assert main(["evaluate", str(folder), str(test), *columns, "--threads", "1"]) == 0
         assert headline in capsys.readouterr().out
     if name == "gpt2":
         assert main(["evaluate", str(out / "packed"), str(test), "--text", "read", "--label", "read"]) == 2
@@ -162,10 +165,44 @@ def test_a_model_is_scored_with_any_engine_and_against_another(name, runs, capsy
     if name == "bert":
         assert main(["evaluate", str(out / "packed"), str(test), "--text", "read"]) == 2
         assert "one of gpt2, where --text stands alone" in capsys.readouterr().err
-    assert main(["evaluate", str(out / "packed"), str(test), *columns, *more, "--documents", "0"]) == 2
+    assert main(["evaluate", str(out / "packed"), str(test), *columns, "--documents", "0"]) == 2
     assert "--documents: 0 is not allowed; it must be at least 1" in capsys.readouterr().err
+    assert main(["evaluate", str(out / "packed"), str(out / "no.jsonl"), *columns]) == 2
+    assert re.match(r"dqlib evaluate: data: '\S+no\.jsonl' .* a file that exists", capsys.readouterr().err)
+    if name == "bart":
+        for option, value in {"--beams": "-1", "--target-tokens": "1000", "--source-tokens": "4"}.items():
+            assert main(["evaluate", str(out / "packed"), str(test), *columns, option, value]) == 2
+            assert f"dqlib evaluate: {option}: {value} is not allowed" in capsys.readouterr().err
+    for threads in ("0", "-2", "1025"):
+        assert main(["evaluate", str(out / "packed"), str(test), *columns, "--threads", threads]) == 2
+        assert f"threads: {threads} is not allowed; it must be from 1 to 1024" in capsys.readouterr().err
     assert main(["evaluate", str(out / "nothing"), str(test), *columns]) == 2
     assert "folder: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["bart", "t5", "marian"])
+def test_what_is_made_of_a_student_keeps_how_it_was_tested(name, runs, tmp_path):
+    out = runs(name)
+    tested = {"source_tokens": 24, "target_tokens": 8, "beams": 2}
+    tested |= {"t5": {"prefix": "the "}, "marian": {"language": "ro"}}.get(name, {})
+    assert main(["pack", str(out / "student"), str(tmp_path / "packed")]) == 0
+    assert main(["export", str(out / "packed"), str(tmp_path / "fast"), "--engine", "ctranslate2"]) == 0
+    made = [out / "student", out / "packed", tmp_path / "packed", tmp_path / "fast"]
+    for folder in (*made, *(out / each for each in EXPORT[1:] if each in RUNS[name][1])):
+        assert kept(folder) == tested
+        assert dqlib.verify(folder) == []
+
+
+def test_a_checkpoint_says_how_it_is_asked(tmp_path):
+    folder = save_checkpoint("t5", tmp_path / "checkpoint")
+    for file, more in {
+        "config.json": {"task_specific_params": {"summarization": {"prefix": "shorten: "}}},
+        "generation_config.json": {"num_beams": 3, "max_length": 22},
+    }.items():
+        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | more))
+    given = arguments.Test(model=str(folder), data="", source="read", target="write", beams=2)
+    asked = evaluate._asked(given, "seq2seq")
+    assert (asked.prefix, asked.source_tokens, asked.target_tokens, asked.beams) == ("shorten: ", 24, 22, 2)
 
 
 @pytest.mark.parametrize(("folder", "what"), [("packed", "a packed model"), ("student", "a student")])
@@ -196,6 +233,15 @@ def test_the_same_command_makes_nothing_again(runs, capsys):
     assert said.count("\n") == 1
     assert re.search(r"report\.html: rougeL \d+\.\d\d, teacher", said)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
+    (out.parent / "other.jsonl").touch()
+    assert main([*call(out.parent, "bart"), "--train", str(out.parent / "other.jsonl")]) == 2
+    assert "another folder, or the one of" in capsys.readouterr().err
+    whole = (out / "arguments.json").read_text()
+    for damaged in ("[]", "{", "{}", whole.replace('"chosen_steps": 4', '"chosen_steps": "4"')):
+        (out / "arguments.json").write_text(damaged)
+        assert main(call(out.parent, "bart")) == 2
+        assert re.match(r"dqlib distill: \S+/arguments\.json: .* is not allowed", capsys.readouterr().err)
+    (out / "arguments.json").write_text(whole)
 
 
 def test_ctrl_c_leaves_what_the_same_command_goes_on_from(tmp_path, capsys, monkeypatch):
@@ -267,13 +313,23 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, caps
     assert "encoder_layers: 9 is not allowed; it must be at most 3" in refused(config="2-2-8 9-1")
     few, all_pairs = tmp_path / "few.jsonl", tmp_path / "pairs.jsonl"
     second = {"train": few, "out": tmp_path / "out2"}
-    assert "corpus.test: 0" in refused(**second)
+    assert "distill: --test: 0 " in refused(**second)
     assert "as many as a step reads" in refused(**second, batch_tokens=2000, validation=all_pairs, test=all_pairs)
     assert "out: " in refused(out=tmp_path / "else")
     assert "a file that exists" in refused(train=tmp_path / "nothing.csv", out=tmp_path / "out3")
-    assert "another folder, or the one of" in refused(out=tmp_path / "out2")
+    assert "preset: 'nothing'" in refused(out=tmp_path / "out2", preset="nothing")  # where nothing was made: no claim
+    assert "--revision: 'main' is not allowed; it must be left out" in refused(revision="main")
+    assert "--dataset-config: 'ro-en' is not allowed; it must be left out" in refused(dataset_config="ro-en")
+    assert "distill: --source-tokens: 4 " in refused(source_tokens=4)
+    assert "distill: --seed: -1 " in refused(seed=-1)
+    assert "distill: --config: ''" in refused(config="")
     assert "--export: 'tensorrt'" in refused(export="tensorrt")
-    assert "preset: 'nothing'" in refused(preset="nothing")
+    for option in ("beams", "source_tokens", "target_tokens", "batch_size"):
+        assert f"--{option.replace('_', '-')}: 0 is not allowed; it must be at least 1" in refused(**{option: 0})
+    assert re.search(
+        r"--config: 'auto:1kB 2-2' .* at least auto:0\.\d+MB", refused(config="auto:1kB 2-2", out=tmp_path / "out5")
+    )
+    assert "distill: --preset: 'nothing'" in refused(preset="nothing")
     tokens = tmp_path / "checkpoint" / "tokenizer_config.json"
     tokens.write_text(json.dumps(json.loads(tokens.read_text()) | {"pad_token": "<s>"}))
     assert "pad_token_id: 0 is not allowed; it must be 1, as in the model" in refused(out=tmp_path / "out4")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -293,17 +294,27 @@ def test_texts_longer_than_the_model_reads_are_cut(packed, tmp_path, capsys):
 
 
 def test_what_is_wrong_is_told_in_one_sentence(students, packed, tmp_path, capsys):
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "binary").write_bytes("die Höhe\n".encode() + b"\xff\xfe\x00")
     texts = ("--input", __file__)
     assert "folder: " in refused(capsys, "pack", tmp_path, tmp_path / "out")
     assert "folder: " in refused(capsys, "pack", students / "bart", students)  # would replace the students
     assert "folder: " in refused(capsys, "inspect", tmp_path)
     assert "folder: " in refused(capsys, "inspect", packed / "bart", "--teacher", tmp_path)
     assert "folder: " in refused(capsys, "verify", tmp_path / "nowhere")
-    assert "nowhere" in refused(capsys, "generate", packed / "bart", "--input", tmp_path / "nowhere")
-    assert "utf-8" in refused(capsys, "generate", packed / "bart", "--input", tmp_path / "binary")
+    assert "threads: 9999" in refused(capsys, "generate", packed / "bart", *texts, "--threads", 9999)
+    told = refused(capsys, "generate", packed / "bart", "--input", tmp_path / "nowhere")
+    assert re.search("--input: '.*nowhere' .* a file that exists", told)
+    told = refused(capsys, "generate", packed / "bart", "--input", tmp_path / "binary")
+    assert re.search(r"--input .*binary, line 2: .* it must be a text in utf-8", told)
     assert "BertForMaskedLM" in refused(capsys, "generate", packed / "bert", *texts)
     assert "--max-new-tokens: 24" in refused(capsys, "generate", packed / "bart", *texts, "--max-new-tokens", 24)
+
+
+@pytest.mark.parametrize("name", ["bart", "bert-classifier"])
+def test_nothing_to_agree_on_is_one_sentence(name, packed, tmp_path, capsys):
+    (tmp_path / "empty").touch()
+    told = refused(capsys, "agree", packed / name, packed / name, "--input", tmp_path / "empty")
+    assert "with a text at least" in told
 
 
 def test_a_damaged_student_is_told_in_one_sentence(students, tmp_path, capsys):
@@ -443,4 +454,5 @@ def test_a_search_is_asked_for_by_options(packed, tmp_path, capsys):
         ["return the sum"], num_beams=2, max_new_tokens=8, early_stopping=True, **asked
     )
     assert [row["output"] for row in rows_of(capsys, *call, "--early-stopping", *options)] == expected
+    assert "--min-new-tokens: 9 is not allowed; it must be at most 8" in refused(capsys, *call, "--min-new-tokens", 9)
     assert "--length-penalty: inf" in refused(capsys, *call, "--length-penalty", "inf")

@@ -6,9 +6,13 @@ Imports nothing heavy, so that ``dqlib --help`` answers at once.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
+
+from dqlib.errors import InputError
 
 
 def _option(text: str, default: Any = None, **how: Any) -> Any:
@@ -21,7 +25,11 @@ def _option(text: str, default: Any = None, **how: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which columns of the data a model reads and is judged by, and how it is tested."""
+    """Which columns of the data a model reads and is judged by, and how it is tested.
+
+    Raises:
+        InputError: a number is below 1.
+    """
 
     source: str | None = _option("column of the texts that are read, of an encoder-decoder")
     target: str | None = _option("column of the texts that are to be written")
@@ -40,6 +48,12 @@ class Columns:
     beams: int | None = _option("of the search (default: the checkpoint's, or 4)")
     batch_size: int = _option("texts of the test at a time (default: %(default)s)", 16)
     dataset_config: str | None = _option("of a data set of the hub")
+
+    def __post_init__(self) -> None:
+        for name in ("source_tokens", "target_tokens", "beams", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')}", value, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +96,49 @@ _READ: dict[str, dict[str, Any]] = {
 }
 
 
-def options_of(kind: type, *positional: str) -> dict[str, dict[str, Any]]:
-    """The fields of one of the classes above as ``add_argument`` takes them, some of them by their place."""
+#: What is given by its place.
+_BY_PLACE = ("checkpoint", "out", "model", "data")
+
+#: Fields of parameters and of engines for which options have other names, in the order in which they are looked for.
+_OPTIONS = {
+    "num_beams": ("beams",),
+    "max_new_tokens": ("target_tokens",),
+    "languages": ("language",),
+    "configs": ("config",),
+    "train": ("data",),
+    "dataset": ("train", "data"),
+}
+
+
+def options_of(kind: type) -> dict[str, dict[str, Any]]:
+    """The fields of one of the classes above as ``add_argument`` takes them."""
     found = {}
-    for each in sorted(fields(kind), key=lambda each: each.name not in positional):
-        if each.name in positional:
+    for each in sorted(fields(kind), key=lambda each: each.name not in _BY_PLACE):
+        if each.name in _BY_PLACE:
             found[each.name] = {**each.metadata, "metavar": each.name.upper()}
         else:
             read = _READ.get(str(each.type).removesuffix(" | None"), {"metavar": "TEXT"})
             given = {"required": True} if each.default is MISSING else {"default": each.default}
             found[f"--{each.name.replace('_', '-')}"] = {**each.metadata, **read, **given}
     return found
+
+
+@contextmanager
+def options_named(options: Collection[str]) -> Iterator[None]:
+    """Name the field of an error as the option of a command by which a user gives it, where there is one.
+
+    Args:
+        options: of the command, as ``add_argument`` takes them.
+    """
+    try:
+        yield
+    except InputError as error:
+        name = re.sub(r"^(--|settings, |([\w-]+\.)+)", "", error.field).replace("-", "_")
+        for each in (name, *_OPTIONS.get(name, ())):
+            for option in (f"--{each.replace('_', '-')}", each):
+                if option in options:
+                    raise InputError(option, error.value, error.allowed) from None
+        raise
 
 
 def arguments_of(kind: type, options: argparse.Namespace) -> Any:

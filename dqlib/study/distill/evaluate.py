@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import numpy as np
 import pandas
 import torch
 
-from dqlib.engines import engine_of, load_classifier, load_engine
+from dqlib.engines import check_threads, engine_of, load_classifier, load_engine
+from dqlib.engines.kept import content_of, kept
 from dqlib.engines.torch_engine import TorchClassifier, load_model
 from dqlib.errors import InputError
 from dqlib.study.corpora import hub
 from dqlib.study.corpora.files import rows_of_file
 from dqlib.study.corpora.rows import Row
-from dqlib.study.distill.arguments import Test, arguments_of
-from dqlib.study.distill.parameters import SOURCE_TOKENS, columns_of, data_of
+from dqlib.study.corpora.tokenizer import marks_source
+from dqlib.study.distill.arguments import Test, arguments_of, options_named, options_of
+from dqlib.study.distill.parameters import SOURCE_TOKENS, Checkpoint, asked_of, columns_of, data_of, language_of
 from dqlib.study.evaluation import perplexity
 from dqlib.study.evaluation.bootstrap import two_sided
 from dqlib.study.evaluation.classification import class_scores
@@ -42,6 +45,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
     return exit_code(lambda: print(evaluate(arguments_of(Test, options)).to_string(index=False)), "dqlib evaluate")
 
 
+@options_named(options_of(Test))
 def evaluate(arguments: Test) -> pandas.DataFrame:
     """One row per metric: value and 95% interval of each model, and the p-value of a difference of the headline.
 
@@ -49,11 +53,13 @@ def evaluate(arguments: Test) -> pandas.DataFrame:
         InputError: a model, the data or a column is not there, or an engine does not serve the model.
     """
     quiet()
+    check_threads(arguments.threads)
     folders = [Path(each) for each in (arguments.model, arguments.against) if each is not None]
     for folder in folders:
         engine_of(folder)  # refuses what is no folder, before anything is read
     kind = SEQ2SEQ if arguments.text is None else "language_modelling"
     kind = kind if arguments.label is None else "classification"
+    arguments = _asked(arguments, kind)
     rows, corpus = _rows(arguments, kind)
     tested = [_tested(folder, rows, corpus, kind, arguments) for folder in folders]
     table = _table(tested[0][0])
@@ -64,6 +70,21 @@ def evaluate(arguments: Test) -> pandas.DataFrame:
     p_value = f"{two_sided(ours - theirs):.4f}"
     table = table.merge(_table(tested[1][0]), on="metric", suffixes=("", " of the other"))
     return table.assign(p=np.where(table.metric == METRIC_NAMES[headline], p_value, ""))
+
+
+def _asked(arguments: Test, kind: str) -> Test:
+    """The arguments, with what the model says of itself in place of those that are not given.
+
+    Raises:
+        InputError: the model's tokenizer cannot be read, or it says too little: a prefix or a language has to be given.
+    """
+    said = kept(arguments.model)
+    if not said and "model_type" in content_of(Path(arguments.model)):
+        checkpoint = Checkpoint("model", str(Path(arguments.model).absolute()))
+        if checkpoint.kind == kind:
+            positions = getattr(checkpoint.model_config, "max_position_embeddings", None)
+            said = asked_of(checkpoint.corpus(arguments), checkpoint.evaluate(arguments), positions)
+    return replace(arguments, **{name: said[name] for name in said if getattr(arguments, name) is None})
 
 
 def _rows(arguments: Test, kind: str) -> tuple[list[Row], S.Corpus]:
@@ -90,9 +111,12 @@ def _tested(
     """Scores of a model, and a line for each text."""
     if kind == SEQ2SEQ:
         engine = load_engine(folder, threads=arguments.threads)
+        if (tokenizer := engine.tokenizer) is not None:
+            tokenizer.model_max_length = min(tokenizer.model_max_length, corpus.source_tokens)
+        by_language = tokenizer and (marks_source(tokenizer) or language_of(tokenizer, engine.decoding.start))
         written = engine.generate(
             [row["source"] for row in rows], num_beams=arguments.beams or 4, max_new_tokens=arguments.target_tokens,
-            batch_size=arguments.batch_size,
+            languages=arguments.language if by_language else None, batch_size=arguments.batch_size,
         )  # fmt: skip
         texts = [text.strip() for text in written]
         if corpus.languages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -74,10 +75,6 @@ class Checkpoint:
         known = [name for kind in KINDS.values() for name in kind.architectures]
         if content.get("model_type") not in known:
             allowed = f"a checkpoint of one of {', '.join(known)}; it is of {content.get('model_type')!r}"
-            raise InputError(self.field, self.name, allowed)
-        kind = kind_of(located(self.name)[0]) if on_disk(self.name) else None
-        if kind in _QUANTIZED:
-            allowed = f"a model in full precision, such as the teacher of this one, which is {_QUANTIZED[kind]} already"
             raise InputError(self.field, self.name, allowed)
         name = (content.get("architectures") or [""])[0]
         if content["model_type"] == "bert" and name != KINDS["classification"].finetuned:
@@ -161,10 +158,7 @@ class Checkpoint:
         """That its decoder starts from the token of, or that Marian's tokenizer says; None for neither."""
         if self.content["model_type"] == "marian":
             return getattr(self.tokenizer, "target_lang", None)
-        token = self.tokenizer.convert_ids_to_tokens(self.start) if self.start >= 0 else ""
-        found = _LANGUAGE.fullmatch(token)
-        special = (self.tokenizer.pad_token, self.tokenizer.unk_token, self.tokenizer.mask_token)
-        return None if found is None or token in special else found[1] or found[2]
+        return language_of(self.tokenizer, self.start)
 
     @cached_property
     def labels(self) -> list[str]:
@@ -239,6 +233,24 @@ class Checkpoint:
         return {"documents": columns.documents, "beams": beams, "batch_size": columns.batch_size}
 
 
+def asked_of(corpus: Mapping[str, Any], evaluate: Mapping[str, Any], positions: int | None) -> dict[str, Any]:
+    """What :mod:`dqlib.engines.kept` keeps, of the parameters of a corpus and of a test, and a model's positions."""
+    said = {name: corpus.get(name) for name in ("prefix", "source_tokens", "target_tokens")}
+    if said["target_tokens"] and positions:
+        said["target_tokens"] = min(said["target_tokens"], positions - 1)  # as many as engines write
+    return said | {"language": next(iter(corpus.get("languages", ())), None), "beams": evaluate["beams"]}
+
+
+def language_of(tokenizer: PreTrainedTokenizerFast, start: int | None) -> str | None:
+    """The language whose token a decoder starts from; None for another token, or no decoder."""
+    if start is None or start < 0:
+        return None
+    token = tokenizer.convert_ids_to_tokens(start)
+    found = _LANGUAGE.fullmatch(token)
+    special = (tokenizer.pad_token, tokenizer.unk_token, tokenizer.mask_token)
+    return None if found is None or token in special else found[1] or found[2]
+
+
 def columns_of(columns: Columns, kind: str) -> dict[str, str | None]:
     """The parameters of a corpus that name its columns, for a model of a kind.
 
@@ -272,6 +284,8 @@ def data_of(columns: Columns, **files: str | None) -> dict[str, Any]:
         for split, path in paths.items():
             if path is not None and "*" not in path and not Path(path).is_file():
                 raise InputError(f"--{split}", path, "a file that exists")
+        if columns.dataset_config is not None:
+            raise InputError("--dataset-config", columns.dataset_config, "left out where the data is a file")
         return {"origin": "files", "name": name} | paths
     is_folder = _absolute(train).is_dir()
     if not is_folder and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", train):
@@ -302,9 +316,15 @@ def parameters(arguments: Distillation, steps: int) -> tuple[str, dict[str, Any]
     """
     folder = _absolute(arguments.checkpoint)
     name = str(folder) if folder.is_dir() else arguments.checkpoint
+    if arguments.revision is not None and on_disk(name):
+        raise InputError("--revision", arguments.revision, "left out where the checkpoint is a folder")
     checkpoint = Checkpoint("checkpoint", name, arguments.revision)
     devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     width = getattr(checkpoint.model_config, "d_model", None) or checkpoint.model_config.hidden_size
+    kind = kind_of(located(name)[0]) if on_disk(name) else None
+    if kind in _QUANTIZED:
+        allowed = f"a model in full precision, such as the teacher of this one, which is {_QUANTIZED[kind]} already"
+        raise InputError(checkpoint.field, name, allowed)
     of_files = {split: getattr(arguments, split) for split in ("train", "validation", "test")}
     corpus = data_of(arguments, **of_files) | checkpoint.corpus(arguments)
     corpus |= {"tokenizer": name, "tokenizer_revision": arguments.revision}

@@ -20,19 +20,23 @@ import pandas
 import torch
 import yaml
 
-from dqlib.config import Config
+from dqlib.architectures import architecture_of
+from dqlib.config import Config, in_megabytes
 from dqlib.engines import ENGINES, EXTRA, export_model
+from dqlib.engines.kept import keep
 from dqlib.engines.torch_engine import load_model
 from dqlib.errors import InputError
 from dqlib.files import atomic_folder, write_text
+from dqlib.presets import get_preset
+from dqlib.storage.budget import module_entries
 from dqlib.storage.packed import save_packed
-from dqlib.storage.reading import read_model, read_tokenizer
+from dqlib.storage.reading import json_object, read_model, read_tokenizer
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import LoadedCorpus, load_corpus
 from dqlib.study.corpora.splits import SPLITS
-from dqlib.study.distill.arguments import Distillation, arguments_of
+from dqlib.study.distill.arguments import Distillation, arguments_of, options_named, options_of
 from dqlib.study.distill.page import PAGE, measure, write_report
-from dqlib.study.distill.parameters import parameters, validations_of
+from dqlib.study.distill.parameters import asked_of, parameters, validations_of
 from dqlib.study.evaluation.records import Record, read_record
 from dqlib.study.params import settings as S
 from dqlib.study.params.evaluation import FEWEST_DOCUMENTS
@@ -127,6 +131,7 @@ class Command:
         """Of the student."""
         return Config.parse(self.arguments.config)
 
+    @options_named(options_of(Distillation))
     def run(self) -> Distilled | None:
         """Make all that is missing.
 
@@ -140,6 +145,7 @@ class Command:
         study = self._study(steps)
         self._check_sizes(study, load_corpus(study.corpus()))
         study.pretrained()
+        self._check_budget(study)
         self._check_exports(study)
         if self.arguments.dry_run or steps is None:
             estimate = plan(study.settings)
@@ -175,7 +181,8 @@ class Command:
                 raise InputError("--export", engine, f"installed, by {EXTRA}")
         if self.out.exists() and not (self.out.is_dir() and (self._asked or not any(self.out.iterdir()))):
             raise InputError("out", a.out, "a new or empty folder, or one that this command began")
-        if self._asked and any(self._asked[name] != self._asking[name] for name in ("checkpoint", "train")):
+        made = any(self.work.glob(f"*/teacher/{PROVENANCE}"))  # before that a refused command, or a dry run, was here
+        if made and any(self._asked[name] != self._asking[name] for name in ("checkpoint", "train")):
             there = f"{self._asked['checkpoint']} and {self._asked['train']}, with which it was begun"
             raise InputError("out", a.out, f"another folder, or the one of {there}")
 
@@ -190,7 +197,11 @@ class Command:
     def _asked(self) -> dict[str, Any]:
         """What the folder was made with before, and the steps that were chosen where the arguments are the same."""
         path = self.out / ARGUMENTS
-        asked = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        asked = json_object(path.read_bytes(), str(path)) if path.is_file() else {}
+        steps = asked.get("chosen_steps")
+        whole = {"checkpoint", "train"} <= asked.keys() and (steps is None or (type(steps) is int and steps > 0))
+        if path.is_file() and not whole:
+            raise InputError(str(path), "damaged", "as this command wrote it, or the folder be another")
         same = {name: value for name, value in asked.items() if name != "chosen_steps"} == self._asking
         return asked if same else asked | {"chosen_steps": None} if asked else {}
 
@@ -219,6 +230,23 @@ class Command:
             raise InputError("--train", found, allowed)
         if (study.task.form.writes or study.task.form.labels) and len(corpus.splits["test"]) < FEWEST_DOCUMENTS:
             raise InputError("--test", f"{len(corpus.splits['test'])} texts", f"at least {FEWEST_DOCUMENTS}")
+
+    def _check_budget(self, study: Study) -> None:
+        """Refuse, before anything is tested, a budget of bytes that no student keeps to.
+
+        Raises:
+            InputError: it is below the smallest student of its shape.
+        """
+        if self.config.budget is None or (study.folders.teacher / PROVENANCE).is_file():
+            return
+        teacher, kind = read_model(study.folders.pretrained), training_of(study.task.form)
+        config = self.config.with_layers_of(*architecture_of(teacher.config).depths(teacher.config))
+        batch = kind.collate(None)(kind.longest(teacher, 1, study.task.corpus)).with_labels()
+        entries, rest = module_entries(teacher, config, get_preset(study.task.distill.preset), [batch])
+        smallest = rest + sum(min(each.size_bytes for each in by_bits.values()) for by_bits in entries.values())
+        if self.config.budget < smallest:
+            allowed = f"at least auto:{in_megabytes(smallest)}, the smallest student of this shape"
+            raise InputError("--config", self.arguments.config, allowed)
 
     def _check_exports(self, study: Study) -> None:
         """Export the checkpoint itself, before anything is trained, for what an engine does not serve.
@@ -262,11 +290,14 @@ class Command:
         """The student, what it is packed and exported as, and the pages about it."""
         identity = hashlib.sha256((folder / PROVENANCE).read_bytes()).hexdigest()
         packed = self.out / "packed"
+        asked = asked_of(asdict(study.task.corpus), asdict(study.task.evaluate), study.task.model.max_positions)
 
         def once(name: str, make: Callable[[Path], object]) -> None:
             note = self.work / "made" / name
             if not (note.is_file() and note.read_text() == identity and (self.out / name).exists()):
                 make(self.out / name)
+                if (self.out / name).is_dir():
+                    keep(self.out / name, asked)
                 write_text(note, identity)
 
         def copy(target: Path) -> None:
