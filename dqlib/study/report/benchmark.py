@@ -281,6 +281,8 @@ def ablation_table(table: pandas.DataFrame, benchmark: S.Methods) -> pandas.Data
     same = table[table.seed.isin(benchmark.ablation_seeds or benchmark.seeds)]
     whole = benchmark_summary(same[same.preset == WHOLE]).set_index("config")
     rows = summary[summary.preset.isin(benchmark.ablations)]
+    if rows.empty:
+        return pandas.DataFrame()
     columns = {
         "config": rows.config,
         "changed": rows.preset.str.removeprefix(f"{WHOLE}-"),
