@@ -20,8 +20,6 @@ from dqlib.student import make_student, round_for_storage
 from tests.helpers.folders import reconfigure, reseal, reweigh
 from tests.helpers.models import CASES, data_of, make_teacher, student_of
 
-resource = pytest.importorskip("resource", reason="limits of memory are those of POSIX")
-
 FC1 = "model.encoder.layers.0.fc1.weight"
 BIAS = "model.decoder.layers.0.self_attn_layer_norm.bias"
 
@@ -207,6 +205,8 @@ def test_a_configuration_that_the_weights_do_not_bear_out_is_refused(folders, ki
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="does not tell its memory")
 def test_a_size_that_a_file_claims_takes_no_memory(folders):
+    import resource  # POSIX alone has it
+
     for kind in READERS:
         reconfigure(folders / kind, num_labels=10**8)
     make_teacher("marian").save_pretrained(folders / "marian")  # whose positions are computed, and in no file
