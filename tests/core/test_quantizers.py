@@ -670,6 +670,16 @@ def test_probabilities_of_half_precision_that_are_small_do_not_vanish(dtype):
 # --- activations
 
 
+def test_a_change_that_leaves_no_trace_is_seen_after_forgetting():
+    weight = torch.nn.Parameter(randn(4, 4))
+    quantizer = WeightFakeQuantizer(weight, 2)
+    before = quantizer(weight).detach().clone()
+    weight.data.copy_(randn(4, 4, seed=5))
+    assert torch.equal(quantizer(weight), before)
+    quantizer.forget()
+    assert torch.equal(quantizer(weight), quantize(weight, 2).dequantize())
+
+
 def test_an_activation_does_not_depend_on_its_neighbours():
     # One scale a tensor, as the reference has it, lets padding change a sentence's result.
     x = torch.randn(2, 5, 16)

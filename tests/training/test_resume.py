@@ -154,6 +154,21 @@ def test_checkpoints_of_other_examples_are_of_another_training(tmp_path):
     assert identity(spec) != before
 
 
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "c", "a")
+    checkpoints.save(3, {"step": 3})
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dqlib.files._sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(6, {"step": 6})
+    monkeypatch.undo()
+    assert checkpoints.latest()[0]["step"] == 3
+    assert not [path for path in (tmp_path / "c").iterdir() if path.name.startswith(".")]
+
+
 def test_random_states_come_back():
     import random
 
