@@ -45,7 +45,7 @@ def make(options: Options) -> None:
         "pretrained": study.asked_pretrained if options.if_asked else study.pretrained,
         "teacher": study.teacher,
         "pseudo-labels": study.asked_pseudo_labels if options.if_asked else study.pseudo_labels,
-        "student": lambda: study.student(options.config or study.task.headline, options.preset),
+        "student": lambda: study.student(options.config or study.task.headline, options.preset, options.seed),
         "students": lambda: run_students(study),
         "benchmark": lambda: run_benchmark(study),
     }
@@ -65,7 +65,7 @@ def job(options: Options) -> None:
     check_inputs(settings, options.job, options.task, options.params)
     config = None if options.config is None else Config.parse(options.config)
     try:
-        run_job(settings, options.job, options.task, config, options.preset)
+        run_job(settings, options.job, options.task, config, options.preset, options.seed)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -157,6 +157,7 @@ _TASK = {"--task": {"default": "summarization", "help": "name of the task (defau
 _ONE_TASK = {"--task": {"help": "name of one task; all that fit, when left out"}}
 _CONFIG = {"--config": {"help": "of a student, such as '2-2-8 2-1'"}}
 _PRESET = {"--preset": {"help": "of a student, by name or YAML file; the task's own, when left out"}}
+_SEED = {"--seed": {"type": int, "help": "of a student; the task's own, when left out"}}
 _IF_ASKED = {"action": "store_true", "help": "pretrained, pseudo-labels: a folder without any where none are asked for"}
 _PARTS = ("corpus", "pretrained", "teacher", "pseudo-labels", "student", "students", "benchmark")
 
@@ -166,10 +167,11 @@ COMMANDS = {
         {"profile": {}, "--run": {"action": "store_true", "help": "run the study under it, and print its tables"}},
     ),
     "make": Command(
-        make, {"part": {"choices": _PARTS}, **_PARAMS, **_TASK, **_CONFIG, **_PRESET, "--if-asked": _IF_ASKED}
+        make, {"part": {"choices": _PARTS}, **_PARAMS, **_TASK, **_CONFIG, **_PRESET, **_SEED, "--if-asked": _IF_ASKED}
     ),
     "job": Command(
-        job, {"job": {"choices": ("pretrain", "finetune", "distill")}, **_PARAMS, **_TASK, **_CONFIG, **_PRESET}
+        job,
+        {"job": {"choices": ("pretrain", "finetune", "distill")}, **_PARAMS, **_TASK, **_CONFIG, **_PRESET, **_SEED},
     ),
     "notebook": Command(notebook, {"notebook": {}, **_PARAMS, **_ONE_TASK, **_CONFIG}),
     "plan": Command(

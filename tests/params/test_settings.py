@@ -38,6 +38,14 @@ def test_the_committed_parameters_are_those_of_the_committed_results():
     ("path", "value", "message"),
     [
         ("summarization.configs", ["2-2 6-3"], "summarization.config: '2-2 6-3'"),
+        (
+            "summarization.repeats",
+            {"configs": ["1-2-8 2-1"], "seeds": [1]},
+            "summarization.repeats.configs: '1-2-8 2-1",
+        ),
+        ("summarization.repeats", {"configs": ["2-2-8 2-1"], "seeds": [28]}, r"summarization.repeats.seeds: \[28\]"),
+        ("summarization.repeats", {"configs": ["2-2-8 2-1"]}, r"summarization.repeats.seeds: \[\]"),
+        ("summarization.repeats", {"configs": ["2-2-8 2-1"], "seeds": [-1]}, "summarization.repeats.seeds: -1"),
         ("summarization.configs", ["0-2-8 2-1"], "w_bits: 0"),
         ("summarization.configs", ["2-2-8 9-1"], "encoder_layers: 9"),
         ("summarization.configs", ["2-2-8 2-1 h9"], "heads: 9"),

@@ -65,14 +65,20 @@ def changed(distill=None, **task):
 @pytest.mark.usefixtures("made_study")
 def test_all_students_are_made_once_and_anew_when_their_training_changes(monkeypatch, capsys):
     monkeypatch.setattr(students, "run_all", in_this_process)
-    study = changed(configs=["8-8-8_2-2", "2-2-8_2-1"], controls=["2-2-8_2-1"])
+    again = {"configs": ["2-2-8 2-1"], "seeds": [3]}
+    study = changed(configs=["8-8-8_2-2", "2-2-8_2-1"], controls=["2-2-8_2-1"], repeats=again)
     folder = run_students(study)
-    names = ["2-2-8_2-1", "2-2-8_2-1_quantization-only", "8-8-8_2-2"]
+    twice = ["2-2-8_2-1", "2-2-8_2-1_quantization-only"]
+    names = ["2-2-8_2-1", "2-2-8_2-1_quantization-only", "2-2-8_2-1_quantization-only_seed3", "2-2-8_2-1_seed3",
+             "8-8-8_2-2"]  # fmt: skip
     assert sorted(path.name for path in folder.iterdir()) == names
     rows = {name: read_record(folder / name) for name in names}
     assert rows["2-2-8_2-1"].preset == "dqlib"
     assert rows["2-2-8_2-1_quantization-only"].preset == "quantization-only"
     assert "logits" not in pandas.read_csv(folder / "2-2-8_2-1_quantization-only" / "log.csv")
+    assert [rows[f"{name}_seed3"].seed for name in twice] == [3, 3]
+    assert all((folder / name / "log.csv").read_text() != (folder / f"{name}_seed3" / "log.csv").read_text()
+               for name in twice)  # fmt: skip
 
     times = {name: (folder / name / "record.json").stat().st_mtime_ns for name in names}
     assert main(["make", "students", "--params", "small.yaml", "--task", "poetry"]) == 2
@@ -81,14 +87,18 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(monkeyp
     assert times == {name: (folder / name / "record.json").stat().st_mtime_ns for name in names}
 
     models = tables.trained(study)
-    assert [model.record.role for model in models] == ["teacher", "student", "student", "student"]
+    assert [model.record.role for model in models] == ["teacher", *5 * ["student"]]
     compared = comparisons_table(Resampled(joined(model.scores() for model in models)))
     assert compared.config.tolist() == ["2-2-8 2-1"]
     assert compared.baseline.tolist() == ["quantization-only"]
-    kept = tables.collect_retention([study])
-    assert list(zip(kept.config, kept.preset, strict=True)) == [(m.record.config, m.record.preset) for m in models[1:]]
-    expected = [np.nan if m.record.retention is None else m.record.retention for m in models[1:]]
-    assert kept.retention.tolist() == pytest.approx(expected, abs=0.01, nan_ok=True)
+    kept, means = tables.collect_retention([study]), tables.collect_metrics([study])
+    assert list(zip(kept.config, kept.preset, strict=True)) == [(str(c), preset) for c, preset in study.task.students()]
+    assert means.seeds.tolist() == [1, 1, 2, 2]
+    assert kept.retention.tolist() == pytest.approx(means.retention[1:].tolist(), abs=0.01, nan_ok=True)
+    for name, row in zip(twice, means[2:].itertuples(), strict=True):
+        both = [rows[name].score, rows[f"{name}_seed3"].score]
+        assert row.score == pytest.approx(np.mean(both), abs=1e-4)
+        assert row.score_low <= row.score <= row.score_high
     assert not (
         kept.low > kept.high
     ).any()  # nor is there an interval where so short a training leaves a teacher of zero
@@ -97,12 +107,12 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(monkeyp
         assert model.resampled.mean() == pytest.approx(model.record.score, abs=0.1)
     sizes = tables.collect_sizes([study])
     for (config, preset), parts in sizes.groupby(["config", "preset"]):
-        (row,) = [row for row in rows.values() if (row.config, row.preset) == (config, preset)]
+        (row,) = [row for row in rows.values() if (row.config, row.preset, row.seed) == (config, preset, 28)]
         assert parts.bytes.sum() == row.size_bytes
 
     for steps, made in ((3, False), (2, True)):
-        again = changed({"steps": steps})
-        assert [again.has_student(*student) for student in study.task.students()] == 3 * [made]
+        other = changed({"steps": steps})
+        assert [other.has_student(*student) for student in study.task.seeded_students()] == 5 * [made]
 
 
 @pytest.mark.usefixtures("made_study")

@@ -49,9 +49,10 @@ class Folders:
         """All students."""
         return self.root / "students"
 
-    def student(self, slug: str, preset: str | None = None) -> Path:
-        """Student of a configuration, named by its slug, and by its preset where that is not the task's own."""
-        return self.students / (slug if preset is None else f"{slug}_{preset}")
+    def student(self, slug: str, preset: str | None = None, seed: int | None = None) -> Path:
+        """Student of a configuration: its slug, then the preset and the seed where they are not the task's own."""
+        parts = slug, preset, None if seed is None else f"seed{seed}"
+        return self.students / "_".join(part for part in parts if part is not None)
 
     def checkpoints(self, target: Path) -> Path:
         """Checkpoints of the training that makes one of the others; DVC, which empties those, leaves this alone."""

@@ -146,10 +146,11 @@ class Settings:
         """The notebook that shows a task and its headline student."""
         return self.task(task).form.notebook or task
 
-    def student_folder(self, task: str, config: Config, preset: str) -> Path:
-        """Where a student is, or will be: its name has the preset where that is not the task's own."""
-        own = preset == self.task(task).distill.preset
-        return self.folders(task).student(config.slug, None if own else preset)
+    def student_folder(self, task: str, config: Config, preset: str, seed: int | None = None) -> Path:
+        """Where a student is, or will be: its name has preset and seed where they are not the task's own."""
+        distill = self.task(task).distill
+        own = preset if preset != distill.preset else None, seed if seed != distill.seed else None
+        return self.folders(task).student(config.slug, *own)
 
     def pretrained_folder(self, task: str) -> Path | None:
         """The model that a task's teacher starts from; None where it starts from random weights."""

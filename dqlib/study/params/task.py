@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dqlib.config import Config
 from dqlib.errors import InputError
@@ -13,15 +13,32 @@ from dqlib.study.params.kinds import KINDS, SEQ2SEQ, Kind
 from dqlib.study.params.methods import Methods
 from dqlib.study.params.model import Model
 from dqlib.study.params.pseudo_labels import PseudoLabels
-from dqlib.study.params.schema import one_of
+from dqlib.study.params.schema import SEEDS, one_of
 from dqlib.study.params.training import Distillation, Finetuning, Pretraining
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Students that are trained again: ``configs``, from each of ``seeds``, beside that of the task's own students."""
+
+    configs: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for seed in self.seeds:
+            if not SEEDS[0] <= seed <= SEEDS[1]:
+                raise InputError("seeds", seed, "from {} to {}".format(*SEEDS))
+        for name, other in (("configs", "seeds"), ("seeds", "configs")):
+            if getattr(self, name) and not getattr(self, other):
+                raise InputError(other, [], f"a list that is not empty, since {name} are given")
 
 
 @dataclass(frozen=True)
 class Task:
     """One experiment: its corpus, its teacher and the configurations of its students.
 
-    ``controls`` are configurations that are trained once more by quantization alone, without a teacher.
+    ``controls`` are configurations that are trained once more by quantization alone, without a teacher. ``repeats``
+    are students, and their controls, that are trained again from more seeds.
     ``pretrain: null`` leaves pre-training out: the teacher starts from the model that ``model.pretrained`` names, or
     from random weights. ``finetune: null`` takes a checkpoint that has been fine-tuned as the teacher.
     """
@@ -34,6 +51,7 @@ class Task:
     evaluate: Evaluation
     configs: list[str]
     controls: list[str] = field(default_factory=list)
+    repeats: Repeats = field(default_factory=Repeats)
     methods: Methods | None = None
     pseudo_labels: PseudoLabels = field(default_factory=PseudoLabels)
     kind: str = SEQ2SEQ
@@ -49,10 +67,11 @@ class Task:
         for run in self.methods.runs() if self.methods else []:
             self._check(run.config)
             self.uses_pseudo_labels(run.preset)
-        for name in ("configs", "controls"):
-            slugs = [Config.parse(text).slug for text in getattr(self, name)]
+        for name, texts in (("configs", self.configs), ("controls", self.controls), ("repeats", self.repeats.configs)):
+            slugs = [Config.parse(text).slug for text in texts]
             if len(set(slugs)) < len(slugs):
-                raise InputError(name, getattr(self, name), "a list without repetitions")
+                raise InputError(name, texts, "a list without repetitions")
+        self._check_repeats()
         if self.corpus.origin == "embedded" and self.pseudo_labels.unpaired is not None:
             allowed = f"left out: '{self.corpus.name}' knows its texts without a target itself"
             raise InputError("pseudo_labels.unpaired", self.pseudo_labels.unpaired, allowed)
@@ -69,6 +88,18 @@ class Task:
         """Every student, as configuration and preset: ``configs``, then ``controls``."""
         lists = (self.configs, self.distill.preset), (self.controls, QUANTIZATION_ONLY.name)
         return [(Config.parse(text), preset) for texts, preset in lists for text in texts]
+
+    def seeded_students(self) -> list[tuple[Config, str, int]]:
+        """Every student with each of its seeds: all of the task's own seed, then those of ``repeats``, seed by seed."""
+        slugs = {Config.parse(text).slug for text in self.repeats.configs}
+        again = [each for each in self.students() if each[0].slug in slugs]
+        repeats = [(config, preset, seed) for seed in self.repeats.seeds for config, preset in again]
+        return [(config, preset, self.distill.seed) for config, preset in self.students()] + repeats
+
+    def distillation(self, preset: str | None = None, seed: int | None = None) -> Distillation:
+        """How a student is trained: by a preset, from a seed; the task's own, when None."""
+        own = self.distill
+        return replace(own, preset=preset or own.preset, seed=own.seed if seed is None else seed)
 
     @property
     def headline(self) -> Config:
@@ -89,6 +120,17 @@ class Task:
     def form(self) -> Kind:
         """What is known of its kind."""
         return KINDS[self.kind]
+
+    def _check_repeats(self) -> None:
+        """Refuse repeats of students that are not there, and seeds that are taken twice."""
+        known = {config.slug: str(config) for config, _ in self.students()}
+        for text in self.repeats.configs:
+            if Config.parse(text).slug not in known:
+                raise InputError("repeats.configs", text, f"a list of some of {', '.join(known.values())}")
+        seeds = self.repeats.seeds
+        if len({*seeds, self.distill.seed}) <= len(seeds):
+            allowed = f"a list without repetitions, and without distill.seed, which is {self.distill.seed}"
+            raise InputError("repeats.seeds", seeds, allowed)
 
     def _check_kind(self) -> None:
         """Refuse a corpus or a shape that is for tasks of another kind."""

@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -104,12 +103,14 @@ def finetune(settings: S.Settings, task: str) -> None:
             _add_baselines(training, scores, folder)
 
 
-def distill(settings: S.Settings, task: str, config: Config, preset: str | None = None) -> None:
+def distill(
+    settings: S.Settings, task: str, config: Config, preset: str | None = None, seed: int | None = None
+) -> None:
     """Make one student: copy layers, quantize, train against the teacher, test."""
     spec, folders = settings.task(task), settings.folders(task)
-    distillation = spec.distill if preset is None else replace(spec.distill, preset=preset)
+    distillation = spec.distillation(preset, seed)
     training = _training(settings, task, distillation)
-    target = settings.student_folder(task, config, distillation.preset)
+    target = settings.student_folder(task, config, distillation.preset, distillation.seed)
     with made(training.accelerator, folders, target) as folder:
         student = training.distill(distillation, config, folder, target)
         if training.accelerator.is_main_process:
@@ -167,7 +168,14 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def run_job(settings: S.Settings, job: str, task: str, config: Config | None = None, preset: str | None = None) -> None:
+def run_job(
+    settings: S.Settings,
+    job: str,
+    task: str,
+    config: Config | None = None,
+    preset: str | None = None,
+    seed: int | None = None,
+) -> None:
     """Run ``pretrain``, ``finetune`` or ``distill`` in this process.
 
     Raises:
@@ -179,7 +187,7 @@ def run_job(settings: S.Settings, job: str, task: str, config: Config | None = N
     if job == "distill":
         if config is None:
             raise InputError("config", None, "given, to distill")
-        distill(settings, task, config, preset)
+        distill(settings, task, config, preset, seed)
     else:
         {"pretrain": pretrain, "finetune": finetune}[job](settings, task)
 

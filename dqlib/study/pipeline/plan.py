@@ -151,9 +151,9 @@ class _Timed:
         if spec.asks_for_pseudo_labels:
             yield Planned(f"{self.name}: pseudo-labels, at most", 1, 0, 0.0, self._labelling(), 0, 1)
         with _threads(self.threads):
-            for config, preset in spec.students():
+            for (config, preset), count in Counter(each[:2] for each in spec.seeded_students()).items():
                 run = S.Run(preset, config, spec.distill.seed, spec.distill.steps)
-                yield self._student(f"{self.name}: {config} {preset}", run, spec.distill, spec.evaluate, 1)
+                yield self._student(f"{self.name}: {config} {preset}", run, spec.distill, spec.evaluate, count)
             if (benchmark := spec.methods) is not None:
                 for run, count in Counter(replace(run, seed=0) for run in benchmark.runs()).items():
                     name = f"{self.name}, benchmark: {run.config} {run.preset}"

@@ -19,8 +19,11 @@ def run_students(study: Study) -> Path:
         JobError: a training failed; students that were made stay.
     """
     study.teacher()
-    missing = [student for student in study.task.students() if not study.has_student(*student)]
-    jobs = [Job(f"{config} {preset}", Study.student, (study, config, preset)) for config, preset in missing]
+    missing = [student for student in study.task.seeded_students() if not study.has_student(*student)]
+    jobs = [
+        Job(f"{config} {preset}, seed {seed}", Study.student, (study, config, preset, seed))
+        for config, preset, seed in missing
+    ]
     if on_this_process(study.settings.compute.processes):
         run_all(f"{study.name}: students", jobs)
     else:  # each takes all processes, so one after another

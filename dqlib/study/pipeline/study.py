@@ -6,7 +6,6 @@ the same calls make whatever is missing, with the small tutorial profile in well
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -134,55 +133,57 @@ class Study:
         asked = self.task.asks_for_pseudo_labels
         return self.pseudo_labels() if asked else self._empty(self.folders.pseudo_labels, {"labels": None})
 
-    def student(self, config: Config | str, preset: str | None = None) -> Path:
+    def student(self, config: Config | str, preset: str | None = None, seed: int | None = None) -> Path:
         """Folder of a student, with what it needs.
 
         Args:
             config: bits and layers, and heads and neurons where they are fewer.
             preset: its name or its YAML file; the task's own, when None.
+            seed: of its training; the task's own, when None.
 
         Raises:
-            InputError: the configuration is malformed, or deeper or wider than the teacher.
+            InputError: the configuration is malformed, or deeper or wider than the teacher; no such seed.
         """
         config = Config.parse(str(config))
         self.task.check_fits(config)
         preset = preset_named(preset) if preset else self.task.distill.preset
-        folder, provenance = self.student_folder(config, preset), self._of_student(preset)
-        return self._made(folder, provenance, lambda: self._run("distill", config, preset))
+        folder, provenance = self.student_folder(config, preset, seed), self._of_student(preset, seed)
+        return self._made(folder, provenance, lambda: self._run("distill", config, preset, seed))
 
-    def student_folder(self, config: Config, preset: str) -> Path:
-        """Where a student is, or will be: its name has the preset where that is not the task's own."""
-        return self.settings.student_folder(self.name, config, preset)
+    def student_folder(self, config: Config, preset: str, seed: int | None = None) -> Path:
+        """Where a student is, or will be: its name has preset and seed where they are not the task's own."""
+        return self.settings.student_folder(self.name, config, preset, seed)
 
-    def has_student(self, config: Config, preset: str) -> bool:
+    def has_student(self, config: Config, preset: str, seed: int | None = None) -> bool:
         """Whether a student is there as the parameters want it; its teacher is made if it is missing."""
-        return is_made(self.student_folder(config, preset), provenance_text(self._of_student(preset)))
+        return is_made(self.student_folder(config, preset, seed), provenance_text(self._of_student(preset, seed)))
 
     def labels_of(self, preset: str) -> dict[str, str]:
         """The part of a student's provenance about pseudo-labels, which are made if it is trained on them."""
         asked = self.task.uses_pseudo_labels(preset)
         return {"pseudo_labels": load_labels_info(self.pseudo_labels())["sha256"]} if asked else {}
 
-    def _of_student(self, preset: str) -> dict[str, object]:
+    def _of_student(self, preset: str, seed: int | None = None) -> dict[str, object]:
         return {
             **self.labels_of(preset),
             "teacher": _provenance_hash(self.teacher()),
-            "distill": dataclasses.replace(self.task.distill, preset=preset),
+            "distill": self.task.distillation(preset, seed),
             "preset": repr(get_preset(preset)),
             "evaluate": self.task.evaluate,
             "code": code_hash(),
         }
 
-    def _run(self, job: str, config: Config | None = None, preset: str | None = None) -> None:
+    def _run(self, job: str, config: Config | None = None, preset: str | None = None, seed: int | None = None) -> None:
         """Run a job in this process, or on as many as the parameters say."""
         processes = self.settings.compute.processes
         if on_this_process(processes):
             from dqlib.study.pipeline.jobs import run_job  # torch and transformers are needed only now
 
-            return run_job(self.settings, job, self.name, config, preset)
+            return run_job(self.settings, job, self.name, config, preset, seed)
         arguments = ["job", job, "--params", self.params, "--task", self.name]
         arguments += [] if config is None else ["--config", str(config)]
         arguments += [] if preset is None else ["--preset", file_of(preset)]
+        arguments += [] if seed is None else ["--seed", str(seed)]
         return launch(arguments, processes)
 
     def _empty(self, folder: Path, provenance: Mapping[str, object]) -> Path:

@@ -270,7 +270,8 @@ _SHORT = {"encoder_attn": "cross", "self_attn": "self", "_proj": "", "attention.
 
 
 def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:
-    """A loss term over all rows of the log, one line per model; by default the distance from the teacher's logits.
+    """A loss term over all rows of the log, one line per model, mean over seeds; by default the distance from the
+    teacher's logits.
 
     The axis is logarithmic: the terms of a student of 8 bits and of one of 1 bit are orders of magnitude apart.
 
@@ -282,7 +283,8 @@ def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:
     styles = line_styles(list(dict.fromkeys(drawn.model)))
     with subplots(figsize=(6.4, 3.6)) as (figure, axes):
         for model, group in drawn.groupby("model", sort=False):
-            axes.plot(group.step, group[column], label=model, linewidth=1.4, **styles[model])
+            means = group.groupby("step")[column].mean()
+            axes.plot(means.index, means, label=model, linewidth=1.4, **styles[model])
         axes.set_xlabel("training step")
         preset, task = drawn[["preset", "task_name"]].iloc[0] if len(drawn) else ("", "")
         axes.set_ylabel(quantity_of(column, preset, kind_of(task).unit), fontsize=9)

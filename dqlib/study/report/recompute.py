@@ -10,7 +10,7 @@ import pandas
 from dqlib.config import Config
 from dqlib.presets import QUANTIZATION_ONLY
 from dqlib.study.evaluation.bootstrap import interval, two_sided
-from dqlib.study.evaluation.records import FALLING, SHAPE, ZERO, retained
+from dqlib.study.evaluation.records import FALLING, METRICS, SHAPE, ZERO, retained
 from dqlib.study.params.paths import TABLES
 from dqlib.study.params.tasks import TASKS, benchmark_file
 from dqlib.study.pipeline.ledger import PARTS
@@ -61,6 +61,31 @@ def retention_table(drawn: Resampled) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=[*KEYS, *columns]).astype(dict.fromkeys(columns, float)).round(4)
 
 
+def over_seeds(seeds: pandas.DataFrame, drawn: Resampled) -> pandas.DataFrame:
+    """One row per model: its metrics and its retention are means over its seeds, the interval is over those, too.
+
+    Args:
+        seeds: one row per model and seed.
+        drawn: the scores of the same models.
+
+    Returns:
+        The same columns, of which ``seed`` is the first one, and ``seeds``, how many there are.
+    """
+    table = seeds.drop_duplicates(KEYS, ignore_index=True).assign(seeds=1)
+    for model in drawn.models:
+        own = seeds[_is(seeds, model)]
+        if len(own) < 2:
+            continue
+        means = own[[name for name in METRICS if name in own]].astype(float).mean().round(4)
+        headline, (low, high) = drawn.headline(model), interval(drawn.drawn(model))
+        kept = retained(means[headline], drawn.score(drawn.teacher(model.task)), headline)
+        place = _is(table, model)
+        table.loc[place, means.index] = means.to_numpy()
+        table.loc[place, ["score", "score_low", "score_high"]] = means[headline], round(low, 4), round(high, 4)
+        table.loc[place, ["retention", "seeds"]] = kept, len(own)
+    return table
+
+
 def accumulation_table(drawn: Resampled) -> pandas.DataFrame:
     """What is lost early and late in the reference, in points of recall, one row per student that writes texts.
 
@@ -99,6 +124,11 @@ def similarity_table(drawn: Resampled) -> pandas.DataFrame:
 
 def _key(model: Model) -> tuple[str, str, str]:
     return model.task, model.config, model.preset
+
+
+def _is(table: pandas.DataFrame, model: Model) -> pandas.Series:
+    """Which rows are of a model."""
+    return (table.task == model.task) & (table.config == model.config) & (table.preset == model.preset)
 
 
 def metrics_of(drawn: Resampled) -> pandas.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ from dqlib.study.report.recompute import (
     KEYS,
     accumulation_table,
     comparisons_table,
+    over_seeds,
     retention_table,
     runs_in,
     similarity_table,
@@ -59,7 +60,7 @@ from dqlib.study.training.task import calibration_batches
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model of a study: its teacher (without a config) or one of its students."""
+    """A trained model of a study: its teacher (without a config) or one of its students, from one seed."""
 
     study: Study
     folder: Path
@@ -112,11 +113,15 @@ class Trained:
 
 
 def trained(*studies: Study) -> list[Trained]:
-    """Of each study the teacher, then the students in the order of the parameters; what is missing is made."""
+    """Of each study the teacher, then the students in the order of the parameters; what is missing is made.
+
+    All students come from the task's own seed first, then those that are repeated, seed by seed.
+    """
     models = []
     for study in studies:
         models.append(Trained(study, study.teacher()))
-        models += [Trained(study, study.student(str(config), name), config) for config, name in study.task.students()]
+        for config, preset, seed in study.task.seeded_students():
+            models.append(Trained(study, study.student(config, preset, seed), config))
     return models
 
 
@@ -124,6 +129,7 @@ def trained(*studies: Study) -> list[Trained]:
 class Collected(Tables):
     """All tables of a study: those that claims and findings are read from, and these."""
 
+    seeds: pandas.DataFrame
     training: pandas.DataFrame
     details: pandas.DataFrame
     positions: pandas.DataFrame
@@ -153,8 +159,10 @@ def collect(studies: Sequence[Study]) -> Collected:
     tested = [model.scores() for study in studies for model in [*trained(study), *_beside(study)]]
     scores = joined(tested + [held_out_rows(model.record, measured.decoder) for model, measured in similarities])
     drawn = Resampled(scores)
+    seeds = collect_seeds(studies)
     return Collected(
-        metrics=collect_metrics(studies),
+        metrics=over_seeds(seeds, drawn),
+        seeds=seeds,
         training=collect_training(studies),
         details=collect_details(studies),
         comparisons=comparisons_table(drawn),
@@ -170,30 +178,43 @@ def collect(studies: Sequence[Study]) -> Collected:
     )
 
 
-def collect_metrics(studies: Sequence[Study]) -> pandas.DataFrame:
-    """One row per trained model, task by task, the teacher of a task first."""
+def collect_seeds(studies: Sequence[Study]) -> pandas.DataFrame:
+    """One row per trained model and seed, task by task, the teacher of a task first."""
     return metrics_table([model.record for model in trained(*studies)])
 
 
+def collect_metrics(studies: Sequence[Study]) -> pandas.DataFrame:
+    """One row per trained model, mean over its seeds, task by task, the teacher of a task first."""
+    scores = joined(model.scores() for model in trained(*studies))
+    return over_seeds(collect_seeds(studies), Resampled(scores))
+
+
 def collect_training(studies: Sequence[Study]) -> pandas.DataFrame:
-    """The training logs of all models in one table, with columns ``task_name``, ``model`` and ``preset``."""
+    """The training logs of all models in one table; columns ``task_name``, ``model``, ``preset`` and ``seed``."""
     logs = []
     for study in studies:
         pretrained = study.folders.pretrained  # which a committed teacher does not need
-        named = [("pre-training", "", pretrained)] if study.task.pretrain and (pretrained / LOG).is_file() else []
+        named: list[tuple[Path, str, str, int | None]] = []
+        if study.task.pretrain and (pretrained / LOG).is_file():
+            named.append((pretrained, "pre-training", "", study.task.pretrain.seed))
         for model in trained(study):
             name = "teacher" if model.config is None else model.record.config
-            named.append((name, model.record.preset, model.folder))
-        for name, preset, folder in named:
-            logs.append(pandas.read_csv(folder / LOG).assign(task_name=study.name, model=name, preset=preset))
+            named.append((model.folder, name, model.record.preset, model.record.seed))
+        for folder, name, preset, seed in named:
+            about = {"task_name": study.name, "model": name, "preset": preset, "seed": seed}
+            logs.append(pandas.read_csv(folder / LOG).assign(**about))
     return pandas.concat(logs, ignore_index=True)
 
 
 def collect_details(studies: Sequence[Study]) -> pandas.DataFrame:
     """Everything measured beyond ``metrics.csv``: lengths, other test sets, each language, signatures."""
     models = [model for model in trained(*studies) if (model.folder / DETAILS).is_file()]
-    rows = [model.key | asdict(detail) for model in models for detail in read_details(model.folder)]
-    return pandas.DataFrame(rows, columns=[*KEYS, *(field.name for field in fields(Detail))])
+    rows = [
+        {**model.key, "seed": model.record.seed, **asdict(detail)}
+        for model in models
+        for detail in read_details(model.folder)
+    ]
+    return pandas.DataFrame(rows, columns=[*KEYS, "seed", *(field.name for field in fields(Detail))])
 
 
 def collect_retention(studies: Sequence[Study]) -> pandas.DataFrame:
@@ -230,9 +251,10 @@ def _with_models(table: pandas.DataFrame, similarities: Sequence[tuple[Trained, 
 def collect_sizes(studies: Sequence[Study]) -> pandas.DataFrame:
     """Bytes of each student by kind of parameter; columns ``part`` and ``bytes``."""
     rows = []
-    for _, student in _pairs(studies):
-        if student.record.preset == QUANTIZATION_ONLY.name:
-            continue  # the same bytes as its joint twin
+    for student in trained(*studies):
+        own = student.study.task.distill.seed
+        if student.config is None or student.record.preset == QUANTIZATION_ONLY.name or student.record.seed != own:
+            continue  # the same bytes as its joint twin, or as from another seed
         sizes = dict.fromkeys(("weights", "embedding", "positions", "rest", "scales"), 0)
         for entry in footprint(student.model()):
             sizes[entry.kind] += entry.code_bytes
@@ -262,20 +284,18 @@ def collect_sensitivity(studies: Sequence[Study]) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=["task", "preset", "module", "bits", "size_bytes", "loss_increase"])
 
 
-def _pairs(studies: Sequence[Study]) -> Iterator[tuple[Trained, Trained]]:
-    for study in studies:
-        teacher, *students = trained(study)
-        yield from ((teacher, student) for student in students)
-
-
 def _beside_teacher(
     studies: Sequence[Study], measure: Callable[[Recall, Recall], pandas.DataFrame]
 ) -> pandas.DataFrame:
-    """Recall of each student beside its teacher's, by parts of the reference or by its length."""
+    """Recall of each student, mean over its seeds, beside its teacher's, by parts of the reference or by its length."""
     tables = [
-        measure(student.recall, teacher.recall).assign(**student.key).round(4) for teacher, student in _pairs(studies)
+        measure(student.recall, teacher.recall).assign(**student.key)
+        for study in studies
+        for teacher, *students in [trained(study)]
+        for student in students
     ]
     if not tables:
         return pandas.DataFrame(columns=KEYS)
     table = pandas.concat(tables, ignore_index=True)
-    return table[[*KEYS, *(column for column in table if column not in KEYS)]]
+    means = table.groupby([*KEYS, table.columns[0]], sort=False).mean().round(4).reset_index()
+    return means.astype(table.dtypes)
