@@ -33,7 +33,7 @@ def metrics(study):
 
 
 def test_the_columns_are_the_documented_ones_and_tell_of_no_run(metrics):
-    assert set(metrics.columns) == {name for task in metrics.task for name in columns_of(task)}
+    assert set(metrics.columns) - {"seeds"} == {name for task in metrics.task for name in columns_of(task)}
     assert not any(word in column for column in metrics.columns for word in ("time", "date", "path", "second"))
 
 
@@ -46,6 +46,20 @@ def test_numbers_follow_from_each_other(metrics):
     assert (metrics.compression - metrics.teacher_size_bytes / metrics.size_bytes).abs().max() < 0.006
     for row in metrics.to_dict("records"):
         assert row["score"] == row[row["headline"]]
+
+
+def test_a_row_is_the_mean_over_the_seeds_of_the_parameters(study, metrics):
+    if "seeds" not in metrics:
+        pytest.skip("made before there were several seeds")
+    every, settings = pandas.read_csv(study[0] / "tables" / "seeds.csv"), load_settings(study[1])
+    for name in set(metrics.task):
+        task = settings.tasks[name]
+        students = every[(every.role == "student") & (every.task == name)]
+        rows = list(zip(students.config, students.preset, students.seed, strict=True))
+        assert rows == [(str(config), preset, seed) for config, preset, seed in task.seeded_students()]
+    groups = every.groupby(["task", "config", "preset"], sort=False)
+    assert metrics.seeds.tolist() == groups.size().tolist()
+    assert metrics.score.tolist() == pytest.approx(groups.score.mean().tolist(), abs=1e-4)
 
 
 def test_the_page_shows_the_tables(study, metrics):
