@@ -2,7 +2,9 @@
 
 import json
 import random
+from pathlib import Path
 
+import pandas
 import pytest
 import torch
 import yaml
@@ -19,12 +21,14 @@ from dqlib.study.params.model import Model
 from dqlib.study.params.training import Pretraining
 from dqlib.study.pipeline.plan import plan
 from dqlib.study.pipeline.study import Study
+from dqlib.study.report.pages import markdown_table, overview_table
 from dqlib.study.report.tables import collect
 from dqlib.study.training.classification import compare_tokens, masked, new_config, windows
 from dqlib.study.training.examples import Example
 from dqlib.study.training.kinds import training_of
 from dqlib.study.training.loop import token_counts
 from dqlib.study.training.text_batches import collate_texts
+from tests.conftest import committed
 
 
 def test_a_pair_is_padded_and_each_token_knows_its_text():
@@ -257,6 +261,19 @@ def test_tables_are_collected_of_every_kind(study):
     assert tables.positions.empty
     assert tables.similarity.empty == (study.task.kind == "classification")  # classes have no tokens to compare
     tables.claims()
+
+
+def test_the_notebook_of_the_comparison_writes_a_page_of_any_one_task(study):
+    notebook = json.loads((committed() / "notebooks" / "compare.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert cells[0].startswith('params = "tutorial"')
+    exec("\n".join(['params = "mine.yaml"', *cells[1:]]), {"display": lambda *_: None})
+    metrics, page = pandas.read_csv("results/tables/metrics.csv"), Path("results/README.md").read_text()
+    assert set(metrics.task) == {study.name}
+    assert markdown_table(overview_table(metrics)) in page
+    assert "accumulation.svg" not in page
+    assert not Path("results/figures/accumulation.svg").exists()
+    assert Path(f"results/tasks/{study.name}.md").is_file()
 
 
 def test_the_plan_times_every_training(study):
