@@ -19,7 +19,8 @@ STUDY = str(ROOT / "profiles" / "study.yaml")
 
 
 @pytest.fixture(
-    params=[("results", "study"), ("results/laptop", "laptop"), ("results/real", "real")], ids=lambda each: each[1]
+    params=[("results", "study"), ("results/laptop", "laptop"), ("results/gpt2", "gpt2"), ("results/real", "real")],
+    ids=lambda each: each[1],
 )
 def study(request):
     """A folder of results and the parameters that they were made with."""

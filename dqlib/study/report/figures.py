@@ -44,6 +44,8 @@ SHAPE_STYLES = {
 PAPERS = {"half": "16.5x in BART", "one": "27.7x in BART"}
 #: As wide as a page shows at 600 pixels without shrinking text below what can be read.
 WIDTH = 7.5
+#: The same of a figure with a single panel.
+NARROW = 4.5
 #: Panels side by side.
 COLUMNS = 3
 
@@ -205,7 +207,8 @@ def sizes(accounts: pandas.DataFrame) -> Figure:
 
     figure = _panels(quantized, draw, height=3.2)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(parts), fontsize=8)
+    columns = len(parts) if figure.get_figwidth() > NARROW else 3
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
     return figure
 
 
@@ -297,7 +300,7 @@ def _panels(table: pandas.DataFrame, draw: Callable[[Axes, pandas.DataFrame], No
     """Rows of panels, one per task."""
     tasks = list(dict.fromkeys(table.task))
     columns, rows = min(len(tasks), COLUMNS), -(-len(tasks) // COLUMNS)
-    size = WIDTH if len(tasks) > 1 else 4.5, rows * height
+    size = WIDTH if len(tasks) > 1 else NARROW, rows * height
     with subplots(rows, columns, figsize=size, squeeze=False, style={"font.size": 9}) as (figure, panels):
         for task, axes in zip(tasks, panels.flat, strict=False):
             draw(axes, table[table.task == task])
@@ -323,4 +326,5 @@ def _legend(figure: Figure, metrics: pandas.DataFrame) -> None:
         looks.append(("hollow: quantization alone", hollow))
     handles = [Line2D([], [], label=label, **look) for label, look in looks]
     with matplotlib.rc_context(STYLE):
-        figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8)
+        columns = 5 if figure.get_figwidth() > NARROW else 3
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8)

@@ -12,14 +12,14 @@ import pandas
 from dqlib.errors import InputError
 from dqlib.files import write_text
 from dqlib.study.params.paths import project_root
-from dqlib.study.params.tasks import TASKS
+from dqlib.study.params.tasks import TASKS, benchmark_file
 from dqlib.study.pipeline.benchmark import benchmark_of
 from dqlib.study.pipeline.ledger import LONGER, METHODS, PARTS
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.benchmark import benchmark_summary, gap_table
 from dqlib.study.report.benchmark_page import gaps_for_reading, summary_for_reading, with_losses
 from dqlib.study.report.names import METRIC_NAMES, SHAPES
-from dqlib.study.report.pages import METRICS, markdown_table, overview_table
+from dqlib.study.report.pages import METRICS, markdown_table, overview_table, short_table
 from dqlib.study.report.verdicts import Tables
 
 
@@ -128,7 +128,7 @@ def long_tables(speed: pandas.DataFrame, shape: str = LISTED) -> str:
 
 
 def blocks(project: Path) -> dict[str, str]:
-    """Every table of the pages by its name, as Markdown: those of the default study in a project's folder."""
+    """Every table of the pages by its name, as Markdown: those of the default study, and of GPT-2, in a project."""
     tables = project / "results" / "tables"
     names = (METHODS, LONGER, PARTS, METRICS, "training.csv", "benchmark.csv", "retention.csv")
     methods, longer, parts, metrics, training, speed, retention = (pandas.read_csv(tables / name) for name in names)
@@ -136,7 +136,13 @@ def blocks(project: Path) -> dict[str, str]:
     presets = benchmark_of(Study(str(project / "profiles" / "study.yaml"))).presets
     summary = benchmark_summary(runs[runs.preset.isin(presets)])
     further = pandas.concat([methods, longer[longer.train_steps > methods.train_steps.max()]])
+    language, of_language = (
+        pandas.read_csv(project / "results" / "gpt2" / "tables" / name)
+        for name in (METRICS, benchmark_file(PARTS, "language"))
+    )
     return {
+        "language": markdown_table(short_table(language)),
+        "language-gaps": markdown_table(gaps_for_reading(gap_table(of_language))),
         "overview": markdown_table(overview_table(metrics)),
         "aims": markdown_table(aims_table(metrics, _of_the_teacher(further, parts, training), retention)),
         "bench": markdown_table(summary_for_reading(summary)),
