@@ -115,6 +115,12 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(monkeyp
         assert [other.has_student(*student) for student in study.task.seeded_students()] == 5 * [made]
 
 
+def test_a_seed_that_is_none_is_refused_before_anything_is_made(monkeypatch, capsys):
+    monkeypatch.setattr(Study, "teacher", lambda self: pytest.fail("made the teacher"))
+    assert main(["make", "student", "--params", "tutorial", "--seed", "-1"]) == 2
+    assert capsys.readouterr().err.startswith("error: seed: -1 is not allowed")
+
+
 @pytest.mark.usefixtures("made_study")
 def test_a_student_of_a_budget_is_made_and_shown_like_any_other(monkeypatch):
     monkeypatch.setattr(students, "run_all", in_this_process)

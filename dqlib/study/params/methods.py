@@ -10,7 +10,7 @@ from dqlib.errors import InputError
 from dqlib.presets import get_preset
 from dqlib.study.params.evaluation import Evaluation
 from dqlib.study.params.presets import preset_named
-from dqlib.study.params.schema import MANY, SEEDS
+from dqlib.study.params.schema import MANY, seeds_bounded
 from dqlib.study.params.training import Distillation
 
 
@@ -71,9 +71,7 @@ class Methods:
             if not self.distill.steps < steps <= MANY:
                 allowed = f"more than distill.steps, {self.distill.steps}, and at most {MANY}"
                 raise InputError("longer_steps", steps, allowed)
-        for seed in self.seeds:
-            if not SEEDS[0] <= seed <= SEEDS[1]:
-                raise InputError("seeds", seed, "from {} to {}".format(*SEEDS))
+        seeds_bounded(self.seeds)
         for name in ("longer_steps", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise InputError(name, getattr(self, name), "a list without repetitions")

@@ -205,6 +205,13 @@ def bounded(block: Any, **bounds: tuple[int, int]) -> None:
             raise InputError(field, value, f"at least {least}" if value < least else f"at most {most}")
 
 
+def seeds_bounded(seeds: list[int]) -> None:
+    """Refuse a list ``seeds`` of which one is out of bounds."""
+    for seed in seeds:
+        if not SEEDS[0] <= seed <= SEEDS[1]:
+            raise InputError("seeds", seed, "from {} to {}".format(*SEEDS))
+
+
 def below_one(name: str, value: float) -> None:
     """Refuse a part of a whole that is not one."""
     if not 0 <= value < 1:

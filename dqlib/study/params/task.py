@@ -13,7 +13,7 @@ from dqlib.study.params.kinds import KINDS, SEQ2SEQ, Kind
 from dqlib.study.params.methods import Methods
 from dqlib.study.params.model import Model
 from dqlib.study.params.pseudo_labels import PseudoLabels
-from dqlib.study.params.schema import SEEDS, one_of
+from dqlib.study.params.schema import one_of, seeds_bounded
 from dqlib.study.params.training import Distillation, Finetuning, Pretraining
 
 
@@ -25,9 +25,7 @@ class Repeats:
     seeds: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for seed in self.seeds:
-            if not SEEDS[0] <= seed <= SEEDS[1]:
-                raise InputError("seeds", seed, "from {} to {}".format(*SEEDS))
+        seeds_bounded(self.seeds)
         for name, other in (("configs", "seeds"), ("seeds", "configs")):
             if getattr(self, name) and not getattr(self, other):
                 raise InputError(other, [], f"a list that is not empty, since {name} are given")
@@ -67,7 +65,8 @@ class Task:
         for run in self.methods.runs() if self.methods else []:
             self._check(run.config)
             self.uses_pseudo_labels(run.preset)
-        for name, texts in (("configs", self.configs), ("controls", self.controls), ("repeats", self.repeats.configs)):
+        lists = {"configs": self.configs, "controls": self.controls, "repeats.configs": self.repeats.configs}
+        for name, texts in lists.items():
             slugs = [Config.parse(text).slug for text in texts]
             if len(set(slugs)) < len(slugs):
                 raise InputError(name, texts, "a list without repetitions")

@@ -164,10 +164,11 @@ class Study:
         return {"pseudo_labels": load_labels_info(self.pseudo_labels())["sha256"]} if asked else {}
 
     def _of_student(self, preset: str, seed: int | None = None) -> dict[str, object]:
+        distill = self.task.distillation(preset, seed)  # refuses a seed before anything is made
         return {
             **self.labels_of(preset),
             "teacher": _provenance_hash(self.teacher()),
-            "distill": self.task.distillation(preset, seed),
+            "distill": distill,
             "preset": repr(get_preset(preset)),
             "evaluate": self.task.evaluate,
             "code": code_hash(),

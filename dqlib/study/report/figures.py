@@ -207,8 +207,7 @@ def sizes(accounts: pandas.DataFrame) -> Figure:
 
     figure = _panels(quantized, draw, height=3.2)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    columns = len(parts) if figure.get_figwidth() > NARROW else 3
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=_legend_columns(figure), fontsize=8)
     return figure
 
 
@@ -326,5 +325,9 @@ def _legend(figure: Figure, metrics: pandas.DataFrame) -> None:
         looks.append(("hollow: quantization alone", hollow))
     handles = [Line2D([], [], label=label, **look) for label, look in looks]
     with matplotlib.rc_context(STYLE):
-        columns = 5 if figure.get_figwidth() > NARROW else 3
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8)
+        figure.legend(handles=handles, loc="outside lower center", ncols=_legend_columns(figure), fontsize=8)
+
+
+def _legend_columns(figure: Figure) -> int:
+    """As many entries as stand side by side below a figure."""
+    return 5 if figure.get_figwidth() > NARROW else 3
