@@ -21,6 +21,7 @@ from dqlib.study.distill import arguments, evaluate, parameters
 from dqlib.study.evaluation import words
 from dqlib.study.evaluation.records import read_predictions, read_record
 from dqlib.study.params.settings import load_settings
+from dqlib.study.training import task as task_training
 from dqlib.study.training.loop import Trainer
 from dqlib.study.training.seq2seq import TRAINING
 from tests.helpers.checkpoints import CLASSES, save_checkpoint, write_pairs
@@ -62,6 +63,7 @@ def runs(tmp_path_factory):
             folder = tmp_path_factory.mktemp(name)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(words, "STEPS", 5)
+                patch.setattr(task_training, "CALIBRATION", 8)  # whose losses are of each module and bits
                 assert main(call(folder, name)) == 0
             made[name] = folder / "out"
         return made[name]
