@@ -6,11 +6,12 @@ A packed model and an export are no checkpoints: what was asked for when they we
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dqlib.files import write_text
+from dqlib.files import atomic_folder
 from dqlib.storage.manifest import MANIFEST, WRITERS, File, Manifest, opened
 from dqlib.storage.reading import CONFIG, json_object
 
@@ -35,13 +36,18 @@ def kept(folder: str | Path) -> dict[str, Any]:
 
 
 def keep(folder: str | Path, settings: Mapping[str, Any]) -> None:
-    """Keep settings, some of :data:`KEPT`, in a folder that dqlib wrote; those that are None or empty are left out."""
+    """Keep settings, some of :data:`KEPT`, in a folder that dqlib wrote; those that are None or empty are left out.
+
+    The folder is replaced as a whole: its manifest is at no time that of another configuration.
+    """
     if not settings:
         return
-    path, manifest = Path(folder) / CONFIG, opened(folder, *WRITERS)
-    content = json.loads(path.read_text(encoding="utf-8"))
+    manifest, content = opened(folder, *WRITERS), content_of(folder)
     content[ENTRY] = {OURS: {name: value for name, value in settings.items() if value}}
-    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
-    files = {**manifest.files, CONFIG: File.of(path)}
-    sealed = Manifest(manifest.kind, manifest.about, files, manifest.parameters)
-    write_text(Path(folder) / MANIFEST, sealed.text())
+    with atomic_folder(folder) as scratch:
+        shutil.copytree(folder, scratch, dirs_exist_ok=True)
+        path = scratch / CONFIG
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        files = {**manifest.files, CONFIG: File.of(path)}
+        sealed = Manifest(manifest.kind, manifest.about, files, manifest.parameters)
+        (scratch / MANIFEST).write_text(sealed.text(), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,17 +14,20 @@ from transformers import AutoTokenizer
 import dqlib
 from dqlib.cli import main
 from dqlib.engines import load_classifier, load_engine
-from dqlib.engines.kept import kept
+from dqlib.engines.kept import keep, kept
 from dqlib.engines.torch_engine import load_model
+from dqlib.storage.manifest import Manifest
 from dqlib.storage.reading import read_model
 from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.distill import arguments, evaluate, parameters
 from dqlib.study.evaluation import words
 from dqlib.study.evaluation.records import read_predictions, read_record
 from dqlib.study.params.settings import load_settings
+from dqlib.study.training import task as task_training
 from dqlib.study.training.loop import Trainer
 from dqlib.study.training.seq2seq import TRAINING
 from tests.helpers.checkpoints import CLASSES, save_checkpoint, write_pairs
+from tests.helpers.folders import contents, hidden
 
 PAIRS = ("--source", "read", "--target", "write")
 EXPORT = ("--export", "onnxruntime", "ctranslate2")
@@ -62,6 +66,7 @@ def runs(tmp_path_factory):
             folder = tmp_path_factory.mktemp(name)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(words, "STEPS", 5)
+                patch.setattr(task_training, "CALIBRATION", 8)  # whose losses are of each module and bits
                 assert main(call(folder, name)) == 0
             made[name] = folder / "out"
         return made[name]
@@ -191,6 +196,25 @@ def test_what_is_made_of_a_student_keeps_how_it_was_tested(name, runs, tmp_path)
     for folder in (*made, *(out / each for each in EXPORT[1:] if each in RUNS[name][1])):
         assert kept(folder) == tested
         assert dqlib.verify(folder) == []
+
+
+def test_a_folder_in_which_settings_are_kept_is_at_no_time_unsound(runs, tmp_path, monkeypatch):
+    folder = tmp_path / "packed"
+    shutil.copytree(runs("bart") / "packed", folder)
+    before = contents(folder)
+
+    def stopped(manifest):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "text", stopped)  # the last thing that is written
+        with pytest.raises(KeyboardInterrupt):
+            keep(folder, {"beams": 3})
+    assert contents(folder) == before
+    assert not hidden(tmp_path)
+    keep(folder, {"beams": 3})
+    assert kept(folder) == {"beams": 3}
+    assert dqlib.verify(folder) == []
 
 
 def test_a_checkpoint_says_how_it_is_asked(tmp_path):

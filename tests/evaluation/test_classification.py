@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from nltk.metrics import ConfusionMatrix, accuracy
 
+from dqlib.study.evaluation import words
 from dqlib.study.evaluation.classification import class_scores, details_of, metrics
 from dqlib.study.evaluation.words import by_overlap, by_words, overlap
 
@@ -76,7 +77,8 @@ def pairs(count, seed):
     return rows
 
 
-def test_words_in_common_tell_pairs_apart():
+def test_words_in_common_tell_pairs_apart(monkeypatch):
+    monkeypatch.setattr(words, "STEPS", 400)
     train, test = pairs(400, 0), pairs(100, 1)
     truth = {"train": np.arange(400) % 2, "test": np.arange(100) % 2, "validation": np.arange(100) % 2}
     assert overlap([{"source": "a b", "second": "B c"}]).tolist() == [0.5]

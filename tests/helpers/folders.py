@@ -1,7 +1,8 @@
-"""Folders that somebody changed and sealed again, as one does who means harm."""
+"""What is in folders, and folders that somebody changed and sealed again, as one does who means harm."""
 
 import hashlib
 import json
+from pathlib import Path
 
 import safetensors.torch
 
@@ -34,3 +35,13 @@ def reweigh(folder, change, name="model.safetensors"):
     (folder / name).write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
     if (folder / MANIFEST).is_file():
         reseal(folder, [name])
+
+
+def contents(folder):
+    """The bytes of every file, by its path in the folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def hidden(folder):
+    """Hidden files and folders: what is left of something that was being written."""
+    return [path for path in Path(folder).rglob(".*") if path.name.startswith(".")]

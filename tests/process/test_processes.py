@@ -34,6 +34,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 def test_a_job_under_accelerate_launch_gives_what_one_process_gives(made_study):
     params = yaml.safe_load(Path("small.yaml").read_text())
     # without rounded activations, which make more of the last bits of a sum; with two of ten steps layer by layer

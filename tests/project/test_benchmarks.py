@@ -175,6 +175,7 @@ def test_an_agreement_without_a_study_is_told_in_a_sentence(agreement, tmp_path,
     assert not (tmp_path / "agreement.csv").exists()
 
 
+@pytest.mark.slow
 def test_the_gpu_script_runs_on_a_cpu_and_keeps_the_rows_of_others(tmp_path):
     header = "name,shape,config,engine,metric,value,unit,baseline,ratio,device"
     table = tmp_path / "tables" / "benchmark.csv"
@@ -194,6 +195,7 @@ def test_the_gpu_script_runs_on_a_cpu_and_keeps_the_rows_of_others(tmp_path):
     assert ours == {"plain distillation bf16", "reference's way fp32"}
 
 
+@pytest.mark.slow
 def test_the_start_of_commands_is_measured_in_processes_of_their_own(load, student, tmp_path, monkeypatch, capsys):
     benchmark = load("start")
     save_packed(student[0], tmp_path / "packed", student[1])

@@ -22,6 +22,7 @@ from dqlib.study.params.paths import PROVENANCE, project_root
 from dqlib.study.params.settings import Corpus, load_settings
 from dqlib.study.training.examples import Example, stored
 from tests.conftest import write_small_study
+from tests.helpers.folders import contents, hidden
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are those of POSIX")
 
@@ -46,14 +47,6 @@ def set_params(**of_task):
 def without_git(folder):
     (folder / ".dvc").mkdir()
     (folder / ".dvc" / "config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
-
-
-def hidden(folder):
-    return [path for path in Path(folder).rglob(".*") if path.name.startswith(".")]
 
 
 # --- a notebook that fails

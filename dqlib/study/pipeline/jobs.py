@@ -121,8 +121,8 @@ def distill(
 def make_run(settings: S.Settings, task: str, run: S.Run, target: Path, provenance: str) -> None:
     """Make and test the student of one run of the benchmark; its weights are not kept.
 
-    What its training cost is the time of this process on the processor, in minutes; of a training that was stopped and
-    went on, that of its last part.
+    What its training cost is the time of this process on the processor, in minutes; null of a training that goes on
+    from a checkpoint, since another process has done a part of it.
 
     Args:
         settings: of the study.
@@ -136,9 +136,10 @@ def make_run(settings: S.Settings, task: str, run: S.Run, target: Path, provenan
     distillation = benchmark.distillation(run)
     training = _training(settings, task, distillation)
     with made(training.accelerator, folders, target) as folder:
-        start = time.process_time()
+        whole, start = not folders.checkpoints(target).exists(), time.process_time()
         student = training.distill(distillation, run.config, folder, target)
-        write_text(folder / COST, json.dumps({"minutes": round((time.process_time() - start) / 60, 4)}) + "\n")
+        minutes = round((time.process_time() - start) / 60, 4) if whole else None
+        write_text(folder / COST, json.dumps({"minutes": minutes}) + "\n")
         score_student(training, student, distillation, benchmark.evaluate, folder)
         write_text(folder / PROVENANCE, provenance)
 

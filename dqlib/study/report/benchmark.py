@@ -192,7 +192,8 @@ def parts_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:
 
     Returns:
         Columns ``part`` (a preset, whole or with one part changed), ``config``, ``seed``, ``steps``,
-        ``validation_loss``, ``teacher_loss``, ``size_bytes``, ``minutes`` (of one core, for the training) and the ids.
+        ``validation_loss``, ``teacher_loss``, ``size_bytes``, ``minutes`` (of one core, for the training; None of one
+        that went on from a checkpoint) and the ids.
     """
     teacher_loss, rows = _best_validation(study.folders.teacher), []
     for each, size in zip(runs, _sizes(study, runs), strict=True):
@@ -225,7 +226,7 @@ def gap_table(parts: pandas.DataFrame) -> pandas.DataFrame:
             ratio = gaps.mean() / whole.mean() if len(whole) else None
             p_value = welch_p_value(gaps, whole) if part != WHOLE else None
             spread = gaps.std(ddof=1) if len(gaps) > 1 else None
-            costs = len(gaps), runs.size_bytes.iloc[0], runs.minutes.mean()
+            costs = len(gaps), runs.size_bytes.iloc[0], runs.minutes.astype(float).mean()
             rows.append((config, steps, part, gaps.mean(), spread, ratio, p_value, *costs))
     names = ["config", "steps", "part", "gap", "gap_std", "ratio", "p_value", "seeds", "size_bytes", "minutes"]
     return pandas.DataFrame(rows, columns=names)

@@ -100,7 +100,7 @@ nats per token, on pairs of the validation split ([`{losses}`](../{TABLES}/{loss
 {markdown_table(gaps_for_reading(tables.gap_table(parts)))}
 Gap: validation loss less the teacher's, in nats per token, mean over seeds ± their standard deviation; its ratio to
 that of `{tables.WHOLE}` after equal steps; p: of that difference over seeds, two-sided, by Welch's test. Minutes: of
-one core, for the training.
+one core, for the training; nothing where it was stopped and went on.
 
 ![All presets](methods.svg)
 {ablation if table.preset.isin(benchmark.ablations).any() else ""}{_longer(study, longer)}{not_run}"""
@@ -162,7 +162,7 @@ def gaps_for_reading(gaps: pandas.DataFrame) -> pandas.DataFrame:
             "ratio": gaps.ratio.map(written),
             "p": gaps.p_value.map(_p_value),
             "kB": gaps.size_bytes.map(lambda x: f"{x / 1000:.0f}"),
-            "minutes": gaps.minutes.map("{:.1f}".format),
+            "minutes": gaps.minutes.map(lambda x: written(x, "{:.1f}")),
         }
     )
 

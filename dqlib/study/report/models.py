@@ -155,4 +155,6 @@ Written by `python -m dqlib.study models` from what the study trained; [`{LIST}`
 file, and each folder a `{MANIFEST}` of its own, which `dqlib verify` checks. A packed model is read by
 `dqlib.load_packed`, by transformers after `import dqlib`, and by the command `dqlib`.
 
-{markdown_table(pandas.DataFrame(rows))}""")  # fmt: skip
+{markdown_table(pandas.DataFrame(rows))}
+Students are of one seed, the study's own; the tables of `results/` have means over several.
+""")  # fmt: skip

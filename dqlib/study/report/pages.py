@@ -132,7 +132,8 @@ def write_results(studies: Sequence[Study], collected: Collected) -> Path:
     for study in studies:
         write_text(folder / TASK_PAGES / f"{study.name}.md", f"{_task(study, collected)}\n{_corpus(study)}")
     opening = _opening(studies[0], findings(collected))
-    page = [opening, _all_models(studies, collected), _claims(collected), _across(collected), _CLOSING]
+    claims = _claims(collected, studies[0].settings.profile)
+    page = [opening, _all_models(studies, collected), claims, _across(collected), _CLOSING]
     write_text(folder / "README.md", "\n".join(page))
     return folder
 
@@ -177,7 +178,7 @@ texts, training curves and the corpus of each task: {linked}.
 """
 
 
-def _claims(collected: Collected) -> str:
+def _claims(collected: Collected, profile: str) -> str:
     return f"""## The papers' claims, and what was measured here
 
 {markdown_table(collected.claims())}
@@ -185,8 +186,9 @@ def _claims(collected: Collected) -> str:
 on one side of the bar; all else is *not decided*. p-values and intervals are those of the paired bootstrap over test
 documents, and over seeds where there are several, of the headline score; a translation's are of its first language. The
 p-values of one claim over all of its rows are corrected by Holm's method. [`{SCORES}`]({SCORES}) has the scores of
-every document: `python -m dqlib.study claims` computes all of this again from it in seconds. The shapes of 16.5x and
-27.7x are named by the papers' count of BART: all encoder layers with half the decoder's, and one of each.
+every document: `python -m dqlib.study claims --params {profile}` computes all of this again from it in seconds. The
+shapes of 16.5x and 27.7x are named by the papers' count of BART: all encoder layers with half the decoder's, and one of
+each.
 
 The teachers here are small models trained from scratch in minutes, so a claim that does not hold here may hold for
 large ones, and the other way round. Tables: [`comparisons.csv`](tables/comparisons.csv) (a),
