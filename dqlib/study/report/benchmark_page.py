@@ -110,12 +110,13 @@ def _longer(study: Study, longer: pandas.DataFrame) -> str:
     benchmark = benchmark_of(study)
     if longer.empty:
         return ""
-    more = benchmark_file(LONGER, study.name)
+    more, seeds = benchmark_file(LONGER, study.name), benchmark.seeds_of_longer
+    named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     return f"""
 ## What longer training is worth
 
 {markdown_table(longer_for_reading(longer))}
-`{benchmark.longer_preset}`, seeds {", ".join(map(str, benchmark.seeds_of_longer))}: part of the teacher's score
+`{benchmark.longer_preset}`, {named}: part of the teacher's score
 after so many steps ([`{more}`](../{TABLES}/{more})).
 
 ![Longer training](longer.svg)
