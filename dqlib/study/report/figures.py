@@ -92,14 +92,16 @@ def tradeoffs(metrics: pandas.DataFrame) -> Figure:
             bits, shape, alone = bits_of(row), shape_of(row, teacher), row.preset == QUANTIZATION_ALONE
             axes.errorbar(
                 row.compression, row.score, yerr=[[row.score - row.score_low], [row.score_high - row.score]],
-                fmt=SHAPE_STYLES[shape][0], color=colour_of(bits), capsize=2, markersize=6, linewidth=1,
-                markerfacecolor="white" if alone else colour_of(bits),
+                fmt=SHAPE_STYLES[shape][0], color=colour_of(bits), capsize=2, linewidth=1,
+                markersize=9 if alone else 6, markerfacecolor="white" if alone else colour_of(bits),
+                zorder=2 if alone else 3,  # where both are at one place, both are seen
             )  # fmt: skip
             if shape in PAPERS and bits == "2-2-8" and not alone:
                 place = row.compression, row.score
                 axes.plot(*place, "o", markersize=13, markerfacecolor="none", color="black", mew=0.8)
                 axes.annotate(PAPERS[shape], place, (-9, -12), ha="right", textcoords="offset points", fontsize=7)
         axes.set_xscale("log")
+        axes.set_xlim(right=1.25 * rows.compression.max())  # room for the ring of the smallest
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}x"))
         axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axes.set_xticks([x for x in (1, 2, 5, 10, 20, 50) if x <= 1.3 * rows.compression.max()])
