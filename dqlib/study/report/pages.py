@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +127,27 @@ def write_results(studies: Sequence[Study], collected: Collected) -> Path:
     write_scores(collected.scores, folder / SCORES)
     write_measured(collected.metrics, collected.retention, folder, studies[0].settings.profile)
     write_text(folder / METRICS_JSON, _metrics_json(collected.metrics))
-    for name, figure in draw(collected).items():
+    drawn = draw(collected)
+    for name, figure in drawn.items():
         save(figure, folder / FIGURES, name)
     for study in studies:
         write_text(folder / TASK_PAGES / f"{study.name}.md", f"{_task(study, collected)}\n{_corpus(study)}")
+    _remove_others(folder, {study.name for study in studies}, drawn.keys())
     opening = _opening(studies[0], findings(collected))
     claims = _claims(collected, studies[0].settings.profile)
     page = [opening, _all_models(studies, collected), claims, _across(collected), _CLOSING]
     write_text(folder / "README.md", "\n".join(page))
     return folder
+
+
+def _remove_others(folder: Path, tasks: set[str], drawn: Collection[str]) -> None:
+    """Remove pages and figures of other tasks, which an earlier run has left and no page links to."""
+    others = TASKS.keys() - tasks
+    stale = [folder / TASK_PAGES / f"{task}.md" for task in others]
+    for name in {"accumulation", *(f"training_{task}" for task in others)} - set(drawn):
+        stale += (folder / FIGURES).glob(f"{name}.*")
+    for path in stale:
+        path.unlink(missing_ok=True)
 
 
 def _metrics_json(metrics: pandas.DataFrame) -> str:
