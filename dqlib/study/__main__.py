@@ -27,10 +27,12 @@ def choose(options: Options) -> None:
     print(f"profile {options.profile}{back if choose_profile(options.profile) else ''}", flush=True)
     if options.run:
         from dqlib.study.pipeline.reproduce import reproduce
-        from dqlib.study.report.pages import print_summary
+        from dqlib.study.report.pages import print_summary, studies_of
 
         reproduce(options.profile)
-        print_summary("params.yaml" if load_settings(options.profile).in_pipeline else options.profile)
+        params = "params.yaml" if load_settings(options.profile).in_pipeline else options.profile
+        if studies_of(params):  # tasks that are compared with each other
+            print_summary(params)
 
 
 def make(options: Options) -> None:
@@ -111,7 +113,7 @@ def report(options: Options) -> None:
 
 
 def claims(options: Options) -> None:
-    """compute every interval, p-value and claim of the results again from the scores of documents alone"""
+    """compute scores, retention, p-values and claims of the results again from the scores of documents alone"""
     from dqlib.study.params.settings import load_settings
     from dqlib.study.process.exit_codes import JobError
     from dqlib.study.report.recompute import recomputed
@@ -121,7 +123,7 @@ def claims(options: Options) -> None:
     print("\n".join(f"{row.claim} | {row.task} | {row.measured} | {row.verdict}" for row in table.itertuples()))
     if differences:
         raise JobError("\n".join([f"{_shown(folder)}/tables are not what the scores give:", *differences]))
-    print(f"\n{_shown(folder)}/tables: intervals, p-values, retention and claims are those that the scores give.")
+    print(f"\n{_shown(folder)}/tables: scores, retention, p-values and claims are those that the scores give.")
 
 
 def read(options: Options) -> None:

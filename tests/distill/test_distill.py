@@ -22,6 +22,7 @@ from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.distill import arguments, evaluate, parameters
 from dqlib.study.evaluation import words
 from dqlib.study.evaluation.records import read_predictions, read_record
+from dqlib.study.params import checkpoint
 from dqlib.study.params.settings import load_settings
 from dqlib.study.training import task as task_training
 from dqlib.study.training.loop import Trainer
@@ -290,7 +291,7 @@ def test_ctrl_c_leaves_what_the_same_command_goes_on_from(tmp_path, capsys, monk
 
 
 def test_hours_become_steps_that_stay(tmp_path, capsys):
-    arguments = call(tmp_path, "bart", "--dry-run")
+    arguments = call(tmp_path, "bart", "--dry-run", "--preset", "dqlib-sequence-level")  # labels are timed, too
     place = arguments.index("--steps")
     arguments[place : place + 2] = ["--hours", "0.02"]
     assert main(arguments) == 0
@@ -301,6 +302,9 @@ def test_hours_become_steps_that_stay(tmp_path, capsys):
         assert text in said
     assert not list((tmp_path / "out").rglob("students"))
     assert not (tmp_path / "out" / "report.md").exists()
+    asked = (tmp_path / "out" / "arguments.json").read_bytes()
+    assert main([*arguments, "--batch-tokens", "100"]) == 0
+    assert (tmp_path / "out" / "arguments.json").read_bytes() == asked  # an estimate changes no run
     arguments[place + 1] = "0.00001"
     assert main(arguments) == 2
     assert re.search(r"--hours: 1e-05 is not allowed; it must be at least 0\.\d+", capsys.readouterr().err)
@@ -416,3 +420,12 @@ def test_it_is_a_function_that_gives_the_scores(runs, monkeypatch):
     assert made.student == read_record(trained(out)[3])
     assert made.retention == made.student.retention
     assert Path(made.out) == out
+
+
+def test_a_checkpoint_on_the_hub_generates_as_its_own_file_says(tmp_path, monkeypatch):
+    (tmp_path / "generation_config.json").write_text('{"num_beams": 2}')
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(checkpoint.huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    assert checkpoint.generation_settings("checkpoint", "someone/model") == {"num_beams": 2}
+    (tmp_path / "generation_config.json").unlink()
+    assert checkpoint.generation_settings("checkpoint", "someone/model") == {}

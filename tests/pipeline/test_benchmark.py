@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas
@@ -137,8 +138,19 @@ def test_a_run_is_held_against_its_teacher_on_the_same_documents(study_in_a_copy
     lines = [json.loads(line) | {"rougeL": number} for number, line in enumerate(path.read_text().splitlines())]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert len(lines) > tested
-    assert tables.teacher_score(study, tested) == (tested - 1) / 2
-    assert tables.teacher_score(study, None) == (len(lines) - 1) / 2
+    for count, runs in (
+        (3, [[0.0] * 2, [0.0] * 3, None]),
+        (tested, [None]),
+    ):  # a run tells how many, where it has scores
+        assert tables.teacher_score(study, [SimpleNamespace(scores=each) for each in runs]) == (count - 1) / 2
+
+
+def test_a_part_is_compared_with_runs_of_the_same_seeds():
+    rows = [("dqlib", 1, 20.0, 3.0), ("dqlib", 2, 22.0, 3.2), ("dqlib", 3, 27.0, 3.4), ("dqlib-no-task", 2, 21.0, 3.5)]
+    table = pandas.DataFrame(rows, columns=["preset", "seed", "score", "validation_loss"]).assign(config="2-2-8 2-4")
+    (row,) = tables.ablation_table(table, SimpleNamespace(ablations=["dqlib-no-task"])).to_dict("records")
+    assert (row["changed"], row["seeds"]) == ("no-task", 1)
+    assert (row["difference"], row["its difference"]) == (-1.0, 0.3)
 
 
 def test_the_bench_runs_is_kept_and_makes_its_table(study_in_a_copy, capsys, monkeypatch):

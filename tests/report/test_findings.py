@@ -28,7 +28,7 @@ def test_what_falls_short_is_said():
     compared.loc[0, "p_value"] = 0.6
     compared.loc[1, "score"] = compared.baseline_score[1] - 3
     bits, _, together = found(metrics, compared)
-    assert bits.startswith("**At every number of bits some task loses more than 1%")
+    assert bits.startswith("**Already at 8 bits, with all layers, not every task keeps 99%")
     assert "translation 97.0%" in bits
     assert "beats quantization alone in 1 of 3 comparisons, behind in 1, and 1 is not decided**" in together
 

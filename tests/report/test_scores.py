@@ -1,5 +1,7 @@
 """Scores of documents: what is kept of them gives every interval, p-value and claim again."""
 
+import shutil
+
 import numpy as np
 import pandas
 import pytest
@@ -106,13 +108,19 @@ def test_p_values_of_a_family_are_corrected_as_holm_says():
 
 
 @pytest.mark.parametrize("profile", ["study", "laptop", "gpt2", "real"])
-def test_the_committed_tables_are_what_the_committed_scores_give(profile):
+def test_the_committed_tables_are_what_the_committed_scores_give(profile, tmp_path):
     folder = committed() / load_settings(profile).results
     if not (folder / SCORES).is_file():
         pytest.skip(f"{folder.name} was published before it had {SCORES}")
     claims, differences = recomputed(folder)
     assert not differences
     assert len(claims)
+    wrong = tmp_path / "results"
+    shutil.copytree(folder, wrong)
+    metrics = pandas.read_csv(wrong / TABLES / "metrics.csv")
+    metrics.loc[1, "score"] += 0.01
+    metrics.to_csv(wrong / TABLES / "metrics.csv", index=False)
+    assert [line for line in recomputed(wrong)[1] if line.startswith("metrics.csv, row 2, score")]
     metrics, scores = pandas.read_csv(folder / TABLES / "metrics.csv"), Resampled(read_scores(folder / SCORES))
     for model in scores.models:
         own = (metrics[["task", "config", "preset"]] == [model.task, model.config, model.preset]).all(axis=1)

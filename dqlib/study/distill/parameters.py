@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from dqlib.storage.reading import config_of
 from dqlib.study.corpora.files import KINDS as FILES
 from dqlib.study.corpora.tokenizer import load_tokenizer, marks_source
 from dqlib.study.distill.arguments import Columns, Distillation
-from dqlib.study.params.checkpoint import checkpoint_config, fetching, located, on_disk
+from dqlib.study.params.checkpoint import checkpoint_config, fetching, generation_settings, located, on_disk
 from dqlib.study.params.kinds import KINDS, SEQ2SEQ, Kind
 from dqlib.study.params.presets import is_file
 from dqlib.study.training.seq2seq import check_tokens
@@ -101,8 +100,7 @@ class Checkpoint:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """How it generates."""
-        path = Path(located(self.name)[0], "generation_config.json")
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        settings = generation_settings(self.field, self.name, self.revision)
         return {k: v for k, v in (self.content | settings).items() if v is not None}
 
     @cached_property

@@ -212,7 +212,8 @@ class Command:
         text = yaml.safe_dump(content | {"folder": str(self.work)}, sort_keys=False, allow_unicode=True)
         write_text(self.out / PARAMS, text)
         asked = self._asking | {"chosen_steps": steps}
-        write_text(self.out / ARGUMENTS, json.dumps(asked, indent=1, ensure_ascii=False) + "\n")
+        if not (self.arguments.dry_run and (self.out / ARGUMENTS).is_file()):  # which a run goes on by
+            write_text(self.out / ARGUMENTS, json.dumps(asked, indent=1, ensure_ascii=False) + "\n")
         return Study(str(self.out / PARAMS), task, settings)
 
     def _check_sizes(self, study: Study, corpus: LoadedCorpus) -> None:
@@ -322,7 +323,7 @@ def _export(packed: Path, engine: str, target: Path) -> None:
 
 def _estimated(estimate: Plan, steps: int, validation: float) -> str:
     """What a run of so many steps would take, in sentences; ``validation`` are the seconds of one."""
-    teacher, student = estimate.trainings
+    teacher, *_, student = estimate.trainings
     tests = sum(each.test_seconds or 0.0 for each in estimate.trainings)
     training = steps * student.seconds + validations_of(steps) * validation
     weights = teacher.size_bytes  # of a student in training, at most

@@ -147,6 +147,20 @@ def checkpoint_config(field: str, name: str, revision: str | None = None) -> dic
     return config
 
 
+def generation_settings(field: str, name: str, revision: str | None = None) -> dict[str, Any]:
+    """The content of a checkpoint's ``generation_config.json``, from a folder or the hub; empty where it has none.
+
+    Raises:
+        InputError: the checkpoint cannot be reached, or the file cannot be read.
+    """
+    with fetching(field, name):
+        folder = _folder(name)
+        if not on_disk(name):
+            folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=["*config.json"]))
+        path = folder / "generation_config.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 @cache
 def _reachable() -> bool:
     """Whether the hub answers, asked once; proxies of the environment are used, as in all else."""

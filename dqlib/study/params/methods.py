@@ -58,7 +58,7 @@ class Methods:
     fallback: str = "xtc"
 
     def __post_init__(self) -> None:
-        for name in ("presets", "configs", "seeds"):
+        for name in ("presets", "configs", "seeds", *(["ablation_configs"] if self.ablations else [])):
             if not getattr(self, name):
                 raise InputError(name, getattr(self, name), "a list that is not empty")
         for name in ("presets", "ablations"):

@@ -76,6 +76,9 @@ class Task:
             raise InputError("pseudo_labels.unpaired", self.pseudo_labels.unpaired, allowed)
         if self.pretrain is not None and self.model.base_task:
             raise InputError("pretrain", "a block", f"null: the model is that of '{self.model.base_task}'")
+        if self.pretrain is not None and self.model.pretrained is not None:
+            allowed = f"null: the model starts from the checkpoint {self.model.pretrained}"
+            raise InputError("pretrain", "a block", allowed)
         if self.finetune is None and (self.model.pretrained is None or self.model.base_task):
             raise InputError("finetune", None, "a block, unless model.pretrained names a checkpoint that is fine-tuned")
         window = self.pretrain.window + 1 if self.pretrain else 0

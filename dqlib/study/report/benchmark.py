@@ -98,8 +98,10 @@ def finished(study: Study) -> list[Finished]:
     return found
 
 
-def teacher_score(study: Study, documents: int | None) -> float:
-    """The teacher's score on the documents that runs are tested on, the first ones of its own test; all, when None."""
+def teacher_score(study: Study, runs: Sequence[Finished]) -> float:
+    """The teacher's score on the documents that runs are tested on, the first ones of its own test."""
+    tested = [len(each.scores) for each in runs if each.scores is not None]
+    documents = max(tested, default=benchmark_of(study).evaluate.documents)
     return Trained(study, study.folders.teacher).score_on(documents)
 
 
@@ -271,29 +273,48 @@ def ablation_table(table: pandas.DataFrame, benchmark: S.Methods) -> pandas.Data
     """Means with one part of a preset changed, and how far they are from the whole preset's.
 
     Args:
-        table: that of :func:`benchmark_summary`.
+        table: that of :func:`changes`.
         benchmark: its parameters.
 
     Returns:
-        Columns ``config``, ``changed``, ``score``, ``score_std``, ``difference``, ``validation loss`` and ``its
-        difference``; empty without ablations.
+        Columns ``config``, ``changed``, ``score``, ``score_std``, ``difference``, ``validation loss``, ``its
+        difference`` and ``seeds``; both differences are from the whole preset's runs of the same seeds. Empty
+        without ablations.
     """
-    summary = benchmark_summary(table)
-    same = table[table.seed.isin(benchmark.ablation_seeds or benchmark.seeds)]
-    whole = benchmark_summary(same[same.preset == WHOLE]).set_index("config")
-    rows = summary[summary.preset.isin(benchmark.ablations)]
+    rows = changes(table, benchmark)
     if rows.empty:
         return pandas.DataFrame()
-    columns = {
-        "config": rows.config,
-        "changed": rows.preset.str.removeprefix(f"{WHOLE}-"),
-        "score": rows.score.round(2),
-        "score_std": rows.score_std.round(2),
-        "difference": (rows.score - rows.config.map(whole.score)).round(2),
-        "validation loss": rows.validation_loss.round(3),
-        "its difference": (rows.validation_loss - rows.config.map(whole.validation_loss)).round(3),
+    named = {
+        "score": ("score", "mean"),
+        "score_std": ("score", "std"),
+        "difference": ("score_change", "mean"),
+        "validation loss": ("validation_loss", "mean"),
+        "its difference": ("loss_change", "mean"),
+        "seeds": ("seed", "count"),
     }
-    return pandas.DataFrame(columns).dropna(axis=1, how="all").reset_index(drop=True)  # one seed has no spread
+    means = rows.groupby(["config", "changed"], sort=False).agg(**named).reset_index()
+    digits = {"score": 2, "score_std": 2, "difference": 2, "validation loss": 3, "its difference": 3}
+    return means.round(digits).dropna(axis=1, how="all")  # one seed has no spread
+
+
+def changes(table: pandas.DataFrame, benchmark: S.Methods) -> pandas.DataFrame:
+    """One row per run of a preset with one part changed, beside the whole preset's run of the same config and seed.
+
+    Args:
+        table: :func:`benchmark_table` with the losses of :func:`dqlib.study.report.benchmark_page.with_losses`.
+        benchmark: its parameters.
+
+    Returns:
+        Its columns with ``changed`` (the part), ``score_change`` and ``loss_change`` (not a number without that run).
+    """
+    whole = table[table.preset == WHOLE][["config", "seed", "score", "validation_loss"]]
+    rows = table[table.preset.isin(benchmark.ablations)]
+    rows = rows.merge(whole, on=["config", "seed"], how="left", suffixes=("", "_whole"))
+    return rows.assign(
+        changed=rows.preset.str.removeprefix(f"{WHOLE}-"),
+        score_change=rows.score - rows.score_whole,
+        loss_change=rows.validation_loss - rows.validation_loss_whole,
+    )
 
 
 def longer_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:

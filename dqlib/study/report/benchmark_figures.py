@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from dqlib.config import Config
 from dqlib.study.evaluation.records import FALLING
 from dqlib.study.params import settings as S
-from dqlib.study.report.benchmark import WHOLE
+from dqlib.study.report.benchmark import WHOLE, changes
 from dqlib.study.report.names import METRIC_NAMES
 from dqlib.study.report.style import TEACHER_COLOUR, colour_of, line_styles, marker_of, subplots
 
@@ -53,16 +53,15 @@ def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods) -> Figure:
         benchmark: its parameters; the first of its ``ablation_configs`` is drawn.
     """
     config = str(Config.parse(benchmark.ablation_configs[0]))
-    rows = table[(table.config == config) & table.seed.isin(benchmark.ablation_seeds or benchmark.seeds)]
-    whole = rows[rows.preset == WHOLE].validation_loss.mean()
-    names = [name for name in benchmark.ablations if (rows.preset == name).any()]
+    rows = changes(table[table.config == config], benchmark)
+    names = list(rows.changed.unique())
     with subplots(figsize=(6.4, 0.6 + 0.42 * max(2, len(names)))) as (figure, axes):
         axes.axvline(0, color=colour_of(WHOLE), linestyle="--", linewidth=1.2)
         for place, name in enumerate(names):
-            changes = rows[rows.preset == name].validation_loss - whole
-            axes.plot(changes, [place] * len(changes), "o", ms=4, alpha=0.6, color=TEACHER_COLOUR)
-            axes.plot([changes.mean()], [place], "|", ms=14, mew=2.4, color=TEACHER_COLOUR)
-        axes.set_yticks(range(len(names)), [name.removeprefix(f"{WHOLE}-") for name in names])
+            change = rows[rows.changed == name].loss_change
+            axes.plot(change, [place] * len(change), "o", ms=4, alpha=0.6, color=TEACHER_COLOUR)
+            axes.plot([change.mean()], [place], "|", ms=14, mew=2.4, color=TEACHER_COLOUR)
+        axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(

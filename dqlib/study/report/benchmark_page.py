@@ -10,9 +10,10 @@ import pandas
 from dqlib.errors import InputError
 from dqlib.files import write_text
 from dqlib.study.evaluation.records import read_record, write_metrics
-from dqlib.study.params.paths import TABLES, project_root
+from dqlib.study.params.paths import RECORD, TABLES, project_root
 from dqlib.study.params.tasks import benchmark_file
 from dqlib.study.pipeline.benchmark import benchmark_of, run_benchmark
+from dqlib.study.pipeline.committed import committed_teacher
 from dqlib.study.pipeline.ledger import LONGER, METHODS, PARTS
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import benchmark as tables
@@ -33,8 +34,12 @@ def write_benchmark(study: Study, run: bool = True) -> Path:
         run: make what is missing; else what is finished is written, and the page says what is not.
 
     Raises:
-        InputError: no run of equal steps is finished.
+        InputError: no run of equal steps is finished, or the teacher is not there and nothing is to be made.
     """
+    made = (study.folders.teacher / RECORD).is_file() or committed_teacher(study.settings, study.name) is not None
+    if not run and not made:
+        allowed = f"one that is trained: `python -m dqlib.study make teacher --task {study.name}` makes it"
+        raise InputError("teacher", str(study.folders.teacher), allowed)
     study.teacher()
     if run:
         run_benchmark(study)
@@ -57,7 +62,7 @@ def write_benchmark(study: Study, run: bool = True) -> Path:
     if len(longer) or not more.is_file():
         write_metrics(longer, more)
     if len(longer):
-        score = tables.teacher_score(study, benchmark.evaluate.documents)
+        score = tables.teacher_score(study, runs)
         save(longer_figure(longer, benchmark, score), folder, "longer")
     write_text(folder / "README.md", _page(study, runs, table, parts, longer))
     return folder
@@ -71,7 +76,7 @@ def _page(
     longer: pandas.DataFrame,
 ) -> str:
     benchmark, teacher = benchmark_of(study), read_record(study.folders.teacher)
-    score = tables.teacher_score(study, benchmark.evaluate.documents)
+    score = tables.teacher_score(study, runs)
     methods, losses = (benchmark_file(name, study.name) for name in (METHODS, PARTS))
     ours = tables.benchmark_summary(table[~table.preset.isin(benchmark.ablations)])  # parts are no part of its families
     missing = tables.missing(study, runs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas
@@ -13,7 +13,6 @@ from dqlib.study.params.kinds import SEQ2SEQ
 from dqlib.study.params.tasks import TASKS
 from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED
 from dqlib.study.report.verdicts import (
-    NOT_RUN,
     PRETRAINED,
     Retention,
     Tables,
@@ -148,33 +147,64 @@ def _of_runs(tables: Tables) -> Iterable[Verdict]:
     scores of the test do not, since its spread over seeds is a hundredth of a nat. Not (a): the loss is of references,
     and who learns from them alone may have a lower one than its teacher and write worse texts (``docs/presets.md``).
     """
+    found: list[_OfRuns | Verdict] = []
     contrast = "(j) Contrast of tokens helps at equal steps"
     for task in tables.of_kind(SEQ2SEQ):
-        yield from (each for each in _pairs(tables, task, contrast, CONTRAST) if each.verdict != NOT_RUN)
+        found += (each for each in _pairs(tables, task, contrast, CONTRAST) if isinstance(each, _OfRuns))
     for task in tables.of_kind("classification"):
-        yield from _longer(tables, task)
-        yield from _not_pretrained(tables, task)
+        found += [*_longer(tables, task), *_not_pretrained(tables, task)]
     for task in tables.of_kind("language_modelling"):
-        yield from _pairs(tables, task, contrast, CONTRAST)
+        found += _pairs(tables, task, contrast, CONTRAST)
         for name, preset in CLIPS:
             claim = f"(k) Dynamic scaling beats {name} at 2 bits"
-            yield from _pairs(tables, task, claim, [("quantgpt", preset)], bits="2-2-")
+            found += _pairs(tables, task, claim, [("quantgpt", preset)], bits="2-2-")
+    tested = [each for each in found if isinstance(each, _OfRuns) and each.p_value is not None]
+    p_values: dict[int, float] = {}
+    for letter in {each.claim[:3] for each in tested}:  # as in "(k)", whose two lines are one family
+        family = corrected([each for each in tested if each.claim.startswith(letter)])
+        p_values |= {id(each): p_value for each, p_value in family}
+    for each in found:
+        yield each.verdict(p_values.get(id(each))) if isinstance(each, _OfRuns) else each
 
 
-def _longer(tables: Tables, task: str) -> list[Verdict]:
+class _OfRuns(NamedTuple):
+    """A comparison of gaps over seeds: by how much the claim holds, and the p-value before Holm's correction."""
+
+    claim: str
+    task: str
+    measured: str
+    more: float
+    p_value: float | None
+    seeds: int
+
+    def verdict(self, p_value: float | None) -> Verdict:
+        """Its line, by the corrected p-value; a single seed decides nothing."""
+        if p_value is None:
+            return decided(self.claim, self.task, f"{self.measured}; {self.seeds} seed, which decides nothing", None)
+        measured = f"{self.measured}, p = {written_p(p_value)}"
+        return decided(self.claim, self.task, measured, significant(self.more, p_value))
+
+
+def _of_runs_of(claim: str, task: str, measured: str, ours: np.ndarray, theirs: np.ndarray) -> _OfRuns:
+    """The claim that our gaps are smaller than theirs, (seeds,) each."""
+    p_value, seeds = welch_p_value(ours, theirs), min(len(ours), len(theirs))
+    return _OfRuns(claim, task, measured, float(theirs.mean() - ours.mean()), p_value, seeds)
+
+
+def _longer(tables: Tables, task: str) -> list[_OfRuns | Verdict]:
     claim = f"(g) Few bits are under-trained: {TIMES} times the steps halve the gap"
     rows = tables.runs[(tables.runs.task == task) & tables.runs.part.isin(EARLIER)]
-    rows, found = rows[rows.config.str.match("[12]-[12]-")], []
+    rows = rows[rows.config.str.match("[12]-[12]-")]
+    found: list[_OfRuns | Verdict] = []
     for (part, config), group in rows.groupby(["part", "config"], sort=False):
         steps = int(group.steps.min())
         short, long = _gaps(group[group.steps == steps]), _gaps(group[group.steps == TIMES * steps])
         if len(long):
-            agrees, p = _less(long, PART * short)
             measured = (
                 f"{part} at {config}: {short.mean():.3f} nats after {steps:,} steps, {long.mean():.3f} after "
-                f"{TIMES * steps:,} ({long.mean() / short.mean():.2f} of it); the bar is {PART}{p}"
+                f"{TIMES * steps:,} ({long.mean() / short.mean():.2f} of it); the bar is {PART}"
             )
-            found.append(decided(claim, task, measured, agrees))
+            found.append(_of_runs_of(claim, task, measured, long, PART * short))
     needed = f"runs of {' or '.join(EARLIER)} at 1 or 2 bits, and of {TIMES} times their steps"
     return found or [not_run(claim, task, needed)]
 
@@ -195,34 +225,24 @@ def _not_pretrained(tables: Tables, task: str) -> list[Verdict]:
     return found or [not_run(claim, task, "a task beside it, whose teacher is pre-trained at a student's depth")]
 
 
-def _pairs(tables: Tables, task: str, claim: str, pairs: Sequence[tuple[str, str]], bits: str = "") -> list[Verdict]:
+def _pairs(
+    tables: Tables, task: str, claim: str, pairs: Sequence[tuple[str, str]], bits: str = ""
+) -> list[_OfRuns | Verdict]:
     """A line for each config and each pair of presets, of which the first one is claimed to be better."""
-    rows, found = tables.runs[tables.runs.task == task], []
-    rows = rows[rows.config.str.startswith(bits)]
+    rows = tables.runs[(tables.runs.task == task) & tables.runs.config.str.startswith(bits)]
+    found: list[_OfRuns | Verdict] = []
     for (config, steps), group in rows.groupby(["config", "steps"], sort=False):
         for better, other in pairs:
             ours, theirs = (_gaps(group[group.part == name]) for name in (better, other))
             if len(ours) and len(theirs):
-                agrees, p = _less(ours, theirs)
-                measured = (
-                    f"{config} after {steps:,} steps: gap {ours.mean():.3f} of {better} against {theirs.mean():.3f} of "
-                    f"{other}{p}"
-                )
-                found.append(decided(claim, task, measured, agrees))
+                gaps = f"gap {ours.mean():.3f} of {better} against {theirs.mean():.3f} of {other}"
+                found.append(_of_runs_of(claim, task, f"{config} after {steps:,} steps: {gaps}", ours, theirs))
     return found or [not_run(claim, task, "runs of " + ", or of ".join(" and ".join(pair) for pair in pairs))]
 
 
 def _gaps(rows: pandas.DataFrame) -> np.ndarray:
     """Validation loss less the teacher's, (runs,), in nats a token or text."""
     return (rows.validation_loss - rows.teacher_loss).to_numpy(dtype=float)
-
-
-def _less(ours: np.ndarray, theirs: np.ndarray) -> tuple[bool | None, str]:
-    """Whether gaps are smaller than others, over seeds, and the p-value in words; not decided by a single seed."""
-    p_value = welch_p_value(ours, theirs)
-    if p_value is None:
-        return None, f"; {min(len(ours), len(theirs))} seed, which decides nothing"
-    return significant(theirs.mean() - ours.mean(), p_value), f", p = {written_p(p_value)}"
 
 
 def _of_two_bits(tables: Tables, table: pandas.DataFrame) -> list[Any]:

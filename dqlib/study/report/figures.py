@@ -283,6 +283,7 @@ def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:
         curves: columns ``task_name``, ``model``, ``preset``, ``step`` and the loss terms.
         column: the term to draw.
     """
+    column = column if column in curves else "loss"  # of a preset without a loss of logits
     drawn = curves.dropna(subset=[column])
     styles = line_styles(list(dict.fromkeys(drawn.model)))
     with subplots(figsize=(6.4, 3.6)) as (figure, axes):

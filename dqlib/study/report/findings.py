@@ -22,8 +22,14 @@ def _bits(tables: Tables) -> str:
     by_bits = {bits: kept for bits in BITS if (kept := _kept(tables, bits, "full"))}
     if not by_bits:
         return ""
-    lossless = list(takewhile(lambda bits: min(each.part for each in by_bits[bits].values()) >= NOTHING, by_bits))
-    lead = "At every number of bits some task loses more than 1% of its teacher's score"
+    every = {task for kept in by_bits.values() for task in kept}
+
+    def keeps(bits: str) -> bool:
+        return by_bits[bits].keys() == every and min(each.part for each in by_bits[bits].values()) >= NOTHING
+
+    lossless = list(takewhile(keeps, by_bits))
+    most = in_bits(int(next(iter(by_bits)).partition("-")[0]))
+    lead = f"Already at {most}, with all layers, not every task keeps 99% of its teacher's score"
     if lossless:
         fewest = in_bits(int(lossless[-1].partition("-")[0]))
         lead = f"Down to {fewest}, with all layers, every task keeps 99% of its teacher's score or more"

@@ -68,12 +68,14 @@ def write_models(params: str) -> tuple[Path, list[str]]:
         raise InputError("teacher", str(settings.folders(TEACHER_OF).teacher), "one that is trained and tested")
     with atomic_folder(target) as folder:
         _write_teacher(settings, folder / teacher_folder(TEACHER_OF).name)
-        for task in (name for name in settings.tasks if TASKS[name].compared):
-            spec = settings.task(task)
-            student = settings.student_folder(task, spec.headline, spec.distill.preset)
-            if (student / RECORD).is_file():
+        for task in (name for name, known in TASKS.items() if known.compared):
+            student = None
+            if task in settings.tasks:
+                spec = settings.task(task)
+                student = settings.student_folder(task, spec.headline, spec.distill.preset)
+            if student is not None and (student / RECORD).is_file():
                 _write_student(settings, task, student, folder / task)
-            else:
+            elif task in settings.tasks or (target / task).is_dir():
                 missing.append(task)
                 if (target / task).is_dir():
                     shutil.copytree(target / task, folder / task)

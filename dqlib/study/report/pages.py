@@ -54,9 +54,10 @@ def draw(collected: Collected) -> dict[str, Figure]:
     drawn = {
         "tradeoff": figures.tradeoffs(collected.metrics),
         "retention": figures.heat_map(collected.metrics),
-        "sizes": figures.sizes(collected.sizes),
         "sensitivity": figures.sensitivity(collected.sensitivity),
     }
+    if _has_quantized(collected):
+        drawn["sizes"] = figures.sizes(collected.sizes)
     if len(collected.positions):
         drawn["accumulation"] = figures.accumulation(collected.positions, collected.lengths, collected.metrics)
     students = collected.training[~collected.training.model.isin(["pre-training", "teacher"])]
@@ -64,6 +65,10 @@ def draw(collected: Collected) -> dict[str, Figure]:
     for task, curves in joint.groupby("task_name", sort=False):
         drawn[f"training_{task}"] = figures.training_curves(curves)
     return drawn
+
+
+def _has_quantized(collected: Collected) -> bool:
+    return bool((~collected.sizes.config.str.startswith("32-")).any())
 
 
 def short_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
@@ -92,7 +97,7 @@ def overview_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
         name, kept = _named(row), ""
         if row.role == "student":
             shape = shape_of(row, teachers[row.task])
-            shape = f"`{layers_of(row)}`" if shape == "narrow" else SHAPES[shape]
+            shape = f"`{layers_of(row)}`" if shape in ("narrow", "other") else SHAPES[shape]
             name = f"`{bits_of(row)}`, {shape}" + ("" if name == "student" else f", {name}")
             kept = f" ({percent(row.retention)})"
         column = f"{row.task}, {METRIC_NAMES[row.headline]}"
@@ -175,8 +180,8 @@ one row per model, mean over its seeds; [`seeds.csv`]({TABLES}/seeds.csv) has th
 A config `W-E-A e-d` gives the bits of weights, embeddings and activations, then encoder and decoder
 layers; `auto:0.45MB e-d` gives bytes, and bits are chosen per module. The line is the teacher, its band and the bars
 are 95% bootstrap intervals over the test documents, and over seeds where there are several. *Smaller* is the teacher's
-size in full precision over the student's. Rings mark the papers' two shapes at 2 bits: half of the decoder (16.5x in
-BART) and one layer on each side (27.7x).
+size in full precision over the student's. Rings mark two of the papers' shapes at 2 bits, where they were run: half of
+the decoder (16.5x in BART) and one layer on each side (27.7x).
 """
 
 
@@ -196,13 +201,14 @@ def _claims(collected: Collected, profile: str) -> str:
 {markdown_table(collected.claims())}
 *Agrees* and *does not agree* are what the test documents decide: a difference with p < {SIGNIFICANT}, or a 95% interval
 on one side of the bar; all else is *not decided*. p-values and intervals are those of the paired bootstrap over test
-documents, and over seeds where there are several, of the headline score; a translation's are of its first language. The
-p-values of one claim over all of its rows are corrected by Holm's method. [`{SCORES}`]({SCORES}) has the scores of
+documents, and over seeds where there are several, of the headline score; a translation's are of its first language. A
+gap is of validation losses, and its p-value is Welch's over the seeds of the benchmark. The p-values of one claim over
+all of its rows are corrected by Holm's method. [`{SCORES}`]({SCORES}) has the scores of
 every document: `python -m dqlib.study claims --params {profile}` computes all of this again from it in seconds. The
 shapes of 16.5x and 27.7x are named by the papers' count of BART: all encoder layers with half the decoder's, and one of
 each.
 
-The teachers here are small models trained from scratch in minutes, so a claim that does not hold here may hold for
+The teachers here are small models, so a claim that does not hold here may hold for
 large ones, and the other way round. Tables: [`comparisons.csv`](tables/comparisons.csv) (a),
 [`retention.csv`](tables/retention.csv) (b to d), [`accumulation.csv`](tables/accumulation.csv) (e),
 [`similarity.csv`](tables/similarity.csv) (f).
@@ -268,6 +274,21 @@ as in ROUGE-L), along the reference and by its length ([`positions.csv`](tables/
 """
 
 
+_BYTES = f"""Where the bytes are ([`sizes.csv`](tables/sizes.csv)):
+
+![Size by module]({FIGURES}/sizes.svg)
+
+"""
+
+
+_SENSITIVITY = f"""Which modules need their bits: the loss that each adds when it alone has few, before any training, on
+32 examples of train ([`sensitivity.csv`](tables/sensitivity.csv)). A config `auto:0.45MB` chooses bits by the same loss
+on more examples:
+
+![Sensitivity of modules]({FIGURES}/sensitivity.svg)
+"""
+
+
 def _across(collected: Collected) -> str:
     return f"""## Over all tasks
 
@@ -275,15 +296,7 @@ What is left of the teacher's score, over bits and layers:
 
 ![Retention]({FIGURES}/retention.svg)
 
-{_ALONG if len(collected.positions) else ""}Where the bytes are ([`sizes.csv`](tables/sizes.csv)):
-
-![Size by module]({FIGURES}/sizes.svg)
-
-Which modules need their bits: the loss that each adds when it alone has few, before any training, on 32
-training pairs ([`sensitivity.csv`](tables/sensitivity.csv)). A config `auto:0.45MB` chooses bits by it:
-
-![Sensitivity of modules]({FIGURES}/sensitivity.svg)
-"""
+{_ALONG if len(collected.positions) else ""}{_BYTES if _has_quantized(collected) else ""}{_SENSITIVITY}"""
 
 
 def _corpus(study: Study) -> str:

@@ -20,6 +20,8 @@ from dqlib.study.report.verdicts import PRETRAINED, RUNS, Tables
 
 #: Columns that name a model in every table.
 KEYS = ["task", "config", "preset"]
+#: What of ``metrics.csv`` is held against scores, and by how much it may differ, as scores of documents are rounded.
+MEASURED, ROUNDED = [*KEYS, "headline", "score", "retention"], 1e-3
 
 
 def comparisons_table(drawn: Resampled) -> pandas.DataFrame:
@@ -154,13 +156,15 @@ def recomputed(folder: Path) -> tuple[pandas.DataFrame, list[str]]:
     drawn = Resampled(read_scores(folder / SCORES))
     tables = {"comparisons": comparisons_table(drawn), "retention": retention_table(drawn)}
     tables |= {"accumulation": accumulation_table(drawn), "similarity": similarity_table(drawn)}
-    metrics, file = metrics_of(drawn), folder / TABLES / "metrics.csv"
+    of_scores = metrics = metrics_of(drawn)
+    file = folder / TABLES / "metrics.csv"
     if file.is_file():
         written = pandas.read_csv(file)
         more = [name for name in written if name not in metrics]
         metrics = metrics.merge(written.drop_duplicates(KEYS)[[*KEYS, *more]], on=KEYS, how="left")
     tables["claims"] = claims_table(Tables(metrics, **tables, runs=runs_in(folder)))
-    return tables["claims"], [line for name, table in tables.items() for line in _differences(folder, name, table)]
+    differences = [line for name, table in tables.items() for line in _differences(folder, name, table)]
+    return tables["claims"], _differences(folder, "metrics", of_scores[MEASURED], ROUNDED) + differences
 
 
 def runs_in(folder: Path) -> pandas.DataFrame:
@@ -170,7 +174,8 @@ def runs_in(folder: Path) -> pandas.DataFrame:
     return pandas.concat(tables, ignore_index=True) if tables else pandas.DataFrame(columns=list(RUNS))
 
 
-def _differences(folder: Path, name: str, table: pandas.DataFrame) -> list[str]:
+def _differences(folder: Path, name: str, table: pandas.DataFrame, least: float = 1e-6) -> list[str]:
+    """Where a table that stands in a folder is another one; numbers differ by at least ``least``."""
     file = folder / TABLES / f"{name}.csv"
     if not file.is_file():
         return [f"{file.name} is missing"]
@@ -181,7 +186,7 @@ def _differences(folder: Path, name: str, table: pandas.DataFrame) -> list[str]:
     for column in table:
         ours, theirs = table[column], written[column]
         if pandas.api.types.is_numeric_dtype(theirs):
-            same = np.isclose(ours.astype(float), theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
+            same = np.isclose(ours.astype(float), theirs, rtol=1e-5, atol=least, equal_nan=True)
         else:
             same = (ours.fillna("") == theirs.fillna("")).to_numpy()
         lines += [f"{file.name}, row {row + 1}, {column}: {theirs[row]}, and the scores give {ours[row]}"

@@ -85,7 +85,8 @@ def rows_of(record: Record, lines: Sequence[Line], recall: Recall | None = None)
     """
     numbers = statistics_of(record.headline, lines)
     if recall is not None:
-        numbers |= dict(zip(("early", "late"), recall.halves.T, strict=True))
+        halves = np.where(np.isnan(recall.halves).any(axis=1, keepdims=True), np.nan, recall.halves)  # both, or neither
+        numbers |= dict(zip(("early", "late"), halves.T, strict=True))
     return _rows(record, "test", numbers)
 
 

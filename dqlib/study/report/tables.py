@@ -260,7 +260,7 @@ def collect_sizes(studies: Sequence[Study]) -> pandas.DataFrame:
             sizes[entry.kind] += entry.code_bytes
             sizes["scales"] += entry.scale_bytes
         rows += [student.key | {"part": part, "bytes": size} for part, size in sizes.items()]
-    return pandas.DataFrame(rows)
+    return pandas.DataFrame(rows, columns=["task", "config", "preset", "part", "bytes"])
 
 
 def collect_sensitivity(studies: Sequence[Study]) -> pandas.DataFrame:
