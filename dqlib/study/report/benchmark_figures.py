@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from dqlib.config import Config
 from dqlib.study.evaluation.records import FALLING
 from dqlib.study.params import settings as S
+from dqlib.study.params.tasks import kind_of
 from dqlib.study.report.benchmark import WHOLE, changes
 from dqlib.study.report.names import METRIC_NAMES
 from dqlib.study.report.style import TEACHER_COLOUR, colour_of, line_styles, marker_of, subplots
@@ -39,7 +40,7 @@ def presets_figure(table: pandas.DataFrame, benchmark: S.Methods, task: str) -> 
         axes.set_xlabel("bits of weights-embeddings-activations, encoder-decoder layers")
         axes.set_ylabel(f"{METRIC_NAMES[table.headline.iloc[0]]}, % of the teacher's")
         axes.grid(axis="x", visible=False)
-        seeds = f"{len(benchmark.seeds)} seeds and their mean" if len(benchmark.seeds) > 1 else "one seed"
+        seeds = f"up to {len(benchmark.seeds)} seeds and their mean" if len(benchmark.seeds) > 1 else "one seed"
         axes.set_title(f"{task}: every preset after {table.train_steps.iloc[0]} steps, {seeds}", fontsize=10)
         figure.legend(fontsize=8, ncols=6, loc="outside upper center", handletextpad=0.3, columnspacing=1.2)
     return figure
@@ -65,7 +66,7 @@ def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods) -> Figure:
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(
-            "change of the validation loss (nats per token; left is better)\n"
+            f"change of the validation loss (nats per {kind_of(rows.task.iloc[0]).unit}; left is better)\n"
             f"against {WHOLE} at {config}; dots: seeds, bar: their mean"
         )
     return figure

@@ -224,6 +224,7 @@ def sensitivity(table: pandas.DataFrame) -> Figure:
     tasks, widths = list(dict.fromkeys(table.task)), sorted(set(table.bits))
     shown = table.assign(loss=table.loss_increase.clip(lower=LEAST_LOSS))
     norm = matplotlib.colors.LogNorm(LEAST_LOSS, max(float(shown.loss.max()), 10 * LEAST_LOSS))
+    units = " or ".join(dict.fromkeys(kind_of(task).unit for task in tasks))
     lines, columns = -(-len(tasks) // COLUMNS) * len(widths), min(len(tasks), COLUMNS)
     size = WIDTH, 1.0 + 1.55 * lines
     with subplots(lines, columns, figsize=size, squeeze=False, style={"font.size": 8}) as (figure, panels):
@@ -243,7 +244,7 @@ def sensitivity(table: pandas.DataFrame) -> Figure:
                 axes.set_title(task, fontsize=9)
             if column == 0:
                 axes.set_ylabel(in_bits(bits))
-        figure.colorbar(image, ax=panels, label="loss added (nats per token)", shrink=0.6)
+        figure.colorbar(image, ax=panels, label=f"loss added (nats per {units})", shrink=0.6)
     return figure
 
 
