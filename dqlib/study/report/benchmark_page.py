@@ -81,10 +81,13 @@ def _page(
     ours = tables.benchmark_summary(table[~table.preset.isin(benchmark.ablations)])  # parts are no part of its families
     missing = tables.missing(study, runs)
     not_run = "\n## What is left\n\nNot run yet:\n\n" + "".join(f"* {each}\n" for each in missing) if missing else ""
+    parts_changed = tables.ablation_table(table, benchmark)
     ablation = f"""
 ## What each part of ours is worth
 
-{markdown_table(tables.ablation_table(table, benchmark))}
+{markdown_table(parts_changed.astype(object).where(parts_changed.notna(), ""))}
+Differences are from `{tables.WHOLE}` of the same seeds.
+
 ![Ablation](ablation.svg)
 """
     return f"""# The benchmark of presets
