@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,17 @@ from itertools import islice
 from typing import Any
 
 from dqlib.cli.classification import agree_on_classes, classify
-from dqlib.cli.inputs import COLUMNS, READING, SEARCH, UNDECODED, at_least_one, lines_of, search_of, some_of
+from dqlib.cli.inputs import (
+    COLUMNS,
+    READING,
+    SEARCH,
+    UNDECODED,
+    at_least_one,
+    lines_of,
+    outside,
+    search_of,
+    some_of,
+)
 from dqlib.engines import ENGINES
 from dqlib.engines.base import Engine
 from dqlib.errors import InputError
@@ -50,6 +61,7 @@ def _pack(options: argparse.Namespace) -> int:
     from dqlib.student import round_for_storage
 
     student, tokenizer = load_student(options.student), read_tokenizer(options.student)
+    outside(options.student, options.out)
     if options.round:
         round_for_storage(student)
     save_packed(student, options.out, tokenizer)
@@ -94,6 +106,7 @@ def _export(options: argparse.Namespace) -> int:
         if own[name] != options.engine:
             raise InputError(f"--{name}", value, f"left out with --engine {options.engine}: it is one of {own[name]}")
     model, tokenizer = load_model(options.model)
+    outside(options.model, options.out)
     report = export_model(model, options.out, options.engine, tokenizer, **chosen)
     keep(options.out, kept(options.model))
     print(options.out if report is None else report)
@@ -313,17 +326,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand; what is wrong with its input is told in one sentence, with exit code 2."""
     options = parser().parse_args(arguments)
     command = COMMANDS[options.command]
-    if not command.light:
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
     for stream in (sys.stdin, sys.stdout):  # texts are UTF-8, as in files, whatever the terminal's encoding is
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors=UNDECODED if stream is sys.stdin else "strict")
     try:
+        if not command.light:
+            from transformers.utils import logging
+
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
         with options_named(command.arguments):
             return command.run(options)
+    except KeyboardInterrupt:
+        print(f"dqlib {options.command}: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,17 @@ from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
 
 Text = TypeVar("Text", str, tuple[str, ...])
+
+
+def outside(folder: str, out: str) -> None:
+    """Refuse to write into the folder that is read, which would be another one then.
+
+    Raises:
+        InputError: the output is a folder within it.
+    """
+    read = os.path.realpath(folder)
+    if os.path.realpath(out).startswith(read + os.sep):
+        raise InputError("out", out, f"a folder outside of {folder}, which is read")
 
 
 def at_least_one(text: str) -> int:

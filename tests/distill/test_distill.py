@@ -350,6 +350,10 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, caps
     assert "--dataset-config: 'ro-en' is not allowed; it must be left out" in refused(dataset_config="ro-en")
     assert "distill: --source-tokens: 4 " in refused(source_tokens=4)
     assert "distill: --seed: -1 " in refused(seed=-1)
+    bare = tmp_path / "bare"  # of which transformers makes a tokenizer that knows no word
+    shutil.copytree(save_checkpoint("t5", tmp_path / "t5"), bare, ignore=shutil.ignore_patterns("*token*"))
+    assert "its tokenizer: " in refused(checkpoint=bare, out=tmp_path / "out4")
+    assert "--hours: inf" in refused(hours="inf")
     assert "distill: --config: ''" in refused(config="")
     assert "--export: 'tensorrt'" in refused(export="tensorrt")
     for option in ("beams", "source_tokens", "target_tokens", "batch_size"):

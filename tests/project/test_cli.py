@@ -270,6 +270,9 @@ def test_what_is_wrong_with_an_export_is_told_in_one_sentence(students, packed, 
     assert "--bits: 2" in refused(capsys, "export", packed / "bart", *to, "--bits", 2)
     assert "folder: " in refused(capsys, "export", tmp_path, *to)
     assert "new, empty" in refused(capsys, "export", packed / "bart", students, "--engine", "ctranslate2")
+    inside = packed / "bart" / "inside"
+    assert "out: " in refused(capsys, "export", packed / "bart", inside, "--engine", "ctranslate2")
+    assert not inside.exists()
     assert "engine: 'torch'" in refused(capsys, "generate", fast, *texts, "--engine", "torch")
     assert "--language: 'fr'" in refused(capsys, "generate", fast, *texts, "--language", "fr")
     assert "--max-new-tokens: 24" in refused(capsys, "generate", fast, *texts, "--max-new-tokens", 24)
@@ -456,3 +459,12 @@ def test_a_search_is_asked_for_by_options(packed, tmp_path, capsys):
     assert [row["output"] for row in rows_of(capsys, *call, "--early-stopping", *options)] == expected
     assert "--min-new-tokens: 9 is not allowed; it must be at most 8" in refused(capsys, *call, "--min-new-tokens", 9)
     assert "--length-penalty: inf" in refused(capsys, *call, "--length-penalty", "inf")
+
+
+def test_ctrl_c_ends_in_one_sentence(packed, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dqlib.storage.manifest.verify", interrupted)
+    assert main(["verify", str(packed / "bart")]) == 130
+    assert capsys.readouterr().err == "dqlib verify: stopped\n"

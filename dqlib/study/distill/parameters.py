@@ -121,6 +121,10 @@ class Checkpoint:
         if len(tokenizer) > self.model_config.vocab_size:
             allowed = f"one of at most {self.model_config.vocab_size} tokens, which the model knows"
             raise InputError(f"{self.field}, its tokenizer", f"{len(tokenizer)} tokens", allowed)
+        special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+        if len(tokenizer.get_vocab().keys() - special) <= 1:  # transformers makes one up where its files are missing
+            allowed = "one with a vocabulary, which a tokenizer.json or the files of its class have"
+            raise InputError(f"{self.field}, its tokenizer", self.name, allowed)
         if self.form.writes:
             check_tokens(tokenizer, self.model_config)
         return tokenizer

@@ -49,6 +49,9 @@ from dqlib.study.process.progress import duration
 from dqlib.study.report.names import percent
 from dqlib.study.training.kinds import training_of
 
+#: A year and more, which is meant by nobody.
+LONGEST_HOURS = 10_000
+
 #: Hours of all, where neither hours nor steps are given.
 HOURS = 2.0
 
@@ -172,6 +175,8 @@ class Command:
         for name in ("steps", "hours", "learning_rate"):
             if getattr(a, name) is not None and not getattr(a, name) > 0:
                 raise InputError(f"--{name.replace('_', '-')}", getattr(a, name), "a number above 0")
+        if a.hours is not None and not a.hours <= LONGEST_HOURS:
+            raise InputError("--hours", a.hours, f"at most {LONGEST_HOURS:,}")
         if a.steps is not None and a.hours is not None:
             raise InputError("--hours", a.hours, "left out where --steps are given")
         for engine in a.export:

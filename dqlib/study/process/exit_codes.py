@@ -24,7 +24,7 @@ def exit_code(run: Callable[[], object], name: str = "error") -> int:
     """
     try:
         run()
-    except (DiskFullError, InputError, JobError) as error:
+    except (DiskFullError, InputError, JobError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:

@@ -36,6 +36,7 @@ def write_benchmark(study: Study, run: bool = True) -> Path:
     Raises:
         InputError: no run of equal steps is finished, or the teacher is not there and nothing is to be made.
     """
+    benchmark_of(study)  # refuses a task without one, before anything is made
     made = (study.folders.teacher / RECORD).is_file() or committed_teacher(study.settings, study.name) is not None
     if not run and not made:
         allowed = f"one that is trained: `python -m dqlib.study make teacher --task {study.name}` makes it"
