@@ -354,6 +354,15 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, caps
     shutil.copytree(save_checkpoint("t5", tmp_path / "t5"), bare, ignore=shutil.ignore_patterns("*token*"))
     assert "its tokenizer: " in refused(checkpoint=bare, out=tmp_path / "out4")
     assert "--hours: inf" in refused(hours="inf")
+    shutil.copytree(tmp_path / "checkpoint", odd := tmp_path / "odd")
+    for content in ("[1]", "", '{"max_length": "128"}', '{"num_beams": "four"}', '{"decoder_start_token_id": [2]}'):
+        (odd / "generation_config.json").write_text(content)
+        assert "checkpoint" in refused(checkpoint=odd, out=tmp_path / "out4")
+    (odd / "generation_config.json").unlink()
+    config = json.loads((odd / "config.json").read_text())
+    for name, value in (("architectures", {"a": 1}), ("task_specific_params", "x")):
+        (odd / "config.json").write_text(json.dumps(config | {name: value}))
+        assert f"checkpoint, {name}" in refused(checkpoint=odd, out=tmp_path / "out4")
     assert "distill: --config: ''" in refused(config="")
     assert "--export: 'tensorrt'" in refused(export="tensorrt")
     for option in ("beams", "source_tokens", "target_tokens", "batch_size"):
@@ -433,3 +442,14 @@ def test_a_checkpoint_on_the_hub_generates_as_its_own_file_says(tmp_path, monkey
     assert checkpoint.generation_settings("checkpoint", "someone/model") == {"num_beams": 2}
     (tmp_path / "generation_config.json").unlink()
     assert checkpoint.generation_settings("checkpoint", "someone/model") == {}
+
+
+def test_both_models_are_loaded_before_one_is_tested(tmp_path, capsys, monkeypatch):
+    call(tmp_path, "bart")
+    shutil.copytree(tmp_path / "checkpoint", tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"")
+    capsys.readouterr()
+    monkeypatch.setattr(evaluate, "text_scores", lambda *_: pytest.fail("a model was tested"))
+    texts = (tmp_path / "pairs.jsonl", "--source", "read", "--target", "write", "--documents", 2)
+    assert main(list(map(str, ["evaluate", tmp_path / "checkpoint", *texts, "--against", tmp_path / "other"]))) == 2
+    assert capsys.readouterr().err.startswith("dqlib evaluate: ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ def evaluate(arguments: Test) -> pandas.DataFrame:
     kind = kind if arguments.label is None else "classification"
     arguments = _asked(arguments, kind)
     rows, corpus = _rows(arguments, kind)
-    tested = [_tested(folder, rows, corpus, kind, arguments) for folder in folders]
+    models = [_loaded(folder, rows, corpus, kind, arguments) for folder in folders]  # both, before one is tested
+    tested = [test() for test in models]
     table = _table(tested[0][0])
     if len(tested) == 1:
         return table
@@ -105,12 +106,19 @@ def _rows(arguments: Test, kind: str) -> tuple[list[Row], S.Corpus]:
     return [row | {"test_set": "test"} for row in rows[: arguments.documents]], corpus
 
 
-def _tested(
-    folder: Path, rows: Sequence[Row], corpus: S.Corpus, kind: str, arguments: Test
-) -> tuple[Scores, Sequence[Line]]:
-    """Scores of a model, and a line for each text."""
-    if kind == SEQ2SEQ:
-        engine = load_engine(folder, threads=arguments.threads)
+#: What tests a model that is loaded: its scores, and a line for each text.
+Tested = Callable[[], tuple[Scores, Sequence[Line]]]
+
+
+def _loaded(folder: Path, rows: Sequence[Row], corpus: S.Corpus, kind: str, arguments: Test) -> Tested:
+    """The test of a model, which is loaded."""
+    if kind == "classification":
+        return _classified(folder, rows, corpus, arguments)
+    if kind != SEQ2SEQ:
+        return _measured(folder, rows, corpus, arguments)
+    engine = load_engine(folder, threads=arguments.threads)
+
+    def test() -> tuple[Scores, Sequence[Line]]:
         if (tokenizer := engine.tokenizer) is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, corpus.source_tokens)
         by_language = tokenizer and (marks_source(tokenizer) or language_of(tokenizer, engine.decoding.start))
@@ -122,13 +130,12 @@ def _tested(
         if corpus.languages:
             return translation_scores(rows, texts, BOOTSTRAP, corpus.languages[0])
         return text_scores(rows, texts, BOOTSTRAP)
-    if kind == "classification":
-        return _classified(folder, rows, corpus, arguments)
-    return _measured(folder, rows, corpus, arguments)
+
+    return test
 
 
-def _classified(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Test) -> tuple[Scores, Sequence[Line]]:
-    """Scores of a classifier, which names its classes itself."""
+def _classified(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Test) -> Tested:
+    """The test of a classifier, which names its classes itself."""
     classifier = load_classifier(folder, threads=arguments.threads)
     if classifier.tokenizer is None:
         raise InputError("model", str(folder), "a model with a tokenizer")
@@ -140,13 +147,17 @@ def _classified(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: 
         if row["target"] not in labels:
             raise InputError("--label", row["target"], f"the column of a class: {', '.join(labels[:20])}")
     columns = [[row[name] for row in rows] for name in ("source", "second") if name in rows[0]]
-    classified = classifier.classify(*columns, batch_size=arguments.batch_size)
-    chances = np.array([list(each.probabilities.values()) for each in classified])
-    return class_scores(rows, chances, labels, BOOTSTRAP)
+
+    def test() -> tuple[Scores, Sequence[Line]]:
+        classified = classifier.classify(*columns, batch_size=arguments.batch_size)
+        chances = np.array([list(each.probabilities.values()) for each in classified])
+        return class_scores(rows, chances, labels, BOOTSTRAP)
+
+    return test
 
 
-def _measured(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Test) -> tuple[Scores, Sequence[Line]]:
-    """Scores of a language model, in PyTorch: the engines that write give no logits of a text that is there."""
+def _measured(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Test) -> Tested:
+    """The test of a language model, in PyTorch: the engines that write give no logits of a text that is there."""
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     model, tokenizer = load_model(folder)
@@ -156,11 +167,15 @@ def _measured(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Te
     if tokenizer is None:
         raise InputError("model", str(folder), "a model with a tokenizer")
     positions = min(corpus.source_tokens, model.config.max_position_embeddings)
-    accelerator = make_accelerator(0)
-    losses = perplexity.document_losses(
-        model.to(accelerator.device), rows, tokenizer, positions, arguments.batch_size, accelerator, str(folder)
-    )
-    return perplexity.text_scores(rows, losses, BOOTSTRAP, f"windows of {positions} tokens")
+
+    def test() -> tuple[Scores, Sequence[Line]]:
+        accelerator = make_accelerator(0)
+        losses = perplexity.document_losses(
+            model.to(accelerator.device), rows, tokenizer, positions, arguments.batch_size, accelerator, str(folder)
+        )
+        return perplexity.text_scores(rows, losses, BOOTSTRAP, f"windows of {positions} tokens")
+
+    return test
 
 
 def _table(scores: Scores) -> pandas.DataFrame:

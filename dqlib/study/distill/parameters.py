@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from dqlib.errors import InputError
+from dqlib.generation_settings import checked_settings
 from dqlib.storage.manifest import kind_of
 from dqlib.storage.reading import config_of
 from dqlib.study.corpora.files import KINDS as FILES
@@ -75,7 +76,10 @@ class Checkpoint:
         if content.get("model_type") not in known:
             allowed = f"a checkpoint of one of {', '.join(known)}; it is of {content.get('model_type')!r}"
             raise InputError(self.field, self.name, allowed)
-        name = (content.get("architectures") or [""])[0]
+        names = content.get("architectures") or [""]
+        if not isinstance(names, list):
+            raise InputError(f"{self.field}, architectures", names, "a list of the names of classes")
+        name = names[0]
         if content["model_type"] == "bert" and name != KINDS["classification"].finetuned:
             allowed = f"a BERT with a classifier, {KINDS['classification'].finetuned}; it is a {name or 'body alone'}"
             raise InputError(self.field, self.name, allowed)
@@ -101,7 +105,11 @@ class Checkpoint:
     def settings(self) -> dict[str, Any]:
         """How it generates."""
         settings = generation_settings(self.field, self.name, self.revision)
-        return {k: v for k, v in (self.content | settings).items() if v is not None}
+        said = {k: v for k, v in (self.content | settings).items() if v is not None}
+        names: tuple[str, ...] = ("max_length", "num_beams", "decoder_start_token_id")  # those that are read here
+        read = {name: said[name] for name in names if name in said}
+        checked_settings(read, self.model_config.vocab_size, f"{self.field}, how it generates")
+        return said
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -176,7 +184,12 @@ class Checkpoint:
             InputError: the checkpoint has several, and none is asked for.
         """
         of_tasks = self.content.get("task_specific_params") or {}
-        known = sorted({each["prefix"] for each in of_tasks.values() if isinstance(each, dict) and "prefix" in each})
+        if not isinstance(of_tasks, dict):
+            raise InputError(f"{self.field}, task_specific_params", of_tasks, "settings by the names of tasks")
+        prefixes = [each["prefix"] for each in of_tasks.values() if isinstance(each, dict) and "prefix" in each]
+        if not all(isinstance(each, str) for each in prefixes):
+            raise InputError(f"{self.field}, task_specific_params", prefixes, "prefixes that are texts")
+        known = sorted(set(prefixes))
         if asked is not None or len(known) < 2:
             return (known or [""])[0] if asked is None else asked
         raise InputError("--prefix", None, f"given, such as {known[0]!r}, or '' where it was fine-tuned without one")

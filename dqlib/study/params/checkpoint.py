@@ -158,7 +158,10 @@ def generation_settings(field: str, name: str, revision: str | None = None) -> d
         if not on_disk(name):
             folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=["*config.json"]))
         path = folder / "generation_config.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not isinstance(settings, dict):
+            raise ValueError("its generation_config.json is no JSON object")
+    return settings
 
 
 @cache
