@@ -17,6 +17,18 @@ from dqlib.errors import InputError
 Text = TypeVar("Text", str, tuple[str, ...])
 
 
+#: Beams of a search, at most.
+MOST_BEAMS = 1024
+
+
+def beams(text: str) -> int:
+    """The number of beams of a search, as many as a file may ask for."""
+    value = at_least_one(text)
+    if value > MOST_BEAMS:
+        raise argparse.ArgumentTypeError(f"{value} is not allowed; it must be at most {MOST_BEAMS}")
+    return value
+
+
 def outside(folder: str, out: str) -> None:
     """Refuse to write into the folder that is read, which would be another one then.
 
@@ -65,7 +77,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
 }
 #: and the search.
 SEARCH: dict[str, dict[str, Any]] = {
-    "--beams": {"type": at_least_one, "default": 4, "help": "beams of the search (default: %(default)s)"},
+    "--beams": {"type": beams, "default": 4, "help": "beams of the search (default: %(default)s)"},
     "--max-new-tokens": {
         "type": at_least_one,
         "help": "tokens written at most (default: 64, or what the model has positions for)",
@@ -91,7 +103,7 @@ def lines_of(source: str) -> Iterator[Iterator[str]]:
         return
     if not Path(source).exists() or Path(source).is_dir():
         raise InputError("--input", source, "a file that exists")
-    with Path(source).open(encoding="utf-8", errors=UNDECODED) as lines:
+    with Path(source).open(encoding="utf-8-sig", errors=UNDECODED) as lines:  # some editors begin with a mark
         yield _decoded(lines, source)
 
 
@@ -155,4 +167,6 @@ def _columns(line: str, names: Iterable[str], where: str) -> Iterator[str]:
         value = row.get(name) if isinstance(row, dict) else None
         if not isinstance(value, str):
             raise InputError(where, line, f"a JSON object with a text under the name {name!r}")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise InputError(where, line, "texts of whole characters; one has half of one")
         yield value

@@ -243,6 +243,7 @@ def test_what_is_wrong_with_texts_to_classify_is_told_with_its_line(packed, tmp_
         ("a\t \n", ("--pairs",), "lines, line 1: "),
         ('{"a": "b"}\n{"a": 3}\n', ("--text", "a"), "lines, line 2: "),
         ('{"a": "b"\n', ("--text", "a"), "a JSON object ("),
+        ('\ufeff{"a": "b"}\n{"a": "\\ud800"}\n', ("--text", "a"), "lines, line 2: "),
         ("the\n", ("--second", "a"), "--second: 'a'"),
         ("the\n", ("--pairs", "--text", "a"), "--pairs: True"),
     ):
@@ -274,6 +275,9 @@ def test_what_is_wrong_with_an_export_is_told_in_one_sentence(students, packed, 
     assert "out: " in refused(capsys, "export", packed / "bart", inside, "--engine", "ctranslate2")
     assert not inside.exists()
     assert "engine: 'torch'" in refused(capsys, "generate", fast, *texts, "--engine", "torch")
+    with pytest.raises(SystemExit):
+        main(["generate", str(fast), "--beams", "1025"])
+    assert "1025 is not allowed; it must be at most 1024" in capsys.readouterr().err
     assert "--language: 'fr'" in refused(capsys, "generate", fast, *texts, "--language", "fr")
     assert "--max-new-tokens: 24" in refused(capsys, "generate", fast, *texts, "--max-new-tokens", 24)
     assert "folder: " in refused(capsys, "agree", packed / "bart", tmp_path / "nowhere", *texts)
