@@ -109,11 +109,18 @@ def lines_of(source: str) -> Iterator[Iterator[str]]:
 
 def _decoded(lines: Iterable[str], source: str) -> Iterator[str]:
     for number, line in enumerate(lines, start=1):
-        try:
-            line.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"--input {source}, line {number}", line, "a text in utf-8") from None
+        if not _is_whole(line):
+            raise InputError(f"--input {source}, line {number}", line, "a text in utf-8")
         yield line.rstrip("\r\n")
+
+
+def _is_whole(text: str) -> bool:
+    """Whether a text has no halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def some_of(texts: Iterable[Text], source: str) -> list[Text]:
@@ -167,6 +174,6 @@ def _columns(line: str, names: Iterable[str], where: str) -> Iterator[str]:
         value = row.get(name) if isinstance(row, dict) else None
         if not isinstance(value, str):
             raise InputError(where, line, f"a JSON object with a text under the name {name!r}")
-        if any("\ud800" <= character <= "\udfff" for character in value):
+        if not _is_whole(value):
             raise InputError(where, line, "texts of whole characters; one has half of one")
         yield value

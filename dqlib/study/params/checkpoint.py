@@ -153,15 +153,14 @@ def generation_settings(field: str, name: str, revision: str | None = None) -> d
     Raises:
         InputError: the checkpoint cannot be reached, or the file cannot be read.
     """
+    from dqlib.storage.reading import json_object  # which imports PyTorch
+
     with fetching(field, name):
         folder = _folder(name)
         if not on_disk(name):
             folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=["*config.json"]))
         path = folder / "generation_config.json"
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if not isinstance(settings, dict):
-            raise ValueError("its generation_config.json is no JSON object")
-    return settings
+        return json_object(path.read_bytes(), f"{field}, {path.name}") if path.is_file() else {}
 
 
 @cache

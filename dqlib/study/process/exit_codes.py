@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 
 from dqlib.errors import InputError
-from dqlib.files import DiskFullError
 
 #: Status of a command that Ctrl-C ended, as shells have it.
 INTERRUPTED = 128 + signal.SIGINT
@@ -24,7 +23,7 @@ def exit_code(run: Callable[[], object], name: str = "error") -> int:
     """
     try:
         run()
-    except (DiskFullError, InputError, JobError, OSError) as error:
+    except (InputError, JobError, OSError) as error:  # a full disk among the last
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:

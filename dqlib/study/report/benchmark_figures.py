@@ -66,7 +66,7 @@ def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods) -> Figure:
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(
-            f"change of the validation loss (nats per {kind_of(rows.task.iloc[0]).unit}; left is better)\n"
+            f"change of the validation loss (nats per {kind_of(table.task.iloc[0]).unit}; left is better)\n"
             f"against {WHOLE} at {config}; dots: seeds, bar: their mean"
         )
     return figure

@@ -185,6 +185,11 @@ def _spans(longest: list[int]) -> list[str]:
     return [f"≤{longest[0]}", *(f"{a}" if a == b else f"{a}-{b}" for a, b in pairwise(longest))]
 
 
+def quantized(accounts: pandas.DataFrame) -> pandas.DataFrame:
+    """Of the rows of :func:`sizes`, those that it draws."""
+    return accounts[~accounts.config.str.startswith("32-")]
+
+
 def sizes(accounts: pandas.DataFrame) -> Figure:
     """Bytes of every quantized config by kind of parameter, one panel per task.
 
@@ -192,7 +197,7 @@ def sizes(accounts: pandas.DataFrame) -> Figure:
         accounts: columns ``task``, ``config``, ``part``, ``bytes``.
     """
     parts = list(dict.fromkeys(accounts.part))
-    quantized = accounts[~accounts.config.str.startswith("32-")]
+    shown = quantized(accounts)
 
     def draw(axes: Axes, rows: pandas.DataFrame) -> None:
         wide = rows.pivot_table(index="config", columns="part", values="bytes", sort=False) / 1e6
@@ -207,7 +212,7 @@ def sizes(accounts: pandas.DataFrame) -> Figure:
         axes.tick_params(axis="y", labelsize=7)
         axes.grid(axis="y", visible=False)
 
-    figure = _panels(quantized, draw, height=3.2)
+    figure = _panels(shown, draw, height=3.2)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=_legend_columns(figure), fontsize=8)
     return figure

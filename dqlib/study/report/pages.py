@@ -56,7 +56,7 @@ def draw(collected: Collected) -> dict[str, Figure]:
         "retention": figures.heat_map(collected.metrics),
         "sensitivity": figures.sensitivity(collected.sensitivity),
     }
-    if _has_quantized(collected):
+    if len(figures.quantized(collected.sizes)):
         drawn["sizes"] = figures.sizes(collected.sizes)
     if len(collected.positions):
         drawn["accumulation"] = figures.accumulation(collected.positions, collected.lengths, collected.metrics)
@@ -65,10 +65,6 @@ def draw(collected: Collected) -> dict[str, Figure]:
     for task, curves in joint.groupby("task_name", sort=False):
         drawn[f"training_{task}"] = figures.training_curves(curves)
     return drawn
-
-
-def _has_quantized(collected: Collected) -> bool:
-    return bool((~collected.sizes.config.str.startswith("32-")).any())
 
 
 def short_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
@@ -296,7 +292,7 @@ What is left of the teacher's score, over bits and layers:
 
 ![Retention]({FIGURES}/retention.svg)
 
-{_ALONG if len(collected.positions) else ""}{_BYTES if _has_quantized(collected) else ""}{_SENSITIVITY}"""
+{_ALONG if len(collected.positions) else ""}{_BYTES if len(figures.quantized(collected.sizes)) else ""}{_SENSITIVITY}"""
 
 
 def _corpus(study: Study) -> str:
