@@ -4,6 +4,8 @@ from pathlib import Path
 
 #: Rooms whose code decides a number.
 DECIDING = {"core", "corpora", "training", "evaluation"}
+#: And those that decide what a teacher writes for its students, beside them.
+LABELLING = {"engines", "labelling"}
 
 #: What each room may import, beside itself. The method's modules and ``storage`` are the two floors of the core.
 ARROWS: dict[str, set[str]] = {
@@ -15,9 +17,10 @@ ARROWS: dict[str, set[str]] = {
     "corpora": {"core", "params", "process"},
     "training": {"core", "params", "process", "corpora"},
     "evaluation": {"core", "params", "process", "corpora", "training"},
-    "pipeline": {"core", "engines", "params", "process", "corpora", "training", "evaluation"},
-    "report": {"core", "engines", "params", "process", "corpora", "training", "evaluation", "pipeline"},
 }
+ARROWS["labelling"] = ARROWS["evaluation"] | {"engines", "evaluation"}
+ARROWS["pipeline"] = ARROWS["labelling"] | {"labelling"}
+ARROWS["report"] = ARROWS["pipeline"] | {"pipeline"}
 ARROWS["distill"] = ARROWS["report"] | {"report"}
 ARROWS["notebooks"] = ARROWS["report"] | {"report"}
 ARROWS["study"] = ARROWS["notebooks"] | {"notebooks"}  # the one main

@@ -71,7 +71,7 @@ def test_the_score_by_layers_has_a_line_for_each_number_of_bits_and_the_teacher_
 
 
 def test_a_language_model_goes_on_with_the_end_of_a_text_that_is_too_long(tmp_path):
-    tokenizer = train_tokenizer(["one two three four"] * 3, 300, 64, template=KINDS["language_modelling"].template)
+    tokenizer = train_tokenizer(["one two three four"] * 3, 300, 64, kind=KINDS["language_modelling"])
     tokenizer.save_pretrained(tmp_path)
     torch.manual_seed(0)
     ids = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32, bos_token_id=2,

@@ -6,7 +6,9 @@ import pytest
 import yaml
 
 from dqlib.study.params import identity
-from dqlib.study.params.identity import PACKAGE, ROOMS, code_hash, write_hashes
+from dqlib.study.params import settings as S
+from dqlib.study.params.identity import LABELLING, PACKAGE, ROOMS, code_hash, write_hashes
+from tests.helpers import rooms
 from tests.helpers.rooms import ARROWS, DECIDING, room_of
 
 STAGES = {
@@ -20,7 +22,7 @@ MAKERS = {
     "corpus-shared": "corpora",
     "pretrain": "training",
     "teacher": "evaluation",
-    "pseudo-labels": "evaluation",
+    "pseudo-labels": "labelling",
     "students": "evaluation",
     "benchmark": "evaluation",
 }
@@ -34,16 +36,17 @@ def package(tmp_path_factory):
 
 def before(room):
     """The rooms that decide a number of what a room makes, by the arrows between rooms."""
-    found, rooms = {room}, set()
-    while found - rooms:
-        rooms |= found
-        found = {other for each in rooms for other in ARROWS[each]} & DECIDING
-    return rooms
+    deciding = DECIDING | rooms.LABELLING if room == LABELLING else DECIDING
+    new, found = {room}, set()
+    while new - found:
+        found |= new
+        new = {other for each in found for other in ARROWS[each]} & deciding
+    return found
 
 
 def test_code_has_another_hash_after_a_change_of_what_decides_a_number_and_of_nothing_else(package):
     hash_of_code = code_hash.__wrapped__
-    hashes = {room: hash_of_code(package, room) for room in ROOMS}
+    hashes = {room: hash_of_code(package, room) for room in (*ROOMS, LABELLING)}
     assert hashes["evaluation"] == hash_of_code(package)
     one_of_each_folder = {file.parent: file for file in sorted(package.rglob("*.py"))}
     for file in one_of_each_folder.values():
@@ -52,8 +55,9 @@ def test_code_has_another_hash_after_a_change_of_what_decides_a_number_and_of_no
         for room, code in hashes.items():
             assert (hash_of_code(package, room) != code) == (changed in before(room)), (file, room)
         file.write_bytes(text)
-    assert {room: hash_of_code(package, room) for room in ROOMS} == hashes
+    assert {room: hash_of_code(package, room) for room in hashes} == hashes
     assert before(ROOMS[-1]) == DECIDING
+    assert before(LABELLING) == DECIDING | rooms.LABELLING
 
 
 def test_a_module_that_moves_is_other_code(package):
@@ -69,10 +73,20 @@ def test_what_makes_a_model_depends_on_the_room_that_it_runs_and_on_no_other_cod
     assert code == [f"runs/code/{MAKERS[stage]}.sha256"]
 
 
-def test_every_other_stage_depends_on_all_code(tmp_path, monkeypatch):
+def test_every_other_stage_depends_on_all_code():
     assert all("dqlib" in stage["deps"] for name, stage in STAGES.items() if name not in MAKERS)
-    assert STAGES["code"]["outs"] == [f"runs/code/{room}.sha256" for room in ROOMS]
+    assert STAGES["code"]["outs"] == [f"runs/code/{room}.sha256" for room in (*ROOMS, LABELLING)]
+
+
+def test_stages_depend_on_the_code_of_their_room_and_on_values_that_parameters_leave_out(tmp_path, monkeypatch):
+    def written():
+        write_hashes(tmp_path)
+        return {path.stem: path.read_text() for path in tmp_path.iterdir()}
+
     monkeypatch.setattr(identity, "code_hash", lambda package, room: f"code up to {room}")
-    write_hashes(tmp_path / "code")
-    written = {path.name: path.read_text() for path in (tmp_path / "code").iterdir()}
-    assert written == {f"{room}.sha256": f"code up to {room}\n" for room in ROOMS}
+    hashes = written()
+    assert set(hashes) == {*ROOMS, LABELLING}
+    assert len(set(hashes.values())) == len(hashes)
+    assert written() == hashes
+    monkeypatch.setattr(S.Finetuning.__dataclass_fields__["label_smoothing"], "default", 0.2)
+    assert all(written()[room] != hashes[room] for room in hashes)

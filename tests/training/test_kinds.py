@@ -74,7 +74,7 @@ def test_masks_cover_the_ratio_and_the_target_has_what_is_under_them(span):
 
 
 def test_windows_of_pre_training_keep_pairs_together_and_cut_long_texts():
-    tokenizer = train_tokenizer(["one two three"] * 3, 300, 64, template=KINDS["classification"].template)
+    tokenizer = train_tokenizer(["one two three"] * 3, 300, 64, kind=KINDS["classification"])
     pairs = windows([{"source": "one two three", "second": "three one two"}] * 2, tokenizer, 16)
     assert [example.source.count(tokenizer.sep_token_id) for example in pairs] == [2, 2]
     cut = windows([{"source": "one two three " * 20}], tokenizer, 16)

@@ -15,7 +15,7 @@ from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.pipeline.study import Study
 from dqlib.study.training.loop import TrainingError, make_accelerator, validation_loss
 from dqlib.study.training.objectives import DistillationObjective, TaskObjective
-from dqlib.study.training.task import TaskTraining
+from dqlib.study.training.task import TaskTraining, training_by
 from dqlib.terms import LayerMaps
 from tests.conftest import TINY
 from tests.helpers.training import log_of, small_model, train
@@ -196,7 +196,7 @@ def test_a_step_with_too_few_micro_batches_for_all_processes_is_refused(small, t
 def test_short_sources_come_first_and_more_of_them_in_a_step(made_study):
     study = Study("small.yaml")
     spec = study.task
-    training = replace(spec.distill, steps=8, batch_tokens=256, micro_batches=1).training(Recipe())
+    training = training_by(Recipe(), replace(spec.distill, steps=8, batch_tokens=256, micro_batches=1))
     corpus = load_corpus(study.folders.corpus)
     task = TaskTraining(study.name, spec, study.folders, corpus, make_accelerator(0))
 

@@ -160,7 +160,7 @@ def _tokenizer(
         names = _texts(kind, train)
         texts = (row[name] for row in train for name in names)
         longest = max(corpus.source_tokens, corpus.target_tokens)
-        return train_tokenizer(texts, corpus.vocab_size, longest, corpus.languages, kind.template)
+        return train_tokenizer(texts, corpus.vocab_size, longest, corpus.languages, kind)
     set_source_language(tokenizer, corpus.source_language)
     for language in corpus.languages if corpus.start is None else ():
         language_id(tokenizer, language)

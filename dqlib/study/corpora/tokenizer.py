@@ -24,6 +24,9 @@ BOS, PAD, EOS, UNKNOWN, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL_TOKENS = (BOS, PAD, EOS, UNKNOWN, MASK)  # their ids are their places, as in BART
 BOS_ID, PAD_ID, EOS_ID, UNKNOWN_ID, MASK_ID = range(5)
 
+#: How a tokenizer that is trained here marks one text, and two: with the token of a class where its kind has one.
+_MARKED = {True: ("<s> $A </s>", "<s> $A </s> $B:1 </s>:1"), False: ("$A </s>", "$A $B </s>")}
+
 #: Characters that are read of a text where all of it is; longer ones are files by mistake.
 LONGEST_TEXT = 10**6
 
@@ -105,7 +108,7 @@ def train_tokenizer(
     vocab_size: int,
     max_length: int,
     languages: Iterable[str] = (),
-    template: tuple[str, str] = KINDS[SEQ2SEQ].template,
+    kind: S.Kind = KINDS[SEQ2SEQ],
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer whose encodings end with ``</s>``; the same texts give the same tokenizer.
 
@@ -114,7 +117,7 @@ def train_tokenizer(
         vocab_size: most tokens, special ones included.
         max_length: most tokens that its models read.
         languages: codes of the languages that get a token each, after the other special tokens.
-        template: how one text is marked, and two.
+        kind: of its task, which says how texts are marked.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -126,7 +129,7 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(map(_of_words, texts), trainer)
-    single, pair = template
+    single, pair = _MARKED["cls" in kind.tokens]
     marks = [(name, place) for place, name in enumerate(SPECIAL_TOKENS) if name in f"{single} {pair}"]
     tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=marks)
     return PreTrainedTokenizerFast(

@@ -20,7 +20,6 @@ class Kind:
         pretraining: what ``pretrain`` trains; None where there is none.
         finetuned: the same of one that is a teacher as it is, without fine-tuning here.
         tokens: special tokens that a tokenizer needs.
-        template: how a tokenizer that is trained here marks one text, and two.
         training: module whose ``TRAINING`` makes models, examples and batches.
         scoring: module whose ``score`` tests a model.
         baselines: module whose ``baselines`` says what simpler methods reach on the same test; None for none.
@@ -43,7 +42,6 @@ class Kind:
     finetuned: str
     pretraining: str | None
     tokens: tuple[str, ...]
-    template: tuple[str, str]
     training: str
     scoring: str
     metrics: tuple[str, ...]
@@ -76,7 +74,6 @@ KINDS = {
         finetuned="seq2seq",
         pretraining="text infilling",
         tokens=("pad", "eos"),
-        template=("$A </s>", "$A $B </s>"),
         training="dqlib.study.training.seq2seq",
         scoring="dqlib.study.evaluation.scoring",
         metrics=("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"),
@@ -96,7 +93,6 @@ KINDS = {
         finetuned="BertForSequenceClassification",
         pretraining="masked language modelling",
         tokens=("cls", "sep", "pad", "mask"),
-        template=("<s> $A </s>", "<s> $A </s> $B:1 </s>:1"),
         training="dqlib.study.training.classification",
         scoring="dqlib.study.evaluation.classification",
         baselines="dqlib.study.evaluation.words",
@@ -117,7 +113,6 @@ KINDS = {
         finetuned="GPT2LMHeadModel",
         pretraining=None,
         tokens=("eos",),
-        template=("$A </s>", "$A $B </s>"),
         training="dqlib.study.training.language_modelling",
         scoring="dqlib.study.evaluation.perplexity",
         baselines="dqlib.study.evaluation.ngrams",

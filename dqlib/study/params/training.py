@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from dqlib.errors import InputError
-from dqlib.presets import SCHEDULES, Recipe
+from dqlib.presets import SCHEDULES
 from dqlib.study.params.presets import preset_named
 from dqlib.study.params.schema import LONGEST, MANY, SEEDS, below_one, bounded, one_of
 
@@ -99,11 +98,3 @@ class Distillation(Loop):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "preset", preset_named(self.preset))
-
-    def training(self, recipe: Recipe) -> Training:
-        """The training that a preset's recipe makes of this."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Loop)}
-        values["learning_rate"] *= recipe.learning_rate
-        if recipe.weight_decay is not None:
-            values["weight_decay"] = recipe.weight_decay
-        return Training(**values, schedule=recipe.schedule, warmup=recipe.warmup)

@@ -18,7 +18,7 @@ from dqlib.study.corpora.corpus import build_corpus, load_info
 from dqlib.study.corpora.files import file_digests, unpaired_digests
 from dqlib.study.corpora.pseudo_labels import load_labels_info
 from dqlib.study.params import settings as S
-from dqlib.study.params.identity import code_hash
+from dqlib.study.params.identity import LABELLING, code_hash
 from dqlib.study.params.paths import PROVENANCE, project_root
 from dqlib.study.params.presets import file_of, preset_named
 from dqlib.study.params.settings import Settings, load_settings
@@ -112,13 +112,13 @@ class Study:
             InputError: a file that texts are read from is missing, or no text is in no pair.
         """
         labels, teacher = self.task.pseudo_labels, self.teacher()
-        provenance = {"labels": labels, "corpus": _provenance_hash(self.corpus()), "code": code_hash()}
+        provenance = {"labels": labels, "corpus": _provenance_hash(self.corpus()), "code": code_hash(room=LABELLING)}
         provenance |= {"teacher": hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()}
         if files := unpaired_digests(self.task.corpus, labels.unpaired):
             provenance["files"] = files
 
         def make() -> None:
-            from dqlib.study.pipeline.pseudo_labels import make_pseudo_labels  # torch is needed only now
+            from dqlib.study.labelling.pseudo_labels import make_pseudo_labels  # torch is needed only now
 
             make_pseudo_labels(self.settings, self.name, provenance_text(provenance))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -131,7 +131,7 @@ class TaskTraining:
         student, objective = student_and_objective(teacher, config, preset, calibration)
         config = student.dqlib_config  # with the bits that were chosen, where there is a budget
         recipe = recipe_of(preset, student, teacher)
-        training = distillation.training(recipe)
+        training = training_by(recipe, distillation)
         digest, labels, of_labels = weights_hash(teacher), None, {}
         if recipe.pseudo_labels:
             labels = load_labels(self.folders.pseudo_labels, self.corpus.info["sha256"], digest)
@@ -277,6 +277,15 @@ def student_and_objective(
     recipe = recipe_of(preset, student, teacher)
     maps = supervision_maps(config, teacher, student)
     return student, DistillationObjective(teacher, maps, preset.loss, recipe=recipe)
+
+
+def training_by(recipe: Recipe, distillation: S.Distillation) -> S.Training:
+    """The training that a preset's recipe makes of the study's steps, batches and rate."""
+    values = {each.name: getattr(distillation, each.name) for each in fields(S.Loop)}
+    values["learning_rate"] *= recipe.learning_rate
+    if recipe.weight_decay is not None:
+        values["weight_decay"] = recipe.weight_decay
+    return S.Training(**values, schedule=recipe.schedule, warmup=recipe.warmup)
 
 
 def recipe_of(preset: Preset, student: PreTrainedModel, teacher: PreTrainedModel) -> Recipe:
