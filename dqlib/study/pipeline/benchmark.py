@@ -13,7 +13,7 @@ from dqlib.errors import InputError
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import PROVENANCE
-from dqlib.study.pipeline.ledger import made_from, read_ledger, teacher_digest
+from dqlib.study.pipeline.ledger import read_ledger, run_provenance, teacher_digest
 from dqlib.study.pipeline.provenance import is_made, provenance_text
 from dqlib.study.pipeline.study import Study, check_owner
 from dqlib.study.process.workers import Job, run_all
@@ -81,7 +81,7 @@ def _make(study: Study, run: S.Run) -> None:
 def _provenance(study: Study, run: S.Run) -> str:
     return provenance_text(
         {
-            **made_from(study, run, teacher_digest(study)),
+            **run_provenance(study, run, teacher_digest(study)),
             "code": code_hash(),
             **study.labels_of(run.preset),
         }

@@ -56,7 +56,7 @@ class Ledger:
     left_out: Mapping[S.Run, str]
 
 
-def made_from(study: Study, run: S.Run, teacher: str) -> dict[str, object]:
+def run_provenance(study: Study, run: S.Run, teacher: str) -> dict[str, object]:
     """What a run is made from but the code and what the teacher wrote, which follows from these.
 
     Args:
@@ -78,7 +78,7 @@ def made_from(study: Study, run: S.Run, teacher: str) -> dict[str, object]:
 
 def identity(study: Study, run: S.Run, teacher: str) -> dict[str, str]:
     """The two ids of a run by the names of their columns."""
-    whole = made_from(study, run, teacher)
+    whole = run_provenance(study, run, teacher)
     if study.task.uses_pseudo_labels(run.preset):
         whole["labels"] = study.task.pseudo_labels  # their text need not be made to know whether a row counts
     found = hashlib.sha256(provenance_text(whole).encode()).hexdigest()
