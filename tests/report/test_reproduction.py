@@ -35,26 +35,26 @@ def committed_values(tmp_path, monkeypatch):
 
 def test_the_same_again_is_the_same_byte_for_byte(committed_values):
     folder, _ = committed_values
-    told = comparison(folder, "laptop")
+    text = comparison(folder, "laptop")
     count = len(grid.metrics())
-    assert f"{count} of {count} cells lie within" in told
-    assert "metrics.csv is the same, byte for byte" in told
-    assert "outside" not in told
-    assert told.count(machine()["processor"]) == 2
-    assert f"torch {machine()['torch']}" in told
+    assert f"{count} of {count} scores lie within" in text
+    assert "metrics.csv is the same, byte for byte" in text
+    assert "outside" not in text
+    assert text.count(machine()["processor"]) == 2
+    assert f"torch {machine()['torch']}" in text
 
 
-def test_cells_outside_the_committed_intervals_are_named(committed_values):
+def test_scores_outside_the_committed_intervals_are_named(committed_values):
     folder, measure = committed_values
     measure(grid.metrics(eli5={("2-2-8", "half"): 0.93}))
-    told = comparison(folder, "laptop")
-    (line,) = [line for line in told.splitlines() if "outside" in line]
+    text = comparison(folder, "laptop")
+    (line,) = [line for line in text.splitlines() if "outside" in line]
     assert "eli5 2-2-8 2-2 dqlib, seed 28: 93.0% here" in line
     assert "95.0% (94.0% to 96.0%) committed" in line
-    assert "not the same, byte for byte" in told
+    assert "not the same, byte for byte" in text
 
 
-def test_other_processors_and_cells_are_told_apart(committed_values):
+def test_other_processors_and_scores_are_told_apart(committed_values):
     folder, measure = committed_values
     metrics = grid.metrics()
     measure(metrics[metrics.task != "eli5"])
@@ -62,9 +62,9 @@ def test_other_processors_and_cells_are_told_apart(committed_values):
     content = json.loads(file.read_text())
     content["machine"]["processor"] = "another"
     file.write_text(json.dumps(content))
-    told = comparison(folder, "laptop")
-    assert told.count("only committed: eli5") == (metrics.task == "eli5").sum()
-    assert "here:      another" in told
+    text = comparison(folder, "laptop")
+    assert text.count("only committed: eli5") == (metrics.task == "eli5").sum()
+    assert "here:      another" in text
 
 
 def test_a_profile_of_which_nothing_is_committed_says_so(committed_values):

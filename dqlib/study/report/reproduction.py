@@ -1,7 +1,7 @@
-"""Whether a study that was run again gave what is committed: cell by cell, with the machines of both.
+"""Whether a study that was run again gave what is committed: score by score, with the machines of both.
 
 ``measured/PROFILE.json`` keeps what a profile gave, and where. Another processor sums in another order, so a training
-ends elsewhere: its cells should lie within the committed intervals, and the bytes need not be the same.
+ends elsewhere: its scores should lie within the committed intervals, and the bytes need not be the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ MEASURED = "measured"
 #: Libraries whose versions decide numbers.
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
-_CELL = ["task", "config", "preset", "seed"]
+#: Columns that name the model of a score.
+_MODEL = ["task", "config", "preset", "seed"]
 
 
 def machine() -> dict[str, Any]:
@@ -43,16 +44,16 @@ def machine() -> dict[str, Any]:
 
 def write_measured(metrics: pandas.DataFrame, retention: pandas.DataFrame, folder: Path, profile: str) -> None:
     """Keep what a profile gave, and where, in a folder of results whose tables have been written."""
-    kept = metrics.merge(retention[[*_CELL[:3], "low", "high"]], on=_CELL[:3], how="left")
-    cells = []
+    kept = metrics.merge(retention[[*_MODEL[:3], "low", "high"]], on=_MODEL[:3], how="left")
+    scores = []
     for row in kept.itertuples():
         numbers = [row.score, row.score_low, row.score_high]
         if row.role == "student":
             numbers = [row.retention, row.low, row.high]
         rounded = [None if pandas.isna(number) else round(float(number), 4) for number in numbers]
-        named = {name: getattr(row, name) for name in (*_CELL, "role")}
-        cells.append(named | dict(zip(("value", "low", "high"), rounded, strict=True)))
-    content = {"machine": machine(), "metrics_sha256": _digest(folder), "cells": cells}
+        named = {name: getattr(row, name) for name in (*_MODEL, "role")}
+        scores.append(named | dict(zip(("value", "low", "high"), rounded, strict=True)))
+    content = {"machine": machine(), "metrics_sha256": _digest(folder), "scores": scores}
     write_text(folder / MEASURED / f"{profile}.json", json.dumps(content, indent=1) + "\n")
 
 
@@ -65,8 +66,8 @@ def comparison(folder: Path, profile: str) -> str:
     if before is None:
         return f"No values of the profile '{profile}' are committed, to hold these against."
     now = json.loads(file.read_text())
-    theirs = {tuple(cell[name] for name in _CELL): cell for cell in before["cells"]}
-    ours = {tuple(cell[name] for name in _CELL): cell for cell in now["cells"]}
+    theirs = {tuple(score[name] for name in _MODEL): score for score in before["scores"]}
+    ours = {tuple(score[name] for name in _MODEL): score for score in now["scores"]}
     both = [key for key in ours if key in theirs]
     undecided = [key for key in both if theirs[key]["low"] is None or ours[key]["value"] is None]
     outside = [
@@ -76,23 +77,23 @@ def comparison(folder: Path, profile: str) -> str:
     same = now["metrics_sha256"] == before["metrics_sha256"]
     within = len(both) - len(outside) - len(undecided)
     lines = [f"Held against the committed values of the profile '{profile}':"]
-    lines.append(f"  {within} of {len(both)} cells lie within the committed intervals")
+    lines.append(f"  {within} of {len(both)} scores lie within the committed intervals")
     lines += [f"  outside: {_named(ours[key])} here, {_named(theirs[key], interval=True)} committed" for key in outside]
     lines += [f"  not decided: {_named(theirs[key])}, without an interval" for key in undecided]
-    lines += [f"  only here: {_named(cell)}" for key, cell in ours.items() if key not in theirs]
-    lines += [f"  only committed: {_named(cell)}" for key, cell in theirs.items() if key not in ours]
+    lines += [f"  only here: {_named(score)}" for key, score in ours.items() if key not in theirs]
+    lines += [f"  only committed: {_named(score)}" for key, score in theirs.items() if key not in ours]
     lines.append(f"  {TABLES}/metrics.csv is {'' if same else 'not '}the same, byte for byte")
     lines.append(f"  committed: {_of_machine(before['machine'])}")
     lines.append(f"  here:      {_of_machine(now['machine'])}")
     return "\n".join(lines)
 
 
-def _named(cell: Mapping[str, Any], interval: bool = False) -> str:
+def _named(score: Mapping[str, Any], interval: bool = False) -> str:
     def shown(value: float | None) -> str:
-        return percent(value) if cell["role"] == "student" or value is None else f"{value:.2f}"
+        return percent(value) if score["role"] == "student" or value is None else f"{value:.2f}"
 
-    between = f" ({shown(cell['low'])} to {shown(cell['high'])})" if interval else ""
-    return f"{cell['task']} {cell['config']} {cell['preset']}, seed {cell['seed']}: {shown(cell['value'])}{between}"
+    between = f" ({shown(score['low'])} to {shown(score['high'])})" if interval else ""
+    return f"{score['task']} {score['config']} {score['preset']}, seed {score['seed']}: {shown(score['value'])}{between}"
 
 
 def _of_machine(about: Mapping[str, Any]) -> str:
