@@ -237,14 +237,14 @@ def test_bits_are_chosen_for_narrow_layers_too(tmp_path):
 
 def test_a_manifest_that_tells_of_another_shape_is_refused(tmp_path):
     save_student(narrow_student("bart"), tmp_path)
-    said = json.loads((tmp_path / MANIFEST).read_text())["about"]
+    about = json.loads((tmp_path / MANIFEST).read_text())["about"]
     for config, message in (
         ("2-2-8 2-1 h2 f10", r"weight: .* is not allowed; it must be of the shape"),
         ("2-2-8 2-1 f10", r"weight: .* is not allowed; it must be of the shape"),
         ("2-2-8 2-1 h3 f10", r"heads: 3 .* at most 2"),
         ("2-2-8 2-1 h1 f11", r"^config: '2-2-8 2-1 h1 f11' .* one of f10, as config.json has it"),
     ):
-        refused(tmp_path, said | {"config": config}, message)
+        refused(tmp_path, about | {"config": config}, message)
     for heads in (
         None,
         {"encoder": [[0], [0]], "decoder": [[0]]},
@@ -252,7 +252,7 @@ def test_a_manifest_that_tells_of_another_shape_is_refused(tmp_path):
         {"encoder": [[0], [0, 1]], "decoder": [[0]], "cross": [[0]]},
         {"encoder": 3, "decoder": [[0]], "cross": [[0]]},
     ):
-        refused(tmp_path, said | {"kept_heads": heads}, r"^kept_heads: .* 1 of the teacher's heads")
+        refused(tmp_path, about | {"kept_heads": heads}, r"^kept_heads: .* 1 of the teacher's heads")
 
 
 def refused(folder, about, message):

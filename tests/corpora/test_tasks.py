@@ -139,9 +139,9 @@ def test_what_train_and_the_other_splits_have_in_common_is_said_when_a_corpus_is
     assert info["in_train"] == {
         "validation": {"sources": 0.5, "targets": 0.0}, "test": {"sources": 0.5, "targets": 0.0}
     }  # fmt: skip
-    said = capsys.readouterr().out
-    assert "3 train, 2 validation, 4 test" in said
-    assert "in train, too, whole or nearly so: 50.0% of sources and 0.0% of targets in validation; 50.0% of" in said
+    output = capsys.readouterr().out
+    assert "3 train, 2 validation, 4 test" in output
+    assert "in train, too, whole or nearly so: 50.0% of sources and 0.0% of targets in validation; 50.0% of" in output
     Study("mine.yaml").corpus()
     assert capsys.readouterr().out == ""
 

@@ -156,9 +156,9 @@ def test_a_model_is_scored_as_in_the_report_with_any_engine_and_against_another(
     test.write_text("".join(json.dumps(row) + "\n" for row in named))
     capsys.readouterr()
     assert main(["evaluate", str(out / "packed"), str(test), *columns, "--against", str(teacher)]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     headline = {"rougeL": "ROUGE-L", "bleu": "BLEU"}.get(HEADLINES.get(name, "rougeL"), HEADLINES.get(name))
-    (line,) = [each for each in said.splitlines() if each.split()[:1] == [headline]]
+    (line,) = [each for each in output.splitlines() if each.split()[:1] == [headline]]
     assert line.split()[1] == f"{read_record(student).score:.2f}"
     assert f" {read_record(teacher).score:.2f} " in line
     assert 0 < float(line.split()[-1]) <= 1
@@ -254,9 +254,9 @@ def test_the_same_command_makes_nothing_again(runs, capsys):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     capsys.readouterr()
     assert main(call(out.parent, "bart")) == 0
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
-    assert re.search(r"report\.html: rougeL \d+\.\d\d, teacher", said)
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1
+    assert re.search(r"report\.html: rougeL \d+\.\d\d, teacher", output)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
     (out.parent / "other.jsonl").touch()
     assert main([*call(out.parent, "bart"), "--train", str(out.parent / "other.jsonl")]) == 2
@@ -284,9 +284,9 @@ def test_ctrl_c_leaves_what_the_same_command_goes_on_from(tmp_path, capsys, monk
         assert main(arguments) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
     assert main(arguments) == 0
-    said = capsys.readouterr().out
-    assert "goes on after step 25" in said
-    assert "testing the teacher" not in said
+    output = capsys.readouterr().out
+    assert "goes on after step 25" in output
+    assert "testing the teacher" not in output
     assert read_record(trained(tmp_path / "out")[3]).train_steps == 30
 
 
@@ -295,11 +295,11 @@ def test_hours_become_steps_that_stay(tmp_path, capsys):
     place = arguments.index("--steps")
     arguments[place : place + 2] = ["--hours", "0.02"]
     assert main(arguments) == 0
-    said = capsys.readouterr().out
-    steps = int(re.search(r"([\d,]+) steps in 0.02 hours", said)[1].replace(",", ""))
+    output = capsys.readouterr().out
+    steps = int(re.search(r"([\d,]+) steps in 0.02 hours", output)[1].replace(",", ""))
     assert steps > 0
     for text in ("memory: at most ", "disk, checkpoints too: at most ", "the student, packed: "):
-        assert text in said
+        assert text in output
     assert not list((tmp_path / "out").rglob("students"))
     assert not (tmp_path / "out" / "report.md").exists()
     asked = (tmp_path / "out" / "arguments.json").read_bytes()
@@ -326,11 +326,11 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, caps
                 place = changed.index(option) + 1
             changed[place] = str(value)
         assert main(changed) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("dqlib distill: ")
-        assert said.count("\n") == 1
+        output = capsys.readouterr().err
+        assert output.startswith("dqlib distill: ")
+        assert output.count("\n") == 1
         assert not list(tmp_path.rglob("teacher"))
-        return said
+        return output
 
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "file").touch()
@@ -377,8 +377,8 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(tmp_path, caps
 
 
 @pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="SentencePiece is installed")
-@pytest.mark.parametrize("said", [None, {"tokenizer_class": "MarianTokenizer"}])
-def test_a_tokenizer_whose_package_is_not_there_is_one_sentence(said, tmp_path, capsys):
+@pytest.mark.parametrize("tokenizer_config", [None, {"tokenizer_class": "MarianTokenizer"}])
+def test_a_tokenizer_whose_package_is_not_there_is_one_sentence(tokenizer_config, tmp_path, capsys):
     arguments = call(tmp_path, "marian")
     checkpoint = tmp_path / "checkpoint"
     vocabulary = AutoTokenizer.from_pretrained(checkpoint).get_vocab()
@@ -387,8 +387,8 @@ def test_a_tokenizer_whose_package_is_not_there_is_one_sentence(said, tmp_path, 
     (checkpoint / "vocab.json").write_text(json.dumps(vocabulary))
     for name in ("source.spm", "target.spm"):  # as the checkpoints of Marian on the hub have them
         (checkpoint / name).write_bytes(b"pieces")
-    if said is not None:
-        (checkpoint / "tokenizer_config.json").write_text(json.dumps(said))
+    if tokenizer_config is not None:
+        (checkpoint / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     capsys.readouterr()
     assert main(arguments) == 2
     sentence = "one whose packages are installed: this one needs sentencepiece (pip install sentencepiece)."

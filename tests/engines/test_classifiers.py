@@ -30,7 +30,7 @@ SECONDS = ["a small house", "keeps the light near the river and under the old st
 IDS = [[2, 5, 6, 7, 3, 9, 10, 3], [2, 20, 3], [2, 30, 31, 32, 33, 3]]
 
 
-def told(engine):
+def separating(engine):
     """An engine without a tokenizer that knows which token ends a text of a pair."""
     engine.reading = replace(engine.reading, separator=3)
     return engine
@@ -76,7 +76,7 @@ def test_texts_and_pairs_are_read_as_transformers_reads_them(folders):
 def test_an_engine_gives_the_logits_of_pytorch(engine, bits, tmp_path):
     model = make_teacher("bert-classifier")
     model = model if bits is None else student_of(model, "bert-classifier", bits).eval()
-    ours, theirs = told(TorchClassifier(model)), told(served(model, engine, tmp_path / "out"))
+    ours, theirs = separating(TorchClassifier(model)), separating(served(model, engine, tmp_path / "out"))
     expected = ours.logits_of_ids(IDS)
     assert np.abs(theirs.logits_of_ids(IDS) - expected).max() < 1e-5
     for row, logits in zip(IDS, expected, strict=True):  # padding and neighbours change nothing
@@ -99,7 +99,7 @@ def test_an_engine_of_integers_is_the_student_but_for_what_it_rounds_inside_of_a
     else:
         assert opened(tmp_path / "out", engine).about["encoder"] == "int8"
     ours, theirs = (
-        told(each).logits_of_ids(IDS) for each in (TorchClassifier(student), load_classifier(tmp_path / "out"))
+        separating(each).logits_of_ids(IDS) for each in (TorchClassifier(student), load_classifier(tmp_path / "out"))
     )
     assert np.abs(ours - theirs).max() < 0.03
     save_packed(student, tmp_path / "packed")
@@ -115,7 +115,7 @@ def test_weights_of_few_bits_stay_so_in_onnxruntime(preset, encoder, tmp_path):
     export_model(student, tmp_path / "out", "onnxruntime", encoder=encoder)
     assert opened(tmp_path / "out", "onnxruntime").about["encoder"] == "packed"
     ours, theirs = (
-        told(each).logits_of_ids(IDS) for each in (TorchClassifier(student), load_classifier(tmp_path / "out"))
+        separating(each).logits_of_ids(IDS) for each in (TorchClassifier(student), load_classifier(tmp_path / "out"))
     )
     assert np.abs(ours - theirs).max() < 1e-4
 
@@ -128,7 +128,7 @@ def test_a_narrow_classifier_is_served_as_it_is(engine, tmp_path):
     teacher = case.model(type(case.config).from_dict(content)).eval()
     student = make_student(teacher, Config.parse("2-2-32 2-0 h3 f11")).eval()
     engines = (TorchClassifier(student), served(student, engine, tmp_path / "out"))
-    ours, theirs = (told(each).logits_of_ids(IDS) for each in engines)
+    ours, theirs = (separating(each).logits_of_ids(IDS) for each in engines)
     assert np.abs(ours - theirs).max() < 1e-5
 
 
@@ -180,8 +180,8 @@ def test_what_is_longer_than_the_model_reads_is_cut_and_told(folders):
 
 def test_what_no_classifier_can_read_is_refused(folders):
     engine = load_classifier(folders["packed"])
-    for ids, told in (([], "0 tokens"), ([5] * 25, "25 tokens"), ([VOCABULARY], str(VOCABULARY)), ([-1], "-1")):
-        with pytest.raises(InputError, match=rf"^input_ids: '?{told}"):
+    for ids, expected in (([], "0 tokens"), ([5] * 25, "25 tokens"), ([VOCABULARY], str(VOCABULARY)), ([-1], "-1")):
+        with pytest.raises(InputError, match=rf"^input_ids: '?{expected}"):
             engine.logits_of_ids([[5], ids])
     assert engine.logits_of_ids([]).shape == (0, 2)
     assert engine.classify([]) == []

@@ -137,12 +137,12 @@ def test_what_no_engine_can_read_is_refused_by_all(tmp_path):
     teacher = make_teacher("gpt2")
     engines = [TorchEngine(teacher), *(served(teacher, name, tmp_path / name) for name in ENGINES[1:])]
     for engine in engines:
-        for ids, told in (
+        for ids, message in (
             ([[5], []], r"^input_ids: \[\] .* without encoder or end"),
             ([[5] * 21], "^input_ids: '21 tokens' .* at most 20"),
             ([[VOCABULARY]], "^input_ids: "),
         ):
-            with pytest.raises(InputError, match=told):
+            with pytest.raises(InputError, match=message):
                 engine.generate_ids(ids, max_new_tokens=4)
         assert len(engine.generate_ids([[5] * 20], num_beams=1, max_new_tokens=4, min_new_tokens=4)[0]) == 4
 

@@ -181,7 +181,7 @@ def test_weights_with_several_scales_a_row_are_rounded_anew_and_told(tmp_path):
     report, _ = exported(student, tmp_path / "out")
     assert not report.exact
     by_name = {each.name: each for each in report.weights}
-    assert by_name["decoder/embeddings/weight"].exact  # one scale a row, an integer zero point
+    assert by_name["decoder/embeddings/weight"].exact  # one scale per row, an integer zero point
     other = by_name["encoder/layer_0/ffn/linear_0/weight"]
     assert not other.exact
     assert 0 < other.error < 0.01
@@ -315,7 +315,7 @@ def test_an_8_bit_student_scores_tokens_as_the_student_does(name, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
 @pytest.mark.parametrize(
-    "said",
+    "settings",
     [
         {"length_penalty": 2.0},
         {"length_penalty": 0.5, "min_length": 4},
@@ -327,13 +327,13 @@ def test_an_8_bit_student_scores_tokens_as_the_student_does(name, tmp_path):
     ],
     ids=str,
 )
-def test_what_a_model_says_of_decoding_holds_in_every_engine(said, tmp_path):
+def test_what_a_model_says_of_decoding_holds_in_every_engine(settings, tmp_path):
     teacher = make_teacher("bart")
-    for field, value in said.items():
+    for field, value in settings.items():
         setattr(teacher.generation_config, field, value)
     # with beams, a note tells where CTranslate2 has another rule; on these texts nothing comes of it
     for written in alike(teacher, tmp_path, {}, {"num_beams": 3}):
-        assert "forced_bos_token_id" not in said or all(row[0] == 7 for row in written)
+        assert "forced_bos_token_id" not in settings or all(row[0] == 7 for row in written)
 
 
 @pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
@@ -364,13 +364,13 @@ def test_a_call_asks_every_engine_for_the_same(asked, all_alike, tmp_path):
         teacher.generation_config.eos_token_id = [EOS, *{row[3] for row in written}]  # so that texts end, and soon
     plain = [TorchEngine(teacher), exported(teacher, tmp_path / "ct2")[1]]
     plain.append(served(teacher, "onnxruntime", tmp_path / "onnx"))
-    said = copy.deepcopy(teacher)
+    configured = copy.deepcopy(teacher)
     for field, value in asked.items():
-        setattr(said.generation_config, field, value)
+        setattr(configured.generation_config, field, value)
     changed = 0
     for beams in (1, 3):
         options = {"num_beams": beams, "max_new_tokens": NEW_TOKENS}
-        expected = TorchEngine(said).generate_ids(ids, **options)
+        expected = TorchEngine(configured).generate_ids(ids, **options)
         before = TorchEngine(teacher).generate_ids(ids, **options)
         changed += expected != before
         for engine in plain:
@@ -401,14 +401,14 @@ def test_what_an_engine_does_by_another_rule_is_told(tmp_path):
     teacher.generation_config.repetition_penalty = None
     teacher.generation_config.early_stopping = True
     assert exported(teacher, tmp_path / "out")[0].notes == ()
-    for said, word in (  # where beams are others than those of PyTorch
+    for settings, word in (  # where beams are others than those of PyTorch
         ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size forbid"),
         ({"min_length": 4, "bad_words_ids": [[9]]}, "min_length and bad_words_ids forbid"),
         ({"forced_bos_token_id": 7}, "which is forced"),
         ({"forced_eos_token_id": 2}, "the forced end"),
     ):
         other = copy.deepcopy(teacher)
-        for field, value in said.items():
+        for field, value in settings.items():
             setattr(other.generation_config, field, value)
         notes = exported(other, tmp_path / "out")[0].notes
         assert any(note.startswith("In beam search") and word in note for note in notes)
@@ -540,7 +540,7 @@ def test_what_an_exported_model_claims_is_held_against_its_files(engine, tokeniz
         with pytest.raises(InputError, match=r"layers: 1000000000 .* 2, as the graphs have it"):
             load_engine(tmp_path / "out")
         return
-    for name, text, told in (
+    for name, text, message in (
         ("shared_vocabulary.json", "[[]]", "a list of tokens"),
         ("shared_vocabulary.json", "[1", "JSON"),
         ("config.json", '{"add_source_bos": 1.5}', "add_source_bos: 1.5"),
@@ -548,7 +548,7 @@ def test_what_an_exported_model_claims_is_held_against_its_files(engine, tokeniz
         before = (tmp_path / "out" / name).read_text()
         (tmp_path / "out" / name).write_text(text)
         reseal(tmp_path / "out", [name], about=about)
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             load_engine(tmp_path / "out")
         (tmp_path / "out" / name).write_text(before)
         reseal(tmp_path / "out", [name])
@@ -596,13 +596,13 @@ def test_a_decoding_reads_back_from_json():
     assert Decoding.parse(json.loads(json.dumps(asdict(decoding))), VOCABULARY) == decoding
     with pytest.raises(InputError, match=r"^decoding: "):
         Decoding.parse({"ends": [2], "suppressed": []}, VOCABULARY)
-    for field, value, told in (
+    for field, value, message in (
         ("start", VOCABULARY, "decoder_start_token_id"), ("ends", [-1], "eos_token_id"),
         ("suppressed", [[]], "bad_words_ids"), ("positions", "all", "positions"),
         ("length_penalty", None, "length_penalty"), ("repetition_penalty", 10**400, "repetition_penalty"),
         ("has_encoder", 1, "has_encoder"),
     ):  # fmt: skip
-        with pytest.raises(InputError, match=rf"^decoding, {told}"):
+        with pytest.raises(InputError, match=rf"^decoding, {message}"):
             Decoding.parse(asdict(decoding) | {field: value}, VOCABULARY)
     with pytest.raises(InputError, match=r"^model: 'BertForMaskedLM'"):
         Decoding.of(make_teacher("bert"))

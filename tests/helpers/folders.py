@@ -11,14 +11,14 @@ from dqlib.storage.manifest import MANIFEST
 
 def reseal(folder, changed=(), **fields):
     """Change the manifest: fields of it, and the checksums of files that were changed."""
-    said = json.loads((folder / MANIFEST).read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     for name in changed:
         data = (folder / name).read_bytes()
-        said["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    said |= fields
-    del said["sha256"]
-    sealed = hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-    (folder / MANIFEST).write_text(json.dumps(said | {"sha256": sealed}))
+        manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest |= fields
+    del manifest["sha256"]
+    sealed = hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"sha256": sealed}))
 
 
 def reconfigure(folder, name="config.json", **fields):

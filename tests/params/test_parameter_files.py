@@ -158,8 +158,8 @@ def test_absurd_sizes_are_refused_with_their_field(given, block, key, value, tmp
     parameters["summarization"][block][key] = value
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(parameters))
-    told = refusal(path)
-    assert re.match(rf"summarization\.({block}\.{key}|{block}\.config '2|methods\.config)", told), told
+    sentence = refusal(path)
+    assert re.match(rf"summarization\.({block}\.{key}|{block}\.config '2|methods\.config)", sentence), sentence
 
 
 def test_a_profile_is_named_as_its_file(given, tmp_path, monkeypatch):

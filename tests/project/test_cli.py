@@ -68,8 +68,8 @@ def texts(tmp_path):
     return tmp_path / "texts"
 
 
-def said(capsys, *arguments, code=0):
-    """What a call says that ends with an exit code."""
+def printed(capsys, *arguments, code=0):
+    """What a call prints that ends with an exit code."""
     capsys.readouterr()
     assert main([str(each) for each in arguments]) == code
     return capsys.readouterr()
@@ -77,16 +77,16 @@ def said(capsys, *arguments, code=0):
 
 def refused(capsys, *arguments):
     """The one sentence on standard error of a call that fails with exit code 2."""
-    told = said(capsys, *arguments, code=2)
-    assert told.out == ""
-    assert told.err.startswith(f"dqlib {arguments[0]}: ")
-    assert told.err.count("\n") == 1
-    return told.err
+    output = printed(capsys, *arguments, code=2)
+    assert output.out == ""
+    assert output.err.startswith(f"dqlib {arguments[0]}: ")
+    assert output.err.count("\n") == 1
+    return output.err
 
 
 def rows_of(capsys, *arguments):
     """The JSON objects that a call writes, one per line."""
-    return [json.loads(line) for line in said(capsys, *arguments).out.splitlines()]
+    return [json.loads(line) for line in printed(capsys, *arguments).out.splitlines()]
 
 
 def test_help_of_each_command_has_an_example_that_can_be_called(capsys):
@@ -108,8 +108,8 @@ def test_a_call_that_is_not_understood_ends_with_2(capsys):
 
 
 def test_pack_writes_the_student_and_its_tokenizer(students, packed, tmp_path, capsys):
-    told = said(capsys, "pack", students / "bart", tmp_path / "out").out
-    assert f"{packed_size_bytes(tmp_path / 'out'):,} bytes" in told
+    output = printed(capsys, "pack", students / "bart", tmp_path / "out").out
+    assert f"{packed_size_bytes(tmp_path / 'out'):,} bytes" in output
     ids = torch.tensor([[5, 6, 7, 2]])
     with torch.no_grad():
         ours, theirs = (
@@ -123,26 +123,26 @@ def test_pack_writes_the_student_and_its_tokenizer(students, packed, tmp_path, c
 def test_pack_rounds_only_when_asked(students, tmp_path, capsys):
     assert "round_for_storage" in refused(capsys, "pack", students / "raw", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    said(capsys, "pack", students / "raw", tmp_path / "out", "--round")
-    said(capsys, "verify", tmp_path / "out")
+    printed(capsys, "pack", students / "raw", tmp_path / "out", "--round")
+    printed(capsys, "verify", tmp_path / "out")
     assert "tokenizer" in refused(capsys, "generate", tmp_path / "out", "--input", __file__)  # which has none
 
 
 def test_inspect_shows_the_account(students, packed, capsys):
     fp32_bytes = fp32_size_bytes(load_student(students / "raw"))
     assert fp32_bytes_of(students / "raw") == fp32_bytes
-    told = said(capsys, "inspect", packed / "bart", "--teacher", students / "raw").out
-    assert "BartForConditionalGeneration, 2-2-8 2-1, preset dqlib" in told
+    output = printed(capsys, "inspect", packed / "bart", "--teacher", students / "raw").out
+    assert "BartForConditionalGeneration, 2-2-8 2-1, preset dqlib" in output
     for part in ("weights", "embeddings", "positions", "scales", "rest", "overhead", "paper's count", "a head in fp16",
                  f"{packed_size_bytes(packed / 'bart'):,}", f"{fp32_bytes:,}"):  # fmt: skip
-        assert part in told
+        assert part in output
 
 
 def test_verify_tells_a_damaged_folder_by_its_exit_code(packed, tmp_path, capsys):
     shutil.copytree(packed / "bart", tmp_path / "out")
-    said(capsys, "verify", tmp_path / "out")
+    printed(capsys, "verify", tmp_path / "out")
     _flip(tmp_path / "out" / WEIGHTS, -1)
-    assert ".codes: 'CRC-32" in said(capsys, "verify", tmp_path / "out", code=1).err
+    assert ".codes: 'CRC-32" in printed(capsys, "verify", tmp_path / "out", code=1).err
     assert ".codes: 'CRC-32" in refused(capsys, "generate", tmp_path / "out", "--input", __file__)
 
 
@@ -177,9 +177,9 @@ def test_an_exported_model_generates_and_agrees(students, packed, fast, texts, c
     assert [answer["input"] for answer in answers] == TEXTS
     others = ("--batch-size", 3, "--engine", "ctranslate2", "--threads", 1)
     assert rows_of(capsys, "generate", fast, *options, *others) == answers
-    assert "100.00% of" in said(capsys, "agree", packed / "bart", students / "bart", *options).out
-    told = said(capsys, "agree", packed / "bart", fast, *options, "--early-stopping").out
-    assert "of 4 texts are the same" in told
+    assert "100.00% of" in printed(capsys, "agree", packed / "bart", students / "bart", *options).out
+    output = printed(capsys, "agree", packed / "bart", fast, *options, "--early-stopping").out
+    assert "of 4 texts are the same" in output
 
 
 def test_classify_labels_every_line_in_order(packed, tmp_path, capsys, monkeypatch):
@@ -192,7 +192,7 @@ def test_classify_labels_every_line_in_order(packed, tmp_path, capsys, monkeypat
     assert all(list(row["probabilities"]) == ["LABEL_0", "LABEL_1", "LABEL_2"] for row in rows)
     assert rows[0]["probabilities"]["LABEL_1"] == pytest.approx(found[0].probabilities["LABEL_1"], abs=1e-6)
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts)))
-    plain = said(capsys, "classify", model, "--format", "text").out.splitlines()
+    plain = printed(capsys, "classify", model, "--format", "text").out.splitlines()
     chance = found[0].probabilities[found[0].label]
     assert plain[0] == f"{found[0].label}\t{chance:.4f}\t{texts[0]}"
     assert len(plain) == len(texts)
@@ -207,37 +207,37 @@ def test_classify_reads_pairs_from_tabs_and_from_columns(packed, tmp_path, capsy
     assert rows_of(capsys, *call, tmp_path / "rows.jsonl", "--text", "a", "--second", "b") == tabs
     assert [(row["input"], row["second"]) for row in tabs] == pairs
     (tmp_path / "tabs").write_text("numbers " * 60 + "\n" + "the sum\n")
-    cut = said(capsys, *call, tmp_path / "tabs")
+    cut = printed(capsys, *call, tmp_path / "tabs")
     assert cut.err == "dqlib classify: 1 of 2 texts were longer than the model reads, and were cut\n"
 
 
 def test_an_exported_classifier_labels_and_agrees(packed, students, tmp_path, capsys):
     pytest.importorskip(engine := "onnxruntime")
     model, exported, lines = packed / "bert-classifier", tmp_path / "out", tmp_path / "lines"
-    said(capsys, "export", model, exported, "--engine", engine)
+    printed(capsys, "export", model, exported, "--engine", engine)
     lines.write_text("the sum\tall numbers\nof\tthe\n")
     texts = ("--input", lines, "--pairs", "--threads", 1)
     ours, theirs = (rows_of(capsys, "classify", folder, *texts) for folder in (model, exported))
     assert [row["label"] for row in ours] == [row["label"] for row in theirs]
-    assert "100.00% of 2 texts have the same label" in said(capsys, "agree", model, exported, *texts).out
-    assert "0.0000 at most" in said(capsys, "agree", model, students / "bert-classifier", *texts).out
+    assert "100.00% of 2 texts have the same label" in printed(capsys, "agree", model, exported, *texts).out
+    assert "0.0000 at most" in printed(capsys, "agree", model, students / "bert-classifier", *texts).out
     assert "BertForSequenceClassification" in refused(capsys, "generate", exported, "--input", lines)
     assert "GPT2LMHeadModel" in refused(capsys, "classify", packed / "gpt2", "--input", lines)
 
 
 def test_an_exported_gpt2_continues_a_text_and_agrees(packed, tmp_path, capsys):
     pytest.importorskip("ctranslate2")
-    said(capsys, "export", packed / "gpt2", tmp_path / "out", "--engine", "ctranslate2")
+    printed(capsys, "export", packed / "gpt2", tmp_path / "out", "--engine", "ctranslate2")
     (tmp_path / "texts").write_text("return the sum\nof all numbers\n")
     options = ("--input", tmp_path / "texts", "--beams", 1, "--max-new-tokens", 4)
     answers = rows_of(capsys, "generate", tmp_path / "out", *options)
     assert [answer["input"] for answer in answers] == ["return the sum", "of all numbers"]
-    assert "of 2 texts are the same" in said(capsys, "agree", packed / "gpt2", tmp_path / "out", *options).out
+    assert "of 2 texts are the same" in printed(capsys, "agree", packed / "gpt2", tmp_path / "out", *options).out
 
 
 def test_what_is_wrong_with_texts_to_classify_is_told_with_its_line(packed, tmp_path, capsys):
     lines, model = tmp_path / "lines", packed / "bert-classifier"
-    for text, options, told in (
+    for text, options, expected in (
         ("the sum\n\n", (), "lines, line 2: '' is not allowed; it must be a text"),
         ("a\tb\nc\n", ("--pairs",), "lines, line 2: 'c' is not allowed; it must be two texts with one tab"),
         ("a\t \n", ("--pairs",), "lines, line 1: "),
@@ -248,7 +248,7 @@ def test_what_is_wrong_with_texts_to_classify_is_told_with_its_line(packed, tmp_
         ("the\n", ("--pairs", "--text", "a"), "--pairs: True"),
     ):
         lines.write_text(text)
-        assert told in refused(capsys, "classify", model, "--input", lines, "--batch-size", 5, *options)
+        assert expected in refused(capsys, "classify", model, "--input", lines, "--batch-size", 5, *options)
     assert "BertForMaskedLM" in refused(capsys, "classify", packed / "bert", "--input", lines)
     assert "BertForSequenceClassification" in refused(capsys, "generate", model, "--input", lines)
     assert "--pairs: True" in refused(capsys, "agree", packed / "bart", packed / "bart", "--input", lines, "--pairs")
@@ -256,11 +256,11 @@ def test_what_is_wrong_with_texts_to_classify_is_told_with_its_line(packed, tmp_
 
 def test_export_says_what_became_of_the_weights(packed, fast, tmp_path, capsys):
     call = ("export", packed / "bart", tmp_path / "out", "--engine", "ctranslate2")
-    told = said(capsys, *call).out
-    assert "keep the codes that they were trained with" in told
-    assert f"{(tmp_path / 'out' / 'model.bin').stat().st_size:,} bytes, int8" in told
+    output = printed(capsys, *call).out
+    assert "keep the codes that they were trained with" in output
+    assert f"{(tmp_path / 'out' / 'model.bin').stat().st_size:,} bytes, int8" in output
     assert (tmp_path / "out" / "model.bin").read_bytes() == (fast / "model.bin").read_bytes()
-    assert "bytes, float32" in said(capsys, *call, "--quantization", "float32").out
+    assert "bytes, float32" in printed(capsys, *call, "--quantization", "float32").out
 
 
 def test_what_is_wrong_with_an_export_is_told_in_one_sentence(students, packed, fast, tmp_path, capsys):
@@ -285,12 +285,12 @@ def test_what_is_wrong_with_an_export_is_told_in_one_sentence(students, packed, 
 
 def test_the_encoder_of_an_export_is_chosen_and_is_onnxruntime_s(packed, tmp_path, capsys):
     call = ("export", packed / "bart", tmp_path / "out", "--engine")
-    told = refused(capsys, *call, "ctranslate2", "--encoder", "packed")
-    assert "--encoder: 'packed'" in told
-    assert "left out with --engine ctranslate2: it is one of onnxruntime" in told
+    output = refused(capsys, *call, "ctranslate2", "--encoder", "packed")
+    assert "--encoder: 'packed'" in output
+    assert "left out with --engine ctranslate2: it is one of onnxruntime" in output
     pytest.importorskip("onnx")
     assert "--encoder: 'int4'" in refused(capsys, *call, "onnxruntime", "--encoder", "int4")
-    said(capsys, *call, "onnxruntime", "--encoder", "packed")
+    printed(capsys, *call, "onnxruntime", "--encoder", "packed")
     assert opened(tmp_path / "out", "onnxruntime").about["encoder"] == "packed"
 
 
@@ -309,10 +309,10 @@ def test_what_is_wrong_is_told_in_one_sentence(students, packed, tmp_path, capsy
     assert "folder: " in refused(capsys, "inspect", packed / "bart", "--teacher", tmp_path)
     assert "folder: " in refused(capsys, "verify", tmp_path / "nowhere")
     assert "threads: 9999" in refused(capsys, "generate", packed / "bart", *texts, "--threads", 9999)
-    told = refused(capsys, "generate", packed / "bart", "--input", tmp_path / "nowhere")
-    assert re.search("--input: '.*nowhere' .* a file that exists", told)
-    told = refused(capsys, "generate", packed / "bart", "--input", tmp_path / "binary")
-    assert re.search(r"--input .*binary, line 2: .* it must be a text in utf-8", told)
+    output = refused(capsys, "generate", packed / "bart", "--input", tmp_path / "nowhere")
+    assert re.search("--input: '.*nowhere' .* a file that exists", output)
+    output = refused(capsys, "generate", packed / "bart", "--input", tmp_path / "binary")
+    assert re.search(r"--input .*binary, line 2: .* it must be a text in utf-8", output)
     assert "BertForMaskedLM" in refused(capsys, "generate", packed / "bert", *texts)
     assert "--max-new-tokens: 24" in refused(capsys, "generate", packed / "bart", *texts, "--max-new-tokens", 24)
 
@@ -320,12 +320,12 @@ def test_what_is_wrong_is_told_in_one_sentence(students, packed, tmp_path, capsy
 @pytest.mark.parametrize("name", ["bart", "bert-classifier"])
 def test_nothing_to_agree_on_is_one_sentence(name, packed, tmp_path, capsys):
     (tmp_path / "empty").touch()
-    told = refused(capsys, "agree", packed / name, packed / name, "--input", tmp_path / "empty")
-    assert "with a text at least" in told
+    output = refused(capsys, "agree", packed / name, packed / name, "--input", tmp_path / "empty")
+    assert "with a text at least" in output
 
 
 def test_a_damaged_student_is_told_in_one_sentence(students, tmp_path, capsys):
-    for damage, told in (
+    for damage, expected in (
         (lambda folder: _cut(folder / "model.safetensors"), "bytes long, as the manifest has it"),
         (lambda folder: _flip(folder / "model.safetensors"), "model.safetensors: 'SHA-256"),
         (lambda folder: _without(folder, "config.json", "model_type"), "config.json, model_type: None"),
@@ -338,7 +338,7 @@ def test_a_damaged_student_is_told_in_one_sentence(students, tmp_path, capsys):
         shutil.rmtree(tmp_path / "student", ignore_errors=True)
         shutil.copytree(students / "bart", tmp_path / "student")
         damage(tmp_path / "student")
-        assert told in refused(capsys, "pack", tmp_path / "student", tmp_path / "out")
+        assert expected in refused(capsys, "pack", tmp_path / "student", tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
@@ -357,35 +357,35 @@ def test_every_folder_that_is_written_is_verified_and_no_flipped_bit_escapes(kin
     folder = tmp_path / kind
     if kind in ENGINES:
         pytest.importorskip(kind)
-        said(capsys, "export", packed / "bart", folder, "--engine", kind)
+        printed(capsys, "export", packed / "bart", folder, "--engine", kind)
     elif kind == "teacher":
         save_model(make_teacher("bart"), folder)
     else:
         shutil.copytree((packed if kind == "packed" else students) / "bart", folder)
-    said(capsys, "verify", folder)
+    printed(capsys, "verify", folder)
     random = np.random.default_rng(0)
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         whole = path.read_bytes()
         for place in (0, len(whole) - 1, int(random.integers(len(whole)))):
             _flip(path, place, 1 << int(random.integers(8)))
-            assert said(capsys, "verify", folder, code=1).err.count("\n") == 1
+            assert printed(capsys, "verify", folder, code=1).err.count("\n") == 1
             with pytest.raises(InputError):
                 load_engine(folder)
             path.write_bytes(whole)
         path.unlink()
-        said(capsys, "verify", folder, code=1)
+        printed(capsys, "verify", folder, code=1)
         if kind != "teacher" or path.name != MANIFEST:  # which a teacher from elsewhere has not
             with pytest.raises(InputError):
                 load_engine(folder)
         path.write_bytes(whole)
-    said(capsys, "verify", folder)
+    printed(capsys, "verify", folder)
     assert load_engine(folder).generate_ids([[5, 2]], max_new_tokens=2)
 
 
 def test_what_a_folder_is_is_told_without_torch_and_an_export_writes_without_it(packed, students, tmp_path, capsys):
     calls = ["verify", str(packed / "bart")], ["inspect", str(packed / "bart"), "--teacher", str(students / "bart")]
     exported = ["generate", str(tmp_path / "onnx"), "--max-new-tokens", "4"]
-    said(capsys, "export", packed / "bart", exported[1], "--engine", "onnxruntime")
+    printed(capsys, "export", packed / "bart", exported[1], "--engine", "onnxruntime")
     script = f"""
 import sys
 from dqlib.cli import main

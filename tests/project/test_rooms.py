@@ -63,8 +63,8 @@ def imports(path, other):
 @pytest.mark.parametrize("walk", WALKS)
 def test_the_walks_of_the_architecture_go_from_file_to_file_and_are_short(walk):
     text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
-    told = re.split(r"\n\n|\n\* ", text.partition(f"* **{walk}**: ")[2])[0]
-    names = re.findall(r"`([\w/]+\.py)`", told)
+    section = re.split(r"\n\n|\n\* ", text.partition(f"* **{walk}**: ")[2])[0]
+    names = re.findall(r"`([\w/]+\.py)`", section)
     files = [next(root / name for root in (PACKAGE, PACKAGE / "study") if (root / name).is_file()) for name in names]
     assert 4 < len(files) <= WALKS[walk]
     assert len(set(files)) == len(files)

@@ -90,7 +90,7 @@ def test_a_job_without_its_inputs_names_the_command_that_makes_them(tmp_path, mo
     write_small_study(tmp_path)
     monkeypatch.chdir(tmp_path)
 
-    def told(*command):
+    def refusal(*command):
         assert main([*command, "--params", "small.yaml"]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
@@ -101,10 +101,10 @@ def test_a_job_without_its_inputs_names_the_command_that_makes_them(tmp_path, mo
     for job, part in jobs:
         if part != "corpus":
             write_text(load_settings("small.yaml").folders("summarization").corpus / "corpus.json", "{}")
-        error = told("job", job, "--config", CONFIG)
+        error = refusal("job", job, "--config", CONFIG)
         assert error.startswith(f"error: {part}: ")
         assert f"`python -m dqlib.study make {part} --params small.yaml --task summarization` makes it" in error
-    error = told("report")  # before there are results
+    error = refusal("report")  # before there are results
     assert error.startswith("error: results: ")
     assert "`dvc repro compare`" in error
 

@@ -79,13 +79,13 @@ def _asked(arguments: Test, kind: str) -> Test:
     Raises:
         InputError: the model's tokenizer cannot be read, or it says too little: a prefix or a language has to be given.
     """
-    said = kept(arguments.model)
-    if not said and "model_type" in content_of(Path(arguments.model)):
+    asked = kept(arguments.model)
+    if not asked and "model_type" in content_of(Path(arguments.model)):
         checkpoint = Checkpoint("model", str(Path(arguments.model).absolute()))
         if checkpoint.kind == kind:
             positions = getattr(checkpoint.model_config, "max_position_embeddings", None)
-            said = asked_of(checkpoint.corpus(arguments), checkpoint.evaluate(arguments), positions)
-    return replace(arguments, **{name: said[name] for name in said if getattr(arguments, name) is None})
+            asked = asked_of(checkpoint.corpus(arguments), checkpoint.evaluate(arguments), positions)
+    return replace(arguments, **{name: asked[name] for name in asked if getattr(arguments, name) is None})
 
 
 def _rows(arguments: Test, kind: str) -> tuple[list[Row], S.Corpus]:

@@ -105,11 +105,11 @@ class Checkpoint:
     def settings(self) -> dict[str, Any]:
         """How it generates."""
         settings = generation_settings(self.field, self.name, self.revision)
-        said = {k: v for k, v in (self.content | settings).items() if v is not None}
+        given = {k: v for k, v in (self.content | settings).items() if v is not None}
         names: tuple[str, ...] = ("max_length", "num_beams", "decoder_start_token_id")  # those that are read here
-        read = {name: said[name] for name in names if name in said}
+        read = {name: given[name] for name in names if name in given}
         checked_settings(read, self.model_config.vocab_size, f"{self.field}, how it generates")
-        return said
+        return given
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -158,9 +158,9 @@ class Checkpoint:
     def start(self) -> int:
         """Id that its decoder starts from; that of padding, where T5 does not say it."""
         of_class = getattr(self.model_config, "decoder_start_token_id", None)
-        said = self.settings.get("decoder_start_token_id", of_class)
-        if said is not None:
-            return said
+        start = self.settings.get("decoder_start_token_id", of_class)
+        if start is not None:
+            return start
         return self.tokenizer.pad_token_id if self.content["model_type"] in ("t5", "marian") else -1
 
     @cached_property
@@ -250,10 +250,10 @@ class Checkpoint:
 
 def asked_of(corpus: Mapping[str, Any], evaluate: Mapping[str, Any], positions: int | None) -> dict[str, Any]:
     """What :mod:`dqlib.engines.kept` keeps, of the parameters of a corpus and of a test, and a model's positions."""
-    said = {name: corpus.get(name) for name in ("prefix", "source_tokens", "target_tokens")}
-    if said["target_tokens"] and positions:
-        said["target_tokens"] = min(said["target_tokens"], positions - 1)  # as many as engines write
-    return said | {"language": next(iter(corpus.get("languages", ())), None), "beams": evaluate["beams"]}
+    asked = {name: corpus.get(name) for name in ("prefix", "source_tokens", "target_tokens")}
+    if asked["target_tokens"] and positions:
+        asked["target_tokens"] = min(asked["target_tokens"], positions - 1)  # as many as engines write
+    return asked | {"language": next(iter(corpus.get("languages", ())), None), "beams": evaluate["beams"]}
 
 
 def language_of(tokenizer: PreTrainedTokenizerFast, start: int | None) -> str | None:

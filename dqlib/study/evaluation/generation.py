@@ -24,11 +24,11 @@ def own_batches(
     """
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].source))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
-    for number, indices in enumerate(mine, start=1):
+    own = batches[accelerator.process_index :: accelerator.num_processes]
+    for number, indices in enumerate(own, start=1):
         yield indices
         if accelerator.is_main_process:
-            report(name, number, len(mine))
+            report(name, number, len(own))
 
 
 @torch.no_grad()

@@ -46,8 +46,8 @@ def _layers(tables: Tables) -> str:
         if lost:
             parts.append(f"keeping {name} costs {_span(lost)} points more")
             shown.append(f"{name} keeps {listed(fewer)}")
-    told = "; ".join(shown)
-    return f"**At 2 bits, {', '.join(parts)}.** {told[:1].upper()}{told[1:]}." if parts else ""
+    sentence = "; ".join(shown)
+    return f"**At 2 bits, {', '.join(parts)}.** {sentence[:1].upper()}{sentence[1:]}." if parts else ""
 
 
 def _together(tables: Tables) -> str:
