@@ -4,7 +4,7 @@
 
 ``STUDENT`` is a student's folder, ``DOCUMENTS`` a corpus's ``test.jsonl``; left out, they are those of summarization
 after ``make repro``. Greedy search. The tiny change multiplies biases and what LayerNorms multiply with by one plus a
-millionth of a normal number. The file of ``--csv`` gets a row an engine: the parts of ``tokens`` and of ``choices``
+millionth of a normal number. The file of ``--csv`` gets one row per engine: the parts of ``tokens`` and of ``choices``
 that agree, from 0 to 1, on ``n`` documents.
 """
 

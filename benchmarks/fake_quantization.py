@@ -171,7 +171,7 @@ def generation(model: PreTrainedModel, shapes: Shapes, new_weights: bool = False
 
 
 def compare(what: str, timed: dict[str, Timed], rounds: int, clock: str = "wall") -> list[Row]:
-    """Time every variant once a round, after one round that does not count."""
+    """Time every variant once per round, after one round that does not count."""
     order, now = random.Random(0), CLOCKS[clock]
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for i in range(rounds + 1):

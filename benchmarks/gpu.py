@@ -6,11 +6,11 @@ First it runs the tests that are marked ``gpu``, and stops if one fails. Then it
 BART of base size, 1,024 source and 128 target tokens, half of the decoder left out, in fp32 and bf16:
 
 * ``plain distillation``: a student in full precision, ``32-32-32``, with the losses of the preset ``dqlib``;
-* ``dqlib``: the same student at ``2-2-8``, weights quantized once a step;
+* ``dqlib``: the same student at ``2-2-8``, weights quantized once per step;
 * ``reference's way`` (fp32 only): the preset ``dq-bart-faithful`` at ``2-2-8`` with its own losses, eager attention
   in the teacher, and every weight quantized again wherever it is used, as DQ-BART's code does.
 
-A row has tokens a second (source and target together) or, on a GPU, the most bytes that were allocated at a time.
+A row has tokens per second (source and target together) or, on a GPU, the most bytes that were allocated at a time.
 ``ratio`` says how many times better than the baseline a value is: more tokens, fewer bytes; a value has a row for each
 baseline. Rows of an earlier run on the same device are replaced, all others stay.
 
@@ -78,7 +78,7 @@ def run_tests(device: str) -> int:
 
 
 def quantize_at_every_use(model: PreTrainedModel) -> None:
-    """Let a student's weights be quantized wherever they are used, not once a step."""
+    """Let a student's weights be quantized wherever they are used, not once per step."""
 
     def again(quantizer: WeightFakeQuantizer) -> None:
         kept = quantizer.forward
@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _timed(
     student: PreTrainedModel, teacher: PreTrainedModel, shapes: Shapes, preset: str, precision: str, rounds: int
 ) -> dict[str, float]:
-    """Tokens a second by the median of the rounds, after two that do not count, and the peak of the allocator."""
+    """Tokens per second by the median of the rounds, after two that do not count, and the peak of the allocator."""
     on_gpu = student.device.type == "cuda"
     step = training_step(student, teacher, shapes, preset, precision)
     step.prepare()

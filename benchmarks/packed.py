@@ -13,7 +13,7 @@ Students of BART-base's shape have random weights, which suffice for size and sp
 * CPU seconds of what cannot be left out of ``load_packed``, the least of each: getting memory for the numbers and
   writing to it once, the SHA-256 of the file, making the model without numbers, and unpacking into memory that is
   there;
-* millions of fp32 bytes a second that codes are packed and unpacked at, all weights of the student counted.
+* millions of fp32 bytes per second that codes are packed and unpacked at, all weights of the student counted.
 """
 
 from __future__ import annotations

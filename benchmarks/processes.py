@@ -40,7 +40,7 @@ NAME = "training ways"
 
 
 def measure(kind: str, count: int, way: str) -> None:
-    """Print the steps a second of this process, or of the group that it belongs to."""
+    """Print the steps per second of this process, or of the group that it belongs to."""
     task = load_settings("laptop").task("summarization")
     vocabulary = task.corpus.vocab_size
     examples = random_examples(vocabulary, 2000)
@@ -68,7 +68,7 @@ def measure(kind: str, count: int, way: str) -> None:
 
 
 def run(kind: str, processes: int, count: int, way: str = "") -> float:
-    """Steps a second of a group of processes that share the cores."""
+    """Steps per second of a group of processes that share the cores."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     threads = str(max(1, available_cores() // processes))
     command = [sys.executable, *launcher, __file__, "--worker", kind, "--ways", way or WAYS[0], "--steps", str(count)]

@@ -209,7 +209,7 @@ class Preset:
 
 
 #: What DQ-BART's code computes (amazon-science/dq-bart): the head stays in full precision, activations have one
-#: scale a tensor, losses count padding.
+#: scale per tensor, losses count padding.
 DQ_BART_FAITHFUL = Preset(
     name="dq-bart-faithful",
     weights=WeightQuantization(linear="per_tensor", clip=2.5),

@@ -19,7 +19,7 @@ from transformers import BartConfig, BartForConditionalGeneration, MBartConfig, 
 
 from dqlib.study.training.batches import Batch, Example, collate
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: more threads each would only be in each other's way
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: more threads each would only be in each other's way
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 

@@ -11,7 +11,7 @@ A low-bit weight is a ``MatMulNBits`` of ONNX Runtime (``com.microsoft``): unsig
 become {1, 2, 3} and binary ones {1, 3} of two bits, and nothing is lost. Four levels become {0, 1, 2, 3}, which lie
 around 1.5: half a scale times the sum of the input's row is added to the product, so nothing is lost either. (Kernels
 take a zero point of 1.5, too, but then unpack the whole weight for each product, 5 to 200 times slower.) With several
-scales per row four levels take 4 bits. The kernels round activations to 8 bits, one scale a block of a token; a student
+scales per row four levels take 4 bits. The kernels round activations to 8 bits, one scale per block of a token; a student
 rounds them with one scale per token.
 
 Those kernels serve few rows well and many badly, and an encoder has as many rows as its source has tokens. So the

@@ -147,7 +147,7 @@ class Layers:
         g.nodes[-1].output[1] = g.nodes[-1].output[2] = ""  # mean and deviation
         return outputs[0], outputs[3]
 
-    # --- int8, as a student rounds: one scale per token, one a row of the weight
+    # --- int8, as a student rounds: one scale per token, one per row of the weight
 
     def zero_points(self, g: Graph, x: str) -> str:
         """The zero point of each row; "" where an encoder multiplies numbers as they are."""

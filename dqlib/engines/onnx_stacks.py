@@ -74,7 +74,7 @@ class Stacks(Layers):
         raise NotImplementedError
 
     def decoder(self, g: Graph) -> None:
-        """One step: a token a row to logits (rows, vocabulary)."""
+        """One step: one token per row to logits (rows, vocabulary)."""
         raise NotImplementedError
 
     def candidates(self, g: Graph) -> None:

@@ -19,7 +19,7 @@ class Steps:
         graphs: of the model.
         lengths: tokens that are read in each row, texts x beams, before the first one is written.
         longest: tokens that are written at most.
-        positions: how many places the graph is told for each token: one a row, or one for all.
+        positions: how many places the graph is told for each token: one per row, or one for all.
 
     Attributes:
         length: tokens that keys and values are there of.

@@ -401,7 +401,7 @@ def test_a_classifier_s_decoder_counts_the_tokens_of_the_source():
         output.logits = torch.randn(2, 7)
         return output
 
-    ours, theirs, labels = output(), output(), torch.tensor([3, 5])  # one a text, none a token
+    ours, theirs, labels = output(), output(), torch.tensor([3, 5])  # one per text, none per token
     weights, maps = LossWeights(contrastive=1.0), LayerMaps([], [0])
     denominators, bank = (8.0, 4.0), MemoryBank(7, 0.5)
     found = distillation_terms(ours, theirs, labels, mask, maps, weights, denominators, bank)

@@ -213,7 +213,7 @@ def test_a_value_without_codes_is_that_of_the_codes(scheme, bits):
 )
 def test_a_weight_taken_in_blocks_is_that_of_the_whole(scheme, bits, monkeypatch):
     monkeypatch.setattr(quantizers, "BLOCK", 512)
-    shapes = (40, 16), (9, 64), (3, 512 // 2)  # many rows a block, with a rest; few; too wide for blocks
+    shapes = (40, 16), (9, 64), (3, 512 // 2)  # many rows per block, with a rest; few; too wide for blocks
     assert [quantizers.block_of_rows(randn(*shape)) for shape in shapes] == [32, 8, None]
     for granularity, (rows, columns) in product(("per_row", "per_group_8", "per_tensor"), shapes):
         weight = randn(rows, columns)
@@ -681,7 +681,7 @@ def test_a_change_that_leaves_no_trace_is_seen_after_forgetting():
 
 
 def test_an_activation_does_not_depend_on_its_neighbours():
-    # One scale a tensor, as the reference has it, lets padding change a sentence's result.
+    # One scale per tensor, as the reference has it, lets padding change a sentence's result.
     x = torch.randn(2, 5, 16)
     crowd = torch.cat([x, 100 * torch.randn(2, 3, 16)], dim=1)
     for bits in (4, 8):

@@ -116,9 +116,9 @@ def test_there_is_more_prose_than_code(notebook):
 @pytest.mark.parametrize(
     ("preset", "columns", "panels"),
     [
-        ("fine-tuning", ["task", "validation_loss"], ["loss\n(nats a token)"]),
-        ("dqlib", ["loss", "validation_loss"], ["weighted sum of all terms", "loss\n(nats a token)"]),
-        ("dqlib", ["task", "logits"], ["loss\n(nats a token)", "divergence from the teacher\n(nats a token)"]),
+        ("fine-tuning", ["task", "validation_loss"], ["loss\n(nats per token)"]),
+        ("dqlib", ["loss", "validation_loss"], ["weighted sum of all terms", "loss\n(nats per token)"]),
+        ("dqlib", ["task", "logits"], ["loss\n(nats per token)", "divergence from the teacher\n(nats per token)"]),
         ("dq-bart", ["logits"], ["squared difference from the teacher's logits"]),
         ("mine", ["logits"], ["logits"]),
     ],

@@ -113,7 +113,7 @@ def test_training_curves_show_every_row_of_the_log_and_name_what_they_measure():
     low, high = axes.get_ylim()
     assert low < 0.0003
     assert high > 4.8
-    assert axes.get_ylabel() == "divergence from the teacher (nats a token)"
+    assert axes.get_ylabel() == "divergence from the teacher (nats per token)"
     (axes,) = figures.training_curves(curves.assign(preset="dq-bart")).axes
     assert "nats" not in axes.get_ylabel()  # its logits are compared by squared difference
 

@@ -241,7 +241,7 @@ def _pairs(
 
 
 def _gaps(rows: pandas.DataFrame) -> np.ndarray:
-    """Validation loss less the teacher's, (runs,), in nats a token or text."""
+    """Validation loss less the teacher's, (runs,), in nats per token or text."""
     return (rows.validation_loss - rows.teacher_loss).to_numpy(dtype=float)
 
 

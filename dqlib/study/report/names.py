@@ -101,9 +101,9 @@ def quantity_of(term: str, preset: str = "", unit: str = "token") -> str:
     known = PRESETS | VARIANTS
     logits = known[preset].loss.logits_loss if preset in known else ""
     if term in ("task", "validation_loss"):
-        return f"loss (nats a {unit})"
+        return f"loss (nats per {unit})"
     if term == "logits" and logits in ("kl", "tsld"):
-        return f"divergence from the teacher (nats a {unit})"
+        return f"divergence from the teacher (nats per {unit})"
     if term == "logits" and logits == "mse":
         return "squared difference from the teacher's logits"
     return "weighted sum of all terms" if term == "loss" else term.replace("_", " ")

@@ -321,7 +321,7 @@ _CLOSING = f"""A corpus of another SHA-256 (another version of Python, say) give
 
 The size counts each code at its bits, scales, biases and LayerNorms at 16, positions at
 {get_preset("dqlib").position_bits}, and the tied embedding and output head once, quantized: what is counted is what
-computes the logits. A student that is not quantized counts at 16 bits a number and the teacher at 32, so half of what
+computes the logits. A student that is not quantized counts at 16 bits per number and the teacher at 32, so half of what
 *distillation alone* saves is that. Headers and the manifest of a packed file come on top. Training curves come from
 [`{TRAINING}`]({TABLES}/{TRAINING}), further measures from [`details.csv`](tables/details.csv).
 """
