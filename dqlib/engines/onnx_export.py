@@ -11,8 +11,8 @@ A low-bit weight is a ``MatMulNBits`` of ONNX Runtime (``com.microsoft``): unsig
 become {1, 2, 3} and binary ones {1, 3} of two bits, and nothing is lost. Four levels become {0, 1, 2, 3}, which lie
 around 1.5: half a scale times the sum of the input's row is added to the product, so nothing is lost either. (Kernels
 take a zero point of 1.5, too, but then unpack the whole weight for each product, 5 to 200 times slower.) With several
-scales per row four levels take 4 bits. The kernels round activations to 8 bits, one scale per block of a token; a student
-rounds them with one scale per token.
+scales per row four levels take 4 bits. The kernels round activations to 8 bits, one scale per block of a token; a
+student rounds them with one scale per token.
 
 Those kernels serve few rows well and many badly, and an encoder has as many rows as its source has tokens. So the
 encoder may be written with codes of 8 bits and one scale per row (``MatMulInteger``), four times as large and three to

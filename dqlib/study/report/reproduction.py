@@ -93,7 +93,8 @@ def _named(score: Mapping[str, Any], interval: bool = False) -> str:
         return percent(value) if score["role"] == "student" or value is None else f"{value:.2f}"
 
     between = f" ({shown(score['low'])} to {shown(score['high'])})" if interval else ""
-    return f"{score['task']} {score['config']} {score['preset']}, seed {score['seed']}: {shown(score['value'])}{between}"
+    model = f"{score['task']} {score['config']} {score['preset']}, seed {score['seed']}"
+    return f"{model}: {shown(score['value'])}{between}"
 
 
 def _of_machine(about: Mapping[str, Any]) -> str:
