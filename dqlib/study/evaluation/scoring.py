@@ -48,8 +48,10 @@ def score(
     predictions = generate(model, examples, corpus.tokenizer, evaluation, tokens, accelerator, name)
     if not accelerator.is_main_process:
         return None
-    scored = translation_scores if language else text_scores
-    scores, lines = scored(rows, predictions, evaluation.bootstrap, *([language] if language else []))
+    if language:
+        scores, lines = translation_scores(rows, predictions, evaluation.bootstrap, language)
+    else:
+        scores, lines = text_scores(rows, predictions, evaluation.bootstrap)
     write_scores(scores, lines, folder)
     return scores
 

@@ -63,8 +63,8 @@ def curves(folder: Path, columns: list[str]) -> Figure:
     """Those columns of a training log that it has, over the steps: one panel per quantity, named with its unit."""
     log = pandas.read_csv(folder / LOG)
     record = read_record(folder) if (folder / RECORD).is_file() else None
-    of = (record.preset, kind_of(record.task).unit) if record else ()
-    panel_of = {name: quantity_of(name, *of) for name in columns if name in log}
+    preset, unit = (record.preset, kind_of(record.task).unit) if record else ("", "token")
+    panel_of = {name: quantity_of(name, preset, unit) for name in columns if name in log}
     quantities = list(dict.fromkeys(panel_of.values()))
     rows = max(1, len(quantities))  # a teacher that was not trained here has an empty log
     size = 6.4, 2.2 * rows + 0.6

@@ -30,6 +30,9 @@ NAMED_BLOCKS = "named blocks"
 #: What errors call the types of values.
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a block"}
 
+#: What reads the numbers of YAML, by the names of their tags.
+_NUMBERS = {"int": SafeConstructor.construct_yaml_int, "float": SafeConstructor.construct_yaml_float}
+
 _YAML = "tag:yaml.org,2002:"
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
@@ -105,12 +108,11 @@ def _scalar(node: yaml.ScalarNode, where: str) -> str | int | float | bool | Non
     try:
         if kind == "bool":
             return SafeConstructor.bool_values[text.lower()]
-        if kind in ("int", "float") and len(text) <= LONGEST_NUMBER:
-            return getattr(SafeConstructor(), f"construct_yaml_{kind}")(node)
+        if kind in _NUMBERS and len(text) <= LONGEST_NUMBER:
+            return _NUMBERS[kind](SafeConstructor(), node)
     except (ValueError, LookupError, ArithmeticError):
         pass  # of a tag that is written there
-    number = kind in ("int", "float")
-    allowed = f"a number of at most {LONGEST_NUMBER} characters" if number else "a value without a tag"
+    allowed = f"a number of at most {LONGEST_NUMBER} characters" if kind in _NUMBERS else "a value without a tag"
     raise InputError(where or "params", text, allowed)
 
 

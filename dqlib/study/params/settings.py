@@ -149,8 +149,11 @@ class Settings:
     def student_folder(self, task: str, config: Config, preset: str, seed: int | None = None) -> Path:
         """Where a student is, or will be: its name has preset and seed where they are not the task's own."""
         distill = self.task(task).distill
-        own = preset if preset != distill.preset else None, seed if seed != distill.seed else None
-        return self.folders(task).student(config.slug, *own)
+        return self.folders(task).student(
+            config.slug,
+            preset=preset if preset != distill.preset else None,
+            seed=seed if seed != distill.seed else None,
+        )
 
     def pretrained_folder(self, task: str) -> Path | None:
         """The model that a task's teacher starts from; None where it starts from random weights."""

@@ -90,12 +90,12 @@ def in_bits(bits: int) -> str:
     return f"{bits} bit{'s' * (bits > 1)}"
 
 
-def quantity_of(term: str, preset: str = "", unit: str = "token") -> str:
+def quantity_of(term: str, preset: str, unit: str) -> str:
     """What a column of a training log measures, with its unit, for an axis.
 
     Args:
         term: name of the column.
-        preset: preset of the training, which decides how logits are compared.
+        preset: of the training, which decides how logits are compared; empty where it is not known.
         unit: what the loss is the mean over.
     """
     known = PRESETS | VARIANTS

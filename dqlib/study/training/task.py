@@ -92,11 +92,17 @@ class TaskTraining:
                 allowed = f"at least 1: no text of the corpus '{self.corpus.info['name']}' there has {SHORTEST} tokens"
                 raise InputError(f"{self.name}.corpus.{split}, windows of text", 0, allowed)
         Trainer(
-            model, TaskObjective(), steps(examples, training, noise), validation, training, self.accelerator,
-            folder / LOG, f"{self.name}: pre-training",
+            model=model,
+            objective=TaskObjective(),
+            batches=steps(examples, training, noise),
+            validation=validation,
+            training=training,
+            accelerator=self.accelerator,
+            log_path=folder / LOG,
+            name=f"{self.name}: pre-training",
             checkpoints=self._checkpoints(self.folders.pretrained, training, model),
             collate=self.kind.collate(tokenizer),
-        ).train()  # fmt: skip
+        ).train()
 
     def finetune(self, model: PreTrainedModel, folder: Path) -> None:
         """Train the teacher on the pairs, in place; the log goes to ``folder``, which becomes ``folders.teacher``.
@@ -106,8 +112,15 @@ class TaskTraining:
         training, target = self.spec.finetune, self.folders.teacher
         assert training is not None
         checkpoints = self._checkpoints(target, training, model)
-        objective = TaskObjective(training.label_smoothing)
-        self._train_on_pairs(model, objective, training, folder, target, f"{self.name}: teacher", checkpoints)
+        self._train_on_pairs(
+            model,
+            TaskObjective(training.label_smoothing),
+            training,
+            folder=folder,
+            target=target,
+            name=f"{self.name}: teacher",
+            checkpoints=checkpoints,
+        )
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(parameter.half())
@@ -139,8 +152,17 @@ class TaskTraining:
         checkpoints = self._checkpoints(
             target, training, student, teacher=digest, preset=preset, config=repr(config), **of_labels
         )
-        name = f"{self.name}: {config} {preset.name}"
-        self._train_on_pairs(student, objective, training, folder, target, name, checkpoints, recipe, labels)
+        self._train_on_pairs(
+            student,
+            objective,
+            training,
+            folder=folder,
+            target=target,
+            name=f"{self.name}: {config} {preset.name}",
+            checkpoints=checkpoints,
+            recipe=recipe,
+            labels=labels,
+        )
         round_for_storage(student)
         return student
 
@@ -149,6 +171,7 @@ class TaskTraining:
         model: PreTrainedModel,
         objective: Objective,
         training: S.Training,
+        *,
         folder: Path,
         target: Path,
         name: str,
@@ -167,9 +190,19 @@ class TaskTraining:
         self.kind.encode(corpus.splits["validation"][:1], corpus, spec)
         try:
             Trainer(
-                model, objective, self.batches(training, recipe, labels), validation, training, self.accelerator,
-                folder / LOG, name, recipe, checkpoints, on_policy, self.kind.collate(corpus.tokenizer),
-            ).train()  # fmt: skip
+                model=model,
+                objective=objective,
+                batches=self.batches(training, recipe, labels),
+                validation=validation,
+                training=training,
+                accelerator=self.accelerator,
+                log_path=folder / LOG,
+                name=name,
+                recipe=recipe,
+                checkpoints=checkpoints,
+                on_policy=on_policy,
+                collate=self.kind.collate(corpus.tokenizer),
+            ).train()
         except TrainingError as error:
             if not error.restored:
                 raise
