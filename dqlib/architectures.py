@@ -1,4 +1,4 @@
-"""The one place that knows the names of layers in each supported architecture.
+"""The one place that knows what each supported architecture calls its layers, and its ``config.json`` its sizes.
 
 Every entry needs a model that calls the transformers attention interface (``ALL_ATTENTION_FUNCTIONS``).
 """
@@ -57,6 +57,9 @@ class Architecture:
         neurons_to: paths, within a layer, of the projections that read neurons.
         head_fields: fields of the model's configuration with the numbers of heads.
         neuron_fields: fields of the model's configuration with the numbers of neurons.
+        width_field: field of the model's configuration with the features of a token.
+        position_field: field of the model's configuration with how many positions there are; empty where they have no
+            end.
     """
 
     encoder: Stack | None
@@ -78,6 +81,8 @@ class Architecture:
     neurons_to: tuple[str, ...] = ()
     head_fields: tuple[str, ...] = ()
     neuron_fields: tuple[str, ...] = ()
+    width_field: str = ""
+    position_field: str = ""
 
     @property
     def stacks(self) -> dict[str, Stack]:
@@ -123,6 +128,8 @@ _BART = Architecture(
     neurons_to=("fc2",),
     head_fields=("encoder_attention_heads", "decoder_attention_heads"),
     neuron_fields=("encoder_ffn_dim", "decoder_ffn_dim"),
+    width_field="d_model",
+    position_field="max_position_embeddings",
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -146,6 +153,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         neurons_to=("layer.1.DenseReluDense.wo", "layer.2.DenseReluDense.wo"),
         head_fields=("num_heads",),
         neuron_fields=("d_ff",),
+        width_field="d_model",
     ),
     "bert": Architecture(
         encoder=Stack("bert.encoder.layer", "num_hidden_layers"),
@@ -165,6 +173,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         neurons_to=("output.dense",),
         head_fields=("num_attention_heads",),
         neuron_fields=("intermediate_size",),
+        width_field="hidden_size",
+        position_field="max_position_embeddings",
     ),
     "gpt2": Architecture(
         encoder=None,
@@ -181,6 +191,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         neurons_to=("mlp.c_proj",),
         head_fields=("n_head",),
         neuron_fields=("n_inner",),
+        width_field="n_embd",
+        position_field="n_positions",
     ),
 }
 

@@ -12,9 +12,10 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.utils import get_session
 
+from dqlib.architectures import ARCHITECTURES, Architecture
 from dqlib.errors import InputError
 from dqlib.files import DiskFullError, room_in
-from dqlib.study.params.model import ARCHITECTURES, SIZES
+from dqlib.study.params.model import MODEL_TYPES, SIZES
 from dqlib.study.params.paths import project_root
 from dqlib.study.params.schema import LONGEST
 
@@ -82,27 +83,17 @@ def fetching(field: str, name: str) -> Iterator[None]:
         raise InputError(field, name, allowed) from None
 
 
-#: What a ``config.json`` calls each of :data:`SIZES`, by its ``model_type``; a number is said by none.
-_ENCODER_DECODER = (
-    "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads", "encoder_ffn_dim",
-    "max_position_embeddings",
-)  # fmt: skip
-_ENTRIES: dict[str, tuple[str | int, ...]] = {
-    "bart": _ENCODER_DECODER,
-    "mbart": _ENCODER_DECODER,
-    "marian": _ENCODER_DECODER,
-    "t5": ("d_model", "num_layers", "num_decoder_layers", "num_heads", "d_ff", LONGEST),  # it has no end of positions
-    "bert": (
-        "hidden_size", "num_hidden_layers", 0, "num_attention_heads", "intermediate_size", "max_position_embeddings",
-    ),
-    "gpt2": ("n_embd", 0, "n_layer", "n_head", "n_inner", "n_positions"),
-}  # fmt: skip
+def _entries(names: Architecture) -> tuple[str | int, ...]:
+    """What a ``config.json`` of an architecture calls each of :data:`SIZES`; a number is said by none."""
+    depths = [0 if stack is None else stack.depth for stack in (names.encoder, names.decoder)]
+    positions = names.position_field or LONGEST
+    return names.width_field, *depths, names.head_fields[0], names.neuron_fields[0], positions
 
 
 def shape_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the content of a ``config.json`` says of a model's shape, by the names of parameters."""
     architecture = config["model_type"]
-    entries = zip(SIZES, _ENTRIES[architecture], strict=True)
+    entries = zip(SIZES, _entries(ARCHITECTURES[architecture]), strict=True)
     shape = {ours: config.get(theirs) if isinstance(theirs, str) else theirs for ours, theirs in entries}
     if architecture == "gpt2" and shape["ffn_dim"] is None and shape["d_model"] is not None:
         shape["ffn_dim"] = 4 * shape["d_model"]  # GPT-2 says it where it is another one
@@ -113,7 +104,7 @@ def shape_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checkpoint_shape(
-    field: str, name: str, revision: str | None = None, architectures: Collection[str] = ARCHITECTURES
+    field: str, name: str, revision: str | None = None, architectures: Collection[str] = MODEL_TYPES
 ) -> dict[str, Any]:
     """What a checkpoint on the hub or in a folder says of its shape, by the names of :func:`shape_of`.
 

@@ -11,8 +11,8 @@ from dqlib.study.params.tasks import TASKS
 
 #: Parameters of a model's shape.
 SIZES = ("d_model", "encoder_layers", "decoder_layers", "heads", "ffn_dim", "max_positions")
-#: Of checkpoints.
-ARCHITECTURES = tuple(name for kind in KINDS.values() for name in kind.architectures)
+#: Architectures that a teacher may have, as a ``config.json`` names them.
+MODEL_TYPES = tuple(name for kind in KINDS.values() for name in kind.architectures)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Model:
     architecture: str = "bart"
 
     def __post_init__(self) -> None:
-        one_of("architecture", self.architecture, ARCHITECTURES)
+        one_of("architecture", self.architecture, MODEL_TYPES)
         if not self.init_std > 0:
             raise InputError("init_std", self.init_std, "a positive number")
         widths = dict.fromkeys(("d_model", "heads", "ffn_dim"), (1, 10**6))
