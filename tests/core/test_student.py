@@ -31,9 +31,8 @@ from dqlib.student import (
     supervision_map,
     supervision_maps,
 )
-from tests.conftest import TINY
 from tests.helpers.folders import reweigh
-from tests.helpers.models import data_of, make_teacher, student_of
+from tests.helpers.models import TINY, data_of, make_teacher, student_of
 
 
 def pickled(what):

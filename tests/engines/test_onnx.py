@@ -14,10 +14,9 @@ from dqlib.presets import get_preset
 from dqlib.storage.manifest import opened
 from dqlib.student import make_student, module_quantizers, quantized_modules
 from dqlib.study.corpora.tokenizer import train_tokenizer
-from tests.conftest import BOTH
 from tests.helpers.engines import OTHERS
 from tests.helpers.folders import reseal
-from tests.helpers.models import CASES, PAD
+from tests.helpers.models import BOTH, CASES, PAD
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")

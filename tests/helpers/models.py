@@ -29,6 +29,14 @@ from dqlib.config import ActivationQuantization, Config, WeightQuantization
 from dqlib.presets import get_preset
 from dqlib.student import make_student
 
+#: Of an encoder-decoder whose numbers of layers a test says.
+TINY = {
+    "vocab_size": 96, "d_model": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 40, "init_std": 0.2, "dropout": 0.0,
+    "scale_embedding": True, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
+    "forced_eos_token_id": None,
+}  # fmt: skip
+
 VOCABULARY = 60
 PAD, EOS = 1, 2
 
@@ -108,6 +116,8 @@ CASES = {
 
 
 EVERY = pytest.mark.parametrize("name", CASES)
+#: For a test that the place of norms matters to: mBART's come before the layers' parts, BART's after them.
+BOTH = pytest.mark.parametrize("teacher", ["mbart", "bart"], indirect=True)
 WANTED = {"output_attentions": True, "output_hidden_states": True}
 
 

@@ -10,8 +10,8 @@ import dqlib
 from dqlib.study.params import settings as S
 from dqlib.study.training.batches import steps
 from dqlib.study.training.loop import Trainer, make_accelerator, validation_loss
-from tests.conftest import TINY
 from tests.helpers.examples import copying
+from tests.helpers.models import TINY
 
 
 def small_model():

@@ -19,8 +19,8 @@ from dqlib.study.params.kinds import KINDS
 from dqlib.study.params.paths import LOG, PREDICTIONS, project_root
 from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline import notebook as run
-from tests.conftest import committed
 from tests.helpers import grid
+from tests.helpers.projects import committed
 
 NOTEBOOKS = sorted((committed() / "notebooks").glob("*.ipynb"))
 

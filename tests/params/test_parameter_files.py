@@ -10,7 +10,7 @@ import yaml
 from dqlib.errors import InputError
 from dqlib.study.params.paths import project_root
 from dqlib.study.params.settings import load_settings
-from tests.conftest import committed
+from tests.helpers.projects import committed
 
 PROFILES = sorted(path.stem for path in (committed() / "profiles").glob("*.yaml"))
 FILES = 40

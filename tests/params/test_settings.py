@@ -15,7 +15,7 @@ from dqlib.study.params.evaluation import FEWEST_DOCUMENTS
 from dqlib.study.params.paths import project_root
 from dqlib.study.params.profiles import choose_profile
 from dqlib.study.params.settings import load_settings, profile_path
-from tests.conftest import committed
+from tests.helpers.projects import committed
 
 
 @pytest.fixture

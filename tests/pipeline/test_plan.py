@@ -11,7 +11,7 @@ from dqlib.study.__main__ import main
 from dqlib.study.params.settings import load_settings, settings_of
 from dqlib.study.pipeline.plan import _Timed, plan
 from dqlib.study.training.kinds import training_of
-from tests.conftest import write_small_study
+from tests.helpers.projects import write_small_study
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from dqlib.student import make_student, round_for_storage
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.params.settings import load_settings
 from dqlib.study.report.readme import long_tables
-from tests.conftest import TINY
+from tests.helpers.models import TINY
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks"

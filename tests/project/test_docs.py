@@ -20,7 +20,7 @@ from dqlib.storage.manifest import packed_size_bytes
 from dqlib.storage.reading import read_tokenizer
 from dqlib.study.distill.arguments import Distillation
 from dqlib.study.params.paths import project_root
-from tests.conftest import TINY
+from tests.helpers.models import TINY
 
 ROOT = project_root()
 

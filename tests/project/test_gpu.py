@@ -17,8 +17,8 @@ from dqlib.study.params import settings as S
 from dqlib.study.training.batches import collate, steps
 from dqlib.study.training.loop import Trainer, make_accelerator, token_counts
 from dqlib.study.training.objectives import DistillationObjective
-from tests.conftest import TINY
 from tests.helpers.examples import copying
+from tests.helpers.models import TINY
 
 DEVICE = os.environ.get("DQLIB_GPU_TESTS_ON", "cuda")
 

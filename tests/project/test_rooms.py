@@ -13,6 +13,7 @@ import dqlib
 from tests.helpers.rooms import ARROWS, room_of
 
 PACKAGE = Path(dqlib.__file__).parent
+TESTS = Path(__file__).parents[1]
 ROOMS = [f"study/{room}" for room in ARROWS if (PACKAGE / "study" / room).is_dir()]
 
 
@@ -22,8 +23,9 @@ def nodes(path):
     return list(ast.walk(ast.parse(path.read_text())))
 
 
-def imported(path):
-    """Modules of the package that one of them imports, inside functions too, as paths with their lines."""
+def imported(path, package="dqlib"):
+    """Modules of a package that one of them imports, inside functions too, as paths with their lines."""
+    root = {"dqlib": PACKAGE, "tests": TESTS}[package]
     for node in nodes(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -33,8 +35,8 @@ def imported(path):
         else:
             continue
         for name in names:
-            if name.startswith("dqlib."):
-                yield Path(*name.split(".")[1:]), f"{path.relative_to(PACKAGE)}:{node.lineno} imports {name}"
+            if name.startswith(f"{package}."):
+                yield Path(*name.split(".")[1:]), f"{path.relative_to(root)}:{node.lineno} imports {name}"
 
 
 def test_no_room_imports_one_that_it_may_not():
@@ -48,6 +50,17 @@ def test_no_room_imports_one_that_it_may_not():
 
 def test_the_arrows_have_no_circle():
     tuple(TopologicalSorter(ARROWS).static_order())  # raises CycleError
+
+
+def test_no_test_imports_a_test_or_the_fixtures_but_what_they_share_is_in_helpers():
+    found = [each for path in TESTS.rglob("*.py") for each in imported(path, "tests")]
+    assert not [line for target, line in found if target.parts[0] != "helpers"]
+    assert found
+
+
+def test_tests_are_in_the_rooms_of_the_code():
+    rooms = {path.name for path in TESTS.iterdir() if (path / "__init__.py").is_file()}
+    assert rooms <= {*ARROWS, "storage", "project", "helpers"}
 
 
 #: The walks of docs/architecture.md, and the most files of each.

@@ -18,7 +18,7 @@ from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline.committed import committed_teacher
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import models
-from tests.conftest import committed
+from tests.helpers.projects import committed
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from dqlib.study.report.claims import Tables, claims_table
 from dqlib.study.report.pages import markdown_table, short_table
 from dqlib.study.report.readme import blocks, filled, pages
 from dqlib.study.report.recompute import runs_in
-from tests.conftest import committed
+from tests.helpers.projects import committed
 
 ROOT = committed()
 STUDY = str(ROOT / "profiles" / "study.yaml")

@@ -18,7 +18,7 @@ from dqlib.study.report.recompute import (
     similarity_table,
 )
 from dqlib.study.report.scores import KEYS, SCORES, Model, Resampled, joined, read_scores, write_scores
-from tests.conftest import committed
+from tests.helpers.projects import committed
 
 DOCUMENTS = 60
 

@@ -21,8 +21,8 @@ from dqlib.study.params.kinds import KINDS, SEQ2SEQ
 from dqlib.study.params.paths import PROVENANCE, project_root
 from dqlib.study.params.settings import Corpus, load_settings
 from dqlib.study.training.examples import Example, stored
-from tests.conftest import write_small_study
 from tests.helpers.folders import contents, hidden
+from tests.helpers.projects import write_small_study
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are those of POSIX")
 

@@ -28,7 +28,7 @@ from dqlib.study.training.examples import Example
 from dqlib.study.training.kinds import training_of
 from dqlib.study.training.loop import token_counts
 from dqlib.study.training.text_batches import collate_texts
-from tests.conftest import committed
+from tests.helpers.projects import committed
 
 
 def test_a_pair_is_padded_and_each_token_knows_its_text():

@@ -17,7 +17,7 @@ from dqlib.study.training.loop import TrainingError, make_accelerator, validatio
 from dqlib.study.training.objectives import DistillationObjective, TaskObjective
 from dqlib.study.training.task import TaskTraining, training_by
 from dqlib.terms import LayerMaps
-from tests.conftest import TINY
+from tests.helpers.models import TINY
 from tests.helpers.training import log_of, small_model, train
 
 
