@@ -15,9 +15,9 @@ from dqlib.study.corpora import pydoc
 from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.corpora.pseudo_labels import load_labels, write_labels
 from dqlib.study.corpora.rows import Rows
+from dqlib.study.labelling import pseudo_labels
 from dqlib.study.params.paths import PROVENANCE
 from dqlib.study.params.settings import load_settings
-from dqlib.study.pipeline import pseudo_labels
 from dqlib.study.pipeline.study import Study
 from dqlib.study.process.exit_codes import JobError
 from tests.helpers.processes import in_this_process
