@@ -1,6 +1,7 @@
 """The command ``dqlib``: distil a checkpoint, and pack, check, export and score models, or let them write.
 
-Commands import what they need when they run, so that ``--help`` answers at once.
+May import the core, the engines and ``dqlib.study.distill``; commands import what they need when they run, so that
+``--help`` answers at once.
 """
 
 from __future__ import annotations

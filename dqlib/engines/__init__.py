@@ -1,4 +1,4 @@
-"""Engines: one model, several programs that run it, the same calls.
+"""Engines: one model, several programs that run it, the same calls. May import the core.
 
 ``torch`` runs every model as it was trained, ``ctranslate2`` on 8-bit integers, ``onnxruntime`` on weights of a few
 bits. The last two are optional, ``pip install "dqlib[engines]"``, and are imported when they are asked for. A model

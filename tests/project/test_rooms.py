@@ -95,8 +95,8 @@ def test_no_function_is_longer_than_60_lines():
     assert not long
 
 
-@pytest.mark.parametrize("room", ["storage", *ROOMS])
+@pytest.mark.parametrize("room", ["storage", "engines", "cli", "study", *ROOMS])
 def test_a_room_says_what_lives_there_and_what_it_may_import(room):
     text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
-    assert 1 <= len(text.splitlines()) <= 4
-    assert "import" in text
+    assert 1 <= len(text.splitlines()) <= 5
+    assert re.search(r"\b[Mm]ay import\b", text)
