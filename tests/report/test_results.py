@@ -2,16 +2,22 @@
 
 import pandas
 import pytest
+import yaml
 
 from dqlib.study.evaluation.records import FALLING, columns_of
+from dqlib.study.params.paths import FIGURES, TABLES
 from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline.benchmark import benchmark_of
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.benchmark import COMPARED
 from dqlib.study.report.claims import Tables, claims_table
-from dqlib.study.report.pages import markdown_table, short_table
+from dqlib.study.report.pages import METRICS_JSON, TASK_PAGES, markdown_table, short_table
 from dqlib.study.report.readme import blocks, filled, pages
 from dqlib.study.report.recompute import runs_in
+from dqlib.study.report.reproduction import MEASURED
+from dqlib.study.report.scores import SCORES
+from dqlib.study.report.tables import Collected
+from tests.helpers import grid
 from tests.helpers.projects import committed
 
 ROOT = committed()
@@ -93,6 +99,21 @@ def test_the_claims_are_those_of_the_tables(study, metrics):
     tables = {name: pandas.read_csv(study[0] / "tables" / f"{name}.csv") for name in names}
     claims = claims_table(Tables(metrics, **tables, runs=runs_in(study[0])))
     assert claims.equals(pandas.read_csv(study[0] / "tables" / "claims.csv"))
+
+
+def test_the_pipeline_lists_all_that_the_report_writes():
+    metrics = grid.metrics()
+    decided = {
+        name: getattr(grid, name)(metrics) for name in ("comparisons", "retention", "accumulation", "similarity")
+    }
+    others = ("seeds", "training", "details", "positions", "lengths", "sizes", "sensitivity", "scores")
+    tables = Collected(metrics=metrics, **decided, **dict.fromkeys(others, metrics[:0])).files()
+    written = {*(f"{TABLES}/{name}" for name in tables), SCORES, f"{MEASURED}/${{profile}}.json", METRICS_JSON}
+    written |= {"README.md", TASK_PAGES, FIGURES}
+    outs = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["compare"]["outs"]
+    listed = [path for out in outs for path in ([out] if isinstance(out, str) else out)]
+    prefix = "${results}/"
+    assert sorted(path.removeprefix(prefix) for path in listed if path.startswith(prefix)) == sorted(written)
 
 
 @pytest.fixture
