@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +19,12 @@ from dqlib.schemes import SCHEMES
 from dqlib.storage.footprint import fp32_size_bytes
 from dqlib.storage.manifest import packed_size_bytes
 from dqlib.storage.reading import read_tokenizer
+from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.distill.arguments import Distillation
+from dqlib.study.params.corpus import EMBEDDED
 from dqlib.study.params.paths import project_root
+from dqlib.study.params.tasks import TASKS
+from dqlib.study.pipeline.study import Study
 from tests.helpers.models import TINY
 
 ROOT = project_root()
@@ -102,12 +107,18 @@ def test_the_page_of_a_checkpoint_names_every_option_of_its_command():
     assert {option for option in options if option not in page} == set()
 
 
-def test_a_scheme_a_preset_a_loss_and_a_corpus_are_added_by_the_code_of_the_page(tmp_path, monkeypatch):
-    monkeypatch.setitem(SCHEMES, "clipped", None)  # what the page adds is taken away afterwards
-    monkeypatch.setitem(PRESETS, "mine", None)
+@pytest.fixture
+def added(monkeypatch):
+    """What the code of the page of one's own parts defines; what it puts into tables is taken away afterwards."""
+    for table, name in ((SCHEMES, "clipped"), (PRESETS, "mine"), (EMBEDDED, "characters"), (TASKS, "naming")):
+        monkeypatch.setitem(table, name, None)
     page = (ROOT / "docs" / "extend.md").read_text()
     names: dict = {}
     exec("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)), names)
+    return names
+
+
+def test_a_scheme_a_preset_a_loss_and_a_corpus_are_added_by_the_code_of_the_page(added, tmp_path):
     teacher = save_checkpoint(tmp_path / "checkpoint").eval()
     student = make_student(teacher, Config.parse("2-2-8 2-1"), "mine")
     round_for_storage(student)
@@ -121,9 +132,27 @@ def test_a_scheme_a_preset_a_loss_and_a_corpus_are_added_by_the_code_of_the_page
     assert torch.equal(ours.logits, packed.logits)
     states = ours.encoder_last_hidden_state, theirs.encoder_last_hidden_state
     mask = torch.tensor([[True] * 4 + [False]])
-    loss = names["relation_mse"](*states, mask)
+    loss = added["relation_mse"](*states, mask)
     assert loss > 0
-    torch.testing.assert_close(loss, names["relation_mse"](*(x[:, :4] for x in states), mask[:, :4]))
-    splits = names["build"](SimpleNamespace(limit=100))
+    torch.testing.assert_close(loss, added["relation_mse"](*(x[:, :4] for x in states), mask[:, :4]))
+    splits = added["build"](SimpleNamespace(limit=100))
     assert {split: len(rows) for split, rows in splits.items()} == dict.fromkeys(("train", "validation", "test"), 100)
     assert not {row["group"] for row in splits["train"]} & {row["group"] for row in splits["test"]}
+
+
+def test_a_task_is_added_by_the_code_of_the_page(added, tmp_path, monkeypatch):
+    section = (ROOT / "docs" / "extend.md").read_text().partition("\n## A task\n")[2].partition("\n## ")[0]
+    (profile,) = re.findall(r"```yaml\n(.*?)```", section, flags=re.DOTALL)
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "naming.yaml").write_text(profile)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, EMBEDDED["characters"].module, SimpleNamespace(build=added["build"]))
+    study = Study("naming", "naming")
+    corpus = load_corpus(study.corpus())
+    assert {split: len(rows) for split, rows in corpus.splits.items()}["train"] == study.task.corpus.limit
+    assert min(len(corpus.splits[split]) for split in ("validation", "test")) >= study.task.evaluate.documents
+    assert [str(config) for config, _ in study.task.students()] == ["8-8-8 2-2", "2-2-8 2-1"]
+    assert study.settings.student_folder("naming", study.task.headline, "dqlib").name == "2-2-8_2-1"
+    command = f"`python -m dqlib.study make students --params {study.settings.profile} --task {study.name}`"
+    assert command in section
