@@ -83,6 +83,21 @@ def test_errors_accumulate_only_where_the_end_loses_more(wrong, verdict):
     assert of(verdicts(metrics, accumulation=grid.accumulation(metrics, **wrong)), "e", "eli5") == [verdict]
 
 
+def test_a_claim_that_is_not_decided_says_how_many_documents_would_decide_it():
+    half = grid.metrics(summarization={("2-2-8", "half"): 0.96})  # nine documents each
+    texts = {text for *_, text in verdicts(half, retention=grid.retention(half, width=0.04))}
+    assert any(text.endswith("the bar is 95%; about 150 documents would decide it") for text in texts)  # 9 (4 / 1)^2
+    tested = verdicts(half, comparisons=grid.comparisons(half, 0.2))
+    (text,) = [text for letter, task, text in tested if (letter, task) == ("a", "eli5")]
+    assert text.endswith("p = 0.600; about 32 documents would decide it")  # 9 (2.394 / 1.282)^2, three tests
+    level = verdicts(half, comparisons=grid.comparisons(half, 1.0, 0.0))
+    assert any(text.endswith("more than 1,000,000 documents would be needed to decide it") for *_, text in level)
+    assert not any("would decide it" in text for (*_, text), verdict in verdicts().items() if verdict != "not decided")
+    runs = grid.runs(language={("quantgpt", "2-2-8 0-6", 9): [0.1, 0.2, 0.3],
+                               ("quantgpt-no-contrast", "2-2-8 0-6", 9): [0.2, 0.3, 0.4]})  # fmt: skip
+    assert any(text.endswith("p = 0.288; about 11 seeds would decide it") for *_, text in of_readers(runs))
+
+
 def test_tokens_are_alike_only_where_the_interval_is_above_zero():
     metrics = grid.metrics()
     decided = verdicts(metrics, similarity=grid.similarity(metrics, low=-0.01))

@@ -9,6 +9,7 @@ import numpy as np
 import pandas
 
 from dqlib.study.evaluation.bootstrap import welch_p_value
+from dqlib.study.evaluation.similarity import HELD_OUT
 from dqlib.study.params.kinds import SEQ2SEQ
 from dqlib.study.params.tasks import TASKS
 from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED
@@ -21,6 +22,8 @@ from dqlib.study.report.verdicts import (
     corrected,
     decided,
     listed,
+    needed,
+    needed_by_p,
     not_run,
     significant,
     written_p,
@@ -56,7 +59,8 @@ def _joint(tables: Tables) -> Iterable[Verdict]:
     for row, p_value in corrected(list(alone.itertuples())):
         scores = f"{row.score:.2f} against {row.baseline_score:.2f} {METRIC_NAMES[row.headline]}"
         measured = f"{row.config}: {scores}, p = {written_p(p_value)}"
-        yield decided(claim, row.task, measured, ahead(row, p_value))
+        more = needed_by_p(tables.documents(row.task), row.p_value, len(alone))
+        yield decided(claim, row.task, measured, ahead(row, p_value), more)
 
 
 def _headline(tables: Tables) -> Iterable[Verdict]:
@@ -65,7 +69,7 @@ def _headline(tables: Tables) -> Iterable[Verdict]:
         half, least = tables.retention_of(task, "2-2-8", "half"), LEAST[loss]
         if half is not None:
             claim = f"(b) At the shape of 16.5x, {who} {loss}"
-            yield decided(claim, task, _against(half, least), half.at_least(least))
+            yield decided(claim, task, half.against(least), half.at_least(least), half.needed(least))
 
 
 def _limit(tables: Tables) -> Iterable[Verdict]:
@@ -74,7 +78,18 @@ def _limit(tables: Tables) -> Iterable[Verdict]:
         kept = [each for each in by_task.values() if each.decided]
         apart = bool(kept) and max(each.low for each in kept) > min(each.high for each in kept)
         measured = f"2-2-8 1-1 keeps: {listed(by_task)}; the bar: intervals of the best and the worst apart"
-        yield decided("(c) At the shape of 27.7x, the loss differs by task", "all", measured, apart or None)
+        claim = "(c) At the shape of 27.7x, the loss differs by task"
+        yield decided(claim, "all", measured, apart or None, _apart(kept))
+
+
+def _apart(kept: list[Retention]) -> str:
+    """How many times the documents of each task would set the intervals of the best and the worst apart."""
+    ordered = sorted(kept, key=lambda each: each.part)
+    if not ordered or ordered[0].part == ordered[-1].part:
+        return ""
+    worst, best = ordered[0], ordered[-1]
+    widths = best.part - best.low + worst.high - worst.part
+    return f"; {(widths / (best.part - worst.part)) ** 2:.1f} times the documents of each task would decide it"
 
 
 def _translation(tables: Tables) -> Iterable[Verdict]:
@@ -83,7 +98,7 @@ def _translation(tables: Tables) -> Iterable[Verdict]:
         whole = tables.retention_of(translation, "8-8-8", "full")
         if whole is not None:
             claim = "(d) Translation keeps its quality at 8 bits"
-            yield decided(claim, translation, _against(whole, NOTHING), whole.at_least(NOTHING))
+            yield decided(claim, translation, whole.against(NOTHING), whole.at_least(NOTHING), whole.needed(NOTHING))
         others = [each for task, each in by_task.items() if task != translation]
         if translation in by_task and others:
             claim, ours = "(d) Translation loses more than the others at 2 bits", by_task[translation]
@@ -95,12 +110,14 @@ def _translation(tables: Tables) -> Iterable[Verdict]:
 
 def _accumulation(tables: Tables) -> Iterable[Verdict]:
     claim = "(e) Errors accumulate along the output"
-    for row, p_value in corrected(_of_two_bits(tables, tables.accumulation)):
+    rows = _of_two_bits(tables, tables.accumulation)
+    for row, p_value in corrected(rows):
         measured = (
             f"{row.config}: {row.early:.1f} points of recall lost in the first part of the reference, "
             f"{row.late:.1f} in the last, p = {written_p(p_value)}"
         )
-        yield decided(claim, row.task, measured, significant(row.late - row.early, p_value))
+        more = needed_by_p(tables.documents(row.task), row.p_value, len(rows))
+        yield decided(claim, row.task, measured, significant(row.late - row.early, p_value), more)
 
 
 def _similarity(tables: Tables) -> Iterable[Verdict]:
@@ -110,7 +127,8 @@ def _similarity(tables: Tables) -> Iterable[Verdict]:
             f"{row.config}: mean cosine of different tokens {row.decoder:.3f} against {row.teacher:.3f} "
             f"in the teacher ({row.more_alike:+.3f}, 95% interval {row.low:+.3f} to {row.high:+.3f})"
         )
-        yield decided(claim, row.task, measured, True if row.low > 0 else False if row.high < 0 else None)
+        more = needed(HELD_OUT, (row.more_alike, row.low, row.high), 0.0, "held-out texts")
+        yield decided(claim, row.task, measured, True if row.low > 0 else False if row.high < 0 else None, more)
 
 
 def _few_layers(tables: Tables) -> Iterable[Verdict]:
@@ -124,8 +142,8 @@ def _few_layers(tables: Tables) -> Iterable[Verdict]:
             yield not_run(claim, task, f"a student 1-1-8 of at most {(layers - 1) // 2} of {layers} layers")
             continue
         kept, smaller = tables.retention_in(students.iloc[-1]), students.iloc[-1].compression
-        measured = f"{_against(kept, LITTLE)}; {smaller:.1f}x smaller"
-        yield decided(claim, task, measured, kept.at_least(LITTLE))
+        measured = f"{smaller:.1f}x smaller, {kept.against(LITTLE)}"
+        yield decided(claim, task, measured, kept.at_least(LITTLE), kept.needed(LITTLE))
 
 
 def _gpt2(tables: Tables) -> Iterable[Verdict]:
@@ -137,7 +155,7 @@ def _gpt2(tables: Tables) -> Iterable[Verdict]:
             continue
         times = f"{1 / kept.part:.2f} ({1 / kept.high:.2f} to {1 / kept.low:.2f}) times" if kept.decided else UNDECIDED
         measured = f"{kept.config}: {times} the teacher's perplexity; the bar is {NEAR}"
-        yield decided(claim, task, measured, kept.at_least(1 / NEAR))
+        yield decided(claim, task, measured, kept.at_least(1 / NEAR), kept.needed(1 / NEAR))
 
 
 def _of_runs(tables: Tables) -> Iterable[Verdict]:
@@ -159,12 +177,12 @@ def _of_runs(tables: Tables) -> Iterable[Verdict]:
             claim = f"(k) Dynamic scaling beats {name} at 2 bits"
             found += _pairs(tables, task, claim, [("quantgpt", preset)], bits="2-2-")
     tested = [each for each in found if isinstance(each, _OfRuns) and each.p_value is not None]
-    p_values: dict[int, float] = {}
+    p_values: dict[int, tuple[float, int]] = {}
     for letter in {each.claim[:3] for each in tested}:  # as in "(k)", whose two lines are one family
         family = corrected([each for each in tested if each.claim.startswith(letter)])
-        p_values |= {id(each): p_value for each, p_value in family}
+        p_values |= {id(each): (p_value, len(family)) for each, p_value in family}
     for each in found:
-        yield each.verdict(p_values.get(id(each))) if isinstance(each, _OfRuns) else each
+        yield each.verdict(*p_values.get(id(each), (None, 0))) if isinstance(each, _OfRuns) else each
 
 
 class _OfRuns(NamedTuple):
@@ -177,12 +195,12 @@ class _OfRuns(NamedTuple):
     p_value: float | None
     seeds: int
 
-    def verdict(self, p_value: float | None) -> Verdict:
-        """Its line, by the corrected p-value; a single seed decides nothing."""
-        if p_value is None:
+    def verdict(self, p_value: float | None, tests: int) -> Verdict:
+        """Its line, by the p-value that is corrected over so many tests; a single seed decides nothing."""
+        if p_value is None or self.p_value is None:
             return decided(self.claim, self.task, f"{self.measured}; {self.seeds} seed, which decides nothing", None)
-        measured = f"{self.measured}, p = {written_p(p_value)}"
-        return decided(self.claim, self.task, measured, significant(self.more, p_value))
+        measured, more = f"{self.measured}, p = {written_p(p_value)}", significant(self.more, p_value)
+        return decided(self.claim, self.task, measured, more, needed_by_p(self.seeds, self.p_value, tests, "seeds"))
 
 
 def _of_runs_of(claim: str, task: str, measured: str, ours: np.ndarray, theirs: np.ndarray) -> _OfRuns:
@@ -221,7 +239,7 @@ def _not_pretrained(tables: Tables, task: str) -> list[Verdict]:
             f"p = {written_p(row.p_value)}; the bar: not behind"
         )
         agrees = row.score >= row.baseline_score or significant(-1, row.p_value)
-        found.append(decided(claim, task, measured, agrees))
+        found.append(decided(claim, task, measured, agrees, needed_by_p(tables.documents(task), row.p_value, 1)))
     return found or [not_run(claim, task, "a task beside it, whose teacher is pre-trained at a student's depth")]
 
 
@@ -254,10 +272,3 @@ def _of_two_bits(tables: Tables, table: pandas.DataFrame) -> list[Any]:
             rows = table[(table.task == task) & (table.config == student.config) & (table.preset == student.preset)]
             found += rows.itertuples()
     return found
-
-
-def _against(retention: Retention, least: float) -> str:
-    config, metric = retention.config, retention.metric
-    if not retention.decided:
-        return f"{config}: the teacher's {metric} is too near to zero for a part of it"
-    return f"{config} keeps {retention} of the teacher's {metric}; the bar is {100 * least:.0f}%"

@@ -196,13 +196,14 @@ def _claims(collected: Collected, profile: str) -> str:
 
 {markdown_table(collected.claims())}
 *Agrees* and *does not agree* are what the test documents decide: a difference with p < {SIGNIFICANT}, or a 95% interval
-on one side of the bar; all else is *not decided*. p-values and intervals are those of the paired bootstrap over test
-documents, and over seeds where there are several, of the headline score; a translation's are of its first language. A
-gap is of validation losses, and its p-value is Welch's over the seeds of the benchmark. The p-values of one claim over
-all of its rows are corrected by Holm's method. [`{SCORES}`]({SCORES}) has the scores of
-every document: `python -m dqlib.study claims --params {profile}` computes all of this again from it in seconds. The
-shapes of 16.5x and 27.7x are named by the papers' count of BART: all encoder layers with half the decoder's, and one of
-each.
+on one side of the bar. All else is *not decided*, with the number of documents (or of seeds, where these are tested)
+that would decide it if what was measured stays: intervals narrow with the root of it. p-values and intervals are those
+of the paired bootstrap over test documents, and over seeds where there are several, of the headline score; a
+translation's are of its first language. A gap is of validation losses, and its p-value is Welch's over the seeds of the
+benchmark. The p-values of one claim over all of its rows are corrected by Holm's method. [`{SCORES}`]({SCORES}) has the
+scores of every document: `python -m dqlib.study claims --params {profile}` computes all of this again from it in
+seconds. The shapes of 16.5x and 27.7x are named by the papers' count of BART: all encoder layers with half the
+decoder's, and one of each.
 
 The teachers here are small models, so a claim that does not hold here may hold for
 large ones, and the other way round. Tables: [`comparisons.csv`](tables/comparisons.csv) (a),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import pandas
@@ -17,6 +18,8 @@ from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED
 
 #: A difference is decided where its p-value is smaller.
 SIGNIFICANT = 0.05
+#: Where more documents would be needed to decide a claim, their number says no more than that.
+MOST_NEEDED = 1_000_000
 #: A claim whose models or runs are missing.
 NOT_RUN = "not run"
 #: Baseline of a comparison: a model of the same layers that was pre-trained and fine-tuned at that depth.
@@ -59,6 +62,10 @@ class Tables:
         match = rows[(rows.config == config) & (rows.role == "student")]
         return None if match.empty else match.iloc[0]
 
+    def documents(self, task: str) -> int:
+        """How many documents the models of a task were tested on."""
+        return int(self.metrics[self.metrics.task == task].n_test.iloc[0])
+
     def retention_of(self, task: str, bits: str, shape: str) -> Retention | None:
         """The retention of such a student; None if not run."""
         student = self.shape(task, bits, shape)
@@ -74,18 +81,23 @@ class Tables:
         task = student.task
         rows = self.retention[(self.retention.task == task) & (self.retention.config == student.config)]
         row = rows[rows.preset == student.preset].iloc[0]
-        return Retention(student.config, METRIC_NAMES[student.headline], row.retention, row.low, row.high)
+        kept = row.retention, row.low, row.high
+        return Retention(student.config, METRIC_NAMES[student.headline], *kept, int(student.n_test))
 
 
 @dataclass(frozen=True)
 class Retention:
-    """A student's share of its teacher's score, with its 95% interval; NaN where the teacher scores zero."""
+    """A student's share of its teacher's score, with its 95% interval; NaN where the teacher scores zero.
+
+    ``documents`` is how many it was tested on.
+    """
 
     config: str
     metric: str
     part: float
     low: float
     high: float
+    documents: int
 
     def __str__(self) -> str:
         return f"{percent(self.part)} ({100 * self.low:.1f} to {100 * self.high:.1f})" if self.decided else UNDECIDED
@@ -99,6 +111,16 @@ class Retention:
         """Whether it is at least that much; None where the bar lies within the interval."""
         return True if self.low >= least else False if self.high < least else None
 
+    def against(self, least: float) -> str:
+        """What it is, and what it is held against."""
+        if not self.decided:
+            return f"{self.config}: the teacher's {self.metric} is too near to zero for a part of it"
+        return f"{self.config} keeps {self} of the teacher's {self.metric}; the bar is {100 * least:.0f}%"
+
+    def needed(self, least: float) -> str:
+        """How many documents would decide on which side of that it is; nothing where no number does."""
+        return needed(self.documents, (self.part, self.low, self.high), least) if self.decided else ""
+
 
 class Verdict(NamedTuple):
     """One line of the table of claims."""
@@ -109,14 +131,52 @@ class Verdict(NamedTuple):
     verdict: str
 
 
-def decided(claim: str, task: str, measured: str, agrees: bool | None) -> Verdict:
-    """The line of a claim; ``agrees`` is None where the data do not decide."""
+def decided(claim: str, task: str, measured: str, agrees: bool | None, more: str = "") -> Verdict:
+    """The line of a claim; ``agrees`` is None where the data do not decide, and ``more`` then says what would."""
+    measured += more if agrees is None else ""
     return Verdict(claim, task, measured, {True: "agrees", False: "does not agree", None: UNDECIDED}[agrees])
 
 
 def not_run(claim: str, task: str, needed: str) -> Verdict:
     """The line of a claim whose models or runs are missing, and what it needs."""
     return Verdict(claim, task, f"needs {needed}", NOT_RUN)
+
+
+def needed(count: int, measured: tuple[float, float, float], bar: float, what: str = "documents") -> str:
+    """How many documents would decide on which side of a bar a value is, as the end of a line that is not decided.
+
+    Intervals narrow with the root of the number of documents; that many end at the bar if what was measured stays.
+
+    Args:
+        count: of documents that it was measured on.
+        measured: the value, and both ends of its 95% interval.
+        bar: that lies between these ends.
+        what: documents, or what else there may be more of.
+    """
+    value, low, high = measured
+    width = value - low if bar < value else high - value
+    return _needed(count, width / abs(value - bar) if value != bar else math.inf, what)
+
+
+def needed_by_p(count: int, p_value: float, tests: int, what: str = "documents") -> str:
+    """The same of a difference that is tested: so many that its p-value is below :data:`SIGNIFICANT`.
+
+    Args:
+        count: of documents that it was measured on.
+        p_value: of the test, two-sided, before Holm's correction.
+        tests: of one claim, over which Holm's correction is; it asks for the most of the first.
+        what: documents, or what else there may be more of.
+    """
+    there, needs = (NormalDist().inv_cdf(1 - p / 2) for p in (p_value, SIGNIFICANT / tests))
+    return _needed(count, needs / there if there > 0 else math.inf, what)
+
+
+def _needed(count: int, times: float, what: str) -> str:
+    most = count * times**2
+    if most > MOST_NEEDED:
+        return f"; more than {MOST_NEEDED:,} {what} would be needed to decide it"
+    digits = max(0, math.floor(math.log10(most)) - 1) if most >= 1 else 0
+    return f"; about {math.ceil(most / 10**digits) * 10**digits:,} {what} would decide it"
 
 
 def corrected(rows: Sequence[Any]) -> list[tuple[Any, float]]:
