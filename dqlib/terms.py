@@ -46,7 +46,7 @@ class LayerMaps:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class StackPart:
     """Attention maps or hidden states of one stack, beside those of the teacher.
 
     Attributes:
@@ -135,7 +135,7 @@ def _logits_loss(
     return logits_kl(student, teacher, mask, denominator, weights.temperature, scale)
 
 
-def _attention_loss(part: Part, student: Tensor, teacher: Tensor, kind: str) -> Tensor:
+def _attention_loss(part: StackPart, student: Tensor, teacher: Tensor, kind: str) -> Tensor:
     """Distance of what two attentions give out; those that read another text have no relations, but probabilities."""
     if kind == "relations" and part.name != "cross_attention":
         return relation_kl(student, teacher, part.mask, part.denominator)
@@ -182,7 +182,7 @@ def _parts(
     maps: LayerMaps,
     source: tuple[Tensor, Tensor | float | None],
     target: tuple[Tensor, Tensor | float | None],
-) -> list[Part]:
+) -> list[StackPart]:
     """Attention maps (``kind`` attention) or hidden states (hidden) of every stack that there is, encoder first.
 
     ``source`` and ``target`` are the masks of the tokens of encoder and decoder, with their denominators.
@@ -202,7 +202,7 @@ def _parts(
         pairs = [(ours[i + skip], theirs[j + skip]) for i, j in enumerate(layers)]
         if kind == "attention":
             pairs = [(own, maps.of_heads(side, i, other)) for i, (own, other) in enumerate(pairs)]
-        parts.append(Part(f"{side}_{kind}", pairs, mask, keys, denominator))
+        parts.append(StackPart(f"{side}_{kind}", pairs, mask, keys, denominator))
     return parts
 
 

@@ -15,7 +15,7 @@ from dqlib.engines.base import ASKED, Decoding, Engine, field_of
 from dqlib.engines.classifier import Classifier, Reading
 from dqlib.errors import InputError
 from dqlib.generation import OneSourceCache
-from dqlib.storage.manifest import kind_of, opened
+from dqlib.storage.manifest import folder_kind, opened
 from dqlib.storage.packed import has_tokenizer, load_packed, load_tokenizer
 from dqlib.storage.reading import CONFIG, read_model, read_tokenizer
 from dqlib.storage.students import load_student
@@ -118,7 +118,7 @@ def load_model(folder: str | Path, threads: int | None = None) -> tuple[PreTrain
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    folder, kind = Path(folder), kind_of(folder)
+    folder, kind = Path(folder), folder_kind(folder)
     if kind == "packed":
         return load_packed(folder), load_tokenizer(folder) if has_tokenizer(opened(folder, kind)) else None
     if kind == "student":

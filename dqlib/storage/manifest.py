@@ -34,7 +34,7 @@ WRITERS = {
 WEIGHTS = "packed.safetensors"
 
 #: Kinds of what a packed model stores.
-KINDS = ("weights", "embedding", "positions", "rest")
+TENSOR_KINDS = ("weights", "embedding", "positions", "rest")
 
 #: Types of a zero point by the name that safetensors has for them.
 ZERO_POINTS = {"int8": "I8", "int16": "I16", "int32": "I32"}
@@ -163,7 +163,7 @@ def opened(folder: str | Path, *kinds: str) -> Manifest:
     return manifest
 
 
-def kind_of(folder: str | Path) -> str | None:
+def folder_kind(folder: str | Path) -> str | None:
     """The kind of a folder that dqlib wrote; None where it has no manifest.
 
     Raises:
@@ -317,7 +317,7 @@ def expected_tensors(record: Mapping[str, Any]) -> dict[str, tuple[str, tuple[in
         return {}
     if record["encoding"] == "fp16":
         return {name: ("F16", shape)}
-    rows, columns = matrix(record)
+    rows, columns = matrix_shape(record)
     scale_shape = Granularity.parse(record["granularity"]).scale_shape(rows, columns)
     size = packed_size(rows * columns, record["bits"], record["encoding"])
     tensors = {f"{name}.codes": ("U8", (size,)), f"{name}.scale": ("F16", scale_shape)}
@@ -326,7 +326,7 @@ def expected_tensors(record: Mapping[str, Any]) -> dict[str, tuple[str, tuple[in
     return tensors
 
 
-def matrix(record: Mapping[str, Any]) -> tuple[int, int]:
+def matrix_shape(record: Mapping[str, Any]) -> tuple[int, int]:
     """Shape of the codes of a record."""
     rows, columns = record["shape"]
     return (columns, rows) if record.get("transposed") else (rows, columns)
@@ -392,7 +392,7 @@ def _checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
         if key in record:
             _check_type(name, record, key, kind)
     check_choice(f"{name}, encoding", record["encoding"], (*ENCODINGS, "fp16", "zeros"))
-    check_choice(f"{name}, kind", record["kind"], KINDS)
+    check_choice(f"{name}, kind", record["kind"], TENSOR_KINDS)
     check_choice(f"{name}, zero_point", record.get("zero_point", "int8"), tuple(ZERO_POINTS))
     shape = record["shape"]
     if not _whole_numbers(shape) or not _whole_numbers(record["crc32"]):

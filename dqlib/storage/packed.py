@@ -295,12 +295,12 @@ def assign(model: nn.Module, parameters: Sequence[Each], value_of: Callable[[Eac
         InputError: a name is missing, is none of the model's, or has another shape there.
     """
     check_fit(model, parameters)
-    for each, value in values_of(parameters, value_of):
+    for each, value in numbers_of(parameters, value_of):
         _put(model, each.names, value)
     keep_apart(model, parameters)
 
 
-def values_of(parameters: Sequence[Each], value_of: Callable[[Each], Tensor]) -> Iterator[tuple[Each, Tensor]]:
+def numbers_of(parameters: Sequence[Each], value_of: Callable[[Each], Tensor]) -> Iterator[tuple[Each, Tensor]]:
     """Parameters with their numbers, which all threads of PyTorch make, the largest first."""
     largest_first = sorted(parameters, key=lambda each: -torch.Size(each.shape).numel())
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -87,7 +87,14 @@ class PackedReader(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **_: Any
     ) -> None:
         from dqlib.pruning import narrow
-        from dqlib.storage.packed import check_fit, in_one_memory, keep_apart, read_packed, round_activations, values_of
+        from dqlib.storage.packed import (
+            check_fit,
+            in_one_memory,
+            keep_apart,
+            numbers_of,
+            read_packed,
+            round_activations,
+        )
 
         folder = Path((checkpoint_files or [""])[0]).parent
         _fetch(model.config.name_or_path, folder)
@@ -102,7 +109,7 @@ class PackedReader(HfQuantizer):
         zeros = {each.name for each in self.packed.parameters if each.content is None}
         model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *zeros}
         coded = [each for each in self.packed.parameters if f"{each.name}.codes" in each.tensors]
-        self.values = {each.name: value for each, value in values_of(coded, in_one_memory(coded))}
+        self.values = {each.name: value for each, value in numbers_of(coded, in_one_memory(coded))}
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
         """Codes, scales and zero points make a parameter together; what else the file holds are parameters."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from dqlib.errors import InputError, within
 from dqlib.quantizers import Quantized
 from dqlib.storage.account import FP16_BYTES
-from dqlib.storage.manifest import ZERO_POINTS, RawTensor, matrix
+from dqlib.storage.manifest import ZERO_POINTS, RawTensor, matrix_shape
 from dqlib.storage.packing import large_tensor, pack, unpack, unpack_rows
 
 #: Types of tensors by the names that safetensors has for them.
@@ -99,7 +99,7 @@ class Stored:
 
     Args:
         names: it has in the model's state; tied ones are stored once, under the first.
-        kind: one of :data:`dqlib.storage.manifest.KINDS`.
+        kind: one of :data:`dqlib.storage.manifest.TENSOR_KINDS`.
         shape: in the model.
         content: packed, or fp16; None for a buffer of zeros, of which nothing is stored.
         repeats: name of the packed weight whose full-precision original this is: a table that is looked up
@@ -181,7 +181,7 @@ def restored(record: Mapping[str, Any], raw: Mapping[str, RawTensor]) -> Stored:
     else:
         zero_point = raw.get(f"{names[0]}.zero_point")
         content = PackedWeight(
-            matrix(record), record["bits"], record["encoding"], record["scheme"], record["granularity"],
+            matrix_shape(record), record["bits"], record["encoding"], record["scheme"], record["granularity"],
             record.get("transposed", False), _tensor(raw[f"{names[0]}.codes"]), _tensor(raw[f"{names[0]}.scale"]),
             None if zero_point is None else _tensor(zero_point),
         )  # fmt: skip

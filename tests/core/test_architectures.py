@@ -185,7 +185,7 @@ def seen():
 
     AttentionInterface.register(attention.NAME, spy)
     yield calls
-    attention.register()
+    attention.register_attention()
 
 
 @EVERY

@@ -21,6 +21,7 @@ from dqlib.languages import language_id
 from dqlib.presets import DQLIB
 from dqlib.quantizers import quantize
 from dqlib.storage.footprint import footprint, fp32_size_bytes
+from dqlib.storage.manifest import TENSOR_KINDS
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.evaluation.perplexity import perplexity_of
 from dqlib.study.evaluation.records import Detail, metrics_table, read_details, read_record
@@ -32,8 +33,6 @@ from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, bits_of, 
 from dqlib.study.report.pages import short_table
 from dqlib.study.report.style import COLOURS, DASHES, GREY, line_styles, subplots
 from dqlib.study.training.language_modelling import stream
-
-KINDS = ("weights", "embedding", "positions", "rest")
 
 
 def lengths(corpus: LoadedCorpus, spec: S.Corpus) -> Figure:
@@ -116,7 +115,7 @@ def account(student: nn.Module, teacher: nn.Module) -> pandas.DataFrame:
     """Bytes of a student by kind of parameter, beside those of its teacher in full precision."""
     entries = [(entry.kind, entry.numel, entry.size_bytes) for entry in footprint(student)]
     table = pandas.DataFrame(entries, columns=["part", "numbers", "bytes"]).groupby("part").sum()
-    table = table.reindex(KINDS, fill_value=0)
+    table = table.reindex(TENSOR_KINDS, fill_value=0)
     table.loc["student"] = table.sum()
     table.loc["teacher, fp32"] = [fp32_size_bytes(teacher) // 4, fp32_size_bytes(teacher)]
     table["bits per number"] = (8 * table.bytes / table.numbers.clip(lower=1)).round(2)

@@ -13,7 +13,7 @@ import pandas
 from dqlib.engines.agreement import agreement, class_agreement
 from dqlib.engines.base import Engine
 from dqlib.engines.classifier import Classifier
-from dqlib.storage.manifest import kind_of, packed_size_bytes
+from dqlib.storage.manifest import folder_kind, packed_size_bytes
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ _NO_WEIGHTS = frozenset({".json", ".model", ".txt", ".jinja", ".csv", ".jsonl"})
 
 def weight_bytes(folder: Path) -> int:
     """Bytes of a model's weights on disk; of a packed one with its manifest, of any without the tokenizer."""
-    if kind_of(folder) == "packed":
+    if folder_kind(folder) == "packed":
         return packed_size_bytes(folder)
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.suffix not in _NO_WEIGHTS)
 
