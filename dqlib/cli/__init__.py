@@ -32,7 +32,7 @@ from dqlib.cli.inputs import (
 from dqlib.engines import ENGINES
 from dqlib.engines.base import Engine
 from dqlib.errors import InputError
-from dqlib.study.distill.arguments import Distillation, Test, options_named, options_of
+from dqlib.study.distill.arguments import DistillArguments, Test, options_named, options_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ COMMANDS = {
     "distill": Command(
         _distill,
         "dqlib distill checkpoint out --train pairs.jsonl --source document --target summary --config '2-2-8 6-3'",
-        options_of(Distillation),
+        options_of(DistillArguments),
     ),
     "evaluate": Command(
         _evaluate,

@@ -83,7 +83,7 @@ def test_half_of_the_pairs_have_exchanged_bodies_within_their_module(packages):
 def test_names_and_identifiers_are_masked():
     names = pydoc_match.maskable(["Garden", "dig", "to"])
     text = "Use `x` of garden to dig: run_all, runAll, a.b.C, HTMLParser, pump() and plants; it's PEP 257."
-    assert pydoc_match.masked(text, names) == (
+    assert pydoc_match.masked_text(text, names) == (
         "Use NAME of NAME to NAME: NAME, NAME, NAME, HTMLParser, NAME and plants; it's PEP 257."
     )
 

@@ -8,7 +8,7 @@ import pytest
 from babel import Locale
 
 from dqlib.errors import InputError
-from dqlib.study.corpora.cldr import KINDS, names, phrases, unpaired
+from dqlib.study.corpora.cldr import NAME_KINDS, names, phrases, unpaired
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
 from dqlib.study.corpora.splits import SPLITS, TEST_PERCENT, UNSEEN, of_train_alone, split_of
 from dqlib.study.params import settings as S
@@ -81,7 +81,7 @@ def test_unseen_names_occur_nowhere_in_training(corpus):
         assert len(names(kind, True, tuple(LANGUAGES))) >= 5
         for code in names(kind, True, tuple(LANGUAGES)):
             assert not re.search(rf"(^|, |or |and ){re.escape(known[code])}($|,| or | and )", text, re.M), known[code]
-    unseen = {code for kind in KINDS for code in names(kind, True, tuple(LANGUAGES))}
+    unseen = {code for kind in NAME_KINDS for code in names(kind, True, tuple(LANGUAGES))}
     used = {code for split in SPLITS for row in corpus.splits[split] for code in row["group"].split()}
     assert not unseen & used
     assert all(unseen & set(row["group"].split()) for row in corpus.splits[UNSEEN])

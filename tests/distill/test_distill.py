@@ -412,7 +412,7 @@ def test_a_package_is_missing_where_its_module_is_and_transformers_says_the_rest
     def load(*arguments):
         raise error from cause
 
-    monkeypatch.setattr(parameters, "load_tokenizer", load)
+    monkeypatch.setattr(parameters, "checked_tokenizer", load)
     assert main(call(tmp_path, "t5")) == 2
     assert capsys.readouterr().err.endswith(f"{sentence}\n")
 

@@ -12,7 +12,7 @@ from nltk.lm.vocabulary import Vocabulary
 
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.evaluation.ngrams import KneserNey
-from dqlib.study.evaluation.perplexity import metrics, text_scores, windows
+from dqlib.study.evaluation.perplexity import metrics, perplexity_scores, windows
 from dqlib.study.params.model import Model
 from dqlib.study.training.language_modelling import new_model, stream
 
@@ -57,7 +57,7 @@ def test_perplexity_of_one_window_is_that_of_the_model(tokenizer):
 def test_documents_count_by_their_tokens():
     rows = [{"source": "x", "name": str(i), "test_set": "test"} for i in range(6)]
     measured = np.array([[2.0 * n, n, 4 * n] for n in (1, 2, 3, 4, 5, 100)], dtype=float)
-    scores, lines = text_scores(rows, measured, 500, "stated")
+    scores, lines = perplexity_scores(rows, measured, 500, "stated")
     assert scores.means["perplexity"] == pytest.approx(math.exp(2))
     assert scores.means["bits_per_byte"] == pytest.approx(0.5 / math.log(2))
     assert scores.low == pytest.approx(scores.high) == pytest.approx(math.exp(2))  # all documents are alike

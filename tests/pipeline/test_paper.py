@@ -42,7 +42,7 @@ from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 from dqlib.errors import InputError
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
-from dqlib.study.corpora.tokenizer import load_tokenizer, set_source_language, train_tokenizer
+from dqlib.study.corpora.tokenizer import checked_tokenizer, set_source_language, train_tokenizer
 from dqlib.study.evaluation import words
 from dqlib.study.evaluation.records import read_details, read_record
 from dqlib.study.notebooks import show
@@ -369,13 +369,13 @@ def test_a_language_model_runs_from_snapshots_to_perplexity(there, task):
 
 
 def test_mbart_reads_its_language_last_and_writes_from_the_target_s(there):
-    tokenizer = load_tokenizer("mbart-large-cc25")
+    tokenizer = checked_tokenizer("mbart-large-cc25")
     set_source_language(tokenizer, "en")
     tokenizer.save_pretrained(there / "saved")
     en, ro = (tokenizer.convert_tokens_to_ids(code) for code in ("en_XX", "ro_RO"))
     corpus = S.Corpus("wmt", "hub", 400, 8, 8, dataset="d", languages=["ro"], source_language="en")
     rows = [{"source": f"the {'stone ' * n}", "target": f"old {'wind ' * n}", "language": "ro"} for n in (1, 40)]
-    for each in (tokenizer, load_tokenizer(there / "saved")):
+    for each in (tokenizer, checked_tokenizer(there / "saved")):
         short, long = encode(rows, each, corpus)
         assert short.source[-2:] == long.source[-2:] == [2, en]
         assert short.target[-1] == long.target[-1] == 2
@@ -391,7 +391,7 @@ def test_mbart_reads_its_language_last_and_writes_from_the_target_s(there):
 
 
 def test_bart_s_texts_stand_between_its_tokens_and_mask_is_its_last(there):
-    tokenizer = load_tokenizer("bart-base")
+    tokenizer = checked_tokenizer("bart-base")
     assert type(tokenizer) is type(AutoTokenizer.from_pretrained("bart-base"))
     assert tokenizer.mask_token_id == len(tokenizer) - 1
     corpus = S.Corpus("xsum", "hub", 400, 8, 8, dataset="d")
@@ -406,13 +406,13 @@ def test_a_tokenizer_of_another_model_is_refused_in_one_sentence(tmp_path):
         json.dumps(json.loads(config.read_text()) | {"pad_token": "<s>"})
     )
     with pytest.raises(InputError, match=r"pad_token_id: 0 is not allowed; it must be 1, as in the model") as caught:
-        check_tokens(load_tokenizer(tmp_path), BartConfig(pad_token_id=1, eos_token_id=2))
+        check_tokens(checked_tokenizer(tmp_path), BartConfig(pad_token_id=1, eos_token_id=2))
     assert "\n" not in str(caught.value)
     config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token": None}))
     with pytest.raises(
         InputError, match=r"pad_token_id: None is not allowed; it must be given, for a text from a text"
     ):
-        load_tokenizer(tmp_path)
+        checked_tokenizer(tmp_path)
 
 
 def paper(name):

@@ -9,7 +9,7 @@ from dqlib.study.report import figures
 from dqlib.study.report import pages as report
 from dqlib.study.report.claims import Tables, claims_table
 from dqlib.study.report.recompute import retention_table
-from dqlib.study.report.scores import Model, Resampled
+from dqlib.study.report.scores import ModelKey, Resampled
 from tests.helpers import grid
 
 
@@ -197,7 +197,7 @@ def test_beside_a_teacher_that_scores_zero_nothing_is_decided_and_all_else_goes_
     metrics.loc[rows & ~students, ["score", "score_low"]] = best, 0.0
     metrics.loc[rows & students, "retention"] = np.nan if best < ZERO else 6.3
 
-    scores = {Model(row.task, row.role, row.config, row.preset, 9): row.score for row in metrics.itertuples()}
+    scores = {ModelKey(row.task, row.role, row.config, row.preset, 9): row.score for row in metrics.itertuples()}
 
     class Drawn(Resampled):
         models = property(lambda self: list(scores))

@@ -13,11 +13,11 @@ from dqlib.study.params.settings import load_settings
 from dqlib.study.report.recompute import (
     accumulation_table,
     comparisons_table,
+    more_alike_table,
     recomputed,
     retention_table,
-    similarity_table,
 )
-from dqlib.study.report.scores import KEYS, SCORES, Model, Resampled, joined, read_scores, write_scores
+from dqlib.study.report.scores import KEYS, SCORES, ModelKey, Resampled, joined, read_scores, write_scores
 from tests.helpers.projects import committed
 
 DOCUMENTS = 60
@@ -47,7 +47,7 @@ def table():
     return joined([*parts, of_teacher, of_student])
 
 
-STUDENT = Model("summarization", "student", "2-2-8 2-4", "dqlib", 9)
+STUDENT = ModelKey("summarization", "student", "2-2-8 2-4", "dqlib", 9)
 
 
 def test_a_file_gives_back_its_rows_and_is_the_same_for_the_same_rows(table, tmp_path):
@@ -91,7 +91,7 @@ def test_tables_follow_from_the_rows(table):
     lost = accumulation_table(drawn).iloc[0]
     assert (lost.early, lost.late) == (0, 20)  # texts without a late part are left out
     assert lost.p_value < 0.001
-    alike = similarity_table(drawn).set_index("preset")
+    alike = more_alike_table(drawn).set_index("preset")
     assert alike.more_alike.tolist() == [0, 0.1]
     assert (alike.loc["dqlib"].low, alike.loc["dqlib"].high) == (0.1, 0.1)
 

@@ -10,7 +10,7 @@ from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.params import settings as S
 from dqlib.study.training import examples as E
 from dqlib.study.training.batches import bucketed, encode, steps, windows
-from dqlib.study.training.examples import StoredExamples, lengths, stored
+from dqlib.study.training.examples import StoredExamples, example_lengths, stored_examples
 
 CORPUS = S.Corpus("mine", "hub", 300, 24, 8, dataset="d", languages=["ro", "de"], language="to")
 
@@ -60,12 +60,12 @@ def test_rows_of_a_file_are_those_that_were_written(rows, tmp_path):
 
 def test_stored_examples_are_those_of_memory_in_the_same_order_of_batches(rows, made, tmp_path):
     make, calls, tokenizer = made
-    ours, theirs = stored(tmp_path / "tokens", rows, make), encode(rows, tokenizer, CORPUS)
+    ours, theirs = stored_examples(tmp_path / "tokens", rows, make), encode(rows, tokenizer, CORPUS)
     assert max(calls) == 7
     assert list(ours) == theirs
     assert (ours[-1], ours[3:5], len(ours)) == (theirs[-1], theirs[3:5], 95)
     assert all(type(each) is int for each in (*ours[0].source, *ours[0].target, ours[0].start))
-    assert [list(each) for each in lengths(ours)] == [list(each) for each in lengths(theirs)]
+    assert [list(each) for each in example_lengths(ours)] == [list(each) for each in example_lengths(theirs)]
     for order in (None, 1):
         assert bucketed(ours, 90, order and random.Random(order)) == bucketed(
             theirs, 90, order and random.Random(order)
@@ -80,9 +80,9 @@ def test_stored_examples_are_those_of_memory_in_the_same_order_of_batches(rows, 
 def test_windows_may_be_more_or_fewer_than_rows(rows, made, tmp_path):
     *_, tokenizer = made
     rows[0:20] = [{"source": "", "target": ""}] * 20  # two batches without any
-    ours = stored(tmp_path / "tokens", rows, lambda some: windows(some, tokenizer, 8))
+    ours = stored_examples(tmp_path / "tokens", rows, lambda some: windows(some, tokenizer, 8))
     assert list(ours) == windows(rows, tokenizer, 8)
-    assert list(stored(tmp_path / "none", rows[:20], lambda some: windows(some, tokenizer, 8))) == []
+    assert list(stored_examples(tmp_path / "none", rows[:20], lambda some: windows(some, tokenizer, 8))) == []
 
 
 def test_a_stopped_tokenization_goes_on_and_a_damaged_part_is_made_anew(rows, made, tmp_path):
@@ -95,16 +95,16 @@ def test_a_stopped_tokenization_goes_on_and_a_damaged_part_is_made_anew(rows, ma
         return make(some)
 
     with pytest.raises(KeyboardInterrupt):
-        stored(folder, rows, stopped)
+        stored_examples(folder, rows, stopped)
     assert [path.name for path in folder.iterdir()] == ["00000.arrow"]
     calls.clear()
-    whole = list(stored(folder, rows, make))
+    whole = list(stored_examples(folder, rows, make))
     assert sum(calls) == 55
     assert whole == encode(rows, tokenizer, CORPUS)
     (folder / "00001.arrow").write_bytes((folder / "00001.arrow").read_bytes()[:-100])
     calls.clear()
-    assert list(stored(folder, rows, make)) == whole
+    assert list(stored_examples(folder, rows, make)) == whole
     assert sum(calls) == 40
     calls.clear()
-    assert isinstance(stored(folder, rows, make), StoredExamples)
+    assert isinstance(stored_examples(folder, rows, make), StoredExamples)
     assert calls == []

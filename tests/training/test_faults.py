@@ -20,7 +20,7 @@ from dqlib.study.corpora import hub
 from dqlib.study.params.kinds import KINDS, SEQ2SEQ
 from dqlib.study.params.paths import PROVENANCE, project_root
 from dqlib.study.params.settings import Corpus, load_settings
-from dqlib.study.training.examples import Example, stored
+from dqlib.study.training.examples import Example, stored_examples
 from tests.helpers.folders import contents, hidden
 from tests.helpers.projects import write_small_study
 
@@ -273,10 +273,10 @@ def test_a_disk_full_while_examples_are_tokenized_is_told_as_one_sentence(tmp_pa
         return [Example([7] * 50, [8] * 50) for _ in rows]
 
     with pytest.raises(DiskFullError) as caught, no_room(10_000):
-        stored(tmp_path / "tokens", range(1000), make)
+        stored_examples(tmp_path / "tokens", range(1000), make)
     assert str(caught.value).startswith(f"{tmp_path / 'tokens'}: File too large; what was there before is unchanged")
     assert list((tmp_path / "tokens").iterdir()) == []
-    assert len(stored(tmp_path / "tokens", range(1000), make)) == 1000
+    assert len(stored_examples(tmp_path / "tokens", range(1000), make)) == 1000
 
 
 def test_a_disk_full_while_a_data_set_is_fetched_is_told_as_one_sentence(monkeypatch):

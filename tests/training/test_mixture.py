@@ -10,7 +10,7 @@ from dqlib.errors import InputError
 from dqlib.presets import Recipe
 from dqlib.study.params import settings as S
 from dqlib.study.training.batches import bucketed, steps
-from dqlib.study.training.examples import Example, Picked, lengths
+from dqlib.study.training.examples import Example, Picked, example_lengths
 from dqlib.study.training.mixture import Mixture
 
 REFERENCE, TEACHER, TEXT = 50, 60, 70
@@ -36,7 +36,7 @@ def test_picked_examples_are_read_as_a_list_is():
     wanted = [parts[2][3], parts[0][0], parts[0][4], parts[2][0]]
     assert list(picked) == wanted == picked[:]
     assert picked[-1] == wanted[-1]
-    assert [list(each) for each in lengths(picked)] == [list(each) for each in lengths(wanted)]
+    assert [list(each) for each in example_lengths(picked)] == [list(each) for each in example_lengths(wanted)]
     assert bucketed(picked, 30) == bucketed(wanted, 30)
 
 

@@ -33,7 +33,7 @@ UNSEEN_PERCENT = 8
 MOST_DRAWS = 20
 
 #: Kinds of names; lists are made of the first three.
-KINDS = ("territories", "languages", "currencies", "units")
+NAME_KINDS = ("territories", "languages", "currencies", "units")
 
 #: Skeletons of date intervals that CLDR has in every language here, by what they show.
 INTERVALS = ("yMMMd", "yMMMEd", "MMMd", "yMMMM")
@@ -126,7 +126,7 @@ def phrases(languages: list[str], seed: int, unseen: bool = False) -> Iterator[R
     Raises:
         InputError: CLDR lacks a language, or gives it an empty phrase.
     """
-    known = {kind: names(kind, unseen, tuple(languages)) for kind in KINDS}
+    known = {kind: names(kind, unseen, tuple(languages)) for kind in NAME_KINDS}
     draw = _Draw(random.Random(f"{seed} {unseen}"), known)
     kinds = [_amount, _measure, _list] if unseen else [_date, _interval, _duration, _amount, _measure, _list]
     while True:
@@ -147,7 +147,7 @@ def names(kind: str, unseen: bool, languages: tuple[str, ...]) -> list[str]:
     Codes of two letters (currencies: three) whose English name is no other's and explains nothing in parentheses.
 
     Args:
-        kind: one of :data:`KINDS`.
+        kind: one of :data:`NAME_KINDS`.
         unseen: which of them.
         languages: that have to have the names.
 
@@ -234,7 +234,7 @@ def _measure(draw: _Draw) -> Phrase:
 
 
 def _list(draw: _Draw) -> Phrase:
-    kind, style = draw.order.choice(KINDS[:3]), draw.order.choice(("standard", "or"))
+    kind, style = draw.order.choice(NAME_KINDS[:3]), draw.order.choice(("standard", "or"))
     codes = draw.order.sample(draw.names[kind], draw.order.choice((2, 3, 4)))
     group = f"{kind} {' '.join(sorted(codes))}"
     return Phrase(group, lambda where: lists.format_list([getattr(where, kind)[c] for c in codes], style, where))

@@ -19,7 +19,7 @@ from dqlib.study.corpora import files, hub
 from dqlib.study.corpora.classes import classes
 from dqlib.study.corpora.rows import Row, Rows, write_rows
 from dqlib.study.corpora.splits import SPLITS, UNSEEN, in_train, lengths, of_train_alone
-from dqlib.study.corpora.tokenizer import load_tokenizer, set_source_language, train_tokenizer
+from dqlib.study.corpora.tokenizer import checked_tokenizer, set_source_language, train_tokenizer
 from dqlib.study.params import settings as S
 from dqlib.study.params.checkpoint import fetching, located
 from dqlib.study.params.corpus import EMBEDDED
@@ -103,7 +103,7 @@ def load_corpus(folder: str | Path) -> LoadedCorpus:
     paths = {split: folder / f"{split}.jsonl" for split in (*SPLITS, UNSEEN)}
     splits = {split: Rows(path) for split, path in paths.items() if split in SPLITS or path.is_file()}
     info = load_info(folder)
-    tokenizer = load_tokenizer(folder / "tokenizer", kind=KINDS[info.get("kind", SEQ2SEQ)])
+    tokenizer = checked_tokenizer(folder / "tokenizer", kind=KINDS[info.get("kind", SEQ2SEQ)])
     return LoadedCorpus(splits, tokenizer, info, folder)
 
 
@@ -152,10 +152,10 @@ def _tokenizer(
 ) -> PreTrainedTokenizerFast:
     """The tokenizer of that folder, the ready one that the corpus names, or one trained on the training split."""
     if folder is not None:
-        tokenizer = load_tokenizer(folder, kind=kind)
+        tokenizer = checked_tokenizer(folder, kind=kind)
     elif corpus.tokenizer is not None:
         with fetching("corpus.tokenizer", corpus.tokenizer):
-            tokenizer = load_tokenizer(*located(corpus.tokenizer, corpus.tokenizer_revision), kind)
+            tokenizer = checked_tokenizer(*located(corpus.tokenizer, corpus.tokenizer_revision), kind)
     else:
         names = _texts(kind, train)
         texts = (row[name] for row in train for name in names)

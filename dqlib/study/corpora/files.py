@@ -27,7 +27,7 @@ from dqlib.study.params import kinds
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import project_root
 
-KINDS = (".jsonl", ".json", ".csv", ".parquet")
+ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 
 #: What texts without a target are read by: a kind of tasks that has sources alone.
 SOURCES = dataclasses.replace(kinds.KINDS[kinds.SEQ2SEQ], columns=("source",))
@@ -104,7 +104,7 @@ def rows_of_file(corpus: S.Corpus, kind: S.Kind, path: str) -> list[Row]:
 
 def _named_rows(corpus: S.Corpus, kind: S.Kind, path: str) -> Iterator[Row]:
     names = text_columns(corpus, kind)
-    for row in read_rows(path, columns_of(corpus, kind), corpus.target if kind.labels else None):
+    for row in read_rows(path, columns_read(corpus, kind), corpus.target if kind.labels else None):
         texts = {ours: row[theirs] for ours, theirs in names.items()}
         yield named_row(texts, row.get(corpus.language or ""), corpus, path)
 
@@ -135,7 +135,7 @@ def unpaired_digests(corpus: S.Corpus, path: str | None) -> list[str]:
     """
     if corpus.origin != "files" or path is None:
         return []
-    return _digests(files_of(path, columns_of(corpus, SOURCES)))
+    return _digests(files_of(path, columns_read(corpus, SOURCES)))
 
 
 def text_columns(corpus: S.Corpus, kind: S.Kind) -> dict[str, str]:
@@ -150,7 +150,7 @@ def place_of(corpus: S.Corpus, kind: S.Kind, split: str, number: int) -> str:
     path = project_root() / _named_files(corpus)[split]
     if "*" in path.name:
         return f"{path}, line {number + 1}"
-    line, _ = next(itertools.islice(_numbered_rows(path, columns_of(corpus, kind)), number, None))
+    line, _ = next(itertools.islice(_numbered_rows(path, columns_read(corpus, kind)), number, None))
     return f"{path}, line {line}"
 
 
@@ -162,7 +162,7 @@ def file_digests(corpus: S.Corpus, kind: S.Kind) -> dict[str, list[str]]:
     """
     if corpus.origin != "files":
         return {}
-    files = {split: files_of(path, columns_of(corpus, kind)) for split, path in _named_files(corpus).items()}
+    files = {split: files_of(path, columns_read(corpus, kind)) for split, path in _named_files(corpus).items()}
     return {split: _digests(paths) for split, paths in files.items()}
 
 
@@ -182,7 +182,7 @@ def _named_files(corpus: S.Corpus) -> dict[str, str]:
     return {split: getattr(corpus, split) for split in (*SPLITS, UNSEEN) if getattr(corpus, split)}
 
 
-def columns_of(corpus: S.Corpus, kind: S.Kind) -> list[str]:
+def columns_read(corpus: S.Corpus, kind: S.Kind) -> list[str]:
     """The columns that are read: of texts, and of the language."""
     return [*text_columns(corpus, kind).values(), *([corpus.language] if corpus.language else [])]
 
@@ -191,8 +191,8 @@ def _numbered_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[s
     """The rows of a file with their lines."""
     _check_exists(path)
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if kind not in KINDS:
-        raise InputError("file", str(path), f"one of {', '.join(KINDS)}, or one of them followed by .gz")
+    if kind not in ENDINGS:
+        raise InputError("file", str(path), f"one of {', '.join(ENDINGS)}, or one of them followed by .gz")
     return {".csv": _csv_rows, ".parquet": _parquet_rows}.get(kind, _json_rows)(path, kind, columns)
 
 

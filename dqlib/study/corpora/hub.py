@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dqlib.errors import InputError
 from dqlib.study.corpora.classes import class_name
 from dqlib.study.corpora.documents import documents
-from dqlib.study.corpora.files import SOURCES, columns_of, text_columns
+from dqlib.study.corpora.files import SOURCES, columns_read, text_columns
 from dqlib.study.corpora.rows import Row, named_row
 from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.params.checkpoint import fetching, located
@@ -69,7 +69,7 @@ def hub_rows(corpus: S.Corpus, kind: S.Kind, split: str) -> Iterator[tuple[dict[
     """
     assert corpus.dataset is not None  # the parameters are checked
     data = _loaded(corpus.dataset, corpus.dataset_config, split, corpus.revision, "corpus.dataset")
-    columns, paths = text_columns(corpus, kind), columns_of(corpus, kind)
+    columns, paths = text_columns(corpus, kind), columns_read(corpus, kind)
     passages = None
     if corpus.support is not None:
         paths.append(corpus.support.id)

@@ -60,7 +60,7 @@ def maskable(names: Iterable[str]) -> frozenset[str]:
     return frozenset(name.lower() for name in names if len(name) >= SHORTEST_NAME)
 
 
-def masked(text: str, names: frozenset[str]) -> str:
+def masked_text(text: str, names: frozenset[str]) -> str:
     """A text without what is written as an identifier, and without the names of :func:`maskable`."""
     return masked_words(_IDENTIFIER.sub(MASK, text), names)
 
@@ -97,7 +97,7 @@ def paired(pairs: list[Pair]) -> list[Row]:
         names = maskable(part for pair in (one, other) for part in pair.name.split("."))
         for pair, body in zip((one, other), bodies, strict=True):
             target = MATCHES if pair is body else OTHER
-            texts = {"source": masked(pair.target, names), "second": masked(body.source, names)}
+            texts = {"source": masked_text(pair.target, names), "second": masked_text(body.source, names)}
             rows.append({"group": pair.group, "name": pair.name, **texts, "target": target})
     return rows
 

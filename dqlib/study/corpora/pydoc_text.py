@@ -30,7 +30,7 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
     """
     seen: set[str] = set()
     rows = []
-    for module, texts in each_module(corpus.packages, texts_of, S.available_cores()):
+    for module, texts in each_module(corpus.packages, module_texts, S.available_cores()):
         new = [text for text in dict.fromkeys(texts) if text not in seen]
         seen.update(new)
         if is_long_enough(document := "\n".join(new)):
@@ -59,6 +59,6 @@ def is_long_enough(document: str) -> bool:
     return len(document.split()) >= MIN_WORDS
 
 
-def texts_of(module: str, path: Path) -> tuple[str, list[str]]:
+def module_texts(module: str, path: Path) -> tuple[str, list[str]]:
     """The name of a module, and its docstrings without line breaks."""
     return module, [" ".join(text.split()) for _, _, text in documented(module, path)]

@@ -37,7 +37,7 @@ _LONG_WORD = re.compile(
 )
 
 
-def load_tokenizer(
+def checked_tokenizer(
     source: str | Path, revision: str | None = None, kind: S.Kind = KINDS[SEQ2SEQ]
 ) -> PreTrainedTokenizerFast:
     """Read a tokenizer from a folder, or from the hub.

@@ -57,7 +57,7 @@ class Columns:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distillation(Columns):
+class DistillArguments(Columns):
     """All arguments of ``dqlib distill``."""
 
     checkpoint: str = _option("folder or hub name of a BART, mBART, Marian, T5, BERT or GPT-2", MISSING)

@@ -21,7 +21,7 @@ from dqlib.study.corpora.files import rows_of_file
 from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.tokenizer import marks_source
 from dqlib.study.distill.arguments import Test, arguments_of, options_named, options_of
-from dqlib.study.distill.parameters import SOURCE_TOKENS, Checkpoint, asked_of, columns_of, data_of, language_of
+from dqlib.study.distill.parameters import SOURCE_TOKENS, Checkpoint, asked_of, corpus_columns, data_of, language_of
 from dqlib.study.evaluation import perplexity
 from dqlib.study.evaluation.bootstrap import two_sided
 from dqlib.study.evaluation.classification import class_scores
@@ -94,7 +94,7 @@ def _rows(arguments: Test, kind: str) -> tuple[list[Row], S.Corpus]:
     Raises:
         InputError: the data or a column is not there, or no text is asked for.
     """
-    columns = columns_of(arguments, kind)
+    columns = corpus_columns(arguments, kind)
     if arguments.documents < 1:
         raise InputError("--documents", arguments.documents, "at least 1")
     more: dict[str, Any] = {"vocab_size": 1, "tokenizer": arguments.model, "prefix": arguments.prefix or ""}
@@ -173,7 +173,7 @@ def _measured(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Te
         losses = perplexity.document_losses(
             model.to(accelerator.device), rows, tokenizer, positions, arguments.batch_size, accelerator, str(folder)
         )
-        return perplexity.text_scores(rows, losses, BOOTSTRAP, f"windows of {positions} tokens")
+        return perplexity.perplexity_scores(rows, losses, BOOTSTRAP, f"windows of {positions} tokens")
 
     return test
 

@@ -21,7 +21,7 @@ from dqlib.storage.account import account, fp32_bytes_of
 from dqlib.storage.manifest import MANIFEST, sha256
 from dqlib.storage.reading import SAFETENSORS
 from dqlib.study.corpora.corpus import load_corpus
-from dqlib.study.distill.arguments import Distillation
+from dqlib.study.distill.arguments import DistillArguments
 from dqlib.study.evaluation.bootstrap import two_sided
 from dqlib.study.evaluation.perplexity import perplexity_of
 from dqlib.study.evaluation.records import FALLING, metrics_table, read_predictions
@@ -71,7 +71,9 @@ def measure(study: Study, folders: Mapping[str, Path]) -> str:
     return table.to_csv(lineterminator="\n")
 
 
-def write_report(study: Study, student: Path, out: Path, latency: pandas.DataFrame, arguments: Distillation) -> None:
+def write_report(
+    study: Study, student: Path, out: Path, latency: pandas.DataFrame, arguments: DistillArguments
+) -> None:
     """Write the report as Markdown and as one file of HTML, and the model card.
 
     Args:
@@ -141,7 +143,7 @@ def _cell(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
 
 
-def _reproduced(study: Study, out: Path, arguments: Distillation) -> str:
+def _reproduced(study: Study, out: Path, arguments: DistillArguments) -> str:
     """What the same numbers are made from."""
     corpus = load_corpus(study.folders.corpus)
     weights = study.folders.teacher / SAFETENSORS
@@ -173,7 +175,7 @@ def _reproduced(study: Study, out: Path, arguments: Distillation) -> str:
 {markdown_table(table)}"""
 
 
-def command_line(arguments: Distillation) -> str:
+def command_line(arguments: DistillArguments) -> str:
     """The call of the command that has these arguments."""
     words = ["dqlib", "distill", arguments.checkpoint, arguments.out]
     for each in fields(arguments):
@@ -183,11 +185,11 @@ def command_line(arguments: Distillation) -> str:
     return shlex.join(words)
 
 
-def _base(arguments: Distillation) -> str:
+def _base(arguments: DistillArguments) -> str:
     return Path(arguments.checkpoint).name if Path(arguments.checkpoint).is_dir() else arguments.checkpoint
 
 
-def _card(models: Sequence[Trained], latency: pandas.DataFrame, out: Path, arguments: Distillation) -> str:
+def _card(models: Sequence[Trained], latency: pandas.DataFrame, out: Path, arguments: DistillArguments) -> str:
     """A model card in Hugging Face's form: what machines read of it first, then what people do."""
     teacher, student = (model.record for model in models)
     metric = {"name": METRIC_NAMES[student.headline], "type": _METRICS[student.headline], "value": student.score}

@@ -15,11 +15,11 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from dqlib.errors import InputError
 from dqlib.generation_settings import checked_settings
-from dqlib.storage.manifest import kind_of
+from dqlib.storage.manifest import folder_kind
 from dqlib.storage.reading import config_of
-from dqlib.study.corpora.files import KINDS as FILES
-from dqlib.study.corpora.tokenizer import load_tokenizer, marks_source
-from dqlib.study.distill.arguments import Columns, Distillation
+from dqlib.study.corpora.files import ENDINGS
+from dqlib.study.corpora.tokenizer import checked_tokenizer, marks_source
+from dqlib.study.distill.arguments import Columns, DistillArguments
 from dqlib.study.params.checkpoint import checkpoint_config, fetching, generation_settings, located, on_disk
 from dqlib.study.params.kinds import KINDS, SEQ2SEQ, Kind
 from dqlib.study.params.presets import is_file
@@ -40,7 +40,7 @@ OPTIONS = {
 _OPTIONAL = ("second",)
 
 #: Names of tasks, by kind; a translation has one of its own.
-TASKS = {SEQ2SEQ: "texts", "classification": "classes", "language_modelling": "language"}
+TASK_OF_KIND = {SEQ2SEQ: "texts", "classification": "classes", "language_modelling": "language"}
 
 #: Kinds of folders whose models are quantized.
 _QUANTIZED = {"packed": "a packed model", "student": "a student"}
@@ -116,7 +116,7 @@ class Checkpoint:
         """Its tokenizer, which fits it."""
         try:
             with fetching(f"{self.field}, its tokenizer", self.name):
-                tokenizer = load_tokenizer(*located(self.name, self.revision), self.form)
+                tokenizer = checked_tokenizer(*located(self.name, self.revision), self.form)
         except (ImportError, InputError) as error:
             package = self._missing_package(error)
             if package is not None:
@@ -219,7 +219,7 @@ class Checkpoint:
         Raises:
             InputError: a column is not named, or is one of another kind; a language or a prefix has to be named.
         """
-        corpus: dict[str, Any] = columns_of(columns, self.kind) | self.lengths(columns)
+        corpus: dict[str, Any] = corpus_columns(columns, self.kind) | self.lengths(columns)
         if self.form.labels:
             return corpus | {"labels": self.labels}
         return corpus | self._of_texts(columns) if self.form.writes else corpus
@@ -240,7 +240,7 @@ class Checkpoint:
 
     def task(self, columns: Columns) -> str:
         """Name of the task that it does."""
-        return "translation" if self.form.writes and (columns.language or self.language) else TASKS[self.kind]
+        return "translation" if self.form.writes and (columns.language or self.language) else TASK_OF_KIND[self.kind]
 
     def evaluate(self, columns: Columns) -> dict[str, Any]:
         """The parameters of a test."""
@@ -266,7 +266,7 @@ def language_of(tokenizer: PreTrainedTokenizerFast, start: int | None) -> str | 
     return None if found is None or token in special else found[1] or found[2]
 
 
-def columns_of(columns: Columns, kind: str) -> dict[str, str | None]:
+def corpus_columns(columns: Columns, kind: str) -> dict[str, str | None]:
     """The parameters of a corpus that name its columns, for a model of a kind.
 
     Raises:
@@ -294,7 +294,7 @@ def data_of(columns: Columns, **files: str | None) -> dict[str, Any]:
     """
     train = files["train"] or ""
     name = re.sub(r"\W+", "-", Path(train).name.partition(".")[0]).strip("-") or "data"
-    if train.removesuffix(".gz").endswith(FILES) or "*" in train or _absolute(train).is_file():
+    if train.removesuffix(".gz").endswith(ENDINGS) or "*" in train or _absolute(train).is_file():
         paths = {split: None if path is None else str(_absolute(path)) for split, path in files.items()}
         for split, path in paths.items():
             if path is not None and "*" not in path and not Path(path).is_file():
@@ -304,7 +304,7 @@ def data_of(columns: Columns, **files: str | None) -> dict[str, Any]:
         return {"origin": "files", "name": name} | paths
     is_folder = _absolute(train).is_dir()
     if not is_folder and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", train):
-        raise InputError("--train", train, f"a file ({', '.join(FILES)}, or with .gz) or a data set of the hub")
+        raise InputError("--train", train, f"a file ({', '.join(ENDINGS)}, or with .gz) or a data set of the hub")
     found = {"origin": "hub", "dataset": str(_absolute(train)) if is_folder else train}
     splits = {split: value for split, value in files.items() if split != "train"}
     return found | splits | {"name": name, "dataset_config": columns.dataset_config}
@@ -319,7 +319,7 @@ def validations_of(steps: int) -> int:
     return max(1, min(10, steps // 10))
 
 
-def parameters(arguments: Distillation, steps: int) -> tuple[str, dict[str, Any]]:
+def parameters(arguments: DistillArguments, steps: int) -> tuple[str, dict[str, Any]]:
     """The name of the task, and the content of its parameter file.
 
     Args:
@@ -336,7 +336,7 @@ def parameters(arguments: Distillation, steps: int) -> tuple[str, dict[str, Any]
     checkpoint = Checkpoint("checkpoint", name, arguments.revision)
     devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     width = getattr(checkpoint.model_config, "d_model", None) or checkpoint.model_config.hidden_size
-    kind = kind_of(located(name)[0]) if on_disk(name) else None
+    kind = folder_kind(located(name)[0]) if on_disk(name) else None
     if kind in _QUANTIZED:
         allowed = f"a model in full precision, such as the teacher of this one, which is {_QUANTIZED[kind]} already"
         raise InputError(checkpoint.field, name, allowed)

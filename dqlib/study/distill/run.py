@@ -34,7 +34,7 @@ from dqlib.storage.reading import json_object, read_model, read_tokenizer
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import LoadedCorpus, load_corpus
 from dqlib.study.corpora.splits import SPLITS
-from dqlib.study.distill.arguments import Distillation, arguments_of, options_named, options_of
+from dqlib.study.distill.arguments import DistillArguments, arguments_of, options_named, options_of
 from dqlib.study.distill.page import PAGE, measure, write_report
 from dqlib.study.distill.parameters import asked_of, parameters, validations_of
 from dqlib.study.evaluation.records import Record, read_record
@@ -91,8 +91,8 @@ def distill(checkpoint: str | Path, out: str | Path, **options: Any) -> Distille
     Args:
         checkpoint: folder or hub name of a BART, mBART, Marian, T5, BERT with a classifier, or GPT-2.
         out: folder to write. With the same arguments it goes on where it was stopped.
-        options: the fields of :class:`dqlib.study.distill.arguments.Distillation`, at least ``train``, ``config`` and
-            the columns.
+        options: the fields of :class:`dqlib.study.distill.arguments.DistillArguments`, at least ``train``, ``config``
+            and the columns.
 
     Returns:
         The scores; None after a dry run.
@@ -101,12 +101,12 @@ def distill(checkpoint: str | Path, out: str | Path, **options: Any) -> Distille
         InputError: an argument is not allowed; nothing is trained then.
         JobError: the training failed.
     """
-    return Command(Distillation(checkpoint=str(checkpoint), out=str(out), **options)).run()
+    return Command(DistillArguments(checkpoint=str(checkpoint), out=str(out), **options)).run()
 
 
 def distill_command(options: argparse.Namespace) -> int:
     """The command ``dqlib distill``, and its exit code."""
-    return exit_code(Command(arguments_of(Distillation, options)).run, "dqlib distill")
+    return exit_code(Command(arguments_of(DistillArguments, options)).run, "dqlib distill")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Command:
         arguments: that it was given.
     """
 
-    arguments: Distillation
+    arguments: DistillArguments
 
     @property
     def out(self) -> Path:
@@ -134,7 +134,7 @@ class Command:
         """Of the student."""
         return Config.parse(self.arguments.config)
 
-    @options_named(options_of(Distillation))
+    @options_named(options_of(DistillArguments))
     def run(self) -> Distilled | None:
         """Make all that is missing.
 

@@ -15,7 +15,7 @@ from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation.bootstrap import interval, resampled_sums
 from dqlib.study.evaluation.generation import own_batches
-from dqlib.study.evaluation.records import Detail, Line, Scores, places, scores_of, write_scores
+from dqlib.study.evaluation.records import Detail, Line, Scores, places, scores_of, write_answers
 from dqlib.study.params import settings as S
 from dqlib.study.training.classification import TRAINING
 from dqlib.study.training.examples import Example
@@ -44,17 +44,17 @@ def score(
     """
     rows = corpus.test_rows(evaluation.documents)
     examples = TRAINING.encode(rows, corpus, spec.corpus)
-    chances = probabilities(model, examples, corpus.tokenizer, evaluation.batch_size, accelerator, name)
+    chances = class_probabilities(model, examples, corpus.tokenizer, evaluation.batch_size, accelerator, name)
     if not accelerator.is_main_process:
         return None
     positive = spec.corpus.labels[1] if len(spec.corpus.labels) == 2 else None
     scores, lines = class_scores(rows, chances, corpus.labels, evaluation.bootstrap, positive)
-    write_scores(scores, lines, folder)
+    write_answers(scores, lines, folder)
     return scores
 
 
 @torch.no_grad()
-def probabilities(
+def class_probabilities(
     model: PreTrainedModel,
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerFast,
@@ -90,7 +90,7 @@ def class_scores(
     predicted = chances.argmax(axis=1)
     details: list[Detail] = []
     for test_set, where in places(rows, lambda row: row["test_set"]).items():
-        details += details_of(truth[where], predicted[where], len(labels), resamples, test_set)
+        details += class_details(truth[where], predicted[where], len(labels), resamples, test_set)
         if positive is not None:
             details.append(_f1_of(number[positive], positive, truth[where], predicted[where], resamples, test_set))
     lines: list[Line] = [
@@ -103,7 +103,7 @@ def class_scores(
     return scores_of(details, rows, "accuracy", tuple(SIGNATURES)), lines
 
 
-def details_of(
+def class_details(
     truth: np.ndarray, predicted: np.ndarray, classes: int, resamples: int, test_set: str = "test"
 ) -> list[Detail]:
     """Every metric with its interval over the texts.

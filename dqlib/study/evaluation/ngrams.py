@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
-from dqlib.study.evaluation.perplexity import details_of
+from dqlib.study.evaluation.perplexity import perplexity_details
 from dqlib.study.evaluation.records import Detail, renamed
 from dqlib.study.params import settings as S
 from dqlib.study.training.language_modelling import stream
@@ -36,7 +36,7 @@ def baselines(evaluation: S.Evaluation, spec: S.Task, corpus: LoadedCorpus) -> l
         probabilities = model.probabilities(ids)
         measured[number] = -np.log(probabilities).sum(), len(probabilities), len(row["source"].encode())
     signature = f"interpolated Kneser-Ney of order {ORDER}, one discount per order, on the train split"
-    return renamed(details_of(measured, evaluation.bootstrap, signature), f"{ORDER}-gram")
+    return renamed(perplexity_details(measured, evaluation.bootstrap, signature), f"{ORDER}-gram")
 
 
 def _streams(rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast) -> Iterable[np.ndarray]:

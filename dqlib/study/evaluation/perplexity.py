@@ -26,7 +26,7 @@ from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation.bootstrap import interval, resampled_sums
 from dqlib.study.evaluation.generation import own_batches
-from dqlib.study.evaluation.records import Detail, Line, Scores, places, scores_of, write_scores
+from dqlib.study.evaluation.records import Detail, Line, Scores, places, scores_of, write_answers
 from dqlib.study.params import settings as S
 from dqlib.study.training.examples import Example
 from dqlib.study.training.language_modelling import TRAINING, stream
@@ -57,8 +57,8 @@ def score(
     if not accelerator.is_main_process:
         return None
     signature = f"windows of {length} tokens, stride {stride_of(length)}"
-    scores, lines = text_scores(rows, measured, evaluation.bootstrap, signature)
-    write_scores(scores, lines, folder)
+    scores, lines = perplexity_scores(rows, measured, evaluation.bootstrap, signature)
+    write_answers(scores, lines, folder)
     return scores
 
 
@@ -118,7 +118,9 @@ def document_losses(
     return measured
 
 
-def text_scores(rows: Sequence[Row], measured: np.ndarray, resamples: int, signature: str) -> tuple[Scores, list[Line]]:
+def perplexity_scores(
+    rows: Sequence[Row], measured: np.ndarray, resamples: int, signature: str
+) -> tuple[Scores, list[Line]]:
     """Perplexity of a token (the headline) and bits per byte of all documents together.
 
     Args:
@@ -129,7 +131,7 @@ def text_scores(rows: Sequence[Row], measured: np.ndarray, resamples: int, signa
     """
     details: list[Detail] = []
     for test_set, where in places(rows, lambda row: row["test_set"]).items():
-        details += details_of(measured[where], resamples, signature, test_set)
+        details += perplexity_details(measured[where], resamples, signature, test_set)
     lines: list[Line] = [
         {"source": row["source"][:200], "nats": round(nats, 4), "tokens": int(tokens), "bytes": int(size)}
         | ({"name": row["name"]} if "name" in row else {})
@@ -144,7 +146,7 @@ def perplexity_of(line: Mapping[str, Any]) -> float:
     return math.exp(line["nats"] / max(line["tokens"], 1))
 
 
-def details_of(measured: np.ndarray, resamples: int, signature: str, test_set: str = "test") -> list[Detail]:
+def perplexity_details(measured: np.ndarray, resamples: int, signature: str, test_set: str = "test") -> list[Detail]:
     """Both metrics, with their intervals over the documents.
 
     Args:

@@ -196,7 +196,7 @@ def scores_of(
     return Scores(count, means, headline, judged[headline].low, judged[headline].high, tuple(details))
 
 
-def write_scores(scores: Scores, lines: Sequence[Line], folder: Path) -> None:
+def write_answers(scores: Scores, lines: Sequence[Line], folder: Path) -> None:
     """Keep what a model answered, one line per test document, and the details beside its record."""
     write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     write_details(scores.details, folder)

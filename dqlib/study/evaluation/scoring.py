@@ -16,7 +16,7 @@ from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation import bleu as translation_metrics
 from dqlib.study.evaluation.bootstrap import bootstrap_interval, interval, resampled_sums
 from dqlib.study.evaluation.generation import generate
-from dqlib.study.evaluation.records import Detail, Line, Scores, key_of, places, scores_of, write_scores
+from dqlib.study.evaluation.records import Detail, Line, Scores, key_of, places, scores_of, write_answers
 from dqlib.study.evaluation.rouge import ROUGE, rouge
 from dqlib.study.params import settings as S
 from dqlib.study.training.batches import encode
@@ -52,7 +52,7 @@ def score(
         scores, lines = translation_scores(rows, predictions, evaluation.bootstrap, language)
     else:
         scores, lines = text_scores(rows, predictions, evaluation.bootstrap)
-    write_scores(scores, lines, folder)
+    write_answers(scores, lines, folder)
     return scores
 
 

@@ -21,7 +21,7 @@ from dqlib.study.training.kinds import training_of
 from dqlib.study.training.text_batches import ModelBatch
 
 #: Held-out pairs on which similarity is measured.
-HELD_OUT = 64
+HELD_OUT_PAIRS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class Similarity:
 def held_out(corpus: LoadedCorpus, spec: S.Task) -> ModelBatch:
     """The first validation pairs, or blocks of running text, in one batch."""
     kind = training_of(spec.form)
-    examples = kind.encode(corpus.splits["validation"][:HELD_OUT], corpus, spec.corpus)
-    return kind.collate(corpus.tokenizer)(examples[:HELD_OUT])
+    examples = kind.encode(corpus.splits["validation"][:HELD_OUT_PAIRS], corpus, spec.corpus)
+    return kind.collate(corpus.tokenizer)(examples[:HELD_OUT_PAIRS])
 
 
 @torch.no_grad()

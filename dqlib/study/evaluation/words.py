@@ -19,7 +19,7 @@ from torch import Tensor
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.splits import SPLITS
-from dqlib.study.evaluation.classification import details_of
+from dqlib.study.evaluation.classification import class_details
 from dqlib.study.evaluation.records import Detail, renamed
 from dqlib.study.params import settings as S
 
@@ -52,18 +52,18 @@ def baselines(evaluation: S.Evaluation, spec: S.Task, corpus: LoadedCorpus) -> l
     return [
         detail
         for method, each in predicted.items()
-        for detail in renamed(details_of(truth["test"], each, len(corpus.labels), evaluation.bootstrap), method)
+        for detail in renamed(class_details(truth["test"], each, len(corpus.labels), evaluation.bootstrap), method)
     ]
 
 
-def words(text: str) -> set[str]:
+def word_set(text: str) -> set[str]:
     """Words and marks of a text, in lower case."""
     return set(_WORD.findall(text.lower()))
 
 
 def overlap(rows: Sequence[Row]) -> np.ndarray:
     """Of the first text's words, the share that the second text has, (rows,)."""
-    pairs = ((words(row["source"]), words(row["second"])) for row in rows)
+    pairs = ((word_set(row["source"]), word_set(row["second"])) for row in rows)
     return np.array([len(one & other) / max(len(one), 1) for one, other in pairs])
 
 
@@ -93,10 +93,10 @@ def by_words(rows: dict[str, list[Row]], truth: dict[str, np.ndarray], classes: 
 
 def features_of(row: Row) -> list[str]:
     """Names of what a text has: its words; of a pair the words of each text, of both, and how many those are."""
-    one = words(row["source"])
+    one = word_set(row["source"])
     if "second" not in row:
         return sorted(one)
-    other = words(row["second"])
+    other = word_set(row["second"])
     both = one & other
     names = [f"1 {word}" for word in one] + [f"2 {word}" for word in other] + [f"both {word}" for word in both]
     return sorted([*names, f"tenths {int(TENTHS * len(both) / max(len(one), 1))}"])

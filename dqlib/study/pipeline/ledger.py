@@ -76,7 +76,7 @@ def run_provenance(study: Study, run: S.Run, teacher: str) -> dict[str, object]:
     }
 
 
-def identity(study: Study, run: S.Run, teacher: str) -> dict[str, str]:
+def run_ids(study: Study, run: S.Run, teacher: str) -> dict[str, str]:
     """The two ids of a run by the names of their columns."""
     whole = run_provenance(study, run, teacher)
     if study.task.uses_pseudo_labels(run.preset):
@@ -101,7 +101,7 @@ def read_ledger(study: Study) -> Ledger:
         key = run.preset, str(run.config), run.seed, run.steps or benchmark.distill.steps
         if key not in records or key not in parts:
             continue
-        wanted, (record, part) = identity(study, run, teacher), (records[key], parts[key])
+        wanted, (record, part) = run_ids(study, run, teacher), (records[key], parts[key])
         differs = [name for name in IDENTITY if {str(row.get(name)) for row in (record, part)} != {wanted[name]}]
         if differs:
             left_out[run] = "of other code" if differs == ["code"] else "of another teacher or other parameters"

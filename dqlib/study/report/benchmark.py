@@ -23,9 +23,9 @@ from dqlib.study.params.paths import COST, LOG, project_root
 from dqlib.study.params.settings import Run
 from dqlib.study.params.tasks import benchmark_file
 from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, is_finished
-from dqlib.study.pipeline.ledger import IDENTITY, identity, read_ledger, teacher_digest
+from dqlib.study.pipeline.ledger import IDENTITY, read_ledger, run_ids, teacher_digest
 from dqlib.study.pipeline.study import Study
-from dqlib.study.report.scores import SCORES, Model, Resampled, joined, read_scores, rows_of
+from dqlib.study.report.scores import SCORES, ModelKey, Resampled, joined, read_scores, rows_of
 from dqlib.study.report.tables import Trained
 
 #: The preset that ablations change one part of.
@@ -84,7 +84,7 @@ def finished(study: Study) -> list[Finished]:
     committed = dict(list(read_scores(file).groupby(named))) if ledger.held and file.is_file() else {}
     runs = sorted(benchmark.runs_of_equal_steps(), key=lambda run: _order(benchmark, run)) + benchmark.longer_runs()
     for run in runs:
-        folder, ids = folder_of(study, run), identity(study, run, digest)
+        folder, ids = folder_of(study, run), run_ids(study, run, digest)
         if is_finished(study, run):
             model = Trained(study, folder, run.config)
             kept = retained(model.record.score, teacher.score_on(len(model.lines)), model.record.headline)
@@ -181,7 +181,7 @@ def _compared(
     if baseline == name or not common:
         return None, None
     ours, theirs = (
-        drawn.drawn(Model(study.name, "student", str(config), preset, benchmark.distill.steps), common)
+        drawn.drawn(ModelKey(study.name, "student", str(config), preset, benchmark.distill.steps), common)
         for preset in (name, baseline)
     )
     return baseline, round(two_sided(ours - theirs), 4)

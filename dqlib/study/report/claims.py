@@ -9,7 +9,7 @@ import numpy as np
 import pandas
 
 from dqlib.study.evaluation.bootstrap import welch_p_value
-from dqlib.study.evaluation.similarity import HELD_OUT
+from dqlib.study.evaluation.similarity import HELD_OUT_PAIRS
 from dqlib.study.params.kinds import SEQ2SEQ
 from dqlib.study.params.tasks import TASKS
 from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED
@@ -127,7 +127,7 @@ def _similarity(tables: Tables) -> Iterable[Verdict]:
             f"{row.config}: mean cosine of different tokens {row.decoder:.3f} against {row.teacher:.3f} "
             f"in the teacher ({row.more_alike:+.3f}, 95% interval {row.low:+.3f} to {row.high:+.3f})"
         )
-        more = needed(HELD_OUT, (row.more_alike, row.low, row.high), 0.0, "held-out texts")
+        more = needed(HELD_OUT_PAIRS, (row.more_alike, row.low, row.high), 0.0, "held-out texts")
         yield decided(claim, row.task, measured, True if row.low > 0 else False if row.high < 0 else None, more)
 
 

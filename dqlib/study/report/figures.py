@@ -25,8 +25,8 @@ from dqlib.study.report.names import (
     bits_of,
     in_bits,
     layers_of,
+    named_shape,
     quantity_of,
-    shape_of,
 )
 from dqlib.study.report.style import COLOURS, STYLE, TEACHER_COLOUR, colour_of, line_styles, plain_log_scale, subplots
 
@@ -89,7 +89,7 @@ def tradeoffs(metrics: pandas.DataFrame) -> Figure:
         teacher = rows[rows.role == "teacher"].iloc[0]
         scores_axis(axes, teacher)
         for row in rows[rows.role == "student"].itertuples():
-            bits, shape, alone = bits_of(row), shape_of(row, teacher), row.preset == QUANTIZATION_ALONE
+            bits, shape, alone = bits_of(row), named_shape(row, teacher), row.preset == QUANTIZATION_ALONE
             axes.errorbar(
                 row.compression, row.score, yerr=[[row.score - row.score_low], [row.score_high - row.score]],
                 fmt=SHAPE_STYLES[shape][0], color=colour_of(bits), capsize=2, linewidth=1,
@@ -164,7 +164,7 @@ def accumulation(positions: pandas.DataFrame, lengths: pandas.DataFrame, metrics
                 models = dict(list(table[table.task == teacher.task].groupby(["config", "preset"], sort=False)))
                 for row in students[students.task == teacher.task].itertuples():
                     recall = models[row.config, row.preset].recall
-                    marker, line = SHAPE_STYLES[shape_of(row, teacher)]
+                    marker, line = SHAPE_STYLES[named_shape(row, teacher)]
                     axes.plot(
                         range(1, len(recall) + 1), recall, line, marker=marker, markersize=4,
                         color=colour_of(bits_of(row)), linewidth=1.2,
@@ -185,7 +185,7 @@ def _spans(longest: list[int]) -> list[str]:
     return [f"≤{longest[0]}", *(f"{a}" if a == b else f"{a}-{b}" for a, b in pairwise(longest))]
 
 
-def quantized(accounts: pandas.DataFrame) -> pandas.DataFrame:
+def drawn_sizes(accounts: pandas.DataFrame) -> pandas.DataFrame:
     """Of the rows of :func:`sizes`, those that it draws."""
     return accounts[~accounts.config.str.startswith("32-")]
 
@@ -197,7 +197,7 @@ def sizes(accounts: pandas.DataFrame) -> Figure:
         accounts: columns ``task``, ``config``, ``part``, ``bytes``.
     """
     parts = list(dict.fromkeys(accounts.part))
-    shown = quantized(accounts)
+    shown = drawn_sizes(accounts)
 
     def draw(axes: Axes, rows: pandas.DataFrame) -> None:
         wide = rows.pivot_table(index="config", columns="part", values="bytes", sort=False) / 1e6
@@ -322,7 +322,7 @@ def _legend(figure: Figure, metrics: pandas.DataFrame) -> None:
     """Below the panels: what colours, markers and hollow markers stand for."""
     students = metrics[metrics.role == "student"]
     teachers = {row.task: row for row in metrics[metrics.role == "teacher"].itertuples()}
-    shapes = {shape_of(row, teachers[row.task]) for row in students.itertuples()}
+    shapes = {named_shape(row, teachers[row.task]) for row in students.itertuples()}
     looks: list[tuple[str, dict[str, Any]]] = [("teacher, fp32", {"color": TEACHER_COLOUR, "linestyle": "--"})]
     for bits in _bits_in(students):
         looks.append((bits, {"color": colour_of(bits), "marker": "s", "linestyle": "", "markersize": 7}))

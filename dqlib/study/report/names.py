@@ -67,7 +67,7 @@ def named_shapes(teacher: Any) -> dict[str, tuple[int, int]]:
     return {"full": (encoder, decoder), "half_stack": (encoder // 2, decoder // 2), "one_layer": one}
 
 
-def shape_of(row: Any, teacher: Any) -> str:
+def named_shape(row: Any, teacher: Any) -> str:
     """Which of :data:`SHAPES` a student has, from its configuration and the layers in its and its teacher's row."""
     if Config.parse(row.config).narrow:
         return "narrow"

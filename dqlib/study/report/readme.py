@@ -19,7 +19,7 @@ from dqlib.study.pipeline.study import Study
 from dqlib.study.report.benchmark import benchmark_summary, gap_table
 from dqlib.study.report.benchmark_page import gaps_for_reading, summary_for_reading, with_losses
 from dqlib.study.report.names import METRIC_NAMES, SHAPES
-from dqlib.study.report.pages import METRICS, markdown_table, overview_table, short_table
+from dqlib.study.report.pages import METRICS_CSV, markdown_table, overview_table, short_table
 from dqlib.study.report.verdicts import Tables
 
 
@@ -130,7 +130,7 @@ def long_tables(speed: pandas.DataFrame, shape: str = LISTED) -> str:
 def blocks(project: Path) -> dict[str, str]:
     """Every table of the pages by its name, as Markdown: those of the default study, and of GPT-2, in a project."""
     tables = project / "results" / "tables"
-    names = (METHODS, LONGER, PARTS, METRICS, "training.csv", "benchmark.csv", "retention.csv")
+    names = (METHODS, LONGER, PARTS, METRICS_CSV, "training.csv", "benchmark.csv", "retention.csv")
     methods, longer, parts, metrics, training, speed, retention = (pandas.read_csv(tables / name) for name in names)
     runs = with_losses(methods, parts)
     presets = benchmark_of(Study(str(project / "profiles" / "study.yaml"))).presets
@@ -138,7 +138,7 @@ def blocks(project: Path) -> dict[str, str]:
     further = pandas.concat([methods, longer[longer.train_steps > methods.train_steps.max()]])
     language, of_language = (
         pandas.read_csv(project / "results" / "gpt2" / "tables" / name)
-        for name in (METRICS, benchmark_file(PARTS, "language"))
+        for name in (METRICS_CSV, benchmark_file(PARTS, "language"))
     )
     return {
         "language": markdown_table(short_table(language)),

@@ -15,13 +15,13 @@ from dqlib.study.params.paths import TABLES
 from dqlib.study.params.tasks import TASKS, benchmark_file
 from dqlib.study.pipeline.ledger import PARTS
 from dqlib.study.report.claims import claims_table
-from dqlib.study.report.scores import HELD_OUT, SCORES, Model, Resampled, read_scores
+from dqlib.study.report.scores import HELD_OUT, SCORES, ModelKey, Resampled, read_scores
 from dqlib.study.report.verdicts import PRETRAINED, RUNS, Tables
 
 #: Columns that name a model in every table.
-KEYS = ["task", "config", "preset"]
+MODEL_COLUMNS = ["task", "config", "preset"]
 #: What of ``metrics.csv`` is held against scores, and by how much it may differ, as scores of documents are rounded.
-MEASURED, ROUNDED = [*KEYS, "headline", "score", "retention"], 1e-3
+CHECKED, ROUNDED = [*MODEL_COLUMNS, "headline", "score", "retention"], 1e-3
 
 
 def comparisons_table(drawn: Resampled) -> pandas.DataFrame:
@@ -41,7 +41,7 @@ def comparisons_table(drawn: Resampled) -> pandas.DataFrame:
             p_value = two_sided(drawn.drawn(joint) - drawn.drawn(other))
             scores = drawn.score(joint), baseline, drawn.score(other), p_value
             rows.append((*_key(joint), drawn.headline(joint), *scores))
-    columns = [*KEYS, "headline", "score", "baseline", "baseline_score", "p_value"]
+    columns = [*MODEL_COLUMNS, "headline", "score", "baseline", "baseline_score", "p_value"]
     return pandas.DataFrame(rows, columns=columns).round(4)
 
 
@@ -60,7 +60,7 @@ def retention_table(drawn: Resampled) -> pandas.DataFrame:
         kept = retained(drawn.score(student), drawn.score(teacher), headline)
         rows.append((*_key(student), kept, low, high))
     columns = ["retention", "low", "high"]
-    return pandas.DataFrame(rows, columns=[*KEYS, *columns]).astype(dict.fromkeys(columns, float)).round(4)
+    return pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, *columns]).astype(dict.fromkeys(columns, float)).round(4)
 
 
 def over_seeds(seeds: pandas.DataFrame, drawn: Resampled) -> pandas.DataFrame:
@@ -73,7 +73,7 @@ def over_seeds(seeds: pandas.DataFrame, drawn: Resampled) -> pandas.DataFrame:
     Returns:
         The same columns, of which ``seed`` is the first one, and ``seeds``, how many there are.
     """
-    table = seeds.drop_duplicates(KEYS, ignore_index=True).assign(seeds=1)
+    table = seeds.drop_duplicates(MODEL_COLUMNS, ignore_index=True).assign(seeds=1)
     for model in drawn.models:
         own = seeds[_is(seeds, model)]
         if len(own) < 2:
@@ -101,10 +101,10 @@ def accumulation_table(drawn: Resampled) -> pandas.DataFrame:
         early, late = (100 * (drawn.mean(teacher, part) - drawn.mean(student, part)) for part in ("early", "late"))
         more = [drawn.drawn_mean(each, "late") - drawn.drawn_mean(each, "early") for each in (teacher, student)]
         rows.append((*_key(student), early, late, two_sided(more[0] - more[1])))
-    return pandas.DataFrame(rows, columns=[*KEYS, "early", "late", "p_value"]).round(4)
+    return pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, "early", "late", "p_value"]).round(4)
 
 
-def similarity_table(drawn: Resampled) -> pandas.DataFrame:
+def more_alike_table(drawn: Resampled) -> pandas.DataFrame:
     """Mean cosine of different tokens in each decoder (``decoder``), beside the teacher's and less it, text by text.
 
     ``low`` and ``high`` are the 95% interval of the difference over held-out texts and seeds.
@@ -119,16 +119,16 @@ def similarity_table(drawn: Resampled) -> pandas.DataFrame:
         low, high = interval(more - less)
         rows.append((*_key(model), ours, theirs, ours - theirs, low, high))
     columns = ["decoder", "teacher", "more_alike", "low", "high"]
-    table = pandas.DataFrame(rows, columns=[*KEYS, *columns])
+    table = pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, *columns])
     table[columns] = table[columns].astype(float).round(3) + 0.0  # no minus zero
     return table
 
 
-def _key(model: Model) -> tuple[str, str, str]:
+def _key(model: ModelKey) -> tuple[str, str, str]:
     return model.task, model.config, model.preset
 
 
-def _is(table: pandas.DataFrame, model: Model) -> pandas.Series:
+def _is(table: pandas.DataFrame, model: ModelKey) -> pandas.Series:
     """Which rows are of a model."""
     return (table.task == model.task) & (table.config == model.config) & (table.preset == model.preset)
 
@@ -141,7 +141,7 @@ def metrics_of(drawn: Resampled) -> pandas.DataFrame:
         kept = retained(score, drawn.score(drawn.teacher(model.task)), headline)
         shape = [getattr(config, name) for name in SHAPE]
         rows.append((*_key(model), model.role, *shape, headline, score, kept))
-    return pandas.DataFrame(rows, columns=[*KEYS, "role", *SHAPE, "headline", "score", "retention"]).round(4)
+    return pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, "role", *SHAPE, "headline", "score", "retention"]).round(4)
 
 
 def recomputed(folder: Path) -> tuple[pandas.DataFrame, list[str]]:
@@ -155,16 +155,18 @@ def recomputed(folder: Path) -> tuple[pandas.DataFrame, list[str]]:
     """
     drawn = Resampled(read_scores(folder / SCORES))
     tables = {"comparisons": comparisons_table(drawn), "retention": retention_table(drawn)}
-    tables |= {"accumulation": accumulation_table(drawn), "similarity": similarity_table(drawn)}
+    tables |= {"accumulation": accumulation_table(drawn), "similarity": more_alike_table(drawn)}
     of_scores = metrics = metrics_of(drawn)
     file = folder / TABLES / "metrics.csv"
     if file.is_file():
         written = pandas.read_csv(file)
         more = [name for name in written if name not in metrics]
-        metrics = metrics.merge(written.drop_duplicates(KEYS)[[*KEYS, *more]], on=KEYS, how="left")
+        metrics = metrics.merge(
+            written.drop_duplicates(MODEL_COLUMNS)[[*MODEL_COLUMNS, *more]], on=MODEL_COLUMNS, how="left"
+        )
     tables["claims"] = claims_table(Tables(metrics, **tables, runs=runs_in(folder)))
     differences = [line for name, table in tables.items() for line in _differences(folder, name, table)]
-    return tables["claims"], _differences(folder, "metrics", of_scores[MEASURED], ROUNDED) + differences
+    return tables["claims"], _differences(folder, "metrics", of_scores[CHECKED], ROUNDED) + differences
 
 
 def runs_in(folder: Path) -> pandas.DataFrame:

@@ -43,7 +43,7 @@ STATISTICS = {"bleu": translation_metrics.BLEU_STATISTICS, "perplexity": ("nats"
 HELD_OUT = "held-out"
 
 
-class Model(NamedTuple):
+class ModelKey(NamedTuple):
     """What its seeds have in common."""
 
     task: str
@@ -148,57 +148,57 @@ class Resampled:
         self._sets: dict[tuple[str, str], _Documents] = {}
 
     @cached_property
-    def models(self) -> list[Model]:
+    def models(self) -> list[ModelKey]:
         """Every model, in the order of the table."""
-        rows = self.table.loc[self.table.test_set == "test", list(Model._fields)].drop_duplicates()
-        return [Model(*row) for row in rows.itertuples(index=False)]
+        rows = self.table.loc[self.table.test_set == "test", list(ModelKey._fields)].drop_duplicates()
+        return [ModelKey(*row) for row in rows.itertuples(index=False)]
 
-    def teacher(self, task: str) -> Model:
+    def teacher(self, task: str) -> ModelKey:
         """The teacher of a task."""
         return next(model for model in self.models if (model.task, model.role) == (task, "teacher"))
 
-    def students(self) -> list[Model]:
+    def students(self) -> list[ModelKey]:
         """Every student, in the order of the table."""
         return [model for model in self.models if model.role == "student"]
 
-    def headline(self, model: Model) -> str:
+    def headline(self, model: ModelKey) -> str:
         """The metric that a model is judged by."""
         return self._documents(model).headline
 
-    def seeds(self, model: Model) -> list[int]:
+    def seeds(self, model: ModelKey) -> list[int]:
         """Seeds that it was trained from."""
         return self._documents(model).seeds[model]
 
-    def score(self, model: Model) -> float:
+    def score(self, model: ModelKey) -> float:
         """Its headline score: that of all documents, mean over its seeds."""
         documents = self._documents(model)
         return float(documents.score(documents.totals_of(model)).mean())
 
-    def drawn(self, model: Model, seeds: Sequence[int] | None = None) -> np.ndarray:
+    def drawn(self, model: ModelKey, seeds: Sequence[int] | None = None) -> np.ndarray:
         """Its headline score on documents and seeds that are drawn again, (resamples,); of some seeds, or of all."""
         documents = self._documents(model)
         sums = [documents.sums[model, seed] for seed in seeds or self.seeds(model)]
         return self._over_seeds(model, [documents.score(each) for each in sums])
 
-    def mean(self, model: Model, column: str, test_set: str = "test") -> float:
+    def mean(self, model: ModelKey, column: str, test_set: str = "test") -> float:
         """The mean of a column over the documents that have it, and over the seeds."""
         documents = self._documents(model, test_set)
         return float(documents.mean(column, documents.totals_of(model)).mean())
 
-    def drawn_mean(self, model: Model, column: str, test_set: str = "test") -> np.ndarray:
+    def drawn_mean(self, model: ModelKey, column: str, test_set: str = "test") -> np.ndarray:
         """The same on documents and seeds that are drawn again, (resamples,)."""
         documents = self._documents(model, test_set)
         sums = [documents.sums[model, seed] for seed in documents.seeds[model]]
         return self._over_seeds(model, [documents.mean(column, each) for each in sums])
 
-    def has(self, model: Model, column: str, test_set: str = "test") -> bool:
+    def has(self, model: ModelKey, column: str, test_set: str = "test") -> bool:
         """Whether documents of a model have a column."""
         if not ((self.table.task == model.task) & (self.table.test_set == test_set)).any():
             return False
         documents = self._documents(model, test_set)
         return model in documents.seeds and column in documents.columns
 
-    def _over_seeds(self, model: Model, scores: list[np.ndarray]) -> np.ndarray:
+    def _over_seeds(self, model: ModelKey, scores: list[np.ndarray]) -> np.ndarray:
         if len(scores) == 1:
             return scores[0]
         count = len(scores)
@@ -206,7 +206,7 @@ class Resampled:
         shares = generator.multinomial(count, np.full(count, 1 / count), self.resamples) / count
         return (shares * np.stack(scores, axis=1)).sum(axis=1)
 
-    def _documents(self, model: Model, test_set: str = "test") -> _Documents:
+    def _documents(self, model: ModelKey, test_set: str = "test") -> _Documents:
         key = model.task, test_set
         if key not in self._sets:
             rows = self.table[(self.table.task == model.task) & (self.table.test_set == test_set)]
@@ -221,13 +221,13 @@ class _Documents:
         numbers = [name for name in rows if name not in KEYS and rows[name].notna().any()]
         self.columns = [*numbers, *(f"has {name}" for name in numbers)]
         self.headline: str = rows.headline.iloc[0]
-        self.seeds: dict[Model, list[int]] = {}
+        self.seeds: dict[ModelKey, list[int]] = {}
         keys, matrices = [], []
-        for (*model, seed), own in rows.groupby([*Model._fields, "seed"], sort=False):
+        for (*model, seed), own in rows.groupby([*ModelKey._fields, "seed"], sort=False):
             values = own.sort_values("document")[numbers].to_numpy(dtype=float)
             matrices.append(np.concatenate([np.nan_to_num(values), ~np.isnan(values)], axis=1))
-            keys.append((Model(*model), int(seed)))
-            self.seeds.setdefault(Model(*model), []).append(int(seed))
+            keys.append((ModelKey(*model), int(seed)))
+            self.seeds.setdefault(ModelKey(*model), []).append(int(seed))
         counts = sorted({len(matrix) for matrix in matrices})
         if len(counts) > 1:
             raise InputError("scores", f"{counts} documents", f"as many for all models of '{rows.task.iloc[0]}'")
@@ -236,7 +236,7 @@ class _Documents:
         self.totals = {key: matrix.sum(axis=0) for key, matrix in zip(keys, matrices, strict=True)}
         self.sums = dict(zip(keys, np.split(every, len(keys), axis=1), strict=True))
 
-    def totals_of(self, model: Model) -> np.ndarray:
+    def totals_of(self, model: ModelKey) -> np.ndarray:
         """Sums over all documents, (seeds, columns)."""
         return np.array([self.totals[model, seed] for seed in self.seeds[model]])
 

@@ -37,13 +37,13 @@ from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.claims import claims_table
 from dqlib.study.report.recompute import (
-    KEYS,
+    MODEL_COLUMNS,
     accumulation_table,
     comparisons_table,
+    more_alike_table,
     over_seeds,
     retention_table,
     runs_in,
-    similarity_table,
 )
 from dqlib.study.report.scores import (
     Resampled,
@@ -170,7 +170,7 @@ def collect(studies: Sequence[Study]) -> Collected:
         positions=_beside_teacher(writing, by_position),
         lengths=_beside_teacher(writing, by_length),
         accumulation=accumulation_table(drawn),
-        similarity=_with_models(similarity_table(drawn), similarities),
+        similarity=_with_models(more_alike_table(drawn), similarities),
         sizes=collect_sizes(studies),
         sensitivity=collect_sensitivity(studies),
         scores=scores,
@@ -214,7 +214,7 @@ def collect_details(studies: Sequence[Study]) -> pandas.DataFrame:
         for model in models
         for detail in read_details(model.folder)
     ]
-    return pandas.DataFrame(rows, columns=[*KEYS, "seed", *(field.name for field in fields(Detail))])
+    return pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, "seed", *(field.name for field in fields(Detail))])
 
 
 def collect_retention(studies: Sequence[Study]) -> pandas.DataFrame:
@@ -243,9 +243,9 @@ def _similarities(study: Study) -> list[tuple[Trained, Similarity]]:
 def _with_models(table: pandas.DataFrame, similarities: Sequence[tuple[Trained, Similarity]]) -> pandas.DataFrame:
     """The table with what only the models show, mean over seeds: of encoder and embedding, and the divergence."""
     rows = [(*model.key.values(), each.encoder.mean(), each.embedding, each.divergence) for model, each in similarities]
-    more = pandas.DataFrame(rows, columns=[*KEYS, "encoder", "embedding", "divergence"])
-    means = more.groupby(KEYS, sort=False).mean().astype(float).round(3) + 0.0
-    return table.merge(means.reset_index(), on=KEYS)
+    more = pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, "encoder", "embedding", "divergence"])
+    means = more.groupby(MODEL_COLUMNS, sort=False).mean().astype(float).round(3) + 0.0
+    return table.merge(means.reset_index(), on=MODEL_COLUMNS)
 
 
 def collect_sizes(studies: Sequence[Study]) -> pandas.DataFrame:
@@ -295,7 +295,7 @@ def _beside_teacher(
         for student in students
     ]
     if not tables:
-        return pandas.DataFrame(columns=KEYS)
+        return pandas.DataFrame(columns=MODEL_COLUMNS)
     table = pandas.concat(tables, ignore_index=True)
-    means = table.groupby([*KEYS, table.columns[0]], sort=False).mean().round(4).reset_index()
+    means = table.groupby([*MODEL_COLUMNS, table.columns[0]], sort=False).mean().round(4).reset_index()
     return means.astype(table.dtypes)

@@ -17,7 +17,7 @@ from dqlib.losses import IGNORED_LABEL
 from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.tokenizer import LONGEST_TEXT, MASK_ID, PAD_ID, source_ids, target_ids
 from dqlib.study.params import settings as S
-from dqlib.study.training.examples import BATCH, Example, lengths
+from dqlib.study.training.examples import BATCH, Example, example_lengths
 from dqlib.study.training.mixture import Mixture
 
 #: Examples that are sorted by length together; large enough for little padding, small enough to mix.
@@ -94,7 +94,7 @@ def bucketed(examples: Sequence[Example], batch_tokens: int, order: random.Rando
         batch_tokens: largest size of a batch; one longer example makes a batch of its own.
         order: shuffles the examples before they are put into buckets; None keeps them sorted by length.
     """
-    sources, targets = lengths(examples)
+    sources, targets = example_lengths(examples)
     indices = array("q", range(len(examples)))
     if order is not None:
         order.shuffle(indices)

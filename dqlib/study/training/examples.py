@@ -85,7 +85,7 @@ class StoredExamples(Measured):
     """Examples in Arrow files, mapped into memory; one is read when it is asked for."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Open files that :func:`stored` wrote.
+        """Open files that :func:`stored_examples` wrote.
 
         Raises:
             pyarrow.ArrowException, OSError: a file is damaged or missing.
@@ -131,7 +131,7 @@ class Picked(Measured):
         self._firsts = list(accumulate(map(len, parts[:-1]), initial=0))
         sources, targets = (
             np.concatenate([np.asarray(each, np.int32) for each in column])[numbers]
-            for column in zip(*map(lengths, parts), strict=True)
+            for column in zip(*map(example_lengths, parts), strict=True)
         )
         self.lengths = array("i", sources.tobytes()), array("i", targets.tobytes())
 
@@ -141,14 +141,16 @@ class Picked(Measured):
         return self._parts[part][number - self._firsts[part]]
 
 
-def lengths(examples: Sequence[Example]) -> tuple[Sequence[int], Sequence[int]]:
+def example_lengths(examples: Sequence[Example]) -> tuple[Sequence[int], Sequence[int]]:
     """Tokens of every source and of every target."""
     if isinstance(examples, Measured):
         return examples.lengths
     return array("i", (len(e.source) for e in examples)), array("i", (len(e.target) for e in examples))
 
 
-def stored(folder: Path, rows: Sequence[Row], make: Callable[[Sequence[Row]], list[Example]]) -> StoredExamples:
+def stored_examples(
+    folder: Path, rows: Sequence[Row], make: Callable[[Sequence[Row]], list[Example]]
+) -> StoredExamples:
     """The examples of rows, made where the folder does not have them yet.
 
     Args:

@@ -33,7 +33,7 @@ from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import LOG, Folders
 from dqlib.study.training.batches import SHORTEST, steps
 from dqlib.study.training.checkpoints import Checkpoints, identity, weights_hash
-from dqlib.study.training.examples import Example, StoredExamples, stored
+from dqlib.study.training.examples import Example, StoredExamples, stored_examples
 from dqlib.study.training.kinds import KindTraining, training_of
 from dqlib.study.training.loop import Trainer, TrainingError
 from dqlib.study.training.mixture import Mixture
@@ -258,7 +258,7 @@ class TaskTraining:
         digest = self._with_tokenizer(" ".join(map(str, parts)))
         folder = self.corpus.folder.parent / "tokens" / f"{split}-{digest[:16]}"
         with self.accelerator.main_process_first():  # one process writes for all
-            return stored(folder, rows, make)
+            return stored_examples(folder, rows, make)
 
     def _with_tokenizer(self, text: str) -> str:
         """SHA-256 of a text and of all files of the corpus's tokenizer."""
