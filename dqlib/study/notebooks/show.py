@@ -23,7 +23,7 @@ from dqlib.quantizers import quantize
 from dqlib.storage.footprint import footprint, fp32_size_bytes
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.evaluation.perplexity import perplexity_of
-from dqlib.study.evaluation.records import Detail, metrics_table, read_details, read_record
+from dqlib.study.evaluation.records import Detail, method_of, metrics_table, read_details, read_record
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import LOG, PREDICTIONS, RECORD
 from dqlib.study.params.tasks import kind_of
@@ -182,10 +182,10 @@ def _answer(line: Mapping[str, Any]) -> str:
 def baselines(folder: Path) -> pandas.DataFrame:
     """What simpler methods reach on the test of a teacher: one row per method, with 95% intervals."""
     rows = [
-        {"method": each.metric.removesuffix(f"_{metric}").replace("_", " "), "metric": name, "text": _interval(each)}
+        {"method": method, "metric": name, "text": _interval(each)}
         for each in read_details(folder)
         for metric, name in METRIC_NAMES.items()
-        if each.metric.endswith(f"_{metric}")
+        if (method := method_of(each.metric, metric))
     ]
     return _by_metric(rows, ["method"])
 
