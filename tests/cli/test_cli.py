@@ -27,7 +27,7 @@ from dqlib.storage.students import load_student, save_student
 from dqlib.student import round_for_storage
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.params.paths import project_root
-from tests.helpers.folders import reconfigure, reseal
+from tests.helpers.folders import flip, reconfigure, reseal
 from tests.helpers.models import CASES, make_teacher, student_of
 
 TEXTS = ["return the sum", "", "of all numbers that there are", "the"]
@@ -141,7 +141,7 @@ def test_inspect_shows_the_account(students, packed, capsys):
 def test_verify_tells_a_damaged_folder_by_its_exit_code(packed, tmp_path, capsys):
     shutil.copytree(packed / "bart", tmp_path / "out")
     printed(capsys, "verify", tmp_path / "out")
-    _flip(tmp_path / "out" / WEIGHTS, -1)
+    flip(tmp_path / "out" / WEIGHTS, -1)
     assert ".codes: 'CRC-32" in printed(capsys, "verify", tmp_path / "out", code=1).err
     assert ".codes: 'CRC-32" in refused(capsys, "generate", tmp_path / "out", "--input", __file__)
 
@@ -267,19 +267,16 @@ def test_what_is_wrong_with_an_export_is_told_in_one_sentence(students, packed, 
     to = (tmp_path / "out", "--engine", "ctranslate2")
     texts = ("--input", __file__)
     assert "model: 'BertForMaskedLM'" in refused(capsys, "export", packed / "bert", *to)
-    assert "quantization: 'int3'" in refused(capsys, "export", packed / "bart", *to, "--quantization", "int3")
     assert "--bits: 2" in refused(capsys, "export", packed / "bart", *to, "--bits", 2)
     assert "folder: " in refused(capsys, "export", tmp_path, *to)
     assert "new, empty" in refused(capsys, "export", packed / "bart", students, "--engine", "ctranslate2")
     inside = packed / "bart" / "inside"
     assert "out: " in refused(capsys, "export", packed / "bart", inside, "--engine", "ctranslate2")
     assert not inside.exists()
-    assert "engine: 'torch'" in refused(capsys, "generate", fast, *texts, "--engine", "torch")
     with pytest.raises(SystemExit):
         main(["generate", str(fast), "--beams", "1025"])
     assert "1025 is not allowed; it must be at most 1024" in capsys.readouterr().err
     assert "--language: 'fr'" in refused(capsys, "generate", fast, *texts, "--language", "fr")
-    assert "--max-new-tokens: 24" in refused(capsys, "generate", fast, *texts, "--max-new-tokens", 24)
     assert "folder: " in refused(capsys, "agree", packed / "bart", tmp_path / "nowhere", *texts)
 
 
@@ -327,12 +324,11 @@ def test_nothing_to_agree_on_is_one_sentence(name, packed, tmp_path, capsys):
 def test_a_damaged_student_is_told_in_one_sentence(students, tmp_path, capsys):
     for damage, expected in (
         (lambda folder: _cut(folder / "model.safetensors"), "bytes long, as the manifest has it"),
-        (lambda folder: _flip(folder / "model.safetensors"), "model.safetensors: 'SHA-256"),
+        (lambda folder: flip(folder / "model.safetensors"), "model.safetensors: 'SHA-256"),
         (lambda folder: _without(folder, "config.json", "model_type"), "config.json, model_type: None"),
         (lambda folder: reseal(folder, about={}), "config: None"),
         (lambda folder: reseal(folder, about={"config": "2-2-8 2-1"}), "preset: "),
         (lambda folder: (folder / "dqlib.json").write_text("[1]"), "dqlib.json: 'another format'"),
-        (lambda folder: (folder / "dqlib.json").unlink(), "folder: "),
         (lambda folder: _cut(folder / "tokenizer.json"), "tokenizer.json: "),
     ):
         shutil.rmtree(tmp_path / "student", ignore_errors=True)
@@ -366,8 +362,11 @@ def test_every_folder_that_is_written_is_verified_and_no_flipped_bit_escapes(kin
     random = np.random.default_rng(0)
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         whole = path.read_bytes()
-        for place in (0, len(whole) - 1, int(random.integers(len(whole)))):
-            _flip(path, place, 1 << int(random.integers(8)))
+        places = {0, len(whole) - 1, int(random.integers(len(whole)))}
+        if path.name == WEIGHTS:  # its header, too
+            places |= {7, 8, *range(9, 8 + int.from_bytes(whole[:8], "little"), 797)}
+        for place in sorted(places):
+            flip(path, place, 1 << int(random.integers(8)))
             assert printed(capsys, "verify", folder, code=1).err.count("\n") == 1
             with pytest.raises(InputError):
                 load_engine(folder)
@@ -404,12 +403,6 @@ assert "torch" not in sys.modules
 
 def _cut(path):
     path.write_bytes(path.read_bytes()[:-100])
-
-
-def _flip(path, place=-100, bits=4):
-    data = bytearray(path.read_bytes())
-    data[place] ^= bits
-    path.write_bytes(data)
 
 
 def _without(folder, name, field):

@@ -17,13 +17,13 @@ from dqlib.pruning import importance, narrow, norms, prune, units
 from dqlib.storage.account import account
 from dqlib.storage.footprint import fp32_size_bytes, size_bytes
 from dqlib.storage.manifest import MANIFEST
-from dqlib.storage.packed import load_packed, save_packed
 from dqlib.storage.plain import plain_model
 from dqlib.storage.students import load_student, save_student
 from dqlib.student import make_student, round_for_storage, supervision_maps
 from dqlib.terms import distillation_terms
 from tests.helpers.folders import reseal
 from tests.helpers.models import CASES, EVERY, WANTED, calibration_of, data_of, make_teacher
+from tests.helpers.packed import kept, logits
 
 
 def narrow_student(name, bits="2-2-8", layers=None, widths="h1 f10", preset="dqlib"):
@@ -201,25 +201,16 @@ def test_a_narrow_student_generates_with_its_cache_as_without(name):
 
 @pytest.mark.parametrize(("name", "widths"), [*((name, "h1 f10") for name in CASES), ("bart", "h1"), ("gpt2", "f10")])
 def test_a_narrow_student_is_saved_packed_and_read_again_bit_for_bit_in_the_bytes_of_its_shape(name, widths, tmp_path):
-    student, inputs = narrow_student(name, widths=widths), data_of(name).inputs
+    student = narrow_student(name, widths=widths)
     whole = make_student(make_teacher(name), Config.parse(f"2-2-8 {CASES[name].layers}"), "dqlib")
     removed = fp32_size_bytes(whole) - fp32_size_bytes(student)
     assert 0 < removed == account(whole).total.fp32_bytes - account(student).total.fp32_bytes
     round_for_storage(student.eval())
-    save_student(student, tmp_path / "student")
-    save_packed(student, tmp_path / "packed")
-    assert account(tmp_path / "packed").tensor_bytes == size_bytes(student) == account(student).tensor_bytes
+    again, packed = kept(student, name, tmp_path)
     assert size_bytes(student) < size_bytes(whole)
-    again, packed = load_student(tmp_path / "student"), load_packed(tmp_path / "packed")
     registered = type(student).from_pretrained(tmp_path / "packed", attn_implementation="dqlib").eval()
-    with torch.no_grad():
-        logits = student(**inputs).logits
-        for read in (again, packed, registered):
-            assert type(read) is type(student)
-            assert torch.equal(read(**inputs).logits, logits)
+    assert torch.equal(logits(registered, name), logits(student, name))
     assert getattr(again, "dqlib_kept_heads", None) == getattr(student, "dqlib_kept_heads", None)
-    save_packed(packed, tmp_path / "twice")
-    assert (tmp_path / "twice" / MANIFEST).read_bytes() == (tmp_path / "packed" / MANIFEST).read_bytes()
     plain = plain_model(student)
     assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in packed.state_dict().items()}
 

@@ -235,14 +235,6 @@ def test_a_rounded_student_computes_with_fp16_numbers_and_loads_as_the_same_func
     assert not [path.name for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
 
 
-def test_a_rounded_student_without_quantized_weights_loads_as_the_same_function(tmp_path):
-    student, data = student_of(make_teacher("marian"), "marian", "32-32-8").eval(), data_of("marian")
-    round_for_storage(student)  # its sinusoids too, which the folder leaves out
-    save_student(student, tmp_path)
-    with torch.no_grad():
-        assert torch.equal(load_student(tmp_path)(**data.inputs).logits, student(**data.inputs).logits)
-
-
 def test_a_trained_scale_that_is_missing_or_of_another_shape_is_named(teacher, tmp_path):
     save_student(make_student(teacher, Config.parse("2-2-8 2-1")), tmp_path)
     name = "model.decoder.layers.0.fc1.weight_quantizer.learned"
@@ -323,12 +315,6 @@ def test_a_method_of_one_s_own_is_saved_with_the_student(teacher, batch, tmp_pat
     loaded = load_student(tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(**batch.inputs()).logits, student(**batch.inputs()).logits)
-
-
-def test_a_folder_without_sidecar_is_refused(teacher, tmp_path):
-    teacher.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"dqlib\.json"):
-        load_student(tmp_path)
 
 
 def test_a_weight_that_is_not_finite_is_named_before_it_is_quantized(teacher):

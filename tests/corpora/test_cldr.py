@@ -106,22 +106,6 @@ def test_a_language_that_a_ready_tokenizer_has_no_token_for_is_named(folder, tmp
         build_corpus(spec, tmp_path / "c")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"languages": []}, "languages"),
-        ({"languages": ["ro", "ro"]}, "without repetitions"),
-        ({"languages": ["Romanian"]}, "languages: 'Romanian'"),
-        ({"limit": None}, "limit"),
-        ({"name": "cldr2"}, "name: 'cldr2' .* pydoc, pydoc-qa, cldr"),
-        ({"name": "pydoc", "packages": ["stdlib"]}, "languages.*no translation"),
-    ],
-)
-def test_bad_parameters_are_refused(changes, message):
-    with pytest.raises(InputError, match=message):
-        S.Corpus(**{**SPEC, "languages": LANGUAGES, "limit": 3000, **changes})
-
-
 def _first(count):
     return list(itertools.islice(phrases(LANGUAGES, 1), count))
 

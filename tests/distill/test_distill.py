@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -165,25 +166,28 @@ def test_a_model_is_scored_as_in_the_report_with_any_engine_and_against_another(
     for folder in (out / "onnxruntime", out / "ctranslate2") if "--export" in RUNS[name][1] else ():
         assert main(["evaluate", str(folder), str(test), *columns, "--threads", "1"]) == 0
         assert headline in capsys.readouterr().out
-    if name == "gpt2":
-        assert main(["evaluate", str(out / "packed"), str(test), "--text", "read", "--label", "read"]) == 2
-        assert "a classifier of texts" in capsys.readouterr().err
-    if name == "bert":
-        assert main(["evaluate", str(out / "packed"), str(test), "--text", "read"]) == 2
-        assert "one of gpt2, where --text stands alone" in capsys.readouterr().err
-    assert main(["evaluate", str(out / "packed"), str(test), *columns, "--documents", "0"]) == 2
-    assert "--documents: 0 is not allowed; it must be at least 1" in capsys.readouterr().err
-    assert main(["evaluate", str(out / "packed"), str(out / "no.jsonl"), *columns]) == 2
-    assert re.match(r"dqlib evaluate: data: '\S+no\.jsonl' .* a file that exists", capsys.readouterr().err)
-    if name == "bart":
-        for option, value in {"--beams": "-1", "--target-tokens": "1000", "--source-tokens": "4"}.items():
-            assert main(["evaluate", str(out / "packed"), str(test), *columns, option, value]) == 2
-            assert f"dqlib evaluate: {option}: {value} is not allowed" in capsys.readouterr().err
-    for threads in ("0", "-2", "1025"):
-        assert main(["evaluate", str(out / "packed"), str(test), *columns, "--threads", threads]) == 2
-        assert f"threads: {threads} is not allowed; it must be from 1 to 1024" in capsys.readouterr().err
-    assert main(["evaluate", str(out / "nothing"), str(test), *columns]) == 2
-    assert "folder: " in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_an_evaluation_is_one_sentence(runs, tmp_path, capsys):
+    def refused(name, *more, folder="packed", data=tmp_path / "pairs.jsonl"):
+        capsys.readouterr()
+        assert main(["evaluate", str(runs(name) / folder), str(data), *more]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        return said
+
+    write_pairs(tmp_path / "pairs.jsonl")
+    assert "a classifier of texts" in refused("gpt2", "--text", "read", "--label", "read")
+    assert "one of gpt2, where --text stands alone" in refused("bert", "--text", "read")
+    missing = refused("bart", *PAIRS, data=tmp_path / "no.jsonl")
+    assert re.match(r"dqlib evaluate: data: '\S+no\.jsonl' .* a file that exists", missing)
+    assert "folder: " in refused("bart", *PAIRS, folder="nothing")
+    for option, value in {"--documents": 0, "--beams": -1, "--target-tokens": 1000, "--source-tokens": 4}.items():
+        assert f"dqlib evaluate: {option}: {value} is not allowed" in refused("bart", *PAIRS, option, str(value))
+    columns = {"bart": PAIRS, "bert": ("--text", "read", "--label", "kind"), "gpt2": ("--text", "read")}
+    for name, threads in product(columns, ("0", "-2", "1025")):
+        told = refused(name, *columns[name], "--threads", threads)
+        assert f"threads: {threads} is not allowed; it must be from 1 to 1024" in told
 
 
 @pytest.mark.parametrize("name", ["bart", "t5", "marian"])

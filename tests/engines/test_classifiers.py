@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from dqlib.architectures import architecture_of
 from dqlib.config import Config
 from dqlib.engines import export_model, is_classifier, load_classifier, load_engine
 from dqlib.engines.agreement import class_agreement
@@ -23,7 +22,8 @@ from dqlib.study.training.text_batches import collate_texts
 from tests.helpers.checkpoints import CLASSES, save_checkpoint, tokenizer_of
 from tests.helpers.engines import OTHERS, served
 from tests.helpers.folders import reseal
-from tests.helpers.models import ASYMMETRIC, CASES, PAD, VOCABULARY, make_teacher, student_of
+from tests.helpers.models import ASYMMETRIC, CASES, PAD, VOCABULARY, make_teacher, narrow_student, student_of
+from tests.helpers.packed import trained
 
 TEXTS = ["the river and the stone", "water", "old plants grows near the green river under stone", "light over wind"]
 SECONDS = ["a small house", "keeps the light near the river and under the old stone", "wind", "the water"]
@@ -88,8 +88,7 @@ def test_an_engine_gives_the_logits_of_pytorch(engine, bits, tmp_path):
 @OTHERS
 @pytest.mark.parametrize("bits", ["2-2-8", "1-1-8", "4-4-8"])
 def test_an_engine_of_integers_is_the_student_but_for_what_it_rounds_inside_of_attention(engine, bits, tmp_path):
-    student = student_of(make_teacher("bert-classifier"), "bert-classifier", bits).eval()
-    round_for_storage(student)
+    student = trained("bert-classifier", "dqlib", bits)
     report = export_model(student, tmp_path / "out", engine)
     if engine == "ctranslate2":
         assert report.exact
@@ -122,11 +121,7 @@ def test_weights_of_few_bits_stay_so_in_onnxruntime(preset, encoder, tmp_path):
 
 @OTHERS
 def test_a_narrow_classifier_is_served_as_it_is(engine, tmp_path):
-    case = CASES["bert-classifier"]
-    content = case.config.to_dict() | dict.fromkeys(architecture_of(case.config).head_fields, 4)
-    torch.manual_seed(2)
-    teacher = case.model(type(case.config).from_dict(content)).eval()
-    student = make_student(teacher, Config.parse("2-2-32 2-0 h3 f11")).eval()
+    student = narrow_student("bert-classifier", "2-2-32", "h3 f11")
     engines = (TorchClassifier(student), served(student, engine, tmp_path / "out"))
     ours, theirs = (separating(each).logits_of_ids(IDS) for each in engines)
     assert np.abs(ours - theirs).max() < 1e-5
@@ -148,15 +143,6 @@ def test_texts_and_pairs_go_into_every_engine(engine, folders, tmp_path):
     reseal(tmp_path / "out", about=about | {"reading": about["reading"] | {"labels": ["a", "b", "c"]}})
     with pytest.raises(InputError, match=r"classes|graph"):
         load_classifier(tmp_path / "out")
-
-
-@OTHERS
-def test_an_activation_function_that_no_kernel_has_is_refused(engine, tmp_path):
-    case = CASES["bert-classifier"]
-    model = case.model(type(case.config).from_dict(case.config.to_dict() | {"hidden_act": "tanh"}))
-    with pytest.raises(InputError, match=r"^hidden_act: 'tanh'"):
-        export_model(model, tmp_path / "out", engine)
-    assert not list(tmp_path.iterdir())
 
 
 def test_which_text_a_token_is_of_is_told_as_in_training():
@@ -199,9 +185,7 @@ def test_what_no_classifier_can_read_is_refused(folders):
 
 
 def test_a_model_that_writes_is_no_classifier_and_the_other_way_round(folders, tmp_path):
-    student = student_of(make_teacher("gpt2"), "gpt2").eval()
-    round_for_storage(student)
-    save_packed(student, tmp_path / "gpt2")
+    save_packed(trained("gpt2", "dqlib"), tmp_path / "gpt2")
     assert not is_classifier(tmp_path / "gpt2")
     assert all(is_classifier(folder) for folder in folders.values())
     with pytest.raises(InputError, match=r"^model: 'GPT2LMHeadModel' .* a classifier of texts"):

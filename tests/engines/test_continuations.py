@@ -5,15 +5,13 @@ import pytest
 import torch
 from transformers import GPT2Config
 
-from dqlib.architectures import architecture_of
-from dqlib.config import Config
 from dqlib.engines import ENGINES, export_model
 from dqlib.engines.torch_engine import TorchEngine
 from dqlib.errors import InputError
-from dqlib.student import make_student, quantized_modules, round_for_storage
 from tests.helpers.checkpoints import tokenizer_of
 from tests.helpers.engines import OTHERS, served
-from tests.helpers.models import CASES, EOS, LSQ, VOCABULARY, data_of, make_teacher, student_of
+from tests.helpers.models import CASES, EOS, LSQ, VOCABULARY, make_teacher, narrow_student, student_of
+from tests.helpers.packed import trained
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -74,13 +72,7 @@ def test_a_search_is_asked_for_as_of_pytorch(engine, tmp_path):
     ids=lambda p: getattr(p, "name", p),
 )  # fmt: skip
 def test_the_codes_survive_in_ctranslate2(preset, bits, tmp_path):
-    student = student_of(make_teacher("gpt2"), "gpt2", bits, preset).eval()
-    with torch.no_grad():
-        for module in quantized_modules(student).values():
-            if module.weight_quantizer.learned is not None:
-                module.weight_quantizer.learned.mul_(0.9)
-    round_for_storage(student)
-    report = export_model(student, tmp_path / "out", "ctranslate2")
+    report = export_model(trained("gpt2", preset, bits), tmp_path / "out", "ctranslate2")
     assert report.exact
     assert len(report.weights) == 2 * 4 + 1  # the table is the head, too
 
@@ -100,30 +92,9 @@ def test_a_student_of_8_bits_scores_tokens_as_the_student_does(engine, tmp_path)
 
 @OTHERS
 def test_a_narrow_student_writes_the_same(engine, tmp_path):
-    case, data = CASES["gpt2"], data_of("gpt2")
-    config = case.config.to_dict() | dict.fromkeys(architecture_of(case.config).head_fields, 2) | {"n_embd": 32}
-    torch.manual_seed(2)
-    teacher = case.model(GPT2Config.from_dict(config | {"n_head": 4})).eval()
-    calibration = [data.inputs | {"labels": data.labels}]
-    student = make_student(teacher, Config.parse("2-2-32 0-2 h3 f11"), "dqlib", calibration).eval()
+    student = narrow_student("gpt2", "2-2-32", "h3 f11", n_embd=32)
     ours = TorchEngine(student).generate_ids(IDS, num_beams=1, max_new_tokens=6)
     assert served(student, engine, tmp_path / "out").generate_ids(IDS, num_beams=1, max_new_tokens=6) == ours
-
-
-@OTHERS
-def test_what_the_engine_computes_or_searches_otherwise_is_refused(engine, tmp_path):
-    tanh = ("activation_function", "tanh")
-    for name, field, value in (("gpt2", "scale_attn_by_inverse_layer_idx", True), ("gpt2", *tanh), ("bart", *tanh)):
-        case = CASES[name]
-        model = case.model(type(case.config).from_dict(case.config.to_dict() | {field: value}))
-        with pytest.raises(InputError, match=f"^{field}: "):
-            export_model(model, tmp_path / "out", engine)
-    for field, value in (("min_length", 4), ("forced_bos_token_id", 5)):  # rules that look at the text otherwise
-        teacher = make_teacher("gpt2")
-        setattr(teacher.generation_config, field, value)
-        with pytest.raises(InputError, match=f"^{field}: {value} "):
-            export_model(teacher, tmp_path / "out", engine)
-    assert not list(tmp_path.iterdir())
 
 
 def test_what_ctranslate2_does_by_another_rule_is_told(tmp_path):

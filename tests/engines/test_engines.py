@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import MBartConfig
 
-from dqlib.architectures import architecture_of
 from dqlib.config import Config
 from dqlib.engines import ENGINES, engine_of, export_model, load_engine
 from dqlib.engines.agreement import agreement
@@ -27,7 +26,19 @@ from dqlib.student import make_student, module_quantizers, quantized_modules, ro
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from tests.helpers.engines import OTHERS, served
 from tests.helpers.folders import reseal
-from tests.helpers.models import ASYMMETRIC, CASES, EOS, LSQ, PAD, VOCABULARY, data_of, make_teacher, student_of
+from tests.helpers.models import (
+    ASYMMETRIC,
+    CASES,
+    EOS,
+    LSQ,
+    PAD,
+    VOCABULARY,
+    data_of,
+    make_teacher,
+    narrow_student,
+    student_of,
+)
+from tests.helpers.packed import trained
 
 pytest.importorskip("onnxruntime")
 ctranslate = pytest.importorskip("dqlib.engines.ctranslate")
@@ -50,16 +61,6 @@ def sources():
 def others_of(name):
     """The engines that serve a case: the heads of these T5 have a size that no kernel of ONNX Runtime has."""
     return ENGINES[1:2] if name.startswith("t5") else ENGINES[1:]
-
-
-def narrow_student(name, bits, widths):
-    """A student with some of four heads, its teacher's most important ones."""
-    case, data = CASES[name], data_of(name)
-    heads = dict.fromkeys(architecture_of(case.config).head_fields, 4)
-    torch.manual_seed(2)
-    teacher = case.model(type(case.config).from_dict(case.config.to_dict() | heads)).eval()
-    calibration = [data.inputs | {"labels": data.labels}]
-    return make_student(teacher, Config.parse(f"{bits} {case.layers} {widths}"), "dqlib", calibration).eval()
 
 
 def exported(model, folder, tokenizer=None, **options):
@@ -117,12 +118,7 @@ def weights_of(folder):
     ids=lambda p: getattr(p, "name", p),
 )  # fmt: skip
 def test_codes_survive_whatever_their_bits(preset, bits, tmp_path):
-    student = student_of(make_teacher("bart"), "bart", bits, preset).eval()
-    with torch.no_grad():  # a trained scale, whose largest code in a row is any
-        for module in quantized_modules(student).values():
-            if module.weight_quantizer.learned is not None:
-                module.weight_quantizer.learned.mul_(0.9)
-    round_for_storage(student)
+    student = trained("bart", preset, bits)
     report, _ = exported(student, tmp_path / "out")
     assert report.exact
     assert "keep the codes" in str(report)
@@ -198,8 +194,7 @@ def test_a_head_in_full_precision_is_told(tmp_path):
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_plain_model_is_the_student_without_rounding_of_activations(name):
-    student = student_of(make_teacher(name), name, "2-2-32").eval()
-    round_for_storage(student)
+    student = trained(name, "dqlib", "2-2-32")
     plain, data = plain_model(student), data_of(name)
     assert not quantized_modules(plain)
     assert type(plain) is type(student)
@@ -220,8 +215,7 @@ def test_an_export_leaves_the_model_as_it_was(quantization, tmp_path):
 @OTHERS
 @pytest.mark.parametrize("name", ["mbart", "gpt2"])
 def test_a_student_and_its_packed_model_give_the_same_file(name, engine, tokenizer, tmp_path):
-    student = student_of(make_teacher(name), name).eval()
-    round_for_storage(student)
+    student = trained(name, "dqlib")
     save_student(student, tmp_path / "student")
     save_packed(student, tmp_path / "packed", tokenizer)
     found = [load_model(tmp_path / name) for name in ("student", "packed")]
@@ -579,8 +573,7 @@ def test_a_failure_leaves_the_old_model_whole(tmp_path, monkeypatch):
 
 
 def test_a_folder_tells_its_engine(tmp_path):
-    student = student_of(make_teacher("bart"), "bart").eval()
-    round_for_storage(student)
+    student = trained("bart", "dqlib")
     save_packed(student, tmp_path / "packed")
     exported(student, tmp_path / "fast")
     (tmp_path / "onnx").mkdir()
@@ -647,18 +640,26 @@ def test_a_language_is_a_token_of_its_own_and_no_piece_of_a_word(tokenizer):
 
 
 @OTHERS
-def test_what_only_transformers_does_is_refused(engine, tmp_path):
-    for field, value in (
-        ("suppress_tokens", [9]),
-        ("begin_suppress_tokens", [9, 11]),
-        ("encoder_no_repeat_ngram_size", 2),
-        ("sequence_bias", [[[9], -4.0]]),
+def test_what_an_engine_computes_or_searches_otherwise_is_refused(engine, tmp_path):
+    config, generation = "config", "generation_config"
+    for name, part, field, value in (
+        ("bart", config, "activation_function", "tanh"),
+        ("gpt2", config, "activation_function", "tanh"),
+        ("gpt2", config, "scale_attn_by_inverse_layer_idx", True),
+        ("bert-classifier", config, "hidden_act", "tanh"),
+        ("marian-unshared", config, "decoder_vocab_size", 40),  # fewer ids to write than to read
+        ("bart", generation, "suppress_tokens", [9]),
+        ("bart", generation, "begin_suppress_tokens", [9, 11]),
+        ("bart", generation, "encoder_no_repeat_ngram_size", 2),
+        ("bart", generation, "sequence_bias", [[[9], -4.0]]),
+        ("gpt2", generation, "min_length", 4),  # rules that look at the text otherwise
+        ("gpt2", generation, "forced_bos_token_id", 5),
     ):
-        teacher = make_teacher("bart")
-        setattr(teacher.generation_config, field, value)
-        with pytest.raises(InputError, match=rf"^{field}: .* left out for the engine {engine}"):
-            export_model(teacher, tmp_path / "out", engine)
-        assert not list(tmp_path.iterdir())
+        model = make_teacher(name)
+        setattr(getattr(model, part), field, value)
+        with pytest.raises(InputError, match=rf"^{field}: .* must be (one of|60, as many|.* for the engine {engine})"):
+            export_model(model, tmp_path / "out", engine)
+    assert not list(tmp_path.iterdir())
 
 
 # --- agreement

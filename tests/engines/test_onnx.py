@@ -7,14 +7,12 @@ import pytest
 import torch
 
 from dqlib.config import Config, WeightQuantization
-from dqlib.engines import export_model
 from dqlib.engines.torch_engine import TorchEngine
 from dqlib.errors import InputError
 from dqlib.presets import get_preset
 from dqlib.storage.manifest import opened
 from dqlib.student import make_student, module_quantizers, quantized_modules
 from dqlib.study.corpora.tokenizer import train_tokenizer
-from tests.helpers.engines import OTHERS
 from tests.helpers.folders import reseal
 from tests.helpers.models import BOTH, CASES, PAD
 
@@ -325,14 +323,6 @@ def test_a_t5_reads_and_writes_beyond_its_farthest_distance_and_with_fewer_heads
         student = make_student(teacher, Config.parse(f"{bits} {shape}")).eval()
         difference = np.abs(step_logits(exported(student), source, tokens) - torch_logits(student, source, tokens))
         assert difference.max() < 1e-4 if bits == "2-2-32" else difference.mean() < 0.05
-
-
-@OTHERS
-def test_a_marian_with_fewer_ids_to_write_than_to_read_is_refused(engine, tmp_path):
-    case = CASES["marian-unshared"]
-    teacher = case.model(type(case.config).from_dict(case.config.to_dict() | {"decoder_vocab_size": 40}))
-    with pytest.raises(InputError, match=r"^decoder_vocab_size: 40 .* 60, as many ids"):
-        export_model(teacher, tmp_path / "out", engine)
 
 
 def test_errors_are_clear(teacher, tmp_path):

@@ -37,6 +37,13 @@ def reweigh(folder, change, name="model.safetensors"):
         reseal(folder, [name])
 
 
+def flip(path, place=-100, bits=4):
+    """Turn bits of one byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= bits
+    path.write_bytes(data)
+
+
 def contents(folder):
     """The bytes of every file, by its path in the folder."""
     return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}

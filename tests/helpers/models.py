@@ -25,6 +25,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from dqlib.architectures import architecture_of
 from dqlib.config import ActivationQuantization, Config, WeightQuantization
 from dqlib.presets import get_preset
 from dqlib.student import make_student
@@ -138,6 +139,15 @@ def make_teacher(name: str) -> PreTrainedModel:
 
 def student_of(teacher: PreTrainedModel, name: str, bits: str = "2-2-8", preset: str = "dqlib") -> PreTrainedModel:
     return make_student(teacher, Config.parse(f"{bits} {CASES[name].layers}"), preset)
+
+
+def narrow_student(name: str, bits: str, widths: str, **fields: object) -> PreTrainedModel:
+    """A student with some of four heads, its teacher's most important ones; ``fields`` are of the teacher's config."""
+    case = CASES[name]
+    heads = dict.fromkeys(architecture_of(case.config).head_fields, 4)
+    torch.manual_seed(2)
+    teacher = case.model(type(case.config).from_dict(case.config.to_dict() | heads | fields)).eval()
+    return make_student(teacher, Config.parse(f"{bits} {case.layers} {widths}"), "dqlib", calibration_of(name)).eval()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dqlib.schemes import SCHEMES
 from dqlib.storage.footprint import footprint
 from dqlib.student import make_student, quantized_modules
 from dqlib.study.evaluation.similarity import similarity_table
-from dqlib.study.notebooks import activations, errors, gradients, matrices, show, tokens
+from dqlib.study.notebooks import activations, errors, gradients, matrices, tokens
 from dqlib.study.report.style import colour_of
 
 
@@ -81,7 +81,6 @@ def test_hidden_state_finds_the_token_that_stands_out(teacher, batch):
 def test_every_figure_is_drawn_and_names_its_axes(weight, teacher, batch):
     table = similarity_table({"teacher": teacher}, teacher, batch, resamples=10)
     for figure in (
-        show.quantized_weights(weight),
         matrices.grids(weight, [(8, "symmetric"), (1, "binary")]),
         matrices.mosaic(weight, rows=8, columns=8),
         matrices.scale_sweep(weight, (2, 3)),

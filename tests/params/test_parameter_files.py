@@ -142,26 +142,6 @@ def test_a_sentence_stays_one_whatever_the_value():
     assert str(InputError("profile", "é", "text")) == "profile: 'é' is not allowed; it must be text."
 
 
-@pytest.mark.parametrize(
-    ("block", "key", "value"),
-    [
-        ("corpus", "vocab_size", 10**12), ("corpus", "source_tokens", 10**12), ("corpus", "limit", 10**30),
-        ("corpus", "seed", 2**32), ("model", "d_model", 2**40), ("model", "decoder_layers", 10**9),
-        ("finetune", "steps", 10**18), ("finetune", "seed", 2**32), ("finetune", "learning_rate", float("inf")),
-        ("distill", "batch_tokens", 10**18), ("evaluate", "bootstrap", 10**12), ("evaluate", "documents", 10**30),
-        ("methods", "seeds", [2**40]), ("methods", "seeds", [True]), ("methods", "longer_steps", [10**30]),
-        ("methods", "configs", ["2-2-8 " + 5000 * "9" + "-1"]), ("corpus", "name", "../x"),
-    ],
-)  # fmt: skip
-def test_absurd_sizes_are_refused_with_their_field(given, block, key, value, tmp_path):
-    parameters = copy.deepcopy(given["smoke"])
-    parameters["summarization"][block][key] = value
-    path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(parameters))
-    sentence = refusal(path)
-    assert re.match(rf"summarization\.({block}\.{key}|{block}\.config '2|methods\.config)", sentence), sentence
-
-
 def test_a_profile_is_named_as_its_file(given, tmp_path, monkeypatch):
     (tmp_path / "dvc.yaml").touch()
     (tmp_path / "profiles").mkdir()

@@ -80,19 +80,6 @@ def test_the_longest_runs_may_be_fewer_than_the_longer_ones():
         assert [(run.steps, str(run.config)) for run in found] == runs
 
 
-@pytest.mark.parametrize(
-    ("change", "error"),
-    [
-        ({"presets": ["dq-bert"]}, "preset: 'dq-bert' .* dq-bart"),
-        ({"seeds": [1, 1]}, "without repetitions"),
-        ({"configs": []}, "configs"),
-    ],
-)
-def test_a_bad_bench_is_named(change, error):
-    with pytest.raises(InputError, match=error):
-        replace(study_bench(), **change)
-
-
 def test_a_profile_without_a_bench_says_so():
     study = Study("tutorial")
     study.task = replace(study.task, methods=None)

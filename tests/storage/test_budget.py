@@ -14,14 +14,11 @@ from dqlib.errors import InputError
 from dqlib.losses import logits_kl
 from dqlib.presets import get_preset
 from dqlib.sensitivity import sensitivities
-from dqlib.storage.account import account
 from dqlib.storage.budget import choose_bits, knapsack
 from dqlib.storage.footprint import size_bytes
-from dqlib.storage.packed import load_packed, save_packed
-from dqlib.storage.students import load_student, save_student
 from dqlib.student import make_student, module_quantizers, quantize_model, quantized_modules, round_for_storage
 from tests.helpers.models import CASES, calibration_of, data_of, make_teacher
-from tests.helpers.packed import logits
+from tests.helpers.packed import kept, logits
 
 #: Tied, untied, without a decoder, and with weights that lie the other way round.
 KINDS = pytest.mark.parametrize("name", ["mbart", "t5-untied", "bert", "gpt2"])
@@ -173,16 +170,8 @@ def test_a_student_of_mixed_bits_is_the_same_saved_and_packed_in_the_bytes_that_
     student = mixed(name)
     assert len({bits for _, bits in student.dqlib_config.modules}) > 1
     round_for_storage(student)
-    save_student(student, tmp_path / "student")
-    save_packed(student, tmp_path / "packed")
-    for loaded in (load_student(tmp_path / "student"), load_packed(tmp_path / "packed")):
-        assert loaded.dqlib_config == student.dqlib_config
-        assert torch.equal(logits(loaded, name), logits(student, name))
-        assert size_bytes(loaded) == size_bytes(student)
-    assert account(tmp_path / "packed").tensor_bytes == size_bytes(student) <= student.dqlib_config.budget
-    save_packed(load_packed(tmp_path / "packed"), tmp_path / "again")
-    for path in (tmp_path / "packed").iterdir():
-        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    kept(student, name, tmp_path)
+    assert size_bytes(student) <= student.dqlib_config.budget
 
 
 def test_every_parameter_of_a_student_of_mixed_bits_learns():

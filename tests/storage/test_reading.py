@@ -121,13 +121,6 @@ def test_a_depth_that_disagrees_with_the_configuration_of_the_student_is_refused
         READERS[kind](folders / kind)
 
 
-def test_a_model_that_dqlib_saved_is_refused_when_it_was_changed(folders):
-    config = folders / "model" / "config.json"
-    config.write_text(config.read_text().replace("gelu", "relu"))
-    with pytest.raises(InputError, match=r"^config\.json: '"):
-        read_model(folders / "model")
-
-
 @pytest.mark.parametrize(
     "scale", ["decoder.layers.0.fc1.weight.scale", "decoder.layers.0.fc1.bias", "encoder.layernorm_embedding.weight"]
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,14 +10,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation.bootstrap import interval, resampled_sums
 from dqlib.study.evaluation.generation import own_batches
-from dqlib.study.evaluation.records import Detail, Line, Scores, places, scores_of, write_answers
+from dqlib.study.evaluation.records import Detail, Line, Scored, places, scores_of
 from dqlib.study.params import settings as S
 from dqlib.study.training.classification import TRAINING
 from dqlib.study.training.examples import Example
+from dqlib.study.training.task import TaskTraining
 
 #: What each metric is, as details have it.
 SIGNATURES = {
@@ -28,29 +27,20 @@ SIGNATURES = {
 }
 
 
-def score(
-    model: PreTrainedModel,
-    evaluation: S.Evaluation,
-    spec: S.Task,
-    corpus: LoadedCorpus,
-    accelerator: Accelerator,
-    folder: Path,
-    name: str,
-) -> Scores | None:
-    """Classify the test sets, leave predictions and details in the folder, and give the scores.
+def score(training: TaskTraining, model: PreTrainedModel, evaluation: S.Evaluation, name: str) -> Scored | None:
+    """Classify the texts of the test sets, and score the classes.
 
     Returns:
-        The scores on the main process, None on the others.
+        Scores and a line for each text on the main process, None on the others.
     """
+    spec, corpus, accelerator = training.spec, training.corpus, training.accelerator
     rows = corpus.test_rows(evaluation.documents)
     examples = TRAINING.encode(rows, corpus, spec.corpus)
     chances = class_probabilities(model, examples, corpus.tokenizer, evaluation.batch_size, accelerator, name)
     if not accelerator.is_main_process:
         return None
     positive = spec.corpus.labels[1] if len(spec.corpus.labels) == 2 else None
-    scores, lines = class_scores(rows, chances, corpus.labels, evaluation.bootstrap, positive)
-    write_answers(scores, lines, folder)
-    return scores
+    return class_scores(rows, chances, corpus.labels, evaluation.bootstrap, positive)
 
 
 @torch.no_grad()
@@ -75,7 +65,7 @@ def class_probabilities(
 
 def class_scores(
     rows: Sequence[Row], chances: np.ndarray, labels: Sequence[str], resamples: int, positive: str | None = None
-) -> tuple[Scores, list[Line]]:
+) -> Scored:
     """Accuracy (the headline), macro-F1 and Matthews' correlation, in percent; accuracy of each text is 0 or 100.
 
     Args:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,14 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dqlib.losses import IGNORED_LABEL
-from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation.bootstrap import interval, resampled_sums
 from dqlib.study.evaluation.generation import own_batches
-from dqlib.study.evaluation.records import Detail, Line, Scores, places, scores_of, write_answers
+from dqlib.study.evaluation.records import Detail, Line, Scored, places, scores_of
 from dqlib.study.params import settings as S
 from dqlib.study.training.examples import Example
 from dqlib.study.training.language_modelling import TRAINING, stream
+from dqlib.study.training.task import TaskTraining
 
 
 def stride_of(length: int) -> int:
@@ -37,29 +36,19 @@ def stride_of(length: int) -> int:
     return length // 2
 
 
-def score(
-    model: PreTrainedModel,
-    evaluation: S.Evaluation,
-    spec: S.Task,
-    corpus: LoadedCorpus,
-    accelerator: Accelerator,
-    folder: Path,
-    name: str,
-) -> Scores | None:
-    """Measure the test sets, leave each document's numbers and the details in the folder, and give the scores.
+def score(training: TaskTraining, model: PreTrainedModel, evaluation: S.Evaluation, name: str) -> Scored | None:
+    """Measure the documents of the test sets, and score all together.
 
     Returns:
-        The scores on the main process, None on the others.
+        Scores and a line for each text on the main process, None on the others.
     """
+    corpus, accelerator, length = training.corpus, training.accelerator, training.spec.corpus.source_tokens
     rows = corpus.test_rows(evaluation.documents)
-    length, batch_size = spec.corpus.source_tokens, evaluation.batch_size
-    measured = document_losses(model, rows, corpus.tokenizer, length, batch_size, accelerator, name)
+    measured = document_losses(model, rows, corpus.tokenizer, length, evaluation.batch_size, accelerator, name)
     if not accelerator.is_main_process:
         return None
     signature = f"windows of {length} tokens, stride {stride_of(length)}"
-    scores, lines = perplexity_scores(rows, measured, evaluation.bootstrap, signature)
-    write_answers(scores, lines, folder)
-    return scores
+    return perplexity_scores(rows, measured, evaluation.bootstrap, signature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +107,7 @@ def document_losses(
     return measured
 
 
-def perplexity_scores(
-    rows: Sequence[Row], measured: np.ndarray, resamples: int, signature: str
-) -> tuple[Scores, list[Line]]:
+def perplexity_scores(rows: Sequence[Row], measured: np.ndarray, resamples: int, signature: str) -> Scored:
     """Perplexity of a token (the headline) and bits per byte of all documents together.
 
     Args:

@@ -55,6 +55,10 @@ class Scores:
     details: tuple[Detail, ...] = ()
 
 
+#: What the test of a model gives: its scores, and what it did with each document.
+Scored = tuple[Scores, list[Line]]
+
+
 @dataclass(frozen=True)
 class Record:
     """One trained model; None where a column does not apply."""
@@ -214,6 +218,12 @@ def write_details(details: Sequence[Detail], folder: Path) -> None:
 def renamed(details: Sequence[Detail], method: str) -> list[Detail]:
     """Details of a simpler method that stands beside a model: ``accuracy`` of ``majority`` is ``majority_accuracy``."""
     return [replace(detail, metric=f"{method}_{detail.metric}") for detail in details]
+
+
+def method_of(column: str, metric: str) -> str | None:
+    """In words, the simpler method whose metric a column of :func:`renamed` holds; None of any other column."""
+    ending = f"_{metric}"
+    return column.removesuffix(ending).replace("_", " ") if column.endswith(ending) else None
 
 
 def places(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[int]]:

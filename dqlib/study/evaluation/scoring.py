@@ -4,41 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from dqlib.errors import InputError
-from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation import bleu as translation_metrics
 from dqlib.study.evaluation.bootstrap import bootstrap_interval, interval, resampled_sums
 from dqlib.study.evaluation.generation import generate
-from dqlib.study.evaluation.records import Detail, Line, Scores, key_of, places, scores_of, write_answers
+from dqlib.study.evaluation.records import Detail, Line, Scored, key_of, places, scores_of
 from dqlib.study.evaluation.rouge import ROUGE, rouge
 from dqlib.study.params import settings as S
 from dqlib.study.training.batches import encode
+from dqlib.study.training.task import TaskTraining
 
 
-def score(
-    model: PreTrainedModel,
-    evaluation: S.Evaluation,
-    spec: S.Task,
-    corpus: LoadedCorpus,
-    accelerator: Accelerator,
-    folder: Path,
-    name: str,
-) -> Scores | None:
-    """Predict the test sets, leave predictions and details in the folder, and give the scores.
+def score(training: TaskTraining, model: PreTrainedModel, evaluation: S.Evaluation, name: str) -> Scored | None:
+    """Write an answer to each text of the test sets, and score them.
 
     Returns:
-        The scores on the main process, None on the others.
+        Scores and a line for each text on the main process, None on the others.
 
     Raises:
         InputError: the test has no pair in the language that is judged.
     """
+    spec, corpus, accelerator = training.spec, training.corpus, training.accelerator
     rows = corpus.test_rows(evaluation.documents)
     language = spec.corpus.languages[0] if spec.corpus.languages else None
     if language and ("test", language) not in {key_of(row) for row in rows}:
@@ -49,14 +40,11 @@ def score(
     if not accelerator.is_main_process:
         return None
     if language:
-        scores, lines = translation_scores(rows, predictions, evaluation.bootstrap, language)
-    else:
-        scores, lines = text_scores(rows, predictions, evaluation.bootstrap)
-    write_answers(scores, lines, folder)
-    return scores
+        return translation_scores(rows, predictions, evaluation.bootstrap, language)
+    return text_scores(rows, predictions, evaluation.bootstrap)
 
 
-def text_scores(rows: Sequence[Row], predictions: Sequence[str], resamples: int) -> tuple[Scores, list[Line]]:
+def text_scores(rows: Sequence[Row], predictions: Sequence[str], resamples: int) -> Scored:
     """ROUGE and lengths of summaries or answers; ROUGE-L, the headline, for each document.
 
     Args:
@@ -82,9 +70,7 @@ def text_scores(rows: Sequence[Row], predictions: Sequence[str], resamples: int)
     return scores_of(details, rows, "rougeL", ROUGE), lines
 
 
-def translation_scores(
-    rows: Sequence[Row], predictions: Sequence[str], resamples: int, language: str
-) -> tuple[Scores, list[Line]]:
+def translation_scores(rows: Sequence[Row], predictions: Sequence[str], resamples: int, language: str) -> Scored:
     """BLEU (the headline), chrF, exact matches and lengths by test set and language; chrF and match of each sentence.
 
     Args:

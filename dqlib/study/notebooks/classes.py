@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas
-import torch
+from matplotlib import pyplot
 from matplotlib.figure import Figure
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-from dqlib.errors import InputError
+from dqlib.engines.torch_engine import TorchClassifier
+from dqlib.storage.reading import read_tokenizer
 from dqlib.study.evaluation.records import read_predictions
-from dqlib.study.report.style import subplots
+from dqlib.study.report.style import heat_map, subplots
 
 
 def confusion(folder: Path, labels: Sequence[str]) -> np.ndarray:
@@ -36,20 +37,16 @@ def confusions(folders: Mapping[str, Path], labels: Sequence[str]) -> Figure:
         for axes, (name, folder) in zip(panels[0], folders.items(), strict=True):
             counts = confusion(folder, labels)
             shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-            axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-            for (i, j), share in np.ndenumerate(shares):
-                colour = "white" if share < 0.6 else "black"
-                axes.text(j, i, f"{100 * share:.0f}", ha="center", va="center", color=colour)
-            axes.set_xticks(range(len(labels)), labels, rotation=90 if large else 30, ha="center" if large else "right")
-            axes.set_yticks(range(len(labels)), labels if axes is panels[0, 0] else [])
+            cells = [[f"{100 * share:.0f}" for share in row] for row in shares]
+            rows = labels if axes is panels[0, 0] else []
+            heat_map(axes, shares, rows, labels, cells, light_from=0.6, vmin=0, vmax=1)
+            pyplot.setp(axes.get_xticklabels(), rotation=90 if large else 30, ha="center" if large else "right")
             axes.set_xlabel("prediction")
             axes.set_title(f"{name}: {100 * np.trace(counts) / counts.sum():.1f}% right")
-            axes.grid(False)
         panels[0, 0].set_ylabel("class (a row: % of its texts)")
     return figure
 
 
-@torch.no_grad()
 def chances(models: Mapping[str, tuple[PreTrainedModel, Path]], *texts: str) -> pandas.DataFrame:
     """Probability of each class for a text, or for a pair of texts: one row per model, one column per class.
 
@@ -58,16 +55,11 @@ def chances(models: Mapping[str, tuple[PreTrainedModel, Path]], *texts: str) -> 
         texts: one, or two for a model that reads pairs; what is longer than the model reads is cut.
 
     Raises:
-        InputError: a text is empty.
+        InputError: a text has no words.
     """
-    for text in texts:
-        if not text.strip():
-            raise InputError("text", text, "text that is not empty")
     rows = {}
     for name, (model, folder) in models.items():
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        most = model.config.max_position_embeddings
-        encoded = tokenizer(*texts, truncation=True, max_length=most, return_tensors="pt")
-        logits = model.eval()(**encoded).logits[0]
-        rows[name] = dict(zip(model.config.id2label.values(), torch.softmax(logits, dim=-1).tolist(), strict=True))
+        classifier = TorchClassifier(model, read_tokenizer(folder))
+        (classified,) = classifier.classify(*([text] for text in texts))
+        rows[name] = classified.probabilities
     return pandas.DataFrame.from_dict(rows, orient="index").round(3)

@@ -10,28 +10,23 @@ from typing import Any
 
 import numpy as np
 import pandas
-import torch
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
-from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
+from dqlib.engines.torch_engine import TorchEngine
 from dqlib.errors import InputError
-from dqlib.languages import language_id
-from dqlib.presets import DQLIB
-from dqlib.quantizers import quantize
-from dqlib.storage.footprint import footprint, fp32_size_bytes
-from dqlib.storage.manifest import TENSOR_KINDS
+from dqlib.storage.reading import read_tokenizer
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.evaluation.perplexity import perplexity_of
-from dqlib.study.evaluation.records import Detail, metrics_table, read_details, read_record
+from dqlib.study.evaluation.records import Detail, method_of, metrics_table, read_details, read_record
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import LOG, PREDICTIONS, RECORD
 from dqlib.study.params.tasks import kind_of
 from dqlib.study.report.figures import scores_axis
-from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, bits_of, in_bits, quantity_of
+from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, bits_of, quantity_of
 from dqlib.study.report.pages import short_table
-from dqlib.study.report.style import COLOURS, DASHES, GREY, line_styles, subplots
+from dqlib.study.report.style import COLOURS, DASHES, line_styles, subplots
 from dqlib.study.training.language_modelling import stream
 
 
@@ -93,35 +88,6 @@ def loss_terms(folder: Path) -> Figure:
     return figure
 
 
-def quantized_weights(weight: Tensor, bits: tuple[int, ...] = (4, 2, 1)) -> Figure:
-    """Histogram of a matrix, and of what is left of it at each precision, by the schemes of ``dqlib`` (one scale)."""
-    w = weight.detach().flatten()
-    reach = float(w.abs().quantile(0.999))
-    with subplots(1, len(bits), figsize=(6.4, 2.6), sharey=True) as (figure, panels):
-        for i, (axes, b) in enumerate(zip(panels, bits, strict=True)):
-            left = quantize(weight.detach(), b, "per_tensor", DQLIB.weights.scheme(b)).dequantize().flatten()
-            error = float((left - w).square().mean() / w.square().mean())
-            edges = np.linspace(-reach, reach, 82)
-            axes.hist(w.numpy(), edges, color=GREY)
-            axes.hist(left.numpy(), edges, color=COLOURS[i], alpha=0.75)
-            axes.set_yscale("log")
-            axes.set_xlabel("weight")
-            axes.set_title(f"{in_bits(b)}: {100 * error:.1f}% error", fontsize=9)
-        panels[0].set_ylabel("count (logarithmic)")
-    return figure
-
-
-def account(student: nn.Module, teacher: nn.Module) -> pandas.DataFrame:
-    """Bytes of a student by kind of parameter, beside those of its teacher in full precision."""
-    entries = [(entry.kind, entry.numel, entry.size_bytes) for entry in footprint(student)]
-    table = pandas.DataFrame(entries, columns=["part", "numbers", "bytes"]).groupby("part").sum()
-    table = table.reindex(TENSOR_KINDS, fill_value=0)
-    table.loc["student"] = table.sum()
-    table.loc["teacher, fp32"] = [fp32_size_bytes(teacher) // 4, fp32_size_bytes(teacher)]
-    table["bits per number"] = (8 * table.bytes / table.numbers.clip(lower=1)).round(2)
-    return table
-
-
 def scores(*folders: Path) -> pandas.DataFrame:
     """Scores and sizes of trained models."""
     return short_table(metrics_table([read_record(folder) for folder in folders]))
@@ -181,10 +147,10 @@ def _answer(line: Mapping[str, Any]) -> str:
 def baselines(folder: Path) -> pandas.DataFrame:
     """What simpler methods reach on the test of a teacher: one row per method, with 95% intervals."""
     rows = [
-        {"method": each.metric.removesuffix(f"_{metric}").replace("_", " "), "metric": name, "text": _interval(each)}
+        {"method": method, "metric": name, "text": _interval(each)}
         for each in read_details(folder)
         for metric, name in METRIC_NAMES.items()
-        if each.metric.endswith(f"_{metric}")
+        if (method := method_of(each.metric, metric))
     ]
     return _by_metric(rows, ["method"])
 
@@ -240,19 +206,16 @@ def answer(
     """
     if not text.strip():
         raise InputError("text", text, "text that is not empty")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    start: dict[str, int] = {} if language is None else {"decoder_start_token_id": language_id(tokenizer, language)}
-    read = 0
-    if model.config.is_encoder_decoder:
-        encoded = tokenizer(text, return_tensors="pt", truncation=True, return_token_type_ids=False)
+    tokenizer = read_tokenizer(folder)
+    assert tokenizer is not None
+    engine = TorchEngine(model, tokenizer)
+    if engine.continues:
+        ids = stream(text, tokenizer)[:-1][max_new_tokens - model.config.n_positions :]
     else:
-        begin, *ids, end = stream(text, tokenizer)
-        ids = [begin, *ids][-max(1, model.config.n_positions - max_new_tokens) :]
-        encoded, read = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))}, len(ids)
-        start["pad_token_id"] = end
-    with torch.no_grad():
-        output = model.generate(**encoded, **start, num_beams=beams, max_new_tokens=max_new_tokens, do_sample=False)
-    return tokenizer.decode(output[0, read:], skip_special_tokens=True).strip()
+        (ids,) = engine.encode([text])
+    starts = engine.starts(language, 1)
+    (written,) = engine.generate_ids([ids], num_beams=beams, max_new_tokens=max_new_tokens, starts=starts)
+    return tokenizer.decode(written, skip_special_tokens=True).strip()
 
 
 def side_by_side(

@@ -13,7 +13,7 @@ from dqlib.errors import InputError
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import PROVENANCE
-from dqlib.study.pipeline.ledger import read_ledger, run_provenance, teacher_digest
+from dqlib.study.pipeline.ledger import Ledger, Row, read_ledger, run_provenance, teacher_digest
 from dqlib.study.pipeline.provenance import is_made, provenance_text
 from dqlib.study.pipeline.study import Study, check_owner
 from dqlib.study.process.workers import Job, run_all
@@ -50,8 +50,8 @@ def missing_runs(study: Study) -> list[S.Run]:
 
     Committed rows that do not count, being of another teacher, of other code or parameters, are named.
     """
-    runs, ledger = benchmark_of(study).runs(), read_ledger(study)
-    missing = [run for run in runs if run not in ledger.held and not is_finished(study, run)]
+    ledger = read_ledger(study)
+    missing = [run for run in benchmark_of(study).runs() if place_of(study, run, ledger) is None]
     for why in dict.fromkeys(ledger.left_out.values()):
         names = [str(run) for run in missing if ledger.left_out.get(run) == why]
         if names:
@@ -59,15 +59,18 @@ def missing_runs(study: Study) -> list[S.Run]:
     return missing
 
 
+def place_of(study: Study, run: S.Run, ledger: Ledger) -> Path | Row | None:
+    """Where a finished run is: the folder that it was made in here, as the parameters want it, or else its row of the
+    committed tables; None of one that is missing."""
+    folder = folder_of(study, run)
+    if (folder / PROVENANCE).is_file() and is_made(folder, _provenance(study, run, ledger.teacher)):
+        return folder
+    return ledger.rows.get(run)
+
+
 def folder_of(study: Study, run: S.Run) -> Path:
     """Folder of a run."""
     return study.folders.run(run.preset, run.config.slug, run.seed, run.steps)
-
-
-def is_finished(study: Study, run: S.Run) -> bool:
-    """Whether a run is here as the parameters want it."""
-    folder = folder_of(study, run)
-    return (folder / PROVENANCE).is_file() and is_made(folder, _provenance(study, run))
 
 
 def _make(study: Study, run: S.Run) -> None:
@@ -75,14 +78,10 @@ def _make(study: Study, run: S.Run) -> None:
     from dqlib.study.pipeline.jobs import make_run, quiet
 
     quiet()
-    make_run(study.settings, study.name, run, folder_of(study, run), _provenance(study, run))
+    provenance = _provenance(study, run, teacher_digest(study))
+    make_run(study.settings, study.name, run, folder_of(study, run), provenance)
 
 
-def _provenance(study: Study, run: S.Run) -> str:
-    return provenance_text(
-        {
-            **run_provenance(study, run, teacher_digest(study)),
-            "code": code_hash(),
-            **study.labels_of(run.preset),
-        }
-    )
+def _provenance(study: Study, run: S.Run, teacher: str) -> str:
+    made = run_provenance(study, run, teacher)
+    return provenance_text({**made, "code": code_hash(), **study.labels_of(run.preset)})

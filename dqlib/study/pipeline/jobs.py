@@ -28,7 +28,15 @@ from dqlib.storage.footprint import fp32_size_bytes, size_bytes
 from dqlib.storage.reading import read_model, save_model
 from dqlib.storage.students import save_student
 from dqlib.study.corpora.corpus import load_corpus
-from dqlib.study.evaluation.records import Record, Scores, read_record, write_details, write_record
+from dqlib.study.evaluation.records import (
+    Record,
+    Scores,
+    method_of,
+    read_record,
+    write_answers,
+    write_details,
+    write_record,
+)
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import COST, LOG, PROVENANCE, RECORD, Folders
 from dqlib.study.pipeline.committed import committed_teacher
@@ -240,8 +248,13 @@ def _training(settings: S.Settings, task: str, loop: S.Loop) -> TaskTraining:
 def _score(
     training: TaskTraining, model: PreTrainedModel, evaluation: S.Evaluation, folder: Path, name: str
 ) -> Scores | None:
-    score = importlib.import_module(training.spec.form.scoring).score
-    return score(model, evaluation, training.spec, training.corpus, training.accelerator, folder, name)
+    """Test a model, and leave its answers and the details in the folder; the scores on the main process alone."""
+    scored = importlib.import_module(training.spec.form.scoring).score(training, model, evaluation, name)
+    if scored is None:
+        return None
+    scores, lines = scored
+    write_answers(scores, lines, folder)
+    return scores
 
 
 def _add_baselines(training: TaskTraining, scores: Scores, folder: Path) -> None:
@@ -251,6 +264,6 @@ def _add_baselines(training: TaskTraining, scores: Scores, folder: Path) -> None
         return
     found = importlib.import_module(module).baselines(training.spec.evaluate, training.spec, training.corpus)
     write_details([*scores.details, *found], folder)
-    beside = [f"{each.metric} {each.value:.2f}" for each in found if each.metric.endswith(f"_{scores.headline}")]
+    beside = [f"{each.metric} {each.value:.2f}" for each in found if method_of(each.metric, scores.headline)]
     headline = f"{scores.headline} {scores.means[scores.headline]:.2f}"
     print(f"{training.name}: {headline}; beside it: {', '.join(beside)}", flush=True)

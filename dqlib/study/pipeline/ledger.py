@@ -32,15 +32,10 @@ IDENTITY = ("provenance", "code")
 #: Characters of an id.
 LENGTH = 12
 
+#: A finished run by the names of columns: its record, ``validation_loss``, ``minutes`` and the two ids.
+Row = Mapping[str, Any]
+
 Key = tuple[str, str, int, int]
-
-
-@dataclass(frozen=True)
-class Held:
-    """A run as the tables hold it: its row among the records, and the one of its loss and cost."""
-
-    record: Mapping[str, Any]
-    part: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,12 +43,14 @@ class Ledger:
     """What the committed tables hold of a benchmark.
 
     Args:
-        held: runs that need not be trained.
+        teacher: SHA-256 of the weights of the teacher that the rows are asked for.
+        rows: of runs that need not be trained.
         left_out: the others that the parameters name, each with why its row does not count.
     """
 
-    held: Mapping[S.Run, Held]
-    left_out: Mapping[S.Run, str]
+    teacher: str
+    rows: dict[S.Run, Row]
+    left_out: dict[S.Run, str]
 
 
 def run_provenance(study: Study, run: S.Run, teacher: str) -> dict[str, object]:
@@ -86,28 +83,23 @@ def run_ids(study: Study, run: S.Run, teacher: str) -> dict[str, str]:
 
 
 def read_ledger(study: Study) -> Ledger:
-    """The rows of the results' tables that count, and those that do not; none where there is no teacher to ask of."""
-    benchmark, held, left_out = study.task.methods, dict[S.Run, Held](), dict[S.Run, str]()
+    """The rows of the results' tables that count, and those that do not; the teacher must be there."""
+    benchmark, teacher = study.task.methods, teacher_digest(study)
     assert benchmark is not None
     folder = project_root() / study.settings.results / TABLES
-
-    def named(name: str) -> Path:
-        return folder / benchmark_file(name, study.name)
-
-    records = {key: row for name in (METHODS, LONGER) for key, row in _rows(named(name)).items()}
-    parts = _rows(named(PARTS))
-    teacher = teacher_digest(study)
-    for run in benchmark.runs() if records else []:
+    methods, longer, parts = (_rows(folder / benchmark_file(name, study.name)) for name in (METHODS, LONGER, PARTS))
+    records, ledger = methods | longer, Ledger(teacher, {}, {})
+    for run in benchmark.runs():
         key = run.preset, str(run.config), run.seed, run.steps or benchmark.distill.steps
         if key not in records or key not in parts:
             continue
-        wanted, (record, part) = run_ids(study, run, teacher), (records[key], parts[key])
-        differs = [name for name in IDENTITY if {str(row.get(name)) for row in (record, part)} != {wanted[name]}]
+        wanted, both = run_ids(study, run, teacher), (records[key], parts[key])
+        differs = [name for name in IDENTITY if {str(row.get(name)) for row in both} != {wanted[name]}]
         if differs:
-            left_out[run] = "of other code" if differs == ["code"] else "of another teacher or other parameters"
+            ledger.left_out[run] = "of other code" if differs == ["code"] else "of another teacher or other parameters"
         else:
-            held[run] = Held(record, part)
-    return Ledger(held, left_out)
+            ledger.rows[run] = parts[key] | records[key]
+    return ledger
 
 
 def teacher_digest(study: Study) -> str:

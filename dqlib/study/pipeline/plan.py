@@ -15,7 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
+import pandas
 import torch
 from transformers import PreTrainedModel
 
@@ -23,7 +25,7 @@ from dqlib.errors import InputError
 from dqlib.presets import get_preset
 from dqlib.storage.footprint import fp32_size_bytes, size_bytes
 from dqlib.storage.reading import CONFIG, read_model
-from dqlib.study.corpora.corpus import load_corpus, load_info
+from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.evaluation.perplexity import stride_of
 from dqlib.study.params import settings as S
 from dqlib.study.process import workers
@@ -85,15 +87,18 @@ class Plan:
         return sum(each.total_seconds for each in self.trainings)
 
     def __str__(self) -> str:
-        rows = [("training", "runs", "steps", "a step", "a test", "all", "bytes of one")]
-        for each in self.trainings:
-            test = "not known" if each.test_seconds is None else duration(each.test_seconds)
-            rows.append((
-                each.name, str(each.runs), f"{each.steps:,}", f"{each.seconds:.3f} s", test,
-                duration(each.total_seconds), f"{each.size_bytes:,}",
-            ))  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        rows = [
+            {
+                "runs": each.runs,
+                "steps": f"{each.steps:,}",
+                "a step": f"{each.seconds:.3f} s",
+                "a test": "not known" if each.test_seconds is None else duration(each.test_seconds),
+                "all": duration(each.total_seconds),
+                "bytes of one": f"{each.size_bytes:,}",
+            }
+            for each in self.trainings
+        ]
+        lines = [pandas.DataFrame(rows, [each.name for each in self.trainings]).to_string()]
         lines.append(f"\n{self.profile}: {duration(self.seconds)} on this machine, corpora and notebooks not counted.")
         if any(each.test_seconds is None for each in self.trainings):
             lines.append("Tests are counted once the corpus is built: `python -m dqlib.study make corpus` does that.")
@@ -115,9 +120,8 @@ def plan(settings: S.Settings, only: str | None = None, devices: int | None = No
         raise InputError("devices", devices, "at least 1")
     together = (devices or workers.at_a_time()) if settings.compute.processes == 1 else 1
     tasks = settings.tasks if only is None else (only,)
-    return Plan(
-        settings.profile, tuple(each for task in tasks for each in _Timed(settings, task, together).trainings())
-    )
+    trainings = [each for task in tasks for each in _Timed(settings, task, together).trainings()]
+    return Plan(settings.profile, tuple(trainings))
 
 
 class _Timed:
@@ -125,12 +129,14 @@ class _Timed:
 
     def __init__(self, settings: S.Settings, task: str, together: int) -> None:
         self.name, self.spec, self.together = task, settings.task(task), together
-        self.processes = settings.compute.processes
-        self.corpus = settings.folders(task).corpus
-        self.built = (self.corpus / "corpus.json").is_file()
+        self.processes, folder = settings.compute.processes, settings.folders(task).corpus
+        self.corpus = load_corpus(folder) if (folder / "corpus.json").is_file() else None
+        #: Texts of each split; of none before the corpus is built.
+        self.sizes = {split: len(rows) for split, rows in self.corpus.splits.items()} if self.corpus else {}
         #: Of one training, where several run at the same time on cores.
         self.threads = 1 if together > 1 and not workers.devices() else torch.get_num_threads()
         self.kind = training_of(self.spec.form)
+        self.batch: Callable[[Sequence[Example]], ModelBatch] = self.kind.collate(None)
         made = settings.pretrained_folder(task)
         ready = self.spec.finetune is None and made is not None and (made / CONFIG).is_file()
         self.teacher = read_model(made) if ready and made is not None else self.kind.planned(self.spec, False)
@@ -160,13 +166,12 @@ class _Timed:
                     yield self._student(name, run, benchmark.distillation(run), benchmark.evaluate, count)
 
     def _student(self, name: str, run: S.Run, loop: S.Distillation, evaluation: S.Evaluation, count: int) -> Planned:
-        batch = self._batch(self.kind.longest(self.teacher, CALIBRATION_BATCH, self.spec.corpus))
-        calibration = [batch.with_labels()]
-        student, objective = student_and_objective(self.teacher, run.config, get_preset(run.preset), calibration)
+        preset, texts = get_preset(run.preset), self.kind.longest(self.teacher, CALIBRATION_BATCH, self.spec.corpus)
+        calibration = [self.batch(texts).with_labels()]
+        student, objective = student_and_objective(self.teacher, run.config, preset, calibration)
         seconds = self._step(student, objective, loop, self.spec.corpus)
-        recipe = recipe_of(get_preset(run.preset), student, self.teacher)
-        if recipe.on_policy:
-            seconds += recipe.on_policy * self._drawing(student, loop)
+        if share := recipe_of(preset, student, self.teacher).on_policy:
+            seconds += share * self._drawing(student, loop)
         test = self._test(student, evaluation)
         return Planned(name, count, loop.steps, seconds, test, size_bytes(student), self.together)
 
@@ -180,7 +185,7 @@ class _Timed:
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
 
         def micro_batch() -> None:
-            batch = self._batch(examples).to(accelerator.device)
+            batch = self.batch(examples).to(accelerator.device)
             with accelerator.autocast():
                 terms = objective.terms(model, batch, token_counts([examples]))
             sum(objective.weight(term) * value for term, value in terms.items()).backward()
@@ -194,12 +199,11 @@ class _Timed:
 
     def _share(self, loop: S.Loop) -> int:
         """Micro-batches of a step that a process has, at most."""
-        return -(-loop.micro_batches // self.processes)
+        return math.ceil(loop.micro_batches / self.processes)
 
     def _micro_batch(self, model: PreTrainedModel, loop: S.Loop, corpus: S.Corpus) -> list[Example]:
-        if corpus == self.spec.corpus and self.built:
-            built = load_corpus(self.corpus)
-            examples = self.kind.encode(built.splits["train"][:SAMPLE], built, corpus)
+        if corpus == self.spec.corpus and self.corpus is not None:
+            examples = self.kind.encode(self.corpus.splits["train"][:SAMPLE], self.corpus, corpus)
             batches = bucketed(examples, loop.batch_tokens // loop.micro_batches)
             return [examples[i] for i in batches[len(batches) // 2]]
         (one,) = self.kind.longest(model, 1, corpus)
@@ -217,11 +221,10 @@ class _Timed:
 
         CTranslate2, which writes them on cores, takes about half of that.
         """
-        labels, pairs = self.spec.pseudo_labels, self.spec.pseudo_labels.pairs
+        labels = self.spec.pseudo_labels
+        pairs = self.sizes.get("train") if labels.pairs is None else labels.pairs
         if pairs is None:
-            if not self.built:
-                return None
-            pairs = load_info(self.corpus)["sizes"]["train"]
+            return None
         texts = pairs + (labels.texts if self.spec.has_unpaired_text else 0)
         as_test = replace(self.spec.evaluate, documents=texts, beams=labels.beams, batch_size=labels.batch_size)
         with _threads(self.threads):
@@ -234,37 +237,26 @@ class _Timed:
         texts = self._test_texts(evaluation)
         if texts is None:
             return None
-        model.eval()
-        size = min(evaluation.batch_size, texts)
-        inputs = self._batch(self.kind.longest(model, size, self.spec.corpus)).to(model.device).inputs()
-        length = self.spec.corpus.target_tokens
-
-        def answer() -> None:
-            if not self.spec.form.writes:
-                model(**inputs)
-                return
-            model.generate(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], num_beams=evaluation.beams,
-                do_sample=False, min_new_tokens=length, max_new_tokens=length,
+        size, length = min(evaluation.batch_size, texts), self.spec.corpus.target_tokens
+        inputs = self.batch(self.kind.longest(model, size, self.spec.corpus)).to(model.device).inputs()
+        answer = partial(model.eval(), **inputs)
+        if self.spec.form.writes:
+            read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            answer = partial(
+                model.generate, **read, num_beams=evaluation.beams, do_sample=False, min_new_tokens=length,
+                max_new_tokens=length,
             )  # fmt: skip
-
         return _seconds(answer) * texts / size / self.processes
 
     def _test_texts(self, evaluation: S.Evaluation) -> int | None:
         """Texts, or windows of documents, that a test reads; None where they are not known yet."""
-        blocks = not (self.spec.form.writes or self.spec.form.labels)
-        if evaluation.documents is not None and not blocks:
-            return evaluation.documents
-        if not self.built:
+        spec, documents = self.spec, evaluation.documents
+        if spec.form.writes or spec.form.labels:
+            return self.sizes.get("test") if documents is None else documents
+        if self.corpus is None:
             return None
-        info = load_info(self.corpus)
-        if not blocks:
-            return info["sizes"]["test"]
-        share = min(1.0, (evaluation.documents or math.inf) / info["sizes"]["test"])
-        return math.ceil(share * info["tokens"]["test"] / stride_of(self.spec.corpus.source_tokens))
-
-    def _batch(self, examples: Sequence[Example]) -> ModelBatch:
-        return self.kind.collate(None)(examples)
+        share = min(1.0, (documents or math.inf) / self.sizes["test"])
+        return math.ceil(share * self.corpus.info["tokens"]["test"] / stride_of(spec.corpus.source_tokens))
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,8 +22,8 @@ from dqlib.study.params import settings as S
 from dqlib.study.params.paths import COST, LOG, project_root
 from dqlib.study.params.settings import Run
 from dqlib.study.params.tasks import benchmark_file
-from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, is_finished
-from dqlib.study.pipeline.ledger import IDENTITY, read_ledger, run_ids, teacher_digest
+from dqlib.study.pipeline.benchmark import benchmark_of, place_of
+from dqlib.study.pipeline.ledger import IDENTITY, Row, read_ledger, run_ids
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.scores import SCORES, ModelKey, Resampled, joined, read_scores, rows_of
 from dqlib.study.report.tables import Trained
@@ -58,18 +58,14 @@ class Finished:
 
     Attributes:
         run: what it is.
-        record: its row of ``metrics.csv``.
-        loss, minutes: validation loss of its best weights in nats per token, and what its training cost.
+        row: its row of ``metrics.csv``, with ``validation_loss`` (of its best weights, in nats per token), ``minutes``
+            (None where it went on from a checkpoint) and the two ids.
         scores: of its test documents; None where they are not committed with its row.
-        identity: the ids that end its rows.
     """
 
     run: Run
-    record: Mapping[str, Any]
-    loss: float
-    minutes: float | None
+    row: Row
     scores: pandas.DataFrame | None
-    identity: Mapping[str, str]
 
 
 def finished(study: Study) -> list[Finished]:
@@ -77,25 +73,30 @@ def finished(study: Study) -> list[Finished]:
 
     The teacher must be there.
     """
-    benchmark, ledger, digest = benchmark_of(study), read_ledger(study), teacher_digest(study)
-    file, found = project_root() / study.settings.results / benchmark_file(FOLDER, study.name) / SCORES, []
-    teacher = Trained(study, study.folders.teacher)
+    benchmark, ledger, found = benchmark_of(study), read_ledger(study), []
+    file = project_root() / study.settings.results / benchmark_file(FOLDER, study.name) / SCORES
     named = ["preset", "config", "seed", "steps"]
-    committed = dict(list(read_scores(file).groupby(named))) if ledger.held and file.is_file() else {}
+    committed = dict(list(read_scores(file).groupby(named))) if ledger.rows and file.is_file() else {}
+    teacher = Trained(study, study.folders.teacher)
     runs = sorted(benchmark.runs_of_equal_steps(), key=lambda run: _order(benchmark, run)) + benchmark.longer_runs()
     for run in runs:
-        folder, ids = folder_of(study, run), run_ids(study, run, digest)
-        if is_finished(study, run):
-            model = Trained(study, folder, run.config)
-            kept = retained(model.record.score, teacher.score_on(len(model.lines)), model.record.headline)
-            record = asdict(model.record) | {"retention": kept}
-            minutes, scores = json.loads((folder / COST).read_text())["minutes"], rows_of(model.record, model.lines)
-            found.append(Finished(run, record, _best_validation(folder), minutes, scores, ids))
-        elif run in ledger.held:
-            held, part = ledger.held[run].record, ledger.held[run].part
-            scores = committed.get(tuple(held[name] for name in ("preset", "config", "seed", "train_steps")))
-            found.append(Finished(run, held, part["validation_loss"], part["minutes"], scores, ids))
+        place = place_of(study, run, ledger)
+        if isinstance(place, Path):
+            model = Trained(study, place, run.config)
+            row = _row(model, teacher) | run_ids(study, run, ledger.teacher)
+            found.append(Finished(run, row, rows_of(model.record, model.lines)))
+        elif place is not None:
+            key = tuple(place[name] for name in ("preset", "config", "seed", "train_steps"))
+            found.append(Finished(run, place, committed.get(key)))
     return found
+
+
+def _row(model: Trained, teacher: Trained) -> dict[str, Any]:
+    """The row of a run that was made here but for its ids; what it retains is told on the documents of its test."""
+    kept = retained(model.record.score, teacher.score_on(len(model.lines)), model.record.headline)
+    cost = json.loads((model.folder / COST).read_text())
+    measured = {"retention": kept, "validation_loss": _best_validation(model.folder), "minutes": cost["minutes"]}
+    return asdict(model.record) | measured
 
 
 def teacher_score(study: Study, runs: Sequence[Finished]) -> float:
@@ -144,10 +145,9 @@ def benchmark_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:
     compared = {key: _compared(study, *key, seeds, drawn) for key in seeds}
     rows = []
     for each, size in zip(runs, _sizes(study, runs), strict=True):
-        compression = round(each.record["teacher_size_bytes"] / size, 2)
-        baseline, p_value = compared.get((each.run.preset, each.run.config), (None, None))
-        row = dict(each.record) | {"size_bytes": size, "compression": compression}
-        rows.append(row | {"baseline": baseline, "p_value": p_value, **each.identity})
+        compared_with = dict(zip(COMPARED, compared.get((each.run.preset, each.run.config), (None, None)), strict=True))
+        compression = round(each.row["teacher_size_bytes"] / size, 2)
+        rows.append({**each.row, **compared_with, "size_bytes": size, "compression": compression})
     table = pandas.DataFrame(rows, columns=[*columns_of(study.name), *COMPARED, *IDENTITY])
     return table.astype({"retention": float})  # it is None beside a teacher of zero
 
@@ -165,7 +165,7 @@ def _sizes(study: Study, runs: Sequence[Finished]) -> list[int]:
 
     chosen = [each.run.config.is_open or each.run.config.narrow for each in runs]
     return [
-        each.record["size_bytes"] if own else counted(each.run.preset, each.run.config)
+        each.row["size_bytes"] if own else counted(each.run.preset, each.run.config)
         for each, own in zip(runs, chosen, strict=True)
     ]
 
@@ -200,8 +200,8 @@ def parts_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:
     teacher_loss, rows = _best_validation(study.folders.teacher), []
     for each, size in zip(runs, _sizes(study, runs), strict=True):
         run, steps = each.run, each.run.steps or benchmark_of(study).distill.steps
-        costs = each.loss, teacher_loss, size, each.minutes
-        rows.append((run.preset, str(run.config), run.seed, steps, *costs, *each.identity.values()))
+        costs = each.row["validation_loss"], teacher_loss, size, each.row["minutes"]
+        rows.append((run.preset, str(run.config), run.seed, steps, *costs, *(each.row[name] for name in IDENTITY)))
     names = ["part", "config", "seed", "steps", "validation_loss", "teacher_loss", "size_bytes", "minutes"]
     return pandas.DataFrame(rows, columns=[*names, *IDENTITY])
 
@@ -325,8 +325,7 @@ def longer_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:
     found = {each.run: each for each in runs}
     long = [run for run in benchmark_of(study).longer_runs() if run in found]
     short = [run for run in dict.fromkeys(replace(run, steps=None) for run in long) if run in found]
-    rows = [dict(found[run].record) | dict(found[run].identity) for run in short + long]
-    table = pandas.DataFrame(rows, columns=[*columns_of(study.name), *IDENTITY])
+    table = pandas.DataFrame([found[run].row for run in short + long], columns=[*columns_of(study.name), *IDENTITY])
     order = {config: i for i, config in enumerate(dict.fromkeys(str(run.config) for run in long))}
     return table.sort_values(["config", "train_steps"], key=lambda c: c.map(order) if c.name == "config" else c)
 

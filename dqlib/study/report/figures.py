@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas
+from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -17,15 +18,16 @@ from matplotlib.lines import Line2D
 from dqlib.config import Config
 from dqlib.study.evaluation.records import FALLING
 from dqlib.study.params.tasks import kind_of
+from dqlib.study.report import style
 from dqlib.study.report.names import (
     QUANTIZATION_ALONE,
     SHAPES,
-    UNDECIDED,
     axis_name,
     bits_of,
     in_bits,
     layers_of,
     named_shape,
+    percent,
     quantity_of,
 )
 from dqlib.study.report.style import COLOURS, STYLE, TEACHER_COLOUR, colour_of, line_styles, plain_log_scale, subplots
@@ -121,20 +123,13 @@ def heat_map(metrics: pandas.DataFrame) -> Figure:
         students = list(_joint(rows).itertuples())
         found = sorted({(-row.encoder_layers, -row.decoder_layers, layers_of(row)) for row in students})
         layers = [text for *_, text in found]
-        grid, empty = np.full((len(bits), len(layers)), np.nan), {}
+        grid, cells = np.full((len(bits), len(layers)), np.nan), [["not run" for _ in layers] for _ in bits]
         for row in students:
-            place = bits.index(bits_of(row)), layers.index(layers_of(row))
-            grid[place], empty[place] = 100 * row.retention, UNDECIDED
-        axes.imshow(grid, cmap="cividis", vmin=60, vmax=100, aspect="auto")
-        for (i, j), value in np.ndenumerate(grid):
-            text, size, colour = f"{value:.1f}", 9, "white" if value < 82 else "black"
-            if np.isnan(value):
-                text, size, colour = empty.get((i, j), "not run"), 7, TEACHER_COLOUR
-            axes.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
-        axes.set_xticks(range(len(layers)), [text.replace(" ", "\n", 1) for text in layers])
-        axes.set_yticks(range(len(bits)), bits if rows.task.iloc[0] in first else [])
+            i, j = bits.index(bits_of(row)), layers.index(layers_of(row))
+            grid[i, j], cells[i][j] = 100 * row.retention, percent(row.retention).rstrip("%")
+        names, columns = bits if rows.task.iloc[0] in first else [], [text.replace(" ", "\n", 1) for text in layers]
+        style.heat_map(axes, grid, names, columns, cells, light_from=82, vmin=60, vmax=100, aspect="auto")
         axes.set_xlabel("layers")
-        axes.grid(False)
         axes.spines[:].set_visible(False)
 
     figure = _panels(metrics, draw, height=2.9)
@@ -240,10 +235,10 @@ def sensitivity(table: pandas.DataFrame) -> Figure:
             axes = panels[block * len(widths) + place, column]
             axes.set_visible(True)
             grid, layers, modules = _by_layer(shown[(shown.task == task) & (shown.bits == bits)])
-            image = axes.imshow(grid, norm=norm, cmap="cividis", aspect="auto", interpolation="none")
-            axes.set_yticks(range(len(layers)), layers if column == 0 else [], fontsize=6)
-            axes.set_xticks(range(len(modules)), modules if bits == widths[-1] else [], fontsize=6, rotation=90)
-            axes.grid(False)
+            rows, names = layers if column == 0 else [], modules if bits == widths[-1] else []
+            image = style.heat_map(axes, grid, rows, names, norm=norm, aspect="auto", interpolation="none")
+            pyplot.setp(axes.get_yticklabels(), fontsize=6)
+            pyplot.setp(axes.get_xticklabels(), fontsize=6, rotation=90)
             axes.spines[:].set_visible(False)
             if bits == widths[0]:
                 axes.set_title(task, fontsize=9)

@@ -14,7 +14,7 @@ from dqlib.errors import InputError
 from dqlib.files import write_text
 from dqlib.presets import get_preset
 from dqlib.study.corpora.corpus import load_info
-from dqlib.study.evaluation.records import FALLING
+from dqlib.study.evaluation.records import FALLING, method_of
 from dqlib.study.params.paths import FIGURES, TABLES, project_root
 from dqlib.study.params.settings import TASKS, load_settings
 from dqlib.study.pipeline.study import Study
@@ -256,8 +256,8 @@ def _details(details: pandas.DataFrame, study: Study) -> str:
 
 def _beside(details: pandas.DataFrame, teacher: Any) -> str:
     """What simpler methods than the teacher reach on the same test."""
-    rows = details[(details.preset == teacher.preset) & details.metric.str.endswith(f"_{teacher.headline}")]
-    named = [(row.metric.removesuffix(f"_{teacher.headline}").replace("_", " "), row) for row in rows.itertuples()]
+    rows = details[details.preset == teacher.preset].itertuples()
+    named = [(name, row) for row in rows if (name := method_of(row.metric, teacher.headline))]
     listed = ", ".join(f"{name} {row.value:.2f} ({row.low:.2f} to {row.high:.2f})" for name, row in named)
     return f"Beside the teacher, on the same test: {listed}.\n\n" if listed else ""
 

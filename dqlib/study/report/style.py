@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import count
@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib import colors, pyplot, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from dqlib.files import write_bytes
 
@@ -116,6 +117,36 @@ def line_styles(configs: list[str]) -> dict[str, dict[str, Any]]:
         name: {"color": colour_of(name.partition(" ")[0]), "linestyle": DASHES[i % len(DASHES)]}
         for i, name in enumerate(configs)
     }
+
+
+def heat_map(
+    axes: Axes,
+    grid: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]] = (),
+    light_from: float = 0.0,
+    **look: Any,
+) -> AxesImage:
+    """A matrix as colours, with names of its rows and columns, or none.
+
+    Args:
+        axes: to draw on.
+        grid: (rows, columns); a number may be missing.
+        rows, columns: their names.
+        cells: text of each number, small where it is missing.
+        light_from: the least number whose colour is light enough for black text.
+        look: of ``axes.imshow``.
+    """
+    image = axes.imshow(grid, cmap="cividis", **look)
+    for (i, j), text in np.ndenumerate(np.array(cells, dtype=object)):
+        missing = np.isnan(grid[i, j])
+        colour = TEACHER_COLOUR if missing else "white" if grid[i, j] < light_from else "black"
+        axes.text(j, i, text, ha="center", va="center", fontsize=7 if missing else None, color=colour)
+    axes.set_xticks(range(grid.shape[1]), columns)
+    axes.set_yticks(range(grid.shape[0]), rows)
+    axes.grid(False)
+    return image
 
 
 def plain_log_scale(axes: Axes) -> None:
