@@ -29,7 +29,7 @@ from dqlib.study.training import loop as training_loop
 from dqlib.study.training.batches import Example, steps
 from dqlib.study.training.loop import Trainer, make_accelerator
 from dqlib.study.training.seq2seq import new_model
-from dqlib.study.training.task import recipe_of, student_and_objective
+from dqlib.study.training.task import recipe_of, student_and_objective, training_by
 
 NAME = "distillation steps"
 UNTIMED = 2
@@ -48,7 +48,7 @@ def seconds_of_a_step(task: Task, examples: list[Example], config: Config, prese
     teacher = new_model(task.model, task.corpus.vocab_size)
     student, objective = student_and_objective(teacher, config, preset)
     recipe = recipe_of(preset, student, teacher)
-    training = replace(task.distill, steps=count, validations=1, seed=0).training(recipe)
+    training = training_by(recipe, replace(task.distill, steps=count, validations=1, seed=0))
     times: list[float] = []
     batches = noted(steps(examples, training), times, time.process_time)
     with tempfile.TemporaryDirectory() as folder:
