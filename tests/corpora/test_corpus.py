@@ -330,6 +330,20 @@ def test_a_hub_translation_may_keep_its_pairs_in_one_column(tmp_path, monkeypatc
         build_corpus(S.Corpus(**spec, source="en", target="ro"), tmp_path / "d")
 
 
+@pytest.mark.parametrize("prefix", ["", "shorten: "])
+def test_rows_of_the_hub_with_a_blank_text_are_left_out_before_the_prefix_is_put(monkeypatch, prefix):
+    import datasets
+
+    texts = [("one", "1"), ("", "2"), (" \t", "3"), (None, "4"), ("five", " "), ("six", "6")]
+    rows = datasets.Dataset.from_list([{"text": text, "gist": gist} for text, gist in texts])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    corpus = S.Corpus(**{**EMBEDDED, "origin": "hub"}, dataset="any/thing", source="text", target="gist", prefix=prefix)
+    kept = [{"source": f"{prefix}{text}", "target": gist} for text, gist in (texts[0], texts[-1])]
+    assert {split: list(rows) for split, rows in hub.build(corpus, S.KINDS["seq2seq"]).items()} == (
+        dict.fromkeys(SPLITS, kept)
+    )
+
+
 # --- texts in no pair
 
 
