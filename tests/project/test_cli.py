@@ -462,7 +462,11 @@ def test_a_search_is_asked_for_by_options(packed, tmp_path, capsys):
     )
     assert [row["output"] for row in rows_of(capsys, *call, "--early-stopping", *options)] == expected
     assert "--min-new-tokens: 9 is not allowed; it must be at most 8" in refused(capsys, *call, "--min-new-tokens", 9)
-    assert "--length-penalty: inf" in refused(capsys, *call, "--length-penalty", "inf")
+    for penalty in ("inf", "nan", "1000", "-1e9"):
+        said = refused(capsys, *call, f"--length-penalty={penalty}")
+        assert f"--length-penalty: {float(penalty)} is not allowed; it must be a number from -10 to 10" in said
+    for penalty in (-10, 10):
+        assert rows_of(capsys, *call, f"--length-penalty={penalty}")
 
 
 def test_ctrl_c_ends_in_one_sentence(packed, capsys, monkeypatch):
