@@ -12,6 +12,12 @@ from dqlib.errors import InputError
 
 Check = Callable[[Any, int], bool]  # of a value and the size of the vocabulary
 
+#: Beams of a search, at most.
+MOST_BEAMS = 1024
+
+#: The power of its length that a text's score is divided by, at most: that of 7,000 tokens is below :data:`_LARGEST`.
+MOST_LENGTH_PENALTY = 10
+
 #: Of single precision.
 _LARGEST = 3.4e38
 
@@ -25,6 +31,10 @@ def _number(above: float, most: float = _LARGEST) -> tuple[Check, str]:
         return type(value) in (int, float) and above < value <= most
 
     return check, f"a number above {above:g} and at most {most:g}"
+
+
+def _between(low: float, high: float) -> tuple[Check, str]:
+    return lambda value, _: type(value) in (int, float) and low <= value <= high, f"a number from {low} to {high}"
 
 
 def _is_token(value: Any, vocabulary: int) -> bool:
@@ -48,12 +58,12 @@ SETTINGS: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(("max_length", "min_length", "min_new_tokens", "top_k"), _whole(0)),
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), _whole(0)),
     "max_new_tokens": _whole(1),
-    **dict.fromkeys(("num_beams", "num_return_sequences"), _whole(1, 1024)),
+    **dict.fromkeys(("num_beams", "num_return_sequences"), _whole(1, MOST_BEAMS)),
     **dict.fromkeys(("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values"), _BOOLEAN),
     "_from_model_config": _BOOLEAN,
     "early_stopping": (lambda value, _: isinstance(value, bool) or value == "never", "true, false or 'never'"),
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "temperature"), _number(0)),
-    "length_penalty": _number(-_LARGEST),
+    "length_penalty": _between(-MOST_LENGTH_PENALTY, MOST_LENGTH_PENALTY),
     **dict.fromkeys(("top_p", "typical_p"), _number(0, 1)),
     **dict.fromkeys(("pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id"), _TOKEN),
     **dict.fromkeys(("eos_token_id", "forced_eos_token_id"), _ENDS),
@@ -73,6 +83,12 @@ _FORM = (
     *("return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores", "output_logits"),
     "transformers_version",
 )
+
+
+def check_beams(value: int) -> None:
+    """Refuse a number of beams that no search has."""
+    if not 1 <= value <= MOST_BEAMS:
+        raise InputError("num_beams", value, f"from 1 to {MOST_BEAMS}")
 
 
 def checked_settings(content: Mapping[str, Any], vocabulary: int, where: str) -> dict[str, Any]:

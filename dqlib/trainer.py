@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.modeling_outputs import ModelOutput
 
 from dqlib import attention
@@ -16,6 +18,7 @@ from dqlib.errors import InputError
 from dqlib.fake_quantize import LEARNED
 from dqlib.losses import IGNORED_LABEL, MemoryBank, cross_entropy
 from dqlib.presets import Preset, get_preset
+from dqlib.storage.manifest import MANIFEST, name_files
 from dqlib.student import is_student, set_attention_maps, supervision_maps
 from dqlib.terms import distillation_terms
 
@@ -47,6 +50,8 @@ class DistillationMixin:
     optimizer: torch.optim.Optimizer | None
     args: Any
     accelerator: Any
+    processing_class: Any
+    data_collator: Any
 
     def __init__(
         self,
@@ -108,6 +113,15 @@ class DistillationMixin:
         # gradients of processes are averaged, so that each divides by its share
         self._tokens = (total[0] / self.accelerator.num_processes, total[1] / self.accelerator.num_processes)
         return samples, items
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the student, and let its manifest name the tokenizer that the trainer writes beside it."""
+        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+        folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        if self.args.should_save and isinstance(tokenizer, Tokenizer) and (folder / MANIFEST).is_file():
+            names = {Path(path).relative_to(folder).as_posix() for path in tokenizer.save_pretrained(folder)}
+            name_files(folder, [name for name in names if (folder / name).is_file()])
 
     def compute_loss(
         self,

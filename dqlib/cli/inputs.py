@@ -13,12 +13,9 @@ from typing import Any, TypeVar
 
 from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
+from dqlib.generation_settings import MOST_BEAMS
 
 Text = TypeVar("Text", str, tuple[str, ...])
-
-
-#: Beams of a search, at most.
-MOST_BEAMS = 1024
 
 
 def beams(text: str) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dqlib.errors import InputError
-from dqlib.generation_settings import checked_settings
+from dqlib.generation_settings import check_beams, checked_settings
 from dqlib.languages import language_id
 
 if TYPE_CHECKING:  # so that an engine without torch stays without
@@ -300,8 +300,7 @@ class Engine(ABC):
         """
         decoding = self.asked(settings)
         longest, positions = self.new_tokens(max_new_tokens), self.decoding.positions
-        if num_beams < 1:
-            raise InputError("num_beams", num_beams, "at least 1")
+        check_beams(num_beams)
         if starts is None:
             starts = [self.decoding.start] * len(input_ids)
         elif len(starts) != len(input_ids):
@@ -354,9 +353,9 @@ class Engine(ABC):
         """
         if self.tokenizer is None:
             raise InputError("folder", "without a tokenizer", "exported with one, or be asked with generate_ids")
-        for field, value in (("num_beams", num_beams), ("batch_size", batch_size)):
-            if value < 1:
-                raise InputError(field, value, "at least 1")
+        check_beams(num_beams)
+        if batch_size < 1:
+            raise InputError("batch_size", batch_size, "at least 1")
         new_tokens, ids, rows = self.new_tokens(max_new_tokens), self.encode(texts, max_new_tokens), []
         starts = self.starts(languages, len(texts))
         for first in range(0, len(ids), batch_size):

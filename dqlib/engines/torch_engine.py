@@ -16,8 +16,8 @@ from dqlib.engines.classifier import Classifier, Reading
 from dqlib.errors import InputError
 from dqlib.generation import OneSourceCache
 from dqlib.storage.manifest import folder_kind, opened
-from dqlib.storage.packed import has_tokenizer, load_packed, load_tokenizer
-from dqlib.storage.reading import CONFIG, read_model, read_tokenizer
+from dqlib.storage.packed import load_packed, load_tokenizer
+from dqlib.storage.reading import CONFIG, has_tokenizer, read_model, read_tokenizer
 from dqlib.storage.students import load_student
 
 

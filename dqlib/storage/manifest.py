@@ -10,12 +10,13 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dqlib.config import Granularity
 from dqlib.errors import InputError, check_choice, within
+from dqlib.files import write_text
 from dqlib.storage.packing import ENCODINGS, packed_size
 
 MANIFEST = "dqlib.json"
@@ -139,6 +140,17 @@ def seal(folder: str | Path, kind: str, about: Mapping[str, Any], parameters: Se
     folder = Path(folder)
     files = {name: File.of(folder / name) for name in sorted(files_in(folder) - {MANIFEST})}
     (folder / MANIFEST).write_text(Manifest(kind, about, files, parameters).text(), encoding="utf-8")
+
+
+def name_files(folder: str | Path, names: Iterable[str]) -> None:
+    """Let the manifest of a folder name files that were written beside those that it names.
+
+    Raises:
+        InputError: as :func:`opened`, or there is no such file.
+    """
+    manifest = opened(folder, *WRITERS)
+    files = {**manifest.files, **{name: File.of(Path(folder) / name) for name in names}}
+    write_text(Path(folder) / MANIFEST, replace(manifest, files=dict(sorted(files.items()))).text())
 
 
 def opened(folder: str | Path, *kinds: str) -> Manifest:

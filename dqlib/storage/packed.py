@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -41,11 +40,12 @@ from dqlib.storage.reading import (
     config_of,
     empty_model,
     generation_of,
+    has_tokenizer,
     json_object,
     model_class,
-    read_tokenizer,
     refused_as,
     saved,
+    tokenizer_of,
 )
 from dqlib.storage.registered import PackedConfig, PackedReader
 from dqlib.storage.stored import PackedWeight, Stored, record, restored
@@ -216,19 +216,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     manifest = opened(folder, "packed")
     if not has_tokenizer(manifest):
         raise InputError("folder", str(folder), "a packed model with a tokenizer: give save_packed one")
-    with tempfile.TemporaryDirectory() as checked:  # nothing else can be read from there
-        for name in manifest.files.keys() - {GENERATION, WEIGHTS}:
-            (Path(checked) / name).parent.mkdir(parents=True, exist_ok=True)
-            (Path(checked) / name).write_bytes(read_file(folder, manifest, name))
-        tokenizer = read_tokenizer(checked, folder)
-    assert tokenizer is not None, "has_tokenizer says that there is one"
-    tokenizer.name_or_path = str(folder)
-    return tokenizer
-
-
-def has_tokenizer(manifest: Manifest) -> bool:
-    """Whether a packed model has a tokenizer."""
-    return any(name.startswith("tokenizer") for name in manifest.files)
+    return tokenizer_of(folder, manifest)
 
 
 def _built(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -32,7 +33,7 @@ from dqlib.files import added_to
 from dqlib.generation import vocabulary_size
 from dqlib.generation_settings import SETTINGS, checked_settings
 from dqlib.pruning import narrow
-from dqlib.storage.manifest import MANIFEST, check_files, opened, seal
+from dqlib.storage.manifest import MANIFEST, WRITERS, Manifest, check_files, opened, read_file, seal
 
 CONFIG, GENERATION, SAFETENSORS = "config.json", "generation_config.json", "model.safetensors"
 
@@ -210,22 +211,56 @@ def saved(
             path.unlink()  # of the one before
 
 
-def read_tokenizer(folder: str | Path, named: str | Path | None = None) -> Tokenizer | None:
+def read_tokenizer(folder: str | Path) -> Tokenizer | None:
     """The tokenizer of a folder; None if there is none. No code of the folder is run.
 
-    Args:
-        folder: with the tokenizer's files.
-        named: folder that an error names, where ``folder`` is a copy of it.
+    Of a folder that dqlib wrote, it is read as :func:`tokenizer_of` does.
 
     Raises:
-        InputError: a file of it is damaged.
+        InputError: a file of it is damaged, or was changed since dqlib wrote it, or the manifest names none and one
+            lies there: to leave it out in silence would make another thing of the model than whoever put it there
+            thinks it is.
     """
-    if not any(Path(folder).glob("tokenizer*")):
-        return None
+    folder = Path(folder)
+    there = min((path.name for path in folder.glob("tokenizer*") if path.is_file()), default=None)
+    if not (folder / MANIFEST).is_file():
+        return None if there is None else _tokenizer(folder, folder)
+    manifest = opened(folder, *WRITERS)
+    if has_tokenizer(manifest):
+        return tokenizer_of(folder, manifest)
+    if there is not None:
+        allowed = f"named by {MANIFEST}, as {WRITERS[manifest.kind]} does with a tokenizer that it is given, or not "
+        raise InputError(there, f"in {folder}", f"{allowed}be there")
+    return None
+
+
+def has_tokenizer(manifest: Manifest) -> bool:
+    """Whether a model has a tokenizer among the files that its manifest names."""
+    return any(name.startswith("tokenizer") for name in manifest.files)
+
+
+def tokenizer_of(folder: str | Path, manifest: Manifest) -> Tokenizer:
+    """The tokenizer of a model that has one: of files that its manifest names, checked.
+
+    Raises:
+        InputError: one of them is missing, damaged or was changed.
+    """
+    with tempfile.TemporaryDirectory() as checked:  # nothing else can be read from there
+        for name in manifest.files:
+            if name != GENERATION and not name.endswith(".safetensors"):
+                (Path(checked) / name).parent.mkdir(parents=True, exist_ok=True)
+                (Path(checked) / name).write_bytes(read_file(folder, manifest, name))
+        tokenizer = _tokenizer(Path(checked), Path(folder))
+    tokenizer.name_or_path = str(folder)
+    return tokenizer
+
+
+def _tokenizer(folder: Path, named: Path) -> Tokenizer:
+    """The tokenizer of a folder, or an error that has another's name, of which it is a copy."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # of libraries that have no class in common
-        raise InputError("folder", str(named or folder), f"one with a whole tokenizer ({one_line(error)})") from None
+        raise InputError("folder", str(named), f"one with a whole tokenizer ({one_line(error)})") from None
 
 
 def generation_of(content: Mapping[str, Any], config: PreTrainedConfig, where: str) -> GenerationConfig:

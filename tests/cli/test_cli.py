@@ -22,7 +22,7 @@ from dqlib.storage.account import fp32_bytes_of
 from dqlib.storage.footprint import fp32_size_bytes
 from dqlib.storage.manifest import MANIFEST, WEIGHTS, opened, packed_size_bytes
 from dqlib.storage.packed import load_packed, load_tokenizer
-from dqlib.storage.reading import save_model
+from dqlib.storage.reading import read_tokenizer, save_model
 from dqlib.storage.students import load_student, save_student
 from dqlib.student import round_for_storage
 from dqlib.study.corpora.tokenizer import train_tokenizer
@@ -98,6 +98,33 @@ def test_help_of_each_command_has_an_example_that_can_be_called(capsys):
         assert words[0] == "dqlib"
         assert parser().parse_args(words[1:]).command == name
         assert any(f"dqlib {name} " in (project_root() / "docs" / page).read_text() for page in PAGES)
+
+
+def test_a_tokenizer_that_the_manifest_does_not_name_is_not_read_in_silence(students, texts, tmp_path, capsys):
+    for name, stray in (("raw", "tokenizer.json"), ("bart", "added_tokens.json"), ("bart", "special_tokens_map.json")):
+        folder = shutil.copytree(students / name, tmp_path / f"{name} {stray}")
+        (folder / stray).write_text("not JSON")
+        if name == "bart":  # there is one that it names, with which nothing else is read
+            assert read_tokenizer(folder).get_vocab() == read_tokenizer(students / name).get_vocab()
+            assert rows_of(capsys, "generate", folder, "--input", texts, "--max-new-tokens", 2, "--beams", 1)
+            continue
+        for call in (("generate", folder, "--input", texts), ("pack", folder, tmp_path / "out")):
+            assert f"{stray}: 'in {folder}' is not allowed; it must be named by dqlib.json" in refused(capsys, *call)
+        assert not (tmp_path / "out").exists()
+        assert load_student(folder)  # which reads no tokenizer
+    changed = shutil.copytree(students / "bart", tmp_path / "changed")
+    (changed / "tokenizer.json").write_text((changed / "tokenizer.json").read_text() + " ")
+    with pytest.raises(InputError, match=r"^tokenizer\.json: "):
+        read_tokenizer(changed)
+
+
+@pytest.mark.parametrize("lost", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_file_of_a_tokenizer_that_was_lost_is_named(students, packed, texts, lost, tmp_path, capsys):
+    for kind, folders in (("packed", packed), ("student", students)):
+        folder = shutil.copytree(folders / "bart", tmp_path / kind)
+        (folder / lost).unlink()
+        said = refused(capsys, "generate", folder, "--input", texts)
+        assert said == f"dqlib generate: {lost}: 'missing' is not allowed; it must be a file in the folder.\n"
 
 
 def test_a_call_that_is_not_understood_ends_with_2(capsys):
@@ -455,7 +482,11 @@ def test_a_search_is_asked_for_by_options(packed, tmp_path, capsys):
     )
     assert [row["output"] for row in rows_of(capsys, *call, "--early-stopping", *options)] == expected
     assert "--min-new-tokens: 9 is not allowed; it must be at most 8" in refused(capsys, *call, "--min-new-tokens", 9)
-    assert "--length-penalty: inf" in refused(capsys, *call, "--length-penalty", "inf")
+    for penalty in ("inf", "nan", "1000", "-1e9"):
+        said = refused(capsys, *call, f"--length-penalty={penalty}")
+        assert f"--length-penalty: {float(penalty)} is not allowed; it must be a number from -10 to 10" in said
+    for penalty in (-10, 10):
+        assert rows_of(capsys, *call, f"--length-penalty={penalty}")
 
 
 def test_ctrl_c_ends_in_one_sentence(packed, capsys, monkeypatch):

@@ -10,6 +10,8 @@ from dqlib.errors import InputError
 from dqlib.fake_quantize import LEARNED
 from dqlib.losses import cross_entropy
 from dqlib.presets import get_preset
+from dqlib.storage.manifest import opened, verify
+from dqlib.storage.reading import read_tokenizer
 from tests.helpers.models import CASES, WANTED, data_of, make_teacher, student_of
 from tests.helpers.packed import logits
 
@@ -150,6 +152,10 @@ def test_a_collator_and_generated_predictions_work(tmp_path):
     )
     trainer.train()
     assert len(trainer.predict(rows, max_new_tokens=4).predictions) == 2
+    saved = tmp_path / "checkpoint-1"  # with the collator's tokenizer, which is the student's from then on
+    assert verify(saved) == []
+    assert {"tokenizer.json", "tokenizer_config.json"} < opened(saved, "student").files.keys()
+    assert read_tokenizer(saved).get_vocab() == tokenizer.get_vocab()
 
 
 def test_what_is_wrong_is_told_before_anything_is_trained(tmp_path):

@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import io
 import json
 import random
 import sys
@@ -140,6 +141,14 @@ def test_files_of_every_kind_give_the_same_rows(tmp_path, kind):
 
 
 LINE = gzip.compress(b'{"text": "x", "gist": "y"}\n', mtime=0)
+LINE_OF_TWO = b'{"text": "x", "gist": "y"}\n{"gist": "y", "text": "x", "gist": "z"}\n'
+
+
+def parquet_of(names):
+    """A file of Parquet with a column of each name."""
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(["x"])] * len(names), names), file)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -165,6 +174,9 @@ LINE = gzip.compress(b'{"text": "x", "gist": "y"}\n', mtime=0)
         ("a.csv.gz", gzip.compress(b"text,gist\nx,y\n", mtime=0)[:-4], r"a.csv.gz' .*line 3: .*end"),
         ("a.csv", b"text,gist\nx,y\nz,\xff\n", "a.csv' .*line 3: 'utf-8"),
         ("a.csv", b'text,gist\nx,y\n"z"w,y\n', "a.csv' .*line 3: .*expected"),
+        ("a.csv", b"text,gist,text\nx,y,z\n", "a.csv, column: 'text' .* there once, not 2 times"),
+        ("a.jsonl", LINE_OF_TWO, "a.jsonl, line 2, column: 'gist' .* there once, not 2 times"),
+        ("a.parquet", parquet_of(["text", "gist", "text"]), "a.parquet, column: 'text' .* there once, not 2 times"),
     ],
 )
 def test_bad_files_are_refused_in_one_sentence(tmp_path, name, data, message):
@@ -173,6 +185,19 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path, name, data, message):
     with pytest.raises(InputError, match=message) as caught:
         read_rows(path, ["text", "gist"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", b"n,text,n,gist,,\n1,x,2,y,,\n"),
+        ("a.jsonl", b'{"n": 1, "text": "x", "n": 2, "gist": "y"}\n{"text": "x", "gist": "y", "n": {"a": 1, "a": 2}}'),
+        ("a.parquet", parquet_of(["n", "text", "n", "gist"])),
+    ],
+)
+def test_names_of_columns_that_are_not_read_may_be_there_twice(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    assert {"text", "gist"} == set(read_rows(tmp_path / name, ["text", "gist"])[0])
 
 
 def test_damage_of_aligned_texts_is_named_with_its_file_and_line(tmp_path):
@@ -303,6 +328,20 @@ def test_a_hub_translation_may_keep_its_pairs_in_one_column(tmp_path, monkeypatc
     assert load_corpus(tmp_path / "c").splits["test"] == [{"source": "one", "target": "unu", "language": "ro"}]
     with pytest.raises(InputError, match=r"column: 'en' .* translation\.en"):
         build_corpus(S.Corpus(**spec, source="en", target="ro"), tmp_path / "d")
+
+
+@pytest.mark.parametrize("prefix", ["", "shorten: "])
+def test_rows_of_the_hub_with_a_blank_text_are_left_out_before_the_prefix_is_put(monkeypatch, prefix):
+    import datasets
+
+    texts = [("one", "1"), ("", "2"), (" \t", "3"), (None, "4"), ("five", " "), ("six", "6")]
+    rows = datasets.Dataset.from_list([{"text": text, "gist": gist} for text, gist in texts])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    corpus = S.Corpus(**{**EMBEDDED, "origin": "hub"}, dataset="any/thing", source="text", target="gist", prefix=prefix)
+    kept = [{"source": f"{prefix}{text}", "target": gist} for text, gist in (texts[0], texts[-1])]
+    assert {split: list(rows) for split, rows in hub.build(corpus, S.KINDS["seq2seq"]).items()} == (
+        dict.fromkeys(SPLITS, kept)
+    )
 
 
 # --- texts in no pair

@@ -172,9 +172,9 @@ def test_what_is_wrong_with_an_evaluation_is_one_sentence(runs, tmp_path, capsys
     def refused(name, *more, folder="packed", data=tmp_path / "pairs.jsonl"):
         capsys.readouterr()
         assert main(["evaluate", str(runs(name) / folder), str(data), *more]) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        return said
+        printed = capsys.readouterr().err
+        assert printed.count("\n") == 1
+        return printed
 
     write_pairs(tmp_path / "pairs.jsonl")
     assert "a classifier of texts" in refused("gpt2", "--text", "read", "--label", "read")
@@ -182,12 +182,14 @@ def test_what_is_wrong_with_an_evaluation_is_one_sentence(runs, tmp_path, capsys
     missing = refused("bart", *PAIRS, data=tmp_path / "no.jsonl")
     assert re.match(r"dqlib evaluate: data: '\S+no\.jsonl' .* a file that exists", missing)
     assert "folder: " in refused("bart", *PAIRS, folder="nothing")
-    for option, value in {"--documents": 0, "--beams": -1, "--target-tokens": 1000, "--source-tokens": 4}.items():
+    for option, value in (
+        ("--documents", 0), ("--beams", -1), ("--beams", 1025), ("--target-tokens", 1000), ("--source-tokens", 4),
+    ):  # fmt: skip
         assert f"dqlib evaluate: {option}: {value} is not allowed" in refused("bart", *PAIRS, option, str(value))
     columns = {"bart": PAIRS, "bert": ("--text", "read", "--label", "kind"), "gpt2": ("--text", "read")}
     for name, threads in product(columns, ("0", "-2", "1025")):
-        told = refused(name, *columns[name], "--threads", threads)
-        assert f"threads: {threads} is not allowed; it must be from 1 to 1024" in told
+        expected = f"threads: {threads} is not allowed; it must be from 1 to 1024"
+        assert expected in refused(name, *columns[name], "--threads", threads)
 
 
 @pytest.mark.parametrize("name", ["bart", "t5", "marian"])

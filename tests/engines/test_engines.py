@@ -382,6 +382,8 @@ def test_what_no_call_may_ask_for_is_refused_by_all(tmp_path):
             ({"min_new_tokens": -1}, "min_new_tokens: -1"),
             ({"bad_words_ids": [[10**6]]}, "bad_words_ids"),
             ({"length_penalty": "long"}, "length_penalty: 'long'"),
+            ({"length_penalty": 1000.0}, r"length_penalty: 1000\.0 .* a number from -10 to 10"),
+            ({"num_beams": 1025}, "num_beams: 1025 .* from 1 to 1024"),
         ):
             with pytest.raises(InputError, match=message):
                 engine.generate_ids(sources(), max_new_tokens=4, **asked)

@@ -232,6 +232,7 @@ def test_settings_of_a_generation_are_known_and_in_range(folders, kind):
         ({"num_beams": True}, "num_beams: True"),
         ({"max_length": "long"}, "max_length: 'long'"),
         ({"length_penalty": "nan"}, "length_penalty: 'nan'"),
+        ({"length_penalty": 10.5}, r"length_penalty: 10\.5 .* a number from -10 to 10"),
         ({"repetition_penalty": 0.0}, r"repetition_penalty: 0\.0"),
         ({"temperature": float("nan")}, "temperature: nan"),
         ({"early_stopping": "sometimes"}, "early_stopping: 'sometimes'"),

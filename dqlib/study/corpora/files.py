@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -49,8 +49,8 @@ def read_rows(path: str | Path, columns: list[str], of_class: str | None = None)
         of_class: the one of them that may hold whole numbers.
 
     Raises:
-        InputError: the file is missing, unreadable, empty or of another kind; a column is missing; a
-            line is bad (the message has its number); text files do not have the same lines.
+        InputError: the file is missing, unreadable, empty or of another kind; a column is missing, or there
+            twice; a line is bad (the message has its number); text files do not have the same lines.
     """
     path = project_root() / path
     if "*" in path.name:
@@ -248,25 +248,42 @@ def _unreadable(path: Path, kind: str, error: Exception, number: int | None = No
     return InputError("file", str(path), f"a readable {kind} file ({where}{' '.join(str(error).split())})")
 
 
+class _Object(dict):
+    """A JSON object with its names as they are written: one may be there twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.names = [name for name, _ in pairs]
+
+
+def _check_once(names: Sequence[str], columns: list[str], where: str) -> None:
+    """Refuse a column that is read and whose name is there again, since nobody knows which of the two is meant."""
+    for column in columns:
+        if names.count(column) > 1:
+            raise InputError(f"{where}, column", column, f"there once, not {names.count(column)} times")
+
+
 def _json_rows(path: Path, kind: str, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in _lines(path, kind):
         if not line.strip():
             continue
         row, allowed = None, "a JSON object"
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_Object)
         except ValueError:
             pass
         except RecursionError:
             allowed = "a JSON object of fewer levels"
-        if not isinstance(row, dict):
+        if not isinstance(row, _Object):
             raise InputError(f"{path}, line {number}", line[:60], allowed)
+        _check_once(row.names, columns, f"{path}, line {number}")
         yield number, row
 
 
 def _csv_rows(path: Path, kind: str, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader((line for _, line in _lines(path, kind)), strict=True)
     try:
+        _check_once(reader.fieldnames or (), columns, str(path))
         for row in reader:
             if None in row:
                 allowed = "absent: the line has too many fields"
@@ -282,8 +299,9 @@ def _parquet_rows(path: Path, kind: str, columns: list[str]) -> Iterator[tuple[i
         with _opened(path) as handle:
             file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(handle.read()))
         names, table = file.schema_arrow.names, file.read(columns=columns)
+        _check_once(names, columns, str(path))
         for column in columns:
-            if names.count(column) != 1:
+            if column not in names:
                 raise InputError(f"{path}, column", column, f"one of {', '.join(names)}")
             held = table.schema.field(column).type
             if not _is_read(held):

@@ -29,9 +29,8 @@ def build(corpus: S.Corpus, kind: S.Kind) -> dict[str, Iterator[Row]]:
 
     def rows(split: str) -> Iterator[Row]:
         for texts, language in hub_rows(corpus, kind, split):
-            row = named_row(texts, language, corpus, corpus.dataset or "")
-            if all(row[name] for name in texts):
-                yield row
+            if all(map(str.strip, texts.values())):  # before the prefix, with which no source is empty
+                yield named_row(texts, language, corpus, corpus.dataset or "")
 
     def of_split(name: str) -> Iterator[Row]:
         split = getattr(corpus, name) or name

@@ -13,6 +13,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from dqlib.errors import InputError
+from dqlib.generation_settings import MOST_BEAMS
 
 
 def _option(text: str, default: Any = None, **how: Any) -> Any:
@@ -28,7 +29,7 @@ class Columns:
     """Which columns of the data a model reads and is judged by, and how it is tested.
 
     Raises:
-        InputError: a number is below 1.
+        InputError: a number is below 1, or there are too many beams.
     """
 
     source: str | None = _option("column of the texts that are read, of an encoder-decoder")
@@ -54,6 +55,8 @@ class Columns:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}", value, "at least 1")
+        if self.beams is not None and self.beams > MOST_BEAMS:
+            raise InputError("--beams", self.beams, f"at most {MOST_BEAMS}")
 
 
 @dataclass(frozen=True, kw_only=True)

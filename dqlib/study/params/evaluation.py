@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dqlib.errors import InputError
+from dqlib.generation_settings import MOST_BEAMS
 from dqlib.study.params.schema import MANY, bounded
 
 #: Test documents that results can be given for: one for each of :data:`dqlib.study.evaluation.recall.GROUPS`.
@@ -26,4 +27,4 @@ class Evaluation:
             allowed = f"at least {FEWEST_DOCUMENTS}: results compare groups of documents by their length"
             raise InputError("documents", self.documents, allowed)
         counts = {"documents": (1, MANY), "validation_documents": (1, MANY), "batch_size": (1, 10**6)}
-        bounded(self, **counts, beams=(1, 1000), bootstrap=(1, 10**6))
+        bounded(self, **counts, beams=(1, MOST_BEAMS), bootstrap=(1, 10**6))

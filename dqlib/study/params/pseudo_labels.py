@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dqlib.generation_settings import MOST_BEAMS
 from dqlib.study.params.schema import MANY, bounded
 
 
@@ -23,4 +24,4 @@ class PseudoLabels:
     unpaired: str | None = None
 
     def __post_init__(self) -> None:
-        bounded(self, pairs=(1, MANY), texts=(1, MANY), beams=(1, 1000), batch_size=(1, 10**6))
+        bounded(self, pairs=(1, MANY), texts=(1, MANY), beams=(1, MOST_BEAMS), batch_size=(1, 10**6))
