@@ -128,7 +128,7 @@ def long_tables(speed: pandas.DataFrame, shape: str = LISTED) -> str:
 
 
 def blocks(project: Path) -> dict[str, str]:
-    """Every table of the pages by its name, as Markdown: those of the default study, and of GPT-2, in a project."""
+    """Every table of the pages by its name, as Markdown: those of the default study, of GPT-2 and BERT, in a project."""
     tables = project / "results" / "tables"
     names = (METHODS, LONGER, PARTS, METRICS_CSV, "training.csv", "benchmark.csv", "retention.csv")
     methods, longer, parts, metrics, training, speed, retention = (pandas.read_csv(tables / name) for name in names)
@@ -140,7 +140,9 @@ def blocks(project: Path) -> dict[str, str]:
         pandas.read_csv(project / "results" / "gpt2" / "tables" / name)
         for name in (METRICS_CSV, benchmark_file(PARTS, "language"))
     )
+    topics = pandas.read_csv(project / "results" / "bert" / "tables" / METRICS_CSV)
     return {
+        "topics": markdown_table(short_table(topics)),
         "language": markdown_table(short_table(language)),
         "language-gaps": markdown_table(gaps_for_reading(gap_table(of_language))),
         "overview": markdown_table(overview_table(metrics)),
