@@ -18,7 +18,6 @@ from dqlib.errors import InputError
 from dqlib.fake_quantize import LEARNED
 from dqlib.losses import IGNORED_LABEL, MemoryBank, cross_entropy
 from dqlib.presets import Preset, get_preset
-from dqlib.storage.manifest import MANIFEST, name_files
 from dqlib.student import is_student, set_attention_maps, supervision_maps
 from dqlib.terms import distillation_terms
 
@@ -116,6 +115,8 @@ class DistillationMixin:
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student, and let its manifest name the tokenizer that the trainer writes beside it."""
+        from dqlib.storage.manifest import MANIFEST, name_files  # a floor above, which only saving needs
+
         super().save_model(output_dir, _internal_call)  # type: ignore[misc]
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
         tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
