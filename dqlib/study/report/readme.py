@@ -128,7 +128,7 @@ def long_tables(speed: pandas.DataFrame, shape: str = LISTED) -> str:
 
 
 def blocks(project: Path) -> dict[str, str]:
-    """Every table of the pages by its name, as Markdown: those of the default study, of GPT-2 and BERT, in a project."""
+    """Every table of the pages by its name, as Markdown: of the default study, of GPT-2 and of BERT, in a project."""
     tables = project / "results" / "tables"
     names = (METHODS, LONGER, PARTS, METRICS_CSV, "training.csv", "benchmark.csv", "retention.csv")
     methods, longer, parts, metrics, training, speed, retention = (pandas.read_csv(tables / name) for name in names)
