@@ -25,7 +25,7 @@ STUDY = str(ROOT / "profiles" / "study.yaml")
 
 
 @pytest.fixture(
-    params=[("results", "study"), ("results/laptop", "laptop"), ("results/gpt2", "gpt2"), ("results/real", "real")],
+    params=[("results", "study"), *((f"results/{name}", name) for name in ("laptop", "gpt2", "bert", "real"))],
     ids=lambda each: each[1],
 )
 def study(request):

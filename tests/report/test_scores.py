@@ -107,7 +107,7 @@ def test_p_values_of_a_family_are_corrected_as_holm_says():
     assert holm([]) == []
 
 
-@pytest.mark.parametrize("profile", ["study", "laptop", "gpt2", "real"])
+@pytest.mark.parametrize("profile", ["study", "laptop", "gpt2", "bert", "real"])
 def test_the_committed_tables_are_what_the_committed_scores_give(profile, tmp_path):
     folder = committed() / load_settings(profile).results
     if not (folder / SCORES).is_file():
