@@ -33,9 +33,10 @@ def code_hash(package: Path = PACKAGE, room: str = ROOMS[-1]) -> str:
         room: one of :data:`ROOMS`, or :data:`LABELLING`; the last of ``ROOMS``, of which scores are, when left out.
     """
     core = _hash(package, [*package.glob("*.py"), *(package / "storage").rglob("*.py")])
-    rooms = [package / "study" / each for each in (*ROOMS, LABELLING)]
-    rooms = rooms[: (*ROOMS, LABELLING).index(room) + 1]
-    folders = [*rooms, package / "engines"] if room == LABELLING else rooms
+    rooms = (*ROOMS, LABELLING)
+    folders = [package / "study" / each for each in rooms[: rooms.index(room) + 1]]
+    if room == LABELLING:
+        folders.append(package / "engines")
     files = [path for folder in folders for path in folder.rglob("*.py")]
     return hashlib.sha256((core + _hash(package, files)).encode()).hexdigest()
 
