@@ -77,9 +77,8 @@ def _inspect(options: argparse.Namespace) -> int:
     from dqlib.storage.manifest import opened
 
     student = opened(options.folder, "packed").about
-    teacher_bytes = None if options.teacher is None else fp32_bytes_of(options.teacher)
-    print(f"{student.get('class')}, {student.get('config')}, preset {student.get('preset')}\n")
-    print(account(options.folder, teacher_bytes))
+    found = account(options.folder, None if options.teacher is None else fp32_bytes_of(options.teacher))
+    print(f"{student.get('class')}, {student.get('config')}, preset {student.get('preset')}\n\n{found}")
     return 0
 
 

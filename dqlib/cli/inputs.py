@@ -163,8 +163,18 @@ def texts_of(lines: Iterable[str], options: argparse.Namespace) -> Iterator[tupl
 
 
 def _columns(line: str, names: Iterable[str], where: str) -> Iterator[str]:
+    def with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in row:  # nobody knows which of the two is meant
+                raise InputError(f"{where}, key", key, "there once")
+            row[key] = value
+        return row
+
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=with_keys_once)
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(where, line, f"a JSON object ({error})") from None
     for name in names:

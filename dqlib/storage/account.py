@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from dqlib.architectures import ARCHITECTURES
 from dqlib.errors import InputError
-from dqlib.storage.manifest import ITEM_BYTES, MANIFEST, expected_tensors, opened, packed_size_bytes
+from dqlib.storage.manifest import (
+    ITEM_BYTES,
+    MANIFEST,
+    WEIGHTS,
+    check_files,
+    expected_tensors,
+    opened,
+    packed_size_bytes,
+)
 
 if TYPE_CHECKING:  # the account of a folder is given without torch
     from transformers import PreTrainedModel
@@ -135,11 +143,13 @@ def account(what: PreTrainedModel | str | Path, teacher_bytes: int | None = None
         teacher_bytes: fp32 bytes that ratios are relative to; by default those of the same shape in fp32.
 
     Raises:
-        InputError: the folder is no packed model.
+        InputError: the folder is no packed model, or its weights file is missing or was changed.
     """
     parts, overhead = dict.fromkeys(PARTS, Part()), 0
     if isinstance(what, str | Path):
-        entries = [_entry(record) for record in opened(what, "packed").parameters]
+        manifest = opened(what, "packed")
+        check_files(what, manifest, WEIGHTS)
+        entries = [_entry(record) for record in manifest.parameters]
         overhead = packed_size_bytes(what) - sum(entry.size_bytes for entry in entries)
     else:
         from dqlib.storage.footprint import footprint

@@ -184,9 +184,12 @@ def folder_kind(folder: str | Path) -> str | None:
     return opened(folder, *WRITERS).kind if (Path(folder) / MANIFEST).is_file() else None
 
 
-def check_files(folder: str | Path, manifest: Manifest) -> None:
-    """Raise an ``InputError`` that names the file, where one of a manifest is missing or has another SHA-256."""
-    for name in manifest.files:
+def check_files(folder: str | Path, manifest: Manifest, *names: str) -> None:
+    """Raise an ``InputError`` that names the file, where one of a manifest is missing or has another SHA-256.
+
+    Of all files, or of those with these names.
+    """
+    for name in names or manifest.files:
         _check_same(name, File.of(_checked_file(folder, manifest, name)), manifest)
 
 
@@ -223,7 +226,7 @@ def verify(folder: str | Path) -> list[str]:
             if manifest.kind == "packed" and name == WEIGHTS:
                 read_tensors(folder, manifest, each=True)
             else:
-                _check_same(name, File.of(_checked_file(folder, manifest, name)), manifest)
+                check_files(folder, manifest, name)
         except InputError as error:
             faults.append(str(error))
     return faults
@@ -258,10 +261,10 @@ def packed_size_bytes(folder: str | Path) -> int:
     Configuration and tokenizer, which the full-precision model has as well, are not counted.
 
     Raises:
-        InputError: the folder is no packed model.
+        InputError: the folder is no packed model, or its weights are missing or of another length.
     """
-    opened(folder, "packed")
-    return sum((Path(folder) / name).stat().st_size for name in (MANIFEST, WEIGHTS))
+    weights = _checked_file(folder, opened(folder, "packed"), WEIGHTS)
+    return sum(path.stat().st_size for path in (weights, weights.with_name(MANIFEST)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,12 +312,12 @@ def read_tensors(folder: str | Path, manifest: Manifest, each: bool = False) -> 
                 raise InputError(name, "missing", f"in {WEIGHTS}, since the manifest names it")
             if (tensor.kind, tensor.shape) != form:
                 forms = [f"{kind} of shape {shape}" for kind, shape in ((tensor.kind, tensor.shape), form)]
-                raise InputError(name, forms[0], f"{forms[1]}, as the manifest has it")
+                raise InputError(name, forms[0], f"{forms[1]} in {WEIGHTS}, as the manifest has it")
             if (each or found != manifest.files[WEIGHTS]) and zlib.crc32(tensor.data) != crc32:
-                allowed = f"{crc32}, as the manifest has it: the file is damaged"
+                allowed = f"{crc32}, as the manifest has it: the file is damaged, {WEIGHTS}"
                 raise InputError(name, f"CRC-32 {zlib.crc32(tensor.data)}", allowed)
             if tensor.kind == "F16" and not np.isfinite(np.frombuffer(tensor.data, np.float16)).all():
-                raise InputError(name, "nan or inf", "finite numbers")
+                raise InputError(name, "nan or inf", f"finite numbers in {WEIGHTS}")
     extra = read.keys() - expected
     if extra:
         raise InputError(min(extra), f"in {WEIGHTS}", "named by the manifest, or not be there")
