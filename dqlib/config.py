@@ -45,8 +45,6 @@ class Config:
         w_bits: bits of a weight of a linear layer, one of :data:`WEIGHT_BITS`.
         e_bits: bits of a weight of the token embedding, which is also the output head.
         a_bits: bits of an activation, one of :data:`ACTIVATION_BITS`.
-        encoder_layers: number of encoder layers, at least 1.
-        decoder_layers: number of decoder layers, at least 1.
         budget: bytes of all tensors of its packed file. Bits are then chosen per module, of :data:`BUDGET_BITS`;
             ``w_bits`` is then the number nearest to their mean in linear layers, which a preset's recipe goes by,
             ``e_bits`` that of embeddings, and both are 0 until they are chosen.

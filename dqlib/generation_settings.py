@@ -94,11 +94,6 @@ def check_beams(value: int) -> None:
 def checked_settings(content: Mapping[str, Any], vocabulary: int, where: str) -> dict[str, Any]:
     """The settings of a generation that a file has: of known names, each in its range.
 
-    Args:
-        content: that of a ``generation_config.json``.
-        vocabulary: ids that the model has.
-        where: it was read from, for the error.
-
     Raises:
         InputError: a setting is not known here and asks for something, or is out of range.
     """

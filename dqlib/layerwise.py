@@ -28,7 +28,6 @@ class LayerStates:
 
     Attributes:
         entering, leaving: of each stack, by side (``encoder``, ``decoder``); one per layer of the student.
-        logits: of the model.
     """
 
     entering: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -58,8 +57,6 @@ def layerwise_states(
 
     Args:
         student, teacher: of the same architecture; the gradient is the student's alone.
-        inputs: of both models' forward.
-        maps: teacher layer that supervises each student layer.
         forward: what calls the student, such as a wrapper for several processes; the student itself, when None.
 
     Returns:
@@ -92,7 +89,6 @@ def layerwise_terms(
     nothing.
 
     Args:
-        student, teacher: as :func:`layerwise_states` gives them.
         labels: (batch, target), -100 where padded; (batch,) of a classifier.
         source_mask: (batch, source), True where not padded.
         denominators: source and target tokens of the whole step.

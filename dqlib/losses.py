@@ -175,7 +175,6 @@ class MemoryBank:
     vocabulary, so that its size does not grow with the corpus and a short training meets each more than once.
 
     Args:
-        size: number of entries.
         momentum: part of the old average that stays.
     """
 

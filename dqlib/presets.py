@@ -102,10 +102,7 @@ class Preset:
     """A method of making a model small.
 
     Args:
-        name: of the preset.
         weights, activations: how each becomes codes.
-        loss: terms and weights of the distillation.
-        recipe: of the training.
         by_bits: recipes of weight bits that need another one.
         rate_exponent: the rate of a student whose layers keep a part ``kept`` of their teacher's weights is
             ``kept ** -rate_exponent`` times that of one that keeps them all.
@@ -152,7 +149,6 @@ class Preset:
         """The recipe for a student of that many weight bits.
 
         Args:
-            config: of the student.
             kept: part of the weights in its teacher's layers that the student's layers have, as
                 :func:`dqlib.architectures.layer_weights` counts them; 1 for as many layers, heads and neurons.
         """

@@ -37,7 +37,6 @@ class Units:
         part: ``encoder``, ``decoder`` or ``cross`` for heads; empty for neurons.
         layer: of the stack, from 0.
         path: of the projection that reads them, in the model.
-        reader: that projection.
         writers: the projections whose outputs they are; of heads, that of the values.
         size: features of one.
         attention: of these heads; None for neurons.
@@ -98,7 +97,6 @@ def importance(model: PreTrainedModel, calibration: Calibration) -> dict[str, Te
 
     Args:
         model: in evaluation mode, in full precision; it is not changed.
-        calibration: batches, on any device.
 
     Raises:
         InputError: there is no batch, one has no labels or none that counts, or the loss is not finite.
@@ -149,8 +147,6 @@ def prune(model: PreTrainedModel, config: Config, scores: Importance, origins: M
 
     Args:
         model: in full precision, of the layers that the student is to have.
-        config: of the student.
-        scores: of the teacher.
         origins: the teacher's layer that each layer is a copy of, by side.
     """
     names = architecture_of(model.config)

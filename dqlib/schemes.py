@@ -68,7 +68,6 @@ class Scheme:
         name: by which presets and files name it.
         bits: that it has a grid for.
         codes: (w, grid) to codes (in floating point), scales (rows, groups, 1) and zero points, or None without.
-        source: paper and equation.
         trained: how its scale is trained; None where it follows from the weight. A trained factor may multiply that.
         lowest: whether the lowest code, -2^(b-1), is used: ``never``, ``always``, or with ``full_range``.
         odd: whether codes are the odd numbers from -(2^b - 1) to 2^b - 1, as they always are at 1 bit.

@@ -69,8 +69,6 @@ def supervision_maps(config: Config, teacher: PreTrainedModel, student: PreTrain
     """Teacher layer that supervises each layer of a student, in both stacks, and the heads that it still has.
 
     Args:
-        config: of the student.
-        teacher: of the student.
         student: knows which of the teacher's heads it keeps; needed where the configuration has fewer of them.
 
     Raises:
@@ -96,8 +94,6 @@ def make_student(
 
     Args:
         teacher: a model in full precision, of one of the known architectures; it is not changed.
-        config: bits and layers, and heads and neurons where they are fewer.
-        preset: preset that says how bits become codes, and which layer a single one copies.
         calibration: batches of the teacher's inputs (``input_ids``, ``attention_mask``, ``labels``), some hundred
             examples in all, on which the bits of each module are chosen where the configuration has a budget. Heads
             and neurons on which the teacher's loss there depends least are left out (:func:`dqlib.pruning.importance`);

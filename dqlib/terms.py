@@ -50,8 +50,6 @@ class StackPart:
     """Attention maps or hidden states of one stack, beside those of the teacher.
 
     Attributes:
-        name: of the loss term, such as ``cross_attention``.
-        pairs: student's and teacher's tensors, one pair per student layer.
         mask: (batch, tokens), True where a token counts.
         keys: (batch, tokens), how many keys each token sees, for attention.
         denominator: tokens of the whole step.
@@ -82,7 +80,6 @@ def distillation_terms(
             classifier.
         source_mask: (batch, source), True where not padded.
         maps: which teacher layer supervises which student layer; an empty side has no terms.
-        weights: families with weight 0 are left out.
         denominators: source and target tokens of the whole step.
         bank: smooths the anchors of the contrast by the label of each token of a decoder; None for none.
 

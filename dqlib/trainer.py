@@ -35,11 +35,8 @@ class DistillationMixin:
     students, which ``dqlib.load_student`` reads. The memory of a contrastive loss is not in them: it fills again.
 
     Args:
-        model: a student, of ``make_student`` or ``load_student``.
-        args: and whatever else the trainer takes.
         teacher: in full precision; switched to evaluation and, where its attention maps are compared, to an attention
             that gives them, which SDPA does not.
-        preset: that the student was made with.
 
     Raises:
         InputError: the model is no student, or one of another preset or teacher; labels are to be smoothed.

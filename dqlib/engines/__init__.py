@@ -39,7 +39,6 @@ def export_model(
         model: a student, what ``load_packed`` gave, or a teacher.
         folder: new, empty, or an exported model, which is replaced.
         engine: ``ctranslate2`` or ``onnxruntime``; for ``torch``, save or pack the model.
-        tokenizer: written beside it.
         options: of the engine: ``quantization`` of CTranslate2
             (:func:`dqlib.engines.ctranslate.export_ctranslate2`), ``bits`` and ``encoder`` of ONNX Runtime
             (:func:`dqlib.engines.onnx_export.export_onnx`).
@@ -80,9 +79,6 @@ def load_engine(folder: str | Path, engine: str | None = None, threads: int | No
 
 def load_classifier(folder: str | Path, engine: str | None = None, threads: int | None = None) -> Classifier:
     """The engine that runs what a folder holds: a classifier of texts, or of pairs of texts.
-
-    Args:
-        folder, engine, threads: as of :func:`load_engine`.
 
     Raises:
         InputError: the engine is unknown, not installed, or not that of the folder, or the model is no classifier.

@@ -70,11 +70,8 @@ class Decoding:
 
     Args:
         start: id that the decoder starts from; None for a model without an encoder.
-        ends: ids that end a text.
-        pad: id of padding.
         positions: tokens that the model has positions for; None where they have no end.
         forced_start, forced_end: ids that come first, and last in a text of full length; None for any.
-        length_penalty: power of the length that scores are divided by.
         early_stopping: True ends a beam search when as many texts are finished as there are beams. With False (or
             ``never``), transformers goes on while an unfinished one has a better score than the worst of these;
             CTranslate2 has no such rule, and goes on to twice as many finished texts instead.
@@ -157,10 +154,6 @@ class Decoding:
     def parse(cls, content: Any, vocabulary: int) -> Decoding:
         """The decoding whose fields a file has.
 
-        Args:
-            content: the fields, or anything else that a file has in its place.
-            vocabulary: ids that the model has.
-
         Raises:
             InputError: a field is missing, not known, or out of range.
         """
@@ -240,10 +233,6 @@ class Engine(ABC):
     """A model that is ready to write.
 
     Attributes:
-        name: of the engine, one of :data:`dqlib.engines.ENGINES`.
-        tokenizer: of the model; None allows token ids only.
-        decoding: of the model.
-        vocabulary_size: ids that the model knows, from 0 on.
         early_stopping: of the beam search, see :class:`Decoding`; the model's own until it is set.
     """
 
@@ -342,11 +331,8 @@ class Engine(ABC):
 
         Args:
             texts: to read; what is longer than the model reads is cut.
-            num_beams: 1 for greedy search.
             max_new_tokens: tokens written at most; by default 64, or what the model has positions for.
             languages: to write in, one for all or each text's own; None for the model's own start.
-            batch_size: texts at a time.
-            settings: of the search, as for :meth:`generate_ids`.
 
         Raises:
             InputError: a number or a setting is not allowed, a language has no token, or there is no tokenizer.

@@ -29,7 +29,6 @@ class Reading:
 
     Args:
         labels: names of the classes, in the order of the logits.
-        pad: id of padding.
         positions: tokens that the model has positions for.
         types: of tokens: 2 where the model is told which text of a pair a token is of.
         separator: id of the token that ends each text of a pair; None for a model that reads single texts only.
@@ -62,10 +61,6 @@ class Reading:
     @classmethod
     def parse(cls, content: Any, vocabulary: int) -> Reading:
         """The reading whose fields a file has.
-
-        Args:
-            content: the fields, or anything else that a file has in its place.
-            vocabulary: ids that the model has.
 
         Raises:
             InputError: a field is missing, not known, or out of range.
@@ -122,14 +117,7 @@ class Classified:
 
 
 class Classifier(ABC):
-    """A model that is ready to classify.
-
-    Attributes:
-        name: of the engine, one of :data:`dqlib.engines.ENGINES`.
-        tokenizer: of the model; None allows token ids only.
-        reading: of the model.
-        vocabulary_size: ids that the model knows, from 0 on.
-    """
+    """A model that is ready to classify."""
 
     name: ClassVar[str]
     vocabulary_size: int

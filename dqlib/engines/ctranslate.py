@@ -55,8 +55,6 @@ class Exported:
     """One weight of an exported model.
 
     Args:
-        name: in CTranslate2's model.
-        shape: rows and columns.
         exact: whether it has the codes that the student was trained with.
         error: largest difference from the given weight, as a part of its row's largest.
     """
@@ -69,15 +67,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a model in an export. ``str`` gives it as sentences.
-
-    Args:
-        folder: that was written.
-        size_bytes: of the weights file.
-        quantization: of its weights.
-        weights: those that int8 codes stand for.
-        notes: what differs from the model besides, a sentence each.
-    """
+    """What became of a model in an export. ``str`` gives it as sentences."""
 
     folder: str
     size_bytes: int
@@ -194,8 +184,6 @@ def _spec(plain: PreTrainedModel, tokens: _Vocabulary, heads: int | None = None)
     unread. Of a classifier it is the body with its pooler.
 
     Args:
-        plain: of :func:`dqlib.storage.plain.plain_model`.
-        tokens: of the model.
         heads: of every attention, where they are fewer than the model's configuration says.
     """
     config = plain.config

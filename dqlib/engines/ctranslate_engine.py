@@ -38,7 +38,6 @@ class CTranslate2Engine(Engine):
     """A model that writes, of :func:`dqlib.engines.ctranslate.export_ctranslate2`.
 
     Args:
-        folder: that was written.
         threads: of one call; None for CTranslate2's choice.
         device: ``cpu``, or ``cuda`` where there is one.
 
@@ -136,9 +135,6 @@ class CTranslate2Engine(Engine):
 
 class CTranslate2Classifier(Classifier):
     """A classifier that :func:`dqlib.engines.ctranslate.export_ctranslate2` wrote.
-
-    Args:
-        folder, threads, device: as of :class:`CTranslate2Engine`.
 
     Raises:
         InputError: the folder is none of these, or a file of it was changed.

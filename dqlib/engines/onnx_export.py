@@ -78,7 +78,6 @@ def export_onnx(
         model: a student, what ``load_packed`` gave, or a model in full precision, which stays so. Of
             BERT, a classifier.
         folder: new, empty, or an exported model, which is replaced.
-        tokenizer: written beside it.
         bits: of the codes of weights and tokens in the graphs, 2, 4 or 8; None for the fewest that hold them.
         encoder: ``int8`` for speed, ``packed`` for the least memory; None for ``int8`` where every weight that it
             multiplies has a grid of one scale per row, and ``packed`` elsewhere. Of a decoder alone, None.

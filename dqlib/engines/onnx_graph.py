@@ -18,11 +18,7 @@ EXTERNAL, ALIGNED = 1024, 4096
 
 
 class Numbers:
-    """The file that holds the numbers of several graphs, the same bytes once; as a context, it is closed at the end.
-
-    Args:
-        path: of the file, which is written while graphs are made.
-    """
+    """The file that holds the numbers of several graphs, the same bytes once; as a context, it is closed at the end."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
@@ -63,12 +59,7 @@ class Numbers:
 
 
 class Graph:
-    """Nodes and constants in the making.
-
-    Args:
-        name: of the graph.
-        numbers: where its constants go.
-    """
+    """Nodes and constants in the making."""
 
     def __init__(self, name: str, numbers: Numbers) -> None:
         self.name, self.numbers = name, numbers
@@ -109,13 +100,6 @@ class Graph:
 
     def op(self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
         """Add a node.
-
-        Args:
-            kind: of operator.
-            inputs: names of values; "" for one that is left out.
-            outputs: how many are used.
-            domain: of the operator.
-            attributes: of the operator.
 
         Returns:
             The output's name, or a list of names.

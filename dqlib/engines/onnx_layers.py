@@ -22,11 +22,6 @@ _WITH_BIAS = {"gelu": "BiasGelu"} | dict.fromkeys(("gelu_new", "gelu_fast", "gel
 class Layers:
     """What an architecture's graphs are made of.
 
-    Args:
-        config: of the model.
-        weights: by their names.
-        rounded: whether kernels round activations to 8 bits.
-
     Attributes:
         int8_encoder: whether an encoder multiplies codes of 8 bits.
     """

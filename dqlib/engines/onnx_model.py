@@ -37,10 +37,6 @@ _NEVER = -1.0e9
 class OnnxEngine(Engine):
     """A model that :func:`dqlib.engines.onnx_export.export_onnx` wrote.
 
-    Args:
-        folder: that was written.
-        threads: of one call; None for one per core.
-
     Raises:
         InputError: the folder is none of these, or damaged.
     """
@@ -221,10 +217,6 @@ class OnnxEngine(Engine):
 class OnnxClassifier(Classifier):
     """A classifier that :func:`dqlib.engines.onnx_export.export_onnx` wrote.
 
-    Args:
-        folder: that was written.
-        threads: of one call; None for one per core.
-
     Raises:
         InputError: the folder is none of these, or damaged.
     """
@@ -263,11 +255,6 @@ def description_of(folder: Path, classifies: bool) -> Mapping[str, Any]:
 
 def sessions(folder: Path, threads: int | None, *names: str) -> list[onnxruntime.InferenceSession]:
     """Graphs of a folder that are ready to run.
-
-    Args:
-        folder: of the graphs.
-        threads: of one call; None for one per core.
-        names: of the graphs' files.
 
     Raises:
         InputError: ONNX Runtime does not read one of them.

@@ -24,12 +24,7 @@ HEAD_FEATURES = 8
 
 
 class Stacks(Layers):
-    """The graphs of a model: what an architecture has in place of these attributes and methods makes them its own.
-
-    Args:
-        config, weights, rounded: as of :class:`dqlib.engines.onnx_layers.Layers`.
-        encoder: how it is written, as of :func:`dqlib.engines.onnx_export.export_onnx`.
-    """
+    """The graphs of a model: what an architecture has in place of these attributes and methods makes them its own."""
 
     #: Names, within a layer, of the norms of its parts, by side, and that of the last norm where they come first.
     norms: ClassVar[dict[str, tuple[str, ...]]]
@@ -184,14 +179,7 @@ class Stacks(Layers):
         g.input("total", TensorProto.INT32, [])
 
     def give_source(self, g: Graph, x: str, shape: str, zero: str) -> None:
-        """Give out keys and values of the decoder's layers, made of an encoder's rows, (rows, 2 x layers x features).
-
-        Args:
-            g: of the encoder.
-            x: its last rows.
-            shape: of the source, (texts, tokens).
-            zero: zero points of the rows.
-        """
+        """Give out keys and values of the decoder's layers, made of an encoder's rows, (rows, 2 x layers x features)."""
         (heads, size), paths = self.heads("decoder"), self.source_projections()
         y = self.linear(g, self.read(g, x, zero), paths)
         split = g.op("Concat", shape, g.integers(len(paths), heads, size), axis=0)

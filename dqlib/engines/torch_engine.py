@@ -24,10 +24,6 @@ from dqlib.storage.students import load_student
 class TorchEngine(Engine):
     """A Hugging Face model that writes: a student, a packed model, or a teacher.
 
-    Args:
-        model: that writes.
-        tokenizer: of the model.
-
     Raises:
         InputError: the model does not write.
     """
@@ -78,10 +74,6 @@ class TorchEngine(Engine):
 
 class TorchClassifier(Classifier):
     """A Hugging Face model that classifies texts: a student, a packed model, or a teacher.
-
-    Args:
-        model: a classifier.
-        tokenizer: of the model.
 
     Raises:
         InputError: the model is no classifier of texts.

@@ -46,7 +46,6 @@ class Entry:
     Args:
         names: of the parameter, more than one where it is tied.
         kind: ``weights``, ``embedding``, ``positions`` or ``rest``.
-        numel: how many numbers.
         bits: of a code, 16 where it is not quantized.
         code_bytes: codes packed without gaps (three levels: five per byte; four: four), or fp16 numbers.
         scale_bytes: scales (fp16) and zero points.
@@ -90,7 +89,6 @@ class Account:
     """Bytes of a model by part. ``str`` gives it as a table.
 
     Args:
-        parts: rows by name, those of :data:`PARTS`.
         teacher_bytes: fp32 bytes that ratios are relative to.
         head_numbers: numbers of a quantized output head; 0 if there is none.
         head_bytes: bytes that this head has for itself, not shared with a table.

@@ -31,9 +31,7 @@ class Live:
     Args:
         names: of the parameter, in all modules that use it so.
         kind: one of :data:`dqlib.storage.manifest.TENSOR_KINDS`.
-        parameter: or buffer.
         layer: one of the quantized layers that use it so; None where it is used as it is.
-        repeats: see :class:`Stored`.
     """
 
     names: tuple[str, ...]

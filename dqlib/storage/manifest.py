@@ -76,7 +76,6 @@ class Manifest:
 
     Args:
         kind: of the folder, one of :data:`WRITERS`.
-        about: what a reader needs to know of it, besides the files.
         files: all files that may be read, by their names from the folder on.
         parameters: of a packed model, records of what its weights file holds (:func:`dqlib.storage.stored.record`).
     """
@@ -130,13 +129,7 @@ class Manifest:
 
 
 def seal(folder: str | Path, kind: str, about: Mapping[str, Any], parameters: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Write the manifest of a folder, over all files that are in it: the last file of what is written.
-
-    Args:
-        folder: that is complete but for this.
-        kind: one of :data:`WRITERS`.
-        about, parameters: see :class:`Manifest`.
-    """
+    """Write the manifest of a folder, over all files that are in it: the last file of what is written."""
     folder = Path(folder)
     files = {name: File.of(folder / name) for name in sorted(files_in(folder) - {MANIFEST})}
     (folder / MANIFEST).write_text(Manifest(kind, about, files, parameters).text(), encoding="utf-8")
@@ -286,8 +279,6 @@ def read_tensors(folder: str | Path, manifest: Manifest, each: bool = False) -> 
     """All tensors of a packed model, if each is what the manifest says.
 
     Args:
-        folder: of the packed model.
-        manifest: of the folder.
         each: check the CRC-32 of each tensor, too, which else is asked only to find the damaged one.
 
     Raises:

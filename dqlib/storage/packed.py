@@ -61,15 +61,7 @@ OF_A_PACKED_MODEL = "these are packed weights, which transformers reads after 'i
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What the folder of a packed model holds, read and checked.
-
-    Args:
-        manifest: of the folder.
-        model_config: of the model.
-        settings: of its generation; None where it has none.
-        config, preset: of the student.
-        parameters: everything in the model's state.
-    """
+    """What the folder of a packed model holds, read and checked."""
 
     manifest: Manifest
     model_config: PreTrainedConfig
@@ -89,7 +81,6 @@ def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer
     Args:
         model: a student, or what :func:`load_packed` gave, which gives the same bytes again.
         folder: new, empty, or a packed model, which is replaced.
-        tokenizer: written beside the weights.
 
     Raises:
         InputError: the model is no student, its numbers are not rounded or not in fp32, or the folder holds something
@@ -273,11 +264,6 @@ class Named(Protocol):
 
 def assign(model: nn.Module, parameters: Sequence[Each], value_of: Callable[[Each], Tensor]) -> None:
     """Give a model all its numbers; tied parameters become one.
-
-    Args:
-        model: to be given them, in place.
-        parameters: everything in the model's state, by its names.
-        value_of: makes the numbers of one, in its shape.
 
     Raises:
         InputError: a name is missing, is none of the model's, or has another shape there.

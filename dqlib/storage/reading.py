@@ -70,8 +70,6 @@ def config_of(content: Mapping[str, Any], where: str, largest: int) -> PreTraine
     """The configuration that the content of a ``config.json`` describes, of the fields that its class has.
 
     Args:
-        content: of that file.
-        where: it was read from, for the error.
         largest: dimension of a tensor of the model; no class has more labels.
 
     Raises:
@@ -194,13 +192,7 @@ def saved(
     tokenizer: Tokenizer | None,
     parameters: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[Path]:
-    """Save a model, written aside, in place of one that may be there; other files of the folder stay.
-
-    Args:
-        folder: to save into.
-        kind, about, parameters: of its manifest.
-        tokenizer: written beside the model.
-    """
+    """Save a model, written aside, in place of one that may be there; other files of the folder stay."""
     with added_to(folder, MANIFEST) as scratch:
         yield scratch
         if tokenizer is not None:
@@ -293,10 +285,7 @@ def empty_model(
     """A model without numbers, which takes no memory.
 
     Args:
-        kind, config: of the model.
         tensors: that there are for it; no more layers than these are made.
-        where: the configuration was read from, for the error.
-        heads: as :func:`read_model` has them.
 
     Raises:
         InputError: the configuration is none that a model can be built of.
@@ -457,9 +446,7 @@ def _check_complete(
     """Check that a model was made of all tensors of its file and of no others, and of numbers.
 
     Args:
-        model: that was read.
         report: of transformers, on names that were missing or left over.
-        weights: of the folder, by name.
         exact: whether this dqlib wrote them; else what the class declares to be computed, or to be left over from older
             versions, may be missing or be there.
 

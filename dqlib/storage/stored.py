@@ -26,7 +26,6 @@ class PackedWeight:
 
     Args:
         shape: (rows, columns) of the codes.
-        bits: of a code.
         encoding: of the codes, one of :data:`dqlib.storage.packing.ENCODINGS`.
         scheme, granularity: how they were made, as :func:`dqlib.quantizers.quantize` names it; not needed to read them.
         transposed: whether the parameter is (columns, rows), as in GPT-2.

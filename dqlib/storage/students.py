@@ -58,11 +58,6 @@ def save_student(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenize
     ``from_pretrained`` refuses the folder in a sentence, since the weights alone would give another function. Other
     files of the folder stay. All of the student's are written before the first of an old one is replaced.
 
-    Args:
-        model: a student.
-        folder: to write into.
-        tokenizer: written beside it.
-
     Raises:
         InputError: the model is no student, or was loaded from a packed model, which holds codes only.
     """
