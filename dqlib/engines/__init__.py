@@ -93,16 +93,14 @@ def is_classifier(folder: str | Path) -> bool:
         InputError: there is no such folder, or its manifest or configuration is damaged.
     """
     from dqlib.storage.manifest import MANIFEST, WRITERS, opened
-    from dqlib.storage.reading import CONFIG, json_object
+    from dqlib.storage.reading import CONFIG, read_json
 
     engine_of(folder)  # refuses what is no folder
     if (Path(folder) / MANIFEST).is_file():
         name = opened(folder, *WRITERS).about.get("class")
-    elif (Path(folder) / CONFIG).is_file():
-        classes = json_object((Path(folder) / CONFIG).read_bytes(), CONFIG).get("architectures")
-        name = classes[0] if isinstance(classes, list) and classes else None
     else:
-        return False
+        classes = read_json(Path(folder) / CONFIG, optional=True).get("architectures")
+        name = classes[0] if isinstance(classes, list) and classes else None
     return isinstance(name, str) and name.endswith("ForSequenceClassification")
 
 

@@ -20,7 +20,7 @@ from dqlib.engines.base import Decoding, Engine, described
 from dqlib.engines.classifier import Classifier, Reading
 from dqlib.errors import InputError
 from dqlib.storage.manifest import Manifest, read_file
-from dqlib.storage.reading import json_object, one_line, read_tokenizer
+from dqlib.storage.reading import json_object, read_tokenizer, refused_as
 
 NAME = "ctranslate2"
 
@@ -177,10 +177,8 @@ def _vocabulary(folder: Path, manifest: Manifest) -> list[str]:
     """The tokens of a model, by id."""
     name = next((name for name in VOCABULARIES if name in manifest.files), VOCABULARIES[0])
     data = read_file(folder, manifest, name)
-    try:
+    with refused_as(name, "JSON"):
         tokens = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(name, one_line(error), "JSON") from None
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
         raise InputError(name, type(tokens).__name__, "a list of tokens")
     return tokens

@@ -179,7 +179,7 @@ class Stacks(Layers):
         g.input("total", TensorProto.INT32, [])
 
     def give_source(self, g: Graph, x: str, shape: str, zero: str) -> None:
-        """Give out keys and values of the decoder's layers, made of an encoder's rows, (rows, 2 x layers x features)."""
+        """Give out keys and values of the decoder's layers, made of an encoder's rows; ``shape`` is (texts, tokens)."""
         (heads, size), paths = self.heads("decoder"), self.source_projections()
         y = self.linear(g, self.read(g, x, zero), paths)
         split = g.op("Concat", shape, g.integers(len(paths), heads, size), axis=0)

@@ -15,9 +15,9 @@ from dqlib.engines.base import ASKED, Decoding, Engine, field_of
 from dqlib.engines.classifier import Classifier, Reading
 from dqlib.errors import InputError
 from dqlib.generation import OneSourceCache
-from dqlib.storage.manifest import folder_kind, opened
-from dqlib.storage.packed import load_packed, load_tokenizer
-from dqlib.storage.reading import CONFIG, has_tokenizer, read_model, read_tokenizer
+from dqlib.storage.manifest import folder_kind
+from dqlib.storage.packed import load_packed
+from dqlib.storage.reading import CONFIG, read_model, read_tokenizer
 from dqlib.storage.students import load_student
 
 
@@ -112,8 +112,8 @@ def load_model(folder: str | Path, threads: int | None = None) -> tuple[PreTrain
         torch.set_num_threads(threads)
     folder, kind = Path(folder), folder_kind(folder)
     if kind == "packed":
-        return load_packed(folder), load_tokenizer(folder) if has_tokenizer(opened(folder, kind)) else None
-    if kind == "student":
+        model = load_packed(folder)
+    elif kind == "student":
         model = load_student(folder)
     elif (folder / CONFIG).is_file() and any(folder.glob("*.safetensors")):
         model = read_model(folder)

@@ -105,17 +105,14 @@ class Manifest:
         """
         try:
             whole = json.loads(text)
+            seal = whole.pop("sha256", None) if isinstance(whole, dict) else None
+            sound = seal == _seal(whole)
         except (ValueError, RecursionError) as error:
             raise InputError(MANIFEST, f"{error}", "JSON, as dqlib wrote it") from None
         if not isinstance(whole, dict) or whole.get("format") != FORMAT:
             raise InputError(MANIFEST, "another format", f"of the format {FORMAT!r}, as this dqlib writes it")
         if whole.get("version") != VERSION:
             raise InputError(f"{MANIFEST}, version", whole.get("version"), f"{VERSION}, which this dqlib reads")
-        seal = whole.pop("sha256", None)
-        try:
-            sound = seal == _seal(whole)
-        except (ValueError, RecursionError) as error:
-            raise InputError(MANIFEST, f"{error}", "JSON, as dqlib wrote it") from None
         if not sound:
             raise InputError(f"{MANIFEST}, sha256", seal, "that of the rest of the manifest, which was changed since")
         for name, kind in (("kind", str), ("about", dict), ("files", dict), ("parameters", list)):
@@ -160,11 +157,9 @@ def opened(folder: str | Path, *kinds: str) -> Manifest:
     manifest = Manifest.parse((folder / MANIFEST).read_bytes())
     if manifest.kind not in kinds:
         raise InputError("folder", f"{folder}, written by {WRITERS[manifest.kind]}", allowed)
-    if manifest.kind == "packed":
-        pickles = [name for name in files_in(folder) if Path(name).suffix.lower() in PICKLES]
-        if pickles:
-            allowed = "a folder without files that may be pickles, since no packed model has any"
-            raise InputError("folder", min(pickles), allowed)
+    pickles = [name for name in files_in(folder) if Path(name).suffix.lower() in PICKLES]
+    if manifest.kind == "packed" and pickles:
+        raise InputError("folder", min(pickles), "a folder without files that may be pickles, as a packed one is")
     return manifest
 
 
@@ -227,9 +222,7 @@ def verify(folder: str | Path) -> list[str]:
 
 def check_replaceable(folder: str | Path, *kinds: str) -> None:
     """Raise an ``InputError`` that names a file, where a folder holds anything but what one of these kinds does."""
-    folder = Path(folder)
-    allowed = f"new, empty, or a folder written by {' or '.join(WRITERS[kind] for kind in kinds)} and nothing else, "
-    allowed += "which is replaced"
+    folder, writers = Path(folder), " or ".join(WRITERS[kind] for kind in kinds)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     there = files_in(folder) if folder.is_dir() else set()
@@ -239,6 +232,7 @@ def check_replaceable(folder: str | Path, *kinds: str) -> None:
         if manifest.kind in kinds and not others:
             return
         there = others or there
+    allowed = f"new, empty, or a folder written by {writers} and nothing else, which is replaced"
     raise InputError("folder", f"{folder}, with {min(there)}" if there else str(folder), allowed)
 
 
@@ -309,8 +303,7 @@ def read_tensors(folder: str | Path, manifest: Manifest, each: bool = False) -> 
                 raise InputError(name, f"CRC-32 {zlib.crc32(tensor.data)}", allowed)
             if tensor.kind == "F16" and not np.isfinite(np.frombuffer(tensor.data, np.float16)).all():
                 raise InputError(name, "nan or inf", f"finite numbers in {WEIGHTS}")
-    extra = read.keys() - expected
-    if extra:
+    if extra := read.keys() - expected:
         raise InputError(min(extra), f"in {WEIGHTS}", "named by the manifest, or not be there")
     _check_same(WEIGHTS, found, manifest)
     return read
@@ -360,10 +353,9 @@ def _checked_file(folder: str | Path, manifest: Manifest, name: str) -> Path:
         raise InputError(MANIFEST, f"without {name}", f"one that names {name}")
     if not path.is_file():
         raise InputError(name, "no file" if path.exists() else "missing", "a file in the folder")
-    found = path.stat().st_size
-    if found != manifest.files[name].size:
-        allowed = f"{manifest.files[name].size} bytes long, as the manifest has it"
-        raise InputError(name, f"{found} bytes", allowed)
+    found, size = path.stat().st_size, manifest.files[name].size
+    if found != size:
+        raise InputError(name, f"{found} bytes", f"{size} bytes long, as the manifest has it")
     return path
 
 

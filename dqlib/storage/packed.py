@@ -8,19 +8,18 @@ manifest names are read, and every number read is checked. ``docs/packed-format.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.initialization import no_init_weights
 
@@ -30,29 +29,29 @@ from dqlib.files import atomic_folder
 from dqlib.generation import check_generation
 from dqlib.presets import Preset
 from dqlib.pruning import narrow
-from dqlib.storage.live import stored
+from dqlib.storage.live import Live, stored
 from dqlib.storage.manifest import FORMAT, WEIGHTS, Manifest, check_replaceable, opened, read_file, read_tensors, seal
 from dqlib.storage.packing import large_tensor
 from dqlib.storage.reading import (
     CONFIG,
     ELSEWHERE,
     GENERATION,
+    add_to_config,
     config_of,
     empty_model,
     generation_of,
-    has_tokenizer,
     json_object,
     model_class,
+    read_tokenizer,
     refused_as,
     saved,
-    tokenizer_of,
 )
 from dqlib.storage.registered import PackedConfig, PackedReader
 from dqlib.storage.stored import PackedWeight, Stored, record, restored
 from dqlib.storage.students import describe, described_config, in_shape
 from dqlib.student import quantize_model
 
-Each = TypeVar("Each", bound="Named")
+Each = TypeVar("Each", bound=Live | Stored)
 
 #: What stands where transformers looks for the name of a file of weights, so that it tells its user: with dqlib it
 #: knows better (:mod:`dqlib.storage.registered`).
@@ -65,7 +64,7 @@ class Packed:
 
     manifest: Manifest
     model_config: PreTrainedConfig
-    settings: dict[str, Any] | None
+    generation: GenerationConfig | None
     config: Config
     preset: Preset
     parameters: list[Stored]
@@ -134,9 +133,8 @@ def _write(model: PreTrainedModel, parameters: Sequence[Stored], folder: Path) -
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
-    fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    fields |= {"dtype": "float32", "quantization_config": PackedConfig().to_dict(), ELSEWHERE: OF_A_PACKED_MODEL}
-    (folder / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    packed = {"dtype": "float32", "quantization_config": PackedConfig().to_dict(), ELSEWHERE: OF_A_PACKED_MODEL}
+    add_to_config(folder, packed)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)
     (folder / WEIGHTS).write_bytes(weights)
@@ -157,8 +155,8 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     packed = read_packed(folder)
     model = _built(packed.model_config, packed.manifest.about.get("class"), packed.parameters, packed.config.heads)
     assign(model, packed.parameters, in_one_memory(packed.parameters))
-    if packed.settings is not None:
-        model.generation_config = generation_of(packed.settings, packed.model_config, GENERATION)
+    if packed.generation is not None:
+        model.generation_config = packed.generation
     round_activations(model, packed)
     # as transformers marks what it loads
     model.is_quantized, model.quantization_method, model.hf_quantizer = True, FORMAT, PackedReader(PackedConfig())
@@ -179,12 +177,12 @@ def read_packed(folder: str | Path) -> Packed:
     fields = json_object(read_file(folder, manifest, CONFIG), CONFIG)
     if fields.get("quantization_config") == PackedConfig().to_dict():
         del fields["quantization_config"]
-    model_config, settings = config_of(fields, CONFIG, largest), None
+    model_config, generation = config_of(fields, CONFIG, largest), None
     if GENERATION in manifest.files:
         settings = json_object(read_file(folder, manifest, GENERATION), GENERATION)
-        generation_of(settings, model_config, GENERATION)
+        generation = generation_of(settings, model_config, GENERATION)
     config, preset = described_config(manifest.about), Preset.described(manifest.about)
-    return Packed(manifest, model_config, settings, config, preset, parameters)
+    return Packed(manifest, model_config, generation, config, preset, parameters)
 
 
 def round_activations(model: PreTrainedModel, packed: Packed) -> None:
@@ -204,10 +202,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     Raises:
         InputError: as :func:`load_packed`, or no tokenizer was packed.
     """
-    manifest = opened(folder, "packed")
-    if not has_tokenizer(manifest):
+    opened(folder, "packed")
+    tokenizer = read_tokenizer(folder)
+    if tokenizer is None:
         raise InputError("folder", str(folder), "a packed model with a tokenizer: give save_packed one")
-    return tokenizer_of(folder, manifest)
+    return tokenizer
 
 
 def _built(
@@ -229,7 +228,7 @@ def _built(
         return narrow(kind(config), heads)
 
 
-def check_fit(model: nn.Module, parameters: Sequence[Named]) -> None:
+def check_fit(model: nn.Module, parameters: Sequence[Live | Stored]) -> None:
     """Check that parameters are those of a model's state, by names and shapes.
 
     Raises:
@@ -248,18 +247,6 @@ def check_fit(model: nn.Module, parameters: Sequence[Named]) -> None:
                 raise InputError(name, "zeros", "stored, as all but buffers are")
     if state:
         raise InputError(min(state), "missing", f"in the manifest, since {type(model).__name__} has it")
-
-
-class Named(Protocol):
-    """Something that a model has, under one name or several tied ones."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Its names in the model's state."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape in the model."""
 
 
 def assign(model: nn.Module, parameters: Sequence[Each], value_of: Callable[[Each], Tensor]) -> None:
@@ -315,7 +302,7 @@ def _put(model: nn.Module, names: Sequence[str], value: Tensor) -> None:
             module._buffers[field] = value
 
 
-def keep_apart(model: PreTrainedModel, parameters: Sequence[Named]) -> None:
+def keep_apart(model: PreTrainedModel, parameters: Sequence[Live | Stored]) -> None:
     """Let transformers know which weights that it ties by default are not tied here, as it does itself on loading."""
     first = {name: each.names[0] for each in parameters for name in each.names}
     for name, other in list(model.all_tied_weights_keys.items()):

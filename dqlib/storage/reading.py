@@ -33,7 +33,7 @@ from dqlib.files import added_to
 from dqlib.generation import vocabulary_size
 from dqlib.generation_settings import SETTINGS, checked_settings
 from dqlib.pruning import narrow
-from dqlib.storage.manifest import MANIFEST, WRITERS, Manifest, check_files, opened, read_file, seal
+from dqlib.storage.manifest import MANIFEST, WRITERS, check_files, opened, read_file, seal
 
 CONFIG, GENERATION, SAFETENSORS = "config.json", "generation_config.json", "model.safetensors"
 
@@ -115,13 +115,18 @@ def _known(kind: str) -> frozenset[str]:
     return frozenset(names | _OLDER) - _DROPPED
 
 
-def read_config(folder: str | Path) -> PreTrainedConfig:
-    """The configuration of a Hugging Face folder. No code of the folder is run.
+def read_config(folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> PreTrainedConfig:
+    """The configuration of a Hugging Face folder, of its weights where they are read. No code of the folder is run.
 
     Raises:
         InputError: it has none, or one that :func:`config_of` refuses, or a file of weights is damaged.
     """
-    return _config(Path(folder), _weights(Path(folder)))
+    folder = Path(folder)
+    weights = _weights(folder) if weights is None else weights
+    largest = max((size for value in weights.values() for size in value.shape), default=2**16)
+    config = config_of(read_json(folder / CONFIG), str(folder / CONFIG), largest)
+    config.name_or_path = str(folder)
+    return config
 
 
 def read_model(
@@ -155,7 +160,7 @@ def read_model(
     weights = _weights(folder, bins)
     if not weights:
         raise InputError("folder", str(folder), f"one with weights, in {SAFETENSORS}")
-    config = _config(folder, weights)
+    config = read_config(folder, weights)
     if scales is not None:
         scales |= {each: weights.pop(each) for each in list(weights) if each.endswith(LEARNED)}
     if name == "seq2seq":
@@ -206,7 +211,7 @@ def saved(
 def read_tokenizer(folder: str | Path) -> Tokenizer | None:
     """The tokenizer of a folder; None if there is none. No code of the folder is run.
 
-    Of a folder that dqlib wrote, it is read as :func:`tokenizer_of` does.
+    Of a folder that dqlib wrote, it is made of files that the manifest names, checked.
 
     Raises:
         InputError: a file of it is damaged, or was changed since dqlib wrote it, or the manifest names none and one
@@ -218,31 +223,17 @@ def read_tokenizer(folder: str | Path) -> Tokenizer | None:
     if not (folder / MANIFEST).is_file():
         return None if there is None else _tokenizer(folder, folder)
     manifest = opened(folder, *WRITERS)
-    if has_tokenizer(manifest):
-        return tokenizer_of(folder, manifest)
-    if there is not None:
+    if not any(name.startswith("tokenizer") for name in manifest.files):
+        if there is None:
+            return None
         allowed = f"named by {MANIFEST}, as {WRITERS[manifest.kind]} does with a tokenizer that it is given, or not "
         raise InputError(there, f"in {folder}", f"{allowed}be there")
-    return None
-
-
-def has_tokenizer(manifest: Manifest) -> bool:
-    """Whether a model has a tokenizer among the files that its manifest names."""
-    return any(name.startswith("tokenizer") for name in manifest.files)
-
-
-def tokenizer_of(folder: str | Path, manifest: Manifest) -> Tokenizer:
-    """The tokenizer of a model that has one: of files that its manifest names, checked.
-
-    Raises:
-        InputError: one of them is missing, damaged or was changed.
-    """
     with tempfile.TemporaryDirectory() as checked:  # nothing else can be read from there
         for name in manifest.files:
             if name != GENERATION and not name.endswith(".safetensors"):
                 (Path(checked) / name).parent.mkdir(parents=True, exist_ok=True)
                 (Path(checked) / name).write_bytes(read_file(folder, manifest, name))
-        tokenizer = _tokenizer(Path(checked), Path(folder))
+        tokenizer = _tokenizer(Path(checked), folder)
     tokenizer.name_or_path = str(folder)
     return tokenizer
 
@@ -277,6 +268,25 @@ def json_object(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(where, type(content).__name__, "a JSON object")
     return content
+
+
+def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
+    """The JSON object that a file holds; an empty one where it is ``optional`` and not there.
+
+    Raises:
+        InputError: it holds something else, or is no file.
+    """
+    if path.is_file():
+        return json_object(path.read_bytes(), str(path))
+    if optional:
+        return {}
+    raise InputError(str(path), "no file", "one as save_pretrained writes it")
+
+
+def add_to_config(folder: Path, fields: dict[str, Any]) -> None:
+    """Write fields into the ``config.json`` of a folder, in the form that transformers gives it."""
+    content = read_json(folder / CONFIG, optional=True) | fields
+    (folder / CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def empty_model(
@@ -331,26 +341,13 @@ def _files_of_model(folder: Path) -> list[Path]:
     return [path for path in named if path.is_file()]
 
 
-def _config(folder: Path, weights: Mapping[str, Tensor]) -> PreTrainedConfig:
-    largest = max((size for value in weights.values() for size in value.shape), default=2**16)
-    config = config_of(_object(folder / CONFIG), str(folder / CONFIG), largest)
-    config.name_or_path = str(folder)
-    return config
-
-
 def _generation(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
     """How a model generates; that of old ones stands among the fields of their configuration."""
     path = folder / GENERATION
     if path.is_file():
-        return generation_of(_object(path), config, str(path))
-    content = _object(folder / CONFIG)
+        return generation_of(read_json(path), config, str(path))
+    content = read_json(folder / CONFIG)
     return generation_of({name: content[name] for name in content if name in SETTINGS}, config, str(folder / CONFIG))
-
-
-def _object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(str(path), "no file", "one as save_pretrained writes it")
-    return json_object(path.read_bytes(), str(path))
 
 
 def _weights(folder: Path, bins: bool = False) -> dict[str, Tensor]:
@@ -364,7 +361,7 @@ def _weights(folder: Path, bins: bool = False) -> dict[str, Tensor]:
         if (folder / whole).is_file():
             names = {whole}
         elif index.is_file():
-            places = _object(index).get("weight_map")
+            places = read_json(index).get("weight_map")
             names = set(map(str, places.values())) if isinstance(places, dict) else set()
         else:
             continue
@@ -394,10 +391,9 @@ def _check_kind(folder: Path, student: bool) -> None:
     if student or (folder / MANIFEST).is_file():
         manifest = opened(folder, "student" if student else "model")
         check_files(folder, manifest)
-        others = [path.name for path in _files_of_model(folder) if path.name not in manifest.files]
-        if others:
+        if others := [path.name for path in _files_of_model(folder) if path.name not in manifest.files]:
             raise InputError(min(others), f"in {folder}", f"named by {MANIFEST}, or not be there")
-    elsewhere = None if student else _object(folder / CONFIG).get(ELSEWHERE)
+    elsewhere = None if student else read_json(folder / CONFIG).get(ELSEWHERE)
     if elsewhere is not None:
         allowed = f"left out, and the weights be in {SAFETENSORS}; a student is read with its {MANIFEST}"
         raise InputError(f"{folder / CONFIG}, {ELSEWHERE}", elsewhere, allowed)

@@ -6,7 +6,6 @@ A saved student is a folder in the Hugging Face layout: full-precision weights, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from dqlib.errors import InputError
 from dqlib.fake_quantize import LEARNED
 from dqlib.presets import Preset
 from dqlib.storage.manifest import opened
-from dqlib.storage.reading import CONFIG, ELSEWHERE, OF_A_STUDENT, check_finite, read_model, saved
+from dqlib.storage.reading import CONFIG, ELSEWHERE, OF_A_STUDENT, add_to_config, check_finite, read_model, saved
 from dqlib.student import is_student, quantize_model, round_for_storage, save_weights, weight_quantizers
 
 
@@ -94,9 +93,8 @@ def load_student(folder: str | Path) -> PreTrainedModel:
                 raise InputError(tied[0], found, f"in {folder}, of the shape {tuple(parameter.shape)}")
             parameter.copy_(value)
     if learned:
-        raise InputError(
-            min(learned), f"in {folder}", f"a trained scale of the preset '{preset.name}', or not be there"
-        )
+        allowed = f"a trained scale of the preset '{preset.name}', or not be there"
+        raise InputError(min(learned), f"in {folder}", allowed)
     if about.get("half_scales"):
         round_for_storage(model)  # what the folder leaves out, such as positions that are computed, is rounded too
     return model.eval()
@@ -127,8 +125,8 @@ def _kept_heads(kept: Any, config: Config, model: PreTrainedModel) -> dict[str, 
     Raises:
         InputError: they are not as many as the configuration says, or none of the teacher's.
     """
-    names, layers = architecture_of(model.config), {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
-    expected = {side: layers[side] for side in names.stacks}
+    names = architecture_of(model.config)
+    expected = {side: getattr(config, f"{side}_layers") for side in names.stacks}
     if len(names.attentions) > 1:
         expected["cross"] = config.decoder_layers
     most = max(getattr(model.config, field) for field in names.head_fields)
@@ -175,5 +173,4 @@ def _save(
         about["kept_heads"] = model.dqlib_kept_heads
     with saved(folder, "student", about, tokenizer) as scratch:
         save_weights(model, scratch, state_dict=state, **options)
-        config = json.loads((scratch / CONFIG).read_text(encoding="utf-8")) | {ELSEWHERE: OF_A_STUDENT}
-        (scratch / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        add_to_config(scratch, {ELSEWHERE: OF_A_STUDENT})
