@@ -140,9 +140,9 @@ def _recorded(model: PreTrainedModel, maps: LayerMaps, given: LayerStates | None
         for number, (first, last) in enumerate(parts):
             instead = None if given is None else given.entering[side][number]
             end = given.leaving[side][number] if given is not None and number == len(parts) - 1 else None
-            enter = _Enter(states.entering[side], instead)
+            enter, leave = _Hook(states.entering[side], instead).enter, _Hook(states.leaving[side], end).leave
             handles.append(layers[first].register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(layers[last].register_forward_hook(_Leave(states.leaving[side], end)))
+            handles.append(layers[last].register_forward_hook(leave))
     try:
         yield states
     finally:
@@ -151,27 +151,21 @@ def _recorded(model: PreTrainedModel, maps: LayerMaps, given: LayerStates | None
 
 
 @dataclass
-class _Enter:
-    """Before a layer: keeps the hidden state that comes, and puts the given one in its place."""
+class _Hook:
+    """Keeps the hidden state that comes to a layer, or leaves it, and puts the given one in its place."""
 
     kept: list[Tensor]
     instead: Tensor | None
 
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before a layer."""
         self.kept.append(args[0] if args else kwargs["hidden_states"])
         if self.instead is None:
             return None
         return ((self.instead, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": self.instead})
 
-
-@dataclass
-class _Leave:
-    """After a layer, which gives its hidden state alone or first of several things."""
-
-    kept: list[Tensor]
-    instead: Tensor | None
-
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def leave(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """After a layer, which gives its hidden state alone or first of several things."""
         alone = isinstance(output, Tensor)
         self.kept.append(output if alone else output[0])
         if self.instead is None:

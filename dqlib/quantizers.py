@@ -203,7 +203,8 @@ def _checked(bits: int, scheme: Scheme | str | None) -> Scheme:
     if bits not in WEIGHT_BITS or bits == FULL_PRECISION:
         raise InputError("bits", bits, "a whole number from 1 to 8")
     scheme = WeightQuantization().scheme(bits) if scheme is None else Scheme.parse(scheme)
-    scheme.check_bits(bits)
+    if bits not in scheme.bits:
+        raise InputError("bits", bits, f"from {scheme.bits[0]} to {scheme.bits[-1]} with the scheme '{scheme}'")
     return scheme
 
 

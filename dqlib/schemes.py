@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dqlib.errors import InputError, check_choice
+from dqlib.errors import check_choice
 
 if TYPE_CHECKING:  # names and bits are asked for without torch, which takes seconds to import
     from torch import Tensor
@@ -103,11 +103,6 @@ class Scheme:
     def learned(self) -> bool:
         """Whether the scale is trained with the weights."""
         return self.trained is not None
-
-    def check_bits(self, bits: int) -> None:
-        """Raise an ``InputError`` unless the scheme has a grid of that many bits."""
-        if bits not in self.bits:
-            raise InputError("bits", bits, f"from {self.bits[0]} to {self.bits[-1]} with the scheme '{self}'")
 
     def grid(self, bits: int, full_range: bool = False) -> Sequence[int]:
         """The codes that a weight of that many bits may have."""

@@ -420,17 +420,25 @@ save_weights = PreTrainedModel.save_pretrained
 
 
 @wraps(save_weights)
-def _save_as_what_it_is(self: PreTrainedModel, save_directory: str | Path, *args: Any, **options: Any) -> None:
+def _save_as_what_it_is(
+    self: PreTrainedModel, save_directory: str | Path, is_main_process: bool = True, *args: Any, **options: Any
+) -> None:
     """Save a student as :func:`dqlib.storage.students.save_student` does, a packed model packed, others as ever.
 
     Of a model with adapters, transformers saves these alone.
+
+    Raises:
+        InputError: a student is to be sent to the hub in the same call, which would be without its manifest.
     """
     if not hasattr(self, "dqlib_config") or getattr(self, "_hf_peft_config_loaded", False):
-        save_weights(self, save_directory, *args, **options)
+        save_weights(self, save_directory, is_main_process, *args, **options)
         return
     from dqlib.storage import packed, students  # the floor above, which only what is saved needs
 
-    (students if is_student(self) else packed).save_pretrained(self, save_directory, *args, **options)
+    if options.pop("push_to_hub", False):
+        raise InputError("push_to_hub", True, "left out, and model.push_to_hub be called")
+    if is_main_process:
+        (students if is_student(self) else packed).add_to_folder(self, save_directory, *args, **options)
 
 
 # ``Trainer`` and ``push_to_hub`` save by this name. The class of a student is that of its teacher, and as an attribute

@@ -13,17 +13,8 @@ from typing import Any, TypeVar
 
 from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
-from dqlib.generation_settings import MOST_BEAMS
 
 Text = TypeVar("Text", str, tuple[str, ...])
-
-
-def beams(text: str) -> int:
-    """The number of beams of a search, as many as a file may ask for."""
-    value = at_least_one(text)
-    if value > MOST_BEAMS:
-        raise argparse.ArgumentTypeError(f"{value} is not allowed; it must be at most {MOST_BEAMS}")
-    return value
 
 
 def outside(folder: str, out: str) -> None:
@@ -74,7 +65,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
 }
 #: and the search.
 SEARCH: dict[str, dict[str, Any]] = {
-    "--beams": {"type": beams, "default": 4, "help": "beams of the search (default: %(default)s)"},
+    "--beams": {"type": at_least_one, "default": 4, "help": "beams of the search (default: %(default)s)"},
     "--max-new-tokens": {
         "type": at_least_one,
         "help": "tokens written at most (default: 64, or what the model has positions for)",

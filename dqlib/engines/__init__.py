@@ -7,11 +7,12 @@ that writes is loaded by :func:`load_engine`, one that classifies by :func:`load
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,8 +50,8 @@ def export_model(
     Raises:
         InputError: the engine is unknown or not installed, or does not serve the model.
     """
-    _check(engine, ENGINES[1:])
-    try:
+    check_choice("engine", engine, ENGINES[1:])
+    with _installed(engine):
         if engine == "ctranslate2":
             from dqlib.engines.ctranslate import export_ctranslate2
 
@@ -58,8 +59,6 @@ def export_model(
         from dqlib.engines.onnx_export import export_onnx
 
         return export_onnx(model, folder, tokenizer, **options)
-    except ImportError as error:
-        raise _missing(engine, error) from error
 
 
 def load_engine(folder: str | Path, engine: str | None = None, threads: int | None = None) -> Engine:
@@ -123,28 +122,21 @@ def _loaded(folder: str | Path, engine: str | None, threads: int | None, classif
     check_threads(threads)
     made_for = engine_of(folder)
     if engine is not None:
-        _check(engine, ENGINES)
+        check_choice("engine", engine, ENGINES)
         if engine != made_for:
             raise InputError("engine", engine, f"{made_for}, which {folder} was made for; dqlib export makes others")
-    try:
-        return _loader(made_for, classifies)(folder, threads)
-    except ImportError as error:
-        raise _missing(made_for, error) from error
+    with _installed(made_for):
+        if made_for == "ctranslate2":
+            from dqlib.engines.ctranslate_engine import CTranslate2Classifier, CTranslate2Engine
 
+            return (CTranslate2Classifier if classifies else CTranslate2Engine)(folder, threads)
+        if made_for == "torch":
+            from dqlib.engines.torch_engine import TorchClassifier, TorchEngine, load_model
 
-def _loader(engine: str, classifies: bool) -> Callable[[str | Path, int | None], Any]:
-    """What makes an engine, or a classifier, of a folder and a number of threads."""
-    if engine == "ctranslate2":
-        from dqlib.engines.ctranslate_engine import CTranslate2Classifier, CTranslate2Engine
+            return (TorchClassifier if classifies else TorchEngine)(*load_model(folder, threads))
+        from dqlib.engines.onnx_model import OnnxClassifier, OnnxEngine
 
-        return CTranslate2Classifier if classifies else CTranslate2Engine
-    if engine == "torch":
-        from dqlib.engines.torch_engine import TorchClassifier, TorchEngine
-
-        return TorchClassifier.load if classifies else TorchEngine.load
-    from dqlib.engines.onnx_model import OnnxClassifier, OnnxEngine
-
-    return OnnxClassifier if classifies else OnnxEngine
+        return (OnnxClassifier if classifies else OnnxEngine)(folder, threads)
 
 
 def check_threads(threads: int | None) -> None:
@@ -153,10 +145,10 @@ def check_threads(threads: int | None) -> None:
         raise InputError("threads", threads, f"from 1 to {THREADS}")
 
 
-def _check(engine: str, allowed: tuple[str, ...]) -> None:
-    if engine not in allowed:
-        raise InputError("engine", engine, f"one of {', '.join(allowed)}")
-
-
-def _missing(engine: str, error: ImportError) -> InputError:
-    return InputError("engine", engine, f"installed, by {EXTRA} ({error})")
+@contextmanager
+def _installed(engine: str) -> Iterator[None]:
+    """Tell how an engine is installed whose libraries are not there."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError("engine", engine, f"installed, by {EXTRA} ({error})") from error

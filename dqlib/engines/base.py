@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dqlib.errors import InputError
-from dqlib.generation_settings import check_beams, checked_settings
+from dqlib.generation_settings import MOST_BEAMS, checked_settings
 from dqlib.languages import language_id
 
 if TYPE_CHECKING:  # so that an engine without torch stays without
@@ -289,7 +289,8 @@ class Engine(ABC):
         """
         decoding = self.asked(settings)
         longest, positions = self.new_tokens(max_new_tokens), self.decoding.positions
-        check_beams(num_beams)
+        if not 1 <= num_beams <= MOST_BEAMS:
+            raise InputError("num_beams", num_beams, f"from 1 to {MOST_BEAMS}")
         if starts is None:
             starts = [self.decoding.start] * len(input_ids)
         elif len(starts) != len(input_ids):
@@ -339,20 +340,14 @@ class Engine(ABC):
         """
         if self.tokenizer is None:
             raise InputError("folder", "without a tokenizer", "exported with one, or be asked with generate_ids")
-        check_beams(num_beams)
         if batch_size < 1:
             raise InputError("batch_size", batch_size, "at least 1")
         new_tokens, ids, rows = self.new_tokens(max_new_tokens), self.encode(texts, max_new_tokens), []
         starts = self.starts(languages, len(texts))
         for first in range(0, len(ids), batch_size):
             part = slice(first, first + batch_size)
-            rows += self.generate_ids(
-                ids[part],
-                num_beams=num_beams,
-                max_new_tokens=new_tokens,
-                starts=None if starts is None else starts[part],
-                **settings,
-            )
+            own = None if starts is None else starts[part]
+            rows += self.generate_ids(ids[part], num_beams=num_beams, max_new_tokens=new_tokens, starts=own, **settings)
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
 
     def asked(self, settings: Mapping[str, Any]) -> Decoding:

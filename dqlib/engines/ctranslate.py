@@ -29,7 +29,7 @@ from dqlib.engines import ENGINES
 from dqlib.engines.base import Decoding, check_computed
 from dqlib.engines.classifier import CLASSIFIERS, Reading
 from dqlib.engines.ctranslate_engine import HEAD, MODEL, NAME, TOKENIZER
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 from dqlib.files import atomic_folder
 from dqlib.pruning import units
 from dqlib.storage.manifest import check_replaceable, seal
@@ -119,8 +119,7 @@ def export_ctranslate2(
     if quantization is None:
         full = config is None or min(config.w_bits, config.e_bits) >= FULL_PRECISION
         quantization = "float32" if full else "int8"
-    if quantization not in QUANTIZATIONS:
-        raise InputError("quantization", quantization, f"one of {', '.join(QUANTIZATIONS)}")
+    check_choice("quantization", quantization, QUANTIZATIONS)
     check_replaceable(folder, *ENGINES[1:])
     reads: Reading | Decoding = Reading.of(model, tokenizer) if kind in CLASSIFIERS else Decoding.exported(model, NAME)
     tokens = _Vocabulary(model.get_input_embeddings().num_embeddings, tokenizer, reads)
@@ -156,13 +155,13 @@ def export_ctranslate2(
 class _Vocabulary:
     """A tokenizer as the converter asks for it, with a token for every row of the table, even without a tokenizer."""
 
-    def __init__(self, size: int, tokenizer: Tokenizer | None, model: Decoding | Reading | None) -> None:
+    def __init__(self, size: int, tokenizer: Tokenizer | None, model: Decoding | Reading) -> None:
         known = {} if tokenizer is None else tokenizer.get_vocab()
         tokens = {i: token for token, i in known.items() if i < size}
         self._tokens = [tokens.get(i, f"<id {i}>") for i in range(size)]
         if len(set(self._tokens)) != size:
             raise InputError("tokenizer", type(tokenizer).__name__, "one with a token of its own for each id")
-        pad = self._tokens[getattr(model, "pad", None) or 0]
+        pad = self._tokens[model.pad or 0]
         self.bos_token = self.pad_token = pad
         ends = getattr(model, "ends", ())
         self.eos_token = self._tokens[ends[0]] if ends else pad
@@ -214,8 +213,12 @@ def _spec(plain: PreTrainedModel, tokens: _Vocabulary, heads: int | None = None)
 
 def _to_int8(spec: model_spec.ModelSpec, codes: model_spec.ModelSpec | None) -> tuple[Exported, ...]:
     """Quantize a description in place: codes as they were trained where there are such, new ones elsewhere."""
-    given = {name: value for name, value in spec.variables().items() if _is_weight(name, spec)}
-    given = {name: value.numpy().copy() for name, value in given.items()}  # which are quantized in place
+    given = {  # copies, since they are quantized in place
+        name: value.numpy().copy()
+        for name, value in spec.variables().items()
+        if name.endswith("/weight")
+        and hasattr(model_spec.index_spec(spec, name.removesuffix("/weight")), "weight_scale")
+    }
     trained = {} if codes is None else codes.variables()
     spec.optimize("int8")
     exported = []
@@ -240,12 +243,6 @@ def _to_int8(spec: model_spec.ModelSpec, codes: model_spec.ModelSpec | None) -> 
         exact = exact and float(error.max()) < 1e-6
         exported.append(Exported(name, tuple(weight.shape), exact, float(error.max())))
     return tuple(exported)
-
-
-def _is_weight(name: str, spec: model_spec.ModelSpec) -> bool:
-    """Whether a variable is a matrix that CTranslate2 quantizes."""
-    parent, _, field = name.rpartition("/")
-    return field == "weight" and hasattr(model_spec.index_spec(spec, parent), "weight_scale")
 
 
 def _notes(model: PreTrainedModel, quantization: str) -> Iterator[str]:

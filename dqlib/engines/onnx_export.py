@@ -44,7 +44,7 @@ from dqlib.engines.onnx_model import FORMAT, OnnxEngine
 from dqlib.engines.onnx_stacks import Stacks
 from dqlib.engines.onnx_t5 import T5Graphs
 from dqlib.engines.onnx_weights import KERNEL_BITS, Weights, values_of
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 from dqlib.files import atomic_folder
 from dqlib.storage.manifest import check_replaceable, seal
 
@@ -131,9 +131,9 @@ def _checked(config: PreTrainedConfig, bits: int | None, encoder: str | None) ->
         raise InputError("model_type", config.model_type, f"one of {served}, which the engine onnxruntime serves")
     if bits is not None and bits not in KERNEL_BITS:
         raise InputError("bits", bits, "2, 4 or 8, or None for the fewest that do")
-    if encoder not in (None, *ENCODERS):
-        raise InputError("encoder", encoder, f"one of {', '.join(ENCODERS)}")
-    if encoder is not None and architecture_of(config).encoder is None:
-        raise InputError("encoder", encoder, f"left out for {config.model_type}, which has none")
+    if encoder is not None:
+        check_choice("encoder", encoder, ENCODERS)
+        if architecture_of(config).encoder is None:
+            raise InputError("encoder", encoder, f"left out for {config.model_type}, which has none")
     kind.check(config)
     return kind

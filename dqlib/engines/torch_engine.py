@@ -32,14 +32,7 @@ class TorchEngine(Engine):
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer | None = None) -> None:
         super().__init__(tokenizer, Decoding.of(model))
-        self._own = self.decoding
-        self._asked = {name: field_of(name) for name in ASKED if name != "early_stopping"}
         self.model, self.vocabulary_size = model.eval(), model.get_input_embeddings().num_embeddings
-
-    @classmethod
-    def load(cls, folder: str | Path, threads: int | None = None) -> TorchEngine:
-        """The engine of a folder; arguments as of :func:`load_model`."""
-        return cls(*load_model(folder, threads))
 
     @torch.no_grad()
     def _write(
@@ -60,8 +53,8 @@ class TorchEngine(Engine):
         settings = copy.deepcopy(self.model.generation_config)
         settings.update(num_beams=beams, max_new_tokens=new_tokens, do_sample=False, pad_token_id=decoding.pad)
         settings.early_stopping = decoding.early_stopping if beams > 1 else False
-        for name, field in self._asked.items():
-            if getattr(decoding, field) != getattr(self._own, field):
+        for name, field in ((name, field_of(name)) for name in ASKED if name != "early_stopping"):
+            if getattr(decoding, field) != getattr(self.decoding, field):
                 setattr(settings, name, getattr(decoding, field))
         if settings.bad_words_ids is not None:
             settings.bad_words_ids = [list(words) for words in settings.bad_words_ids] or None
@@ -84,11 +77,6 @@ class TorchClassifier(Classifier):
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer | None = None) -> None:
         super().__init__(tokenizer, Reading.of(model, tokenizer))
         self.model, self.vocabulary_size = model.eval(), model.get_input_embeddings().num_embeddings
-
-    @classmethod
-    def load(cls, folder: str | Path, threads: int | None = None) -> TorchClassifier:
-        """The engine of a folder; arguments as of :func:`load_model`."""
-        return cls(*load_model(folder, threads))
 
     @torch.no_grad()
     def _logits(self, input_ids: Sequence[Sequence[int]]) -> np.ndarray:

@@ -100,18 +100,15 @@ def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer
         ) from error
 
 
-def save_pretrained(model: PreTrainedModel, folder: str | Path, is_main_process: bool = True, **options: Any) -> None:
+def add_to_folder(model: PreTrainedModel, folder: str | Path, state_dict: object = None, **_: Any) -> None:
     """What ``save_pretrained`` of a packed model does: pack it again; other files of the folder stay.
 
     Raises:
-        InputError: the model was changed since it was loaded, or is to be sent to the hub in the same call.
+        InputError: the model was changed since it was loaded.
     """
-    if options.get("push_to_hub"):
-        raise InputError("push_to_hub", True, "left out, and model.push_to_hub be called")
-    if is_main_process:
-        parameters = _parameters(model)
-        with saved(folder, "packed", describe(model), None, list(map(record, parameters))) as scratch:
-            _write(model, parameters, scratch)
+    parameters = _parameters(model)
+    with saved(folder, "packed", describe(model), None, list(map(record, parameters))) as scratch:
+        _write(model, parameters, scratch)
 
 
 def _parameters(model: PreTrainedModel) -> list[Stored]:

@@ -62,7 +62,7 @@ def save_student(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenize
     """
     if not is_student(model):
         raise InputError("model", type(model).__name__, "a student, of make_student or load_student")
-    _save(model, folder, None, tokenizer)
+    add_to_folder(model, folder, tokenizer=tokenizer)
 
 
 def load_student(folder: str | Path) -> PreTrainedModel:
@@ -140,31 +140,15 @@ def _kept_heads(kept: Any, config: Config, model: PreTrainedModel) -> dict[str, 
     return kept
 
 
-def save_pretrained(
+def add_to_folder(
     model: PreTrainedModel,
     folder: str | Path,
-    is_main_process: bool = True,
     state_dict: dict[str, Tensor] | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
     **options: Any,
 ) -> None:
-    """What ``student.save_pretrained`` does, with its arguments.
-
-    Raises:
-        InputError: the student is to be sent to the hub in the same call, which would be without its manifest.
-    """
-    if options.pop("push_to_hub", False):
-        raise InputError("push_to_hub", True, "left out, and student.push_to_hub be called")
-    if is_main_process:
-        _save(model, folder, state_dict, None, **options)
-
-
-def _save(
-    model: PreTrainedModel,
-    folder: str | Path,
-    state: dict[str, Tensor] | None,
-    tokenizer: Tokenizer | None,
-    **options: Any,
-) -> None:
+    """What ``student.save_pretrained`` does, with its arguments."""
     rounded = getattr(model, "dqlib_rounded", False)
     rounded = rounded or any(quantizer.half_scales for quantizer in weight_quantizers(model))
     numbers = sum(value.numel() for name, value in model.named_parameters() if not name.endswith(LEARNED))
@@ -172,5 +156,5 @@ def _save(
     if model.dqlib_config.heads is not None:  # which teach the maps of a student that is trained on
         about["kept_heads"] = model.dqlib_kept_heads
     with saved(folder, "student", about, tokenizer) as scratch:
-        save_weights(model, scratch, state_dict=state, **options)
+        save_weights(model, scratch, state_dict=state_dict, **options)
         add_to_config(scratch, {ELSEWHERE: OF_A_STUDENT})

@@ -317,9 +317,8 @@ def test_what_is_wrong_with_an_export_is_told_in_one_sentence(students, packed, 
     inside = packed / "bart" / "inside"
     assert "out: " in refused(capsys, "export", packed / "bart", inside, "--engine", "ctranslate2")
     assert not inside.exists()
-    with pytest.raises(SystemExit):
-        main(["generate", str(fast), "--beams", "1025"])
-    assert "1025 is not allowed; it must be at most 1024" in capsys.readouterr().err
+    said = refused(capsys, "generate", fast, *texts, "--beams", 1025)
+    assert "--beams: 1025 is not allowed; it must be from 1 to 1024" in said
     assert "--language: 'fr'" in refused(capsys, "generate", fast, *texts, "--language", "fr")
     assert "folder: " in refused(capsys, "agree", packed / "bart", tmp_path / "nowhere", *texts)
 
