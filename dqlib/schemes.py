@@ -277,10 +277,7 @@ SCHEMES: dict[str, Scheme] = {
             _dynamic,
             "module-wise dynamic scaling of QuantGPT, arXiv:2203.10705, section 3.2",
             TrainedScale(
-                _start_of_dynamic,
-                lambda w, bits: _mean(w) / largest_code(bits),
-                largest_code,
-                linear_bits=(1,),
+                _start_of_dynamic, lambda w, bits: _mean(w) / largest_code(bits), largest_code, linear_bits=(1,)
             ),
         ),
     )

@@ -85,10 +85,7 @@ def supervision_maps(config: Config, teacher: PreTrainedModel, student: PreTrain
 
 
 def make_student(
-    teacher: PreTrainedModel,
-    config: Config,
-    preset: Preset | str = "dqlib",
-    calibration: Calibration | None = None,
+    teacher: PreTrainedModel, config: Config, preset: Preset | str = "dqlib", calibration: Calibration | None = None
 ) -> PreTrainedModel:
     """A student of the teacher: layers copied and made narrower, weights and activations fake-quantized.
 

@@ -18,17 +18,7 @@ from itertools import islice
 from typing import Any
 
 from dqlib.cli.classification import agree_on_classes, classify
-from dqlib.cli.inputs import (
-    COLUMNS,
-    READING,
-    SEARCH,
-    UNDECODED,
-    at_least_one,
-    lines_of,
-    outside,
-    search_of,
-    some_of,
-)
+from dqlib.cli.inputs import COLUMNS, READING, SEARCH, UNDECODED, at_least_one, lines_of, outside, search_of, some_of
 from dqlib.engines import ENGINES
 from dqlib.engines.base import Engine
 from dqlib.errors import InputError

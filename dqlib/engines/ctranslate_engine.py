@@ -64,12 +64,7 @@ class CTranslate2Engine(Engine):
             self.generator = _loaded(ctranslate2.Generator, folder, threads, device)
 
     def _write(
-        self,
-        sources: list[list[int]],
-        starts: list[int | None],
-        beams: int,
-        new_tokens: int,
-        decoding: Decoding,
+        self, sources: list[list[int]], starts: list[int | None], beams: int, new_tokens: int, decoding: Decoding
     ) -> list[list[int]]:
         last = [] if decoding.forced_end is None else [decoding.forced_end]  # of a text of full length
         longest = new_tokens - len(last)

@@ -71,12 +71,7 @@ class OnnxEngine(Engine):
         return tokenizer_of(self.folder)
 
     def _write(
-        self,
-        sources: list[list[int]],
-        starts: list[int | None],
-        beams: int,
-        new_tokens: int,
-        decoding: Decoding,
+        self, sources: list[list[int]], starts: list[int | None], beams: int, new_tokens: int, decoding: Decoding
     ) -> list[list[int]]:
         if self.continues:
             steps: Steps = PromptSteps(self.graphs, sources, beams, new_tokens)

@@ -36,12 +36,7 @@ class TorchEngine(Engine):
 
     @torch.no_grad()
     def _write(
-        self,
-        sources: list[list[int]],
-        starts: list[int | None],
-        beams: int,
-        new_tokens: int,
-        decoding: Decoding,
+        self, sources: list[list[int]], starts: list[int | None], beams: int, new_tokens: int, decoding: Decoding
     ) -> list[list[int]]:
         longest = max(map(len, sources))
         ids = torch.full((len(sources), longest), self.decoding.pad or 0)
