@@ -79,9 +79,8 @@ def supervision_maps(config: Config, teacher: PreTrainedModel, student: PreTrain
     if config.heads is not None and kept is None:
         found = None if student is None else type(student).__name__
         raise InputError("student", found, f"of make_student or load_student, to know which heads '{config}' has")
-    return LayerMaps(
-        supervision_map(config.encoder_layers, encoder), supervision_map(config.decoder_layers, decoder), kept or {}
-    )
+    maps = supervision_map(config.encoder_layers, encoder), supervision_map(config.decoder_layers, decoder)
+    return LayerMaps(*maps, kept or {})
 
 
 def make_student(
@@ -117,9 +116,8 @@ def make_student(
         config = choose_bits(teacher, config, preset, calibration)
     fewer = (config.encoder_layers, config.decoder_layers) != names.depths(teacher.config)
     if fewer and getattr(teacher.config, "scale_attn_by_inverse_layer_idx", False):
-        raise InputError(
-            "scale_attn_by_inverse_layer_idx", True, "False where layers are left out, since it counts them by place"
-        )
+        allowed = "False where layers are left out, since it counts them by place"
+        raise InputError("scale_attn_by_inverse_layer_idx", True, allowed)
     if config.narrow:
         check_widths(teacher, config, preset)
     student = copy.deepcopy(teacher)
@@ -177,11 +175,9 @@ def _check_model(model: PreTrainedModel) -> None:
         if submodule(model, stack.layers) is None:
             raise InputError("model", type(model).__name__, f"a model with a head, with its {side} at {stack.layers}")
     if any(isinstance(module, QuantLayer) for module in model.modules()):
-        raise InputError(
-            "model",
-            f"{type(model).__name__} quantized as {getattr(model, 'dqlib_config', 'a student')}",
-            "in full precision, such as a student's folder gives with transformers' from_pretrained",
-        )
+        found = f"{type(model).__name__} quantized as {getattr(model, 'dqlib_config', 'a student')}"
+        allowed = "in full precision, such as a student's folder gives with transformers' from_pretrained"
+        raise InputError("model", found, allowed)
 
 
 class _Resizing:

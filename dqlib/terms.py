@@ -116,9 +116,8 @@ def distillation_terms(
         ours, theirs = last.pairs[-1]
         if bank is not None and maps.decoder and labels.dim() > 1:
             ours = bank.smooth(ours, labels, last.mask)
-        terms["contrastive"] = token_contrastive(
-            ours, theirs, last.mask, last.denominator, weights.contrastive_temperature
-        )
+        temperature = weights.contrastive_temperature
+        terms["contrastive"] = token_contrastive(ours, theirs, last.mask, last.denominator, temperature)
     return terms
 
 

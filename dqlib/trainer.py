@@ -137,10 +137,8 @@ class DistillationMixin:
             loss = cross_entropy(outputs.logits, labels)
             return (loss, outputs) if return_outputs else loss
         weights = self.preset.loss
-        wanted = {
-            "output_attentions": weights.attention > 0,
-            "output_hidden_states": weights.hidden > 0 or weights.contrastive > 0,
-        }
+        states = weights.hidden > 0 or weights.contrastive > 0
+        wanted = {"output_attentions": weights.attention > 0, "output_hidden_states": states}
         outputs = model(**inputs, **wanted)
         with torch.no_grad():
             aim = self.teacher(**inputs, **wanted)

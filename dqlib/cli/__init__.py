@@ -184,9 +184,8 @@ def _study_installed() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise InputError(
-            "dqlib", "without the study", f'installed by pip install "dqlib[notebooks]" ({error})'
-        ) from None
+        allowed = f'installed by pip install "dqlib[notebooks]" ({error})'
+        raise InputError("dqlib", "without the study", allowed) from None
 
 
 _ENGINE = {"choices": ENGINES, "help": "that runs it (default: the one it was made for)"}

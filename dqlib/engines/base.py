@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 from dqlib.generation_settings import MOST_BEAMS, checked_settings
 from dqlib.languages import language_id
 
@@ -191,8 +191,7 @@ def check_computed(config: PreTrainedConfig, engine: str, activations: Collectio
     if tables not in (None, config.vocab_size):
         raise InputError("decoder_vocab_size", tables, f"{config.vocab_size}, as many ids as the source has")
     field = activation_field(config)
-    if getattr(config, field) not in activations:
-        raise InputError(field, getattr(config, field), f"one of {', '.join(activations)}")
+    check_choice(field, getattr(config, field), activations)
     for field, value in (_OF_GPT2 if config.model_type == "gpt2" else {}).items():
         if getattr(config, field) != value:
             raise InputError(field, getattr(config, field), f"{value} for the engine {engine}")

@@ -174,10 +174,8 @@ class Classifier(ABC):
         for first in range(0, len(ids), batch_size):
             part = order[first : first + batch_size]
             chances[part] = probabilities(self.logits_of_ids([ids[i] for i in part]))
-        return [
-            Classified(self.labels[int(row.argmax())], dict(zip(self.labels, row.tolist(), strict=True)), was_cut)
-            for row, was_cut in zip(chances, cut, strict=True)
-        ]
+        found = [(self.labels[int(row.argmax())], dict(zip(self.labels, row.tolist(), strict=True))) for row in chances]
+        return [Classified(*each, was_cut) for each, was_cut in zip(found, cut, strict=True)]
 
     def encode(self, texts: Sequence[str], seconds: Sequence[str] | None = None) -> tuple[list[list[int]], list[bool]]:
         """Texts, or pairs, as token ids, and of which the end was cut, since the model does not read as much.

@@ -36,13 +36,10 @@ from dqlib.architectures import architecture_of
 from dqlib.engines import ENGINES
 from dqlib.engines.base import Decoding
 from dqlib.engines.classifier import CLASSIFIERS, Reading
-from dqlib.engines.onnx_bart import BartGraphs, MarianGraphs, MBartGraphs
-from dqlib.engines.onnx_bert import BertGraphs
-from dqlib.engines.onnx_gpt2 import Gpt2Graphs
+from dqlib.engines.onnx_architectures import GRAPHS
 from dqlib.engines.onnx_graph import Graph, Numbers
 from dqlib.engines.onnx_model import FORMAT, OnnxEngine
 from dqlib.engines.onnx_stacks import Stacks
-from dqlib.engines.onnx_t5 import T5Graphs
 from dqlib.engines.onnx_weights import KERNEL_BITS, Weights, values_of
 from dqlib.errors import InputError, check_choice
 from dqlib.files import atomic_folder
@@ -52,16 +49,6 @@ WEIGHTS = "weights.bin"
 
 #: How an encoder may be written: one byte per weight, or as the decoder is.
 ENCODERS = ("int8", "packed")
-
-#: What makes the graphs of each architecture that is served.
-_GRAPHS: dict[str, type[Stacks]] = {
-    "bart": BartGraphs,
-    "mbart": MBartGraphs,
-    "marian": MarianGraphs,
-    "t5": T5Graphs,
-    "bert": BertGraphs,
-    "gpt2": Gpt2Graphs,
-}
 
 
 def export_onnx(
@@ -125,9 +112,9 @@ def _checked(config: PreTrainedConfig, bits: int | None, encoder: str | None) ->
     Raises:
         InputError: they do not.
     """
-    kind = _GRAPHS.get(config.model_type)
+    kind = GRAPHS.get(config.model_type)
     if kind is None:
-        served = ", ".join(sorted(_GRAPHS))
+        served = ", ".join(sorted(GRAPHS))
         raise InputError("model_type", config.model_type, f"one of {served}, which the engine onnxruntime serves")
     if bits is not None and bits not in KERNEL_BITS:
         raise InputError("bits", bits, "2, 4 or 8, or None for the fewest that do")

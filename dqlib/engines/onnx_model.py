@@ -194,9 +194,8 @@ class OnnxEngine(Engine):
         mask: np.ndarray = np.zeros((texts, source), np.int32)
         for i, row in enumerate(input_ids):
             ids[i, : len(row)], mask[i, : len(row)] = row, 1
-        cross = np.empty(
-            (2 * description["layers"], texts, description["heads"], source, description["head_dim"]), np.float32
-        )
+        shape = 2 * description["layers"], texts, description["heads"], source, description["head_dim"]
+        cross: np.ndarray = np.empty(shape, np.float32)
         binding = self._encoders[0].io_binding()
         bound(binding.bind_ortvalue_input, input_ids=ids, mask=mask)
         bound(binding.bind_ortvalue_output, cross=cross)
@@ -261,11 +260,9 @@ def sessions(folder: Path, threads: int | None, *names: str) -> list[onnxruntime
     options.enable_mem_pattern = False  # which plans for shapes that come once
     # Else the threads of one graph keep a core busy while the other's want it.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    cpu = ["CPUExecutionProvider"]
     try:
-        return [
-            onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
-            for name in names
-        ]
+        return [onnxruntime.InferenceSession(str(folder / name), options, providers=cpu) for name in names]
     except Exception as error:  # ONNX Runtime's have no class in common
         raise InputError("folder", str(folder), f"one that ONNX Runtime reads ({error})") from None
 

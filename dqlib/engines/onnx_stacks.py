@@ -116,9 +116,8 @@ class Stacks(Layers):
             neurons, down = self.neurons(layer)
             paths += [*self.projections(layer), *self.output(layer), *neurons, *down]
         values = [self.weights.values[f"{path}.weight"] for path in paths]
-        return all(
-            isinstance(each, Quantized) and each.zero_point is None and each.scale.size(-1) == 1 for each in values
-        )
+        codes = [each for each in values if isinstance(each, Quantized) and each.zero_point is None]
+        return len(codes) == len(values) and all(each.scale.size(-1) == 1 for each in codes)
 
     def source_projections(self) -> list[str]:
         """Paths of what makes the keys and values that a decoder's layers attend to."""

@@ -159,13 +159,9 @@ def account(what: PreTrainedModel | str | Path, teacher_bytes: int | None = None
         parts["scales"] += Part(size_bytes=entry.scale_bytes)
     parts["overhead"] += Part(size_bytes=overhead)
     heads = [entry for entry in entries if entry.bits < 8 * FP16_BYTES and _HEADS.intersection(entry.names)]
+    numbers, own = sum(each.numel for each in heads), sum(each.size_bytes for each in heads if len(each.names) == 1)
     fp32_bytes = sum(part.fp32_bytes for part in parts.values())
-    return Account(
-        parts,
-        fp32_bytes if teacher_bytes is None else teacher_bytes,
-        sum(entry.numel for entry in heads),
-        sum(entry.size_bytes for entry in heads if len(entry.names) == 1),
-    )
+    return Account(parts, fp32_bytes if teacher_bytes is None else teacher_bytes, numbers, own)
 
 
 def fp32_bytes_of(folder: str | Path) -> int:
@@ -196,9 +192,8 @@ def _entry(record: Mapping[str, Any]) -> Entry:
     """The footprint's entry of what a manifest says of a parameter."""
     sizes = [ITEM_BYTES[kind] * prod(shape) for kind, shape in expected_tensors(record).values()]
     numel, bits = prod(record["shape"]), record.get("bits", 8 * FP16_BYTES)
-    return Entry(
-        tuple(record["names"]), record["kind"], numel, bits, sum(sizes[:1]), sum(sizes[1:]), record.get("repeats")
-    )
+    names, repeats = tuple(record["names"]), record.get("repeats")
+    return Entry(names, record["kind"], numel, bits, sum(sizes[:1]), sum(sizes[1:]), repeats)
 
 
 def _part(entry: Entry) -> tuple[str, Part]:
