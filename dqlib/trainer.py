@@ -148,11 +148,7 @@ class DistillationMixin:
         return (loss, outputs) if return_outputs else loss
 
     def _labels(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Labels of the logits, each at its own place.
-
-        Raises:
-            InputError: a batch has none.
-        """
+        """Labels of the logits, each at its own place, or an ``InputError`` where a batch has none."""
         if inputs.get("labels") is None:
             raise InputError("labels", None, "a column of the data set, or be made by the data collator")
         labels: Tensor = inputs["labels"]

@@ -121,11 +121,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _new_tokens(engine: Engine, options: argparse.Namespace) -> int:
-    """Tokens that are written at most.
-
-    Raises:
-        InputError: the model has no positions for so many, or more are to be written at least.
-    """
+    """Tokens that are written at most, if the model has positions for so many and no more are wanted at least."""
     most = engine.new_tokens(options.max_new_tokens)
     if (options.min_new_tokens or 0) > most:
         raise InputError("--min-new-tokens", options.min_new_tokens, f"at most {most}, as many as are written at most")
@@ -188,6 +184,10 @@ def _study_installed() -> Iterator[None]:
         raise InputError("dqlib", "without the study", allowed) from None
 
 
+def _named(metavar: str, text: str) -> dict[str, Any]:
+    return {"metavar": metavar, "help": text}
+
+
 _ENGINE = {"choices": ENGINES, "help": "that runs it (default: the one it was made for)"}
 
 #: All subcommands, by name.
@@ -206,8 +206,8 @@ COMMANDS = {
         _pack,
         "dqlib pack runs/laptop/summarization/students/2-2-8_2-2 packed",
         {
-            "student": {"metavar": "STUDENT_FOLDER", "help": "folder of a trained student, with its tokenizer"},
-            "out": {"metavar": "OUT", "help": "folder to write: new, empty, or a packed model, which is replaced"},
+            "student": _named("STUDENT_FOLDER", "folder of a trained student, with its tokenizer"),
+            "out": _named("OUT", "folder to write: new, empty, or a packed model, which is replaced"),
             "--round": {
                 "action": "store_true",
                 "help": "round a student to fp16 that was not rounded before its evaluation; its score may then differ "
@@ -219,26 +219,25 @@ COMMANDS = {
         _inspect,
         "dqlib inspect packed --teacher runs/laptop/summarization/teacher",
         {
-            "folder": {"metavar": "FOLDER", "help": "folder of a packed model"},
-            "--teacher": {
-                "metavar": "FOLDER",
-                "help": "tell ratios against this model in fp32 (default: the packed model's own shape)",
-            },
+            "folder": _named("FOLDER", "folder of a packed model"),
+            "--teacher": _named(
+                "FOLDER", "tell ratios against this model in fp32 (default: the packed model's own shape)"
+            ),
         },
         light=True,
     ),
     "verify": Command(
         _verify,
         "dqlib verify packed",
-        {"folder": {"metavar": "FOLDER", "help": "folder that dqlib wrote: a packed, exported or saved model"}},
+        {"folder": _named("FOLDER", "folder that dqlib wrote: a packed, exported or saved model")},
         light=True,
     ),
     "export": Command(
         _export,
         "dqlib export packed fast --engine ctranslate2",
         {
-            "model": {"metavar": "MODEL", "help": "folder of a packed model, of a student, or of a teacher"},
-            "out": {"metavar": "OUT", "help": "folder to write: new, empty, or an exported model, to be replaced"},
+            "model": _named("MODEL", "folder of a packed model, of a student, or of a teacher"),
+            "out": _named("OUT", "folder to write: new, empty, or an exported model, to be replaced"),
             "--engine": {"choices": ENGINES[1:], "required": True, "help": "program that is to run it"},
             "--quantization": {
                 "help": "of ctranslate2: int8 or float32 (default: int8 for what has quantized weights, float32 for a "
@@ -258,8 +257,8 @@ COMMANDS = {
         _agree,
         "echo 'Return the sum of a list of numbers.' | dqlib agree packed fast --beams 1",
         {
-            "reference": {"metavar": "REFERENCE", "help": "folder of a model, whose tokenizer is used for both"},
-            "folder": {"metavar": "FOLDER", "help": "folder of the model that is compared with it"},
+            "reference": _named("REFERENCE", "folder of a model, whose tokenizer is used for both"),
+            "folder": _named("FOLDER", "folder of the model that is compared with it"),
             **(READING | SEARCH | COLUMNS),
         },
     ),
@@ -267,10 +266,7 @@ COMMANDS = {
         classify,
         "printf 'a summary\\ta text\\n' | dqlib classify packed --pairs",
         {
-            "folder": {
-                "metavar": "MODEL",
-                "help": "folder of a packed, exported or trained classifier, with a tokenizer",
-            },
+            "folder": _named("MODEL", "folder of a packed, exported or trained classifier, with a tokenizer"),
             "--engine": _ENGINE,
             **(READING | COLUMNS),
             "--format": {
@@ -285,7 +281,7 @@ COMMANDS = {
         _generate,
         "echo 'Return the sum of a list of numbers.' | dqlib generate packed --beams 4 --max-new-tokens 32",
         {
-            "folder": {"metavar": "FOLDER", "help": "folder of a packed or exported model, with a tokenizer"},
+            "folder": _named("FOLDER", "folder of a packed or exported model, with a tokenizer"),
             "--engine": _ENGINE,
             **(READING | SEARCH),
         },

@@ -107,11 +107,7 @@ def export_onnx(
 
 
 def _checked(config: PreTrainedConfig, bits: int | None, encoder: str | None) -> type[Stacks]:
-    """What makes the graphs, once it is checked that the kernels serve a configuration and an export's options.
-
-    Raises:
-        InputError: they do not.
-    """
+    """What makes the graphs, once it is checked that the kernels serve a configuration and an export's options."""
     kind = GRAPHS.get(config.model_type)
     if kind is None:
         served = ", ".join(sorted(GRAPHS))

@@ -208,12 +208,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 def _built(
     config: PreTrainedConfig, name: object, parameters: Sequence[Stored], heads: int | None = None
 ) -> PreTrainedModel:
-    """A model without numbers, if these parameters fit it, which is found out before it takes any memory.
-
-    Raises:
-        InputError: the class is unknown, the configuration none that a model can be built of, or a parameter does not
-            fit.
-    """
+    """A model without numbers, if these parameters fit it, which is found out before it takes any memory."""
     kind = model_class(config, name)
     empty = empty_model(kind, config, len(parameters), CONFIG, heads)
     check_fit(empty, parameters)

@@ -134,11 +134,7 @@ def unpack_rows(
 
 
 def _reader(packed: Tensor, count: int, bits: int, encoding: str) -> Callable[[int, np.ndarray], None]:
-    """What writes codes to memory (int8) that holds as many as are wanted: from the one with a number on.
-
-    Raises:
-        InputError: as :func:`unpack`.
-    """
+    """What writes codes to memory (int8) that holds as many as are wanted: from the one with a number on."""
     size, ternary, parts = packed_size(count, bits, encoding), encoding == "ternary", _parts(bits, encoding)
     if packed.numel() != size:
         raise InputError("packed", f"{packed.numel()} bytes", f"{size} bytes for {count} codes of {bits} bits")

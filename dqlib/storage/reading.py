@@ -351,11 +351,7 @@ def _generation(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
 
 
 def _weights(folder: Path, bins: bool = False) -> dict[str, Tensor]:
-    """All tensors of a folder's weights, by name; their numbers are not read yet.
-
-    Raises:
-        InputError: a file is damaged, or said to lie elsewhere.
-    """
+    """All tensors of a folder's weights, by name; their numbers are not read yet."""
     for whole in (SAFETENSORS, "pytorch_model.bin")[: 1 + bins]:
         index = folder / f"{whole}.index.json"
         if (folder / whole).is_file():
@@ -382,11 +378,9 @@ def _weights(folder: Path, bins: bool = False) -> dict[str, Tensor]:
 
 
 def _check_kind(folder: Path, student: bool) -> None:
-    """Refuse the weights of a student, which alone are another model, for one, and a folder that was changed since.
+    """Refuse a folder that was changed since dqlib wrote it, is a student's, or is none where one is wanted.
 
-    Raises:
-        InputError: the folder is a student's, with or without its manifest, or is none where one is wanted, or was
-            changed since dqlib wrote it.
+    The weights of a student alone are another model, with or without its manifest.
     """
     if student or (folder / MANIFEST).is_file():
         manifest = opened(folder, "student" if student else "model")
@@ -418,11 +412,7 @@ def _check_sizes(
     where: str,
     heads: int | None = None,
 ) -> None:
-    """Hold a configuration against the tensors that there are, before a model of it takes any memory.
-
-    Raises:
-        InputError: a tensor has another shape, or the model has far more numbers than the weights.
-    """
+    """Hold a configuration against the tensors that there are, before a model of it takes any memory."""
     empty = empty_model(kind, config, len(weights), where, heads)
     for name, value in empty.state_dict().items():
         if name in weights and weights[name].shape != value.shape:
@@ -445,9 +435,6 @@ def _check_complete(
         report: of transformers, on names that were missing or left over.
         exact: whether this dqlib wrote them; else what the class declares to be computed, or to be left over from older
             versions, may be missing or be there.
-
-    Raises:
-        InputError: a tensor is missing or left over, or a number is not finite; the tensor is named.
     """
     missing, extra = set(report["missing_keys"]), set(report["unexpected_keys"])
     state = model.state_dict(keep_vars=True)

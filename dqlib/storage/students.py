@@ -120,11 +120,7 @@ def in_shape(config: Config, model: PreTrainedModel) -> Config:
 
 
 def _kept_heads(kept: Any, config: Config, model: PreTrainedModel) -> dict[str, list[list[int]]]:
-    """The teacher's heads that each layer of a student has, as a manifest has them.
-
-    Raises:
-        InputError: they are not as many as the configuration says, or none of the teacher's.
-    """
+    """The teacher's heads that each layer of a student has, if they are as many as the configuration says."""
     names = architecture_of(model.config)
     expected = {side: getattr(config, f"{side}_layers") for side in names.stacks}
     if len(names.attentions) > 1:
