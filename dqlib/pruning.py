@@ -35,8 +35,6 @@ class Units:
 
     Args:
         part: ``encoder``, ``decoder`` or ``cross`` for heads; empty for neurons.
-        layer: of the stack, from 0.
-        path: of the projection that reads them, in the model.
         writers: the projections whose outputs they are; of heads, that of the values.
         size: features of one.
         attention: of these heads; None for neurons.

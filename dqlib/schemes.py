@@ -30,7 +30,6 @@ class Grid:
     """What a scheme is asked for besides the weight.
 
     Args:
-        bits: of a code.
         full_range: divide the range into 2^b steps and clip the topmost, where the scheme has that choice.
         integer_zero_point: round the zero point, so that zero itself has a code.
         learned: the trained scale, for a scheme that has one: (rows, groups, 1).
@@ -65,8 +64,6 @@ class Scheme:
     """A way to make codes of a weight.
 
     Args:
-        name: by which presets and files name it.
-        bits: that it has a grid for.
         codes: (w, grid) to codes (in floating point), scales (rows, groups, 1) and zero points, or None without.
         trained: how its scale is trained; None where it follows from the weight. A trained factor may multiply that.
         lowest: whether the lowest code, -2^(b-1), is used: ``never``, ``always``, or with ``full_range``.

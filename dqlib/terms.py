@@ -52,7 +52,6 @@ class StackPart:
     Attributes:
         mask: (batch, tokens), True where a token counts.
         keys: (batch, tokens), how many keys each token sees, for attention.
-        denominator: tokens of the whole step.
     """
 
     name: str

@@ -31,8 +31,6 @@ class Command:
 
     Args:
         run: does it, and gives the exit code; its docstring is the help.
-        example: how it is called, and what comes out.
-        arguments: as ``add_argument`` takes them, by name.
         light: whether it does without torch and transformers, which take seconds to import.
     """
 

@@ -106,8 +106,6 @@ class Classified:
     """What a classifier says of a text.
 
     Args:
-        label: the class that is most probable.
-        probabilities: of all classes, by their names.
         cut: whether the text was longer than the model reads, and its end was not read.
     """
 

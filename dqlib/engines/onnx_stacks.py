@@ -147,7 +147,6 @@ class Stacks(Layers):
             g: with the input ``mask``, (texts, tokens).
             x: (rows, features), the tokens of all texts.
             by_text: the shape (texts, tokens, features of all heads).
-            zero: zero points of the rows (see :meth:`zero_points`).
             distances: added to the scores, (1, heads, tokens, tokens).
         """
         (heads, size), norms, residual = self.heads("encoder"), self._norms("encoder"), x

@@ -44,8 +44,6 @@ class Entry:
     """Account of one parameter in one form.
 
     Args:
-        names: of the parameter, more than one where it is tied.
-        kind: ``weights``, ``embedding``, ``positions`` or ``rest``.
         bits: of a code, 16 where it is not quantized.
         code_bytes: codes packed without gaps (three levels: five per byte; four: four), or fp16 numbers.
         scale_bytes: scales (fp16) and zero points.
@@ -107,11 +105,6 @@ class Account:
         in fp32, and nothing for a head in full precision.
         """
         return sum(self.parts.values(), Part())
-
-    @property
-    def tensor_bytes(self) -> int:
-        """Bytes of all tensors: what :func:`dqlib.storage.footprint.size_bytes` counts."""
-        return self.total.size_bytes - self.parts["overhead"].size_bytes
 
     def with_full_head(self, bytes_a_number: int) -> int:
         """Bytes if the output head were not quantized, but had a table of fp16 (2 bytes) or fp32 (4 bytes)."""

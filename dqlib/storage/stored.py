@@ -98,8 +98,6 @@ class Stored:
 
     Args:
         names: it has in the model's state; tied ones are stored once, under the first.
-        kind: one of :data:`dqlib.storage.manifest.TENSOR_KINDS`.
-        shape: in the model.
         content: packed, or fp16; None for a buffer of zeros, of which nothing is stored.
         repeats: name of the packed weight whose full-precision original this is: a table that is looked up
             quantized, while the output head tied to it is not quantized.
