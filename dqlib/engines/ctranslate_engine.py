@@ -39,7 +39,6 @@ class CTranslate2Engine(Engine):
 
     Args:
         threads: of one call; None for CTranslate2's choice.
-        device: ``cpu``, or ``cuda`` where there is one.
 
     Raises:
         InputError: the folder is none of these, or a file of it was changed.
@@ -47,7 +46,7 @@ class CTranslate2Engine(Engine):
 
     name = NAME
 
-    def __init__(self, folder: str | Path, threads: int | None = None, device: str = "cpu") -> None:
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         folder = Path(folder)
         manifest = described(folder, NAME, classifies=False)
         self.vocabulary = _vocabulary(folder, manifest)
@@ -59,9 +58,9 @@ class CTranslate2Engine(Engine):
             for name in ("add_source_bos", "add_source_eos"):  # CTranslate2 would find it out while it translates
                 if not isinstance(config.get(name), bool):
                     raise InputError(f"{CONFIG}, {name}", config.get(name), "true or false")
-            self.translator = _loaded(ctranslate2.Translator, folder, threads, device)
+            self.translator = _loaded(ctranslate2.Translator, folder, threads)
         else:
-            self.generator = _loaded(ctranslate2.Generator, folder, threads, device)
+            self.generator = _loaded(ctranslate2.Generator, folder, threads)
 
     def _write(
         self, sources: list[list[int]], starts: list[int | None], beams: int, new_tokens: int, decoding: Decoding
@@ -137,7 +136,7 @@ class CTranslate2Classifier(Classifier):
 
     name = NAME
 
-    def __init__(self, folder: str | Path, threads: int | None = None, device: str = "cpu") -> None:
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         folder = Path(folder)
         manifest = described(folder, NAME, classifies=True)
         self.vocabulary_size = len(_vocabulary(folder, manifest))
@@ -150,7 +149,7 @@ class CTranslate2Classifier(Classifier):
             raise InputError(HEAD, f"damaged ({error})", "weight and bias of the classifier") from None
         if self._weight.shape[:1] != self._bias.shape or len(self._bias) != len(self.labels):
             raise InputError(HEAD, self._weight.shape, f"a row for each of the {len(self.labels)} classes")
-        self.encoder = _loaded(ctranslate2.Encoder, folder, threads, device)
+        self.encoder = _loaded(ctranslate2.Encoder, folder, threads)
 
     def _logits(self, input_ids: Sequence[Sequence[int]]) -> np.ndarray:
         ids, types, mask = self.reading.batch(input_ids)
@@ -160,10 +159,10 @@ class CTranslate2Classifier(Classifier):
         return np.array(output.pooler_output) @ self._weight.T + self._bias
 
 
-def _loaded(kind: Any, folder: Path, threads: int | None, device: str) -> Any:
+def _loaded(kind: Any, folder: Path, threads: int | None) -> Any:
     """A model in CTranslate2."""
     try:
-        return kind(str(folder), device=device, compute_type="default", inter_threads=1, intra_threads=threads or 0)
+        return kind(str(folder), device="cpu", compute_type="default", inter_threads=1, intra_threads=threads or 0)
     except (RuntimeError, ValueError) as error:
         raise InputError("folder", str(folder), f"one that CTranslate2 reads ({error})") from None
 

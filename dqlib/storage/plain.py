@@ -42,6 +42,7 @@ def plain_model(model: PreTrainedModel, codes: bool = False) -> PreTrainedModel:
 
     Args:
         model: a student, what ``load_packed`` gave, or any other model, of which a copy is given.
+        codes: give each quantized weight its codes instead (see :func:`codes_of`).
 
     Returns:
         A model in evaluation mode, in fp32, on the CPU; a table looked up quantized is apart from a head that is not.
