@@ -229,7 +229,7 @@ def looks_back(decoding: Decoding) -> bool:
 
 
 class Engine(ABC):
-    """A model that is ready to write.
+    """A model that is ready to write; without a tokenizer, token ids only.
 
     Attributes:
         early_stopping: of the beam search, see :class:`Decoding`; the model's own until it is set.

@@ -115,7 +115,7 @@ class Classified:
 
 
 class Classifier(ABC):
-    """A model that is ready to classify."""
+    """A model that is ready to classify; without a tokenizer, token ids only."""
 
     name: ClassVar[str]
     vocabulary_size: int

@@ -44,6 +44,7 @@ class Entry:
     """Account of one parameter in one form.
 
     Args:
+        kind: ``weights``, ``embedding``, ``positions`` or ``rest``.
         bits: of a code, 16 where it is not quantized.
         code_bytes: codes packed without gaps (three levels: five per byte; four: four), or fp16 numbers.
         scale_bytes: scales (fp16) and zero points.
