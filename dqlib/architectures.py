@@ -19,12 +19,7 @@ if TYPE_CHECKING:  # names alone are asked for without torch, too
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A pile of layers that a student may take some of.
-
-    Args:
-        layers: path of the module list.
-        depth: field of the model's configuration that says how many there are.
-    """
+    """A pile of layers that a student may take some of."""
 
     layers: str
     depth: str

@@ -83,11 +83,6 @@ def relations(states: Sequence[Tensor], attention_mask: Tensor | None) -> Tensor
     return torch.softmax(torch.cat(scores, dim=2), dim=-1)
 
 
-def register_attention() -> None:
-    """Make ``"dqlib"`` known to transformers, with the mask that it needs."""
-    AttentionInterface.register(NAME, quantized_attention)
-    # Without a mask function of its own, an attention loses the padding mask and says nothing.
-    AttentionMaskInterface.register(NAME, eager_mask)
-
-
-register_attention()
+AttentionInterface.register(NAME, quantized_attention)
+# Without a mask function of its own, an attention loses the padding mask and says nothing.
+AttentionMaskInterface.register(NAME, eager_mask)

@@ -45,8 +45,6 @@ class Config:
         w_bits: bits of a weight of a linear layer, one of :data:`WEIGHT_BITS`.
         e_bits: bits of a weight of the token embedding, which is also the output head.
         a_bits: bits of an activation, one of :data:`ACTIVATION_BITS`.
-        encoder_layers: number of encoder layers, at least 1.
-        decoder_layers: number of decoder layers, at least 1.
         budget: bytes of all tensors of its packed file. Bits are then chosen per module, of :data:`BUDGET_BITS`;
             ``w_bits`` is then the number nearest to their mean in linear layers, which a preset's recipe goes by,
             ``e_bits`` that of embeddings, and both are 0 until they are chosen.
@@ -144,15 +142,8 @@ class Config:
         """The same shape and activations, with so many bits in all linear layers and embeddings."""
         return replace(self, w_bits=bits, e_bits=bits, budget=None, modules=(), all_layers=False)
 
-    def check_fits(
-        self, encoder_layers: int, decoder_layers: int, heads: int | None = None, ffn: int | None = None
-    ) -> None:
-        """Check that a teacher of that shape has the layers, heads and neurons that this student would copy.
-
-        Args:
-            encoder_layers, decoder_layers: of the teacher.
-            heads, ffn: fewest heads of one of its attentions, and neurons of one of its feed-forward layers; None for
-                no check.
+    def check_fits(self, encoder_layers: int, decoder_layers: int, heads: int, ffn: int) -> None:
+        """Check that a teacher has the layers, heads and neurons that this student would copy.
 
         Raises:
             InputError: the student is deeper or wider than the teacher.
@@ -160,7 +151,7 @@ class Config:
         teacher = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers, "heads": heads, "ffn": ffn}
         for field, most in teacher.items():
             value = getattr(self, field)
-            if value is not None and most is not None and value > most:
+            if value is not None and value > most:
                 raise InputError(f"config '{self}', {field}", value, f"at most {most}, as many as the teacher has")
 
 

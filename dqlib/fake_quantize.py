@@ -52,8 +52,6 @@ class WeightFakeQuantizer(nn.Module):
     Args:
         weight: the weight to be quantized; trained scales start from its values.
         bits: 1 to 8.
-        granularity: of the scales.
-        quantization: schemes, clip and trained factor.
 
     Attributes:
         learned: trained scale, gamma or factor, in the shape of the scales; None where nothing is trained.

@@ -26,15 +26,9 @@ def _whole(low: int, high: int = 2**31 - 1) -> tuple[Check, str]:
     return lambda value, _: type(value) is int and low <= value <= high, f"a whole number from {low} to {high}"
 
 
-def _number(above: float, most: float = _LARGEST) -> tuple[Check, str]:
-    def check(value: Any, _: int) -> bool:
-        return type(value) in (int, float) and above < value <= most
-
-    return check, f"a number above {above:g} and at most {most:g}"
-
-
-def _between(low: float, high: float) -> tuple[Check, str]:
-    return lambda value, _: type(value) in (int, float) and low <= value <= high, f"a number from {low} to {high}"
+def _positive(most: float = _LARGEST) -> tuple[Check, str]:
+    allowed = f"a number above 0 and at most {most:g}"
+    return lambda value, _: type(value) in (int, float) and 0 < value <= most, allowed
 
 
 def _is_token(value: Any, vocabulary: int) -> bool:
@@ -62,9 +56,12 @@ SETTINGS: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values"), _BOOLEAN),
     "_from_model_config": _BOOLEAN,
     "early_stopping": (lambda value, _: isinstance(value, bool) or value == "never", "true, false or 'never'"),
-    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "temperature"), _number(0)),
-    "length_penalty": _between(-MOST_LENGTH_PENALTY, MOST_LENGTH_PENALTY),
-    **dict.fromkeys(("top_p", "typical_p"), _number(0, 1)),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "temperature"), _positive()),
+    "length_penalty": (
+        lambda value, _: type(value) in (int, float) and abs(value) <= MOST_LENGTH_PENALTY,
+        f"a number from {-MOST_LENGTH_PENALTY} to {MOST_LENGTH_PENALTY}",
+    ),
+    **dict.fromkeys(("top_p", "typical_p"), _positive(1)),
     **dict.fromkeys(("pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id"), _TOKEN),
     **dict.fromkeys(("eos_token_id", "forced_eos_token_id"), _ENDS),
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), _TOKENS),
@@ -73,7 +70,7 @@ SETTINGS: dict[str, tuple[Check, str]] = {
         "lists of ids of the vocabulary",
     ),
     "exponential_decay_length_penalty": (
-        lambda value, _: isinstance(value, list) and len(value) == 2 and all(map(_number(0)[0], value, (0, 0))),
+        lambda value, _: isinstance(value, list) and len(value) == 2 and all(map(_positive()[0], value, (0, 0))),
         "a length and a factor, both above 0",
     ),
 }  # fmt: skip
@@ -85,19 +82,8 @@ _FORM = (
 )
 
 
-def check_beams(value: int) -> None:
-    """Refuse a number of beams that no search has."""
-    if not 1 <= value <= MOST_BEAMS:
-        raise InputError("num_beams", value, f"from 1 to {MOST_BEAMS}")
-
-
 def checked_settings(content: Mapping[str, Any], vocabulary: int, where: str) -> dict[str, Any]:
     """The settings of a generation that a file has: of known names, each in its range.
-
-    Args:
-        content: that of a ``generation_config.json``.
-        vocabulary: ids that the model has.
-        where: it was read from, for the error.
 
     Raises:
         InputError: a setting is not known here and asks for something, or is out of range.

@@ -29,7 +29,6 @@ class ActivationFakeQuantizer:
 
     Args:
         bits: of the grid; 32 leaves activations as they are.
-        quantization: granularity, clip and grid of probabilities.
     """
 
     def __init__(self, bits: int = FULL_PRECISION, quantization: ActivationQuantization | None = None) -> None:
@@ -178,9 +177,7 @@ def quantize_linear(
     """Turn a linear layer into a quantized one, in place.
 
     Args:
-        layer: what becomes quantized.
         quantizer: of its weight; None leaves the weight as it is.
-        activation: rounds its input.
         output_heads: heads of the keys or values that it makes, which are rounded; None if it makes none.
         output_skip: leading outputs that are not among them (a query made by the same projection).
         tied: whether the quantizer is that of another layer, which has the same weight.

@@ -28,7 +28,6 @@ class LayerStates:
 
     Attributes:
         entering, leaving: of each stack, by side (``encoder``, ``decoder``); one per layer of the student.
-        logits: of the model.
     """
 
     entering: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -58,8 +57,6 @@ def layerwise_states(
 
     Args:
         student, teacher: of the same architecture; the gradient is the student's alone.
-        inputs: of both models' forward.
-        maps: teacher layer that supervises each student layer.
         forward: what calls the student, such as a wrapper for several processes; the student itself, when None.
 
     Returns:
@@ -92,7 +89,6 @@ def layerwise_terms(
     nothing.
 
     Args:
-        student, teacher: as :func:`layerwise_states` gives them.
         labels: (batch, target), -100 where padded; (batch,) of a classifier.
         source_mask: (batch, source), True where not padded.
         denominators: source and target tokens of the whole step.
@@ -144,9 +140,9 @@ def _recorded(model: PreTrainedModel, maps: LayerMaps, given: LayerStates | None
         for number, (first, last) in enumerate(parts):
             instead = None if given is None else given.entering[side][number]
             end = given.leaving[side][number] if given is not None and number == len(parts) - 1 else None
-            enter = _Enter(states.entering[side], instead)
+            enter, leave = _Hook(states.entering[side], instead).enter, _Hook(states.leaving[side], end).leave
             handles.append(layers[first].register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(layers[last].register_forward_hook(_Leave(states.leaving[side], end)))
+            handles.append(layers[last].register_forward_hook(leave))
     try:
         yield states
     finally:
@@ -155,27 +151,21 @@ def _recorded(model: PreTrainedModel, maps: LayerMaps, given: LayerStates | None
 
 
 @dataclass
-class _Enter:
-    """Before a layer: keeps the hidden state that comes, and puts the given one in its place."""
+class _Hook:
+    """Keeps the hidden state that comes to a layer, or leaves it, and puts the given one in its place."""
 
     kept: list[Tensor]
     instead: Tensor | None
 
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before a layer."""
         self.kept.append(args[0] if args else kwargs["hidden_states"])
         if self.instead is None:
             return None
         return ((self.instead, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": self.instead})
 
-
-@dataclass
-class _Leave:
-    """After a layer, which gives its hidden state alone or first of several things."""
-
-    kept: list[Tensor]
-    instead: Tensor | None
-
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def leave(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """After a layer, which gives its hidden state alone or first of several things."""
         alone = isinstance(output, Tensor)
         self.kept.append(output if alone else output[0])
         if self.instead is None:

@@ -145,11 +145,7 @@ def relation_kl(student: Tensor, teacher: Tensor, mask: Tensor, denominator: Ten
 
 
 def token_contrastive(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor,
-    denominator: Tensor | float | None = None,
-    temperature: float = 0.1,
+    student: Tensor, teacher: Tensor, mask: Tensor, denominator: Tensor | float | None = None, temperature: float = 0.1
 ) -> Tensor:
     """Contrast of tokens: a student's token should be most like the same token of the teacher.
 
@@ -175,7 +171,6 @@ class MemoryBank:
     vocabulary, so that its size does not grow with the corpus and a short training meets each more than once.
 
     Args:
-        size: number of entries.
         momentum: part of the old average that stays.
     """
 

@@ -102,10 +102,7 @@ class Preset:
     """A method of making a model small.
 
     Args:
-        name: of the preset.
         weights, activations: how each becomes codes.
-        loss: terms and weights of the distillation.
-        recipe: of the training.
         by_bits: recipes of weight bits that need another one.
         rate_exponent: the rate of a student whose layers keep a part ``kept`` of their teacher's weights is
             ``kept ** -rate_exponent`` times that of one that keeps them all.
@@ -152,7 +149,6 @@ class Preset:
         """The recipe for a student of that many weight bits.
 
         Args:
-            config: of the student.
             kept: part of the weights in its teacher's layers that the student's layers have, as
                 :func:`dqlib.architectures.layer_weights` counts them; 1 for as many layers, heads and neurons.
         """
@@ -289,65 +285,58 @@ def _recipes(preset: Preset, **change: Any) -> dict[str, Any]:
     return {"recipe": replace(preset.recipe, **change), "by_bits": by_bits}
 
 
-def _variants() -> dict[str, Preset]:
-    d = DQLIB
-    changed: dict[str, dict[str, Any]] = {
-        "fixed-scales": {"weights": replace(d.weights, factor=False)},
-        "scale-a-tensor": {"weights": replace(d.weights, linear="per_tensor")},
-        "linear-rate": _recipes(d, schedule="linear"),
-        "squared-logits": {"loss": replace(d.loss, logits_loss="mse")},
-        "equal-losses": {"loss": LossWeights()},
-        "no-task": {"loss": replace(d.loss, task=0.0)},
-        "no-attention": {"loss": replace(d.loss, attention=0.0)},
-        "no-hidden": {"loss": replace(d.loss, hidden=0.0)},
-        "only-logits": {"loss": replace(d.loss, task=0.0, attention=0.0, hidden=0.0)},
-        "with-contrast": {"loss": replace(d.loss, contrastive=1.0)},
-        "progressive": _recipes(d, progressive=0.4),
-        "whole-sources": _recipes(d, short_sources=0.0),
-        "first": {  # before these two, at the rates that it had
-            "weights": DQLIB_TERNARY.weights,
-            "recipe": Recipe(schedule="cosine"),
-            "by_bits": _by_rate({1: 4.0, 2: 1.5, 8: 0.5}, schedule="cosine"),
-        },
-        "stretched": {"weights": replace(d.weights, two_bits="stretched")},
-        "learned-threshold": {"weights": replace(d.weights, two_bits="lsq")},
-        "elastic-binary": {"weights": replace(d.weights, one_bit="lsq")},
-        "groups-of-32": {"weights": replace(d.weights, linear="per_group_32")},
-        "layerwise": _recipes(d, layerwise=0.2),
-        "token-scaled": {"loss": replace(d.loss, logits_loss="tsld")},
-        "warm-logits": {"loss": replace(d.loss, temperature=2.0)},
-        "relations": {"loss": replace(d.loss, attention_maps="relations")},
-        "last-layer": {"loss": replace(d.loss, layers="last")},
-        "fading-layers": _recipes(d, layer_losses_until=0.5),
-        "averaged": _recipes(d, average=0.2),
-        "no-decay": _recipes(d, weight_decay=0.0),
-        "sequence-level": _recipes(d, teacher_targets=1.0),
-        "sequence-level-mixed": _recipes(d, teacher_targets=0.5),
-        "labelled-text": _recipes(d, labelled_text=0.5),
-        "on-policy": _recipes(d, on_policy=0.25),
-    }
-    return {f"dqlib-{name}": replace(d, name=f"dqlib-{name}", **change) for name, change in changed.items()}
+def _variants(base: Preset, changes: Mapping[str, dict[str, Any]]) -> dict[str, Preset]:
+    """Presets that differ from another one in what is changed, named after it."""
+    return {f"{base.name}-{n}": replace(base, name=f"{base.name}-{n}", **change) for n, change in changes.items()}
 
 
-def _variants_of_quantgpt() -> dict[str, Preset]:
-    """What QuantGPT's paper compares itself with, all else as in QuantGPT.
+#: ``dqlib`` with one part left out or made plain, and with one part more that we tried and did not keep.
+_OF_DQLIB: dict[str, dict[str, Any]] = {
+    "fixed-scales": {"weights": replace(DQLIB.weights, factor=False)},
+    "scale-a-tensor": {"weights": replace(DQLIB.weights, linear="per_tensor")},
+    "linear-rate": _recipes(DQLIB, schedule="linear"),
+    "squared-logits": {"loss": replace(DQLIB.loss, logits_loss="mse")},
+    "equal-losses": {"loss": LossWeights()},
+    "no-task": {"loss": replace(DQLIB.loss, task=0.0)},
+    "no-attention": {"loss": replace(DQLIB.loss, attention=0.0)},
+    "no-hidden": {"loss": replace(DQLIB.loss, hidden=0.0)},
+    "only-logits": {"loss": replace(DQLIB.loss, task=0.0, attention=0.0, hidden=0.0)},
+    "with-contrast": {"loss": replace(DQLIB.loss, contrastive=1.0)},
+    "progressive": _recipes(DQLIB, progressive=0.4),
+    "whole-sources": _recipes(DQLIB, short_sources=0.0),
+    "first": {  # before these two, at the rates that it had
+        "weights": DQLIB_TERNARY.weights,
+        "recipe": Recipe(schedule="cosine"),
+        "by_bits": _by_rate({1: 4.0, 2: 1.5, 8: 0.5}, schedule="cosine"),
+    },
+    "stretched": {"weights": replace(DQLIB.weights, two_bits="stretched")},
+    "learned-threshold": {"weights": replace(DQLIB.weights, two_bits="lsq")},
+    "elastic-binary": {"weights": replace(DQLIB.weights, one_bit="lsq")},
+    "groups-of-32": {"weights": replace(DQLIB.weights, linear="per_group_32")},
+    "layerwise": _recipes(DQLIB, layerwise=0.2),
+    "token-scaled": {"loss": replace(DQLIB.loss, logits_loss="tsld")},
+    "warm-logits": {"loss": replace(DQLIB.loss, temperature=2.0)},
+    "relations": {"loss": replace(DQLIB.loss, attention_maps="relations")},
+    "last-layer": {"loss": replace(DQLIB.loss, layers="last")},
+    "fading-layers": _recipes(DQLIB, layer_losses_until=0.5),
+    "averaged": _recipes(DQLIB, average=0.2),
+    "no-decay": _recipes(DQLIB, weight_decay=0.0),
+    "sequence-level": _recipes(DQLIB, teacher_targets=1.0),
+    "sequence-level-mixed": _recipes(DQLIB, teacher_targets=0.5),
+    "labelled-text": _recipes(DQLIB, labelled_text=0.5),
+    "on-policy": _recipes(DQLIB, on_policy=0.25),
+}
 
-    The fixed clip is that of Ternary Weight Networks, the nearest here to the paper's LAQ; the learned one is LSQ's
-    step, whose gradient has PACT's as a part.
-    """
-    q = QUANTGPT
-    fixed = replace(q.weights, one_bit="binary", two_bits="ternary", more_bits="symmetric")
-    changed: dict[str, dict[str, Any]] = {
-        "no-contrast": {"loss": replace(q.loss, contrastive=0.0)},
-        "fixed-clip": {"weights": fixed},
-        "learned-clip": {"weights": replace(q.weights, one_bit="lsq", two_bits="lsq", more_bits="lsq")},
-    }
-    return {f"quantgpt-{name}": replace(q, name=f"quantgpt-{name}", **change) for name, change in changed.items()}
+#: What QuantGPT's paper compares itself with, all else as in QuantGPT. The fixed clip is that of Ternary Weight
+#: Networks, the nearest here to the paper's LAQ; the learned one is LSQ's step, whose gradient has PACT's as a part.
+_OF_QUANTGPT: dict[str, dict[str, Any]] = {
+    "no-contrast": {"loss": replace(QUANTGPT.loss, contrastive=0.0)},
+    "fixed-clip": {"weights": replace(QUANTGPT.weights, one_bit="binary", two_bits="ternary", more_bits="symmetric")},
+    "learned-clip": {"weights": replace(QUANTGPT.weights, one_bit="lsq", two_bits="lsq", more_bits="lsq")},
+}
 
-
-#: ``dqlib`` with one part left out or made plain, with one part more that we tried and did not keep, and without
-#: any teacher; ``quantgpt`` with another clip, and without its contrast.
-VARIANTS: dict[str, Preset] = _variants() | _variants_of_quantgpt() | {QUANTIZATION_ONLY.name: QUANTIZATION_ONLY}
+#: These, and training without any teacher.
+VARIANTS = _variants(DQLIB, _OF_DQLIB) | _variants(QUANTGPT, _OF_QUANTGPT) | {QUANTIZATION_ONLY.name: QUANTIZATION_ONLY}
 
 
 def get_preset(name: str | Preset) -> Preset:

@@ -35,9 +35,6 @@ class Units:
 
     Args:
         part: ``encoder``, ``decoder`` or ``cross`` for heads; empty for neurons.
-        layer: of the stack, from 0.
-        path: of the projection that reads them, in the model.
-        reader: that projection.
         writers: the projections whose outputs they are; of heads, that of the values.
         size: features of one.
         attention: of these heads; None for neurons.
@@ -57,30 +54,31 @@ class Units:
         return matrix(self.reader).size(1) // self.size
 
 
-def units(model: PreTrainedModel, side: str) -> Iterator[Units]:
-    """Heads and neurons of all layers of a stack, ``encoder`` or ``decoder``."""
+def units(model: PreTrainedModel, *sides: str) -> Iterator[Units]:
+    """Heads and neurons of all layers, or of those of a stack, ``encoder`` or ``decoder``."""
     names = architecture_of(model.config)
-    stack = names.stacks[side]
-    for index, layer in enumerate(model.get_submodule(stack.layers)):
-        for path, output in zip(names.attentions, names.outputs, strict=True):
-            attention, reader = submodule(layer, path), submodule(layer, output)
-            if attention is not None:
-                part = side if path == names.attentions[0] else "cross"
-                writer, size = getattr(attention, names.key_value[-1]), getattr(attention, names.head_size)
-                yield Units(part, index, f"{stack.layers}.{index}.{output}", reader, (writer,), size, attention)
-        writers = tuple(submodules(layer, names.neurons))
-        for path in names.neurons_to:
-            reader = submodule(layer, path)
-            if reader is not None:
-                yield Units("", index, f"{stack.layers}.{index}.{path}", reader, writers)
+    for side in sides or names.stacks:
+        for index, layer in enumerate(model.get_submodule(names.stacks[side].layers)):
+            place = f"{names.stacks[side].layers}.{index}"
+            for path, output in zip(names.attentions, names.outputs, strict=True):
+                attention, reader = submodule(layer, path), submodule(layer, output)
+                if attention is not None:
+                    part = side if path == names.attentions[0] else "cross"
+                    writer, size = getattr(attention, names.key_value[-1]), getattr(attention, names.head_size)
+                    yield Units(part, index, f"{place}.{output}", reader, (writer,), size, attention)
+            writers = tuple(submodules(layer, names.neurons))
+            for path in names.neurons_to:
+                reader = submodule(layer, path)
+                if reader is not None:
+                    yield Units("", index, f"{place}.{path}", reader, writers)
 
 
 def check_widths(model: PreTrainedModel, config: Config, preset: Preset) -> None:
     """Raise an ``InputError`` unless rows of narrower projections divide into the preset's groups of weights."""
-    names, group = architecture_of(model.config), Granularity.parse(preset.weights.linear).group
+    group = Granularity.parse(preset.weights.linear).group
     if not group or config.w_bits >= FULL_PRECISION:
         return
-    each = next(each for side in names.stacks for each in units(model, side) if each.attention is not None)
+    each = next(each for each in units(model) if each.attention is not None)
     for field, size in (("heads", each.size), ("ffn", 1)):
         value = getattr(config, field)
         if value is not None and value * size % group:
@@ -98,14 +96,13 @@ def importance(model: PreTrainedModel, calibration: Calibration) -> dict[str, Te
 
     Args:
         model: in evaluation mode, in full precision; it is not changed.
-        calibration: batches, on any device.
 
     Raises:
         InputError: there is no batch, one has no labels or none that counts, or the loss is not finite.
     """
     if not len(calibration):
         raise InputError("calibration", "no batches", "one batch at least, or be left out to prune by norms of weights")
-    found = [each for side in architecture_of(model.config).stacks for each in units(model, side)]
+    found = list(units(model))
     gates: dict[str, list[Tensor]] = {each.path: [] for each in found}
     handles = [each.reader.register_forward_pre_hook(_gate(each, gates[each.path])) for each in found]
     scores = {each.path: torch.zeros(each.count, device=each.reader.weight.device) for each in found}
@@ -132,12 +129,11 @@ def norms(model: PreTrainedModel) -> dict[str, Tensor]:
     model reads; give a calibration set where there is one.
     """
     scores = {}
-    for side in architecture_of(model.config).stacks:
-        for each in units(model, side):
-            score = _norms(matrix(each.reader).T, each)
-            for writer in each.writers:
-                score = score * _norms(matrix(writer), each)
-            scores[each.path] = score
+    for each in units(model):
+        score = _norms(matrix(each.reader).T, each)
+        for writer in each.writers:
+            score = score * _norms(matrix(writer), each)
+        scores[each.path] = score
     return scores
 
 
@@ -149,8 +145,6 @@ def prune(model: PreTrainedModel, config: Config, scores: Importance, origins: M
 
     Args:
         model: in full precision, of the layers that the student is to have.
-        config: of the student.
-        scores: of the teacher.
         origins: the teacher's layer that each layer is a copy of, by side.
     """
     names = architecture_of(model.config)
@@ -190,13 +184,11 @@ def narrow(model: PreTrainedModel, heads: int | None) -> PreTrainedModel:
     """
     if heads is None:
         return model
-    names = architecture_of(model.config)
-    for side in names.stacks:
-        for each in units(model, side):
-            if each.attention is not None:
-                if heads > each.count:
-                    raise InputError("heads", heads, f"at most {each.count}, as many as {each.path} has")
-                _keep_heads(names, each, list(range(heads)))
+    for each in units(model):
+        if each.attention is not None:
+            if heads > each.count:
+                raise InputError("heads", heads, f"at most {each.count}, as many as {each.path} has")
+            _keep_heads(architecture_of(model.config), each, list(range(heads)))
     return model
 
 

@@ -82,8 +82,6 @@ def quantize(
 
     Args:
         weight: (rows, columns), floating point.
-        bits: 1 to 8.
-        granularity: of the scales.
         scheme: one of :data:`dqlib.schemes.SCHEMES`; by default binary, ternary or symmetric, as the bits say.
         learned: trained scale, step or factor, of the shape of the scales.
         clip: weights are clipped to [-clip, clip] first.
@@ -184,8 +182,6 @@ def fake_quantize_activation(
         x: (..., features).
         bits: 2 to 8 bits of the grid; 32 returns ``x`` itself.
         unsigned: use the grid 0 .. 2^b - 1, for attention probabilities.
-        per_tensor: one scale for all of ``x``.
-        clip: values are clipped to [-clip, clip] first.
         in_place: write the result over ``x``, which must not need a gradient.
 
     Returns:
@@ -207,7 +203,8 @@ def _checked(bits: int, scheme: Scheme | str | None) -> Scheme:
     if bits not in WEIGHT_BITS or bits == FULL_PRECISION:
         raise InputError("bits", bits, "a whole number from 1 to 8")
     scheme = WeightQuantization().scheme(bits) if scheme is None else Scheme.parse(scheme)
-    scheme.check_bits(bits)
+    if bits not in scheme.bits:
+        raise InputError("bits", bits, f"from {scheme.bits[0]} to {scheme.bits[-1]} with the scheme '{scheme}'")
     return scheme
 
 

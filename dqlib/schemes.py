@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dqlib.errors import InputError, check_choice
+from dqlib.errors import check_choice
 
 if TYPE_CHECKING:  # names and bits are asked for without torch, which takes seconds to import
     from torch import Tensor
@@ -30,7 +30,6 @@ class Grid:
     """What a scheme is asked for besides the weight.
 
     Args:
-        bits: of a code.
         full_range: divide the range into 2^b steps and clip the topmost, where the scheme has that choice.
         integer_zero_point: round the zero point, so that zero itself has a code.
         learned: the trained scale, for a scheme that has one: (rows, groups, 1).
@@ -65,10 +64,7 @@ class Scheme:
     """A way to make codes of a weight.
 
     Args:
-        name: by which presets and files name it.
-        bits: that it has a grid for.
         codes: (w, grid) to codes (in floating point), scales (rows, groups, 1) and zero points, or None without.
-        source: paper and equation.
         trained: how its scale is trained; None where it follows from the weight. A trained factor may multiply that.
         lowest: whether the lowest code, -2^(b-1), is used: ``never``, ``always``, or with ``full_range``.
         odd: whether codes are the odd numbers from -(2^b - 1) to 2^b - 1, as they always are at 1 bit.
@@ -104,11 +100,6 @@ class Scheme:
     def learned(self) -> bool:
         """Whether the scale is trained with the weights."""
         return self.trained is not None
-
-    def check_bits(self, bits: int) -> None:
-        """Raise an ``InputError`` unless the scheme has a grid of that many bits."""
-        if bits not in self.bits:
-            raise InputError("bits", bits, f"from {self.bits[0]} to {self.bits[-1]} with the scheme '{self}'")
 
     def grid(self, bits: int, full_range: bool = False) -> Sequence[int]:
         """The codes that a weight of that many bits may have."""
@@ -283,10 +274,7 @@ SCHEMES: dict[str, Scheme] = {
             _dynamic,
             "module-wise dynamic scaling of QuantGPT, arXiv:2203.10705, section 3.2",
             TrainedScale(
-                _start_of_dynamic,
-                lambda w, bits: _mean(w) / largest_code(bits),
-                largest_code,
-                linear_bits=(1,),
+                _start_of_dynamic, lambda w, bits: _mean(w) / largest_code(bits), largest_code, linear_bits=(1,)
             ),
         ),
     )

@@ -38,7 +38,6 @@ def sensitivities(
         teacher: in full precision; it is not changed.
         calibration: inputs of the teacher, with the ``labels`` of its logits. Tokens whose label is -100 do not count;
             without labels, all that the attention mask has do.
-        preset: says how weights become codes.
         activation_bits: of the activations, in all measurements alike, so that their loss is not a module's.
 
     Returns:

@@ -69,8 +69,6 @@ def supervision_maps(config: Config, teacher: PreTrainedModel, student: PreTrain
     """Teacher layer that supervises each layer of a student, in both stacks, and the heads that it still has.
 
     Args:
-        config: of the student.
-        teacher: of the student.
         student: knows which of the teacher's heads it keeps; needed where the configuration has fewer of them.
 
     Raises:
@@ -81,23 +79,17 @@ def supervision_maps(config: Config, teacher: PreTrainedModel, student: PreTrain
     if config.heads is not None and kept is None:
         found = None if student is None else type(student).__name__
         raise InputError("student", found, f"of make_student or load_student, to know which heads '{config}' has")
-    return LayerMaps(
-        supervision_map(config.encoder_layers, encoder), supervision_map(config.decoder_layers, decoder), kept or {}
-    )
+    maps = supervision_map(config.encoder_layers, encoder), supervision_map(config.decoder_layers, decoder)
+    return LayerMaps(*maps, kept or {})
 
 
 def make_student(
-    teacher: PreTrainedModel,
-    config: Config,
-    preset: Preset | str = "dqlib",
-    calibration: Calibration | None = None,
+    teacher: PreTrainedModel, config: Config, preset: Preset | str = "dqlib", calibration: Calibration | None = None
 ) -> PreTrainedModel:
     """A student of the teacher: layers copied and made narrower, weights and activations fake-quantized.
 
     Args:
         teacher: a model in full precision, of one of the known architectures; it is not changed.
-        config: bits and layers, and heads and neurons where they are fewer.
-        preset: preset that says how bits become codes, and which layer a single one copies.
         calibration: batches of the teacher's inputs (``input_ids``, ``attention_mask``, ``labels``), some hundred
             examples in all, on which the bits of each module are chosen where the configuration has a budget. Heads
             and neurons on which the teacher's loss there depends least are left out (:func:`dqlib.pruning.importance`);
@@ -124,9 +116,8 @@ def make_student(
         config = choose_bits(teacher, config, preset, calibration)
     fewer = (config.encoder_layers, config.decoder_layers) != names.depths(teacher.config)
     if fewer and getattr(teacher.config, "scale_attn_by_inverse_layer_idx", False):
-        raise InputError(
-            "scale_attn_by_inverse_layer_idx", True, "False where layers are left out, since it counts them by place"
-        )
+        allowed = "False where layers are left out, since it counts them by place"
+        raise InputError("scale_attn_by_inverse_layer_idx", True, allowed)
     if config.narrow:
         check_widths(teacher, config, preset)
     student = copy.deepcopy(teacher)
@@ -184,11 +175,9 @@ def _check_model(model: PreTrainedModel) -> None:
         if submodule(model, stack.layers) is None:
             raise InputError("model", type(model).__name__, f"a model with a head, with its {side} at {stack.layers}")
     if any(isinstance(module, QuantLayer) for module in model.modules()):
-        raise InputError(
-            "model",
-            f"{type(model).__name__} quantized as {getattr(model, 'dqlib_config', 'a student')}",
-            "in full precision, such as a student's folder gives with transformers' from_pretrained",
-        )
+        found = f"{type(model).__name__} quantized as {getattr(model, 'dqlib_config', 'a student')}"
+        allowed = "in full precision, such as a student's folder gives with transformers' from_pretrained"
+        raise InputError("model", found, allowed)
 
 
 class _Resizing:
@@ -424,17 +413,25 @@ save_weights = PreTrainedModel.save_pretrained
 
 
 @wraps(save_weights)
-def _save_as_what_it_is(self: PreTrainedModel, save_directory: str | Path, *args: Any, **options: Any) -> None:
+def _save_as_what_it_is(
+    self: PreTrainedModel, save_directory: str | Path, is_main_process: bool = True, *args: Any, **options: Any
+) -> None:
     """Save a student as :func:`dqlib.storage.students.save_student` does, a packed model packed, others as ever.
 
     Of a model with adapters, transformers saves these alone.
+
+    Raises:
+        InputError: a student is to be sent to the hub in the same call, which would be without its manifest.
     """
     if not hasattr(self, "dqlib_config") or getattr(self, "_hf_peft_config_loaded", False):
-        save_weights(self, save_directory, *args, **options)
+        save_weights(self, save_directory, is_main_process, *args, **options)
         return
     from dqlib.storage import packed, students  # the floor above, which only what is saved needs
 
-    (students if is_student(self) else packed).save_pretrained(self, save_directory, *args, **options)
+    if options.pop("push_to_hub", False):
+        raise InputError("push_to_hub", True, "left out, and model.push_to_hub be called")
+    if is_main_process:
+        (students if is_student(self) else packed).add_to_folder(self, save_directory, *args, **options)
 
 
 # ``Trainer`` and ``push_to_hub`` save by this name. The class of a student is that of its teacher, and as an attribute

@@ -50,11 +50,8 @@ class StackPart:
     """Attention maps or hidden states of one stack, beside those of the teacher.
 
     Attributes:
-        name: of the loss term, such as ``cross_attention``.
-        pairs: student's and teacher's tensors, one pair per student layer.
         mask: (batch, tokens), True where a token counts.
         keys: (batch, tokens), how many keys each token sees, for attention.
-        denominator: tokens of the whole step.
     """
 
     name: str
@@ -82,7 +79,6 @@ def distillation_terms(
             classifier.
         source_mask: (batch, source), True where not padded.
         maps: which teacher layer supervises which student layer; an empty side has no terms.
-        weights: families with weight 0 are left out.
         denominators: source and target tokens of the whole step.
         bank: smooths the anchors of the contrast by the label of each token of a decoder; None for none.
 
@@ -119,9 +115,8 @@ def distillation_terms(
         ours, theirs = last.pairs[-1]
         if bank is not None and maps.decoder and labels.dim() > 1:
             ours = bank.smooth(ours, labels, last.mask)
-        terms["contrastive"] = token_contrastive(
-            ours, theirs, last.mask, last.denominator, weights.contrastive_temperature
-        )
+        temperature = weights.contrastive_temperature
+        terms["contrastive"] = token_contrastive(ours, theirs, last.mask, last.denominator, temperature)
     return terms
 
 

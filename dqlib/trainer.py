@@ -35,11 +35,8 @@ class DistillationMixin:
     students, which ``dqlib.load_student`` reads. The memory of a contrastive loss is not in them: it fills again.
 
     Args:
-        model: a student, of ``make_student`` or ``load_student``.
-        args: and whatever else the trainer takes.
         teacher: in full precision; switched to evaluation and, where its attention maps are compared, to an attention
             that gives them, which SDPA does not.
-        preset: that the student was made with.
 
     Raises:
         InputError: the model is no student, or one of another preset or teacher; labels are to be smoothed.
@@ -140,10 +137,8 @@ class DistillationMixin:
             loss = cross_entropy(outputs.logits, labels)
             return (loss, outputs) if return_outputs else loss
         weights = self.preset.loss
-        wanted = {
-            "output_attentions": weights.attention > 0,
-            "output_hidden_states": weights.hidden > 0 or weights.contrastive > 0,
-        }
+        states = weights.hidden > 0 or weights.contrastive > 0
+        wanted = {"output_attentions": weights.attention > 0, "output_hidden_states": states}
         outputs = model(**inputs, **wanted)
         with torch.no_grad():
             aim = self.teacher(**inputs, **wanted)
@@ -153,11 +148,7 @@ class DistillationMixin:
         return (loss, outputs) if return_outputs else loss
 
     def _labels(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Labels of the logits, each at its own place.
-
-        Raises:
-            InputError: a batch has none.
-        """
+        """Labels of the logits, each at its own place, or an ``InputError`` where a batch has none."""
         if inputs.get("labels") is None:
             raise InputError("labels", None, "a column of the data set, or be made by the data collator")
         labels: Tensor = inputs["labels"]

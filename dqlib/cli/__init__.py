@@ -18,17 +18,7 @@ from itertools import islice
 from typing import Any
 
 from dqlib.cli.classification import agree_on_classes, classify
-from dqlib.cli.inputs import (
-    COLUMNS,
-    READING,
-    SEARCH,
-    UNDECODED,
-    at_least_one,
-    lines_of,
-    outside,
-    search_of,
-    some_of,
-)
+from dqlib.cli.inputs import COLUMNS, READING, SEARCH, UNDECODED, at_least_one, lines_of, outside, search_of, some_of
 from dqlib.engines import ENGINES
 from dqlib.engines.base import Engine
 from dqlib.errors import InputError
@@ -41,8 +31,6 @@ class Command:
 
     Args:
         run: does it, and gives the exit code; its docstring is the help.
-        example: how it is called, and what comes out.
-        arguments: as ``add_argument`` takes them, by name.
         light: whether it does without torch and transformers, which take seconds to import.
     """
 
@@ -77,9 +65,8 @@ def _inspect(options: argparse.Namespace) -> int:
     from dqlib.storage.manifest import opened
 
     student = opened(options.folder, "packed").about
-    teacher_bytes = None if options.teacher is None else fp32_bytes_of(options.teacher)
-    print(f"{student.get('class')}, {student.get('config')}, preset {student.get('preset')}\n")
-    print(account(options.folder, teacher_bytes))
+    found = account(options.folder, None if options.teacher is None else fp32_bytes_of(options.teacher))
+    print(f"{student.get('class')}, {student.get('config')}, preset {student.get('preset')}\n\n{found}")
     return 0
 
 
@@ -132,11 +119,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _new_tokens(engine: Engine, options: argparse.Namespace) -> int:
-    """Tokens that are written at most.
-
-    Raises:
-        InputError: the model has no positions for so many, or more are to be written at least.
-    """
+    """Tokens that are written at most, if the model has positions for so many and no more are wanted at least."""
     most = engine.new_tokens(options.max_new_tokens)
     if (options.min_new_tokens or 0) > most:
         raise InputError("--min-new-tokens", options.min_new_tokens, f"at most {most}, as many as are written at most")
@@ -195,9 +178,12 @@ def _study_installed() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise InputError(
-            "dqlib", "without the study", f'installed by pip install "dqlib[notebooks]" ({error})'
-        ) from None
+        allowed = f'installed by pip install "dqlib[notebooks]" ({error})'
+        raise InputError("dqlib", "without the study", allowed) from None
+
+
+def _named(metavar: str, text: str) -> dict[str, Any]:
+    return {"metavar": metavar, "help": text}
 
 
 _ENGINE = {"choices": ENGINES, "help": "that runs it (default: the one it was made for)"}
@@ -218,8 +204,8 @@ COMMANDS = {
         _pack,
         "dqlib pack runs/laptop/summarization/students/2-2-8_2-2 packed",
         {
-            "student": {"metavar": "STUDENT_FOLDER", "help": "folder of a trained student, with its tokenizer"},
-            "out": {"metavar": "OUT", "help": "folder to write: new, empty, or a packed model, which is replaced"},
+            "student": _named("STUDENT_FOLDER", "folder of a trained student, with its tokenizer"),
+            "out": _named("OUT", "folder to write: new, empty, or a packed model, which is replaced"),
             "--round": {
                 "action": "store_true",
                 "help": "round a student to fp16 that was not rounded before its evaluation; its score may then differ "
@@ -231,26 +217,25 @@ COMMANDS = {
         _inspect,
         "dqlib inspect packed --teacher runs/laptop/summarization/teacher",
         {
-            "folder": {"metavar": "FOLDER", "help": "folder of a packed model"},
-            "--teacher": {
-                "metavar": "FOLDER",
-                "help": "tell ratios against this model in fp32 (default: the packed model's own shape)",
-            },
+            "folder": _named("FOLDER", "folder of a packed model"),
+            "--teacher": _named(
+                "FOLDER", "tell ratios against this model in fp32 (default: the packed model's own shape)"
+            ),
         },
         light=True,
     ),
     "verify": Command(
         _verify,
         "dqlib verify packed",
-        {"folder": {"metavar": "FOLDER", "help": "folder that dqlib wrote: a packed, exported or saved model"}},
+        {"folder": _named("FOLDER", "folder that dqlib wrote: a packed, exported or saved model")},
         light=True,
     ),
     "export": Command(
         _export,
         "dqlib export packed fast --engine ctranslate2",
         {
-            "model": {"metavar": "MODEL", "help": "folder of a packed model, of a student, or of a teacher"},
-            "out": {"metavar": "OUT", "help": "folder to write: new, empty, or an exported model, to be replaced"},
+            "model": _named("MODEL", "folder of a packed model, of a student, or of a teacher"),
+            "out": _named("OUT", "folder to write: new, empty, or an exported model, to be replaced"),
             "--engine": {"choices": ENGINES[1:], "required": True, "help": "program that is to run it"},
             "--quantization": {
                 "help": "of ctranslate2: int8 or float32 (default: int8 for what has quantized weights, float32 for a "
@@ -270,8 +255,8 @@ COMMANDS = {
         _agree,
         "echo 'Return the sum of a list of numbers.' | dqlib agree packed fast --beams 1",
         {
-            "reference": {"metavar": "REFERENCE", "help": "folder of a model, whose tokenizer is used for both"},
-            "folder": {"metavar": "FOLDER", "help": "folder of the model that is compared with it"},
+            "reference": _named("REFERENCE", "folder of a model, whose tokenizer is used for both"),
+            "folder": _named("FOLDER", "folder of the model that is compared with it"),
             **(READING | SEARCH | COLUMNS),
         },
     ),
@@ -279,10 +264,7 @@ COMMANDS = {
         classify,
         "printf 'a summary\\ta text\\n' | dqlib classify packed --pairs",
         {
-            "folder": {
-                "metavar": "MODEL",
-                "help": "folder of a packed, exported or trained classifier, with a tokenizer",
-            },
+            "folder": _named("MODEL", "folder of a packed, exported or trained classifier, with a tokenizer"),
             "--engine": _ENGINE,
             **(READING | COLUMNS),
             "--format": {
@@ -297,7 +279,7 @@ COMMANDS = {
         _generate,
         "echo 'Return the sum of a list of numbers.' | dqlib generate packed --beams 4 --max-new-tokens 32",
         {
-            "folder": {"metavar": "FOLDER", "help": "folder of a packed or exported model, with a tokenizer"},
+            "folder": _named("FOLDER", "folder of a packed or exported model, with a tokenizer"),
             "--engine": _ENGINE,
             **(READING | SEARCH),
         },

@@ -13,17 +13,8 @@ from typing import Any, TypeVar
 
 from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
-from dqlib.generation_settings import MOST_BEAMS
 
 Text = TypeVar("Text", str, tuple[str, ...])
-
-
-def beams(text: str) -> int:
-    """The number of beams of a search, as many as a file may ask for."""
-    value = at_least_one(text)
-    if value > MOST_BEAMS:
-        raise argparse.ArgumentTypeError(f"{value} is not allowed; it must be at most {MOST_BEAMS}")
-    return value
 
 
 def outside(folder: str, out: str) -> None:
@@ -74,7 +65,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
 }
 #: and the search.
 SEARCH: dict[str, dict[str, Any]] = {
-    "--beams": {"type": beams, "default": 4, "help": "beams of the search (default: %(default)s)"},
+    "--beams": {"type": at_least_one, "default": 4, "help": "beams of the search (default: %(default)s)"},
     "--max-new-tokens": {
         "type": at_least_one,
         "help": "tokens written at most (default: 64, or what the model has positions for)",
@@ -163,8 +154,18 @@ def texts_of(lines: Iterable[str], options: argparse.Namespace) -> Iterator[tupl
 
 
 def _columns(line: str, names: Iterable[str], where: str) -> Iterator[str]:
+    def with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in row:  # nobody knows which of the two is meant
+                raise InputError(f"{where}, key", key, "there once")
+            row[key] = value
+        return row
+
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=with_keys_once)
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(where, line, f"a JSON object ({error})") from None
     for name in names:

@@ -7,11 +7,12 @@ that writes is loaded by :func:`load_engine`, one that classifies by :func:`load
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +40,6 @@ def export_model(
         model: a student, what ``load_packed`` gave, or a teacher.
         folder: new, empty, or an exported model, which is replaced.
         engine: ``ctranslate2`` or ``onnxruntime``; for ``torch``, save or pack the model.
-        tokenizer: written beside it.
         options: of the engine: ``quantization`` of CTranslate2
             (:func:`dqlib.engines.ctranslate.export_ctranslate2`), ``bits`` and ``encoder`` of ONNX Runtime
             (:func:`dqlib.engines.onnx_export.export_onnx`).
@@ -50,8 +50,8 @@ def export_model(
     Raises:
         InputError: the engine is unknown or not installed, or does not serve the model.
     """
-    _check(engine, ENGINES[1:])
-    try:
+    check_choice("engine", engine, ENGINES[1:])
+    with _installed(engine):
         if engine == "ctranslate2":
             from dqlib.engines.ctranslate import export_ctranslate2
 
@@ -59,8 +59,6 @@ def export_model(
         from dqlib.engines.onnx_export import export_onnx
 
         return export_onnx(model, folder, tokenizer, **options)
-    except ImportError as error:
-        raise _missing(engine, error) from error
 
 
 def load_engine(folder: str | Path, engine: str | None = None, threads: int | None = None) -> Engine:
@@ -81,9 +79,6 @@ def load_engine(folder: str | Path, engine: str | None = None, threads: int | No
 def load_classifier(folder: str | Path, engine: str | None = None, threads: int | None = None) -> Classifier:
     """The engine that runs what a folder holds: a classifier of texts, or of pairs of texts.
 
-    Args:
-        folder, engine, threads: as of :func:`load_engine`.
-
     Raises:
         InputError: the engine is unknown, not installed, or not that of the folder, or the model is no classifier.
     """
@@ -97,16 +92,14 @@ def is_classifier(folder: str | Path) -> bool:
         InputError: there is no such folder, or its manifest or configuration is damaged.
     """
     from dqlib.storage.manifest import MANIFEST, WRITERS, opened
-    from dqlib.storage.reading import CONFIG, json_object
+    from dqlib.storage.reading import CONFIG, read_json
 
     engine_of(folder)  # refuses what is no folder
     if (Path(folder) / MANIFEST).is_file():
         name = opened(folder, *WRITERS).about.get("class")
-    elif (Path(folder) / CONFIG).is_file():
-        classes = json_object((Path(folder) / CONFIG).read_bytes(), CONFIG).get("architectures")
-        name = classes[0] if isinstance(classes, list) and classes else None
     else:
-        return False
+        classes = read_json(Path(folder) / CONFIG, optional=True).get("architectures")
+        name = classes[0] if isinstance(classes, list) and classes else None
     return isinstance(name, str) and name.endswith("ForSequenceClassification")
 
 
@@ -129,28 +122,21 @@ def _loaded(folder: str | Path, engine: str | None, threads: int | None, classif
     check_threads(threads)
     made_for = engine_of(folder)
     if engine is not None:
-        _check(engine, ENGINES)
+        check_choice("engine", engine, ENGINES)
         if engine != made_for:
             raise InputError("engine", engine, f"{made_for}, which {folder} was made for; dqlib export makes others")
-    try:
-        return _loader(made_for, classifies)(folder, threads)
-    except ImportError as error:
-        raise _missing(made_for, error) from error
+    with _installed(made_for):
+        if made_for == "ctranslate2":
+            from dqlib.engines.ctranslate_engine import CTranslate2Classifier, CTranslate2Engine
 
+            return (CTranslate2Classifier if classifies else CTranslate2Engine)(folder, threads)
+        if made_for == "torch":
+            from dqlib.engines.torch_engine import TorchClassifier, TorchEngine, load_model
 
-def _loader(engine: str, classifies: bool) -> Callable[[str | Path, int | None], Any]:
-    """What makes an engine, or a classifier, of a folder and a number of threads."""
-    if engine == "ctranslate2":
-        from dqlib.engines.ctranslate_engine import CTranslate2Classifier, CTranslate2Engine
+            return (TorchClassifier if classifies else TorchEngine)(*load_model(folder, threads))
+        from dqlib.engines.onnx_model import OnnxClassifier, OnnxEngine
 
-        return CTranslate2Classifier if classifies else CTranslate2Engine
-    if engine == "torch":
-        from dqlib.engines.torch_engine import TorchClassifier, TorchEngine
-
-        return TorchClassifier.load if classifies else TorchEngine.load
-    from dqlib.engines.onnx_model import OnnxClassifier, OnnxEngine
-
-    return OnnxClassifier if classifies else OnnxEngine
+        return (OnnxClassifier if classifies else OnnxEngine)(folder, threads)
 
 
 def check_threads(threads: int | None) -> None:
@@ -159,10 +145,10 @@ def check_threads(threads: int | None) -> None:
         raise InputError("threads", threads, f"from 1 to {THREADS}")
 
 
-def _check(engine: str, allowed: tuple[str, ...]) -> None:
-    if engine not in allowed:
-        raise InputError("engine", engine, f"one of {', '.join(allowed)}")
-
-
-def _missing(engine: str, error: ImportError) -> InputError:
-    return InputError("engine", engine, f"installed, by {EXTRA} ({error})")
+@contextmanager
+def _installed(engine: str) -> Iterator[None]:
+    """Tell how an engine is installed whose libraries are not there."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError("engine", engine, f"installed, by {EXTRA} ({error})") from error

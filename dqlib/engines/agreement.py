@@ -19,7 +19,6 @@ class Agreement:
         same_tokens: of these, with the same token in both.
         choices: tokens, and ends, that both chose after the same beginning.
         same_choices: of these, the same.
-        texts: compared.
         same_texts: of these, with the same tokens from first to last.
     """
 
@@ -58,10 +57,6 @@ def agreement(reference: Sequence[Sequence[int]], outputs: Sequence[Sequence[int
     *Choices* are compared up to the first difference of a text, the end of a text being one: how often the engines
     agree as long as they have the same beginning before them. With greedy search that is the part of equal arguments of
     the maximum; with beams it is a number between, since a choice depends on what comes after it.
-
-    Args:
-        reference: ids that one engine wrote for each text, without start and end.
-        outputs: ids that the other wrote for the same texts.
 
     Raises:
         ValueError: not as many outputs as references.

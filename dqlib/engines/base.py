@@ -15,8 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dqlib.errors import InputError
-from dqlib.generation_settings import check_beams, checked_settings
+from dqlib.errors import InputError, check_choice
+from dqlib.generation_settings import MOST_BEAMS, checked_settings
 from dqlib.languages import language_id
 
 if TYPE_CHECKING:  # so that an engine without torch stays without
@@ -70,11 +70,8 @@ class Decoding:
 
     Args:
         start: id that the decoder starts from; None for a model without an encoder.
-        ends: ids that end a text.
-        pad: id of padding.
         positions: tokens that the model has positions for; None where they have no end.
         forced_start, forced_end: ids that come first, and last in a text of full length; None for any.
-        length_penalty: power of the length that scores are divided by.
         early_stopping: True ends a beam search when as many texts are finished as there are beams. With False (or
             ``never``), transformers goes on while an unfinished one has a better score than the worst of these;
             CTranslate2 has no such rule, and goes on to twice as many finished texts instead.
@@ -157,10 +154,6 @@ class Decoding:
     def parse(cls, content: Any, vocabulary: int) -> Decoding:
         """The decoding whose fields a file has.
 
-        Args:
-            content: the fields, or anything else that a file has in its place.
-            vocabulary: ids that the model has.
-
         Raises:
             InputError: a field is missing, not known, or out of range.
         """
@@ -198,8 +191,7 @@ def check_computed(config: PreTrainedConfig, engine: str, activations: Collectio
     if tables not in (None, config.vocab_size):
         raise InputError("decoder_vocab_size", tables, f"{config.vocab_size}, as many ids as the source has")
     field = activation_field(config)
-    if getattr(config, field) not in activations:
-        raise InputError(field, getattr(config, field), f"one of {', '.join(activations)}")
+    check_choice(field, getattr(config, field), activations)
     for field, value in (_OF_GPT2 if config.model_type == "gpt2" else {}).items():
         if getattr(config, field) != value:
             raise InputError(field, getattr(config, field), f"{value} for the engine {engine}")
@@ -237,13 +229,9 @@ def looks_back(decoding: Decoding) -> bool:
 
 
 class Engine(ABC):
-    """A model that is ready to write.
+    """A model that is ready to write; without a tokenizer, token ids only.
 
     Attributes:
-        name: of the engine, one of :data:`dqlib.engines.ENGINES`.
-        tokenizer: of the model; None allows token ids only.
-        decoding: of the model.
-        vocabulary_size: ids that the model knows, from 0 on.
         early_stopping: of the beam search, see :class:`Decoding`; the model's own until it is set.
     """
 
@@ -300,7 +288,8 @@ class Engine(ABC):
         """
         decoding = self.asked(settings)
         longest, positions = self.new_tokens(max_new_tokens), self.decoding.positions
-        check_beams(num_beams)
+        if not 1 <= num_beams <= MOST_BEAMS:
+            raise InputError("num_beams", num_beams, f"from 1 to {MOST_BEAMS}")
         if starts is None:
             starts = [self.decoding.start] * len(input_ids)
         elif len(starts) != len(input_ids):
@@ -342,31 +331,22 @@ class Engine(ABC):
 
         Args:
             texts: to read; what is longer than the model reads is cut.
-            num_beams: 1 for greedy search.
             max_new_tokens: tokens written at most; by default 64, or what the model has positions for.
             languages: to write in, one for all or each text's own; None for the model's own start.
-            batch_size: texts at a time.
-            settings: of the search, as for :meth:`generate_ids`.
 
         Raises:
             InputError: a number or a setting is not allowed, a language has no token, or there is no tokenizer.
         """
         if self.tokenizer is None:
             raise InputError("folder", "without a tokenizer", "exported with one, or be asked with generate_ids")
-        check_beams(num_beams)
         if batch_size < 1:
             raise InputError("batch_size", batch_size, "at least 1")
         new_tokens, ids, rows = self.new_tokens(max_new_tokens), self.encode(texts, max_new_tokens), []
         starts = self.starts(languages, len(texts))
         for first in range(0, len(ids), batch_size):
             part = slice(first, first + batch_size)
-            rows += self.generate_ids(
-                ids[part],
-                num_beams=num_beams,
-                max_new_tokens=new_tokens,
-                starts=None if starts is None else starts[part],
-                **settings,
-            )
+            own = None if starts is None else starts[part]
+            rows += self.generate_ids(ids[part], num_beams=num_beams, max_new_tokens=new_tokens, starts=own, **settings)
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
 
     def asked(self, settings: Mapping[str, Any]) -> Decoding:

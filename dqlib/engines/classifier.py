@@ -29,7 +29,6 @@ class Reading:
 
     Args:
         labels: names of the classes, in the order of the logits.
-        pad: id of padding.
         positions: tokens that the model has positions for.
         types: of tokens: 2 where the model is told which text of a pair a token is of.
         separator: id of the token that ends each text of a pair; None for a model that reads single texts only.
@@ -62,10 +61,6 @@ class Reading:
     @classmethod
     def parse(cls, content: Any, vocabulary: int) -> Reading:
         """The reading whose fields a file has.
-
-        Args:
-            content: the fields, or anything else that a file has in its place.
-            vocabulary: ids that the model has.
 
         Raises:
             InputError: a field is missing, not known, or out of range.
@@ -111,8 +106,6 @@ class Classified:
     """What a classifier says of a text.
 
     Args:
-        label: the class that is most probable.
-        probabilities: of all classes, by their names.
         cut: whether the text was longer than the model reads, and its end was not read.
     """
 
@@ -122,14 +115,7 @@ class Classified:
 
 
 class Classifier(ABC):
-    """A model that is ready to classify.
-
-    Attributes:
-        name: of the engine, one of :data:`dqlib.engines.ENGINES`.
-        tokenizer: of the model; None allows token ids only.
-        reading: of the model.
-        vocabulary_size: ids that the model knows, from 0 on.
-    """
+    """A model that is ready to classify; without a tokenizer, token ids only."""
 
     name: ClassVar[str]
     vocabulary_size: int
@@ -186,10 +172,8 @@ class Classifier(ABC):
         for first in range(0, len(ids), batch_size):
             part = order[first : first + batch_size]
             chances[part] = probabilities(self.logits_of_ids([ids[i] for i in part]))
-        return [
-            Classified(self.labels[int(row.argmax())], dict(zip(self.labels, row.tolist(), strict=True)), was_cut)
-            for row, was_cut in zip(chances, cut, strict=True)
-        ]
+        found = [(self.labels[int(row.argmax())], dict(zip(self.labels, row.tolist(), strict=True))) for row in chances]
+        return [Classified(*each, was_cut) for each, was_cut in zip(found, cut, strict=True)]
 
     def encode(self, texts: Sequence[str], seconds: Sequence[str] | None = None) -> tuple[list[list[int]], list[bool]]:
         """Texts, or pairs, as token ids, and of which the end was cut, since the model does not read as much.

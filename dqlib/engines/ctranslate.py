@@ -29,7 +29,7 @@ from dqlib.engines import ENGINES
 from dqlib.engines.base import Decoding, check_computed
 from dqlib.engines.classifier import CLASSIFIERS, Reading
 from dqlib.engines.ctranslate_engine import HEAD, MODEL, NAME, TOKENIZER
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 from dqlib.files import atomic_folder
 from dqlib.pruning import units
 from dqlib.storage.manifest import check_replaceable, seal
@@ -55,8 +55,6 @@ class Exported:
     """One weight of an exported model.
 
     Args:
-        name: in CTranslate2's model.
-        shape: rows and columns.
         exact: whether it has the codes that the student was trained with.
         error: largest difference from the given weight, as a part of its row's largest.
     """
@@ -69,15 +67,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a model in an export. ``str`` gives it as sentences.
-
-    Args:
-        folder: that was written.
-        size_bytes: of the weights file.
-        quantization: of its weights.
-        weights: those that int8 codes stand for.
-        notes: what differs from the model besides, a sentence each.
-    """
+    """What became of a model in an export. ``str`` gives it as sentences."""
 
     folder: str
     size_bytes: int
@@ -129,8 +119,7 @@ def export_ctranslate2(
     if quantization is None:
         full = config is None or min(config.w_bits, config.e_bits) >= FULL_PRECISION
         quantization = "float32" if full else "int8"
-    if quantization not in QUANTIZATIONS:
-        raise InputError("quantization", quantization, f"one of {', '.join(QUANTIZATIONS)}")
+    check_choice("quantization", quantization, QUANTIZATIONS)
     check_replaceable(folder, *ENGINES[1:])
     reads: Reading | Decoding = Reading.of(model, tokenizer) if kind in CLASSIFIERS else Decoding.exported(model, NAME)
     tokens = _Vocabulary(model.get_input_embeddings().num_embeddings, tokenizer, reads)
@@ -166,13 +155,13 @@ def export_ctranslate2(
 class _Vocabulary:
     """A tokenizer as the converter asks for it, with a token for every row of the table, even without a tokenizer."""
 
-    def __init__(self, size: int, tokenizer: Tokenizer | None, model: Decoding | Reading | None) -> None:
+    def __init__(self, size: int, tokenizer: Tokenizer | None, model: Decoding | Reading) -> None:
         known = {} if tokenizer is None else tokenizer.get_vocab()
         tokens = {i: token for token, i in known.items() if i < size}
         self._tokens = [tokens.get(i, f"<id {i}>") for i in range(size)]
         if len(set(self._tokens)) != size:
             raise InputError("tokenizer", type(tokenizer).__name__, "one with a token of its own for each id")
-        pad = self._tokens[getattr(model, "pad", None) or 0]
+        pad = self._tokens[model.pad or 0]
         self.bos_token = self.pad_token = pad
         ends = getattr(model, "ends", ())
         self.eos_token = self._tokens[ends[0]] if ends else pad
@@ -194,8 +183,6 @@ def _spec(plain: PreTrainedModel, tokens: _Vocabulary, heads: int | None = None)
     unread. Of a classifier it is the body with its pooler.
 
     Args:
-        plain: of :func:`dqlib.storage.plain.plain_model`.
-        tokens: of the model.
         heads: of every attention, where they are fewer than the model's configuration says.
     """
     config = plain.config
@@ -226,8 +213,12 @@ def _spec(plain: PreTrainedModel, tokens: _Vocabulary, heads: int | None = None)
 
 def _to_int8(spec: model_spec.ModelSpec, codes: model_spec.ModelSpec | None) -> tuple[Exported, ...]:
     """Quantize a description in place: codes as they were trained where there are such, new ones elsewhere."""
-    given = {name: value for name, value in spec.variables().items() if _is_weight(name, spec)}
-    given = {name: value.numpy().copy() for name, value in given.items()}  # which are quantized in place
+    given = {  # copies, since they are quantized in place
+        name: value.numpy().copy()
+        for name, value in spec.variables().items()
+        if name.endswith("/weight")
+        and hasattr(model_spec.index_spec(spec, name.removesuffix("/weight")), "weight_scale")
+    }
     trained = {} if codes is None else codes.variables()
     spec.optimize("int8")
     exported = []
@@ -252,12 +243,6 @@ def _to_int8(spec: model_spec.ModelSpec, codes: model_spec.ModelSpec | None) -> 
         exact = exact and float(error.max()) < 1e-6
         exported.append(Exported(name, tuple(weight.shape), exact, float(error.max())))
     return tuple(exported)
-
-
-def _is_weight(name: str, spec: model_spec.ModelSpec) -> bool:
-    """Whether a variable is a matrix that CTranslate2 quantizes."""
-    parent, _, field = name.rpartition("/")
-    return field == "weight" and hasattr(model_spec.index_spec(spec, parent), "weight_scale")
 
 
 def _notes(model: PreTrainedModel, quantization: str) -> Iterator[str]:

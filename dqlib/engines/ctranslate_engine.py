@@ -20,7 +20,7 @@ from dqlib.engines.base import Decoding, Engine, described
 from dqlib.engines.classifier import Classifier, Reading
 from dqlib.errors import InputError
 from dqlib.storage.manifest import Manifest, read_file
-from dqlib.storage.reading import json_object, one_line, read_tokenizer
+from dqlib.storage.reading import json_object, read_tokenizer, refused_as
 
 NAME = "ctranslate2"
 
@@ -38,9 +38,7 @@ class CTranslate2Engine(Engine):
     """A model that writes, of :func:`dqlib.engines.ctranslate.export_ctranslate2`.
 
     Args:
-        folder: that was written.
         threads: of one call; None for CTranslate2's choice.
-        device: ``cpu``, or ``cuda`` where there is one.
 
     Raises:
         InputError: the folder is none of these, or a file of it was changed.
@@ -48,7 +46,7 @@ class CTranslate2Engine(Engine):
 
     name = NAME
 
-    def __init__(self, folder: str | Path, threads: int | None = None, device: str = "cpu") -> None:
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         folder = Path(folder)
         manifest = described(folder, NAME, classifies=False)
         self.vocabulary = _vocabulary(folder, manifest)
@@ -60,17 +58,12 @@ class CTranslate2Engine(Engine):
             for name in ("add_source_bos", "add_source_eos"):  # CTranslate2 would find it out while it translates
                 if not isinstance(config.get(name), bool):
                     raise InputError(f"{CONFIG}, {name}", config.get(name), "true or false")
-            self.translator = _loaded(ctranslate2.Translator, folder, threads, device)
+            self.translator = _loaded(ctranslate2.Translator, folder, threads)
         else:
-            self.generator = _loaded(ctranslate2.Generator, folder, threads, device)
+            self.generator = _loaded(ctranslate2.Generator, folder, threads)
 
     def _write(
-        self,
-        sources: list[list[int]],
-        starts: list[int | None],
-        beams: int,
-        new_tokens: int,
-        decoding: Decoding,
+        self, sources: list[list[int]], starts: list[int | None], beams: int, new_tokens: int, decoding: Decoding
     ) -> list[list[int]]:
         last = [] if decoding.forced_end is None else [decoding.forced_end]  # of a text of full length
         longest = new_tokens - len(last)
@@ -137,16 +130,13 @@ class CTranslate2Engine(Engine):
 class CTranslate2Classifier(Classifier):
     """A classifier that :func:`dqlib.engines.ctranslate.export_ctranslate2` wrote.
 
-    Args:
-        folder, threads, device: as of :class:`CTranslate2Engine`.
-
     Raises:
         InputError: the folder is none of these, or a file of it was changed.
     """
 
     name = NAME
 
-    def __init__(self, folder: str | Path, threads: int | None = None, device: str = "cpu") -> None:
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         folder = Path(folder)
         manifest = described(folder, NAME, classifies=True)
         self.vocabulary_size = len(_vocabulary(folder, manifest))
@@ -159,7 +149,7 @@ class CTranslate2Classifier(Classifier):
             raise InputError(HEAD, f"damaged ({error})", "weight and bias of the classifier") from None
         if self._weight.shape[:1] != self._bias.shape or len(self._bias) != len(self.labels):
             raise InputError(HEAD, self._weight.shape, f"a row for each of the {len(self.labels)} classes")
-        self.encoder = _loaded(ctranslate2.Encoder, folder, threads, device)
+        self.encoder = _loaded(ctranslate2.Encoder, folder, threads)
 
     def _logits(self, input_ids: Sequence[Sequence[int]]) -> np.ndarray:
         ids, types, mask = self.reading.batch(input_ids)
@@ -169,10 +159,10 @@ class CTranslate2Classifier(Classifier):
         return np.array(output.pooler_output) @ self._weight.T + self._bias
 
 
-def _loaded(kind: Any, folder: Path, threads: int | None, device: str) -> Any:
+def _loaded(kind: Any, folder: Path, threads: int | None) -> Any:
     """A model in CTranslate2."""
     try:
-        return kind(str(folder), device=device, compute_type="default", inter_threads=1, intra_threads=threads or 0)
+        return kind(str(folder), device="cpu", compute_type="default", inter_threads=1, intra_threads=threads or 0)
     except (RuntimeError, ValueError) as error:
         raise InputError("folder", str(folder), f"one that CTranslate2 reads ({error})") from None
 
@@ -181,10 +171,8 @@ def _vocabulary(folder: Path, manifest: Manifest) -> list[str]:
     """The tokens of a model, by id."""
     name = next((name for name in VOCABULARIES if name in manifest.files), VOCABULARIES[0])
     data = read_file(folder, manifest, name)
-    try:
+    with refused_as(name, "JSON"):
         tokens = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(name, one_line(error), "JSON") from None
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
         raise InputError(name, type(tokens).__name__, "a list of tokens")
     return tokens

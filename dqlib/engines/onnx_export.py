@@ -36,15 +36,12 @@ from dqlib.architectures import architecture_of
 from dqlib.engines import ENGINES
 from dqlib.engines.base import Decoding
 from dqlib.engines.classifier import CLASSIFIERS, Reading
-from dqlib.engines.onnx_bart import BartGraphs, MarianGraphs, MBartGraphs
-from dqlib.engines.onnx_bert import BertGraphs
-from dqlib.engines.onnx_gpt2 import Gpt2Graphs
+from dqlib.engines.onnx_architectures import GRAPHS
 from dqlib.engines.onnx_graph import Graph, Numbers
 from dqlib.engines.onnx_model import FORMAT, OnnxEngine
 from dqlib.engines.onnx_stacks import Stacks
-from dqlib.engines.onnx_t5 import T5Graphs
 from dqlib.engines.onnx_weights import KERNEL_BITS, Weights, values_of
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 from dqlib.files import atomic_folder
 from dqlib.storage.manifest import check_replaceable, seal
 
@@ -52,16 +49,6 @@ WEIGHTS = "weights.bin"
 
 #: How an encoder may be written: one byte per weight, or as the decoder is.
 ENCODERS = ("int8", "packed")
-
-#: What makes the graphs of each architecture that is served.
-_GRAPHS: dict[str, type[Stacks]] = {
-    "bart": BartGraphs,
-    "mbart": MBartGraphs,
-    "marian": MarianGraphs,
-    "t5": T5Graphs,
-    "bert": BertGraphs,
-    "gpt2": Gpt2Graphs,
-}
 
 
 def export_onnx(
@@ -78,7 +65,6 @@ def export_onnx(
         model: a student, what ``load_packed`` gave, or a model in full precision, which stays so. Of
             BERT, a classifier.
         folder: new, empty, or an exported model, which is replaced.
-        tokenizer: written beside it.
         bits: of the codes of weights and tokens in the graphs, 2, 4 or 8; None for the fewest that hold them.
         encoder: ``int8`` for speed, ``packed`` for the least memory; None for ``int8`` where every weight that it
             multiplies has a grid of one scale per row, and ``packed`` elsewhere. Of a decoder alone, None.
@@ -121,20 +107,16 @@ def export_onnx(
 
 
 def _checked(config: PreTrainedConfig, bits: int | None, encoder: str | None) -> type[Stacks]:
-    """What makes the graphs, once it is checked that the kernels serve a configuration and an export's options.
-
-    Raises:
-        InputError: they do not.
-    """
-    kind = _GRAPHS.get(config.model_type)
+    """What makes the graphs, once it is checked that the kernels serve a configuration and an export's options."""
+    kind = GRAPHS.get(config.model_type)
     if kind is None:
-        served = ", ".join(sorted(_GRAPHS))
+        served = ", ".join(sorted(GRAPHS))
         raise InputError("model_type", config.model_type, f"one of {served}, which the engine onnxruntime serves")
     if bits is not None and bits not in KERNEL_BITS:
         raise InputError("bits", bits, "2, 4 or 8, or None for the fewest that do")
-    if encoder not in (None, *ENCODERS):
-        raise InputError("encoder", encoder, f"one of {', '.join(ENCODERS)}")
-    if encoder is not None and architecture_of(config).encoder is None:
-        raise InputError("encoder", encoder, f"left out for {config.model_type}, which has none")
+    if encoder is not None:
+        check_choice("encoder", encoder, ENCODERS)
+        if architecture_of(config).encoder is None:
+            raise InputError("encoder", encoder, f"left out for {config.model_type}, which has none")
     kind.check(config)
     return kind

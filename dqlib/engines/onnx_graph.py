@@ -18,11 +18,7 @@ EXTERNAL, ALIGNED = 1024, 4096
 
 
 class Numbers:
-    """The file that holds the numbers of several graphs, the same bytes once; as a context, it is closed at the end.
-
-    Args:
-        path: of the file, which is written while graphs are made.
-    """
+    """The file that holds the numbers of several graphs, the same bytes once; as a context, it is closed at the end."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
@@ -45,12 +41,8 @@ class Numbers:
             self._file.write(b"\0" * (-self._file.tell() % ALIGNED))
             self._places[digest] = self._file.tell()
             self._file.write(data)
-        tensor = TensorProto(
-            name=name,
-            dims=array.shape,
-            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
-            data_location=TensorProto.EXTERNAL,
-        )
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        tensor = TensorProto(name=name, dims=array.shape, data_type=kind, data_location=TensorProto.EXTERNAL)
         for key, value in (("location", self.name), ("offset", self._places[digest]), ("length", len(data))):
             tensor.external_data.add(key=key, value=str(value))
         return tensor
@@ -63,12 +55,7 @@ class Numbers:
 
 
 class Graph:
-    """Nodes and constants in the making.
-
-    Args:
-        name: of the graph.
-        numbers: where its constants go.
-    """
+    """Nodes and constants in the making."""
 
     def __init__(self, name: str, numbers: Numbers) -> None:
         self.name, self.numbers = name, numbers
@@ -98,24 +85,21 @@ class Graph:
         self.constants[name] = self.numbers.tensor(name, array)
         return name
 
+    def scalar(self, name: str, value: float, kind: Any = np.float32) -> str:
+        """A constant of one number."""
+        return self.constant(name, np.array(value, kind))
+
     def integers(self, *values: int) -> str:
         """A small int64 vector."""
         return self.constant("integers " + " ".join(map(str, values)), np.array(values, np.int64))
 
     def places(self, shape: str) -> str:
         """0, 1, 2 and so on, as many as the second number of a shape says, and the constants ``zero`` and ``one``."""
-        length = self.op("Gather", shape, self.constant("one", np.array(1, np.int64)))
-        return self.op("Range", self.constant("zero", np.array(0, np.int64)), length, "one")
+        length = self.op("Gather", shape, self.scalar("one", 1, np.int64))
+        return self.op("Range", self.scalar("zero", 0, np.int64), length, "one")
 
     def op(self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
         """Add a node.
-
-        Args:
-            kind: of operator.
-            inputs: names of values; "" for one that is left out.
-            outputs: how many are used.
-            domain: of the operator.
-            attributes: of the operator.
 
         Returns:
             The output's name, or a list of names.
@@ -139,8 +123,7 @@ class Graph:
 
     def model(self) -> onnx.ModelProto:
         """The graph as a model."""
-        graph = helper.make_graph(
-            self.nodes, self.name, self.inputs, self.outputs, initializer=list(self.constants.values())
-        )
+        constants = list(self.constants.values())
+        graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, initializer=constants)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="dqlib")

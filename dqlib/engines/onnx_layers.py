@@ -22,11 +22,6 @@ _WITH_BIAS = {"gelu": "BiasGelu"} | dict.fromkeys(("gelu_new", "gelu_fast", "gel
 class Layers:
     """What an architecture's graphs are made of.
 
-    Args:
-        config: of the model.
-        weights: by their names.
-        rounded: whether kernels round activations to 8 bits.
-
     Attributes:
         int8_encoder: whether an encoder multiplies codes of 8 bits.
     """
@@ -49,23 +44,18 @@ class Layers:
         table = self.weights.matrix([name])
         if isinstance(table, np.ndarray):
             rows = g.op("Gather", g.constant(self._shared(name), table), ids)
-            return rows if factor == 1 else g.op("Mul", rows, g.constant("embed_scale", np.array(factor, np.float32)))
+            return rows if factor == 1 else g.op("Mul", rows, g.scalar("embed_scale", factor))
         columns = table.unsigned.shape[1]
         block = max(16, 2 ** math.ceil(math.log2(columns))) if table.scale.shape[1] == 1 else table.block()
         packed = table.packed(8 // table.bits).reshape(len(table.unsigned), -1)
-        rows = g.fused(
-            "GatherBlockQuantized",
-            g.constant(f"{self._shared(name)} table", packed),
-            ids,
-            g.constant(f"{self._shared(name)} table scales", table.scales(block) * np.float32(factor)),
-            bits=table.bits,
-            block_size=block,
-            gather_axis=0,
-            quantize_axis=1,
-        )
+        written, times = f"{self._shared(name)} table", np.float32(factor)
+        codes = g.constant(written, packed)
+        scales = g.constant(f"{written} scales", table.scales(block) * times)
+        how = {"bits": table.bits, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
+        rows = g.fused("GatherBlockQuantized", codes, ids, scales, **how)
         if not table.shifted:
             return rows
-        missing = g.constant(f"{self._shared(name)} table missing", table.missing()[:, None] * np.float32(factor))
+        missing = g.constant(f"{written} missing", table.missing()[:, None] * times)
         return g.op("Add", rows, g.op("Gather", missing, ids))
 
     def _shared(self, name: str) -> str:
@@ -91,15 +81,10 @@ class Layers:
             return g.op("Add", y, bias) if bias else y
         block = weight.block()
         rows, columns = weight.unsigned.shape
-        inputs = [
-            x,
-            g.constant(f"{name}.weight codes", weight.packed(block)),
-            g.constant(f"{name}.weight scales", weight.scales(block)),
-        ]
-        y = g.fused(
-            "MatMulNBits", *inputs, *(("", "", bias) if bias else ()),
-            K=columns, N=rows, bits=weight.bits, block_size=block, accuracy_level=self.level,
-        )  # fmt: skip
+        codes = g.constant(f"{name}.weight codes", weight.packed(block))
+        scales = g.constant(f"{name}.weight scales", weight.scales(block))
+        how = {"K": columns, "N": rows, "bits": weight.bits, "block_size": block, "accuracy_level": self.level}
+        y = g.fused("MatMulNBits", x, codes, scales, *(("", "", bias) if bias else ()), **how)
         if not weight.shifted:
             return y
         return g.op("Add", y, g.op("Mul", g.row_sums(x), g.constant(f"{name}.weight missing", weight.missing())))
@@ -161,8 +146,8 @@ class Layers:
         if not zero:
             return x
         largest = g.op("ReduceMax", g.op("Abs", x), g.integers(-1), keepdims=1)
-        scale = g.op("Mul", largest, g.constant("1/127", np.array(1 / 127, np.float32)))
-        scale = g.op("Max", scale, g.constant("tiny", np.array(np.finfo(np.float32).tiny)))
+        scale = g.op("Mul", largest, g.scalar("1/127", 1 / 127))
+        scale = g.op("Max", scale, g.scalar("tiny", float(np.finfo(np.float32).tiny)))
         return g.op("QuantizeLinear", x, g.op("Squeeze", scale, g.integers(-1)), zero, axis=0), scale
 
     def _integer(self, g: Graph, x: tuple[str, str], paths: Sequence[str]) -> str:
@@ -170,15 +155,9 @@ class Layers:
         if isinstance(weight, np.ndarray) or weight.scale.shape[1] > 1:
             raise InputError("encoder", "int8", f"packed, since {name}.weight has no grid of one scale per row")
         codes, scale = weight.signed()
-        y = g.fused(
-            "MatMulIntegerToFloat",
-            x[0],
-            g.constant(f"{name}.weight int8", codes),
-            g.constant("unit", np.array(1, np.float32)),
-            g.constant(f"{name}.weight scale", scale),
-            g.constant("128", np.array(128, np.uint8)),
-        )
-        return g.op("Mul", y, x[1])
+        weights, unit = g.constant(f"{name}.weight int8", codes), g.scalar("unit", 1)
+        scales, zero = g.constant(f"{name}.weight scale", scale), g.scalar("128", 128, np.uint8)
+        return g.op("Mul", g.fused("MatMulIntegerToFloat", x[0], weights, unit, scales, zero), x[1])
 
 
 def _joint(paths: Sequence[str]) -> str:

@@ -37,10 +37,6 @@ _NEVER = -1.0e9
 class OnnxEngine(Engine):
     """A model that :func:`dqlib.engines.onnx_export.export_onnx` wrote.
 
-    Args:
-        folder: that was written.
-        threads: of one call; None for one per core.
-
     Raises:
         InputError: the folder is none of these, or damaged.
     """
@@ -75,12 +71,7 @@ class OnnxEngine(Engine):
         return tokenizer_of(self.folder)
 
     def _write(
-        self,
-        sources: list[list[int]],
-        starts: list[int | None],
-        beams: int,
-        new_tokens: int,
-        decoding: Decoding,
+        self, sources: list[list[int]], starts: list[int | None], beams: int, new_tokens: int, decoding: Decoding
     ) -> list[list[int]]:
         if self.continues:
             steps: Steps = PromptSteps(self.graphs, sources, beams, new_tokens)
@@ -203,9 +194,8 @@ class OnnxEngine(Engine):
         mask: np.ndarray = np.zeros((texts, source), np.int32)
         for i, row in enumerate(input_ids):
             ids[i, : len(row)], mask[i, : len(row)] = row, 1
-        cross = np.empty(
-            (2 * description["layers"], texts, description["heads"], source, description["head_dim"]), np.float32
-        )
+        shape = 2 * description["layers"], texts, description["heads"], source, description["head_dim"]
+        cross: np.ndarray = np.empty(shape, np.float32)
         binding = self._encoders[0].io_binding()
         bound(binding.bind_ortvalue_input, input_ids=ids, mask=mask)
         bound(binding.bind_ortvalue_output, cross=cross)
@@ -220,10 +210,6 @@ class OnnxEngine(Engine):
 
 class OnnxClassifier(Classifier):
     """A classifier that :func:`dqlib.engines.onnx_export.export_onnx` wrote.
-
-    Args:
-        folder: that was written.
-        threads: of one call; None for one per core.
 
     Raises:
         InputError: the folder is none of these, or damaged.
@@ -264,11 +250,6 @@ def description_of(folder: Path, classifies: bool) -> Mapping[str, Any]:
 def sessions(folder: Path, threads: int | None, *names: str) -> list[onnxruntime.InferenceSession]:
     """Graphs of a folder that are ready to run.
 
-    Args:
-        folder: of the graphs.
-        threads: of one call; None for one per core.
-        names: of the graphs' files.
-
     Raises:
         InputError: ONNX Runtime does not read one of them.
     """
@@ -279,11 +260,9 @@ def sessions(folder: Path, threads: int | None, *names: str) -> list[onnxruntime
     options.enable_mem_pattern = False  # which plans for shapes that come once
     # Else the threads of one graph keep a core busy while the other's want it.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    cpu = ["CPUExecutionProvider"]
     try:
-        return [
-            onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
-            for name in names
-        ]
+        return [onnxruntime.InferenceSession(str(folder / name), options, providers=cpu) for name in names]
     except Exception as error:  # ONNX Runtime's have no class in common
         raise InputError("folder", str(folder), f"one that ONNX Runtime reads ({error})") from None
 

@@ -24,12 +24,7 @@ HEAD_FEATURES = 8
 
 
 class Stacks(Layers):
-    """The graphs of a model: what an architecture has in place of these attributes and methods makes them its own.
-
-    Args:
-        config, weights, rounded: as of :class:`dqlib.engines.onnx_layers.Layers`.
-        encoder: how it is written, as of :func:`dqlib.engines.onnx_export.export_onnx`.
-    """
+    """The graphs of a model: what an architecture has in place of these attributes and methods makes them its own."""
 
     #: Names, within a layer, of the norms of its parts, by side, and that of the last norm where they come first.
     norms: ClassVar[dict[str, tuple[str, ...]]]
@@ -121,9 +116,8 @@ class Stacks(Layers):
             neurons, down = self.neurons(layer)
             paths += [*self.projections(layer), *self.output(layer), *neurons, *down]
         values = [self.weights.values[f"{path}.weight"] for path in paths]
-        return all(
-            isinstance(each, Quantized) and each.zero_point is None and each.scale.size(-1) == 1 for each in values
-        )
+        codes = [each for each in values if isinstance(each, Quantized) and each.zero_point is None]
+        return len(codes) == len(values) and all(each.scale.size(-1) == 1 for each in codes)
 
     def source_projections(self) -> list[str]:
         """Paths of what makes the keys and values that a decoder's layers attend to."""
@@ -153,7 +147,6 @@ class Stacks(Layers):
             g: with the input ``mask``, (texts, tokens).
             x: (rows, features), the tokens of all texts.
             by_text: the shape (texts, tokens, features of all heads).
-            zero: zero points of the rows (see :meth:`zero_points`).
             distances: added to the scores, (1, heads, tokens, tokens).
         """
         (heads, size), norms, residual = self.heads("encoder"), self._norms("encoder"), x
@@ -184,14 +177,7 @@ class Stacks(Layers):
         g.input("total", TensorProto.INT32, [])
 
     def give_source(self, g: Graph, x: str, shape: str, zero: str) -> None:
-        """Give out keys and values of the decoder's layers, made of an encoder's rows, (rows, 2 x layers x features).
-
-        Args:
-            g: of the encoder.
-            x: its last rows.
-            shape: of the source, (texts, tokens).
-            zero: zero points of the rows.
-        """
+        """Give out keys and values of the decoder's layers, made of an encoder's rows; ``shape`` is (texts, tokens)."""
         (heads, size), paths = self.heads("decoder"), self.source_projections()
         y = self.linear(g, self.read(g, x, zero), paths)
         split = g.op("Concat", shape, g.integers(len(paths), heads, size), axis=0)

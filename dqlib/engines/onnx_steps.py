@@ -16,9 +16,7 @@ class Steps:
     """What was read, what was written, and the buffers that both are bound to.
 
     Args:
-        graphs: of the model.
         lengths: tokens that are read in each row, texts x beams, before the first one is written.
-        longest: tokens that are written at most.
         positions: how many places the graph is told for each token: one per row, or one for all.
 
     Attributes:
@@ -88,11 +86,8 @@ class SourceSteps(Steps):
     """Steps of a decoder beside an encoder.
 
     Args:
-        graphs: of the model.
         cross: what the encoder gives, (2 x layers, texts, heads, source, head_dim).
         mask: int32 (texts, source).
-        beams: rows of a text.
-        longest: tokens that are written at most.
     """
 
     def __init__(self, graphs: Graphs, cross: np.ndarray, mask: np.ndarray, beams: int, longest: int) -> None:
@@ -105,14 +100,7 @@ class SourceSteps(Steps):
 
 
 class PromptSteps(Steps):
-    """Steps of a decoder alone: the first reads the texts, whatever token it is given.
-
-    Args:
-        graphs: of the model.
-        sources: texts, as ids.
-        beams: rows of a text.
-        longest: tokens that are written at most.
-    """
+    """Steps of a decoder alone: the first reads the texts, whatever token it is given."""
 
     def __init__(self, graphs: Graphs, sources: Sequence[Sequence[int]], beams: int, longest: int) -> None:
         lengths: np.ndarray = np.repeat(np.array([len(row) for row in sources]), beams)  # (rows,)

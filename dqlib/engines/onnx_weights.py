@@ -49,7 +49,6 @@ class Codes:
         unsigned: uint8 (rows, columns).
         scale: fp32 (rows, groups); one group where it is shifted.
         bits: 2, 4 or 8.
-        shifted: whether half a scale is missing.
     """
 
     unsigned: np.ndarray
@@ -64,7 +63,6 @@ class Codes:
         Odd codes with several scales per row take a bit more: each group would have a sum of its own.
 
         Args:
-            quantized: the weight.
             bits: 2, 4 or 8.
             shifted: shift codes of one bit, too, which are odd, so that they can stand with those of four levels.
 

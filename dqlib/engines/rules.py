@@ -13,7 +13,6 @@ def apply(scores: np.ndarray, written: np.ndarray, decoding: Decoding) -> None:
     Args:
         scores: logits in greedy search, log-probabilities in beam search, (rows, vocabulary).
         written: ids so far, from the one that the decoder starts from on, (rows, length).
-        decoding: the rules.
     """
     penalty, size = decoding.repetition_penalty, decoding.no_repeat_ngram_size
     if penalty != 1:  # https://arxiv.org/abs/1909.05858, section 4.1

@@ -15,18 +15,14 @@ from dqlib.engines.base import ASKED, Decoding, Engine, field_of
 from dqlib.engines.classifier import Classifier, Reading
 from dqlib.errors import InputError
 from dqlib.generation import OneSourceCache
-from dqlib.storage.manifest import folder_kind, opened
-from dqlib.storage.packed import load_packed, load_tokenizer
-from dqlib.storage.reading import CONFIG, has_tokenizer, read_model, read_tokenizer
+from dqlib.storage.manifest import folder_kind
+from dqlib.storage.packed import load_packed
+from dqlib.storage.reading import CONFIG, read_model, read_tokenizer
 from dqlib.storage.students import load_student
 
 
 class TorchEngine(Engine):
     """A Hugging Face model that writes: a student, a packed model, or a teacher.
-
-    Args:
-        model: that writes.
-        tokenizer: of the model.
 
     Raises:
         InputError: the model does not write.
@@ -36,23 +32,11 @@ class TorchEngine(Engine):
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer | None = None) -> None:
         super().__init__(tokenizer, Decoding.of(model))
-        self._own = self.decoding
-        self._asked = {name: field_of(name) for name in ASKED if name != "early_stopping"}
         self.model, self.vocabulary_size = model.eval(), model.get_input_embeddings().num_embeddings
-
-    @classmethod
-    def load(cls, folder: str | Path, threads: int | None = None) -> TorchEngine:
-        """The engine of a folder; arguments as of :func:`load_model`."""
-        return cls(*load_model(folder, threads))
 
     @torch.no_grad()
     def _write(
-        self,
-        sources: list[list[int]],
-        starts: list[int | None],
-        beams: int,
-        new_tokens: int,
-        decoding: Decoding,
+        self, sources: list[list[int]], starts: list[int | None], beams: int, new_tokens: int, decoding: Decoding
     ) -> list[list[int]]:
         longest = max(map(len, sources))
         ids = torch.full((len(sources), longest), self.decoding.pad or 0)
@@ -64,8 +48,8 @@ class TorchEngine(Engine):
         settings = copy.deepcopy(self.model.generation_config)
         settings.update(num_beams=beams, max_new_tokens=new_tokens, do_sample=False, pad_token_id=decoding.pad)
         settings.early_stopping = decoding.early_stopping if beams > 1 else False
-        for name, field in self._asked.items():
-            if getattr(decoding, field) != getattr(self._own, field):
+        for name, field in ((name, field_of(name)) for name in ASKED if name != "early_stopping"):
+            if getattr(decoding, field) != getattr(self.decoding, field):
                 setattr(settings, name, getattr(decoding, field))
         if settings.bad_words_ids is not None:
             settings.bad_words_ids = [list(words) for words in settings.bad_words_ids] or None
@@ -79,10 +63,6 @@ class TorchEngine(Engine):
 class TorchClassifier(Classifier):
     """A Hugging Face model that classifies texts: a student, a packed model, or a teacher.
 
-    Args:
-        model: a classifier.
-        tokenizer: of the model.
-
     Raises:
         InputError: the model is no classifier of texts.
     """
@@ -92,11 +72,6 @@ class TorchClassifier(Classifier):
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer | None = None) -> None:
         super().__init__(tokenizer, Reading.of(model, tokenizer))
         self.model, self.vocabulary_size = model.eval(), model.get_input_embeddings().num_embeddings
-
-    @classmethod
-    def load(cls, folder: str | Path, threads: int | None = None) -> TorchClassifier:
-        """The engine of a folder; arguments as of :func:`load_model`."""
-        return cls(*load_model(folder, threads))
 
     @torch.no_grad()
     def _logits(self, input_ids: Sequence[Sequence[int]]) -> np.ndarray:
@@ -120,8 +95,8 @@ def load_model(folder: str | Path, threads: int | None = None) -> tuple[PreTrain
         torch.set_num_threads(threads)
     folder, kind = Path(folder), folder_kind(folder)
     if kind == "packed":
-        return load_packed(folder), load_tokenizer(folder) if has_tokenizer(opened(folder, kind)) else None
-    if kind == "student":
+        model = load_packed(folder)
+    elif kind == "student":
         model = load_student(folder)
     elif (folder / CONFIG).is_file() and any(folder.glob("*.safetensors")):
         model = read_model(folder)

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from dqlib.architectures import ARCHITECTURES
 from dqlib.errors import InputError
-from dqlib.storage.manifest import ITEM_BYTES, MANIFEST, expected_tensors, opened, packed_size_bytes
+from dqlib.storage.manifest import (
+    ITEM_BYTES,
+    MANIFEST,
+    WEIGHTS,
+    check_files,
+    expected_tensors,
+    opened,
+    packed_size_bytes,
+)
 
 if TYPE_CHECKING:  # the account of a folder is given without torch
     from transformers import PreTrainedModel
@@ -36,9 +44,7 @@ class Entry:
     """Account of one parameter in one form.
 
     Args:
-        names: of the parameter, more than one where it is tied.
         kind: ``weights``, ``embedding``, ``positions`` or ``rest``.
-        numel: how many numbers.
         bits: of a code, 16 where it is not quantized.
         code_bytes: codes packed without gaps (three levels: five per byte; four: four), or fp16 numbers.
         scale_bytes: scales (fp16) and zero points.
@@ -82,7 +88,6 @@ class Account:
     """Bytes of a model by part. ``str`` gives it as a table.
 
     Args:
-        parts: rows by name, those of :data:`PARTS`.
         teacher_bytes: fp32 bytes that ratios are relative to.
         head_numbers: numbers of a quantized output head; 0 if there is none.
         head_bytes: bytes that this head has for itself, not shared with a table.
@@ -101,11 +106,6 @@ class Account:
         in fp32, and nothing for a head in full precision.
         """
         return sum(self.parts.values(), Part())
-
-    @property
-    def tensor_bytes(self) -> int:
-        """Bytes of all tensors: what :func:`dqlib.storage.footprint.size_bytes` counts."""
-        return self.total.size_bytes - self.parts["overhead"].size_bytes
 
     def with_full_head(self, bytes_a_number: int) -> int:
         """Bytes if the output head were not quantized, but had a table of fp16 (2 bytes) or fp32 (4 bytes)."""
@@ -135,11 +135,13 @@ def account(what: PreTrainedModel | str | Path, teacher_bytes: int | None = None
         teacher_bytes: fp32 bytes that ratios are relative to; by default those of the same shape in fp32.
 
     Raises:
-        InputError: the folder is no packed model.
+        InputError: the folder is no packed model, or its weights file is missing or was changed.
     """
     parts, overhead = dict.fromkeys(PARTS, Part()), 0
     if isinstance(what, str | Path):
-        entries = [_entry(record) for record in opened(what, "packed").parameters]
+        manifest = opened(what, "packed")
+        check_files(what, manifest, WEIGHTS)
+        entries = [_entry(record) for record in manifest.parameters]
         overhead = packed_size_bytes(what) - sum(entry.size_bytes for entry in entries)
     else:
         from dqlib.storage.footprint import footprint
@@ -151,13 +153,9 @@ def account(what: PreTrainedModel | str | Path, teacher_bytes: int | None = None
         parts["scales"] += Part(size_bytes=entry.scale_bytes)
     parts["overhead"] += Part(size_bytes=overhead)
     heads = [entry for entry in entries if entry.bits < 8 * FP16_BYTES and _HEADS.intersection(entry.names)]
+    numbers, own = sum(each.numel for each in heads), sum(each.size_bytes for each in heads if len(each.names) == 1)
     fp32_bytes = sum(part.fp32_bytes for part in parts.values())
-    return Account(
-        parts,
-        fp32_bytes if teacher_bytes is None else teacher_bytes,
-        sum(entry.numel for entry in heads),
-        sum(entry.size_bytes for entry in heads if len(entry.names) == 1),
-    )
+    return Account(parts, fp32_bytes if teacher_bytes is None else teacher_bytes, numbers, own)
 
 
 def fp32_bytes_of(folder: str | Path) -> int:
@@ -188,9 +186,8 @@ def _entry(record: Mapping[str, Any]) -> Entry:
     """The footprint's entry of what a manifest says of a parameter."""
     sizes = [ITEM_BYTES[kind] * prod(shape) for kind, shape in expected_tensors(record).values()]
     numel, bits = prod(record["shape"]), record.get("bits", 8 * FP16_BYTES)
-    return Entry(
-        tuple(record["names"]), record["kind"], numel, bits, sum(sizes[:1]), sum(sizes[1:]), record.get("repeats")
-    )
+    names, repeats = tuple(record["names"]), record.get("repeats")
+    return Entry(names, record["kind"], numel, bits, sum(sizes[:1]), sum(sizes[1:]), repeats)
 
 
 def _part(entry: Entry) -> tuple[str, Part]:

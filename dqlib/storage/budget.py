@@ -34,10 +34,7 @@ def choose_bits(
     and checksums besides. A budget for everything at the most bits gives these to all.
 
     Args:
-        teacher: of the student.
-        config: with a budget.
         preset: says how weights become codes, and which bits there are to choose from.
-        calibration: see :func:`dqlib.sensitivity.sensitivities`.
         measured: what that function gave for teacher and preset, to be taken instead of measuring again.
 
     Raises:
@@ -100,7 +97,6 @@ def knapsack(sizes: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], 
     linear programming, could not make it better than what is known.
 
     Args:
-        sizes, losses: of each choice of each group.
         capacity: at least the sum of the smallest sizes.
 
     Returns:

@@ -18,9 +18,8 @@ def footprint(model: PreTrainedModel, with_zeros: bool = False) -> list[Entry]:
     A table that one use needs quantized and another in full precision, such as the output head of DQ-BART's code,
     has an entry for each. A buffer of zeros, of which a file holds nothing, has one only if ``with_zeros``.
     """
-    entries = [
-        Entry(each.names, each.kind, prod(each.shape), *each.sizes, each.repeats) for each in parameters_of(model)
-    ]
+    found = parameters_of(model)
+    entries = [Entry(each.names, each.kind, prod(each.shape), *each.sizes, each.repeats) for each in found]
     return [entry for entry in entries if entry.size_bytes or with_zeros]
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,9 +30,7 @@ class Live:
     Args:
         names: of the parameter, in all modules that use it so.
         kind: one of :data:`dqlib.storage.manifest.TENSOR_KINDS`.
-        parameter: or buffer.
         layer: one of the quantized layers that use it so; None where it is used as it is.
-        repeats: see :class:`Stored`.
     """
 
     names: tuple[str, ...]
@@ -135,8 +132,7 @@ def stored(model: PreTrainedModel) -> Iterator[Stored]:
 
 
 def _live(model: PreTrainedModel) -> list[Live]:
-    names: dict[tuple[int, int | None], list[str]] = defaultdict(list)
-    parameters: dict[tuple[int, int | None], tuple[Tensor, nn.Module | None]] = {}
+    found: dict[tuple[int, int | None], tuple[list[str], Tensor, QuantLayer | None]] = {}
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     small = submodules(model, architecture_of(model.config).positions)
     positions = {id(module.weight) for module in small if isinstance(module, nn.Embedding)}
@@ -147,13 +143,13 @@ def _live(model: PreTrainedModel) -> list[Live]:
                 continue
             layer = module if quantizer is not None and parameter is module.weight else None
             key = id(parameter), None if layer is None else id(quantizer)
-            names[key].append(name)
-            parameters.setdefault(key, (parameter, layer))
-    quantized = {key[0]: names[key][0] for key in names if key[1] is not None}
-    found = []
-    for key, (parameter, layer) in parameters.items():
-        kind = "positions" if key[0] in positions else "embedding" if key[0] in tables else "weights"
-        kind = "rest" if layer is None else kind
-        repeats = quantized.get(key[0]) if layer is None else None
-        found.append(Live(tuple(names[key]), kind, parameter, layer, repeats))
-    return found + [Live((name,), "rest", buffer) for name, buffer in persistent_buffers(model).items()]
+            found.setdefault(key, ([], parameter, layer))[0].append(name)
+    quantized = {of: names[0] for (of, _), (names, _, layer) in found.items() if layer is not None}
+    parameters = []
+    for (of, _), (names, parameter, layer) in found.items():
+        kind = "positions" if of in positions else "embedding" if of in tables else "weights"
+        if layer is None:
+            parameters.append(Live(tuple(names), "rest", parameter, repeats=quantized.get(of)))
+        else:
+            parameters.append(Live(tuple(names), kind, parameter, layer))
+    return parameters + [Live((name,), "rest", buffer) for name, buffer in persistent_buffers(model).items()]

@@ -76,7 +76,6 @@ class Manifest:
 
     Args:
         kind: of the folder, one of :data:`WRITERS`.
-        about: what a reader needs to know of it, besides the files.
         files: all files that may be read, by their names from the folder on.
         parameters: of a packed model, records of what its weights file holds (:func:`dqlib.storage.stored.record`).
     """
@@ -106,17 +105,14 @@ class Manifest:
         """
         try:
             whole = json.loads(text)
+            seal = whole.pop("sha256", None) if isinstance(whole, dict) else None
+            sound = seal == _seal(whole)
         except (ValueError, RecursionError) as error:
             raise InputError(MANIFEST, f"{error}", "JSON, as dqlib wrote it") from None
         if not isinstance(whole, dict) or whole.get("format") != FORMAT:
             raise InputError(MANIFEST, "another format", f"of the format {FORMAT!r}, as this dqlib writes it")
         if whole.get("version") != VERSION:
             raise InputError(f"{MANIFEST}, version", whole.get("version"), f"{VERSION}, which this dqlib reads")
-        seal = whole.pop("sha256", None)
-        try:
-            sound = seal == _seal(whole)
-        except (ValueError, RecursionError) as error:
-            raise InputError(MANIFEST, f"{error}", "JSON, as dqlib wrote it") from None
         if not sound:
             raise InputError(f"{MANIFEST}, sha256", seal, "that of the rest of the manifest, which was changed since")
         for name, kind in (("kind", str), ("about", dict), ("files", dict), ("parameters", list)):
@@ -130,13 +126,7 @@ class Manifest:
 
 
 def seal(folder: str | Path, kind: str, about: Mapping[str, Any], parameters: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Write the manifest of a folder, over all files that are in it: the last file of what is written.
-
-    Args:
-        folder: that is complete but for this.
-        kind: one of :data:`WRITERS`.
-        about, parameters: see :class:`Manifest`.
-    """
+    """Write the manifest of a folder, over all files that are in it: the last file of what is written."""
     folder = Path(folder)
     files = {name: File.of(folder / name) for name in sorted(files_in(folder) - {MANIFEST})}
     (folder / MANIFEST).write_text(Manifest(kind, about, files, parameters).text(), encoding="utf-8")
@@ -167,11 +157,9 @@ def opened(folder: str | Path, *kinds: str) -> Manifest:
     manifest = Manifest.parse((folder / MANIFEST).read_bytes())
     if manifest.kind not in kinds:
         raise InputError("folder", f"{folder}, written by {WRITERS[manifest.kind]}", allowed)
-    if manifest.kind == "packed":
-        pickles = [name for name in files_in(folder) if Path(name).suffix.lower() in PICKLES]
-        if pickles:
-            allowed = "a folder without files that may be pickles, since no packed model has any"
-            raise InputError("folder", min(pickles), allowed)
+    pickles = [name for name in files_in(folder) if Path(name).suffix.lower() in PICKLES]
+    if manifest.kind == "packed" and pickles:
+        raise InputError("folder", min(pickles), "a folder without files that may be pickles, as a packed one is")
     return manifest
 
 
@@ -184,9 +172,12 @@ def folder_kind(folder: str | Path) -> str | None:
     return opened(folder, *WRITERS).kind if (Path(folder) / MANIFEST).is_file() else None
 
 
-def check_files(folder: str | Path, manifest: Manifest) -> None:
-    """Raise an ``InputError`` that names the file, where one of a manifest is missing or has another SHA-256."""
-    for name in manifest.files:
+def check_files(folder: str | Path, manifest: Manifest, *names: str) -> None:
+    """Raise an ``InputError`` that names the file, where one of a manifest is missing or has another SHA-256.
+
+    Of all files, or of those with these names.
+    """
+    for name in names or manifest.files:
         _check_same(name, File.of(_checked_file(folder, manifest, name)), manifest)
 
 
@@ -223,7 +214,7 @@ def verify(folder: str | Path) -> list[str]:
             if manifest.kind == "packed" and name == WEIGHTS:
                 read_tensors(folder, manifest, each=True)
             else:
-                _check_same(name, File.of(_checked_file(folder, manifest, name)), manifest)
+                check_files(folder, manifest, name)
         except InputError as error:
             faults.append(str(error))
     return faults
@@ -231,9 +222,7 @@ def verify(folder: str | Path) -> list[str]:
 
 def check_replaceable(folder: str | Path, *kinds: str) -> None:
     """Raise an ``InputError`` that names a file, where a folder holds anything but what one of these kinds does."""
-    folder = Path(folder)
-    allowed = f"new, empty, or a folder written by {' or '.join(WRITERS[kind] for kind in kinds)} and nothing else, "
-    allowed += "which is replaced"
+    folder, writers = Path(folder), " or ".join(WRITERS[kind] for kind in kinds)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     there = files_in(folder) if folder.is_dir() else set()
@@ -243,6 +232,7 @@ def check_replaceable(folder: str | Path, *kinds: str) -> None:
         if manifest.kind in kinds and not others:
             return
         there = others or there
+    allowed = f"new, empty, or a folder written by {writers} and nothing else, which is replaced"
     raise InputError("folder", f"{folder}, with {min(there)}" if there else str(folder), allowed)
 
 
@@ -258,10 +248,10 @@ def packed_size_bytes(folder: str | Path) -> int:
     Configuration and tokenizer, which the full-precision model has as well, are not counted.
 
     Raises:
-        InputError: the folder is no packed model.
+        InputError: the folder is no packed model, or its weights are missing or of another length.
     """
-    opened(folder, "packed")
-    return sum((Path(folder) / name).stat().st_size for name in (MANIFEST, WEIGHTS))
+    weights = _checked_file(folder, opened(folder, "packed"), WEIGHTS)
+    return sum(path.stat().st_size for path in (weights, weights.with_name(MANIFEST)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,8 +273,6 @@ def read_tensors(folder: str | Path, manifest: Manifest, each: bool = False) -> 
     """All tensors of a packed model, if each is what the manifest says.
 
     Args:
-        folder: of the packed model.
-        manifest: of the folder.
         each: check the CRC-32 of each tensor, too, which else is asked only to find the damaged one.
 
     Raises:
@@ -309,14 +297,13 @@ def read_tensors(folder: str | Path, manifest: Manifest, each: bool = False) -> 
                 raise InputError(name, "missing", f"in {WEIGHTS}, since the manifest names it")
             if (tensor.kind, tensor.shape) != form:
                 forms = [f"{kind} of shape {shape}" for kind, shape in ((tensor.kind, tensor.shape), form)]
-                raise InputError(name, forms[0], f"{forms[1]}, as the manifest has it")
+                raise InputError(name, forms[0], f"{forms[1]} in {WEIGHTS}, as the manifest has it")
             if (each or found != manifest.files[WEIGHTS]) and zlib.crc32(tensor.data) != crc32:
-                allowed = f"{crc32}, as the manifest has it: the file is damaged"
+                allowed = f"{crc32}, as the manifest has it: the file is damaged, {WEIGHTS}"
                 raise InputError(name, f"CRC-32 {zlib.crc32(tensor.data)}", allowed)
             if tensor.kind == "F16" and not np.isfinite(np.frombuffer(tensor.data, np.float16)).all():
-                raise InputError(name, "nan or inf", "finite numbers")
-    extra = read.keys() - expected
-    if extra:
+                raise InputError(name, "nan or inf", f"finite numbers in {WEIGHTS}")
+    if extra := read.keys() - expected:
         raise InputError(min(extra), f"in {WEIGHTS}", "named by the manifest, or not be there")
     _check_same(WEIGHTS, found, manifest)
     return read
@@ -366,10 +353,9 @@ def _checked_file(folder: str | Path, manifest: Manifest, name: str) -> Path:
         raise InputError(MANIFEST, f"without {name}", f"one that names {name}")
     if not path.is_file():
         raise InputError(name, "no file" if path.exists() else "missing", "a file in the folder")
-    found = path.stat().st_size
-    if found != manifest.files[name].size:
-        allowed = f"{manifest.files[name].size} bytes long, as the manifest has it"
-        raise InputError(name, f"{found} bytes", allowed)
+    found, size = path.stat().st_size, manifest.files[name].size
+    if found != size:
+        raise InputError(name, f"{found} bytes", f"{size} bytes long, as the manifest has it")
     return path
 
 

@@ -8,19 +8,18 @@ manifest names are read, and every number read is checked. ``docs/packed-format.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.initialization import no_init_weights
 
@@ -30,29 +29,29 @@ from dqlib.files import atomic_folder
 from dqlib.generation import check_generation
 from dqlib.presets import Preset
 from dqlib.pruning import narrow
-from dqlib.storage.live import stored
+from dqlib.storage.live import Live, stored
 from dqlib.storage.manifest import FORMAT, WEIGHTS, Manifest, check_replaceable, opened, read_file, read_tensors, seal
 from dqlib.storage.packing import large_tensor
 from dqlib.storage.reading import (
     CONFIG,
     ELSEWHERE,
     GENERATION,
+    add_to_config,
     config_of,
     empty_model,
     generation_of,
-    has_tokenizer,
     json_object,
     model_class,
+    read_tokenizer,
     refused_as,
     saved,
-    tokenizer_of,
 )
 from dqlib.storage.registered import PackedConfig, PackedReader
 from dqlib.storage.stored import PackedWeight, Stored, record, restored
 from dqlib.storage.students import describe, described_config, in_shape
 from dqlib.student import quantize_model
 
-Each = TypeVar("Each", bound="Named")
+Each = TypeVar("Each", bound=Live | Stored)
 
 #: What stands where transformers looks for the name of a file of weights, so that it tells its user: with dqlib it
 #: knows better (:mod:`dqlib.storage.registered`).
@@ -61,19 +60,11 @@ OF_A_PACKED_MODEL = "these are packed weights, which transformers reads after 'i
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What the folder of a packed model holds, read and checked.
-
-    Args:
-        manifest: of the folder.
-        model_config: of the model.
-        settings: of its generation; None where it has none.
-        config, preset: of the student.
-        parameters: everything in the model's state.
-    """
+    """What the folder of a packed model holds, read and checked."""
 
     manifest: Manifest
     model_config: PreTrainedConfig
-    settings: dict[str, Any] | None
+    generation: GenerationConfig | None
     config: Config
     preset: Preset
     parameters: list[Stored]
@@ -89,7 +80,6 @@ def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer
     Args:
         model: a student, or what :func:`load_packed` gave, which gives the same bytes again.
         folder: new, empty, or a packed model, which is replaced.
-        tokenizer: written beside the weights.
 
     Raises:
         InputError: the model is no student, its numbers are not rounded or not in fp32, or the folder holds something
@@ -105,23 +95,19 @@ def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer
                 tokenizer.save_pretrained(scratch)
             seal(scratch, "packed", describe(model), list(map(record, parameters)))
     except OSError as error:
-        raise OSError(
-            error.errno, f"not written, and what was there is as before ({error.strerror})", str(folder)
-        ) from error
+        said = f"not written, and what was there is as before ({error.strerror})"
+        raise OSError(error.errno, said, str(folder)) from error
 
 
-def save_pretrained(model: PreTrainedModel, folder: str | Path, is_main_process: bool = True, **options: Any) -> None:
+def add_to_folder(model: PreTrainedModel, folder: str | Path, state_dict: object = None, **_: Any) -> None:
     """What ``save_pretrained`` of a packed model does: pack it again; other files of the folder stay.
 
     Raises:
-        InputError: the model was changed since it was loaded, or is to be sent to the hub in the same call.
+        InputError: the model was changed since it was loaded.
     """
-    if options.get("push_to_hub"):
-        raise InputError("push_to_hub", True, "left out, and model.push_to_hub be called")
-    if is_main_process:
-        parameters = _parameters(model)
-        with saved(folder, "packed", describe(model), None, list(map(record, parameters))) as scratch:
-            _write(model, parameters, scratch)
+    parameters = _parameters(model)
+    with saved(folder, "packed", describe(model), None, list(map(record, parameters))) as scratch:
+        _write(model, parameters, scratch)
 
 
 def _parameters(model: PreTrainedModel) -> list[Stored]:
@@ -143,9 +129,8 @@ def _write(model: PreTrainedModel, parameters: Sequence[Stored], folder: Path) -
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
-    fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    fields |= {"dtype": "float32", "quantization_config": PackedConfig().to_dict(), ELSEWHERE: OF_A_PACKED_MODEL}
-    (folder / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    packed = {"dtype": "float32", "quantization_config": PackedConfig().to_dict(), ELSEWHERE: OF_A_PACKED_MODEL}
+    add_to_config(folder, packed)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)
     (folder / WEIGHTS).write_bytes(weights)
@@ -166,8 +151,8 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     packed = read_packed(folder)
     model = _built(packed.model_config, packed.manifest.about.get("class"), packed.parameters, packed.config.heads)
     assign(model, packed.parameters, in_one_memory(packed.parameters))
-    if packed.settings is not None:
-        model.generation_config = generation_of(packed.settings, packed.model_config, GENERATION)
+    if packed.generation is not None:
+        model.generation_config = packed.generation
     round_activations(model, packed)
     # as transformers marks what it loads
     model.is_quantized, model.quantization_method, model.hf_quantizer = True, FORMAT, PackedReader(PackedConfig())
@@ -188,12 +173,12 @@ def read_packed(folder: str | Path) -> Packed:
     fields = json_object(read_file(folder, manifest, CONFIG), CONFIG)
     if fields.get("quantization_config") == PackedConfig().to_dict():
         del fields["quantization_config"]
-    model_config, settings = config_of(fields, CONFIG, largest), None
+    model_config, generation = config_of(fields, CONFIG, largest), None
     if GENERATION in manifest.files:
         settings = json_object(read_file(folder, manifest, GENERATION), GENERATION)
-        generation_of(settings, model_config, GENERATION)
+        generation = generation_of(settings, model_config, GENERATION)
     config, preset = described_config(manifest.about), Preset.described(manifest.about)
-    return Packed(manifest, model_config, settings, config, preset, parameters)
+    return Packed(manifest, model_config, generation, config, preset, parameters)
 
 
 def round_activations(model: PreTrainedModel, packed: Packed) -> None:
@@ -213,21 +198,17 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     Raises:
         InputError: as :func:`load_packed`, or no tokenizer was packed.
     """
-    manifest = opened(folder, "packed")
-    if not has_tokenizer(manifest):
+    opened(folder, "packed")
+    tokenizer = read_tokenizer(folder)
+    if tokenizer is None:
         raise InputError("folder", str(folder), "a packed model with a tokenizer: give save_packed one")
-    return tokenizer_of(folder, manifest)
+    return tokenizer
 
 
 def _built(
     config: PreTrainedConfig, name: object, parameters: Sequence[Stored], heads: int | None = None
 ) -> PreTrainedModel:
-    """A model without numbers, if these parameters fit it, which is found out before it takes any memory.
-
-    Raises:
-        InputError: the class is unknown, the configuration none that a model can be built of, or a parameter does not
-            fit.
-    """
+    """A model without numbers, if these parameters fit it, which is found out before it takes any memory."""
     kind = model_class(config, name)
     empty = empty_model(kind, config, len(parameters), CONFIG, heads)
     check_fit(empty, parameters)
@@ -238,7 +219,7 @@ def _built(
         return narrow(kind(config), heads)
 
 
-def check_fit(model: nn.Module, parameters: Sequence[Named]) -> None:
+def check_fit(model: nn.Module, parameters: Sequence[Live | Stored]) -> None:
     """Check that parameters are those of a model's state, by names and shapes.
 
     Raises:
@@ -259,25 +240,8 @@ def check_fit(model: nn.Module, parameters: Sequence[Named]) -> None:
         raise InputError(min(state), "missing", f"in the manifest, since {type(model).__name__} has it")
 
 
-class Named(Protocol):
-    """Something that a model has, under one name or several tied ones."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Its names in the model's state."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape in the model."""
-
-
 def assign(model: nn.Module, parameters: Sequence[Each], value_of: Callable[[Each], Tensor]) -> None:
     """Give a model all its numbers; tied parameters become one.
-
-    Args:
-        model: to be given them, in place.
-        parameters: everything in the model's state, by its names.
-        value_of: makes the numbers of one, in its shape.
 
     Raises:
         InputError: a name is missing, is none of the model's, or has another shape there.
@@ -329,7 +293,7 @@ def _put(model: nn.Module, names: Sequence[str], value: Tensor) -> None:
             module._buffers[field] = value
 
 
-def keep_apart(model: PreTrainedModel, parameters: Sequence[Named]) -> None:
+def keep_apart(model: PreTrainedModel, parameters: Sequence[Live | Stored]) -> None:
     """Let transformers know which weights that it ties by default are not tied here, as it does itself on loading."""
     first = {name: each.names[0] for each in parameters for name in each.names}
     for name, other in list(model.all_tied_weights_keys.items()):

@@ -48,7 +48,6 @@ def packed_size(count: int, bits: int, encoding: str = "bits") -> int:
     """Bytes of that many packed codes.
 
     Args:
-        count: number of codes.
         bits: of a code, 1 to 8.
         encoding: one of :data:`ENCODINGS`; five ternary codes share a byte.
 
@@ -64,7 +63,6 @@ def pack(codes: Tensor, bits: int, encoding: str = "bits") -> Tensor:
     Args:
         codes: int8 of any shape, on the grid of the encoding.
         bits: of a code, 1 to 8; 2 for ``ternary``.
-        encoding: one of :data:`ENCODINGS`.
 
     Returns:
         uint8 (:func:`packed_size`,). Spare places of the last bytes are zero.
@@ -96,12 +94,6 @@ def pack(codes: Tensor, bits: int, encoding: str = "bits") -> Tensor:
 
 def unpack(packed: Tensor, shape: Sequence[int], bits: int, encoding: str = "bits") -> Tensor:
     """The codes that :func:`pack` made bytes of.
-
-    Args:
-        packed: uint8, one dimension.
-        shape: of the codes.
-        bits: of a code, 1 to 8.
-        encoding: as they were packed.
 
     Returns:
         int8 of that shape.
@@ -142,11 +134,7 @@ def unpack_rows(
 
 
 def _reader(packed: Tensor, count: int, bits: int, encoding: str) -> Callable[[int, np.ndarray], None]:
-    """What writes codes to memory (int8) that holds as many as are wanted: from the one with a number on.
-
-    Raises:
-        InputError: as :func:`unpack`.
-    """
+    """What writes codes to memory (int8) that holds as many as are wanted: from the one with a number on."""
     size, ternary, parts = packed_size(count, bits, encoding), encoding == "ternary", _parts(bits, encoding)
     if packed.numel() != size:
         raise InputError("packed", f"{packed.numel()} bytes", f"{size} bytes for {count} codes of {bits} bits")

@@ -33,7 +33,7 @@ from dqlib.files import added_to
 from dqlib.generation import vocabulary_size
 from dqlib.generation_settings import SETTINGS, checked_settings
 from dqlib.pruning import narrow
-from dqlib.storage.manifest import MANIFEST, WRITERS, Manifest, check_files, opened, read_file, seal
+from dqlib.storage.manifest import MANIFEST, WRITERS, check_files, opened, read_file, seal
 
 CONFIG, GENERATION, SAFETENSORS = "config.json", "generation_config.json", "model.safetensors"
 
@@ -70,8 +70,6 @@ def config_of(content: Mapping[str, Any], where: str, largest: int) -> PreTraine
     """The configuration that the content of a ``config.json`` describes, of the fields that its class has.
 
     Args:
-        content: of that file.
-        where: it was read from, for the error.
         largest: dimension of a tensor of the model; no class has more labels.
 
     Raises:
@@ -117,13 +115,18 @@ def _known(kind: str) -> frozenset[str]:
     return frozenset(names | _OLDER) - _DROPPED
 
 
-def read_config(folder: str | Path) -> PreTrainedConfig:
-    """The configuration of a Hugging Face folder. No code of the folder is run.
+def read_config(folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> PreTrainedConfig:
+    """The configuration of a Hugging Face folder, of its weights where they are read. No code of the folder is run.
 
     Raises:
         InputError: it has none, or one that :func:`config_of` refuses, or a file of weights is damaged.
     """
-    return _config(Path(folder), _weights(Path(folder)))
+    folder = Path(folder)
+    weights = _weights(folder) if weights is None else weights
+    largest = max((size for value in weights.values() for size in value.shape), default=2**16)
+    config = config_of(read_json(folder / CONFIG), str(folder / CONFIG), largest)
+    config.name_or_path = str(folder)
+    return config
 
 
 def read_model(
@@ -157,7 +160,7 @@ def read_model(
     weights = _weights(folder, bins)
     if not weights:
         raise InputError("folder", str(folder), f"one with weights, in {SAFETENSORS}")
-    config = _config(folder, weights)
+    config = read_config(folder, weights)
     if scales is not None:
         scales |= {each: weights.pop(each) for each in list(weights) if each.endswith(LEARNED)}
     if name == "seq2seq":
@@ -194,13 +197,7 @@ def saved(
     tokenizer: Tokenizer | None,
     parameters: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[Path]:
-    """Save a model, written aside, in place of one that may be there; other files of the folder stay.
-
-    Args:
-        folder: to save into.
-        kind, about, parameters: of its manifest.
-        tokenizer: written beside the model.
-    """
+    """Save a model, written aside, in place of one that may be there; other files of the folder stay."""
     with added_to(folder, MANIFEST) as scratch:
         yield scratch
         if tokenizer is not None:
@@ -214,7 +211,7 @@ def saved(
 def read_tokenizer(folder: str | Path) -> Tokenizer | None:
     """The tokenizer of a folder; None if there is none. No code of the folder is run.
 
-    Of a folder that dqlib wrote, it is read as :func:`tokenizer_of` does.
+    Of a folder that dqlib wrote, it is made of files that the manifest names, checked.
 
     Raises:
         InputError: a file of it is damaged, or was changed since dqlib wrote it, or the manifest names none and one
@@ -226,31 +223,17 @@ def read_tokenizer(folder: str | Path) -> Tokenizer | None:
     if not (folder / MANIFEST).is_file():
         return None if there is None else _tokenizer(folder, folder)
     manifest = opened(folder, *WRITERS)
-    if has_tokenizer(manifest):
-        return tokenizer_of(folder, manifest)
-    if there is not None:
+    if not any(name.startswith("tokenizer") for name in manifest.files):
+        if there is None:
+            return None
         allowed = f"named by {MANIFEST}, as {WRITERS[manifest.kind]} does with a tokenizer that it is given, or not "
         raise InputError(there, f"in {folder}", f"{allowed}be there")
-    return None
-
-
-def has_tokenizer(manifest: Manifest) -> bool:
-    """Whether a model has a tokenizer among the files that its manifest names."""
-    return any(name.startswith("tokenizer") for name in manifest.files)
-
-
-def tokenizer_of(folder: str | Path, manifest: Manifest) -> Tokenizer:
-    """The tokenizer of a model that has one: of files that its manifest names, checked.
-
-    Raises:
-        InputError: one of them is missing, damaged or was changed.
-    """
     with tempfile.TemporaryDirectory() as checked:  # nothing else can be read from there
         for name in manifest.files:
             if name != GENERATION and not name.endswith(".safetensors"):
                 (Path(checked) / name).parent.mkdir(parents=True, exist_ok=True)
                 (Path(checked) / name).write_bytes(read_file(folder, manifest, name))
-        tokenizer = _tokenizer(Path(checked), Path(folder))
+        tokenizer = _tokenizer(Path(checked), folder)
     tokenizer.name_or_path = str(folder)
     return tokenizer
 
@@ -287,16 +270,32 @@ def json_object(data: bytes, where: str) -> dict[str, Any]:
     return content
 
 
+def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
+    """The JSON object that a file holds; an empty one where it is ``optional`` and not there.
+
+    Raises:
+        InputError: it holds something else, or is no file.
+    """
+    if path.is_file():
+        return json_object(path.read_bytes(), str(path))
+    if optional:
+        return {}
+    raise InputError(str(path), "no file", "one as save_pretrained writes it")
+
+
+def add_to_config(folder: Path, fields: dict[str, Any]) -> None:
+    """Write fields into the ``config.json`` of a folder, in the form that transformers gives it."""
+    content = read_json(folder / CONFIG, optional=True) | fields
+    (folder / CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def empty_model(
     kind: type[PreTrainedModel], config: PreTrainedConfig, tensors: int, where: str, heads: int | None = None
 ) -> PreTrainedModel:
     """A model without numbers, which takes no memory.
 
     Args:
-        kind, config: of the model.
         tensors: that there are for it; no more layers than these are made.
-        where: the configuration was read from, for the error.
-        heads: as :func:`read_model` has them.
 
     Raises:
         InputError: the configuration is none that a model can be built of.
@@ -342,40 +341,23 @@ def _files_of_model(folder: Path) -> list[Path]:
     return [path for path in named if path.is_file()]
 
 
-def _config(folder: Path, weights: Mapping[str, Tensor]) -> PreTrainedConfig:
-    largest = max((size for value in weights.values() for size in value.shape), default=2**16)
-    config = config_of(_object(folder / CONFIG), str(folder / CONFIG), largest)
-    config.name_or_path = str(folder)
-    return config
-
-
 def _generation(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
     """How a model generates; that of old ones stands among the fields of their configuration."""
     path = folder / GENERATION
     if path.is_file():
-        return generation_of(_object(path), config, str(path))
-    content = _object(folder / CONFIG)
+        return generation_of(read_json(path), config, str(path))
+    content = read_json(folder / CONFIG)
     return generation_of({name: content[name] for name in content if name in SETTINGS}, config, str(folder / CONFIG))
 
 
-def _object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(str(path), "no file", "one as save_pretrained writes it")
-    return json_object(path.read_bytes(), str(path))
-
-
 def _weights(folder: Path, bins: bool = False) -> dict[str, Tensor]:
-    """All tensors of a folder's weights, by name; their numbers are not read yet.
-
-    Raises:
-        InputError: a file is damaged, or said to lie elsewhere.
-    """
+    """All tensors of a folder's weights, by name; their numbers are not read yet."""
     for whole in (SAFETENSORS, "pytorch_model.bin")[: 1 + bins]:
         index = folder / f"{whole}.index.json"
         if (folder / whole).is_file():
             names = {whole}
         elif index.is_file():
-            places = _object(index).get("weight_map")
+            places = read_json(index).get("weight_map")
             names = set(map(str, places.values())) if isinstance(places, dict) else set()
         else:
             continue
@@ -396,19 +378,16 @@ def _weights(folder: Path, bins: bool = False) -> dict[str, Tensor]:
 
 
 def _check_kind(folder: Path, student: bool) -> None:
-    """Refuse the weights of a student, which alone are another model, for one, and a folder that was changed since.
+    """Refuse a folder that was changed since dqlib wrote it, is a student's, or is none where one is wanted.
 
-    Raises:
-        InputError: the folder is a student's, with or without its manifest, or is none where one is wanted, or was
-            changed since dqlib wrote it.
+    The weights of a student alone are another model, with or without its manifest.
     """
     if student or (folder / MANIFEST).is_file():
         manifest = opened(folder, "student" if student else "model")
         check_files(folder, manifest)
-        others = [path.name for path in _files_of_model(folder) if path.name not in manifest.files]
-        if others:
+        if others := [path.name for path in _files_of_model(folder) if path.name not in manifest.files]:
             raise InputError(min(others), f"in {folder}", f"named by {MANIFEST}, or not be there")
-    elsewhere = None if student else _object(folder / CONFIG).get(ELSEWHERE)
+    elsewhere = None if student else read_json(folder / CONFIG).get(ELSEWHERE)
     if elsewhere is not None:
         allowed = f"left out, and the weights be in {SAFETENSORS}; a student is read with its {MANIFEST}"
         raise InputError(f"{folder / CONFIG}, {ELSEWHERE}", elsewhere, allowed)
@@ -433,11 +412,7 @@ def _check_sizes(
     where: str,
     heads: int | None = None,
 ) -> None:
-    """Hold a configuration against the tensors that there are, before a model of it takes any memory.
-
-    Raises:
-        InputError: a tensor has another shape, or the model has far more numbers than the weights.
-    """
+    """Hold a configuration against the tensors that there are, before a model of it takes any memory."""
     empty = empty_model(kind, config, len(weights), where, heads)
     for name, value in empty.state_dict().items():
         if name in weights and weights[name].shape != value.shape:
@@ -457,14 +432,9 @@ def _check_complete(
     """Check that a model was made of all tensors of its file and of no others, and of numbers.
 
     Args:
-        model: that was read.
         report: of transformers, on names that were missing or left over.
-        weights: of the folder, by name.
         exact: whether this dqlib wrote them; else what the class declares to be computed, or to be left over from older
             versions, may be missing or be there.
-
-    Raises:
-        InputError: a tensor is missing or left over, or a number is not finite; the tensor is named.
     """
     missing, extra = set(report["missing_keys"]), set(report["unexpected_keys"])
     state = model.state_dict(keep_vars=True)

@@ -146,11 +146,7 @@ class _Unpacked:
 
 
 def _fetch(name: str, folder: Path) -> None:
-    """Fetch the manifest of a repository of the hub, whose snapshot so far has configuration and weights.
-
-    Raises:
-        InputError: there is none.
-    """
+    """Fetch the manifest of a repository of the hub, whose snapshot so far has configuration and weights."""
     if (folder / MANIFEST).is_file() or "snapshots" not in folder.parts:
         return  # reading the folder names what it lacks
     from transformers.utils import cached_file

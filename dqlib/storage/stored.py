@@ -26,7 +26,6 @@ class PackedWeight:
 
     Args:
         shape: (rows, columns) of the codes.
-        bits: of a code.
         encoding: of the codes, one of :data:`dqlib.storage.packing.ENCODINGS`.
         scheme, granularity: how they were made, as :func:`dqlib.quantizers.quantize` names it; not needed to read them.
         transposed: whether the parameter is (columns, rows), as in GPT-2.
@@ -99,8 +98,6 @@ class Stored:
 
     Args:
         names: it has in the model's state; tied ones are stored once, under the first.
-        kind: one of :data:`dqlib.storage.manifest.TENSOR_KINDS`.
-        shape: in the model.
         content: packed, or fp16; None for a buffer of zeros, of which nothing is stored.
         repeats: name of the packed weight whose full-precision original this is: a table that is looked up
             quantized, while the output head tied to it is not quantized.

@@ -6,7 +6,6 @@ A saved student is a folder in the Hugging Face layout: full-precision weights, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from dqlib.errors import InputError
 from dqlib.fake_quantize import LEARNED
 from dqlib.presets import Preset
 from dqlib.storage.manifest import opened
-from dqlib.storage.reading import CONFIG, ELSEWHERE, OF_A_STUDENT, check_finite, read_model, saved
+from dqlib.storage.reading import CONFIG, ELSEWHERE, OF_A_STUDENT, add_to_config, check_finite, read_model, saved
 from dqlib.student import is_student, quantize_model, round_for_storage, save_weights, weight_quantizers
 
 
@@ -58,17 +57,12 @@ def save_student(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenize
     ``from_pretrained`` refuses the folder in a sentence, since the weights alone would give another function. Other
     files of the folder stay. All of the student's are written before the first of an old one is replaced.
 
-    Args:
-        model: a student.
-        folder: to write into.
-        tokenizer: written beside it.
-
     Raises:
         InputError: the model is no student, or was loaded from a packed model, which holds codes only.
     """
     if not is_student(model):
         raise InputError("model", type(model).__name__, "a student, of make_student or load_student")
-    _save(model, folder, None, tokenizer)
+    add_to_folder(model, folder, tokenizer=tokenizer)
 
 
 def load_student(folder: str | Path) -> PreTrainedModel:
@@ -99,9 +93,8 @@ def load_student(folder: str | Path) -> PreTrainedModel:
                 raise InputError(tied[0], found, f"in {folder}, of the shape {tuple(parameter.shape)}")
             parameter.copy_(value)
     if learned:
-        raise InputError(
-            min(learned), f"in {folder}", f"a trained scale of the preset '{preset.name}', or not be there"
-        )
+        allowed = f"a trained scale of the preset '{preset.name}', or not be there"
+        raise InputError(min(learned), f"in {folder}", allowed)
     if about.get("half_scales"):
         round_for_storage(model)  # what the folder leaves out, such as positions that are computed, is rounded too
     return model.eval()
@@ -127,13 +120,9 @@ def in_shape(config: Config, model: PreTrainedModel) -> Config:
 
 
 def _kept_heads(kept: Any, config: Config, model: PreTrainedModel) -> dict[str, list[list[int]]]:
-    """The teacher's heads that each layer of a student has, as a manifest has them.
-
-    Raises:
-        InputError: they are not as many as the configuration says, or none of the teacher's.
-    """
-    names, layers = architecture_of(model.config), {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
-    expected = {side: layers[side] for side in names.stacks}
+    """The teacher's heads that each layer of a student has, if they are as many as the configuration says."""
+    names = architecture_of(model.config)
+    expected = {side: getattr(config, f"{side}_layers") for side in names.stacks}
     if len(names.attentions) > 1:
         expected["cross"] = config.decoder_layers
     most = max(getattr(model.config, field) for field in names.head_fields)
@@ -147,31 +136,15 @@ def _kept_heads(kept: Any, config: Config, model: PreTrainedModel) -> dict[str, 
     return kept
 
 
-def save_pretrained(
+def add_to_folder(
     model: PreTrainedModel,
     folder: str | Path,
-    is_main_process: bool = True,
     state_dict: dict[str, Tensor] | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
     **options: Any,
 ) -> None:
-    """What ``student.save_pretrained`` does, with its arguments.
-
-    Raises:
-        InputError: the student is to be sent to the hub in the same call, which would be without its manifest.
-    """
-    if options.pop("push_to_hub", False):
-        raise InputError("push_to_hub", True, "left out, and student.push_to_hub be called")
-    if is_main_process:
-        _save(model, folder, state_dict, None, **options)
-
-
-def _save(
-    model: PreTrainedModel,
-    folder: str | Path,
-    state: dict[str, Tensor] | None,
-    tokenizer: Tokenizer | None,
-    **options: Any,
-) -> None:
+    """What ``student.save_pretrained`` does, with its arguments."""
     rounded = getattr(model, "dqlib_rounded", False)
     rounded = rounded or any(quantizer.half_scales for quantizer in weight_quantizers(model))
     numbers = sum(value.numel() for name, value in model.named_parameters() if not name.endswith(LEARNED))
@@ -179,6 +152,5 @@ def _save(
     if model.dqlib_config.heads is not None:  # which teach the maps of a student that is trained on
         about["kept_heads"] = model.dqlib_kept_heads
     with saved(folder, "student", about, tokenizer) as scratch:
-        save_weights(model, scratch, state_dict=state, **options)
-        config = json.loads((scratch / CONFIG).read_text(encoding="utf-8")) | {ELSEWHERE: OF_A_STUDENT}
-        (scratch / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        save_weights(model, scratch, state_dict=state_dict, **options)
+        add_to_config(scratch, {ELSEWHERE: OF_A_STUDENT})

@@ -173,6 +173,21 @@ def test_verify_tells_a_damaged_folder_by_its_exit_code(packed, tmp_path, capsys
     assert ".codes: 'CRC-32" in refused(capsys, "generate", tmp_path / "out", "--input", __file__)
 
 
+def test_inspect_and_verify_name_a_weights_file_that_is_damaged(packed, tmp_path, capsys):
+    shutil.copytree(packed / "bart", tmp_path / "out")
+    data, weights = (packed / "bart" / WEIGHTS).read_bytes(), tmp_path / "out" / WEIGHTS
+    flipped = [data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :] for place in (0, 7, 12, -1)]
+    lengths = [length.to_bytes(8, "little") + data[8:] for length in (0, 2**20, 2**63)]
+    for damaged in (b"", data[:4], data[: len(data) // 2], data[:-1], data + b"\0", *flipped, *lengths, None):
+        weights.unlink(missing_ok=True)
+        if damaged is not None:
+            weights.write_bytes(damaged)
+        assert WEIGHTS in refused(capsys, "inspect", tmp_path / "out")
+        faults = printed(capsys, "verify", tmp_path / "out", code=1).err
+        assert WEIGHTS in faults
+        assert faults.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", ["bart", "gpt2"])
 def test_generate_answers_every_line_in_order(name, packed, texts, capsys, monkeypatch):
     call = ("generate", packed / name, "--beams", 2, "--max-new-tokens", 4)
@@ -270,6 +285,8 @@ def test_what_is_wrong_with_texts_to_classify_is_told_with_its_line(packed, tmp_
         ("a\t \n", ("--pairs",), "lines, line 1: "),
         ('{"a": "b"}\n{"a": 3}\n', ("--text", "a"), "lines, line 2: "),
         ('{"a": "b"\n', ("--text", "a"), "a JSON object ("),
+        ('{"a": "b"}\n{"a": "b", "c": {"d": 1, "d": 2}}\n', ("--text", "a"), "lines, line 2, key: 'd'"),
+        ('{"a": "b", "a": "c"}\n', ("--text", "a"), "lines, line 1, key: 'a' is not allowed; it must be there once"),
         ('\ufeff{"a": "b"}\n{"a": "\\ud800"}\n', ("--text", "a"), "lines, line 2: "),
         ("the\n", ("--second", "a"), "--second: 'a'"),
         ("the\n", ("--pairs", "--text", "a"), "--pairs: True"),
@@ -300,9 +317,8 @@ def test_what_is_wrong_with_an_export_is_told_in_one_sentence(students, packed, 
     inside = packed / "bart" / "inside"
     assert "out: " in refused(capsys, "export", packed / "bart", inside, "--engine", "ctranslate2")
     assert not inside.exists()
-    with pytest.raises(SystemExit):
-        main(["generate", str(fast), "--beams", "1025"])
-    assert "1025 is not allowed; it must be at most 1024" in capsys.readouterr().err
+    said = refused(capsys, "generate", fast, *texts, "--beams", 1025)
+    assert "--beams: 1025 is not allowed; it must be from 1 to 1024" in said
     assert "--language: 'fr'" in refused(capsys, "generate", fast, *texts, "--language", "fr")
     assert "folder: " in refused(capsys, "agree", packed / "bart", tmp_path / "nowhere", *texts)
 

@@ -59,7 +59,7 @@ def test_a_number_out_of_range_is_named():
 
 def test_more_layers_heads_or_neurons_than_the_teacher_are_refused():
     with pytest.raises(InputError, match=r"decoder_layers: 4 .* at most 3"):
-        Config.parse("2-2-8 2-4").check_fits(6, 3)
+        Config.parse("2-2-8 2-4").check_fits(6, 3, 8, 2048)
     config = Config.parse("2-2-8 2-2 h8 f2048")
     config.check_fits(2, 2, 8, 2048)
     with pytest.raises(InputError, match=r"^config '2-2-8 2-2 h8 f2048', heads: 8 .* at most 4"):

@@ -162,6 +162,10 @@ def test_what_is_longer_than_the_model_reads_is_cut_and_told(folders):
     assert [each.cut for each in engine.classify(texts)] == [False, True]
     assert [len(row) for row in engine.encode(texts)[0]] == [4, 24]
     assert [each.cut for each in engine.classify(texts, texts[::-1])] == [True, True]
+    full, more = "river " * 22, "river " * 23  # with the tokens around a text, as many as there are positions, and more
+    assert [len(row) for row in engine.encode([full, more])[0]] == [24, 24]
+    assert [each.cut for each in engine.classify([full, more])] == [False, True]
+    assert [each.cut for each in engine.classify(["river"] * 2, ["river " * 20, "river " * 21])] == [False, True]
 
 
 def test_what_no_classifier_can_read_is_refused(folders):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dqlib.engines.torch_engine import TorchEngine
+from dqlib.engines.torch_engine import TorchEngine, load_model
 from dqlib.errors import InputError
 from dqlib.files import write_text
 from dqlib.study.__main__ import main
@@ -56,7 +56,7 @@ def test_the_teacher_labels_pairs_and_texts_once_as_pytorch_would(study, monkeyp
     assert labels.info["corpus"] == corpus.info["sha256"]
     assert labels.info["settings"] == {"beams": 2, "max_tokens": 24, "early_stopping": True}
     assert labels.info["engine"] == "ctranslate2"
-    engine = TorchEngine.load(study.folders.teacher)
+    engine = TorchEngine(*load_model(study.folders.teacher))
     engine.early_stopping = True
     wrote = engine.generate([row["source"][:200] for row in TEXTS[:7]], num_beams=2, max_new_tokens=24)
     assert [row["target"] for row in labels.texts] == [text.strip() for text in wrote]

@@ -13,9 +13,10 @@ import pandas
 import torch
 
 from dqlib.engines import check_threads, engine_of, load_classifier, load_engine
-from dqlib.engines.kept import content_of, kept
+from dqlib.engines.kept import kept
 from dqlib.engines.torch_engine import TorchClassifier, load_model
 from dqlib.errors import InputError
+from dqlib.storage.reading import CONFIG, read_json
 from dqlib.study.corpora import hub
 from dqlib.study.corpora.files import rows_of_file
 from dqlib.study.corpora.rows import Row
@@ -80,7 +81,7 @@ def _asked(arguments: Test, kind: str) -> Test:
         InputError: the model's tokenizer cannot be read, or it says too little: a prefix or a language has to be given.
     """
     asked = kept(arguments.model)
-    if not asked and "model_type" in content_of(Path(arguments.model)):
+    if not asked and "model_type" in read_json(Path(arguments.model) / CONFIG, optional=True):
         checkpoint = Checkpoint("model", str(Path(arguments.model).absolute()))
         if checkpoint.kind == kind:
             positions = getattr(checkpoint.model_config, "max_position_embeddings", None)
