@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise, product
 from typing import Any
 
@@ -25,10 +25,12 @@ from dqlib.study.report.names import (
     axis_name,
     bits_of,
     in_bits,
+    is_model,
     layers_of,
     named_shape,
     percent,
     quantity_of,
+    teachers_of,
 )
 from dqlib.study.report.style import COLOURS, STYLE, TEACHER_COLOUR, colour_of, line_styles, plain_log_scale, subplots
 
@@ -52,30 +54,23 @@ NARROW = 4.5
 COLUMNS = 3
 
 
-def _joint(metrics: pandas.DataFrame) -> pandas.DataFrame:
+def joint(metrics: pandas.DataFrame) -> pandas.DataFrame:
     """Students that were trained against their teacher."""
     return metrics[(metrics.role == "student") & (metrics.preset != QUANTIZATION_ALONE)]
 
 
 def _bits_in(students: pandas.DataFrame) -> list[str]:
     """``W-E-A`` of all students, most bits first, then budgets, most bytes first."""
-
-    def order(bits: str) -> tuple[float, ...]:
-        config = known[bits]
-        return config.budget is not None, -(config.budget or 0), -config.w_bits, -config.e_bits, -config.a_bits
-
     known = {bits_of(row): Config.parse(row.config) for row in students.itertuples()}
-    return sorted(known, key=order)
+    order = {
+        bits: (config.budget is not None, -(config.budget or 0), -config.w_bits, -config.e_bits, -config.a_bits)
+        for bits, config in known.items()
+    }
+    return sorted(order, key=lambda bits: order[bits])
 
 
 def scores_axis(axes: Axes, teacher: Any, label: str | None = None) -> None:
-    """A vertical axis of the headline, up being better, with the teacher's score as a line and its interval as a band.
-
-    Args:
-        axes: to draw on.
-        teacher: its row of ``metrics.csv``.
-        label: of the line.
-    """
+    """A vertical axis of the headline, up being better, with the line and the interval of a teacher, a row."""
     axes.axhline(teacher.score, color=TEACHER_COLOUR, linestyle="--", linewidth=1.1, label=label)
     axes.axhspan(teacher.score_low, teacher.score_high, color=TEACHER_COLOUR, alpha=0.12, linewidth=0)
     axes.set_ylabel(axis_name(teacher.headline), fontsize=9)
@@ -110,17 +105,17 @@ def tradeoffs(metrics: pandas.DataFrame) -> Figure:
         axes.set_xlabel("times smaller")
 
     figure = _panels(metrics, draw, height=3.5)
-    _legend(figure, metrics)
+    _legend(figure, metrics[metrics.role == "student"], teachers_of(metrics))
     return figure
 
 
 def heat_map(metrics: pandas.DataFrame) -> Figure:
     """Part of the teacher's score that is left, over bits (rows) and layers (columns), one panel per task."""
-    bits = _bits_in(_joint(metrics))
+    bits = _bits_in(joint(metrics))
     first = list(dict.fromkeys(metrics.task))[::COLUMNS]  # of each row of panels
 
     def draw(axes: Axes, rows: pandas.DataFrame) -> None:
-        students = list(_joint(rows).itertuples())
+        students = list(joint(rows).itertuples())
         found = sorted({(-row.encoder_layers, -row.decoder_layers, layers_of(row)) for row in students})
         layers = [text for *_, text in found]
         grid, cells = np.full((len(bits), len(layers)), np.nan), [["not run" for _ in layers] for _ in bits]
@@ -149,29 +144,25 @@ def accumulation(positions: pandas.DataFrame, lengths: pandas.DataFrame, metrics
         metrics: rows of ``metrics.csv``, for the shapes; tasks whose models write no texts are left out.
     """
     metrics = metrics[metrics.task.isin(positions.task)]
-    teachers = metrics[metrics.role == "teacher"]
-    students = _joint(metrics)
-    students = students[~students.config.str.match("32-32-32|4-4-8")]
+    students = joint(metrics)
+    students, teachers = students[~students.config.str.match("32-32-32|4-4-8")], teachers_of(metrics)
     with subplots(2, len(teachers), figsize=(WIDTH, 5), squeeze=False, style={"font.size": 9}) as (figure, grid):
-        for column, teacher in enumerate(teachers.itertuples()):
-            grid[0, column].set_title(teacher.task, fontsize=10)
+        for column, (task, teacher) in enumerate(teachers.items()):
+            grid[0, column].set_title(task, fontsize=10)
             for axes, table in zip(grid[:, column], (positions, lengths), strict=True):
-                models = dict(list(table[table.task == teacher.task].groupby(["config", "preset"], sort=False)))
-                for row in students[students.task == teacher.task].itertuples():
-                    recall = models[row.config, row.preset].recall
-                    marker, line = SHAPE_STYLES[named_shape(row, teacher)]
-                    axes.plot(
-                        range(1, len(recall) + 1), recall, line, marker=marker, markersize=4,
-                        color=colour_of(bits_of(row)), linewidth=1.2,
-                    )  # fmt: skip
-                first = next(iter(models.values()))
+                rows = table[table.task == task]
+                first = rows[is_model(rows, rows.iloc[0])]
                 places = range(1, len(first) + 1)
+                for student in students[students.task == task].itertuples():
+                    marker, line = SHAPE_STYLES[named_shape(student, teacher)]
+                    recall, colour = rows[is_model(rows, student)].recall, colour_of(bits_of(student))
+                    axes.plot(places, recall, line, marker=marker, markersize=4, color=colour, linewidth=1.2)
                 axes.plot(places, first.recall_of_teacher, color=TEACHER_COLOUR, linestyle="--", linewidth=1.8)
                 axes.set_xticks(places, first.part if table is positions else _spans(list(first.longest)))
                 axes.set_xlabel("fifth of the reference" if table is positions else "words of the reference")
         for axes in grid[:, 0]:
             axes.set_ylabel("recall of words (%)")
-    _legend(figure, pandas.concat([teachers, students]))
+    _legend(figure, students, teachers)
     return figure
 
 
@@ -221,7 +212,7 @@ def sensitivity(table: pandas.DataFrame) -> Figure:
     Args:
         table: columns ``task``, ``module``, ``bits``, ``loss_increase``.
     """
-    tasks, widths = list(dict.fromkeys(table.task)), sorted(set(table.bits))
+    tasks, widths = list(table.task.unique()), sorted(set(table.bits))
     shown = table.assign(loss=table.loss_increase.clip(lower=LEAST_LOSS))
     norm = matplotlib.colors.LogNorm(LEAST_LOSS, max(float(shown.loss.max()), 10 * LEAST_LOSS))
     units = " or ".join(dict.fromkeys(kind_of(task).unit for task in tasks))
@@ -233,17 +224,14 @@ def sensitivity(table: pandas.DataFrame) -> Figure:
         for (number, task), (place, bits) in product(enumerate(tasks), enumerate(widths)):
             block, column = divmod(number, COLUMNS)
             axes = panels[block * len(widths) + place, column]
-            axes.set_visible(True)
+            axes.set(visible=True, title=task if bits == widths[0] else "", ylabel="" if column else in_bits(bits))
+            axes.title.set_fontsize(9)
             grid, layers, modules = _by_layer(shown[(shown.task == task) & (shown.bits == bits)])
             rows, names = layers if column == 0 else [], modules if bits == widths[-1] else []
             image = style.heat_map(axes, grid, rows, names, norm=norm, aspect="auto", interpolation="none")
             pyplot.setp(axes.get_yticklabels(), fontsize=6)
             pyplot.setp(axes.get_xticklabels(), fontsize=6, rotation=90)
             axes.spines[:].set_visible(False)
-            if bits == widths[0]:
-                axes.set_title(task, fontsize=9)
-            if column == 0:
-                axes.set_ylabel(in_bits(bits))
         figure.colorbar(image, ax=panels, label=f"loss added (nats per {units})", shrink=0.6)
     return figure
 
@@ -254,17 +242,17 @@ LEAST_LOSS = 1e-5
 
 def _by_layer(table: pandas.DataFrame) -> tuple[np.ndarray, list[str], list[str]]:
     """Losses of the modules of one model: a row per layer and a column per module, with the names of both."""
-    layers, names = [], []
-    for module in table.module:
+    cells = []
+    for module, loss in zip(table.module, table.loss, strict=True):
         found = _LAYER.search(module)
-        layers.append(f"{found['side'] or 'layer'} {found['layer']}" if found else module.rpartition(".")[2])
+        layer = f"{found['side'] or 'layer'} {found['layer']}" if found else module.rpartition(".")[2]
         name = found["module"] if found else ""
         for long, short in _SHORT.items():
             name = name.replace(long, short)
-        names.append(name)
-    rows, columns = list(dict.fromkeys(layers)), [name for name in dict.fromkeys(names) if name]
+        cells.append((layer, name, loss))
+    rows, columns = (list(dict.fromkeys(cell[i] for cell in cells if cell[i])) for i in (0, 1))
     grid = np.full((len(rows), len(columns)), np.nan)
-    for layer, name, loss in zip(layers, names, table.loss, strict=True):
+    for layer, name, loss in cells:
         grid[rows.index(layer), columns.index(name) if name else slice(None)] = loss
     return grid, rows, columns
 
@@ -313,21 +301,18 @@ def _panels(table: pandas.DataFrame, draw: Callable[[Axes, pandas.DataFrame], No
     return figure
 
 
-def _legend(figure: Figure, metrics: pandas.DataFrame) -> None:
+def _legend(figure: Figure, students: pandas.DataFrame, teachers: Mapping[str, Any]) -> None:
     """Below the panels: what colours, markers and hollow markers stand for."""
-    students = metrics[metrics.role == "student"]
-    teachers = {row.task: row for row in metrics[metrics.role == "teacher"].itertuples()}
+
+    def entry(label: str, color: str, marker: str, **look: Any) -> Line2D:
+        return Line2D([], [], label=label, color=color, marker=marker, linestyle="", **look)
+
     shapes = {named_shape(row, teachers[row.task]) for row in students.itertuples()}
-    looks: list[tuple[str, dict[str, Any]]] = [("teacher, fp32", {"color": TEACHER_COLOUR, "linestyle": "--"})]
-    for bits in _bits_in(students):
-        looks.append((bits, {"color": colour_of(bits), "marker": "s", "linestyle": "", "markersize": 7}))
-    for shape, (marker, _) in SHAPE_STYLES.items():
-        if shape in shapes:
-            looks.append((SHAPES[shape], {"color": "black", "marker": marker, "linestyle": ""}))
+    handles = [Line2D([], [], label="teacher, fp32", color=TEACHER_COLOUR, linestyle="--")]
+    handles += [entry(bits, colour_of(bits), "s", markersize=7) for bits in _bits_in(students)]
+    handles += [entry(SHAPES[shape], "black", look[0]) for shape, look in SHAPE_STYLES.items() if shape in shapes]
     if (students.preset == QUANTIZATION_ALONE).any():
-        hollow = {"color": "black", "marker": "o", "markerfacecolor": "white", "linestyle": ""}
-        looks.append(("hollow: quantization alone", hollow))
-    handles = [Line2D([], [], label=label, **look) for label, look in looks]
+        handles.append(entry("hollow: quantization alone", "black", "o", markerfacecolor="white"))
     with matplotlib.rc_context(STYLE):
         figure.legend(handles=handles, loc="outside lower center", ncols=_legend_columns(figure), fontsize=8)
 

@@ -26,9 +26,12 @@ from dqlib.study.report.names import (
     SHAPES,
     TITLES,
     bits_of,
+    interval_text,
     layers_of,
     named_shape,
     percent,
+    teachers_of,
+    with_interval,
     written,
 )
 from dqlib.study.report.reproduction import comparison, write_measured
@@ -77,7 +80,7 @@ def short_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
             "config": metrics.config,
             **seeds,
             **{METRIC_NAMES[name]: metrics[name].map(written) for name in shown},
-            "95% interval": [f"{row.score_low:.2f} to {row.score_high:.2f}" for row in metrics.itertuples()],
+            "95% interval": list(map(interval_text, metrics.score_low, metrics.score_high)),
             "of teacher": metrics.retention.map(percent),
             "size (MB)": (metrics.size_bytes / 1e6).map("{:.2f}".format),
             "smaller": metrics.compression.map("{:.1f}x".format),
@@ -87,8 +90,7 @@ def short_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
 
 def overview_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
     """One row per kind of model, one column per task: the headline score and, in brackets, the retention."""
-    teachers = {row.task: row for row in metrics[metrics.role == "teacher"].itertuples()}
-    cells = []
+    teachers, cells = teachers_of(metrics), []
     for row in metrics.itertuples():
         name, kept = _named(row), ""
         if row.role == "student":
@@ -136,7 +138,7 @@ def write_results(studies: Sequence[Study], collected: Collected) -> Path:
     _remove_others(folder, {study.name for study in studies}, drawn.keys())
     opening = _opening(studies[0], findings(collected))
     claims = _claims(collected, studies[0].settings.profile)
-    page = [opening, _all_models(studies, collected), claims, _across(collected), _CLOSING]
+    page = [opening, _all_models(studies, collected), claims, _across(drawn), _CLOSING]
     write_text(folder / "README.md", "\n".join(page))
     return folder
 
@@ -144,11 +146,10 @@ def write_results(studies: Sequence[Study], collected: Collected) -> Path:
 def _remove_others(folder: Path, tasks: set[str], drawn: Collection[str]) -> None:
     """Remove pages and figures of other tasks, which an earlier run has left and no page links to."""
     others = TASKS.keys() - tasks
-    stale = [folder / TASK_PAGES / f"{task}.md" for task in others]
-    for name in {"accumulation", *(f"training_{task}" for task in others)} - set(drawn):
-        stale += (folder / FIGURES).glob(f"{name}.*")
-    for path in stale:
-        path.unlink(missing_ok=True)
+    names = {"accumulation", *(f"training_{task}" for task in others)} - set(drawn)
+    stale = [f"{TASK_PAGES}/{task}.md" for task in others] + [f"{FIGURES}/{name}.*" for name in names]
+    for path in [path for pattern in stale for path in folder.glob(pattern)]:
+        path.unlink()
 
 
 def _metrics_json(metrics: pandas.DataFrame) -> str:
@@ -258,53 +259,36 @@ def _beside(details: pandas.DataFrame, teacher: Any) -> str:
     """What simpler methods than the teacher reach on the same test."""
     rows = details[details.preset == teacher.preset].itertuples()
     named = [(name, row) for row in rows if (name := method_of(row.metric, teacher.headline))]
-    listed = ", ".join(f"{name} {row.value:.2f} ({row.low:.2f} to {row.high:.2f})" for name, row in named)
+    listed = ", ".join(f"{name} {with_interval(row)}" for name, row in named)
     return f"Beside the teacher, on the same test: {listed}.\n\n" if listed else ""
 
 
-_ALONG = f"""Where in an output quality is lost. Recall of the reference's words (those on a longest common subsequence,
+#: What a page says of each figure over all tasks, and its title.
+_ACROSS = {
+    "retention": ("What is left of the teacher's score, over bits and layers", "Retention"),
+    "accumulation": ("""\
+Where in an output quality is lost. Recall of the reference's words (those on a longest common subsequence,
 as in ROUGE-L), along the reference and by its length ([`positions.csv`](tables/positions.csv),
-[`lengths.csv`](tables/lengths.csv)):
-
-![Error accumulation]({FIGURES}/accumulation.svg)
-
-"""
-
-
-_BYTES = f"""Where the bytes are ([`sizes.csv`](tables/sizes.csv)):
-
-![Size by module]({FIGURES}/sizes.svg)
-
-"""
-
-
-_SENSITIVITY = f"""Which modules need their bits: the loss that each adds when it alone has few, before any training, on
+[`lengths.csv`](tables/lengths.csv))""", "Error accumulation"),
+    "sizes": ("Where the bytes are ([`sizes.csv`](tables/sizes.csv))", "Size by module"),
+    "sensitivity": ("""\
+Which modules need their bits: the loss that each adds when it alone has few, before any training, on
 32 examples of train ([`sensitivity.csv`](tables/sensitivity.csv)). A config `auto:0.45MB` chooses bits by the same loss
-on more examples:
-
-![Sensitivity of modules]({FIGURES}/sensitivity.svg)
-"""
+on more examples""", "Sensitivity of modules"),
+}  # fmt: skip
 
 
-def _across(collected: Collected) -> str:
-    along = _ALONG if len(collected.positions) else ""
-    bytes_of_parts = _BYTES if len(figures.drawn_sizes(collected.sizes)) else ""
-    return f"""## Over all tasks
-
-What is left of the teacher's score, over bits and layers:
-
-![Retention]({FIGURES}/retention.svg)
-
-{along}{bytes_of_parts}{_SENSITIVITY}"""
+def _across(drawn: Collection[str]) -> str:
+    known = [(name, text, title) for name, (text, title) in _ACROSS.items() if name in drawn]
+    shown = [f"{text}:\n\n![{title}]({FIGURES}/{name}.svg)\n" for name, text, title in known]
+    return "## Over all tasks\n\n" + "\n".join(shown)
 
 
 def _corpus(study: Study) -> str:
     info, spec = load_info(study.folders.corpus), study.task.corpus
     sizes, truncated = info["sizes"], info["truncated"].get("test", {})
-    rows = {
-        "pairs" if study.task.form.writes else "texts": ", ".join(f"{size:,} {name}" for name, size in sizes.items()),
-        "SHA-256 of the splits": f"`{info['sha256']}`",
-    }
+    counted = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
+    rows = {"pairs" if study.task.form.writes else "texts": counted, "SHA-256 of the splits": f"`{info['sha256']}`"}
     if "sources" in truncated:
         rows[f"test sources cut to {spec.source_tokens} tokens"] = f"{truncated['sources']:,} of {sizes['test']:,}"
     if "targets" in truncated:
@@ -312,10 +296,10 @@ def _corpus(study: Study) -> str:
     if "balance" in info:
         counts = info["balance"]["test"].items()
         rows["classes of the test"] = ", ".join(f"{100 * n / sizes['test']:.1f}% {label}" for label, n in counts)
-    rows["test sources that share half of their 8-word runs with train"] = f"{100 * info['source_overlap']:.1f}%"
-    for column, name in (("second", "second texts"), ("target", "references")):
-        if f"{column}_overlap" in info:
-            rows[f"test {name} that do"] = f"{100 * info[f'{column}_overlap']:.1f}%"
+    named = {"source": "sources that share half of their 8-word runs with train", "second": "second texts that do",
+             "target": "references that do"}  # fmt: skip
+    shared = {f"test {name}": f"{column}_overlap" for column, name in named.items()}
+    rows |= {name: percent(info[column]) for name, column in shared.items() if column in info}
     lines = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
     return f"## Corpus `{info['name']}`\n\n| | |\n| --- | --- |\n{lines}"
 

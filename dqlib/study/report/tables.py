@@ -36,8 +36,8 @@ from dqlib.study.params.tasks import TASKS
 from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.claims import claims_table
+from dqlib.study.report.names import MODEL_COLUMNS
 from dqlib.study.report.recompute import (
-    MODEL_COLUMNS,
     accumulation_table,
     comparisons_table,
     more_alike_table,
@@ -46,9 +46,10 @@ from dqlib.study.report.recompute import (
     runs_in,
 )
 from dqlib.study.report.scores import (
+    HELD_OUT,
     Resampled,
-    held_out_rows,
     joined,
+    numbered_rows,
     resampled_headline,
     rows_of,
     score_of,
@@ -74,7 +75,7 @@ class Trained:
     @property
     def key(self) -> dict[str, str]:
         """What the rows of all tables name it by."""
-        return {"task": self.record.task, "config": self.record.config, "preset": self.record.preset}
+        return {name: getattr(self.record, name) for name in MODEL_COLUMNS}
 
     @property
     def language(self) -> str | None:
@@ -104,8 +105,7 @@ class Trained:
     def score_on(self, documents: int | None) -> float:
         """Its headline score on the first documents of its test; on all, when None."""
         lines, headline = self.lines[:documents], self.record.headline
-        totals = np.stack(list(statistics_of(headline, lines).values()), axis=1).sum(axis=0, keepdims=True)
-        return float(score_of(headline, totals, len(lines))[0])
+        return float(score_of(headline, statistics_of(headline, lines).sum(axis=0, keepdims=True), len(lines))[0])
 
     def model(self) -> PreTrainedModel:
         """The model itself, in evaluation mode."""
@@ -157,7 +157,8 @@ def collect(studies: Sequence[Study]) -> Collected:
     writing = [study for study in studies if study.task.form.writes]
     similarities = [each for study in studies if study.task.form.decoder for each in _similarities(study)]
     tested = [model.scores() for study in studies for model in [*trained(study), *_beside(study)]]
-    scores = joined(tested + [held_out_rows(model.record, measured.decoder) for model, measured in similarities])
+    alike = [numbered_rows(each.record, HELD_OUT, {"cosine": found.decoder}) for each, found in similarities]
+    scores = joined(tested + alike)
     drawn = Resampled(scores)
     seeds = collect_seeds(studies)
     return Collected(
@@ -208,12 +209,11 @@ def collect_training(studies: Sequence[Study]) -> pandas.DataFrame:
 
 def collect_details(studies: Sequence[Study]) -> pandas.DataFrame:
     """Everything measured beyond ``metrics.csv``: lengths, other test sets, each language, signatures."""
-    models = [model for model in trained(*studies) if (model.folder / DETAILS).is_file()]
-    rows = [
-        {**model.key, "seed": model.record.seed, **asdict(detail)}
-        for model in models
-        for detail in read_details(model.folder)
-    ]
+    rows = []
+    for model in trained(*studies):
+        if (model.folder / DETAILS).is_file():
+            named = model.key | {"seed": model.record.seed}
+            rows += [named | asdict(detail) for detail in read_details(model.folder)]
     return pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, "seed", *(field.name for field in fields(Detail))])
 
 
@@ -224,25 +224,25 @@ def collect_retention(studies: Sequence[Study]) -> pandas.DataFrame:
 
 def _beside(study: Study) -> list[Trained]:
     """Teachers of fewer layers that stand beside a task's students, where they are tested on the same texts."""
-    names = [name for name in study.settings.tasks if TASKS[name].beside == study.name]
-    others = [Study(study.params, name, study.settings) for name in names]
-    ours = load_info(study.corpus())["sha256"]
-    return [Trained(other, other.teacher()) for other in others if load_info(other.corpus())["sha256"] == ours]
+    ours, others = load_info(study.corpus())["sha256"], study.settings.tasks
+    beside = [Study(study.params, name, study.settings) for name in others if TASKS[name].beside == study.name]
+    return [Trained(other, other.teacher()) for other in beside if load_info(other.corpus())["sha256"] == ours]
 
 
 def _similarities(study: Study) -> list[tuple[Trained, Similarity]]:
     """How alike the tokens of held-out texts are in each model of a study."""
     quiet()
-    teacher, *students = trained(study)
-    batch = held_out(load_corpus(study.folders.corpus), study.task)
-    model = teacher.model()
-    every = [(teacher, similarity(model, model, batch))]
-    return every + [(student, similarity(student.model(), model, batch)) for student in students]
+    models, batch = trained(study), held_out(load_corpus(study.folders.corpus), study.task)
+    teacher = models[0].model()
+    return [(each, similarity(each.model(), teacher, batch)) for each in models]
 
 
 def _with_models(table: pandas.DataFrame, similarities: Sequence[tuple[Trained, Similarity]]) -> pandas.DataFrame:
     """The table with what only the models show, mean over seeds: of encoder and embedding, and the divergence."""
-    rows = [(*model.key.values(), each.encoder.mean(), each.embedding, each.divergence) for model, each in similarities]
+    rows = [
+        model.key | {"encoder": each.encoder.mean(), "embedding": each.embedding, "divergence": each.divergence}
+        for model, each in similarities
+    ]
     more = pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, "encoder", "embedding", "divergence"])
     means = more.groupby(MODEL_COLUMNS, sort=False).mean().astype(float).round(3) + 0.0
     return table.merge(means.reset_index(), on=MODEL_COLUMNS)
