@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -23,7 +24,6 @@ from dqlib.study.corpora.corpus import load_corpus, load_info
 from dqlib.study.evaluation.recall import Recall, by_length, by_position, read_recall
 from dqlib.study.evaluation.records import (
     Detail,
-    Line,
     Record,
     metrics_table,
     read_details,
@@ -89,7 +89,7 @@ class Trained:
         return read_recall(self.folder, self.language)
 
     @cached_property
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[dict[str, Any]]:
         """What it did with each test document, in the language of the headline."""
         return read_predictions(self.folder, self.language)
 
