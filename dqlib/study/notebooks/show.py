@@ -183,12 +183,8 @@ def answer(
 ) -> str:
     """What a model writes for one text, or how a language model goes on with it.
 
-    Args:
-        folder: of its tokenizer.
-        text: to read; what is longer than the model reads is cut, at the beginning of a text that is gone on with.
-        beams: of the search.
-        max_new_tokens: most tokens to write.
-        language: to write in, for a translation; the first one, when None.
+    The folder is that of its tokenizer. What is longer than the model reads is cut, at the beginning of a text that is
+    gone on with. A translation is into the first language, where none is given.
 
     Raises:
         InputError: the text is empty, or the language has no token.
@@ -214,13 +210,9 @@ def side_by_side(
     language: str | None = None,
     beams: int = 4,
 ) -> Styler:
-    """What each model writes for one text, with its size and the time that it took; else as :func:`answer` has it.
+    """What each model, by the name to show, writes for one text, with its size and the time that it took.
 
-    Args:
-        models: model and folder, by the name to show.
-
-    Raises:
-        InputError: the text is empty, or the language has no token.
+    All else is as :func:`answer` has it.
     """
     rows = []
     for name, (model, folder) in models.items():
@@ -228,8 +220,8 @@ def side_by_side(
         began = time.perf_counter()
         written = answer(model, folder, text, beams, max_new_tokens, language)
         took = time.perf_counter() - began
-        size = read_record(folder).size_bytes / 1e6
-        rows.append({"": name, "answer": written, "size (MB)": f"{size:.2f}", "time (ms)": f"{1000 * took:.0f}"})
+        size = f"{read_record(folder).size_bytes / 1e6:.2f}"
+        rows.append({"": name, "answer": written, "size (MB)": size, "time (ms)": f"{1000 * took:.0f}"})
     return texts_table(rows)
 
 

@@ -56,11 +56,9 @@ def presets_table(names: Sequence[str]) -> pandas.DataFrame:
 class Finished:
     """A finished run, made here or held by the committed tables.
 
-    Attributes:
-        run: what it is.
-        row: its row of ``metrics.csv``, with ``validation_loss`` (of its best weights, in nats per token), ``minutes``
-            (None where it went on from a checkpoint) and the two ids.
-        scores: of its test documents; None where they are not committed with its row.
+    ``row`` is that of ``metrics.csv``, with ``validation_loss`` (of its best weights, in nats per token), ``minutes``
+    (None where it went on from a checkpoint) and the two ids; ``scores`` are those of its test documents, None where
+    they are not committed with its row.
     """
 
     run: Run
@@ -224,27 +222,17 @@ def gap_table(parts: pandas.DataFrame) -> pandas.DataFrame:
 def benchmark_summary(table: pandas.DataFrame) -> pandas.DataFrame:
     """Mean over seeds of each preset at each config: score, retention, their spread, size and p-value.
 
-    The p-values of what is compared with one preset at one config are corrected by Holm's method.
-
-    Args:
-        table: :func:`benchmark_table` with the losses of :func:`dqlib.study.report.benchmark_page.with_losses`.
+    The p-values of what is compared with one preset at one config are corrected by Holm's method. The table is that of
+    :func:`benchmark_table` with the losses of :func:`dqlib.study.report.benchmark_page.with_losses`.
 
     Returns:
         Columns ``config``, ``preset``, ``score``, ``score_std`` (over seeds), ``retention``, ``size_bytes``,
         ``compression``, ``baseline``, ``p_value``, ``seeds`` and ``validation_loss``.
     """
     groups = table.groupby(["config", "preset"], sort=False)
-    summary = groups.agg(
-        score=("score", "mean"),
-        score_std=("score", "std"),
-        retention=("retention", "mean"),
-        size_bytes=("size_bytes", "first"),
-        compression=("compression", "first"),
-        baseline=("baseline", "first"),
-        p_value=("p_value", "first"),
-        seeds=("seed", "count"),
-        validation_loss=("validation_loss", "mean"),
-    ).reset_index()
+    first = {name: (name, "first") for name in ("size_bytes", "compression", "baseline", "p_value")}
+    mean = {name: (name, "mean") for name in ("score", "retention", "validation_loss")}
+    summary = groups.agg(**mean, score_std=("score", "std"), **first, seeds=("seed", "count")).reset_index()
     for _, family in summary[summary.p_value.notna()].groupby(["config", "baseline"], sort=False):
         summary.loc[family.index, "p_value"] = holm(family.p_value.tolist())
     return summary
@@ -283,11 +271,8 @@ def ablation_table(table: pandas.DataFrame, benchmark: S.Methods) -> pandas.Data
 def changes(table: pandas.DataFrame, benchmark: S.Methods) -> pandas.DataFrame:
     """One row per run of a preset with one part changed, beside the whole preset's run of the same config and seed.
 
-    Args:
-        table: :func:`benchmark_table` with the losses of :func:`dqlib.study.report.benchmark_page.with_losses`.
-
-    Returns:
-        Its columns with ``changed`` (the part), ``score_change`` and ``loss_change`` (not a number without that run).
+    Of a table as :func:`benchmark_summary` has it, its columns with ``changed`` (the part), ``score_change`` and
+    ``loss_change`` (not a number without that run).
     """
     whole = table[table.preset == WHOLE][["config", "seed", "score", "validation_loss"]]
     rows = table[table.preset.isin(benchmark.ablations)]

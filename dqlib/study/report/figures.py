@@ -36,20 +36,13 @@ from dqlib.study.report.style import COLOURS, STYLE, TEACHER_COLOUR, colour_of, 
 
 #: Marker and line of each shape.
 SHAPE_STYLES = {
-    "full": ("o", "-"),
-    "half": ("s", "--"),
-    "one": ("^", ":"),
-    "half_stack": ("s", "--"),
-    "one_layer": ("^", ":"),
-    "other": ("D", "-."),
-    "narrow": ("v", "-."),
-}
+    "full": ("o", "-"), "half": ("s", "--"), "one": ("^", ":"), "half_stack": ("s", "--"),
+    "one_layer": ("^", ":"), "other": ("D", "-."), "narrow": ("v", "-."),
+}  # fmt: skip
 #: The papers' two shapes at 2 bits, by what BART becomes smaller.
 PAPERS = {"half": "16.5x in BART", "one": "27.7x in BART"}
-#: As wide as a page shows at 600 pixels without shrinking text below what can be read.
-WIDTH = 7.5
-#: The same of a figure with a single panel.
-NARROW = 4.5
+#: As wide as a page shows at 600 pixels without shrinking text below what can be read; a single panel.
+WIDTH, NARROW = 7.5, 4.5
 #: Panels side by side.
 COLUMNS = 3
 
@@ -81,31 +74,31 @@ def scores_axis(axes: Axes, teacher: Any, label: str | None = None) -> None:
 
 def tradeoffs(metrics: pandas.DataFrame) -> Figure:
     """Quality against size, one panel per task: each student with its 95% interval, and the teacher's line."""
+    students, teachers = metrics[metrics.role == "student"], teachers_of(metrics)
 
     def draw(axes: Axes, rows: pandas.DataFrame) -> None:
-        teacher = rows[rows.role == "teacher"].iloc[0]
+        teacher = teachers[rows.task.iloc[0]]
         scores_axis(axes, teacher)
         for row in rows[rows.role == "student"].itertuples():
             bits, shape, alone = bits_of(row), named_shape(row, teacher), row.preset == QUANTIZATION_ALONE
+            place, reach = (row.compression, row.score), [[row.score - row.score_low], [row.score_high - row.score]]
             axes.errorbar(
-                row.compression, row.score, yerr=[[row.score - row.score_low], [row.score_high - row.score]],
-                fmt=SHAPE_STYLES[shape][0], color=colour_of(bits), capsize=2, linewidth=1,
+                *place, yerr=reach, fmt=SHAPE_STYLES[shape][0], color=colour_of(bits), capsize=2, linewidth=1,
                 markersize=9 if alone else 6, markerfacecolor="white" if alone else colour_of(bits),
                 zorder=2 if alone else 3,  # where both are at one place, both are seen
             )  # fmt: skip
             if shape in PAPERS and bits == "2-2-8" and not alone:
-                place = row.compression, row.score
                 axes.plot(*place, "o", markersize=13, markerfacecolor="none", color="black", mew=0.8)
                 axes.annotate(PAPERS[shape], place, (-9, -12), ha="right", textcoords="offset points", fontsize=7)
         axes.set_xscale("log")
         axes.set_xlim(right=1.25 * rows.compression.max())  # room for the ring of the smallest
-        axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}x"))
         axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-        axes.set_xticks([x for x in (1, 2, 5, 10, 20, 50) if x <= 1.3 * rows.compression.max()])
+        ticks = [x for x in (1, 2, 5, 10, 20, 50) if x <= 1.3 * rows.compression.max()]
+        axes.set_xticks(ticks, [f"{x}x" for x in ticks])
         axes.set_xlabel("times smaller")
 
     figure = _panels(metrics, draw, height=3.5)
-    _legend(figure, metrics[metrics.role == "student"], teachers_of(metrics))
+    _legend(figure, students, teachers)
     return figure
 
 
@@ -136,12 +129,8 @@ def accumulation(positions: pandas.DataFrame, lengths: pandas.DataFrame, metrics
     """Recall of the reference's words along the reference (above) and by its length (below), one column per task.
 
     Each group of lengths has a place of its own, though two may end at the same number of words.
-    Students of 32 and 4 bits, whose lines are those of 8 bits, are left out.
-
-    Args:
-        positions: columns ``task``, ``config``, ``preset``, ``part``, ``recall``, ``recall_of_teacher``.
-        lengths: the same with ``longest`` in place of ``part``.
-        metrics: rows of ``metrics.csv``, for the shapes; tasks whose models write no texts are left out.
+    Students of 32 and 4 bits, whose lines are those of 8 bits, are left out, and so are tasks whose models write no
+    texts. The arguments are the tables of these names.
     """
     metrics = metrics[metrics.task.isin(positions.task)]
     students = joint(metrics)
@@ -177,20 +166,13 @@ def drawn_sizes(accounts: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def sizes(accounts: pandas.DataFrame) -> Figure:
-    """Bytes of every quantized config by kind of parameter, one panel per task.
-
-    Args:
-        accounts: columns ``task``, ``config``, ``part``, ``bytes``.
-    """
-    parts = list(dict.fromkeys(accounts.part))
-    shown = drawn_sizes(accounts)
+    """Bytes of every quantized config by kind of parameter, one panel per task, of ``sizes.csv``."""
 
     def draw(axes: Axes, rows: pandas.DataFrame) -> None:
         wide = rows.pivot_table(index="config", columns="part", values="bytes", sort=False) / 1e6
         left = np.zeros(len(wide))
-        for i, part in enumerate(parts):
-            width = wide[part].to_numpy()
-            hatch = ("", "//", "..", "xx", "--")[i % 5]
+        for i, part in enumerate(accounts.part.unique()):
+            width, hatch = wide[part].to_numpy(), ("", "//", "..", "xx", "--")[i % 5]
             axes.barh(wide.index, width, left=left, color=COLOURS[i], label=part, hatch=hatch, edgecolor="white")
             left = left + width
         axes.invert_yaxis()
@@ -198,7 +180,7 @@ def sizes(accounts: pandas.DataFrame) -> Figure:
         axes.tick_params(axis="y", labelsize=7)
         axes.grid(axis="y", visible=False)
 
-    figure = _panels(shown, draw, height=3.2)
+    figure = _panels(drawn_sizes(accounts), draw, height=3.2)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=_legend_columns(figure), fontsize=8)
     return figure
@@ -208,9 +190,6 @@ def sensitivity(table: pandas.DataFrame) -> Figure:
     """What each module loses when it alone has few bits: a map of layers and modules per task and number of bits.
 
     A table that is not in a layer (the embedding, which is the head too) fills a row of its own.
-
-    Args:
-        table: columns ``task``, ``module``, ``bits``, ``loss_increase``.
     """
     tasks, widths = list(table.task.unique()), sorted(set(table.bits))
     shown = table.assign(loss=table.loss_increase.clip(lower=LEAST_LOSS))
@@ -263,18 +242,13 @@ _SHORT = {"encoder_attn": "cross", "self_attn": "self", "_proj": "", "attention.
 
 
 def training_curves(curves: pandas.DataFrame, column: str = "logits") -> Figure:
-    """A loss term over all rows of the log, one line per model, mean over seeds; by default the distance from the
-    teacher's logits.
+    """A loss term of ``training.csv``, one line per model, mean over seeds; by default of the teacher's logits.
 
     The axis is logarithmic: the terms of a student of 8 bits and of one of 1 bit are orders of magnitude apart.
-
-    Args:
-        curves: columns ``task_name``, ``model``, ``preset``, ``step`` and the loss terms.
-        column: the term to draw.
     """
     column = column if column in curves else "loss"  # of a preset without a loss of logits
     drawn = curves.dropna(subset=[column])
-    styles = line_styles(list(dict.fromkeys(drawn.model)))
+    styles = line_styles(list(drawn.model.unique()))
     with subplots(figsize=(6.4, 3.6)) as (figure, axes):
         for model, group in drawn.groupby("model", sort=False):
             means = group.groupby("step")[column].mean()

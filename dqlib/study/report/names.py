@@ -16,28 +16,15 @@ MODEL_COLUMNS = ["task", "config", "preset"]
 #: Titles of the tasks.
 TITLES = {name: kind.title for name, kind in TASKS.items()}
 METRIC_NAMES = {
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "rougeLsum": "ROUGE-Lsum",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "accuracy": "accuracy",
-    "f1": "macro-F1",
-    "mcc": "MCC",
-    "perplexity": "perplexity",
+    "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum", "bleu": "BLEU",
+    "chrf": "chrF", "accuracy": "accuracy", "f1": "macro-F1", "mcc": "MCC", "perplexity": "perplexity",
     "bits_per_byte": "bits per byte",
-}
+}  # fmt: skip
 #: What a student's layers are called.
 SHAPES = {
-    "full": "all layers",
-    "half": "half the decoder",
-    "one": "one and one",
-    "half_stack": "half the layers",
-    "one_layer": "one layer",
-    "other": "other layers",
-    "narrow": "fewer heads or neurons",
-}
+    "full": "all layers", "half": "half the decoder", "one": "one and one", "half_stack": "half the layers",
+    "one_layer": "one layer", "other": "other layers", "narrow": "fewer heads or neurons",
+}  # fmt: skip
 QUANTIZATION_ALONE = QUANTIZATION_ONLY.name
 
 #: A result that the test documents do not decide.
@@ -120,10 +107,7 @@ def in_bits(bits: int) -> str:
 def quantity_of(term: str, preset: str, unit: str) -> str:
     """What a column of a training log measures, with its unit, for an axis.
 
-    Args:
-        term: name of the column.
-        preset: of the training, which decides how logits are compared; empty where it is not known.
-        unit: what the loss is the mean over.
+    The preset decides how logits are compared, and is empty where it is not known; losses are means over the unit.
     """
     known = PRESETS | VARIANTS
     logits = known[preset].loss.logits_loss if preset in known else ""

@@ -40,10 +40,8 @@ from dqlib.study.report.style import save
 from dqlib.study.report.tables import Collected
 from dqlib.study.report.verdicts import SIGNIFICANT
 
-METRICS_CSV, METRICS_JSON, TRAINING_CSV = "metrics.csv", "metrics.json", "training.csv"
-
-#: Folder of the pages of the tasks.
-TASK_PAGES = "tasks"
+#: Files of the results, and the folder of the pages of the tasks.
+METRICS_CSV, METRICS_JSON, TASK_PAGES = "metrics.csv", "metrics.json", "tasks"
 
 
 def studies_of(params: str) -> list[Study]:
@@ -54,17 +52,14 @@ def studies_of(params: str) -> list[Study]:
 
 def draw(collected: Collected) -> dict[str, Figure]:
     """Every figure of the results by its name, the trade-off first."""
-    drawn = {
-        "tradeoff": figures.tradeoffs(collected.metrics),
-        "retention": figures.heat_map(collected.metrics),
-        "sensitivity": figures.sensitivity(collected.sensitivity),
-    }
+    drawn = {"tradeoff": figures.tradeoffs(collected.metrics), "retention": figures.heat_map(collected.metrics)}
+    drawn["sensitivity"] = figures.sensitivity(collected.sensitivity)
     if len(figures.drawn_sizes(collected.sizes)):
         drawn["sizes"] = figures.sizes(collected.sizes)
     if len(collected.positions):
         drawn["accumulation"] = figures.accumulation(collected.positions, collected.lengths, collected.metrics)
-    students = collected.training[~collected.training.model.isin(["pre-training", "teacher"])]
-    joint = students[students.preset != QUANTIZATION_ALONE]
+    rows = collected.training
+    joint = rows[~rows.model.isin(["pre-training", "teacher"]) & (rows.preset != QUANTIZATION_ALONE)]
     for task, curves in joint.groupby("task_name", sort=False):
         drawn[f"training_{task}"] = figures.training_curves(curves)
     return drawn
@@ -155,10 +150,9 @@ def _remove_others(folder: Path, tasks: set[str], drawn: Collection[str]) -> Non
 def _metrics_json(metrics: pandas.DataFrame) -> str:
     """The main numbers as nested JSON, which `dvc metrics diff` compares."""
     tree: dict[str, dict[str, dict[str, float]]] = {}
+    numbers = metrics[["score", "retention", "compression"]]
     for row in metrics.itertuples():
-        numbers = {name: getattr(row, name) for name in ("score", "retention", "compression")}
-        numbers = {name: number for name, number in numbers.items() if not pandas.isna(number)}
-        tree.setdefault(row.task, {})[f"{row.config} {row.preset}"] = numbers
+        tree.setdefault(row.task, {})[f"{row.config} {row.preset}"] = numbers.loc[row.Index].dropna().to_dict()
     return json.dumps(tree, indent=2) + "\n"
 
 
@@ -242,14 +236,13 @@ def _details(details: pandas.DataFrame, study: Study) -> str:
     if rows.empty:
         return ""
     rows = rows[rows.language.notna() == rows.metric.isin(["bleu", "exact"])]  # of translations, not how long they are
-    languages = rows.language.fillna("").map(lambda name: name and f" {name}")
-    sets = rows.test_set.map(lambda name: "" if name == "test" else " unseen")
-    rows = rows.assign(measure=rows.metric.map(SHOWN) + languages + sets, model=rows.config + " (" + rows.preset + ")")
-    wide = rows.pivot_table(index="model", columns="measure", values="value", sort=False)
-    table = wide.map(written).reset_index()
-    second = study.task.corpus.test_unseen
-    about = f"the file `{second}`" if second else "sentences with names that no training pair has"
-    unseen = f"*Unseen* is a second test set: {about}.\n\n" if (rows.test_set != "test").any() else ""
+    languages, second = (" " + rows.language).fillna(""), rows.test_set != "test"
+    measures = rows.metric.map(SHOWN) + languages + second.map({True: " unseen", False: ""})
+    rows = rows.assign(measure=measures, model=rows.config + " (" + rows.preset + ")")
+    table = rows.pivot_table("value", "model", "measure", sort=False).map(written).reset_index()
+    file = study.task.corpus.test_unseen
+    about = f"the file `{file}`" if file else "sentences with names that no training pair has"
+    unseen = f"*Unseen* is a second test set: {about}.\n\n" if second.any() else ""
     signatures = details[details.metric.isin(METRIC_NAMES)].drop_duplicates("signature")
     listed = "".join(f"- {METRIC_NAMES[row.metric]}: `{row.signature}`\n" for row in signatures.itertuples())
     return f"{markdown_table(table)}\n{unseen}Signatures of the metrics:\n\n{listed}\n"
@@ -310,7 +303,7 @@ The size counts each code at its bits, scales, biases and LayerNorms at 16, posi
 {get_preset("dqlib").position_bits}, and the tied embedding and output head once, quantized: what is counted is what
 computes the logits. A student that is not quantized counts at 16 bits per number and the teacher at 32, so half of what
 *distillation alone* saves is that. Headers and the manifest of a packed file come on top. Training curves come from
-[`{TRAINING_CSV}`]({TABLES}/{TRAINING_CSV}), further measures from [`details.csv`](tables/details.csv).
+[`training.csv`](tables/training.csv), further measures from [`details.csv`](tables/details.csv).
 """
 
 

@@ -5,6 +5,7 @@ A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; the text around i
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pandas
@@ -18,7 +19,7 @@ from dqlib.study.pipeline.ledger import LONGER, METHODS, PARTS
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.benchmark import benchmark_summary, gap_table
 from dqlib.study.report.benchmark_page import gaps_for_reading, summary_for_reading, with_losses
-from dqlib.study.report.names import METRIC_NAMES, SHAPES, is_model, percent
+from dqlib.study.report.names import METRIC_NAMES, SHAPES, is_model, percent, written
 from dqlib.study.report.pages import METRICS_CSV, markdown_table, overview_table, short_table
 from dqlib.study.report.verdicts import Tables
 
@@ -88,14 +89,12 @@ def engines_table(speed: pandas.DataFrame, shape: str = LISTED) -> pandas.DataFr
     ``speed`` is what ``benchmarks/inference.py`` wrote, and ``shape`` that of the models that are listed.
     """
     rows = speed[(speed["shape"] == shape) & speed.name.isin(NAMES_OF_SPEED)]
-    rows = rows.drop_duplicates(["config", "engine", "metric"])
-    table = []
-    for (config, engine), some in rows.groupby(["config", "engine"], sort=False):
-        values = some.set_index("metric").value
-        shown = {name: form.format(values[metric]) if metric in values else "" for name, metric, form in ENGINE_METRICS}
-        table.append({"model": f"`{config}`", "engine": engine, **shown})
-    whole = pandas.DataFrame(table)
-    return whole.loc[:, (whole != "").any()]
+    rows = rows.assign(model="`" + rows.config + "`").drop_duplicates(["model", "engine", "metric"])
+    rows = rows.set_index(["model", "engine"])
+    wide = rows.pivot(columns="metric", values="value").reindex(rows.index.unique())
+    known = [(name, metric, form) for name, metric, form in ENGINE_METRICS if metric in wide]
+    shown = {name: wide[metric].map(partial(written, form=form)) for name, metric, form in known}
+    return pandas.DataFrame(shown).reset_index()
 
 
 def long_tables(speed: pandas.DataFrame, shape: str = LISTED) -> str:

@@ -64,12 +64,7 @@ def retention_table(drawn: Resampled) -> pandas.DataFrame:
 def over_seeds(seeds: pandas.DataFrame, drawn: Resampled) -> pandas.DataFrame:
     """One row per model: its metrics and its retention are means over its seeds, the interval is over those, too.
 
-    Args:
-        seeds: one row per model and seed.
-        drawn: the scores of the same models.
-
-    Returns:
-        The same columns, of which ``seed`` is the first one, and ``seeds``, how many there are.
+    The columns are those of ``seeds``, a row per model and seed; ``seed`` is the first one, ``seeds`` their number.
     """
     table = seeds.drop_duplicates(MODEL_COLUMNS, ignore_index=True).assign(seeds=1)
     for model in drawn.models:
@@ -117,6 +112,12 @@ def more_alike_table(drawn: Resampled) -> pandas.DataFrame:
     return table
 
 
+def tables_of(drawn: Resampled) -> dict[str, pandas.DataFrame]:
+    """All of these tables, by their names."""
+    tables = {"comparisons": comparisons_table(drawn), "retention": retention_table(drawn)}
+    return tables | {"accumulation": accumulation_table(drawn), "similarity": more_alike_table(drawn)}
+
+
 def metrics_of(drawn: Resampled) -> pandas.DataFrame:
     """The columns of ``metrics.csv`` that follow from scores: one row per model, mean over its seeds."""
     rows = []
@@ -138,9 +139,7 @@ def recomputed(folder: Path) -> tuple[pandas.DataFrame, list[str]]:
         OSError: there is no ``metrics.csv``, which has what does not follow from scores.
     """
     drawn = Resampled(read_scores(folder / SCORES))
-    tables = {"comparisons": comparisons_table(drawn), "retention": retention_table(drawn)}
-    tables |= {"accumulation": accumulation_table(drawn), "similarity": more_alike_table(drawn)}
-    metrics = metrics_of(drawn)
+    tables, metrics = tables_of(drawn), metrics_of(drawn)
     written = pandas.read_csv(folder / TABLES / "metrics.csv")
     more = [*MODEL_COLUMNS, *written.columns.difference(metrics.columns, sort=False)]
     whole = metrics.merge(written[more], on=MODEL_COLUMNS, how="left")

@@ -79,13 +79,7 @@ def resampled_headline(headline: str, lines: Sequence[Line]) -> np.ndarray:
 
 
 def rows_of(record: Record, lines: Sequence[Line], recall: Recall | None = None) -> pandas.DataFrame:
-    """The rows of one model from one seed.
-
-    Args:
-        record: of the model.
-        lines: what it did with each test document, in the language of the headline.
-        recall: of its texts; None where it writes none.
-    """
+    """The rows of one model from one seed: of its lines in the headline's language, and the recall of its texts."""
     numbers = dict(zip(names_of(record.headline), statistics_of(record.headline, lines).T, strict=True))
     if recall is not None:
         halves = np.where(np.isnan(recall.halves).any(axis=1, keepdims=True), np.nan, recall.halves)  # both, or neither
@@ -111,9 +105,9 @@ def joined(parts: Iterable[pandas.DataFrame]) -> pandas.DataFrame:
 
 def write_scores(table: pandas.DataFrame, path: Path) -> None:
     """Write the table, the same bytes for the same table."""
+    rows = pyarrow.Table.from_pandas(table, preserve_index=False)
     with atomic_file(path) as scratch:
-        parquet.write_table(pyarrow.Table.from_pandas(table, preserve_index=False), scratch, compression="zstd",
-                            compression_level=19)  # fmt: skip
+        parquet.write_table(rows, scratch, compression="zstd", compression_level=19)
 
 
 def read_scores(path: Path) -> pandas.DataFrame:
@@ -134,16 +128,12 @@ def read_scores(path: Path) -> pandas.DataFrame:
 class Resampled:
     """Models on documents and seeds that are drawn again: what intervals and p-values are percentiles and shares of.
 
-    Args:
-        table: rows of models; those of a task are of the same documents.
-        resamples: how many times documents and seeds are drawn.
-
     Raises:
         InputError: models of a task were tested on different documents.
     """
 
-    def __init__(self, table: pandas.DataFrame, resamples: int = RESAMPLES) -> None:
-        self.table, self.resamples = table, resamples
+    def __init__(self, table: pandas.DataFrame) -> None:
+        self.table = table
         self._sets: dict[tuple[str, str], _Documents] = {}
 
     @cached_property
@@ -161,11 +151,9 @@ class Resampled:
         return [model for model in self.models if model.role == "student"]
 
     def headline(self, model: ModelKey) -> str:
-        """The metric that a model is judged by."""
         return self._documents(model).headline
 
     def seeds(self, model: ModelKey) -> list[int]:
-        """Seeds that it was trained from."""
         return self._documents(model).seeds[model]
 
     def score(self, model: ModelKey, column: str | None = None, test_set: str = "test") -> float:
@@ -177,7 +165,7 @@ class Resampled:
     def drawn(
         self, model: ModelKey, column: str | None = None, test_set: str = "test", seeds: Sequence[int] | None = None
     ) -> np.ndarray:
-        """The same on documents and seeds that are drawn again, (resamples,); of some seeds, or of all."""
+        """The same on documents and seeds that are drawn again, (draws,); of some seeds, or of all."""
         documents = self._documents(model, test_set)
         seeds = seeds or documents.seeds[model]
         scores = [documents.score(documents.sums[model, seed], column) for seed in seeds]
@@ -185,7 +173,7 @@ class Resampled:
             return scores[0]
         count = len(scores)
         generator = np.random.default_rng(zlib.crc32(" ".join(map(str, model)).encode()))
-        shares = generator.multinomial(count, np.full(count, 1 / count), self.resamples) / count
+        shares = generator.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
         return (shares * np.stack(scores, axis=1)).sum(axis=1)
 
     def having(self, column: str, test_set: str = "test") -> list[ModelKey]:
@@ -200,14 +188,14 @@ class Resampled:
         key = model.task, test_set
         if key not in self._sets:
             rows = self.table[(self.table.task == model.task) & (self.table.test_set == test_set)]
-            self._sets[key] = _Documents(rows, self.resamples)
+            self._sets[key] = _Documents(rows)
         return self._sets[key]
 
 
 class _Documents:
     """The models of one task on one set of documents: sums of their statistics, of all documents and of draws."""
 
-    def __init__(self, rows: pandas.DataFrame, resamples: int) -> None:
+    def __init__(self, rows: pandas.DataFrame) -> None:
         numbers = [name for name in rows if name not in KEYS and rows[name].notna().any()]
         self.columns = [*numbers, *(f"has {name}" for name in numbers)]
         self.headline: str = rows.headline.iloc[0]
@@ -221,7 +209,7 @@ class _Documents:
         if len(counts) > 1:
             raise InputError("scores", f"{counts} documents", f"as many for all models of '{rows.task.iloc[0]}'")
         self.count = counts[0]
-        every = resampled_sums(np.concatenate(list(matrices.values()), axis=1), resamples)
+        every = resampled_sums(np.concatenate(list(matrices.values()), axis=1), RESAMPLES)
         self.totals = {key: matrix.sum(axis=0) for key, matrix in matrices.items()}
         self.sums = dict(zip(matrices, np.split(every, len(matrices), axis=1), strict=True))
 

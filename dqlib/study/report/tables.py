@@ -22,14 +22,7 @@ from dqlib.storage.reading import read_model
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import load_corpus, load_info
 from dqlib.study.evaluation.recall import Recall, by_length, by_position, read_recall
-from dqlib.study.evaluation.records import (
-    Detail,
-    Record,
-    metrics_table,
-    read_details,
-    read_predictions,
-    read_record,
-)
+from dqlib.study.evaluation.records import Detail, Record, metrics_table, read_details, read_predictions, read_record
 from dqlib.study.evaluation.similarity import Similarity, held_out, similarity
 from dqlib.study.params.paths import DETAILS, LOG, project_root
 from dqlib.study.params.tasks import TASKS
@@ -37,14 +30,7 @@ from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.claims import claims_table
 from dqlib.study.report.names import MODEL_COLUMNS
-from dqlib.study.report.recompute import (
-    accumulation_table,
-    comparisons_table,
-    more_alike_table,
-    over_seeds,
-    retention_table,
-    runs_in,
-)
+from dqlib.study.report.recompute import over_seeds, retention_table, runs_in, tables_of
 from dqlib.study.report.scores import (
     HELD_OUT,
     Resampled,
@@ -69,7 +55,6 @@ class Trained:
 
     @cached_property
     def record(self) -> Record:
-        """Its results."""
         return read_record(self.folder)
 
     @property
@@ -80,8 +65,7 @@ class Trained:
     @property
     def language(self) -> str | None:
         """The language that its headline is of; None where there are none."""
-        languages = self.study.task.corpus.languages
-        return languages[0] if languages else None
+        return next(iter(self.study.task.corpus.languages), None)
 
     @cached_property
     def recall(self) -> Recall:
@@ -94,7 +78,6 @@ class Trained:
         return read_predictions(self.folder, self.language)
 
     def scores(self) -> pandas.DataFrame:
-        """Its rows of :mod:`dqlib.study.report.scores`."""
         return rows_of(self.record, self.lines, self.recall if self.study.task.form.writes else None)
 
     @cached_property
@@ -159,19 +142,17 @@ def collect(studies: Sequence[Study]) -> Collected:
     tested = [model.scores() for study in studies for model in [*trained(study), *_beside(study)]]
     alike = [numbered_rows(each.record, HELD_OUT, {"cosine": found.decoder}) for each, found in similarities]
     scores = joined(tested + alike)
-    drawn = Resampled(scores)
-    seeds = collect_seeds(studies)
+    drawn, seeds = Resampled(scores), collect_seeds(studies)
+    decided = tables_of(drawn)
+    decided["similarity"] = _with_models(decided["similarity"], similarities)
     return Collected(
         metrics=over_seeds(seeds, drawn),
+        **decided,
         seeds=seeds,
         training=collect_training(studies),
         details=collect_details(studies),
-        comparisons=comparisons_table(drawn),
-        retention=retention_table(drawn),
         positions=_beside_teacher(writing, by_position),
         lengths=_beside_teacher(writing, by_length),
-        accumulation=accumulation_table(drawn),
-        similarity=_with_models(more_alike_table(drawn), similarities),
         sizes=collect_sizes(studies),
         sensitivity=collect_sensitivity(studies),
         scores=scores,
@@ -194,16 +175,14 @@ def collect_training(studies: Sequence[Study]) -> pandas.DataFrame:
     """The training logs of all models in one table; columns ``task_name``, ``model``, ``preset`` and ``seed``."""
     logs = []
     for study in studies:
-        pretrained = study.folders.pretrained  # which a committed teacher does not need
-        named: list[tuple[Path, str, str, int | None]] = []
-        if study.task.pretrain and (pretrained / LOG).is_file():
-            named.append((pretrained, "pre-training", "", study.task.pretrain.seed))
+        pretrained = study.folders.pretrained / LOG  # which a committed teacher does not need
+        if study.task.pretrain and pretrained.is_file():
+            about = {"model": "pre-training", "preset": "", "seed": study.task.pretrain.seed}
+            logs.append(pandas.read_csv(pretrained).assign(task_name=study.name, **about))
         for model in trained(study):
             name = "teacher" if model.config is None else model.record.config
-            named.append((model.folder, name, model.record.preset, model.record.seed))
-        for folder, name, preset, seed in named:
-            about = {"task_name": study.name, "model": name, "preset": preset, "seed": seed}
-            logs.append(pandas.read_csv(folder / LOG).assign(**about))
+            about = {"model": name, "preset": model.record.preset, "seed": model.record.seed}
+            logs.append(pandas.read_csv(model.folder / LOG).assign(task_name=study.name, **about))
     return pandas.concat(logs, ignore_index=True)
 
 

@@ -102,7 +102,7 @@ class Retention:
 
     @property
     def decided(self) -> bool:
-        """Whether the teacher's score leaves something that a part could be kept of."""
+        """Whether the teacher's score leaves something to keep a part of."""
         return not math.isnan(self.low)
 
     def at_least(self, least: float) -> bool | None:
@@ -145,12 +145,7 @@ def needed(count: int, measured: tuple[float, float, float], bar: float, what: s
     """How many documents would decide on which side of a bar a value is, as the end of a line that is not decided.
 
     Intervals narrow with the root of the number of documents; that many end at the bar if what was measured stays.
-
-    Args:
-        count: of documents that it was measured on.
-        measured: the value, and both ends of its 95% interval.
-        bar: that lies between these ends.
-        what: documents, or what else there may be more of.
+    ``measured`` is the value, and both ends of its 95% interval, on so many documents; the bar lies between these.
     """
     value, low, high = measured
     width = value - low if bar < value else high - value
@@ -160,11 +155,7 @@ def needed(count: int, measured: tuple[float, float, float], bar: float, what: s
 def needed_by_p(count: int, p_value: float, tests: int, what: str = "documents") -> str:
     """The same of a difference that is tested: so many that its p-value is below :data:`SIGNIFICANT`.
 
-    Args:
-        count: of documents that it was measured on.
-        p_value: of the test, two-sided, before Holm's correction.
-        tests: of one claim, over which Holm's correction is; it asks for the most of the first.
-        what: documents, or what else there may be more of.
+    ``p_value`` is two-sided, before Holm's correction over the ``tests`` of a claim, which asks the most of the first.
     """
     there, needs = (NormalDist().inv_cdf(1 - p / 2) for p in (p_value, SIGNIFICANT / tests))
     return _needed(count, needs / there if there > 0 else math.inf, what)
