@@ -52,9 +52,7 @@ _METRICS = {"rougeL": "rouge", "bleu": "bleu", "accuracy": "accuracy", "perplexi
 def measure(study: Study, folders: Mapping[str, Path]) -> str:
     """Size and time of a text of each engine on the first test texts, one at a time, as CSV.
 
-    Args:
-        study: whose test texts are read.
-        folders: of the models, by name; the others are compared with the first.
+    The folders are those of the models, by name; the others are compared with the first.
     """
     spec, corpus = study.task, load_corpus(study.folders.corpus)
     examples = training_of(spec.form).encode(corpus.splits["test"][:TIMED], corpus, spec.corpus)[:TIMED]
@@ -77,10 +75,7 @@ def write_report(
 ) -> None:
     """Write the report as Markdown and as one file of HTML, and the model card.
 
-    Args:
-        study: of the checkpoint, whose teacher and student are made.
-        student: its folder.
-        latency: what :func:`measure` gave, with a column ``engine``.
+    ``student`` is the folder of a student that is made, and ``latency`` what :func:`measure` gave.
     """
     models = [Trained(study, study.folders.teacher), Trained(study, student, Config.parse(arguments.config))]
     curves = collect_training([study])

@@ -57,9 +57,7 @@ _LANGUAGE = re.compile(r"<([a-z]{2,3})>|([a-z]{2,3}_[A-Z]{2})")
 class Checkpoint:
     """What a checkpoint says of itself.
 
-    Args:
-        field: argument that names it.
-        name, revision: of the checkpoint.
+    ``field`` is the argument that names it.
 
     Raises:
         InputError: it is not there, or of another architecture; its tokenizer is not there, or does not fit.

@@ -19,11 +19,10 @@ from dqlib.study.report.engines import weight_bytes
 from dqlib.study.report.style import COLOURS, TEACHER_COLOUR, subplots
 
 
-def pack(student: Path, folder: Path) -> Path:
-    """A packed model of a trained student's folder, with its tokenizer."""
+def pack(student: Path, folder: Path) -> None:
+    """Write a packed model of a trained student's folder, with its tokenizer."""
     model, tokenizer = load_model(student)
     save_packed(model, folder, tokenizer)
-    return folder
 
 
 def export_each(packed: Path, engines: Sequence[str]) -> dict[str, Path]:

@@ -20,9 +20,7 @@ from dqlib.study.report.style import COLOURS, GREY, colour_of, marker_of, plain_
 def grids(weight: Tensor, which: Sequence[tuple[int, str]]) -> Figure:
     """Histogram of a matrix with the grid of each scheme drawn through it (one scale for the matrix).
 
-    Args:
-        weight: (rows, columns).
-        which: bits and scheme of each panel, three panels per line.
+    ``which`` are bits and scheme of each panel, three panels per line.
     """
     w, lines = weight.flatten().numpy(), -(-len(which) // 3)
     made = [quantized(weight, bits, scheme) for bits, scheme in which]

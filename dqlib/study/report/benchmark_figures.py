@@ -62,10 +62,8 @@ def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods) -> Figure:
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel(
-            f"change of the validation loss (nats per {kind_of(table.task.iloc[0]).unit}; left is better)\n"
-            f"against {WHOLE} at {config}; dots: seeds, bar: their mean"
-        )
+        measured = f"change of the validation loss (nats per {kind_of(table.task.iloc[0]).unit}; left is better)"
+        axes.set_xlabel(f"{measured}\nagainst {WHOLE} at {config}; dots: seeds, bar: their mean")
     return figure
 
 
@@ -94,9 +92,8 @@ def longer_figure(table: pandas.DataFrame, benchmark: S.Methods, teacher: float)
         steps = sorted(set(table.train_steps))
         axes.set_xticks(steps, [f"{n:,}" for n in steps])
         axes.minorticks_off()
-        axes.set_xlabel(
-            f"training steps of {benchmark.distill.batch_tokens:,} tokens ({benchmark.longer_preset}), log scale"
-        )
+        asked = f"{benchmark.distill.batch_tokens:,} tokens ({benchmark.longer_preset})"
+        axes.set_xlabel(f"training steps of {asked}, log scale")
         axes.set_ylabel(f"{METRIC_NAMES[headline]}, % of the teacher's")
         axes.legend(fontsize=8, loc="lower right")
     return figure
