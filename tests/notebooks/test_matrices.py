@@ -47,7 +47,7 @@ def test_the_error_table_leaves_out_groups_that_do_not_fit(weight):
 
 
 def test_the_staircase_has_the_derivatives_of_the_papers():
-    stairs = gradients.staircase(bits=3, points=200)
+    stairs = gradients.staircase(bits=3)
     inside = stairs.weight.abs() <= 3
     torch.testing.assert_close(stairs.value, stairs.weight.round().clamp(-3, 3))
     torch.testing.assert_close(stairs.to_weight, inside.float())
@@ -82,7 +82,7 @@ def test_every_figure_is_drawn_and_names_its_axes(weight, teacher, batch):
     table = similarity_table({"teacher": teacher}, teacher, batch, resamples=10)
     for figure in (
         matrices.grids(weight, [(8, "symmetric"), (1, "binary")]),
-        matrices.mosaic(weight, rows=8, columns=8),
+        matrices.mosaic(weight),
         matrices.scale_sweep(weight, (2, 3)),
         matrices.row_sizes(weight),
         matrices.error_by_bits(errors.errors(weight)),

@@ -16,6 +16,11 @@ from dqlib.errors import InputError
 from dqlib.generation_settings import MOST_BEAMS
 
 
+def flag(name: str) -> str:
+    """The option of a command by which a field is given."""
+    return f"--{name.replace('_', '-')}"
+
+
 def _option(text: str, default: Any = None, **how: Any) -> Any:
     """A field that is an option, with its help; ``how`` is what ``add_argument`` takes besides.
 
@@ -54,7 +59,7 @@ class Columns:
         for name in ("source_tokens", "target_tokens", "beams", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')}", value, "at least 1")
+                raise InputError(flag(name), value, "at least 1")
         if self.beams is not None and self.beams > MOST_BEAMS:
             raise InputError("--beams", self.beams, f"at most {MOST_BEAMS}")
 
@@ -98,7 +103,6 @@ _READ: dict[str, dict[str, Any]] = {
     "bool": {"action": "store_true"},
 }
 
-
 #: What is given by its place.
 _BY_PLACE = ("checkpoint", "out", "model", "data")
 
@@ -122,26 +126,22 @@ def options_of(kind: type) -> dict[str, dict[str, Any]]:
         else:
             read = _READ.get(str(each.type).removesuffix(" | None"), {"metavar": "TEXT"})
             given = {"required": True} if each.default is MISSING else {"default": each.default}
-            found[f"--{each.name.replace('_', '-')}"] = {**each.metadata, **read, **given}
+            found[flag(each.name)] = {**each.metadata, **read, **given}
     return found
 
 
 @contextmanager
 def options_named(options: Collection[str]) -> Iterator[None]:
-    """Name the field of an error as the option of a command by which a user gives it, where there is one.
-
-    Args:
-        options: of the command, as ``add_argument`` takes them.
-    """
+    """Name the field of an error as one of a command's ``options`` by which a user gives it, where there is one."""
     try:
         yield
     except InputError as error:
         name = re.sub(r"^(--|settings, |([\w-]+\.)+)", "", error.field).replace("-", "_")
-        for each in (name, *_OPTIONS.get(name, ())):
-            for option in (f"--{each.replace('_', '-')}", each):
-                if option in options:
-                    raise InputError(option, error.value, error.allowed) from None
-        raise
+        names = [option for each in (name, *_OPTIONS.get(name, ())) for option in (flag(each), each)]
+        option = next((each for each in names if each in options), None)
+        if option is None:
+            raise
+        raise InputError(option, error.value, error.allowed) from None
 
 
 def arguments_of(kind: type, options: argparse.Namespace) -> Any:

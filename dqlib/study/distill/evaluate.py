@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas
@@ -26,14 +25,14 @@ from dqlib.study.distill.parameters import SOURCE_TOKENS, Checkpoint, asked_of, 
 from dqlib.study.evaluation import perplexity
 from dqlib.study.evaluation.bootstrap import two_sided
 from dqlib.study.evaluation.classification import class_scores
-from dqlib.study.evaluation.records import Line, Scores
+from dqlib.study.evaluation.records import Scored, Scores
 from dqlib.study.evaluation.scoring import text_scores, translation_scores
 from dqlib.study.params import settings as S
 from dqlib.study.params.kinds import SEQ2SEQ
 from dqlib.study.params.schema import build
 from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.process.exit_codes import exit_code
-from dqlib.study.report.names import METRIC_NAMES
+from dqlib.study.report.names import METRIC_NAMES, interval_text
 from dqlib.study.report.scores import resampled_headline
 from dqlib.study.training.loop import make_accelerator
 
@@ -62,16 +61,15 @@ def evaluate(arguments: Test) -> pandas.DataFrame:
     kind = kind if arguments.label is None else "classification"
     arguments = _asked(arguments, kind)
     rows, corpus = _rows(arguments, kind)
-    models = [_loaded(folder, rows, corpus, kind, arguments) for folder in folders]  # both, before one is tested
-    tested = [test() for test in models]
-    table = _table(tested[0][0])
-    if len(tested) == 1:
+    tests = [_loaded(folder, rows, corpus, kind, arguments) for folder in folders]  # both, before one is tested
+    tested = [test() for test in tests]
+    table, *others = (_table(scores) for scores, _ in tested)
+    if not others:
         return table
     headline = tested[0][0].headline
     ours, theirs = (resampled_headline(headline, lines) for _, lines in tested)
-    p_value = f"{two_sided(ours - theirs):.4f}"
-    table = table.merge(_table(tested[1][0]), on="metric", suffixes=("", " of the other"))
-    return table.assign(p=np.where(table.metric == METRIC_NAMES[headline], p_value, ""))
+    table = table.merge(others[0], on="metric", suffixes=("", " of the other"))
+    return table.assign(p=np.where(table.metric == METRIC_NAMES[headline], f"{two_sided(ours - theirs):.4f}", ""))
 
 
 def _asked(arguments: Test, kind: str) -> Test:
@@ -84,8 +82,7 @@ def _asked(arguments: Test, kind: str) -> Test:
     if not asked and "model_type" in read_json(Path(arguments.model) / CONFIG, optional=True):
         checkpoint = Checkpoint("model", str(Path(arguments.model).absolute()))
         if checkpoint.kind == kind:
-            positions = getattr(checkpoint.model_config, "max_position_embeddings", None)
-            asked = asked_of(checkpoint.corpus(arguments), checkpoint.evaluate(arguments), positions)
+            asked = asked_of(checkpoint.corpus(arguments), checkpoint.evaluate(arguments), checkpoint.positions)
     return replace(arguments, **{name: asked[name] for name in asked if getattr(arguments, name) is None})
 
 
@@ -98,20 +95,18 @@ def _rows(arguments: Test, kind: str) -> tuple[list[Row], S.Corpus]:
     columns = corpus_columns(arguments, kind)
     if arguments.documents < 1:
         raise InputError("--documents", arguments.documents, "at least 1")
-    more: dict[str, Any] = {"vocab_size": 1, "tokenizer": arguments.model, "prefix": arguments.prefix or ""}
-    more["source_tokens"] = arguments.source_tokens or SOURCE_TOKENS
-    more["languages"] = [arguments.language] if arguments.language else []
+    more = {
+        "vocab_size": 1, "tokenizer": arguments.model, "prefix": arguments.prefix or "",
+        "source_tokens": arguments.source_tokens or SOURCE_TOKENS,
+        "languages": [arguments.language] if arguments.language else [],
+    }  # fmt: skip
     corpus = build(S.Corpus, data_of(arguments, train=arguments.data) | columns | more, "data")
     form = S.KINDS[kind]
     rows = list(hub.build(corpus, form)["test"]) if corpus.origin == "hub" else rows_of_file(corpus, form, corpus.train)
     return [row | {"test_set": "test"} for row in rows[: arguments.documents]], corpus
 
 
-#: What tests a model that is loaded: its scores, and a line for each text.
-Tested = Callable[[], tuple[Scores, Sequence[Line]]]
-
-
-def _loaded(folder: Path, rows: Sequence[Row], corpus: S.Corpus, kind: str, arguments: Test) -> Tested:
+def _loaded(folder: Path, rows: Sequence[Row], corpus: S.Corpus, kind: str, arguments: Test) -> Callable[[], Scored]:
     """The test of a model, which is loaded."""
     if kind == "classification":
         return _classified(folder, rows, corpus, arguments)
@@ -119,7 +114,7 @@ def _loaded(folder: Path, rows: Sequence[Row], corpus: S.Corpus, kind: str, argu
         return _measured(folder, rows, corpus, arguments)
     engine = load_engine(folder, threads=arguments.threads)
 
-    def test() -> tuple[Scores, Sequence[Line]]:
+    def test() -> Scored:
         if (tokenizer := engine.tokenizer) is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, corpus.source_tokens)
         by_language = tokenizer and (marks_source(tokenizer) or language_of(tokenizer, engine.decoding.start))
@@ -135,7 +130,7 @@ def _loaded(folder: Path, rows: Sequence[Row], corpus: S.Corpus, kind: str, argu
     return test
 
 
-def _classified(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Test) -> Tested:
+def _classified(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Test) -> Callable[[], Scored]:
     """The test of a classifier, which names its classes itself."""
     classifier = load_classifier(folder, threads=arguments.threads)
     if classifier.tokenizer is None:
@@ -149,7 +144,7 @@ def _classified(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: 
             raise InputError("--label", row["target"], f"the column of a class: {', '.join(labels[:20])}")
     columns = [[row[name] for row in rows] for name in ("source", "second") if name in rows[0]]
 
-    def test() -> tuple[Scores, Sequence[Line]]:
+    def test() -> Scored:
         classified = classifier.classify(*columns, batch_size=arguments.batch_size)
         chances = np.array([list(each.probabilities.values()) for each in classified])
         return class_scores(rows, chances, labels, BOOTSTRAP)
@@ -157,7 +152,7 @@ def _classified(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: 
     return test
 
 
-def _measured(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Test) -> Tested:
+def _measured(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Test) -> Callable[[], Scored]:
     """The test of a language model, in PyTorch: the engines that write give no logits of a text that is there."""
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
@@ -169,7 +164,7 @@ def _measured(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Te
         raise InputError("model", str(folder), "a model with a tokenizer")
     positions = min(corpus.source_tokens, model.config.max_position_embeddings)
 
-    def test() -> tuple[Scores, Sequence[Line]]:
+    def test() -> Scored:
         accelerator = make_accelerator(0)
         losses = perplexity.document_losses(
             model.to(accelerator.device), rows, tokenizer, positions, arguments.batch_size, accelerator, str(folder)
@@ -181,7 +176,5 @@ def _measured(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Te
 
 def _table(scores: Scores) -> pandas.DataFrame:
     details = [each for each in scores.details if each.metric in METRIC_NAMES]
-    return pandas.DataFrame([
-        {"metric": METRIC_NAMES[each.metric], "score": f"{each.value:.2f}",
-         "95% interval": f"{each.low:.2f} to {each.high:.2f}"} for each in details
-    ])  # fmt: skip
+    rows = [(METRIC_NAMES[each.metric], f"{each.value:.2f}", interval_text(each.low, each.high)) for each in details]
+    return pandas.DataFrame(rows, columns=["metric", "score", "95% interval"])

@@ -20,11 +20,11 @@ from dqlib.files import write_text
 from dqlib.storage.account import account, fp32_bytes_of
 from dqlib.storage.manifest import MANIFEST, sha256
 from dqlib.storage.reading import SAFETENSORS
-from dqlib.study.corpora.corpus import load_corpus
-from dqlib.study.distill.arguments import DistillArguments
+from dqlib.study.corpora.corpus import load_corpus, load_info
+from dqlib.study.distill.arguments import DistillArguments, flag
 from dqlib.study.evaluation.bootstrap import two_sided
 from dqlib.study.evaluation.perplexity import perplexity_of
-from dqlib.study.evaluation.records import FALLING, metrics_table, read_predictions
+from dqlib.study.evaluation.records import FALLING, metrics_table
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import FIGURES
 from dqlib.study.params.tasks import kind_of
@@ -52,22 +52,21 @@ _METRICS = {"rougeL": "rouge", "bleu": "bleu", "accuracy": "accuracy", "perplexi
 def measure(study: Study, folders: Mapping[str, Path]) -> str:
     """Size and time of a text of each engine on the first test texts, one at a time, as CSV.
 
-    Args:
-        study: whose test texts are read.
-        folders: of the models, by name; the others are compared with the first.
+    The folders are those of the models, by name; the others are compared with the first.
     """
     spec, corpus = study.task, load_corpus(study.folders.corpus)
     examples = training_of(spec.form).encode(corpus.splits["test"][:TIMED], corpus, spec.corpus)[:TIMED]
     sources = [example.source for example in examples]
+    positions, tokens = spec.model.max_positions, spec.corpus.target_tokens
     if spec.form.labels:
         classifiers = {name: load_classifier(folder) for name, folder in folders.items()}
-        return measured_classifiers(classifiers, folders, sources, TURNS).to_csv(lineterminator="\n")
-    engines = {name: load_engine(folder) for name, folder in folders.items()}
-    positions, tokens = spec.model.max_positions, spec.corpus.target_tokens
-    if not spec.form.writes:
-        tokens = min(CONTINUATION, positions // 2)
-        sources = [source[: max(1, positions - tokens)] for source in sources]
-    table = measured(engines, folders, sources, spec.evaluate.beams, min(tokens, positions - 1), TURNS)
+        table = measured_classifiers(classifiers, folders, sources, TURNS)
+    else:
+        if not spec.form.writes:
+            tokens = min(CONTINUATION, positions // 2)
+            sources = [source[: max(1, positions - tokens)] for source in sources]
+        engines = {name: load_engine(folder) for name, folder in folders.items()}
+        table = measured(engines, folders, sources, spec.evaluate.beams, min(tokens, positions - 1), TURNS)
     return table.to_csv(lineterminator="\n")
 
 
@@ -76,21 +75,16 @@ def write_report(
 ) -> None:
     """Write the report as Markdown and as one file of HTML, and the model card.
 
-    Args:
-        study: of the checkpoint, whose teacher and student are made.
-        student: its folder.
-        out: where to write.
-        latency: what :func:`measure` gave.
-        arguments: of the command.
+    ``student`` is the folder of a student that is made, and ``latency`` what :func:`measure` gave.
     """
     models = [Trained(study, study.folders.teacher), Trained(study, student, Config.parse(arguments.config))]
     curves = collect_training([study])
     curves = curves[curves.model != "teacher"]
-    drawn = [name for name in ("logits", "validation_loss") if name in curves and curves[name].notna().any()]
-    for name in drawn:
-        save(training_curves(curves, name), out / FIGURES, name)
-    figures = "\n\n".join(f"![{name}]({FIGURES}/{name}.svg)" for name in drawn)
-    training = f"## Training\n\n{figures}\n"
+    training = "## Training\n"
+    for name in ("logits", "validation_loss"):
+        if name in curves and curves[name].notna().any():
+            save(training_curves(curves, name), out / FIGURES, name)
+            training += f"\n![{name}]({FIGURES}/{name}.svg)\n"
     text = "\n".join([_scores(study, models, latency), training, _texts(models), _reproduced(study, out, arguments)])
     write_text(out / REPORT, text)
     body = re.sub(r'<img[^>]*src="(.*?)"[^>]*>', lambda found: _svg(out / found[1]), markdown2html_mistune(text))
@@ -106,7 +100,6 @@ def _scores(study: Study, models: Sequence[Trained], latency: pandas.DataFrame) 
     p_value = two_sided(models[1].resampled - models[0].resampled)
     better = "lower" if teacher.headline in FALLING else "higher"
     beams = f", {study.task.evaluate.beams} beams" if study.task.form.writes else ""
-    table = latency.rename_axis("engine").reset_index()
     return f"""# `{student.config}` of a checkpoint
 
 {markdown_table(short_table(metrics_table([teacher, student])))}
@@ -116,7 +109,7 @@ difference between the two.
 
 ## Speed and size
 
-{markdown_table(table)}
+{markdown_table(latency)}
 One text at a time on this machine's processor, the median of {TURNS} turns over {TIMED} test texts. `packed` is the
 student in PyTorch, which simulates its few bits; the exports compute with them. What agrees, agrees with `packed`.
 """
@@ -124,7 +117,7 @@ student in PyTorch, which simulates its few bits; the exports compute with them.
 
 def _texts(models: Sequence[Trained]) -> str:
     """Test texts with what both wrote, side by side; of a language model, what it makes of each document."""
-    theirs, ours = (read_predictions(model.folder, model.language)[:SHOWN] for model in models)
+    theirs, ours = (model.lines[:SHOWN] for model in models)
     rows = [
         {"source": _cell(one["source"]), "reference": _cell(one["reference"]),
          "teacher": _cell(one["prediction"]), "student": _cell(other["prediction"])}
@@ -145,16 +138,15 @@ def _cell(text: str) -> str:
 
 def _reproduced(study: Study, out: Path, arguments: DistillArguments) -> str:
     """What the same numbers are made from."""
-    corpus = load_corpus(study.folders.corpus)
-    weights = study.folders.teacher / SAFETENSORS
+    info = load_info(study.folders.corpus)
     hashes = {
-        "splits of the data": corpus.info["sha256"],
-        "weights of the checkpoint": sha256(weights.read_bytes()),
+        "splits of the data": info["sha256"],
+        "weights of the checkpoint": sha256((study.folders.teacher / SAFETENSORS).read_bytes()),
         "packed model, its manifest": sha256((out / "packed" / MANIFEST).read_bytes()),
         "code that decides numbers": code_hash(),
     }
     table = pandas.DataFrame([{"of": name, "SHA-256": f"`{digest}`"} for name, digest in hashes.items()])
-    sizes = ", ".join(f"{size:,} {split}" for split, size in corpus.info["sizes"].items())
+    sizes = ", ".join(f"{size:,} {split}" for split, size in info["sizes"].items())
     versions = ", ".join(f"{name} {version(name)}" for name in ("dqlib", "torch", "transformers"))
     whole = account(out / "packed", fp32_bytes_of(study.folders.teacher))
     return f"""
@@ -181,7 +173,7 @@ def command_line(arguments: DistillArguments) -> str:
     for each in fields(arguments):
         value = getattr(arguments, each.name)
         if each.name not in ("checkpoint", "out", "dry_run") and value not in (None, [], each.default):
-            words += [f"--{each.name.replace('_', '-')}", *map(str, value if each.name == "export" else [value])]
+            words += [flag(each.name), *map(str, value if each.name == "export" else [value])]
     return shlex.join(words)
 
 
@@ -224,7 +216,7 @@ from transformers import {form.auto}, AutoTokenizer
 model, tokenizer = {form.auto}.from_pretrained("packed"), AutoTokenizer.from_pretrained("packed")
 ```
 
-{markdown_table(latency.rename_axis("engine").reset_index())}
+{markdown_table(latency)}
 All scores, curves and texts side by side: `{PAGE}`. What it was made from: `{REPORT}`, `params.yaml`.
 """
 

@@ -18,8 +18,9 @@ from dqlib.generation_settings import checked_settings
 from dqlib.storage.manifest import folder_kind
 from dqlib.storage.reading import config_of
 from dqlib.study.corpora.files import ENDINGS
+from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.corpora.tokenizer import checked_tokenizer, marks_source
-from dqlib.study.distill.arguments import Columns, DistillArguments
+from dqlib.study.distill.arguments import Columns, DistillArguments, flag
 from dqlib.study.params.checkpoint import checkpoint_config, fetching, generation_settings, located, on_disk
 from dqlib.study.params.kinds import KINDS, SEQ2SEQ, Kind
 from dqlib.study.params.presets import is_file
@@ -56,9 +57,7 @@ _LANGUAGE = re.compile(r"<([a-z]{2,3})>|([a-z]{2,3}_[A-Z]{2})")
 class Checkpoint:
     """What a checkpoint says of itself.
 
-    Args:
-        field: argument that names it.
-        name, revision: of the checkpoint.
+    ``field`` is the argument that names it.
 
     Raises:
         InputError: it is not there, or of another architecture; its tokenizer is not there, or does not fit.
@@ -73,15 +72,14 @@ class Checkpoint:
         """Of its ``config.json``."""
         content = checkpoint_config(self.field, self.name, self.revision)
         known = [name for kind in KINDS.values() for name in kind.architectures]
-        if content.get("model_type") not in known:
-            allowed = f"a checkpoint of one of {', '.join(known)}; it is of {content.get('model_type')!r}"
-            raise InputError(self.field, self.name, allowed)
-        names = content.get("architectures") or [""]
+        model, names = content.get("model_type"), content.get("architectures") or [""]
+        if model not in known:
+            raise InputError(self.field, self.name, f"a checkpoint of one of {', '.join(known)}; it is of {model!r}")
         if not isinstance(names, list):
             raise InputError(f"{self.field}, architectures", names, "a list of the names of classes")
-        name = names[0]
-        if content["model_type"] == "bert" and name != KINDS["classification"].finetuned:
-            allowed = f"a BERT with a classifier, {KINDS['classification'].finetuned}; it is a {name or 'body alone'}"
+        classifier = KINDS["classification"].finetuned
+        if model == "bert" and names[0] != classifier:
+            allowed = f"a BERT with a classifier, {classifier}; it is a {names[0] or 'body alone'}"
             raise InputError(self.field, self.name, allowed)
         return content
 
@@ -92,20 +90,23 @@ class Checkpoint:
 
     @property
     def form(self) -> Kind:
-        """What is known of its kind."""
         return KINDS[self.kind]
 
     @cached_property
     def model_config(self) -> PreTrainedConfig:
-        """Its configuration."""
         plain = {name: value for name, value in self.content.items() if name != "quantization_config"}
         return config_of(plain, f"{self.name}, config.json", 2**20)
+
+    @property
+    def positions(self) -> int | None:
+        """As many tokens as it reads at most; None where it has no such number."""
+        return getattr(self.model_config, "max_position_embeddings", None)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """How it generates."""
         settings = generation_settings(self.field, self.name, self.revision)
-        given = {k: v for k, v in (self.content | settings).items() if v is not None}
+        given = {name: value for name, value in (self.content | settings).items() if value is not None}
         names: tuple[str, ...] = ("max_length", "num_beams", "decoder_start_token_id")  # those that are read here
         read = {name: given[name] for name in names if name in given}
         checked_settings(read, self.model_config.vocab_size, f"{self.field}, how it generates")
@@ -114,8 +115,9 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Its tokenizer, which fits it."""
+        field = f"{self.field}, its tokenizer"
         try:
-            with fetching(f"{self.field}, its tokenizer", self.name):
+            with fetching(field, self.name):
                 tokenizer = checked_tokenizer(*located(self.name, self.revision), self.form)
         except (ImportError, InputError) as error:
             package = self._missing_package(error)
@@ -125,14 +127,14 @@ class Checkpoint:
                 allowed = f"one whose packages are installed ({' '.join(str(error).split())[:200]})"
             else:
                 raise
-            raise InputError(f"{self.field}, its tokenizer", self.name, allowed) from None
+            raise InputError(field, self.name, allowed) from None
         if len(tokenizer) > self.model_config.vocab_size:
             allowed = f"one of at most {self.model_config.vocab_size} tokens, which the model knows"
-            raise InputError(f"{self.field}, its tokenizer", f"{len(tokenizer)} tokens", allowed)
+            raise InputError(field, f"{len(tokenizer)} tokens", allowed)
         special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
         if len(tokenizer.get_vocab().keys() - special) <= 1:  # transformers makes one up where its files are missing
             allowed = "one with a vocabulary, which a tokenizer.json or the files of its class have"
-            raise InputError(f"{self.field}, its tokenizer", self.name, allowed)
+            raise InputError(field, self.name, allowed)
         if self.form.writes:
             check_tokens(tokenizer, self.model_config)
         return tokenizer
@@ -146,22 +148,20 @@ class Checkpoint:
         if self.content["model_type"] == "marian" and "Unrecognized configuration class" in str(error):
             return "sentencepiece" if find_spec("sentencepiece") is None else None
         while error is not None:
-            if isinstance(error, ImportError):
-                missed = re.search(r"requires the (\w+) library", str(error))
-                name = error.name or (missed[1].lower() if missed else None)
-                if name in _PACKAGES:
-                    return name
+            missed = re.search(r"requires the (\w+) library", str(error))
+            name = getattr(error, "name", None) or (missed[1].lower() if missed else None)
+            if isinstance(error, ImportError) and name in _PACKAGES:
+                return name
             error = error.__cause__ or error.__context__
         return None
 
     @cached_property
     def start(self) -> int:
         """Id that its decoder starts from; that of padding, where T5 does not say it."""
-        of_class = getattr(self.model_config, "decoder_start_token_id", None)
-        start = self.settings.get("decoder_start_token_id", of_class)
-        if start is not None:
-            return start
-        return self.tokenizer.pad_token_id if self.content["model_type"] in ("t5", "marian") else -1
+        start = self.settings.get("decoder_start_token_id", getattr(self.model_config, "decoder_start_token_id", None))
+        if start is None:
+            start = self.tokenizer.pad_token_id if self.content["model_type"] in ("t5", "marian") else -1
+        return start
 
     @cached_property
     def language(self) -> str | None:
@@ -183,15 +183,15 @@ class Checkpoint:
         Raises:
             InputError: the checkpoint has several, and none is asked for.
         """
-        of_tasks = self.content.get("task_specific_params") or {}
+        of_tasks, field = self.content.get("task_specific_params") or {}, f"{self.field}, task_specific_params"
         if not isinstance(of_tasks, dict):
-            raise InputError(f"{self.field}, task_specific_params", of_tasks, "settings by the names of tasks")
+            raise InputError(field, of_tasks, "settings by the names of tasks")
         prefixes = [each["prefix"] for each in of_tasks.values() if isinstance(each, dict) and "prefix" in each]
         if not all(isinstance(each, str) for each in prefixes):
-            raise InputError(f"{self.field}, task_specific_params", prefixes, "prefixes that are texts")
-        known = sorted(set(prefixes))
-        if asked is not None or len(known) < 2:
-            return (known or [""])[0] if asked is None else asked
+            raise InputError(field, prefixes, "prefixes that are texts")
+        known = sorted(set(prefixes)) or [""]
+        if asked is not None or len(known) == 1:
+            return known[0] if asked is None else asked
         raise InputError("--prefix", None, f"given, such as {known[0]!r}, or '' where it was fine-tuned without one")
 
     def lengths(self, columns: Columns) -> dict[str, int]:
@@ -200,7 +200,7 @@ class Checkpoint:
         Raises:
             InputError: the model has no positions for so many.
         """
-        positions = getattr(self.model_config, "max_position_embeddings", None)
+        positions = self.positions
         most = min(SOURCE_TOKENS, positions or 512, self.tokenizer.model_max_length)
         longest = self.settings.get("max_length", 0)
         # 20 is what transformers says where nothing is said
@@ -209,8 +209,7 @@ class Checkpoint:
         for name in lengths:
             lengths[name] = getattr(columns, name) or lengths[name]
             if positions is not None and lengths[name] > positions:
-                allowed = f"at most {positions}, the positions of the checkpoint"
-                raise InputError(f"--{name.replace('_', '-')}", lengths[name], allowed)
+                raise InputError(flag(name), lengths[name], f"at most {positions}, the positions of the checkpoint")
         return lengths
 
     def corpus(self, columns: Columns) -> dict[str, Any]:
@@ -285,9 +284,7 @@ def corpus_columns(columns: Columns, kind: str) -> dict[str, str | None]:
 def data_of(columns: Columns, **files: str | None) -> dict[str, Any]:
     """Where the rows of a corpus come from: files, or a data set of the hub whose splits have these names.
 
-    Args:
-        columns: that have the configuration of a data set of the hub.
-        files: of the splits, or of a hub's ``train`` the name of the data set.
+    ``train`` is the name of a data set of the hub.
 
     Raises:
         InputError: a file is not there, and what names it is none of the hub.
@@ -298,15 +295,15 @@ def data_of(columns: Columns, **files: str | None) -> dict[str, Any]:
         paths = {split: None if path is None else str(_absolute(path)) for split, path in files.items()}
         for split, path in paths.items():
             if path is not None and "*" not in path and not Path(path).is_file():
-                raise InputError(f"--{split}", path, "a file that exists")
+                raise InputError(flag(split), path, "a file that exists")
         if columns.dataset_config is not None:
             raise InputError("--dataset-config", columns.dataset_config, "left out where the data is a file")
         return {"origin": "files", "name": name} | paths
     is_folder = _absolute(train).is_dir()
     if not is_folder and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", train):
         raise InputError("--train", train, f"a file ({', '.join(ENDINGS)}, or with .gz) or a data set of the hub")
-    found = {"origin": "hub", "dataset": str(_absolute(train)) if is_folder else train}
     splits = {split: value for split, value in files.items() if split != "train"}
+    found = {"origin": "hub", "dataset": str(_absolute(train)) if is_folder else train}
     return found | splits | {"name": name, "dataset_config": columns.dataset_config}
 
 
@@ -320,29 +317,24 @@ def validations_of(steps: int) -> int:
 
 
 def parameters(arguments: DistillArguments, steps: int) -> tuple[str, dict[str, Any]]:
-    """The name of the task, and the content of its parameter file.
-
-    Args:
-        arguments: of the command.
-        steps: of the training.
+    """The name of the task, and the content of its parameter file, for a training of so many steps.
 
     Raises:
         InputError: an argument is not allowed, or the checkpoint or its tokenizer cannot be read or do not fit.
     """
-    folder = _absolute(arguments.checkpoint)
+    folder, revision = _absolute(arguments.checkpoint), arguments.revision
     name = str(folder) if folder.is_dir() else arguments.checkpoint
-    if arguments.revision is not None and on_disk(name):
-        raise InputError("--revision", arguments.revision, "left out where the checkpoint is a folder")
-    checkpoint = Checkpoint("checkpoint", name, arguments.revision)
+    if revision is not None and on_disk(name):
+        raise InputError("--revision", revision, "left out where the checkpoint is a folder")
+    checkpoint = Checkpoint("checkpoint", name, revision)
     devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     width = getattr(checkpoint.model_config, "d_model", None) or checkpoint.model_config.hidden_size
     kind = folder_kind(located(name)[0]) if on_disk(name) else None
     if kind in _QUANTIZED:
         allowed = f"a model in full precision, such as the teacher of this one, which is {_QUANTIZED[kind]} already"
         raise InputError(checkpoint.field, name, allowed)
-    of_files = {split: getattr(arguments, split) for split in ("train", "validation", "test")}
-    corpus = data_of(arguments, **of_files) | checkpoint.corpus(arguments)
-    corpus |= {"tokenizer": name, "tokenizer_revision": arguments.revision}
+    corpus = data_of(arguments, **{split: getattr(arguments, split) for split in SPLITS})
+    corpus |= checkpoint.corpus(arguments) | {"tokenizer": name, "tokenizer_revision": revision}
     distill = {
         "steps": steps,
         "learning_rate": arguments.learning_rate or min(LARGEST_RATE, RATE * (RATE_WIDTH / width) ** 2),
@@ -354,14 +346,14 @@ def parameters(arguments: DistillArguments, steps: int) -> tuple[str, dict[str, 
         "precision": arguments.precision,
         "preset": str(_absolute(arguments.preset)) if is_file(arguments.preset) else arguments.preset,
     }
-    task = checkpoint.task(arguments)
     block = {
         "corpus": corpus,
-        "model": {"pretrained": name, "revision": arguments.revision},
+        "model": {"pretrained": name, "revision": revision},
         "pretrain": None,
         "finetune": None,
         "distill": distill,
         "evaluate": checkpoint.evaluate(arguments),
         "configs": [arguments.config],
     }
+    task = checkpoint.task(arguments)
     return task, {"profile": "distill", "results": "results", "compute": {"processes": max(1, devices)}, task: block}

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from dqlib.storage.reading import json_object, read_model, read_tokenizer
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import LoadedCorpus, load_corpus
 from dqlib.study.corpora.splits import SPLITS
-from dqlib.study.distill.arguments import DistillArguments, arguments_of, options_named, options_of
+from dqlib.study.distill.arguments import DistillArguments, arguments_of, flag, options_named, options_of
 from dqlib.study.distill.page import PAGE, measure, write_report
 from dqlib.study.distill.parameters import asked_of, parameters, validations_of
 from dqlib.study.evaluation.records import Record, read_record
@@ -70,9 +70,7 @@ _OF_OUTPUT = ("out", "export", "dry_run")
 class Distilled:
     """What came of it.
 
-    Args:
-        out: the folder, with ``report.md``.
-        teacher, student: their scores and sizes.
+    ``out`` is the folder, with ``report.md``; ``teacher`` and ``student`` are their scores and sizes.
     """
 
     out: Path
@@ -111,17 +109,12 @@ def distill_command(options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Command:
-    """One call of the command.
-
-    Args:
-        arguments: that it was given.
-    """
+    """One call of the command."""
 
     arguments: DistillArguments
 
     @property
     def out(self) -> Path:
-        """The folder that is written."""
         return Path(self.arguments.out).expanduser().absolute()
 
     @property
@@ -131,7 +124,6 @@ class Command:
 
     @cached_property
     def config(self) -> Config:
-        """Of the student."""
         return Config.parse(self.arguments.config)
 
     @options_named(options_of(DistillArguments))
@@ -148,8 +140,9 @@ class Command:
         study = self._study(steps)
         self._check_sizes(study, load_corpus(study.corpus()))
         study.pretrained()
-        self._check_budget(study)
-        self._check_exports(study)
+        if not (study.folders.teacher / PROVENANCE).is_file():
+            self._check_budget(study)
+            self._check_exports(study)
         if self.arguments.dry_run or steps is None:
             estimate = plan(study.settings)
             chosen = steps or self._steps(study, estimate)
@@ -173,8 +166,9 @@ class Command:
         """
         a = self.arguments
         for name in ("steps", "hours", "learning_rate"):
-            if getattr(a, name) is not None and not getattr(a, name) > 0:
-                raise InputError(f"--{name.replace('_', '-')}", getattr(a, name), "a number above 0")
+            value = getattr(a, name)
+            if value is not None and not value > 0:
+                raise InputError(flag(name), value, "a number above 0")
         if a.hours is not None and not a.hours <= LONGEST_HOURS:
             raise InputError("--hours", a.hours, f"at most {LONGEST_HOURS:,}")
         if a.steps is not None and a.hours is not None:
@@ -213,20 +207,16 @@ class Command:
     def _study(self, steps: int | None) -> Study:
         """The study with so many steps, one where they are not chosen yet; its parameters are checked, and written."""
         task, content = parameters(self.arguments, steps or 1)
-        settings = S.settings_of(content | {"folder": str(self.work)})
-        text = yaml.safe_dump(content | {"folder": str(self.work)}, sort_keys=False, allow_unicode=True)
-        write_text(self.out / PARAMS, text)
+        content["folder"] = str(self.work)
+        settings = S.settings_of(content)
+        write_text(self.out / PARAMS, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         asked = self._asking | {"chosen_steps": steps}
         if not (self.arguments.dry_run and (self.out / ARGUMENTS).is_file()):  # which a run goes on by
             write_text(self.out / ARGUMENTS, json.dumps(asked, indent=1, ensure_ascii=False) + "\n")
         return Study(str(self.out / PARAMS), task, settings)
 
     def _check_sizes(self, study: Study, corpus: LoadedCorpus) -> None:
-        """Refuse a corpus that a step or a test has not enough of.
-
-        Raises:
-            InputError: it has not.
-        """
+        """Raise an :class:`InputError` where a step or a test has not enough of a corpus."""
         kind, most = training_of(study.task.form), self.arguments.batch_tokens
         examples = kind.encode(corpus.splits["train"][:most], corpus, study.task.corpus)
         tokens = sum(len(each.source) + len(each.target) for each in examples)
@@ -238,12 +228,8 @@ class Command:
             raise InputError("--test", f"{len(corpus.splits['test'])} texts", f"at least {FEWEST_DOCUMENTS}")
 
     def _check_budget(self, study: Study) -> None:
-        """Refuse, before anything is tested, a budget of bytes that no student keeps to.
-
-        Raises:
-            InputError: it is below the smallest student of its shape.
-        """
-        if self.config.budget is None or (study.folders.teacher / PROVENANCE).is_file():
+        """Raise an :class:`InputError`, before anything is tested, of a budget below the smallest student's bytes."""
+        if self.config.budget is None:
             return
         teacher, kind = read_model(study.folders.pretrained), training_of(study.task.form)
         config = self.config.with_layers_of(*architecture_of(teacher.config).depths(teacher.config))
@@ -255,13 +241,7 @@ class Command:
             raise InputError("--config", self.arguments.config, allowed)
 
     def _check_exports(self, study: Study) -> None:
-        """Export the checkpoint itself, before anything is trained, for what an engine does not serve.
-
-        Raises:
-            InputError: an engine does not serve it.
-        """
-        if (study.folders.teacher / PROVENANCE).is_file():
-            return
+        """Export the checkpoint itself: an :class:`InputError`, before any training, where an engine serves it not."""
         for engine in self.arguments.export:
             with tempfile.TemporaryDirectory(dir=self.work) as scratch:
                 export_model(read_model(study.folders.pretrained), Path(scratch, engine), engine)
@@ -310,20 +290,19 @@ class Command:
             with atomic_folder(target) as scratch:
                 shutil.copytree(folder, scratch, dirs_exist_ok=True)
 
+        def export(target: Path) -> None:
+            model, tokenizer = load_model(packed)
+            export_model(model, target, target.name, tokenizer)
+
         once("student", copy)
         once("packed", lambda target: save_packed(load_student(folder), target, read_tokenizer(folder)))
         for engine in self.arguments.export:
-            once(engine, partial(_export, packed, engine))
+            once(engine, export)
         folders = {"packed": packed, **{name: self.out / name for name in self.arguments.export}}
         folders["teacher"] = study.folders.teacher
         latency = "-".join(["latency", *folders]) + ".csv"
         once(f"{WORK}/{latency}", lambda target: write_text(target, measure(study, folders)))
-        write_report(study, folder, self.out, pandas.read_csv(self.work / latency, index_col=0), self.arguments)
-
-
-def _export(packed: Path, engine: str, target: Path) -> None:
-    model, tokenizer = load_model(packed)
-    export_model(model, target, engine, tokenizer)
+        write_report(study, folder, self.out, pandas.read_csv(self.work / latency), self.arguments)
 
 
 def _estimated(estimate: Plan, steps: int, validation: float) -> str:
@@ -335,12 +314,11 @@ def _estimated(estimate: Plan, steps: int, validation: float) -> str:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
-    lines = [
+    return (
         f"time: {duration(training)} of training ({steps:,} steps of {student.seconds:.2f} s, "
         f"{validations_of(steps)} validations of {validation:.2f} s), and at most {duration(tests)} of tests, where "
-        "all texts are written to their greatest length",
-        f"memory: at most {(peak + CHECKPOINT_COPIES * weights) / 1e9:.1f} GB",
-        f"disk, checkpoints too: at most {(2 + CHECKPOINTS_ON_DISK + 2) * weights / 1e9:.1f} GB",
-        f"the student, packed: {student.size_bytes:,} bytes; the teacher in fp32: {teacher.size_bytes:,}",
-    ]
-    return "\n".join(lines)
+        "all texts are written to their greatest length\n"
+        f"memory: at most {(peak + CHECKPOINT_COPIES * weights) / 1e9:.1f} GB\n"
+        f"disk, checkpoints too: at most {(2 + CHECKPOINTS_ON_DISK + 2) * weights / 1e9:.1f} GB\n"
+        f"the student, packed: {student.size_bytes:,} bytes; the teacher in fp32: {teacher.size_bytes:,}"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas
@@ -14,6 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from dqlib.quantizers import fake_quantize_activation
 from dqlib.study.report.style import COLOURS, GREY, plain_log_scale, subplots
 from dqlib.study.training.batches import Batch
+
+#: Texts that are read.
+TEXTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +33,22 @@ class HiddenState:
 
 
 @torch.no_grad()
-def hidden_state(teacher: PreTrainedModel, batch: Batch, texts: int = 16) -> HiddenState:
-    """The input of the encoder's linear layer where a token stands out most: largest max|x| over the median one."""
-    mask, ids = batch.attention_mask[:texts].bool(), batch.input_ids[:texts]
+def hidden_state(teacher: PreTrainedModel, batch: Batch) -> HiddenState:
+    """The input of the encoder's linear layer where a token stands out most: largest max|x| over the median one.
+
+    The first :data:`TEXTS` of the batch are read.
+    """
+    mask, ids = batch.attention_mask[:TEXTS].bool(), batch.input_ids[:TEXTS]
     inputs: dict[str, Tensor] = {}
-    encoder = teacher.get_encoder()
+    encoder = teacher.eval().get_encoder()
     hooks = [
         module.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
         for name, module in encoder.named_modules()
         if isinstance(module, nn.Linear)
     ]
-    try:
-        teacher.eval()
-        encoder(input_ids=ids, attention_mask=mask.long())
-    finally:
-        for hook in hooks:
-            hook.remove()
+    encoder(input_ids=ids, attention_mask=mask.long())
+    for hook in hooks:
+        hook.remove()
     layer = max(inputs, key=lambda name: float(_stands_out(inputs[name], mask).max()))
     return HiddenState(f"encoder.{layer}", inputs[layer], mask, ids)
 
@@ -63,7 +65,7 @@ def token_errors(x: Tensor, bits: int, per_tensor: bool) -> Tensor:
     return (rounded - x).square().sum(dim=-1) / x.square().sum(dim=-1)
 
 
-def outlier(hidden: HiddenState, tokenizer: PreTrainedTokenizerFast, bits: int = 4) -> Figure:
+def outlier(hidden: HiddenState, tokenizer: PreTrainedTokenizerFast, bits: int) -> Figure:
     """One text: how large each token is, and what rounding costs it with a scale per token and one for all."""
     text = hidden.text()
     keep = hidden.mask[text]
@@ -81,11 +83,11 @@ def outlier(hidden: HiddenState, tokenizer: PreTrainedTokenizerFast, bits: int =
             color=COLOURS[2], fontsize=9,
         )  # fmt: skip
         top.set_ylabel("max |x| of the token")
-        for per_tensor, style, label in ((True, "^", "one scale for the text"), (False, "o", "one scale per token")):
-            error = 100 * token_errors(x, bits, per_tensor).numpy()
-            colour = COLOURS[1] if per_tensor else COLOURS[0]
-            bottom.plot(error, style, color=colour, markersize=4.5, label=label)
-            bottom.axhline(error.mean(), color=colour, linewidth=1, linestyle="--" if per_tensor else "-")
+        looks = (("^", COLOURS[1], "--", "one scale for the text"), ("o", COLOURS[0], "-", "one scale per token"))
+        for marker, colour, line, label in looks:
+            error = 100 * token_errors(x, bits, per_tensor=line == "--").numpy()
+            bottom.plot(error, marker, color=colour, markersize=4.5, label=label)
+            bottom.axhline(error.mean(), color=colour, linewidth=1, linestyle=line)
         plain_log_scale(bottom)
         bottom.set_ylabel(f"error at {bits} bits (%)\n(lines: mean)")
         bottom.set_xlabel(f"token of the text (input of {hidden.layer})")
@@ -93,15 +95,15 @@ def outlier(hidden: HiddenState, tokenizer: PreTrainedTokenizerFast, bits: int =
     return figure
 
 
-def activation_errors(hidden: HiddenState, bits: Sequence[int] = (8, 4)) -> pandas.DataFrame:
+def activation_errors(hidden: HiddenState) -> pandas.DataFrame:
     """Mean relative squared error of a token (%), by bits and by how many tokens share a scale."""
     keep, text = hidden.mask, hidden.text()
     one = hidden.states[text][keep[text]]
     texts = torch.arange(len(keep)).unsqueeze(1).expand_as(keep)[keep]  # (tokens of all texts,)
-    rows = []
-    for b in bits:
-        in_batch = token_errors(hidden.states[keep], b, per_tensor=True)[texts == text]
-        each = token_errors(one, b, per_tensor=False), token_errors(one, b, per_tensor=True), in_batch
-        rows.append([100 * float(errors.mean()) for errors in each])
+    rows = {}
+    for bits in (8, 4):
+        in_batch = token_errors(hidden.states[keep], bits, per_tensor=True)[texts == text]
+        each = token_errors(one, bits, per_tensor=False), token_errors(one, bits, per_tensor=True), in_batch
+        rows[bits] = [100 * float(errors.mean()) for errors in each]
     columns = ["one scale per token", "one for the text", f"one for a batch of {len(keep)} texts"]
-    return pandas.DataFrame(rows, index=pandas.Index(bits, name="bits"), columns=columns).round(3)
+    return pandas.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("bits").round(3)

@@ -27,9 +27,7 @@ def confusion(folder: Path, labels: Sequence[str]) -> np.ndarray:
 def confusions(folders: Mapping[str, Path], labels: Sequence[str]) -> Figure:
     """Of the test texts of each class, the share that a model takes for each class: one panel per model.
 
-    Args:
-        folders: of tested models, by the name to show.
-        labels: of the classes, in the order of the logits.
+    ``folders`` are those of tested models, by the name to show; ``labels`` are in the order of the logits.
     """
     large = len(labels) > 6
     size, style = (3.7 * len(folders), 3.9), {"font.size": 7 if large else 9}
@@ -59,7 +57,6 @@ def chances(models: Mapping[str, tuple[PreTrainedModel, Path]], *texts: str) -> 
     """
     rows = {}
     for name, (model, folder) in models.items():
-        classifier = TorchClassifier(model, read_tokenizer(folder))
-        (classified,) = classifier.classify(*([text] for text in texts))
+        (classified,) = TorchClassifier(model, read_tokenizer(folder)).classify(*([text] for text in texts))
         rows[name] = classified.probabilities
     return pandas.DataFrame.from_dict(rows, orient="index").round(3)

@@ -19,11 +19,10 @@ from dqlib.study.report.engines import weight_bytes
 from dqlib.study.report.style import COLOURS, TEACHER_COLOUR, subplots
 
 
-def pack(student: Path, folder: Path) -> Path:
-    """A packed model of a trained student's folder, with its tokenizer."""
+def pack(student: Path, folder: Path) -> None:
+    """Write a packed model of a trained student's folder, with its tokenizer."""
     model, tokenizer = load_model(student)
     save_packed(model, folder, tokenizer)
-    return folder
 
 
 def export_each(packed: Path, engines: Sequence[str]) -> dict[str, Path]:
@@ -47,32 +46,31 @@ def bytes_by_part(account: Account) -> Figure:
     """The account as a picture: bytes of each part on disk, as the paper counts, and in full precision."""
     parts = {**account.parts, "all": account.total}
     rows = {name: part for name, part in parts.items() if part.size_bytes or part.paper_bytes or part.fp32_bytes}
-    columns = {
-        "fp32": ([part.fp32_bytes for part in rows.values()], "o", TEACHER_COLOUR),
-        "paper's count": ([part.paper_bytes for part in rows.values()], "^", COLOURS[1]),
-        "on disk": ([part.size_bytes for part in rows.values()], "s", COLOURS[0]),
+    looks = {
+        "fp32": ("fp32_bytes", "o", TEACHER_COLOUR, "none"),
+        "paper's count": ("paper_bytes", "^", COLOURS[1], COLOURS[1]),
+        "on disk": ("size_bytes", "s", COLOURS[0], COLOURS[0]),
     }
-    places = range(len(rows))
     with subplots(figsize=(6.4, 0.36 * len(rows) + 1.2)) as (figure, axes):
-        for label, (values, marker, colour) in columns.items():
-            shown = [(value / 1000, place) for value, place in zip(values, places, strict=True) if value]
-            fill = "none" if label == "fp32" else colour
+        for label, (column, marker, colour, fill) in looks.items():
+            values = enumerate(getattr(part, column) for part in rows.values())
+            shown = [(value / 1000, place) for place, value in values if value]
             axes.plot(*zip(*shown, strict=True), marker, color=colour, markerfacecolor=fill, label=label)
-        for place, part in zip(places, rows.values(), strict=True):
+        for place, part in enumerate(rows.values()):
             share = 100 * part.size_bytes / account.total.size_bytes
             axes.annotate(f"{share:.1f}%" if part.size_bytes else "-", (1.01, place), va="center", fontsize=8,
                           xycoords=("axes fraction", "data"), annotation_clip=False)  # fmt: skip
         axes.set_xscale("log")
-        axes.set_yticks(places, rows)
+        axes.set_yticks(range(len(rows)), rows)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("kB (logarithmic); right: share of the bytes on disk")
         figure.legend(loc="outside upper center", ncols=3, fontsize=8)
     return figure
 
 
-def load_each(folders: Mapping[str, Path], threads: int | None = None) -> dict[str, Engine]:
+def load_each(folders: Mapping[str, Path]) -> dict[str, Engine]:
     """The engine of each folder, by its name."""
-    return {name: load_engine(folder, threads=threads) for name, folder in folders.items()}
+    return {name: load_engine(folder) for name, folder in folders.items()}
 
 
 def answers(engines: Mapping[str, Engine], texts: Sequence[str], beams: int = 1, max_new_tokens: int = 40) -> Styler:

@@ -24,11 +24,9 @@ GRANULARITIES = ("per_tensor", "per_row", "per_group_32", "per_group_16")
 def quantized(
     weight: Tensor, bits: int, scheme: Scheme | str | None = None, granularity: Granularity | str = "per_tensor"
 ) -> Quantized:
-    """The weight by one scheme; a trained scale stands where its training would start.
+    """A weight, (rows, columns), by one scheme; a trained scale stands where its training would start.
 
-    Args:
-        weight: (rows, columns).
-        bits, scheme, granularity: see :func:`dqlib.quantizers.quantize`.
+    All arguments are those of :func:`dqlib.quantizers.quantize`.
     """
     learned = None
     if scheme is not None and Scheme.parse(scheme).learned:

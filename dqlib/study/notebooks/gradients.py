@@ -32,21 +32,16 @@ class Staircase:
     to_step: Tensor  # (points,), d value / d s as autograd gives it
 
 
-def staircase(bits: int = 3, reach: float = 1.7, points: int = 2001) -> Staircase:
-    """Send a range of weights through LSQ with a step of 1, and a gradient of 1 back.
+def staircase(bits: int) -> Staircase:
+    """Send a range of weights, 1.7 times the grid's, through LSQ with a step of 1, and a gradient of 1 back.
 
     Each weight is a row of its own with a step of its own, so the gradient of its step is its own, too. LSQ's
     gradient scale (arXiv:1902.08153, section 2.2) is divided out.
-
-    Args:
-        bits: of the grid.
-        reach: how far the range goes, times the end of the grid.
-        points: number of weights.
     """
     top = 2 ** (bits - 1) - 1
-    w = torch.linspace(-reach * top, reach * top, points).unsqueeze(1).requires_grad_()  # (points, 1)
+    w = torch.linspace(-1.7 * top, 1.7 * top, 2001).unsqueeze(1).requires_grad_()  # (points, 1)
     quantizer = WeightFakeQuantizer(w, bits, "per_row", LSQ)
-    quantizer.load_state_dict({"learned": torch.ones(points, 1)})
+    quantizer.load_state_dict({"learned": torch.ones_like(w)})
     value = quantizer(w)
     value.sum().backward()
     (step,) = quantizer.parameters()
@@ -68,36 +63,28 @@ def straight_through(bits: int = 3) -> Figure:
         to_weight.axhline(0, color=COLOURS[0], linestyle=":", label="true: 0, none at a jump")
         for k in range(-top, top):  # where the true derivative has no value
             to_weight.plot(k + 0.5, 0, "o", color=COLOURS[0], markersize=4, fillstyle="none")
-        to_weight.set_ylim(-0.15, 1.25)
-        to_weight.set_ylabel(r"$\partial\hat w/\partial w$")
+        to_weight.set(ylim=(-0.15, 1.25), ylabel=r"$\partial\hat w/\partial w$")
         to_step.plot(stairs.weight, stairs.to_step, color=COLOURS[2], label=r"$q - w/s$ inside, $q$ outside")
         to_step.axhline(0, color=GREY, linewidth=0.8)
-        to_step.set_ylabel(r"$\partial\hat w/\partial s$")
-        to_step.set_xlabel(r"weight, in steps: $w/s$   (shaded: inside the grid)")
+        shaded = r"weight, in steps: $w/s$   (shaded: inside the grid)"
+        to_step.set(ylabel=r"$\partial\hat w/\partial s$", xlabel=shaded)
         for axes in panels:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     return figure
 
 
-def learn_step(weight: Tensor, bits: int, start: float, steps: int = 150, rate: float = 0.03) -> pandas.DataFrame:
+def learn_step(weight: Tensor, bits: int, start: float) -> pandas.DataFrame:
     """Train LSQ's step of a whole matrix, and nothing else, to make the relative squared error small.
 
-    Args:
-        weight: (rows, columns), not changed.
-        bits: of the grid.
-        start: first step, times LSQ's own start.
-        steps, rate: of Adam; the rate is a part of the first step.
-
-    Returns:
-        Columns ``iteration``, ``step`` and ``error (%)``.
+    The first step is ``start`` times LSQ's own start. Columns ``iteration``, ``step`` and ``error (%)``.
     """
     quantizer = WeightFakeQuantizer(weight, bits, "per_tensor", LSQ)
     (step,) = quantizer.parameters()
     with torch.no_grad():
         step.mul_(start)
-    optimizer = torch.optim.Adam([step], lr=rate * float(step.detach()))
+    optimizer = torch.optim.Adam([step], lr=0.03 * float(step.detach()))
     rows = []
-    for iteration in range(steps + 1):
+    for iteration in range(151):
         error = (quantizer(weight) - weight).square().sum() / weight.square().sum()
         rows.append({"iteration": iteration, "step": float(step.detach()), "error (%)": 100 * error.item()})
         optimizer.zero_grad()
@@ -119,8 +106,7 @@ def learned_steps(weight: Tensor, bits: int = 3, starts: Sequence[float] = (0.4,
             right.plot(log.iteration, log["error (%)"], **look)
         right.axhline(least, color=TEACHER_COLOUR, linewidth=0.9, linestyle=":", label="least error of the sweep")
         for axes, name in ((left, r"step $s$"), (right, "relative squared error (%)")):
-            axes.set_ylabel(name)
             axes.set_ylim(bottom=0)
-            axes.set_xlabel("iteration")
+            axes.set(xlabel="iteration", ylabel=name)
         figure.legend(loc="outside upper center", ncols=4, fontsize=8)
     return figure

@@ -20,15 +20,12 @@ from dqlib.study.report.style import COLOURS, GREY, colour_of, marker_of, plain_
 def grids(weight: Tensor, which: Sequence[tuple[int, str]]) -> Figure:
     """Histogram of a matrix with the grid of each scheme drawn through it (one scale for the matrix).
 
-    Args:
-        weight: (rows, columns).
-        which: bits and scheme of each panel, three panels per line.
+    ``which`` are bits and scheme of each panel, three panels per line.
     """
-    w = weight.flatten().numpy()
+    w, lines = weight.flatten().numpy(), -(-len(which) // 3)
     made = [quantized(weight, bits, scheme) for bits, scheme in which]
     lattices = [_grid(codes, Scheme.parse(scheme)) for codes, (_, scheme) in zip(made, which, strict=True)]
     reach = 1.08 * max(np.abs(w).max(), *(abs(point) for points in lattices for point in points))
-    lines = -(-len(which) // 3)
     size = 6.6, 2.1 * lines + 0.5
     with subplots(lines, 3, figsize=size, sharex=True, sharey=True, squeeze=False) as (figure, panels):
         for axes, (bits, scheme), codes, points in zip(panels.flat, which, made, lattices, strict=False):
@@ -62,18 +59,16 @@ def _grid(codes: Quantized, scheme: Scheme) -> list[float]:
     return [(q - zero) * float(codes.scale) for q in scheme.grid(codes.bits)]
 
 
-def mosaic(weight: Tensor, bits: Sequence[int] = (8, 4, 3, 2, 1), rows: int = 24, columns: int = 32) -> Figure:
+def mosaic(weight: Tensor) -> Figure:
     """A corner of a matrix as a picture, and what is left of it at each precision (one scale per row)."""
     reach = 2.5 * float(weight.std())
     pictures = {"full precision": weight}
-    pictures |= {in_bits(b): quantized(weight, b, None, "per_row").dequantize() for b in bits}
+    pictures |= {in_bits(bits): quantized(weight, bits, None, "per_row").dequantize() for bits in (8, 4, 3, 2, 1)}
     with subplots(2, 3, figsize=(6.6, 3.7), style={"axes.grid": False}) as (figure, panels):
         for axes, (name, picture) in zip(panels.flat, pictures.items(), strict=True):
-            corner = picture[:rows, :columns].numpy()
-            image = axes.imshow(corner, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
+            image = axes.imshow(picture[:24, :32].numpy(), cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
             axes.set_title(name, fontsize=9)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         for axes in panels[:, 0]:
             axes.set_ylabel("row (output)", fontsize=9)
@@ -89,6 +84,8 @@ def scale_sweep(weight: Tensor, bits: Sequence[int] = (2, 3, 4, 5)) -> Figure:
     The curve is dynamic scaling (QuantGPT, arXiv:2203.10705, section 3.2) at every gamma; the marks are at the same
     grid's end by other rules: the largest weight, LSQ's start, the gamma of least error.
     """
+    marks = {"o": "least error (dynamic scaling starts here)", "s": "LSQ starts here"}
+    marks |= {"^": "the largest weight (symmetric)"}
     mean = weight.abs().mean()
     largest = float(weight.abs().max() / mean)
     levels = {b: max(1, 2 ** (b - 1) - 1) for b in bits}
@@ -99,18 +96,15 @@ def scale_sweep(weight: Tensor, bits: Sequence[int] = (2, 3, 4, 5)) -> Figure:
             points = [error_at(weight, b, float(gamma)) for gamma in gammas]
             axes.plot(gammas, points, color=COLOURS[i])
             end = float(gammas[-1]), points[-1]
-            axes.annotate(
-                f"{b} bits", end, (5, 0), textcoords="offset points", va="center", color=COLOURS[i], fontsize=9
-            )
+            near = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(f"{b} bits", end, color=COLOURS[i], fontsize=9, **near)
             least = float(initial_learned(weight, b, "per_tensor", "dynamic"))
-            for marker, gamma in (("o", least), ("s", starts[b]), ("^", largest)):
+            for marker, gamma in zip(marks, (least, starts[b], largest), strict=True):
                 axes.plot(gamma, error_at(weight, b, gamma), marker, color=COLOURS[i], markersize=7)
-        axes.plot([], [], "o", color=GREY, label="least error (dynamic scaling starts here)")
-        axes.plot([], [], "s", color=GREY, label="LSQ starts here")
-        axes.plot([], [], "^", color=GREY, label="the largest weight (symmetric)")
+        for marker, label in marks.items():
+            axes.plot([], [], marker, color=GREY, label=label)
         plain_log_scale(axes)
-        axes.set_xlabel(r"where the grid ends: clip / mean$|w|$  ($\gamma$)")
-        axes.set_ylabel("relative squared error (%)")
+        axes.set(xlabel=r"where the grid ends: clip / mean$|w|$  ($\gamma$)", ylabel="relative squared error (%)")
         figure.legend(loc="outside upper center", ncols=3, fontsize=8, handletextpad=0.2, columnspacing=1.0)
     return figure
 
@@ -126,33 +120,29 @@ def row_sizes(weight: Tensor) -> Figure:
             axes.plot(of_rows.numpy(), "o", markersize=3, color=COLOURS[i], label=f"{name} |w| of a row")
             axes.axhline(float(of_all), color=COLOURS[i], linestyle=dash, label=f"{name} |w| of the matrix")
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("row, from the smallest maximum to the largest")
-        axes.set_ylabel("|w|")
+        axes.set(xlabel="row, from the smallest maximum to the largest", ylabel="|w|")
         figure.legend(loc="outside right center", fontsize=8)
     return figure
 
 
-def error_by_bits(table: pandas.DataFrame, most: float = 6.2) -> Figure:
-    """Error against bits per weight, scales counted: colours are the schemes of the table, markers granularities.
+def error_by_bits(table: pandas.DataFrame) -> Figure:
+    """Error against bits per weight, scales counted, up to 6.2 bits: colours are schemes, markers granularities.
 
-    Args:
-        table: what :func:`errors` gave.
-        most: bits per weight at the right edge.
+    ``table`` is what :func:`dqlib.study.notebooks.errors.errors` gave.
     """
-    table = table[table["bits per weight"] <= most]
+    table = table[table["bits per weight"] <= 6.2]
     with subplots(figsize=(6.6, 3.8)) as (figure, axes):
         for (scheme, granularity), rows in table.groupby(["scheme", "granularity"], sort=False, observed=True):
+            size, fill = (8, "none") if len(rows) == 1 else (4.5, "full")
             axes.plot(
                 rows["bits per weight"], rows["error (%)"], color=colour_of(scheme), linewidth=1,
-                marker=marker_of(granularity), markersize=8 if len(rows) == 1 else 4.5,
-                fillstyle="none" if len(rows) == 1 else "full",
+                marker=marker_of(granularity), markersize=size, fillstyle=fill,
             )  # fmt: skip
         for scheme in table.scheme.unique():
             axes.plot([], [], color=colour_of(scheme), linewidth=3, label=scheme)
         for granularity in table.granularity.cat.categories:
             axes.plot([], [], marker_of(granularity), color=GREY, label=granularity.replace("_", " "))
         plain_log_scale(axes)
-        axes.set_xlabel("bits per weight, scales counted")
-        axes.set_ylabel("relative squared error (%)")
+        axes.set(xlabel="bits per weight, scales counted", ylabel="relative squared error (%)")
         figure.legend(loc="outside right center", fontsize=8)
     return figure

@@ -19,12 +19,12 @@ from dqlib.errors import InputError
 from dqlib.storage.reading import read_tokenizer
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.evaluation.perplexity import perplexity_of
-from dqlib.study.evaluation.records import Detail, method_of, metrics_table, read_details, read_record
+from dqlib.study.evaluation.records import method_of, metrics_table, read_details, read_record
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import LOG, PREDICTIONS, RECORD
 from dqlib.study.params.tasks import kind_of
-from dqlib.study.report.figures import scores_axis
-from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, bits_of, quantity_of
+from dqlib.study.report.figures import joint, scores_axis
+from dqlib.study.report.names import METRIC_NAMES, bits_of, quantity_of, with_interval
 from dqlib.study.report.pages import short_table
 from dqlib.study.report.style import COLOURS, DASHES, line_styles, subplots
 from dqlib.study.training.language_modelling import stream
@@ -81,9 +81,8 @@ def loss_terms(folder: Path) -> Figure:
         for i, term in enumerate(terms):
             part = log[term] / log[term].iloc[0]
             axes.plot(log.step, part, linestyle=DASHES[i], color=COLOURS[i], label=_readable(term))
-        axes.set_xlabel("training step")
-        axes.set_ylabel("term, relative to its first value")
         axes.set_ylim(bottom=0)
+        axes.set(xlabel="training step", ylabel="term, relative to its first value")
         figure.legend(fontsize=8, ncols=4, loc="outside upper center")
     return figure
 
@@ -96,14 +95,12 @@ def scores(*folders: Path) -> pandas.DataFrame:
 def by_depth(metrics: pandas.DataFrame) -> Figure:
     """The headline score over the layers that are left, one line per number of bits, with 95% intervals.
 
-    Args:
-        metrics: rows of ``metrics.csv`` of one task, the teacher first.
+    ``metrics`` are the rows of ``metrics.csv`` of one task, the teacher first.
     """
-    teacher = metrics.iloc[0]
-    students = metrics[(metrics.role == "student") & (metrics.preset != QUANTIZATION_ALONE)]
+    teacher, students = metrics.iloc[0], joint(metrics)
     students = students.assign(layers=students.encoder_layers + students.decoder_layers)
     bits = students.apply(bits_of, axis=1)
-    styles = line_styles(list(dict.fromkeys(bits)))
+    styles = line_styles(list(bits.unique()))
     with subplots(figsize=(5.2, 3.2)) as (figure, axes):
         scores_axis(axes, teacher, "teacher, fp32")
         for name, style in styles.items():
@@ -147,7 +144,7 @@ def _answer(line: Mapping[str, Any]) -> str:
 def baselines(folder: Path) -> pandas.DataFrame:
     """What simpler methods reach on the test of a teacher: one row per method, with 95% intervals."""
     rows = [
-        {"method": method, "metric": name, "text": _interval(each)}
+        {"method": method, "metric": name, "text": with_interval(each)}
         for each in read_details(folder)
         for metric, name in METRIC_NAMES.items()
         if (method := method_of(each.metric, metric))
@@ -156,25 +153,18 @@ def baselines(folder: Path) -> pandas.DataFrame:
 
 
 def details(folders: dict[str, Path], metrics: Sequence[str]) -> pandas.DataFrame:
-    """Metrics with their 95% intervals: one row per test set, language and model, one column per metric.
-
-    Args:
-        folders: of trained models, by the name to show.
-        metrics: which of ``details.json``.
+    """Metrics of ``details.json`` with their 95% intervals: one row per test set, language and model, by the name to
+    show, one column per metric.
     """
     rows = [
         {"test set": each.test_set, "language": each.language or "", "model": name, "metric": each.metric,
-         "text": _interval(each)}
+         "text": with_interval(each)}
         for name, folder in folders.items()
         for each in read_details(folder)
         if each.metric in metrics
     ]  # fmt: skip
     table = _by_metric(rows, ["test set", "language", "model"])
     return table[[metric for metric in metrics if metric in table]]
-
-
-def _interval(detail: Detail) -> str:
-    return f"{detail.value:.2f} ({detail.low:.2f} to {detail.high:.2f})"
 
 
 def _by_metric(rows: Sequence[Mapping[str, str]], index: list[str]) -> pandas.DataFrame:
@@ -193,13 +183,8 @@ def answer(
 ) -> str:
     """What a model writes for one text, or how a language model goes on with it.
 
-    Args:
-        model: the model.
-        folder: of its tokenizer.
-        text: to read; what is longer than the model reads is cut, at the beginning of a text that is gone on with.
-        beams: of the search.
-        max_new_tokens: most tokens to write.
-        language: to write in, for a translation; the first one, when None.
+    The folder is that of its tokenizer. What is longer than the model reads is cut, at the beginning of a text that is
+    gone on with. A translation is into the first language, where none is given.
 
     Raises:
         InputError: the text is empty, or the language has no token.
@@ -207,7 +192,7 @@ def answer(
     if not text.strip():
         raise InputError("text", text, "text that is not empty")
     tokenizer = read_tokenizer(folder)
-    assert tokenizer is not None
+    assert tokenizer
     engine = TorchEngine(model, tokenizer)
     if engine.continues:
         ids = stream(text, tokenizer)[:-1][max_new_tokens - model.config.n_positions :]
@@ -225,13 +210,9 @@ def side_by_side(
     language: str | None = None,
     beams: int = 4,
 ) -> Styler:
-    """What each model writes for one text, with its size and the time that it took; else as :func:`answer` has it.
+    """What each model, by the name to show, writes for one text, with its size and the time that it took.
 
-    Args:
-        models: model and folder, by the name to show.
-
-    Raises:
-        InputError: the text is empty, or the language has no token.
+    All else is as :func:`answer` has it.
     """
     rows = []
     for name, (model, folder) in models.items():
@@ -239,8 +220,8 @@ def side_by_side(
         began = time.perf_counter()
         written = answer(model, folder, text, beams, max_new_tokens, language)
         took = time.perf_counter() - began
-        size = read_record(folder).size_bytes / 1e6
-        rows.append({"": name, "answer": written, "size (MB)": f"{size:.2f}", "time (ms)": f"{1000 * took:.0f}"})
+        size = f"{read_record(folder).size_bytes / 1e6:.2f}"
+        rows.append({"": name, "answer": written, "size (MB)": size, "time (ms)": f"{1000 * took:.0f}"})
     return texts_table(rows)
 
 

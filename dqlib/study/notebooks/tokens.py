@@ -16,16 +16,14 @@ from dqlib.study.training.batches import Batch
 
 
 @torch.no_grad()
-def similarity_maps(models: Mapping[str, PreTrainedModel], batch: Batch, text: int = 0) -> Figure:
-    """Cosine similarity of every two tokens of one summary after the last decoder layer."""
-    one = Batch(*(getattr(batch, name)[text : text + 1] for name in Batch.__slots__))
+def similarity_maps(models: Mapping[str, PreTrainedModel], batch: Batch) -> Figure:
+    """Cosine similarity of every two tokens of the first summary after the last decoder layer."""
+    one = Batch(*(getattr(batch, name)[:1] for name in Batch.__slots__))
     length = int((one.labels != IGNORED_LABEL).sum())
     size, style = (6.6, 2.5), {"axes.grid": False}
     with subplots(1, len(models), figsize=size, sharey=True, squeeze=False, style=style) as (figure, panels):
         for axes, (name, model) in zip(panels.flat, models.items(), strict=True):
-            was_training = model.training
             states = model.eval()(**one.inputs(), output_hidden_states=True).decoder_hidden_states[-1][0, :length]
-            model.train(was_training)
             unit = normalize(states, dim=-1)
             image = axes.imshow((unit @ unit.T).numpy(), cmap="PuOr", vmin=-1, vmax=1)
             axes.set_title(name, fontsize=9)
@@ -40,8 +38,7 @@ def similarity_maps(models: Mapping[str, PreTrainedModel], batch: Batch, text: i
 def similarity_points(table: pandas.DataFrame) -> Figure:
     """How much more alike tokens are than the teacher's (95% interval over texts), beside the divergence.
 
-    Args:
-        table: what :func:`dqlib.study.evaluation.similarity.similarity_table` gave.
+    ``table`` is what :func:`dqlib.study.evaluation.similarity.similarity_table` gave.
     """
     places = range(len(table))
     with subplots(1, 2, figsize=(6.6, 0.45 * len(table) + 1.1), sharey=True) as (figure, (left, right)):
@@ -61,9 +58,7 @@ def similarity_points(table: pandas.DataFrame) -> Figure:
 def in_words(table: pandas.DataFrame) -> str:
     """What the intervals of a table of similarity say, one sentence per model, so that prose need not guess."""
     sentences = []
-    for name, row in table.iterrows():
-        if row.low == row.high == 0:
-            continue
+    for name, row in table[(table.low != 0) | (table.high != 0)].iterrows():
         verdict = "more alike than" if row.low > 0 else "less alike than" if row.high < 0 else "about as alike as"
         sentences.append(
             f"{name}: tokens are {verdict} the teacher's ({row.more_alike:+.3f}, 95% {row.low:+.3f} to "

@@ -56,11 +56,9 @@ def presets_table(names: Sequence[str]) -> pandas.DataFrame:
 class Finished:
     """A finished run, made here or held by the committed tables.
 
-    Attributes:
-        run: what it is.
-        row: its row of ``metrics.csv``, with ``validation_loss`` (of its best weights, in nats per token), ``minutes``
-            (None where it went on from a checkpoint) and the two ids.
-        scores: of its test documents; None where they are not committed with its row.
+    ``row`` is that of ``metrics.csv``, with ``validation_loss`` (of its best weights, in nats per token), ``minutes``
+    (None where it went on from a checkpoint) and the two ids; ``scores`` are those of its test documents, None where
+    they are not committed with its row.
     """
 
     run: Run
@@ -113,16 +111,13 @@ def missing(study: Study, runs: Sequence[Finished]) -> list[str]:
     for run in benchmark_of(study).runs():
         steps = "" if run.steps is None else f", {run.steps:,} steps"
         groups.setdefault(f"`{run.config}`{steps}", {}).setdefault(run.preset, []).append(run not in done)
-    lines = []
+    left: dict[str, list[str]] = {}
     for name, presets in groups.items():
-        left = [
-            f"`{preset}`" + f" ({sum(seeds)} of {len(seeds)} seeds)" * (not all(seeds))
-            for preset, seeds in presets.items()
-            if any(seeds)
-        ]
-        if left:
-            lines.append(f"{name}: {', '.join(left)}")
-    return lines
+        for preset, seeds in presets.items():
+            some = "" if all(seeds) else f" ({sum(seeds)} of {len(seeds)} seeds)"
+            if any(seeds):
+                left.setdefault(name, []).append(f"`{preset}`{some}")
+    return [f"{name}: {', '.join(presets)}" for name, presets in left.items()]
 
 
 def scores_table(runs: Sequence[Finished]) -> pandas.DataFrame:
@@ -137,17 +132,12 @@ def benchmark_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:
     with the whole preset from the same seeds.
     """
     runs = [each for each in runs if each.run.steps is None]
-    seeds: dict[tuple[str, Config], list[int]] = {}
-    for each in runs:
-        if each.scores is not None:
-            seeds.setdefault((each.run.preset, each.run.config), []).append(each.run.seed)
-    drawn = Resampled(scores_table(runs))
-    compared = {key: _compared(study, *key, seeds, drawn) for key in seeds}
-    rows = []
+    drawn, rows = Resampled(scores_table(runs)), []
+    compared = {(model.preset, model.config): _compared(study, model, drawn) for model in drawn.models}
     for each, size in zip(runs, _sizes(study, runs), strict=True):
-        compared_with = dict(zip(COMPARED, compared.get((each.run.preset, each.run.config), (None, None)), strict=True))
-        compression = round(each.row["teacher_size_bytes"] / size, 2)
-        rows.append({**each.row, **compared_with, "size_bytes": size, "compression": compression})
+        baseline, p_value = compared.get((each.run.preset, str(each.run.config)), (None, None))
+        counted = {"size_bytes": size, "compression": round(each.row["teacher_size_bytes"] / size, 2)}
+        rows.append({**each.row, "baseline": baseline, "p_value": p_value, **counted})
     table = pandas.DataFrame(rows, columns=[*columns_of(study.name), *COMPARED, *IDENTITY])
     return table.astype({"retention": float})  # it is None beside a teacher of zero
 
@@ -163,28 +153,23 @@ def _sizes(study: Study, runs: Sequence[Finished]) -> list[int]:
     def counted(preset: str, config: Config) -> int:
         return size_bytes(make_student(teacher, config, preset))
 
-    chosen = [each.run.config.is_open or each.run.config.narrow for each in runs]
-    return [
-        each.row["size_bytes"] if own else counted(each.run.preset, each.run.config)
-        for each, own in zip(runs, chosen, strict=True)
-    ]
+    def size(row: Row, run: Run) -> int:
+        chosen = run.config.is_open or run.config.narrow
+        return row["size_bytes"] if chosen else counted(run.preset, run.config)
+
+    return [size(each.row, each.run) for each in runs]
 
 
-def _compared(
-    study: Study, name: str, config: Config, seeds: dict[tuple[str, Config], list[int]], drawn: Resampled
-) -> tuple[str | None, float | None]:
-    """What a preset is compared with at a config, and the p-value; None where there is nothing."""
+def _compared(study: Study, model: ModelKey, drawn: Resampled) -> tuple[str | None, float | None]:
+    """The preset that a model is compared with, and the p-value; None where there is nothing."""
     benchmark = benchmark_of(study)
-    candidates = (WHOLE,) if name in benchmark.ablations else (benchmark.baseline, benchmark.fallback)
-    baseline = next((other for other in candidates if (other, config) in seeds), name)
-    common = [seed for seed in seeds[name, config] if seed in seeds[baseline, config]]
-    if baseline == name or not common:
+    names = (WHOLE,) if model.preset in benchmark.ablations else (benchmark.baseline, benchmark.fallback)
+    others = [other for other in (model._replace(preset=name) for name in names) if other in drawn.models]
+    common = [seed for seed in drawn.seeds(model) if others and seed in drawn.seeds(others[0])]
+    if not common or others[0] == model:
         return None, None
-    ours, theirs = (
-        drawn.drawn(ModelKey(study.name, "student", str(config), preset, benchmark.distill.steps), common)
-        for preset in (name, baseline)
-    )
-    return baseline, round(two_sided(ours - theirs), 4)
+    ours, theirs = (drawn.drawn(each, seeds=common) for each in (model, others[0]))
+    return others[0].preset, round(two_sided(ours - theirs), 4)
 
 
 def parts_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:
@@ -237,27 +222,17 @@ def gap_table(parts: pandas.DataFrame) -> pandas.DataFrame:
 def benchmark_summary(table: pandas.DataFrame) -> pandas.DataFrame:
     """Mean over seeds of each preset at each config: score, retention, their spread, size and p-value.
 
-    The p-values of what is compared with one preset at one config are corrected by Holm's method.
-
-    Args:
-        table: :func:`benchmark_table` with the losses of :func:`dqlib.study.report.benchmark_page.with_losses`.
+    The p-values of what is compared with one preset at one config are corrected by Holm's method. The table is that of
+    :func:`benchmark_table` with the losses of :func:`dqlib.study.report.benchmark_page.with_losses`.
 
     Returns:
         Columns ``config``, ``preset``, ``score``, ``score_std`` (over seeds), ``retention``, ``size_bytes``,
         ``compression``, ``baseline``, ``p_value``, ``seeds`` and ``validation_loss``.
     """
     groups = table.groupby(["config", "preset"], sort=False)
-    summary = groups.agg(
-        score=("score", "mean"),
-        score_std=("score", "std"),
-        retention=("retention", "mean"),
-        size_bytes=("size_bytes", "first"),
-        compression=("compression", "first"),
-        baseline=("baseline", "first"),
-        p_value=("p_value", "first"),
-        seeds=("seed", "count"),
-        validation_loss=("validation_loss", "mean"),
-    ).reset_index()
+    first = {name: (name, "first") for name in ("size_bytes", "compression", "baseline", "p_value")}
+    mean = {name: (name, "mean") for name in ("score", "retention", "validation_loss")}
+    summary = groups.agg(**mean, score_std=("score", "std"), **first, seeds=("seed", "count")).reset_index()
     for _, family in summary[summary.p_value.notna()].groupby(["config", "baseline"], sort=False):
         summary.loc[family.index, "p_value"] = holm(family.p_value.tolist())
     return summary
@@ -271,10 +246,6 @@ def _order(benchmark: S.Methods, run: Run) -> tuple[int, int, int]:
 
 def ablation_table(table: pandas.DataFrame, benchmark: S.Methods) -> pandas.DataFrame:
     """Means with one part of a preset changed, and how far they are from the whole preset's.
-
-    Args:
-        table: that of :func:`changes`.
-        benchmark: its parameters.
 
     Returns:
         Columns ``config``, ``changed``, ``score``, ``score_std``, ``difference``, ``validation loss``, ``its
@@ -300,12 +271,8 @@ def ablation_table(table: pandas.DataFrame, benchmark: S.Methods) -> pandas.Data
 def changes(table: pandas.DataFrame, benchmark: S.Methods) -> pandas.DataFrame:
     """One row per run of a preset with one part changed, beside the whole preset's run of the same config and seed.
 
-    Args:
-        table: :func:`benchmark_table` with the losses of :func:`dqlib.study.report.benchmark_page.with_losses`.
-        benchmark: its parameters.
-
-    Returns:
-        Its columns with ``changed`` (the part), ``score_change`` and ``loss_change`` (not a number without that run).
+    Of a table as :func:`benchmark_summary` has it, its columns with ``changed`` (the part), ``score_change`` and
+    ``loss_change`` (not a number without that run).
     """
     whole = table[table.preset == WHOLE][["config", "seed", "score", "validation_loss"]]
     rows = table[table.preset.isin(benchmark.ablations)]

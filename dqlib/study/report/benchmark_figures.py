@@ -25,15 +25,14 @@ def presets_figure(table: pandas.DataFrame, benchmark: S.Methods, task: str) -> 
     with subplots(figsize=(7.2, 4.0)) as (figure, axes):
         axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2, label="teacher")
         for i, name in enumerate(presets):
-            look, places, means = {"marker": marker_of(name), "color": colour_of(name), "linestyle": ""}, [], []
-            for place, config in enumerate(configs):
-                rows = table[(table.config == config) & (table.preset == name)]
-                x = place + 0.8 * ((i + 0.5) / len(presets) - 0.5)
-                axes.plot([x] * len(rows), 100 * rows.retention, ms=4, alpha=0.6, **look)
-                if len(rows):
-                    places.append(x)
-                    means.append(100 * rows.retention.mean())
-            axes.plot(places, means, "_", ms=12, mew=2.2, color=look["color"])
+            look = {"marker": marker_of(name), "color": colour_of(name), "linestyle": ""}
+            kept = 100 * table[table.preset == name].set_index("config").retention
+            places = {config: place + 0.8 * ((i + 0.5) / len(presets) - 0.5) for place, config in enumerate(configs)}
+            for config, x in places.items():
+                own = kept[kept.index == config]
+                axes.plot([x] * len(own), own, ms=4, alpha=0.6, **look)
+            means = kept.groupby(level=0).mean().reindex(configs).dropna()
+            axes.plot([places[config] for config in means.index], means, "_", ms=12, mew=2.2, color=look["color"])
             axes.plot([], [], ms=5, label=name, **look)
         axes.set_xlim(-0.5, len(configs) - 0.5)
         axes.set_xticks(range(len(configs)), [config.replace(" ", "\n") for config in configs])
@@ -49,9 +48,7 @@ def presets_figure(table: pandas.DataFrame, benchmark: S.Methods, task: str) -> 
 def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods) -> Figure:
     """Change of the validation loss where one part of a preset is changed, with its seeds.
 
-    Args:
-        table: :func:`benchmark_table` with the losses of :func:`dqlib.study.report.benchmark_page.with_losses`.
-        benchmark: its parameters; the first of its ``ablation_configs`` is drawn.
+    The first of the ``ablation_configs`` is drawn; ``table`` is that of :func:`dqlib.study.report.benchmark.changes`.
     """
     config = str(Config.parse(benchmark.ablation_configs[0]))
     rows = changes(table[table.config == config], benchmark)
@@ -65,20 +62,15 @@ def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods) -> Figure:
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel(
-            f"change of the validation loss (nats per {kind_of(table.task.iloc[0]).unit}; left is better)\n"
-            f"against {WHOLE} at {config}; dots: seeds, bar: their mean"
-        )
+        measured = f"change of the validation loss (nats per {kind_of(table.task.iloc[0]).unit}; left is better)"
+        axes.set_xlabel(f"{measured}\nagainst {WHOLE} at {config}; dots: seeds, bar: their mean")
     return figure
 
 
 def longer_figure(table: pandas.DataFrame, benchmark: S.Methods, teacher: float) -> Figure:
     """Retention over the steps, one line per config, with 95% intervals over the test documents.
 
-    Args:
-        table: :func:`longer_table`, not empty.
-        benchmark: its parameters.
-        teacher: score of the teacher.
+    ``table`` is :func:`dqlib.study.report.benchmark.longer_table`, not empty, and ``teacher`` the teacher's score.
     """
     headline = table.headline.iloc[0]
 
@@ -100,9 +92,8 @@ def longer_figure(table: pandas.DataFrame, benchmark: S.Methods, teacher: float)
         steps = sorted(set(table.train_steps))
         axes.set_xticks(steps, [f"{n:,}" for n in steps])
         axes.minorticks_off()
-        axes.set_xlabel(
-            f"training steps of {benchmark.distill.batch_tokens:,} tokens ({benchmark.longer_preset}), log scale"
-        )
+        asked = f"{benchmark.distill.batch_tokens:,} tokens ({benchmark.longer_preset})"
+        axes.set_xlabel(f"training steps of {asked}, log scale")
         axes.set_ylabel(f"{METRIC_NAMES[headline]}, % of the teacher's")
         axes.legend(fontsize=8, loc="lower right")
     return figure

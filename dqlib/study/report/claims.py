@@ -12,8 +12,9 @@ from dqlib.study.evaluation.bootstrap import welch_p_value
 from dqlib.study.evaluation.similarity import HELD_OUT_PAIRS
 from dqlib.study.params.kinds import SEQ2SEQ
 from dqlib.study.params.tasks import TASKS
-from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED
+from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED, is_model
 from dqlib.study.report.verdicts import (
+    NOT_RUN,
     PRETRAINED,
     Retention,
     Tables,
@@ -29,10 +30,8 @@ from dqlib.study.report.verdicts import (
     written_p,
 )
 
-#: A claim of "little loss" holds where at least this part of the teacher's score is left.
-LITTLE = 0.95
-#: A claim of "no loss" holds where at least this part is left.
-NOTHING = 0.99
+#: A claim of "little loss", or of none, holds where at least this part of the teacher's score is left.
+LITTLE, NOTHING = 0.95, 0.99
 #: The same by what is lost.
 LEAST = {"little": LITTLE, "nothing": NOTHING}
 #: A perplexity is near the teacher's where it is at most that many times as large.
@@ -66,10 +65,9 @@ def _joint(tables: Tables) -> Iterable[Verdict]:
 def _headline(tables: Tables) -> Iterable[Verdict]:
     claims = {task: TASKS[task].claim for task in tables.tasks}
     for (who, loss), task in sorted((claim, task) for task, claim in claims.items() if claim):
-        half, least = tables.retention_of(task, "2-2-8", "half"), LEAST[loss]
+        half = tables.retention_of(task, "2-2-8", "half")
         if half is not None:
-            claim = f"(b) At the shape of 16.5x, {who} {loss}"
-            yield decided(claim, task, half.against(least), half.at_least(least), half.needed(least))
+            yield half.verdict(f"(b) At the shape of 16.5x, {who} {loss}", task, LEAST[loss])
 
 
 def _limit(tables: Tables) -> Iterable[Verdict]:
@@ -97,8 +95,7 @@ def _translation(tables: Tables) -> Iterable[Verdict]:
     for translation in (task for task in tables.tasks if TASKS[task].translates):
         whole = tables.retention_of(translation, "8-8-8", "full")
         if whole is not None:
-            claim = "(d) Translation keeps its quality at 8 bits"
-            yield decided(claim, translation, whole.against(NOTHING), whole.at_least(NOTHING), whole.needed(NOTHING))
+            yield whole.verdict("(d) Translation keeps its quality at 8 bits", translation, NOTHING)
         others = [each for task, each in by_task.items() if task != translation]
         if translation in by_task and others:
             claim, ours = "(d) Translation loses more than the others at 2 bits", by_task[translation]
@@ -134,16 +131,15 @@ def _similarity(tables: Tables) -> Iterable[Verdict]:
 def _few_layers(tables: Tables) -> Iterable[Verdict]:
     claim = "(i) One bit and fewer than half of the layers keep the accuracy"
     for task in tables.of_kind("classification"):
-        rows = tables.metrics[(tables.metrics.task == task) & (tables.metrics.preset != QUANTIZATION_ALONE)]
-        layers = rows[rows.role == "teacher"].iloc[0].encoder_layers
-        students = rows[(rows.role == "student") & rows.config.str.startswith("1-1-8 ")]
-        students = students[2 * students.encoder_layers < layers].sort_values("encoder_layers")
-        if students.empty:
+        teacher, students = tables.models(task)
+        few = students.config.str.startswith("1-1-8 ") & (2 * students.encoder_layers < teacher.encoder_layers)
+        if not few.any():
+            layers = teacher.encoder_layers
             yield not_run(claim, task, f"a student 1-1-8 of at most {(layers - 1) // 2} of {layers} layers")
             continue
-        kept, smaller = tables.retention_in(students.iloc[-1]), students.iloc[-1].compression
-        measured = f"{smaller:.1f}x smaller, {kept.against(LITTLE)}"
-        yield decided(claim, task, measured, kept.at_least(LITTLE), kept.needed(LITTLE))
+        student = students[few].sort_values("encoder_layers").iloc[-1]
+        kept = tables.retention_in(student)
+        yield kept.verdict(claim, task, LITTLE, f"{student.compression:.1f}x smaller, {kept.against(LITTLE)}")
 
 
 def _gpt2(tables: Tables) -> Iterable[Verdict]:
@@ -155,7 +151,7 @@ def _gpt2(tables: Tables) -> Iterable[Verdict]:
             continue
         times = f"{1 / kept.part:.2f} ({1 / kept.high:.2f} to {1 / kept.low:.2f}) times" if kept.decided else UNDECIDED
         measured = f"{kept.config}: {times} the teacher's perplexity; the bar is {NEAR}"
-        yield decided(claim, task, measured, kept.at_least(1 / NEAR), kept.needed(1 / NEAR))
+        yield kept.verdict(claim, task, 1 / NEAR, measured)
 
 
 def _of_runs(tables: Tables) -> Iterable[Verdict]:
@@ -168,7 +164,8 @@ def _of_runs(tables: Tables) -> Iterable[Verdict]:
     found: list[_OfRuns | Verdict] = []
     contrast = "(j) Contrast of tokens helps at equal steps"
     for task in tables.of_kind(SEQ2SEQ):
-        found += (each for each in _pairs(tables, task, contrast, CONTRAST) if isinstance(each, _OfRuns))
+        lines = _pairs(tables, task, contrast, CONTRAST)
+        found += [each for each in lines if isinstance(each, _OfRuns) or each.verdict != NOT_RUN]
     for task in tables.of_kind("classification"):
         found += [*_longer(tables, task), *_not_pretrained(tables, task)]
     for task in tables.of_kind("language_modelling"):
@@ -176,13 +173,16 @@ def _of_runs(tables: Tables) -> Iterable[Verdict]:
         for name, preset in CLIPS:
             claim = f"(k) Dynamic scaling beats {name} at 2 bits"
             found += _pairs(tables, task, claim, [("quantgpt", preset)], bits="2-2-")
-    tested = [each for each in found if isinstance(each, _OfRuns) and each.p_value is not None]
-    p_values: dict[int, tuple[float, int]] = {}
-    for letter in {each.claim[:3] for each in tested}:  # as in "(k)", whose two lines are one family
-        family = corrected([each for each in tested if each.claim.startswith(letter)])
-        p_values |= {id(each): (p_value, len(family)) for each, p_value in family}
     for each in found:
-        yield each.verdict(*p_values.get(id(each), (None, 0))) if isinstance(each, _OfRuns) else each
+        if isinstance(each, Verdict):
+            yield each
+            continue
+        letter = each.claim[:3]  # as in "(k)", whose two lines are one family
+        family = [other for other in found if isinstance(other, _OfRuns) and other.claim.startswith(letter)]
+        p_value = dict(corrected(family))[each]
+        measured, more = f"{each.measured}, p = {written_p(p_value)}", significant(each.more, p_value)
+        needs = needed_by_p(each.seeds, each.p_value, len(family), "seeds")
+        yield decided(each.claim, each.task, measured, more, needs)
 
 
 class _OfRuns(NamedTuple):
@@ -192,20 +192,15 @@ class _OfRuns(NamedTuple):
     task: str
     measured: str
     more: float
-    p_value: float | None
+    p_value: float
     seeds: int
 
-    def verdict(self, p_value: float | None, tests: int) -> Verdict:
-        """Its line, by the p-value that is corrected over so many tests; a single seed decides nothing."""
-        if p_value is None or self.p_value is None:
-            return decided(self.claim, self.task, f"{self.measured}; {self.seeds} seed, which decides nothing", None)
-        measured, more = f"{self.measured}, p = {written_p(p_value)}", significant(self.more, p_value)
-        return decided(self.claim, self.task, measured, more, needed_by_p(self.seeds, self.p_value, tests, "seeds"))
 
-
-def _of_runs_of(claim: str, task: str, measured: str, ours: np.ndarray, theirs: np.ndarray) -> _OfRuns:
-    """The claim that our gaps are smaller than theirs, (seeds,) each."""
+def _of_runs_of(claim: str, task: str, measured: str, ours: np.ndarray, theirs: np.ndarray) -> _OfRuns | Verdict:
+    """The claim that our gaps are smaller than theirs, (seeds,) each; a single seed decides nothing."""
     p_value, seeds = welch_p_value(ours, theirs), min(len(ours), len(theirs))
+    if p_value is None:
+        return decided(claim, task, f"{measured}; {seeds} seed, which decides nothing", None)
     return _OfRuns(claim, task, measured, float(theirs.mean() - ours.mean()), p_value, seeds)
 
 
@@ -229,11 +224,8 @@ def _longer(tables: Tables, task: str) -> list[_OfRuns | Verdict]:
 
 def _not_pretrained(tables: Tables, task: str) -> list[Verdict]:
     claim = "(h) A student cut from its teacher needs no pre-training of its own"
-    rows, found = (
-        tables.comparisons[(tables.comparisons.task == task) & (tables.comparisons.baseline == PRETRAINED)],
-        [],
-    )
-    for row in rows.itertuples():
+    rows, found = tables.comparisons[tables.comparisons.baseline == PRETRAINED], []
+    for row in rows[rows.task == task].itertuples():
         measured = (
             f"{row.config}: {row.score:.2f} against {row.baseline_score:.2f} of one that was pre-trained at its depth, "
             f"p = {written_p(row.p_value)}; the bar: not behind"
@@ -269,6 +261,5 @@ def _of_two_bits(tables: Tables, table: pandas.DataFrame) -> list[Any]:
     for task in tables.tasks:
         student = tables.shape(task, "2-2-8", "full")
         if student is not None:
-            rows = table[(table.task == task) & (table.config == student.config) & (table.preset == student.preset)]
-            found += rows.itertuples()
+            found += table[is_model(table, student)].itertuples()
     return found

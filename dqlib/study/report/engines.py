@@ -36,21 +36,11 @@ def measured(
     max_new_tokens: int = 40,
     repeats: int = 3,
 ) -> pandas.DataFrame:
-    """Size, time and agreement of engines on the same texts, one at a time.
+    """Size (MB), time per text (ms) and agreement (%) of engines on the same texts or ids of texts, one at a time.
 
-    Engines take turns, so that what else the machine does falls on all of them; the time is the median of the turns.
+    Engines take turns, ``repeats`` after one that is not counted, so that what else the machine does falls on all of
+    them; the time is the median of the turns. The tokens and the choices that agree are those of the first engine.
     Beam search ends at as many finished texts as beams in all of them (``early_stopping``), the rule that all have.
-
-    Args:
-        engines: by name; the first is what the others are compared with.
-        folders: of the engines.
-        texts: to read, or their ids.
-        beams: of the search.
-        max_new_tokens: tokens written at most.
-        repeats: turns of each engine, after one that is not counted.
-
-    Returns:
-        One row per engine: size (MB), time per text (ms), tokens and choices that agree with the first (%).
     """
     ids = [text for text in texts if not isinstance(text, str)]
     ids = ids or next(iter(engines.values())).encode([text for text in texts if isinstance(text, str)])
@@ -70,17 +60,7 @@ def measured(
 def measured_classifiers(
     classifiers: Mapping[str, Classifier], folders: Mapping[str, Path], texts: Sequence[list[int]], repeats: int = 3
 ) -> pandas.DataFrame:
-    """Size, time and agreement of classifiers on the same texts, one at a time, as :func:`measured` has it.
-
-    Args:
-        classifiers: by name; the first is what the others are compared with.
-        folders: of the classifiers.
-        texts: their ids, of a text or a pair each.
-        repeats: turns of each, after one that is not counted.
-
-    Returns:
-        One row per classifier: size (MB), time per text (ms), texts whose class is that of the first (%).
-    """
+    """The same of classifiers, on the ids of a text or a pair each: texts whose class is that of the first (%)."""
     calls = {
         name: lambda row, classifier=classifier: classifier.logits_of_ids([row])[0]
         for name, classifier in classifiers.items()
@@ -93,10 +73,7 @@ def measured_classifiers(
 def _timed(
     calls: Mapping[str, Callable[[list[int]], T]], folders: Mapping[str, Path], texts: Sequence[list[int]], repeats: int
 ) -> tuple[pandas.DataFrame, list[list[T]]]:
-    """Size and time of models that answer in turns, and what each gave for each text.
-
-    ``calls`` are what each model does with the ids of one text, by its name; the time is the median of the turns.
-    """
+    """Size and time of models, and what each gave for each text; ``calls`` are what they do with the ids of one."""
     given: dict[str, list[T]] = {}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
@@ -104,9 +81,8 @@ def _timed(
             began = time.perf_counter()
             given[name] = [call(text) for text in texts]
             times[name] += [time.perf_counter() - began] if turn else []
-    rows = [
-        {"engine": name, "size (MB)": weight_bytes(folders[name]) / 1e6,
-         "time per text (ms)": 1000 * median(times[name]) / max(len(texts), 1)}
-        for name in calls
-    ]  # fmt: skip
-    return pandas.DataFrame(rows).set_index("engine").round(2), list(given.values())
+    rows = {
+        name: (weight_bytes(folders[name]) / 1e6, 1000 * median(times[name]) / max(len(texts), 1)) for name in calls
+    }
+    table = pandas.DataFrame.from_dict(rows, "index", columns=["size (MB)", "time per text (ms)"])
+    return table.rename_axis("engine").round(2), list(given.values())

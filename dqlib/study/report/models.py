@@ -27,7 +27,7 @@ from dqlib.study.params.settings import Settings, load_settings
 from dqlib.study.params.tasks import TASKS
 from dqlib.study.pipeline.committed import MODELS, teacher_folder, teacher_provenance
 from dqlib.study.pipeline.provenance import provenance_text
-from dqlib.study.report.names import METRIC_NAMES, TITLES, percent
+from dqlib.study.report.names import METRIC_NAMES, TITLES, interval_text, percent
 from dqlib.study.report.pages import markdown_table
 
 #: The task whose teacher is among them.
@@ -63,22 +63,21 @@ def write_models(params: str) -> tuple[Path, list[str]]:
         InputError: the teacher is not there, or all are more than :data:`MOST` bytes.
     """
     settings = load_settings(params)
-    target, missing = project_root() / MODELS, []
-    if not (settings.folders(TEACHER_OF).teacher / RECORD).is_file():
-        raise InputError("teacher", str(settings.folders(TEACHER_OF).teacher), "one that is trained and tested")
+    target, missing, teacher = project_root() / MODELS, [], settings.folders(TEACHER_OF).teacher
+    if not (teacher / RECORD).is_file():
+        raise InputError("teacher", str(teacher), "one that is trained and tested")
     with atomic_folder(target) as folder:
-        _write_teacher(settings, folder / teacher_folder(TEACHER_OF).name)
+        _write_teacher(settings, teacher, folder / teacher_folder(TEACHER_OF).name)
         for task in (name for name, known in TASKS.items() if known.compared):
-            student = None
-            if task in settings.tasks:
-                spec = settings.task(task)
-                student = settings.student_folder(task, spec.headline, spec.distill.preset)
+            there, spec = (target / task).is_dir(), settings.tasks.get(task)
+            student = settings.student_folder(task, spec.headline, spec.distill.preset) if spec else None
             if student is not None and (student / RECORD).is_file():
                 _write_student(settings, task, student, folder / task)
-            elif task in settings.tasks or (target / task).is_dir():
+            elif there:
+                shutil.copytree(target / task, folder / task)
                 missing.append(task)
-                if (target / task).is_dir():
-                    shutil.copytree(target / task, folder / task)
+            elif spec:
+                missing.append(task)
         _write_list(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         if size > MOST:
@@ -86,19 +85,19 @@ def write_models(params: str) -> tuple[Path, list[str]]:
     return target, missing
 
 
-def _write_teacher(settings: Settings, folder: Path) -> None:
-    source, task = settings.folders(TEACHER_OF).teacher, TEACHER_OF
+def _write_teacher(settings: Settings, source: Path, folder: Path) -> None:
     halved = read_model(source).half()
     weights = zip(read_model(source).parameters(), halved.parameters(), strict=True)
     if not all(torch.equal(whole, half.float()) for whole, half in weights):
         raise InputError("teacher", str(source), "one whose weights are numbers of fp16, as fine-tuning leaves them")
     save_model(halved, folder, _Compact(read_tokenizer(source)))  # type: ignore[arg-type]
     shutil.copyfile(source / LOG, folder / LOG)
-    write_text(folder / PROVENANCE, provenance_text(teacher_provenance(settings, task)))
-    text = f"""Teacher of the task *{TITLES[task].lower()}*, in fp16: its weights are numbers of fp16 since its training
+    write_text(folder / PROVENANCE, provenance_text(teacher_provenance(settings, TEACHER_OF)))
+    title = TITLES[TEACHER_OF].lower()
+    text = f"""Teacher of the task *{title}*, in fp16: its weights are numbers of fp16 since its training
 ended, so read in fp32 it is the very function that students learn from. Where parameters and corpus are those in
 [`{PROVENANCE}`]({PROVENANCE}), the study takes it instead of training the same again."""
-    _write_card(settings, task, source, folder, text)
+    _write_card(settings, TEACHER_OF, source, folder, text)
 
 
 def _write_student(settings: Settings, task: str, student: Path, folder: Path) -> None:
@@ -118,7 +117,7 @@ def _write_card(settings: Settings, task: str, source: Path, folder: Path, about
     """Keep the record of a model, and the page that says what it is and how good."""
     shutil.copyfile(source / RECORD, folder / RECORD)
     record, info = read_record(source), load_info(settings.folders(task).corpus)
-    interval = f"{record.score_low:.2f} to {record.score_high:.2f}"
+    interval = interval_text(record.score_low, record.score_high)
     text = f"""{about}
 
 | | |

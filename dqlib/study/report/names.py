@@ -11,31 +11,20 @@ from dqlib.presets import PRESETS, QUANTIZATION_ONLY, VARIANTS
 from dqlib.study.evaluation.records import FALLING
 from dqlib.study.params.tasks import TASKS
 
+#: Columns that name a model in every table.
+MODEL_COLUMNS = ["task", "config", "preset"]
 #: Titles of the tasks.
 TITLES = {name: kind.title for name, kind in TASKS.items()}
 METRIC_NAMES = {
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "rougeLsum": "ROUGE-Lsum",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "accuracy": "accuracy",
-    "f1": "macro-F1",
-    "mcc": "MCC",
-    "perplexity": "perplexity",
+    "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum", "bleu": "BLEU",
+    "chrf": "chrF", "accuracy": "accuracy", "f1": "macro-F1", "mcc": "MCC", "perplexity": "perplexity",
     "bits_per_byte": "bits per byte",
-}
+}  # fmt: skip
 #: What a student's layers are called.
 SHAPES = {
-    "full": "all layers",
-    "half": "half the decoder",
-    "one": "one and one",
-    "half_stack": "half the layers",
-    "one_layer": "one layer",
-    "other": "other layers",
-    "narrow": "fewer heads or neurons",
-}
+    "full": "all layers", "half": "half the decoder", "one": "one and one", "half_stack": "half the layers",
+    "one_layer": "one layer", "other": "other layers", "narrow": "fewer heads or neurons",
+}  # fmt: skip
 QUANTIZATION_ALONE = QUANTIZATION_ONLY.name
 
 #: A result that the test documents do not decide.
@@ -50,6 +39,31 @@ def percent(part: float | None) -> str:
 def written(number: Any, form: str = "{:.2f}") -> str:
     """A number of a table as a page has it; nothing where there is none."""
     return "" if pandas.isna(number) else form.format(number)
+
+
+def interval_text(low: float, high: float) -> str:
+    """A 95% interval of a score."""
+    return f"{low:.2f} to {high:.2f}"
+
+
+def with_interval(measured: Any) -> str:
+    """The value of a detail with its 95% interval."""
+    return f"{measured.value:.2f} ({interval_text(measured.low, measured.high)})"
+
+
+def teachers_of(metrics: pandas.DataFrame) -> dict[str, Any]:
+    """The row of each task's teacher."""
+    return {row.task: row for row in metrics[metrics.role == "teacher"].itertuples()}
+
+
+def key_of(model: Any) -> tuple[str, str, str]:
+    """:data:`MODEL_COLUMNS` of a row, or of whatever else has them."""
+    return model.task, model.config, model.preset
+
+
+def is_model(table: pandas.DataFrame, model: Any) -> pandas.Series:
+    """Which rows of a table are of the model of a row."""
+    return (table[MODEL_COLUMNS] == list(key_of(model))).all(axis=1)
 
 
 def axis_name(headline: str) -> str:
@@ -93,10 +107,7 @@ def in_bits(bits: int) -> str:
 def quantity_of(term: str, preset: str, unit: str) -> str:
     """What a column of a training log measures, with its unit, for an axis.
 
-    Args:
-        term: name of the column.
-        preset: of the training, which decides how logits are compared; empty where it is not known.
-        unit: what the loss is the mean over.
+    The preset decides how logits are compared, and is empty where it is not known; losses are means over the unit.
     """
     known = PRESETS | VARIANTS
     logits = known[preset].loss.logits_loss if preset in known else ""

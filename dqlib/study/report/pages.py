@@ -26,9 +26,12 @@ from dqlib.study.report.names import (
     SHAPES,
     TITLES,
     bits_of,
+    interval_text,
     layers_of,
     named_shape,
     percent,
+    teachers_of,
+    with_interval,
     written,
 )
 from dqlib.study.report.reproduction import comparison, write_measured
@@ -37,10 +40,8 @@ from dqlib.study.report.style import save
 from dqlib.study.report.tables import Collected
 from dqlib.study.report.verdicts import SIGNIFICANT
 
-METRICS_CSV, METRICS_JSON, TRAINING_CSV = "metrics.csv", "metrics.json", "training.csv"
-
-#: Folder of the pages of the tasks.
-TASK_PAGES = "tasks"
+#: Files of the results, and the folder of the pages of the tasks.
+METRICS_CSV, METRICS_JSON, TASK_PAGES = "metrics.csv", "metrics.json", "tasks"
 
 
 def studies_of(params: str) -> list[Study]:
@@ -51,17 +52,14 @@ def studies_of(params: str) -> list[Study]:
 
 def draw(collected: Collected) -> dict[str, Figure]:
     """Every figure of the results by its name, the trade-off first."""
-    drawn = {
-        "tradeoff": figures.tradeoffs(collected.metrics),
-        "retention": figures.heat_map(collected.metrics),
-        "sensitivity": figures.sensitivity(collected.sensitivity),
-    }
+    drawn = {"tradeoff": figures.tradeoffs(collected.metrics), "retention": figures.heat_map(collected.metrics)}
+    drawn["sensitivity"] = figures.sensitivity(collected.sensitivity)
     if len(figures.drawn_sizes(collected.sizes)):
         drawn["sizes"] = figures.sizes(collected.sizes)
     if len(collected.positions):
         drawn["accumulation"] = figures.accumulation(collected.positions, collected.lengths, collected.metrics)
-    students = collected.training[~collected.training.model.isin(["pre-training", "teacher"])]
-    joint = students[students.preset != QUANTIZATION_ALONE]
+    rows = collected.training
+    joint = rows[~rows.model.isin(["pre-training", "teacher"]) & (rows.preset != QUANTIZATION_ALONE)]
     for task, curves in joint.groupby("task_name", sort=False):
         drawn[f"training_{task}"] = figures.training_curves(curves)
     return drawn
@@ -77,7 +75,7 @@ def short_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
             "config": metrics.config,
             **seeds,
             **{METRIC_NAMES[name]: metrics[name].map(written) for name in shown},
-            "95% interval": [f"{row.score_low:.2f} to {row.score_high:.2f}" for row in metrics.itertuples()],
+            "95% interval": list(map(interval_text, metrics.score_low, metrics.score_high)),
             "of teacher": metrics.retention.map(percent),
             "size (MB)": (metrics.size_bytes / 1e6).map("{:.2f}".format),
             "smaller": metrics.compression.map("{:.1f}x".format),
@@ -87,8 +85,7 @@ def short_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
 
 def overview_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
     """One row per kind of model, one column per task: the headline score and, in brackets, the retention."""
-    teachers = {row.task: row for row in metrics[metrics.role == "teacher"].itertuples()}
-    cells = []
+    teachers, cells = teachers_of(metrics), []
     for row in metrics.itertuples():
         name, kept = _named(row), ""
         if row.role == "student":
@@ -136,7 +133,7 @@ def write_results(studies: Sequence[Study], collected: Collected) -> Path:
     _remove_others(folder, {study.name for study in studies}, drawn.keys())
     opening = _opening(studies[0], findings(collected))
     claims = _claims(collected, studies[0].settings.profile)
-    page = [opening, _all_models(studies, collected), claims, _across(collected), _CLOSING]
+    page = [opening, _all_models(studies, collected), claims, _across(drawn), _CLOSING]
     write_text(folder / "README.md", "\n".join(page))
     return folder
 
@@ -144,20 +141,18 @@ def write_results(studies: Sequence[Study], collected: Collected) -> Path:
 def _remove_others(folder: Path, tasks: set[str], drawn: Collection[str]) -> None:
     """Remove pages and figures of other tasks, which an earlier run has left and no page links to."""
     others = TASKS.keys() - tasks
-    stale = [folder / TASK_PAGES / f"{task}.md" for task in others]
-    for name in {"accumulation", *(f"training_{task}" for task in others)} - set(drawn):
-        stale += (folder / FIGURES).glob(f"{name}.*")
-    for path in stale:
-        path.unlink(missing_ok=True)
+    names = {"accumulation", *(f"training_{task}" for task in others)} - set(drawn)
+    stale = [f"{TASK_PAGES}/{task}.md" for task in others] + [f"{FIGURES}/{name}.*" for name in names]
+    for path in [path for pattern in stale for path in folder.glob(pattern)]:
+        path.unlink()
 
 
 def _metrics_json(metrics: pandas.DataFrame) -> str:
     """The main numbers as nested JSON, which `dvc metrics diff` compares."""
     tree: dict[str, dict[str, dict[str, float]]] = {}
+    numbers = metrics[["score", "retention", "compression"]]
     for row in metrics.itertuples():
-        numbers = {name: getattr(row, name) for name in ("score", "retention", "compression")}
-        numbers = {name: number for name, number in numbers.items() if not pandas.isna(number)}
-        tree.setdefault(row.task, {})[f"{row.config} {row.preset}"] = numbers
+        tree.setdefault(row.task, {})[f"{row.config} {row.preset}"] = numbers.loc[row.Index].dropna().to_dict()
     return json.dumps(tree, indent=2) + "\n"
 
 
@@ -241,14 +236,13 @@ def _details(details: pandas.DataFrame, study: Study) -> str:
     if rows.empty:
         return ""
     rows = rows[rows.language.notna() == rows.metric.isin(["bleu", "exact"])]  # of translations, not how long they are
-    languages = rows.language.fillna("").map(lambda name: name and f" {name}")
-    sets = rows.test_set.map(lambda name: "" if name == "test" else " unseen")
-    rows = rows.assign(measure=rows.metric.map(SHOWN) + languages + sets, model=rows.config + " (" + rows.preset + ")")
-    wide = rows.pivot_table(index="model", columns="measure", values="value", sort=False)
-    table = wide.map(written).reset_index()
-    second = study.task.corpus.test_unseen
-    about = f"the file `{second}`" if second else "sentences with names that no training pair has"
-    unseen = f"*Unseen* is a second test set: {about}.\n\n" if (rows.test_set != "test").any() else ""
+    languages, second = (" " + rows.language).fillna(""), rows.test_set != "test"
+    measures = rows.metric.map(SHOWN) + languages + second.map({True: " unseen", False: ""})
+    rows = rows.assign(measure=measures, model=rows.config + " (" + rows.preset + ")")
+    table = rows.pivot_table("value", "model", "measure", sort=False).map(written).reset_index()
+    file = study.task.corpus.test_unseen
+    about = f"the file `{file}`" if file else "sentences with names that no training pair has"
+    unseen = f"*Unseen* is a second test set: {about}.\n\n" if second.any() else ""
     signatures = details[details.metric.isin(METRIC_NAMES)].drop_duplicates("signature")
     listed = "".join(f"- {METRIC_NAMES[row.metric]}: `{row.signature}`\n" for row in signatures.itertuples())
     return f"{markdown_table(table)}\n{unseen}Signatures of the metrics:\n\n{listed}\n"
@@ -258,53 +252,36 @@ def _beside(details: pandas.DataFrame, teacher: Any) -> str:
     """What simpler methods than the teacher reach on the same test."""
     rows = details[details.preset == teacher.preset].itertuples()
     named = [(name, row) for row in rows if (name := method_of(row.metric, teacher.headline))]
-    listed = ", ".join(f"{name} {row.value:.2f} ({row.low:.2f} to {row.high:.2f})" for name, row in named)
+    listed = ", ".join(f"{name} {with_interval(row)}" for name, row in named)
     return f"Beside the teacher, on the same test: {listed}.\n\n" if listed else ""
 
 
-_ALONG = f"""Where in an output quality is lost. Recall of the reference's words (those on a longest common subsequence,
+#: What a page says of each figure over all tasks, and its title.
+_ACROSS = {
+    "retention": ("What is left of the teacher's score, over bits and layers", "Retention"),
+    "accumulation": ("""\
+Where in an output quality is lost. Recall of the reference's words (those on a longest common subsequence,
 as in ROUGE-L), along the reference and by its length ([`positions.csv`](tables/positions.csv),
-[`lengths.csv`](tables/lengths.csv)):
-
-![Error accumulation]({FIGURES}/accumulation.svg)
-
-"""
-
-
-_BYTES = f"""Where the bytes are ([`sizes.csv`](tables/sizes.csv)):
-
-![Size by module]({FIGURES}/sizes.svg)
-
-"""
-
-
-_SENSITIVITY = f"""Which modules need their bits: the loss that each adds when it alone has few, before any training, on
+[`lengths.csv`](tables/lengths.csv))""", "Error accumulation"),
+    "sizes": ("Where the bytes are ([`sizes.csv`](tables/sizes.csv))", "Size by module"),
+    "sensitivity": ("""\
+Which modules need their bits: the loss that each adds when it alone has few, before any training, on
 32 examples of train ([`sensitivity.csv`](tables/sensitivity.csv)). A config `auto:0.45MB` chooses bits by the same loss
-on more examples:
-
-![Sensitivity of modules]({FIGURES}/sensitivity.svg)
-"""
+on more examples""", "Sensitivity of modules"),
+}  # fmt: skip
 
 
-def _across(collected: Collected) -> str:
-    along = _ALONG if len(collected.positions) else ""
-    bytes_of_parts = _BYTES if len(figures.drawn_sizes(collected.sizes)) else ""
-    return f"""## Over all tasks
-
-What is left of the teacher's score, over bits and layers:
-
-![Retention]({FIGURES}/retention.svg)
-
-{along}{bytes_of_parts}{_SENSITIVITY}"""
+def _across(drawn: Collection[str]) -> str:
+    known = [(name, text, title) for name, (text, title) in _ACROSS.items() if name in drawn]
+    shown = [f"{text}:\n\n![{title}]({FIGURES}/{name}.svg)\n" for name, text, title in known]
+    return "## Over all tasks\n\n" + "\n".join(shown)
 
 
 def _corpus(study: Study) -> str:
     info, spec = load_info(study.folders.corpus), study.task.corpus
     sizes, truncated = info["sizes"], info["truncated"].get("test", {})
-    rows = {
-        "pairs" if study.task.form.writes else "texts": ", ".join(f"{size:,} {name}" for name, size in sizes.items()),
-        "SHA-256 of the splits": f"`{info['sha256']}`",
-    }
+    counted = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
+    rows = {"pairs" if study.task.form.writes else "texts": counted, "SHA-256 of the splits": f"`{info['sha256']}`"}
     if "sources" in truncated:
         rows[f"test sources cut to {spec.source_tokens} tokens"] = f"{truncated['sources']:,} of {sizes['test']:,}"
     if "targets" in truncated:
@@ -312,10 +289,10 @@ def _corpus(study: Study) -> str:
     if "balance" in info:
         counts = info["balance"]["test"].items()
         rows["classes of the test"] = ", ".join(f"{100 * n / sizes['test']:.1f}% {label}" for label, n in counts)
-    rows["test sources that share half of their 8-word runs with train"] = f"{100 * info['source_overlap']:.1f}%"
-    for column, name in (("second", "second texts"), ("target", "references")):
-        if f"{column}_overlap" in info:
-            rows[f"test {name} that do"] = f"{100 * info[f'{column}_overlap']:.1f}%"
+    named = {"source": "sources that share half of their 8-word runs with train", "second": "second texts that do",
+             "target": "references that do"}  # fmt: skip
+    shared = {f"test {name}": f"{column}_overlap" for column, name in named.items()}
+    rows |= {name: percent(info[column]) for name, column in shared.items() if column in info}
     lines = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
     return f"## Corpus `{info['name']}`\n\n| | |\n| --- | --- |\n{lines}"
 
@@ -326,7 +303,7 @@ The size counts each code at its bits, scales, biases and LayerNorms at 16, posi
 {get_preset("dqlib").position_bits}, and the tied embedding and output head once, quantized: what is counted is what
 computes the logits. A student that is not quantized counts at 16 bits per number and the teacher at 32, so half of what
 *distillation alone* saves is that. Headers and the manifest of a packed file come on top. Training curves come from
-[`{TRAINING_CSV}`]({TABLES}/{TRAINING_CSV}), further measures from [`details.csv`](tables/details.csv).
+[`training.csv`](tables/training.csv), further measures from [`details.csv`](tables/details.csv).
 """
 
 

@@ -13,11 +13,7 @@ ORDER = ("compare", *TASKS)
 
 
 def open_pages(params: str, page: str | None = None) -> None:
-    """Open a page of a profile in a browser, and print where all of them are.
-
-    Args:
-        params: parameter file, or name of a profile.
-        page: such as ``translation``; the comparison, when None.
+    """Open a page of a profile in a browser, the comparison when it has no name, and print where all of them are.
 
     Raises:
         InputError: there are no pages yet, or none of that name.
@@ -26,9 +22,10 @@ def open_pages(params: str, page: str | None = None) -> None:
     pages = {path.stem: path for path in sorted(folder.rglob("*.html"))}
     if not pages:
         raise InputError("runs", str(folder.relative_to(project_root())), "a folder of pages: run `make repro` first")
-    page = page or next((name for name in ORDER if name in pages), next(iter(pages)))
+    names = [name for name in ORDER if name in pages] + sorted(pages.keys() - set(ORDER))
+    page = page or names[0]
     if page not in pages:
         raise InputError("page", page, f"one of {', '.join(pages)}")
-    for name in sorted(pages, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
+    for name in names:
         print(pages[name].relative_to(project_root()))
     webbrowser.open(pages[page].as_uri())

@@ -5,6 +5,7 @@ A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; the text around i
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pandas
@@ -18,7 +19,7 @@ from dqlib.study.pipeline.ledger import LONGER, METHODS, PARTS
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.benchmark import benchmark_summary, gap_table
 from dqlib.study.report.benchmark_page import gaps_for_reading, summary_for_reading, with_losses
-from dqlib.study.report.names import METRIC_NAMES, SHAPES
+from dqlib.study.report.names import METRIC_NAMES, SHAPES, is_model, percent, written
 from dqlib.study.report.pages import METRICS_CSV, markdown_table, overview_table, short_table
 from dqlib.study.report.verdicts import Tables
 
@@ -37,18 +38,18 @@ def aims_table(metrics: pandas.DataFrame, longer: pandas.DataFrame, retention: p
     """
     empty = pandas.DataFrame()
     tables, rows = Tables(metrics, empty, retention, empty, empty), []
-    for task, least in ((name, known.teacher_aim) for name, known in TASKS.items() if known.teacher_aim is not None):
-        teacher = metrics[(metrics.task == task) & (metrics.role == "teacher")].iloc[0]
-        aim = f"{task}: teacher, {METRIC_NAMES[teacher.headline]} of at least {least:g}"
-        rows.append((aim, f"{teacher.score:.2f}", "", "yes" if teacher.score >= least else "no"))
+    for task, known in TASKS.items():
+        if known.teacher_aim is not None:
+            teacher, _ = tables.models(task)
+            aim = f"{task}: teacher, {METRIC_NAMES[teacher.headline]} of at least {known.teacher_aim:g}"
+            rows.append((aim, f"{teacher.score:.2f}", "", "yes" if teacher.score >= known.teacher_aim else "no"))
     for task, (bits, shape, least) in ((name, aim) for name, known in TASKS.items() for aim in known.aims):
         student = tables.shape(task, bits, shape)
         if student is None:
             raise InputError("metrics", task, f"a table with the student `{bits}`, {SHAPES[shape]}")
-        same = (longer[["task", "config", "preset"]] == student[["task", "config", "preset"]]).all(axis=1)
-        runs = longer[same & (longer.train_steps > student.train_steps)]
+        runs = longer[is_model(longer, student) & (longer.train_steps > student.train_steps)]
         means = runs.groupby("train_steps").retention.agg(average="mean", seeds="count")
-        more = [f"{100 * r.average:.1f}% ({r.Index:,} steps, {_seeds(r.seeds)})" for r in means.itertuples()]
+        more = [f"{percent(row.average)} ({row.Index:,} steps, {_seeds(row.seeds)})" for row in means.itertuples()]
         reached = "trained longer" if (means.average >= least).any() else "no"
         reached = "yes" if student.retention >= least else reached
         aim = f"{task}: `{bits}`, {SHAPES[shape]}, at least {100 * least:.0f}% of the teacher"
@@ -70,13 +71,10 @@ def _of_the_teacher(runs: pandas.DataFrame, parts: pandas.DataFrame, training: p
 
 #: Columns of :func:`engines_table`: heading, ``metric`` and format in ``benchmark.csv``.
 ENGINE_METRICS = (
-    ("1 text, greedy", "latency, 1 text, greedy", "{:,.0f} ms"),
-    ("4 texts, greedy", "latency, 4 texts, greedy", "{:,.0f} ms"),
-    ("16 texts, greedy", "latency, 16 texts, greedy", "{:,.0f} ms"),
+    *((what, f"latency, {what}", "{:,.0f} ms") for what in ("1 text, greedy", "4 texts, greedy", "16 texts, greedy")),
     ("1 text, 4 beams", "latency, 1 text, 4 beams", "{:,.0f} ms"),
     ("8 texts, 4 beams", "throughput, 8 texts, 4 beams", "{:.1f} texts/s"),
-    ("8 texts at once", "throughput, 8 texts, greedy", "{:.1f} texts/s"),
-    ("16 texts at once", "throughput, 16 texts, greedy", "{:.1f} texts/s"),
+    *((f"{n} texts at once", f"throughput, {n} texts, greedy", "{:.1f} texts/s") for n in (8, 16)),
     ("memory", "memory", "{:,.0f} MB"),
 )
 #: Rows of ``benchmark.csv`` from which :func:`engines_table` is made.
@@ -88,31 +86,22 @@ LISTED = "BART-base"
 def engines_table(speed: pandas.DataFrame, shape: str = LISTED) -> pandas.DataFrame:
     """How fast each engine is and what memory it takes: one row per model and engine, a column for what was measured.
 
-    Args:
-        speed: what ``benchmarks/inference.py`` wrote.
-        shape: of the models that are listed.
+    ``speed`` is what ``benchmarks/inference.py`` wrote, and ``shape`` that of the models that are listed.
     """
     rows = speed[(speed["shape"] == shape) & speed.name.isin(NAMES_OF_SPEED)]
-    rows = rows.drop_duplicates(["config", "engine", "metric"])
-    table = []
-    for (config, engine), some in rows.groupby(["config", "engine"], sort=False):
-        values = some.set_index("metric").value
-        shown = {name: form.format(values[metric]) if metric in values else "" for name, metric, form in ENGINE_METRICS}
-        table.append({"model": f"`{config}`", "engine": engine, **shown})
-    whole = pandas.DataFrame(table)
-    return whole.loc[:, (whole != "").any()]
+    rows = rows.assign(model="`" + rows.config + "`").drop_duplicates(["model", "engine", "metric"])
+    rows = rows.set_index(["model", "engine"])
+    wide = rows.pivot(columns="metric", values="value").reindex(rows.index.unique())
+    known = [(name, metric, form) for name, metric, form in ENGINE_METRICS if metric in wide]
+    shown = {name: wide[metric].map(partial(written, form=form)) for name, metric, form in known}
+    return pandas.DataFrame(shown).reset_index()
 
 
 def long_tables(speed: pandas.DataFrame, shape: str = LISTED) -> str:
     """How long each engine takes to write more and more tokens, and which parts of it take how long, as Markdown.
 
-    Args:
-        speed: what ``benchmarks/inference.py`` wrote.
-        shape: of the models that are listed.
-
-    Returns:
-        Two tables, of one row per model and engine, and of one row per number of tokens; nothing where ``speed`` has
-        no rows of it.
+    Two tables, of one row per model and engine, and of one row per number of tokens, from what
+    ``benchmarks/inference.py`` wrote; nothing where it has no rows of it.
     """
     rows = speed[(speed["shape"] == shape) & (speed.name == "long")].drop_duplicates(["config", "engine", "metric"])
     if rows.empty:

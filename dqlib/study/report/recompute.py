@@ -7,21 +7,19 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from dqlib.config import Config
 from dqlib.presets import QUANTIZATION_ONLY
 from dqlib.study.evaluation.bootstrap import interval, two_sided
-from dqlib.study.evaluation.records import FALLING, METRICS, SHAPE, ZERO, retained
+from dqlib.study.evaluation.records import FALLING, METRICS, ZERO, retained
 from dqlib.study.params.paths import TABLES
 from dqlib.study.params.tasks import TASKS, benchmark_file
 from dqlib.study.pipeline.ledger import PARTS
 from dqlib.study.report.claims import claims_table
-from dqlib.study.report.scores import HELD_OUT, SCORES, ModelKey, Resampled, read_scores
+from dqlib.study.report.names import MODEL_COLUMNS, is_model, key_of
+from dqlib.study.report.scores import HELD_OUT, SCORES, Resampled, read_scores
 from dqlib.study.report.verdicts import PRETRAINED, RUNS, Tables
 
-#: Columns that name a model in every table.
-MODEL_COLUMNS = ["task", "config", "preset"]
-#: What of ``metrics.csv`` is held against scores, and by how much it may differ, as scores of documents are rounded.
-CHECKED, ROUNDED = [*MODEL_COLUMNS, "headline", "score", "retention"], 1e-3
+#: By how much ``metrics.csv`` may differ from what scores give, as those of documents are rounded.
+ROUNDED = 1e-3
 
 
 def comparisons_table(drawn: Resampled) -> pandas.DataFrame:
@@ -40,7 +38,7 @@ def comparisons_table(drawn: Resampled) -> pandas.DataFrame:
         if joint is not None:
             p_value = two_sided(drawn.drawn(joint) - drawn.drawn(other))
             scores = drawn.score(joint), baseline, drawn.score(other), p_value
-            rows.append((*_key(joint), drawn.headline(joint), *scores))
+            rows.append((*key_of(joint), drawn.headline(joint), *scores))
     columns = [*MODEL_COLUMNS, "headline", "score", "baseline", "baseline_score", "p_value"]
     return pandas.DataFrame(rows, columns=columns).round(4)
 
@@ -58,7 +56,7 @@ def retention_table(drawn: Resampled) -> pandas.DataFrame:
             part, whole = (theirs, ours) if headline in FALLING else (ours, theirs)
             low, high = interval(part / np.maximum(whole, ZERO))
         kept = retained(drawn.score(student), drawn.score(teacher), headline)
-        rows.append((*_key(student), kept, low, high))
+        rows.append((*key_of(student), kept, low, high))
     columns = ["retention", "low", "high"]
     return pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, *columns]).astype(dict.fromkeys(columns, float)).round(4)
 
@@ -66,22 +64,17 @@ def retention_table(drawn: Resampled) -> pandas.DataFrame:
 def over_seeds(seeds: pandas.DataFrame, drawn: Resampled) -> pandas.DataFrame:
     """One row per model: its metrics and its retention are means over its seeds, the interval is over those, too.
 
-    Args:
-        seeds: one row per model and seed.
-        drawn: the scores of the same models.
-
-    Returns:
-        The same columns, of which ``seed`` is the first one, and ``seeds``, how many there are.
+    The columns are those of ``seeds``, a row per model and seed; ``seed`` is the first one, ``seeds`` their number.
     """
     table = seeds.drop_duplicates(MODEL_COLUMNS, ignore_index=True).assign(seeds=1)
     for model in drawn.models:
-        own = seeds[_is(seeds, model)]
+        own = seeds[is_model(seeds, model)]
         if len(own) < 2:
             continue
         means = own[[name for name in METRICS if name in own]].astype(float).mean().round(4)
         headline, (low, high) = drawn.headline(model), interval(drawn.drawn(model))
         kept = retained(means[headline], drawn.score(drawn.teacher(model.task)), headline)
-        place = _is(table, model)
+        place = is_model(table, model)
         table.loc[place, means.index] = means.to_numpy()
         table.loc[place, ["score", "score_low", "score_high"]] = means[headline], round(low, 4), round(high, 4)
         table.loc[place, ["retention", "seeds"]] = kept, len(own)
@@ -94,13 +87,11 @@ def accumulation_table(drawn: Resampled) -> pandas.DataFrame:
     Documents too short to have both are left out; the p-value is of the difference.
     """
     rows = []
-    for student in drawn.students():
-        if not drawn.has(student, "late"):
-            continue
+    for student in (each for each in drawn.having("late") if each.role == "student"):
         teacher = drawn.teacher(student.task)
-        early, late = (100 * (drawn.mean(teacher, part) - drawn.mean(student, part)) for part in ("early", "late"))
-        more = [drawn.drawn_mean(each, "late") - drawn.drawn_mean(each, "early") for each in (teacher, student)]
-        rows.append((*_key(student), early, late, two_sided(more[0] - more[1])))
+        early, late = (100 * (drawn.score(teacher, part) - drawn.score(student, part)) for part in ("early", "late"))
+        more = [drawn.drawn(each, "late") - drawn.drawn(each, "early") for each in (teacher, student)]
+        rows.append((*key_of(student), early, late, two_sided(more[0] - more[1])))
     return pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, "early", "late", "p_value"]).round(4)
 
 
@@ -110,38 +101,31 @@ def more_alike_table(drawn: Resampled) -> pandas.DataFrame:
     ``low`` and ``high`` are the 95% interval of the difference over held-out texts and seeds.
     """
     rows = []
-    for model in drawn.models:
-        if not drawn.has(model, "cosine", HELD_OUT):
-            continue
-        teacher = drawn.teacher(model.task)
-        ours, theirs = (drawn.mean(each, "cosine", HELD_OUT) for each in (model, teacher))
-        more, less = (drawn.drawn_mean(each, "cosine", HELD_OUT) for each in (model, teacher))
-        low, high = interval(more - less)
-        rows.append((*_key(model), ours, theirs, ours - theirs, low, high))
+    for model in drawn.having("cosine", HELD_OUT):
+        both = model, drawn.teacher(model.task)
+        ours, theirs = (drawn.score(each, "cosine", HELD_OUT) for each in both)
+        more, less = (drawn.drawn(each, "cosine", HELD_OUT) for each in both)
+        rows.append((*key_of(model), ours, theirs, ours - theirs, *interval(more - less)))
     columns = ["decoder", "teacher", "more_alike", "low", "high"]
     table = pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, *columns])
     table[columns] = table[columns].astype(float).round(3) + 0.0  # no minus zero
     return table
 
 
-def _key(model: ModelKey) -> tuple[str, str, str]:
-    return model.task, model.config, model.preset
-
-
-def _is(table: pandas.DataFrame, model: ModelKey) -> pandas.Series:
-    """Which rows are of a model."""
-    return (table.task == model.task) & (table.config == model.config) & (table.preset == model.preset)
+def tables_of(drawn: Resampled) -> dict[str, pandas.DataFrame]:
+    """All of these tables, by their names."""
+    tables = {"comparisons": comparisons_table(drawn), "retention": retention_table(drawn)}
+    return tables | {"accumulation": accumulation_table(drawn), "similarity": more_alike_table(drawn)}
 
 
 def metrics_of(drawn: Resampled) -> pandas.DataFrame:
     """The columns of ``metrics.csv`` that follow from scores: one row per model, mean over its seeds."""
     rows = []
     for model in drawn.models:
-        config, headline, score = Config.parse(model.config), drawn.headline(model), drawn.score(model)
+        headline, score = drawn.headline(model), drawn.score(model)
         kept = retained(score, drawn.score(drawn.teacher(model.task)), headline)
-        shape = [getattr(config, name) for name in SHAPE]
-        rows.append((*_key(model), model.role, *shape, headline, score, kept))
-    return pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, "role", *SHAPE, "headline", "score", "retention"]).round(4)
+        rows.append((*key_of(model), headline, score, kept))
+    return pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, "headline", "score", "retention"]).round(4)
 
 
 def recomputed(folder: Path) -> tuple[pandas.DataFrame, list[str]]:
@@ -152,21 +136,16 @@ def recomputed(folder: Path) -> tuple[pandas.DataFrame, list[str]]:
 
     Raises:
         InputError: there are no scores.
+        OSError: there is no ``metrics.csv``, which has what does not follow from scores.
     """
     drawn = Resampled(read_scores(folder / SCORES))
-    tables = {"comparisons": comparisons_table(drawn), "retention": retention_table(drawn)}
-    tables |= {"accumulation": accumulation_table(drawn), "similarity": more_alike_table(drawn)}
-    of_scores = metrics = metrics_of(drawn)
-    file = folder / TABLES / "metrics.csv"
-    if file.is_file():
-        written = pandas.read_csv(file)
-        more = [name for name in written if name not in metrics]
-        metrics = metrics.merge(
-            written.drop_duplicates(MODEL_COLUMNS)[[*MODEL_COLUMNS, *more]], on=MODEL_COLUMNS, how="left"
-        )
-    tables["claims"] = claims_table(Tables(metrics, **tables, runs=runs_in(folder)))
+    tables, metrics = tables_of(drawn), metrics_of(drawn)
+    written = pandas.read_csv(folder / TABLES / "metrics.csv")
+    more = [*MODEL_COLUMNS, *written.columns.difference(metrics.columns, sort=False)]
+    whole = metrics.merge(written[more], on=MODEL_COLUMNS, how="left")
+    tables["claims"] = claims_table(Tables(whole, **tables, runs=runs_in(folder)))
     differences = [line for name, table in tables.items() for line in _differences(folder, name, table)]
-    return tables["claims"], _differences(folder, "metrics", of_scores[CHECKED], ROUNDED) + differences
+    return tables["claims"], _differences(folder, "metrics", metrics, ROUNDED) + differences
 
 
 def runs_in(folder: Path) -> pandas.DataFrame:
@@ -181,10 +160,9 @@ def _differences(folder: Path, name: str, table: pandas.DataFrame, least: float 
     file = folder / TABLES / f"{name}.csv"
     if not file.is_file():
         return [f"{file.name} is missing"]
-    written = pandas.read_csv(file)
+    written, lines = pandas.read_csv(file), []
     if len(written) != len(table):
         return [f"{file.name} has {len(written)} rows, and the scores give {len(table)}"]
-    lines = []
     for column in table:
         ours, theirs = table[column], written[column]
         if pandas.api.types.is_numeric_dtype(theirs):

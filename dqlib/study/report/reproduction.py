@@ -20,7 +20,7 @@ import pandas
 
 from dqlib.files import write_text
 from dqlib.study.params.paths import TABLES, project_root
-from dqlib.study.report.names import percent
+from dqlib.study.report.names import MODEL_COLUMNS, percent
 
 #: Folder of what profiles gave, among the results.
 MEASURED = "measured"
@@ -29,7 +29,7 @@ MEASURED = "measured"
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
 #: Columns that name the model of a score.
-_MODEL = ["task", "config", "preset", "seed"]
+_MODEL = [*MODEL_COLUMNS, "seed"]
 
 
 def machine() -> dict[str, Any]:
@@ -44,16 +44,13 @@ def machine() -> dict[str, Any]:
 
 def write_measured(metrics: pandas.DataFrame, retention: pandas.DataFrame, folder: Path, profile: str) -> None:
     """Keep what a profile gave, and where, in a folder of results whose tables have been written."""
-    kept = metrics.merge(retention[[*_MODEL[:3], "low", "high"]], on=_MODEL[:3], how="left")
-    scores = []
-    for row in kept.itertuples():
-        numbers = [row.score, row.score_low, row.score_high]
-        if row.role == "student":
-            numbers = [row.retention, row.low, row.high]
-        rounded = [None if pandas.isna(number) else round(float(number), 4) for number in numbers]
-        named = {name: getattr(row, name) for name in (*_MODEL, "role")}
-        scores.append(named | dict(zip(("value", "low", "high"), rounded, strict=True)))
-    content = {"machine": machine(), "metrics_sha256": _digest(folder), "scores": scores}
+    kept = metrics.merge(retention[[*MODEL_COLUMNS, "low", "high"]], on=MODEL_COLUMNS, how="left")
+    columns = {"value": ("retention", "score"), "low": ("low", "score_low"), "high": ("high", "score_high")}
+    of_role = {name: kept[ours].where(kept.role == "student", kept[theirs]) for name, (ours, theirs) in columns.items()}
+    kept = kept[[*_MODEL, "role"]].assign(**of_role).round(4)
+    scores = kept.astype(object).where(kept.notna(), None).to_dict("records")
+    digest = hashlib.sha256((folder / TABLES / "metrics.csv").read_bytes()).hexdigest()
+    content = {"machine": machine(), "metrics_sha256": digest, "scores": scores}
     write_text(folder / MEASURED / f"{profile}.json", json.dumps(content, indent=1) + "\n")
 
 
@@ -66,16 +63,14 @@ def comparison(folder: Path, profile: str) -> str:
     if before is None:
         return f"No values of the profile '{profile}' are committed, to hold these against."
     now = json.loads(file.read_text())
-    theirs = {tuple(score[name] for name in _MODEL): score for score in before["scores"]}
-    ours = {tuple(score[name] for name in _MODEL): score for score in now["scores"]}
+    theirs, ours = (
+        {tuple(score[name] for name in _MODEL): score for score in each["scores"]} for each in (before, now)
+    )
     both = [key for key in ours if key in theirs]
-    undecided = [key for key in both if theirs[key]["low"] is None or ours[key]["value"] is None]
-    outside = [
-        key for key in both
-        if key not in undecided and not theirs[key]["low"] <= ours[key]["value"] <= theirs[key]["high"]
-    ]  # fmt: skip
-    same = now["metrics_sha256"] == before["metrics_sha256"]
-    within = len(both) - len(outside) - len(undecided)
+    decided = [key for key in both if theirs[key]["low"] is not None and ours[key]["value"] is not None]
+    undecided = [key for key in both if key not in decided]
+    outside = [key for key in decided if not theirs[key]["low"] <= ours[key]["value"] <= theirs[key]["high"]]
+    same, within = now["metrics_sha256"] == before["metrics_sha256"], len(decided) - len(outside)
     lines = [f"Held against the committed values of the profile '{profile}':"]
     lines.append(f"  {within} of {len(both)} scores lie within the committed intervals")
     lines += [f"  outside: {_named(ours[key])} here, {_named(theirs[key], interval=True)} committed" for key in outside]
@@ -113,7 +108,3 @@ def _committed(file: Path) -> dict[str, Any] | None:
     except OSError:  # no git
         return None
     return None if found.returncode else json.loads(found.stdout)
-
-
-def _digest(folder: Path) -> str:
-    return hashlib.sha256((folder / TABLES / "metrics.csv").read_bytes()).hexdigest()

@@ -53,13 +53,17 @@ class ModelKey(NamedTuple):
     steps: int
 
 
-def statistics_of(headline: str, lines: Sequence[Line]) -> dict[str, np.ndarray]:
-    """The numbers of each document that a headline is computed from, by their names; (documents,) each."""
-    names = STATISTICS.get(headline, (headline,))
+def names_of(headline: str) -> tuple[str, ...]:
+    """The numbers of a document that a headline is computed from."""
+    return STATISTICS.get(headline, (headline,))
+
+
+def statistics_of(headline: str, lines: Sequence[Line]) -> np.ndarray:
+    """These numbers of each document, (documents, statistics)."""
     if headline == "bleu":
         references, predictions = ([str(line[name]) for line in lines] for name in ("reference", "prediction"))
-        return dict(zip(names, translation_metrics.bleu_statistics(references, predictions).T, strict=True))
-    return {name: np.array([line[name] for line in lines], dtype=float) for name in names}
+        return translation_metrics.bleu_statistics(references, predictions)
+    return np.array([[line[name] for name in names_of(headline)] for line in lines], dtype=float)
 
 
 def score_of(headline: str, sums: np.ndarray, documents: int) -> np.ndarray:
@@ -71,31 +75,20 @@ def score_of(headline: str, sums: np.ndarray, documents: int) -> np.ndarray:
 
 def resampled_headline(headline: str, lines: Sequence[Line]) -> np.ndarray:
     """A headline score on the documents of some lines, drawn again with replacement, (:data:`RESAMPLES`,)."""
-    statistics = np.stack(list(statistics_of(headline, lines).values()), axis=1)
-    return score_of(headline, resampled_sums(statistics, RESAMPLES), len(lines))
+    return score_of(headline, resampled_sums(statistics_of(headline, lines), RESAMPLES), len(lines))
 
 
 def rows_of(record: Record, lines: Sequence[Line], recall: Recall | None = None) -> pandas.DataFrame:
-    """The rows of one model from one seed.
-
-    Args:
-        record: of the model.
-        lines: what it did with each test document, in the language of the headline.
-        recall: of its texts; None where it writes none.
-    """
-    numbers = statistics_of(record.headline, lines)
+    """The rows of one model from one seed: of its lines in the headline's language, and the recall of its texts."""
+    numbers = dict(zip(names_of(record.headline), statistics_of(record.headline, lines).T, strict=True))
     if recall is not None:
         halves = np.where(np.isnan(recall.halves).any(axis=1, keepdims=True), np.nan, recall.halves)  # both, or neither
         numbers |= dict(zip(("early", "late"), halves.T, strict=True))
-    return _rows(record, "test", numbers)
+    return numbered_rows(record, "test", numbers)
 
 
-def held_out_rows(record: Record, cosine: np.ndarray) -> pandas.DataFrame:
-    """The rows of one model on held-out texts: the mean cosine of different tokens in its decoder, (texts,)."""
-    return _rows(record, HELD_OUT, {"cosine": cosine})
-
-
-def _rows(record: Record, test_set: str, numbers: Mapping[str, np.ndarray]) -> pandas.DataFrame:
+def numbered_rows(record: Record, test_set: str, numbers: Mapping[str, np.ndarray]) -> pandas.DataFrame:
+    """The rows of one model with these numbers of each document, (documents,)."""
     documents = np.arange(len(next(iter(numbers.values()))))
     model = record.task, record.role, record.config, record.preset, record.seed, record.train_steps
     keys = dict(zip(KEYS, (*model, record.headline, test_set, documents), strict=True))
@@ -106,15 +99,15 @@ def joined(parts: Iterable[pandas.DataFrame]) -> pandas.DataFrame:
     """All rows in one table, with the types that the file keeps."""
     every = list(parts)
     table = pandas.concat(every, ignore_index=True) if every else pandas.DataFrame(columns=list(KEYS))
-    small = dict.fromkeys(("seed", "steps", "document"), np.int32)
-    return table.astype(small | {name: np.float32 for name in table if name not in KEYS})
+    numbers = dict.fromkeys((name for name in table if name not in KEYS), np.float32)
+    return table.astype(dict.fromkeys(("seed", "steps", "document"), np.int32) | numbers)
 
 
 def write_scores(table: pandas.DataFrame, path: Path) -> None:
     """Write the table, the same bytes for the same table."""
+    rows = pyarrow.Table.from_pandas(table, preserve_index=False)
     with atomic_file(path) as scratch:
-        parquet.write_table(pyarrow.Table.from_pandas(table, preserve_index=False), scratch, compression="zstd",
-                            compression_level=19)  # fmt: skip
+        parquet.write_table(rows, scratch, compression="zstd", compression_level=19)
 
 
 def read_scores(path: Path) -> pandas.DataFrame:
@@ -135,16 +128,12 @@ def read_scores(path: Path) -> pandas.DataFrame:
 class Resampled:
     """Models on documents and seeds that are drawn again: what intervals and p-values are percentiles and shares of.
 
-    Args:
-        table: rows of models; those of a task are of the same documents.
-        resamples: how many times documents and seeds are drawn.
-
     Raises:
         InputError: models of a task were tested on different documents.
     """
 
-    def __init__(self, table: pandas.DataFrame, resamples: int = RESAMPLES) -> None:
-        self.table, self.resamples = table, resamples
+    def __init__(self, table: pandas.DataFrame) -> None:
+        self.table = table
         self._sets: dict[tuple[str, str], _Documents] = {}
 
     @cached_property
@@ -162,90 +151,72 @@ class Resampled:
         return [model for model in self.models if model.role == "student"]
 
     def headline(self, model: ModelKey) -> str:
-        """The metric that a model is judged by."""
         return self._documents(model).headline
 
     def seeds(self, model: ModelKey) -> list[int]:
-        """Seeds that it was trained from."""
         return self._documents(model).seeds[model]
 
-    def score(self, model: ModelKey) -> float:
-        """Its headline score: that of all documents, mean over its seeds."""
-        documents = self._documents(model)
-        return float(documents.score(documents.totals_of(model)).mean())
-
-    def drawn(self, model: ModelKey, seeds: Sequence[int] | None = None) -> np.ndarray:
-        """Its headline score on documents and seeds that are drawn again, (resamples,); of some seeds, or of all."""
-        documents = self._documents(model)
-        sums = [documents.sums[model, seed] for seed in seeds or self.seeds(model)]
-        return self._over_seeds(model, [documents.score(each) for each in sums])
-
-    def mean(self, model: ModelKey, column: str, test_set: str = "test") -> float:
-        """The mean of a column over the documents that have it, and over the seeds."""
+    def score(self, model: ModelKey, column: str | None = None, test_set: str = "test") -> float:
+        """Its headline score, or the mean of a column over the documents that have it: of all, mean over its seeds."""
         documents = self._documents(model, test_set)
-        return float(documents.mean(column, documents.totals_of(model)).mean())
+        sums = [documents.totals[model, seed] for seed in documents.seeds[model]]
+        return float(documents.score(np.array(sums), column).mean())
 
-    def drawn_mean(self, model: ModelKey, column: str, test_set: str = "test") -> np.ndarray:
-        """The same on documents and seeds that are drawn again, (resamples,)."""
+    def drawn(
+        self, model: ModelKey, column: str | None = None, test_set: str = "test", seeds: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """The same on documents and seeds that are drawn again, (draws,); of some seeds, or of all."""
         documents = self._documents(model, test_set)
-        sums = [documents.sums[model, seed] for seed in documents.seeds[model]]
-        return self._over_seeds(model, [documents.mean(column, each) for each in sums])
-
-    def has(self, model: ModelKey, column: str, test_set: str = "test") -> bool:
-        """Whether documents of a model have a column."""
-        if not ((self.table.task == model.task) & (self.table.test_set == test_set)).any():
-            return False
-        documents = self._documents(model, test_set)
-        return model in documents.seeds and column in documents.columns
-
-    def _over_seeds(self, model: ModelKey, scores: list[np.ndarray]) -> np.ndarray:
+        seeds = seeds or documents.seeds[model]
+        scores = [documents.score(documents.sums[model, seed], column) for seed in seeds]
         if len(scores) == 1:
             return scores[0]
         count = len(scores)
         generator = np.random.default_rng(zlib.crc32(" ".join(map(str, model)).encode()))
-        shares = generator.multinomial(count, np.full(count, 1 / count), self.resamples) / count
+        shares = generator.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
         return (shares * np.stack(scores, axis=1)).sum(axis=1)
+
+    def having(self, column: str, test_set: str = "test") -> list[ModelKey]:
+        """The models some of whose documents have a column, in the order of the table."""
+        if column not in self.table:
+            return []
+        rows = self.table[(self.table.test_set == test_set) & self.table[column].notna()]
+        found = set(rows[list(ModelKey._fields)].itertuples(index=False, name=None))
+        return [model for model in self.models if model in found]
 
     def _documents(self, model: ModelKey, test_set: str = "test") -> _Documents:
         key = model.task, test_set
         if key not in self._sets:
             rows = self.table[(self.table.task == model.task) & (self.table.test_set == test_set)]
-            self._sets[key] = _Documents(rows, self.resamples)
+            self._sets[key] = _Documents(rows)
         return self._sets[key]
 
 
 class _Documents:
     """The models of one task on one set of documents: sums of their statistics, of all documents and of draws."""
 
-    def __init__(self, rows: pandas.DataFrame, resamples: int) -> None:
+    def __init__(self, rows: pandas.DataFrame) -> None:
         numbers = [name for name in rows if name not in KEYS and rows[name].notna().any()]
         self.columns = [*numbers, *(f"has {name}" for name in numbers)]
         self.headline: str = rows.headline.iloc[0]
         self.seeds: dict[ModelKey, list[int]] = {}
-        keys, matrices = [], []
+        matrices = {}
         for (*model, seed), own in rows.groupby([*ModelKey._fields, "seed"], sort=False):
             values = own.sort_values("document")[numbers].to_numpy(dtype=float)
-            matrices.append(np.concatenate([np.nan_to_num(values), ~np.isnan(values)], axis=1))
-            keys.append((ModelKey(*model), int(seed)))
+            matrices[ModelKey(*model), int(seed)] = np.concatenate([np.nan_to_num(values), ~np.isnan(values)], axis=1)
             self.seeds.setdefault(ModelKey(*model), []).append(int(seed))
-        counts = sorted({len(matrix) for matrix in matrices})
+        counts = sorted({len(matrix) for matrix in matrices.values()})
         if len(counts) > 1:
             raise InputError("scores", f"{counts} documents", f"as many for all models of '{rows.task.iloc[0]}'")
         self.count = counts[0]
-        every = resampled_sums(np.concatenate(matrices, axis=1), resamples)
-        self.totals = {key: matrix.sum(axis=0) for key, matrix in zip(keys, matrices, strict=True)}
-        self.sums = dict(zip(keys, np.split(every, len(keys), axis=1), strict=True))
+        every = resampled_sums(np.concatenate(list(matrices.values()), axis=1), RESAMPLES)
+        self.totals = {key: matrix.sum(axis=0) for key, matrix in matrices.items()}
+        self.sums = dict(zip(matrices, np.split(every, len(matrices), axis=1), strict=True))
 
-    def totals_of(self, model: ModelKey) -> np.ndarray:
-        """Sums over all documents, (seeds, columns)."""
-        return np.array([self.totals[model, seed] for seed in self.seeds[model]])
-
-    def score(self, sums: np.ndarray) -> np.ndarray:
-        """The headline, (draws,), of sums, (draws, columns)."""
-        names = STATISTICS.get(self.headline, (self.headline,))
-        return score_of(self.headline, sums[:, [self.columns.index(name) for name in names]], self.count)
-
-    def mean(self, column: str, sums: np.ndarray) -> np.ndarray:
-        """The mean of a column over the documents that have it, (draws,), of sums, (draws, columns)."""
-        place, there = self.columns.index(column), self.columns.index(f"has {column}")
-        return sums[:, place] / np.maximum(sums[:, there], 1)
+    def score(self, sums: np.ndarray, column: str | None = None) -> np.ndarray:
+        """The headline, or the mean of a column over the documents that have it, (draws,), of (draws, columns) sums."""
+        if column is not None:
+            place, there = self.columns.index(column), self.columns.index(f"has {column}")
+            return sums[:, place] / np.maximum(sums[:, there], 1)
+        places = [self.columns.index(name) for name in names_of(self.headline)]
+        return score_of(self.headline, sums[:, places], self.count)

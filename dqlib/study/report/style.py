@@ -23,37 +23,16 @@ from dqlib.files import write_bytes
 #: The colour of each preset, precision (``W-E-A``) and scheme, in all figures (Okabe and Ito's palette, told apart by
 #: the colour-blind and in grey); :func:`colour_of` has one for every other name.
 NAMED_COLOURS = {
-    "dqlib": "#0072B2",
-    "dq-bart-faithful": "#D55E00",
-    "dq-bart": "#E69F00",
-    "xtc": "#009E73",
-    "quantgpt": "#CC79A7",
-    "32-32-32": "#777777",
-    "8-8-8": "#0072B2",
-    "4-4-8": "#009E73",
-    "2-2-8": "#D55E00",
-    "1-1-8": "#CC79A7",
-    "symmetric": "#0072B2",
-    "asymmetric": "#56B4E9",
-    "dynamic": "#D55E00",
-    "lsq": "#E69F00",
-    "ternary": "#009E73",
-    "four_level": "#000000",
-    "stretched": "#882255",
-    "binary": "#CC79A7",
-}
+    "dqlib": "#0072B2", "dq-bart-faithful": "#D55E00", "dq-bart": "#E69F00", "xtc": "#009E73", "quantgpt": "#CC79A7",
+    "32-32-32": "#777777", "8-8-8": "#0072B2", "4-4-8": "#009E73", "2-2-8": "#D55E00", "1-1-8": "#CC79A7",
+    "symmetric": "#0072B2", "asymmetric": "#56B4E9", "dynamic": "#D55E00", "lsq": "#E69F00",
+    "ternary": "#009E73", "four_level": "#000000", "stretched": "#882255", "binary": "#CC79A7",
+}  # fmt: skip
 #: Markers of presets and of granularities, which differ without colour, too; :func:`marker_of` has the others'.
 NAMED_MARKERS = {
-    "dqlib": "o",
-    "dq-bart-faithful": "v",
-    "dq-bart": "s",
-    "xtc": "^",
-    "quantgpt": "D",
-    "per_tensor": "o",
-    "per_row": "s",
-    "per_group_32": "^",
-    "per_group_16": "D",
-}
+    "dqlib": "o", "dq-bart-faithful": "v", "dq-bart": "s", "xtc": "^", "quantgpt": "D",
+    "per_tensor": "o", "per_row": "s", "per_group_32": "^", "per_group_16": "D",
+}  # fmt: skip
 _SPARE_MARKERS = "PX*ph<>d8"
 TEACHER_COLOUR, GREY = "#444444", "#999999"
 #: One line style and colour for each line of a figure, in order.
@@ -77,10 +56,7 @@ STYLE = {
 def subplots(*grid: int, style: Mapping[str, Any] | None = None, **options: Any) -> Iterator[tuple[Figure, Any]]:
     """``pyplot.subplots`` in the style of all figures, closed, so that a notebook displays the figure once, not twice.
 
-    Args:
-        grid: rows and columns.
-        style: what is other than in :data:`STYLE`.
-        options: of ``pyplot.subplots``.
+    ``style`` is what is other than in :data:`STYLE`.
     """
     with matplotlib.rc_context({**STYLE, **(style or {})}):
         figure, axes = pyplot.subplots(*grid, layout="constrained", **options)
@@ -107,8 +83,8 @@ def colour_of(name: str) -> str:
 
 def marker_of(name: str) -> str:
     """The marker of a preset or granularity; other names get one from their name alone."""
-    spare = _SPARE_MARKERS[hashlib.sha256(name.encode()).digest()[0] % len(_SPARE_MARKERS)]
-    return NAMED_MARKERS.get(name, spare)
+    spare = hashlib.sha256(name.encode()).digest()[0] % len(_SPARE_MARKERS)
+    return NAMED_MARKERS.get(name, _SPARE_MARKERS[spare])
 
 
 def line_styles(configs: list[str]) -> dict[str, dict[str, Any]]:
@@ -131,9 +107,7 @@ def heat_map(
     """A matrix as colours, with names of its rows and columns, or none.
 
     Args:
-        axes: to draw on.
         grid: (rows, columns); a number may be missing.
-        rows, columns: their names.
         cells: text of each number, small where it is missing.
         light_from: the least number whose colour is light enough for black text.
         look: of ``axes.imshow``.
@@ -157,13 +131,10 @@ def plain_log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+def save(figure: Figure, folder: Path, name: str) -> None:
     """Save as SVG and PNG, without the date, so that the same figure gives the same bytes."""
-    paths = []
     with matplotlib.rc_context(STYLE):
         for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-            paths.append(folder / f"{name}.{kind}")
-            write_bytes(paths[-1], buffer.getvalue())
-    return paths
+            write_bytes(folder / f"{name}.{kind}", buffer.getvalue())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -21,34 +22,20 @@ from dqlib.storage.reading import read_model
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import load_corpus, load_info
 from dqlib.study.evaluation.recall import Recall, by_length, by_position, read_recall
-from dqlib.study.evaluation.records import (
-    Detail,
-    Line,
-    Record,
-    metrics_table,
-    read_details,
-    read_predictions,
-    read_record,
-)
+from dqlib.study.evaluation.records import Detail, Record, metrics_table, read_details, read_predictions, read_record
 from dqlib.study.evaluation.similarity import Similarity, held_out, similarity
 from dqlib.study.params.paths import DETAILS, LOG, project_root
 from dqlib.study.params.tasks import TASKS
 from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.claims import claims_table
-from dqlib.study.report.recompute import (
-    MODEL_COLUMNS,
-    accumulation_table,
-    comparisons_table,
-    more_alike_table,
-    over_seeds,
-    retention_table,
-    runs_in,
-)
+from dqlib.study.report.names import MODEL_COLUMNS
+from dqlib.study.report.recompute import over_seeds, retention_table, runs_in, tables_of
 from dqlib.study.report.scores import (
+    HELD_OUT,
     Resampled,
-    held_out_rows,
     joined,
+    numbered_rows,
     resampled_headline,
     rows_of,
     score_of,
@@ -68,19 +55,17 @@ class Trained:
 
     @cached_property
     def record(self) -> Record:
-        """Its results."""
         return read_record(self.folder)
 
     @property
     def key(self) -> dict[str, str]:
         """What the rows of all tables name it by."""
-        return {"task": self.record.task, "config": self.record.config, "preset": self.record.preset}
+        return {name: getattr(self.record, name) for name in MODEL_COLUMNS}
 
     @property
     def language(self) -> str | None:
         """The language that its headline is of; None where there are none."""
-        languages = self.study.task.corpus.languages
-        return languages[0] if languages else None
+        return next(iter(self.study.task.corpus.languages), None)
 
     @cached_property
     def recall(self) -> Recall:
@@ -88,12 +73,11 @@ class Trained:
         return read_recall(self.folder, self.language)
 
     @cached_property
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[dict[str, Any]]:
         """What it did with each test document, in the language of the headline."""
         return read_predictions(self.folder, self.language)
 
     def scores(self) -> pandas.DataFrame:
-        """Its rows of :mod:`dqlib.study.report.scores`."""
         return rows_of(self.record, self.lines, self.recall if self.study.task.form.writes else None)
 
     @cached_property
@@ -104,8 +88,7 @@ class Trained:
     def score_on(self, documents: int | None) -> float:
         """Its headline score on the first documents of its test; on all, when None."""
         lines, headline = self.lines[:documents], self.record.headline
-        totals = np.stack(list(statistics_of(headline, lines).values()), axis=1).sum(axis=0, keepdims=True)
-        return float(score_of(headline, totals, len(lines))[0])
+        return float(score_of(headline, statistics_of(headline, lines).sum(axis=0, keepdims=True), len(lines))[0])
 
     def model(self) -> PreTrainedModel:
         """The model itself, in evaluation mode."""
@@ -157,20 +140,19 @@ def collect(studies: Sequence[Study]) -> Collected:
     writing = [study for study in studies if study.task.form.writes]
     similarities = [each for study in studies if study.task.form.decoder for each in _similarities(study)]
     tested = [model.scores() for study in studies for model in [*trained(study), *_beside(study)]]
-    scores = joined(tested + [held_out_rows(model.record, measured.decoder) for model, measured in similarities])
-    drawn = Resampled(scores)
-    seeds = collect_seeds(studies)
+    alike = [numbered_rows(each.record, HELD_OUT, {"cosine": found.decoder}) for each, found in similarities]
+    scores = joined(tested + alike)
+    drawn, seeds = Resampled(scores), collect_seeds(studies)
+    decided = tables_of(drawn)
+    decided["similarity"] = _with_models(decided["similarity"], similarities)
     return Collected(
         metrics=over_seeds(seeds, drawn),
+        **decided,
         seeds=seeds,
         training=collect_training(studies),
         details=collect_details(studies),
-        comparisons=comparisons_table(drawn),
-        retention=retention_table(drawn),
         positions=_beside_teacher(writing, by_position),
         lengths=_beside_teacher(writing, by_length),
-        accumulation=accumulation_table(drawn),
-        similarity=_with_models(more_alike_table(drawn), similarities),
         sizes=collect_sizes(studies),
         sensitivity=collect_sensitivity(studies),
         scores=scores,
@@ -193,27 +175,24 @@ def collect_training(studies: Sequence[Study]) -> pandas.DataFrame:
     """The training logs of all models in one table; columns ``task_name``, ``model``, ``preset`` and ``seed``."""
     logs = []
     for study in studies:
-        pretrained = study.folders.pretrained  # which a committed teacher does not need
-        named: list[tuple[Path, str, str, int | None]] = []
-        if study.task.pretrain and (pretrained / LOG).is_file():
-            named.append((pretrained, "pre-training", "", study.task.pretrain.seed))
+        pretrained = study.folders.pretrained / LOG  # which a committed teacher does not need
+        if study.task.pretrain and pretrained.is_file():
+            about = {"model": "pre-training", "preset": "", "seed": study.task.pretrain.seed}
+            logs.append(pandas.read_csv(pretrained).assign(task_name=study.name, **about))
         for model in trained(study):
             name = "teacher" if model.config is None else model.record.config
-            named.append((model.folder, name, model.record.preset, model.record.seed))
-        for folder, name, preset, seed in named:
-            about = {"task_name": study.name, "model": name, "preset": preset, "seed": seed}
-            logs.append(pandas.read_csv(folder / LOG).assign(**about))
+            about = {"model": name, "preset": model.record.preset, "seed": model.record.seed}
+            logs.append(pandas.read_csv(model.folder / LOG).assign(task_name=study.name, **about))
     return pandas.concat(logs, ignore_index=True)
 
 
 def collect_details(studies: Sequence[Study]) -> pandas.DataFrame:
     """Everything measured beyond ``metrics.csv``: lengths, other test sets, each language, signatures."""
-    models = [model for model in trained(*studies) if (model.folder / DETAILS).is_file()]
-    rows = [
-        {**model.key, "seed": model.record.seed, **asdict(detail)}
-        for model in models
-        for detail in read_details(model.folder)
-    ]
+    rows = []
+    for model in trained(*studies):
+        if (model.folder / DETAILS).is_file():
+            named = model.key | {"seed": model.record.seed}
+            rows += [named | asdict(detail) for detail in read_details(model.folder)]
     return pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, "seed", *(field.name for field in fields(Detail))])
 
 
@@ -224,25 +203,25 @@ def collect_retention(studies: Sequence[Study]) -> pandas.DataFrame:
 
 def _beside(study: Study) -> list[Trained]:
     """Teachers of fewer layers that stand beside a task's students, where they are tested on the same texts."""
-    names = [name for name in study.settings.tasks if TASKS[name].beside == study.name]
-    others = [Study(study.params, name, study.settings) for name in names]
-    ours = load_info(study.corpus())["sha256"]
-    return [Trained(other, other.teacher()) for other in others if load_info(other.corpus())["sha256"] == ours]
+    ours, others = load_info(study.corpus())["sha256"], study.settings.tasks
+    beside = [Study(study.params, name, study.settings) for name in others if TASKS[name].beside == study.name]
+    return [Trained(other, other.teacher()) for other in beside if load_info(other.corpus())["sha256"] == ours]
 
 
 def _similarities(study: Study) -> list[tuple[Trained, Similarity]]:
     """How alike the tokens of held-out texts are in each model of a study."""
     quiet()
-    teacher, *students = trained(study)
-    batch = held_out(load_corpus(study.folders.corpus), study.task)
-    model = teacher.model()
-    every = [(teacher, similarity(model, model, batch))]
-    return every + [(student, similarity(student.model(), model, batch)) for student in students]
+    models, batch = trained(study), held_out(load_corpus(study.folders.corpus), study.task)
+    teacher = models[0].model()
+    return [(each, similarity(each.model(), teacher, batch)) for each in models]
 
 
 def _with_models(table: pandas.DataFrame, similarities: Sequence[tuple[Trained, Similarity]]) -> pandas.DataFrame:
     """The table with what only the models show, mean over seeds: of encoder and embedding, and the divergence."""
-    rows = [(*model.key.values(), each.encoder.mean(), each.embedding, each.divergence) for model, each in similarities]
+    rows = [
+        model.key | {"encoder": each.encoder.mean(), "embedding": each.embedding, "divergence": each.divergence}
+        for model, each in similarities
+    ]
     more = pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, "encoder", "embedding", "divergence"])
     means = more.groupby(MODEL_COLUMNS, sort=False).mean().astype(float).round(3) + 0.0
     return table.merge(means.reset_index(), on=MODEL_COLUMNS)

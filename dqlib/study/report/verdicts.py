@@ -14,7 +14,7 @@ from dqlib.study.evaluation.bootstrap import holm
 from dqlib.study.evaluation.records import FALLING
 from dqlib.study.params.kinds import KINDS
 from dqlib.study.params.tasks import TASKS, kind_of
-from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED, named_shapes, percent
+from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED, is_model, named_shapes, percent
 
 #: A difference is decided where its p-value is smaller.
 SIGNIFICANT = 0.05
@@ -51,15 +51,16 @@ class Tables:
         """Tasks of a kind, in the order of the table."""
         return [task for task in self.tasks if kind_of(task) is KINDS[kind]]
 
+    def models(self, task: str) -> tuple[pandas.Series, pandas.DataFrame]:
+        """The teacher of a task, and the students that were trained with it."""
+        rows = self.metrics[(self.metrics.task == task) & (self.metrics.preset != QUANTIZATION_ALONE)]
+        return rows[rows.role == "teacher"].iloc[0], rows[rows.role == "student"]
+
     def shape(self, task: str, bits: str, shape: str) -> pandas.Series | None:
         """The student of a task with these bits and a shape of :func:`named_shapes`; None if not run."""
-        rows = self.metrics[(self.metrics.task == task) & (self.metrics.preset != QUANTIZATION_ALONE)]
-        teacher = rows[rows.role == "teacher"].iloc[0]
-        layers = named_shapes(teacher).get(shape)
-        if layers is None:
-            return None
-        config = f"{bits} {layers[0]}-{layers[1]}"
-        match = rows[(rows.config == config) & (rows.role == "student")]
+        teacher, students = self.models(task)
+        encoder, decoder = named_shapes(teacher).get(shape, ("", ""))
+        match = students[students.config == f"{bits} {encoder}-{decoder}"]
         return None if match.empty else match.iloc[0]
 
     def documents(self, task: str) -> int:
@@ -73,16 +74,13 @@ class Tables:
 
     def retentions(self, tasks: Iterable[str], bits: str, shape: str) -> dict[str, Retention]:
         """The same of each of these tasks where it was run."""
-        by_task = {task: self.retention_of(task, bits, shape) for task in tasks}
-        return {task: kept for task, kept in by_task.items() if kept is not None}
+        return {task: kept for task in tasks if (kept := self.retention_of(task, bits, shape))}
 
     def retention_in(self, student: pandas.Series) -> Retention:
         """The retention of the student of a row of the metrics."""
-        task = student.task
-        rows = self.retention[(self.retention.task == task) & (self.retention.config == student.config)]
-        row = rows[rows.preset == student.preset].iloc[0]
-        kept = row.retention, row.low, row.high
-        return Retention(student.config, METRIC_NAMES[student.headline], *kept, int(student.n_test))
+        row = self.retention[is_model(self.retention, student)].iloc[0]
+        metric, documents = METRIC_NAMES[student.headline], int(student.n_test)
+        return Retention(student.config, metric, row.retention, row.low, row.high, documents)
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class Retention:
 
     @property
     def decided(self) -> bool:
-        """Whether the teacher's score leaves something that a part could be kept of."""
+        """Whether the teacher's score leaves something to keep a part of."""
         return not math.isnan(self.low)
 
     def at_least(self, least: float) -> bool | None:
@@ -117,9 +115,10 @@ class Retention:
             return f"{self.config}: the teacher's {self.metric} is too near to zero for a part of it"
         return f"{self.config} keeps {self} of the teacher's {self.metric}; the bar is {100 * least:.0f}%"
 
-    def needed(self, least: float) -> str:
-        """How many documents would decide on which side of that it is; nothing where no number does."""
-        return needed(self.documents, (self.part, self.low, self.high), least) if self.decided else ""
+    def verdict(self, claim: str, task: str, least: float, measured: str | None = None) -> Verdict:
+        """The line of a claim that at least that much is kept; ``measured`` stands in place of :meth:`against`."""
+        more = needed(self.documents, (self.part, self.low, self.high), least) if self.decided else ""
+        return decided(claim, task, measured or self.against(least), self.at_least(least), more)
 
 
 class Verdict(NamedTuple):
@@ -146,12 +145,7 @@ def needed(count: int, measured: tuple[float, float, float], bar: float, what: s
     """How many documents would decide on which side of a bar a value is, as the end of a line that is not decided.
 
     Intervals narrow with the root of the number of documents; that many end at the bar if what was measured stays.
-
-    Args:
-        count: of documents that it was measured on.
-        measured: the value, and both ends of its 95% interval.
-        bar: that lies between these ends.
-        what: documents, or what else there may be more of.
+    ``measured`` is the value, and both ends of its 95% interval, on so many documents; the bar lies between these.
     """
     value, low, high = measured
     width = value - low if bar < value else high - value
@@ -161,11 +155,7 @@ def needed(count: int, measured: tuple[float, float, float], bar: float, what: s
 def needed_by_p(count: int, p_value: float, tests: int, what: str = "documents") -> str:
     """The same of a difference that is tested: so many that its p-value is below :data:`SIGNIFICANT`.
 
-    Args:
-        count: of documents that it was measured on.
-        p_value: of the test, two-sided, before Holm's correction.
-        tests: of one claim, over which Holm's correction is; it asks for the most of the first.
-        what: documents, or what else there may be more of.
+    ``p_value`` is two-sided, before Holm's correction over the ``tests`` of a claim, which asks the most of the first.
     """
     there, needs = (NormalDist().inv_cdf(1 - p / 2) for p in (p_value, SIGNIFICANT / tests))
     return _needed(count, needs / there if there > 0 else math.inf, what)
