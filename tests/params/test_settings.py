@@ -131,6 +131,16 @@ def test_a_bad_parameter_is_named_with_its_value_and_what_is_allowed(smoke, tmp_
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("task", "ends"), [("summarization", 1), ("matching", 0)])
+def test_a_window_of_pretraining_fills_the_positions_with_its_marks_and_no_more(smoke, tmp_path, task, ends):
+    most = smoke[task]["model"]["max_positions"] - ends
+    smoke[task]["pretrain"]["window"] = most
+    assert load(smoke, tmp_path).task(task).longest_window == most + ends
+    smoke[task]["pretrain"]["window"] = most + 1
+    with pytest.raises(InputError, match=f"max_positions: {most + ends} .* at least {most + ends + 1}, the longest"):
+        load(smoke, tmp_path)
+
+
 def test_the_fewest_documents_give_each_group_of_lengths_one(smoke, tmp_path):
     assert FEWEST_DOCUMENTS == GROUPS
     smoke["eli5"]["evaluate"]["documents"] = GROUPS

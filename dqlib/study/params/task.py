@@ -81,8 +81,7 @@ class Task:
             raise InputError("pretrain", "a block", allowed)
         if self.finetune is None and (self.model.pretrained is None or self.model.base_task):
             raise InputError("finetune", None, "a block, unless model.pretrained names a checkpoint that is fine-tuned")
-        window = self.pretrain.window + 1 if self.pretrain else 0
-        longest = max(self.corpus.source_tokens, self.corpus.target_tokens, window)
+        longest = max(self.corpus.source_tokens, self.corpus.target_tokens, self.longest_window)
         if self.model.max_positions < longest:
             raise InputError("model.max_positions", self.model.max_positions, f"at least {longest}, the longest input")
 
@@ -111,6 +110,11 @@ class Task:
         layers = self.model.encoder_layers + self.model.decoder_layers
         small = [c for c in whole if c.w_bits <= 2 and c.encoder_layers + c.decoder_layers < layers]
         return (small or whole or students)[0]
+
+    @property
+    def longest_window(self) -> int:
+        """Tokens of an input of pre-training: marks of BERT are in the window, the end of other texts comes after it."""
+        return self.pretrain.window + self.form.writes if self.pretrain else 0
 
     @property
     def architecture(self) -> str:

@@ -128,11 +128,6 @@ def _started(model: PreTrainedModel, spec: S.Task, corpus: LoadedCorpus) -> Bert
     return classifier
 
 
-def _planned(spec: S.Task, pretraining: bool) -> PreTrainedModel:
-    config = new_config(spec.model, spec.corpus.vocab_size)
-    return BertForMaskedLM(config) if pretraining else BertForSequenceClassification(config)
-
-
 def _encode(rows: Sequence[Row], corpus: LoadedCorpus, spec: S.Corpus) -> list[Example]:
     """Texts, or pairs of texts, cut to ``source_tokens``, with the number of their class."""
     if not rows:
@@ -216,7 +211,6 @@ def _collate(tokenizer: PreTrainedTokenizerFast | None) -> Callable[[Sequence[Ex
 TRAINING = KindTraining(
     new=_new,
     started=_started,
-    planned=_planned,
     encode=_encode,
     collate=_collate,
     longest=_longest,

@@ -29,8 +29,6 @@ class KindTraining:
     Args:
         new: a model with random weights, to be pre-trained or, without pre-training, fine-tuned.
         started: what a teacher starts from, of the pre-trained model or a new one.
-        planned: a model of a teacher's shape with random weights, where nothing is to be fetched; the second argument
-            says whether it is to be pre-trained.
         encode: rows as examples.
         collate: what makes a batch of examples, for a tokenizer, or for one that is trained here where it is None.
         longest: so many examples of random tokens, each as long as the parameters of a corpus allow, for a model.
@@ -40,7 +38,6 @@ class KindTraining:
 
     new: Callable[[S.Task, PreTrainedTokenizerFast], PreTrainedModel]
     started: Callable[[PreTrainedModel, S.Task, LoadedCorpus], PreTrainedModel]
-    planned: Callable[[S.Task, bool], PreTrainedModel]
     encode: Callable[[Sequence[Row], LoadedCorpus, S.Corpus], list[Example]]
     collate: Callable[[PreTrainedTokenizerFast | None], Callable[[Sequence[Example]], ModelBatch]]
     longest: Callable[[PreTrainedModel, int, S.Corpus], list[Example]]

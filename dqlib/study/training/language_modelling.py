@@ -67,7 +67,6 @@ def _not_pretrained(*_: object) -> NoReturn:
 TRAINING = KindTraining(
     new=lambda spec, tokenizer: new_model(spec.model, len(tokenizer), tokenizer.eos_token_id),
     started=lambda model, spec, corpus: model,
-    planned=lambda spec, pretraining: new_model(spec.model, spec.corpus.vocab_size),
     encode=_encode,
     collate=lambda tokenizer: partial(collate_texts, pad=EOS_ID if tokenizer is None else tokenizer.eos_token_id),
     longest=_longest,
