@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 from dqlib.study.params.kinds import KINDS
-from dqlib.study.params.schema import LONGEST, below_one, bounded, one_of
+from dqlib.study.params.schema import LONGEST, below_one, bounded
 from dqlib.study.params.tasks import TASKS
 
 #: Parameters of a model's shape.
@@ -39,7 +39,7 @@ class Model:
     architecture: str = "bart"
 
     def __post_init__(self) -> None:
-        one_of("architecture", self.architecture, MODEL_TYPES)
+        check_choice("architecture", self.architecture, MODEL_TYPES)
         if not self.init_std > 0:
             raise InputError("init_std", self.init_std, "a positive number")
         widths = dict.fromkeys(("d_model", "heads", "ffn_dim"), (1, 10**6))

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from dqlib.config import Config
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 from dqlib.study.params.corpus import Corpus, Support
 from dqlib.study.params.evaluation import Evaluation
 from dqlib.study.params.kinds import KINDS, Kind
@@ -23,7 +23,7 @@ from dqlib.study.params.model import SIZES, Model
 from dqlib.study.params.paths import Folders, project_root
 from dqlib.study.params.presets import own_presets, remember
 from dqlib.study.params.pseudo_labels import PseudoLabels
-from dqlib.study.params.schema import NAMED_BLOCKS, a_name, bounded, build, one_of, read
+from dqlib.study.params.schema import NAMED_BLOCKS, a_name, bounded, build, read
 from dqlib.study.params.task import Task
 from dqlib.study.params.tasks import BENCHMARKED, TASKS
 from dqlib.study.params.training import Distillation, Finetuning, Loop, Pretraining, Training
@@ -67,7 +67,7 @@ class Settings:
         if not self.tasks:
             raise InputError("params", self.profile, f"a file with at least one of {', '.join(TASKS)}")
         for name, task in self.tasks.items():
-            one_of(f"{name}.kind", task.kind, (TASKS[name].kind,))
+            check_choice(f"{name}.kind", task.kind, (TASKS[name].kind,))
             languages = task.corpus.languages
             if bool(languages) != TASKS[name].translates:
                 allowed = "given: each target starts with the token of its language" if not languages else "left out"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 from dqlib.presets import SCHEDULES
 from dqlib.study.params.presets import preset_named
-from dqlib.study.params.schema import LONGEST, MANY, SEEDS, below_one, bounded, one_of
+from dqlib.study.params.schema import LONGEST, MANY, SEEDS, below_one, bounded
 
 #: Of matrix products; weights, their gradients and the optimizer are fp32.
 PRECISIONS = ("fp32", "bf16")
@@ -37,7 +37,7 @@ class Loop:
     def __post_init__(self) -> None:
         counts = ("steps", "batch_tokens", "micro_batches", "validations", "checkpoint_steps")
         bounded(self, **dict.fromkeys(counts, (1, MANY)), seed=SEEDS)
-        one_of("precision", self.precision, PRECISIONS)
+        check_choice("precision", self.precision, PRECISIONS)
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise InputError(name, getattr(self, name), "a positive number")
@@ -55,7 +55,7 @@ class Training(Loop):
     def __post_init__(self) -> None:
         super().__post_init__()
         below_one("warmup", self.warmup)
-        one_of("schedule", self.schedule, SCHEDULES)
+        check_choice("schedule", self.schedule, SCHEDULES)
 
 
 @dataclass(frozen=True, kw_only=True)

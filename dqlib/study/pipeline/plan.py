@@ -174,9 +174,10 @@ class _Timed:
         for (config, preset), count in Counter(each[:2] for each in spec.seeded_students()).items():
             loop = spec.distillation(preset)
             yield self._student(f"{self.name}: {config} {preset}", count, config, loop, spec.evaluate)
-        for run, count in Counter(replace(run, seed=0) for run in methods.runs()).items() if methods else ():
-            name, loop = f"{self.name}, benchmark: {run.config} {run.preset}", methods.distillation(run)
-            yield self._student(name, count, run.config, loop, methods.evaluate)
+        if methods is not None:
+            for run, count in Counter(replace(run, seed=0) for run in methods.runs()).items():
+                name, loop = f"{self.name}, benchmark: {run.config} {run.preset}", methods.distillation(run)
+                yield self._student(name, count, run.config, loop, methods.evaluate)
 
     def _student(
         self, name: str, count: int, config: Config, loop: S.Distillation, evaluation: S.Evaluation
