@@ -25,6 +25,7 @@ from dqlib.errors import InputError
 from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.splits import SPLITS, TEST_PERCENT, UNSEEN, hundredth_of, split_of
 from dqlib.study.params import settings as S
+from dqlib.study.params.schema import each
 
 #: Of a hundred names, this many are never seen in training.
 UNSEEN_PERCENT = 8
@@ -78,7 +79,7 @@ def locale(code: str) -> Locale:
     try:
         return Locale.parse(code)
     except (UnknownLocaleError, ValueError):
-        raise InputError("corpus.languages", code, "codes of locales that CLDR has, such as ro, de or pt_BR") from None
+        raise InputError("corpus.languages", code, "the code of a locale that CLDR has: ro, de, pt_BR") from None
 
 
 def build(corpus: S.Corpus) -> dict[str, list[Row]]:
@@ -87,6 +88,7 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
     Raises:
         InputError: CLDR lacks a language, or there are not so many phrases.
     """
+    each(corpus, "languages", locale, "corpus.")
     splits: dict[str, list[Row]] = {split: [] for split in (*SPLITS, UNSEEN)}
     split_with: dict[str, str] = {}  # of each English text, so that none is in two splits
     assert corpus.limit is not None  # the parameters are checked: 'cldr' needs it

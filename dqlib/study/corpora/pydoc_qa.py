@@ -15,20 +15,11 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import docstring_parser
 
-from dqlib.study.corpora.pydoc import (
-    Documented,
-    Pair,
-    build_pairs,
-    documented,
-    in_splits,
-    in_train_split,
-    name_in_words,
-)
+from dqlib.study.corpora.pydoc import Documented, documented, in_splits, in_train_split, name_in_words, rows_once
 from dqlib.study.corpora.rows import Row
 from dqlib.study.params import settings as S
 
@@ -45,7 +36,7 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
     Raises:
         InputError: a package is not installed.
     """
-    return in_splits(build_answers(corpus.packages, S.available_cores()), corpus.limit)
+    return in_splits(rows_once(corpus.packages, module_answers), corpus.limit)
 
 
 def unpaired(corpus: S.Corpus) -> Iterator[Row]:
@@ -59,23 +50,18 @@ def unpaired(corpus: S.Corpus) -> Iterator[Row]:
     return in_train_split(corpus.packages, module_questions)
 
 
-def module_answers(module: str, path: Path) -> list[Pair]:
+def module_answers(module: str, path: Path) -> list[Row]:
     """Questions with answers of one file; none where the file cannot be read or parsed."""
-    pairs: list[Pair] = []
+    rows: list[Row] = []
     shortest, longest = ANSWER_WORDS
     for name, sources, parsed in _documented_arguments(module, path):
         answers = {each.arg_name.lstrip("*\\"): " ".join((each.description or "").split()) for each in parsed.params}
-        pairs += [
-            Pair(module, f"{name.removesuffix('.__init__')}({argument})", sources[argument], answer)
-            for argument, answer in answers.items()
-            if argument in sources and shortest <= len(answer.split()) <= longest
-            if answer not in _support(name, parsed)  # a docstring of an unknown convention is all summary
-        ]
-    return pairs
-
-
-#: Questions with answers of all packages, as :func:`build_pairs` gives pairs: each answer once (the first wins).
-build_answers = partial(build_pairs, of_module=module_answers)
+        for argument, answer in answers.items():
+            right_length = argument in sources and shortest <= len(answer.split()) <= longest
+            if right_length and answer not in _support(name, parsed):  # one of an unknown convention is all summary
+                asked = {"name": f"{name.removesuffix('.__init__')}({argument})", "source": sources[argument]}
+                rows.append({"group": module, **asked, "target": answer})
+    return rows
 
 
 def module_questions(module: str, path: Path) -> list[Row]:
