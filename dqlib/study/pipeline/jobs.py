@@ -38,7 +38,7 @@ from dqlib.study.evaluation.records import (
     write_record,
 )
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import COST, LOG, PROVENANCE, RECORD, Folders
+from dqlib.study.params.paths import COST, LOG, RECORD, Folders
 from dqlib.study.pipeline.committed import committed_teacher
 from dqlib.study.process.locks import only_maker
 from dqlib.study.training.loop import Log, make_accelerator
@@ -115,60 +115,45 @@ def distill(
     settings: S.Settings, task: str, config: Config, preset: str | None = None, seed: int | None = None
 ) -> None:
     """Make one student: copy layers, quantize, train against the teacher, test."""
-    spec, folders = settings.task(task), settings.folders(task)
+    spec = settings.task(task)
     distillation = spec.distillation(preset, seed)
-    training = _training(settings, task, distillation)
     target = settings.student_folder(task, config, distillation.preset, distillation.seed)
-    with made(training.accelerator, folders, target) as folder:
-        student = training.distill(distillation, config, folder, target)
-        if training.accelerator.is_main_process:
-            save_student(student, folder, training.corpus.tokenizer)
-        score_student(training, student, distillation, spec.evaluate, folder)
+    _student(settings, task, config, distillation, spec.evaluate, target)
 
 
-def make_run(settings: S.Settings, task: str, run: S.Run, target: Path, provenance: str) -> None:
-    """Make and test the student of one run of the benchmark; its weights are not kept.
+def make_run(settings: S.Settings, task: str, run: S.Run, target: Path) -> None:
+    """Make and test the student of one run of the benchmark in its folder; its weights are not kept.
 
     What its training cost is the time of this process on the processor, in minutes; null of a training that goes on
     from a checkpoint, since another process has done a part of it.
-
-    Args:
-        settings: of the study.
-        task: whose benchmark it is.
-        run: preset, configuration, seed and steps.
-        target: folder of the run.
-        provenance: what it is made from, written beside its record.
     """
-    benchmark, folders = settings.task(task).methods, settings.folders(task)
+    benchmark = settings.task(task).methods
     assert benchmark is not None  # it is one of its runs
-    distillation = benchmark.distillation(run)
+    _student(settings, task, run.config, benchmark.distillation(run), benchmark.evaluate, target, of_benchmark=True)
+
+
+def _student(
+    settings: S.Settings, task: str, config: Config, distillation: S.Distillation, evaluation: S.Evaluation,
+    target: Path, of_benchmark: bool = False,
+) -> None:  # fmt: skip
     training = _training(settings, task, distillation)
-    with made(training.accelerator, folders, target) as folder:
-        whole, start = not folders.checkpoints(target).exists(), time.process_time()
-        student = training.distill(distillation, run.config, folder, target)
-        minutes = round((time.process_time() - start) / 60, 4) if whole else None
-        write_text(folder / COST, json.dumps({"minutes": minutes}) + "\n")
-        score_student(training, student, distillation, benchmark.evaluate, folder)
-        write_text(folder / PROVENANCE, provenance)
-
-
-def score_student(
-    training: TaskTraining,
-    student: PreTrainedModel,
-    distillation: S.Distillation,
-    evaluation: S.Evaluation,
-    folder: Path,
-) -> None:
-    """Test a student, and leave predictions and the record of its scores in the folder."""
-    config = student.dqlib_config
-    name = f"{training.name}: testing {config} {distillation.preset}"
-    scores = _score(training, student, evaluation, folder, name)
-    if scores is not None:
-        record = Record.of(
-            training.name, training.corpus.info["name"], "student", config, distillation.preset, distillation, scores,
-            size_bytes=size_bytes(student), teacher=read_record(training.folders.teacher),
-        )  # fmt: skip
-        write_record(record, folder)
+    with made(training.accelerator, training.folders, target) as folder:
+        whole, start = not training.folders.checkpoints(target).exists(), time.process_time()
+        student = training.distill(distillation, config, folder, target)
+        if of_benchmark:
+            minutes = round((time.process_time() - start) / 60, 4) if whole else None
+            write_text(folder / COST, json.dumps({"minutes": minutes}) + "\n")
+        elif training.accelerator.is_main_process:
+            save_student(student, folder, training.corpus.tokenizer)
+        config = student.dqlib_config
+        name = f"{task}: testing {config} {distillation.preset}"
+        scores = _score(training, student, evaluation, folder, name)
+        if scores is not None:
+            record = Record.of(
+                task, training.corpus.info["name"], "student", config, distillation.preset, distillation, scores,
+                size_bytes=size_bytes(student), teacher=read_record(training.folders.teacher),
+            )  # fmt: skip
+            write_record(record, folder)
 
 
 def quiet() -> None:

@@ -23,9 +23,9 @@ from dqlib.study.params.paths import PROVENANCE, project_root
 from dqlib.study.params.presets import file_of, preset_named
 from dqlib.study.params.settings import Settings, load_settings
 from dqlib.study.pipeline.committed import committed_teacher
-from dqlib.study.pipeline.provenance import is_made, provenance_text
 from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.launch import launch, on_this_process
+from dqlib.study.process.provenance import is_made, provenance_text
 
 
 class Study:
@@ -70,7 +70,7 @@ class Study:
             build_corpus(spec, self.folders.corpus, tokenizer, self.task.kind)
             print(_description(self.folders.corpus, spec), flush=True)
 
-        return self._made(self.folders.corpus, provenance, build)
+        return self.made(self.folders.corpus, provenance, build)
 
     def pretrained(self) -> Path | None:
         """Folder of the pre-trained model, with what it needs; None where the teacher starts from random weights."""
@@ -78,7 +78,7 @@ class Study:
             return self.base.pretrained()
         if self.settings.pretrained_folder(self.name) is None:
             return None
-        return self._made(self.folders.pretrained, self._of_pretrained(), lambda: self._run("pretrain"))
+        return self.made(self.folders.pretrained, self._of_pretrained(), lambda: self._run("pretrain"))
 
     def _of_pretrained(self) -> dict[str, object]:
         corpus = _provenance_hash(self.corpus())
@@ -89,21 +89,20 @@ class Study:
         corpus = self.corpus()
         committed = committed_teacher(self.settings, self.name)
         provenance: dict[str, object] = {"finetune": self.task.finetune, "evaluate": self.task.evaluate}
-        pretrained = self.settings.pretrained_folder(self.name)
-        if pretrained == self.folders.pretrained:
-            of_pretrained = provenance_text(self._of_pretrained())
-            provenance["pretrained"] = hashlib.sha256(of_pretrained.encode()).hexdigest()
-        elif self.base and (of_base := self.base.pretrained()):
-            provenance["pretrained"] = _provenance_hash(of_base)
-        if pretrained != self.folders.pretrained:  # else they are among what that was made from
+        if self.settings.pretrained_folder(self.name) == self.folders.pretrained:  # corpus and model decide it, too
+            text = provenance_text(self._of_pretrained())
+            provenance["pretrained"] = hashlib.sha256(text.encode()).hexdigest()
+        else:
             provenance |= {"corpus": _provenance_hash(corpus), "model": self.task.model}
+            of_base = self.base.pretrained() if self.base else None
+            provenance |= {"pretrained": _provenance_hash(of_base)} if of_base else {}
 
         def make() -> None:
             if committed is None:
                 self.pretrained()
             self._run("finetune")
 
-        return self._made(self.folders.teacher, provenance, make)
+        return self.made(self.folders.teacher, provenance, make)
 
     def pseudo_labels(self) -> Path:
         """Folder of what the teacher writes for its students, with what it needs.
@@ -111,9 +110,10 @@ class Study:
         Raises:
             InputError: a file that texts are read from is missing, or no text is in no pair.
         """
-        labels, teacher = self.task.pseudo_labels, self.teacher()
-        provenance = {"labels": labels, "corpus": _provenance_hash(self.corpus()), "code": code_hash(room=LABELLING)}
-        provenance |= {"teacher": hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()}
+        self.teacher()
+        labels, corpus = self.task.pseudo_labels, _provenance_hash(self.corpus())
+        provenance: dict[str, object] = {"labels": labels, "corpus": corpus, "code": code_hash(room=LABELLING)}
+        provenance["teacher"] = self.teacher_digest()
         if files := unpaired_digests(self.task.corpus, labels.unpaired):
             provenance["files"] = files
 
@@ -122,16 +122,20 @@ class Study:
 
             make_pseudo_labels(self.settings, self.name, provenance_text(provenance))
 
-        return self._made(self.folders.pseudo_labels, provenance, make)
+        return self.made(self.folders.pseudo_labels, provenance, make)
+
+    def teacher_digest(self) -> str:
+        """SHA-256 of the weights of the teacher, which is there."""
+        return hashlib.sha256((self.folders.teacher / "model.safetensors").read_bytes()).hexdigest()
 
     def asked_pretrained(self) -> Path:
         """:meth:`pretrained`, or an empty folder: a stage of the pipeline makes its folder in every study."""
-        return self.pretrained() or self._empty(self.folders.pretrained, {"pretrain": None})
+        return self.pretrained() or self._empty(self.folders.pretrained, "pretrain")
 
     def asked_pseudo_labels(self) -> Path:
         """:meth:`pseudo_labels` where a student or a run of the benchmark is trained on them, or an empty folder."""
         asked = self.task.asks_for_pseudo_labels
-        return self.pseudo_labels() if asked else self._empty(self.folders.pseudo_labels, {"labels": None})
+        return self.pseudo_labels() if asked else self._empty(self.folders.pseudo_labels, "labels")
 
     def student(self, config: Config | str, preset: str | None = None, seed: int | None = None) -> Path:
         """Folder of a student, with what it needs.
@@ -148,7 +152,7 @@ class Study:
         self.task.check_fits(config)
         preset = preset_named(preset) if preset else self.task.distill.preset
         folder, provenance = self.student_folder(config, preset, seed), self._of_student(preset, seed)
-        return self._made(folder, provenance, lambda: self._run("distill", config, preset, seed))
+        return self.made(folder, provenance, lambda: self._run("distill", config, preset, seed))
 
     def student_folder(self, config: Config, preset: str, seed: int | None = None) -> Path:
         """Where a student is, or will be: its name has preset and seed where they are not the task's own."""
@@ -187,14 +191,19 @@ class Study:
         arguments += [] if seed is None else ["--seed", str(seed)]
         return launch(arguments, processes)
 
-    def _empty(self, folder: Path, provenance: Mapping[str, object]) -> Path:
+    def _empty(self, folder: Path, block: str) -> Path:
         def make() -> None:
             with atomic_folder(folder):
                 pass
 
-        return self._made(folder, provenance, make)
+        return self.made(folder, {block: None}, make)
 
-    def _made(self, folder: Path, provenance: Mapping[str, object], make: Callable[[], None]) -> Path:
+    def made(self, folder: Path, provenance: Mapping[str, object], make: Callable[[], object]) -> Path:
+        """A folder as it is to be: it is made unless what it was made from, as a file in it says, is just that.
+
+        Raises:
+            JobError: it belongs to another stage of the pipeline than the one that runs.
+        """
         text = provenance_text(provenance)
         if not is_made(folder, text):
             check_owner(folder)

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from dqlib.files import atomic_folder, write_text
+from dqlib.study.process.provenance import is_made
 
 #: Checkpoints of one training that are kept.
 KEPT = 2
@@ -53,21 +54,23 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         data = buffer.getvalue()
+        write_text(self.folder / _IDENTITY, self.identity)
         with atomic_folder(self.folder / f"step{step:09d}") as scratch:
             (scratch / _STATE).write_bytes(data)
             (scratch / _SUM).write_text(hashlib.sha256(data).hexdigest())
-        write_text(self.folder / _IDENTITY, self.identity)
         for path in self._all()[:-KEPT]:
             shutil.rmtree(path)
 
     def latest(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest checkpoint that is whole, and a sentence for each that was passed over; None where there is none.
 
-        Checkpoints of another identity are removed.
+        Checkpoints of another identity, or of one that cannot be read, are removed.
         """
         notes: list[str] = []
-        identity = self.folder / _IDENTITY
-        if not identity.is_file() or identity.read_text() != self.identity:
+        if not is_made(self.folder, self.identity, _IDENTITY):
+            if self._all():
+                what = f"of another training, or their {_IDENTITY} is damaged"
+                notes.append(f"The checkpoints in {self.folder} are {what}; none is taken, and it begins anew.")
             self.clear()
             return None, notes
         for path in reversed(self._all()):
