@@ -68,12 +68,8 @@ def class_scores(
 ) -> Scored:
     """Accuracy (the headline), macro-F1 and Matthews' correlation, in percent; accuracy of each text is 0 or 100.
 
-    Args:
-        rows: with ``target`` and ``test_set``; the scores are those of the test set ``test``.
-        chances: (rows, classes).
-        labels: of the classes.
-        resamples: of the bootstrap.
-        positive: class whose F1 is among the details, as GLUE has it of MRPC and QQP; None for none.
+    The scores are those of the test set ``test``, which rows have as their ``test_set``. ``chances`` are (rows,
+    classes). The F1 of a class ``positive`` is among the details, as GLUE has it of MRPC and QQP.
     """
     number = {label: i for i, label in enumerate(labels)}
     truth = np.array([number[row["target"]] for row in rows])
@@ -96,21 +92,12 @@ def class_scores(
 def class_details(
     truth: np.ndarray, predicted: np.ndarray, classes: int, resamples: int, test_set: str = "test"
 ) -> list[Detail]:
-    """Every metric with its interval over the texts.
-
-    Args:
-        truth, predicted: numbers of classes, (texts,).
-        classes: how many there are.
-        resamples: of the bootstrap.
-        test_set: that they are of.
-    """
+    """Every metric with its interval over the texts, of the numbers of their classes, (texts,) each."""
     cells = np.eye(classes * classes, dtype=np.int64)[truth * classes + predicted]  # (texts, cells)
-    whole = cells.sum(axis=0).reshape(1, classes, classes)
-    drawn = resampled_sums(cells, resamples).reshape(-1, classes, classes)
-    value, resampled = metrics(whole), metrics(drawn)
+    sums = np.concatenate([cells.sum(axis=0, keepdims=True), resampled_sums(cells, resamples)])
     return [
-        Detail(test_set, None, metric, float(value[metric][0]), *interval(resampled[metric]), SIGNATURES[metric])
-        for metric in SIGNATURES
+        Detail(test_set, None, metric, float(values[0]), *interval(values[1:]), SIGNATURES[metric])
+        for metric, values in metrics(sums.reshape(-1, classes, classes)).items()
     ]
 
 
@@ -127,10 +114,7 @@ def metrics(confusion: np.ndarray) -> dict[str, np.ndarray]:
     """Metrics of confusion matrices in percent, (matrices,) each.
 
     F1 is averaged over the classes that occur, in truth or prediction. The correlation is that of several classes; it
-    is 0 where truth or prediction is one class alone.
-
-    Args:
-        confusion: texts by class (rows) and prediction (columns), (matrices, classes, classes).
+    is 0 where truth or prediction is one class alone. Matrices have texts by class (rows) and prediction (columns).
     """
     confusion = confusion.astype(float)
     right = np.diagonal(confusion, axis1=1, axis2=2)  # (matrices, classes)

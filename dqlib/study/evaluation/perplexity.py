@@ -110,11 +110,8 @@ def document_losses(
 def perplexity_scores(rows: Sequence[Row], measured: np.ndarray, resamples: int, signature: str) -> Scored:
     """Perplexity of a token (the headline) and bits per byte of all documents together.
 
-    Args:
-        rows: with ``test_set``; the scores are those of the test set ``test``.
-        measured: nats, tokens and bytes of each document, (documents, 3).
-        resamples: of the bootstrap.
-        signature: how it was measured.
+    The scores are those of the test set ``test``, which rows have as their ``test_set``. ``measured`` has nats, tokens
+    and bytes of each document, (documents, 3), and ``signature`` says how.
     """
     details: list[Detail] = []
     for test_set, where in places(rows, lambda row: row["test_set"]).items():
@@ -134,26 +131,15 @@ def perplexity_of(line: Mapping[str, Any]) -> float:
 
 
 def perplexity_details(measured: np.ndarray, resamples: int, signature: str, test_set: str = "test") -> list[Detail]:
-    """Both metrics, with their intervals over the documents.
-
-    Args:
-        measured: nats, tokens and bytes of each document, (documents, 3).
-        resamples: of the bootstrap.
-        signature: how they were measured.
-        test_set: that they are of.
-    """
-    value, resampled = metrics(measured.sum(axis=0, keepdims=True)), metrics(resampled_sums(measured, resamples))
+    """Both metrics, with their intervals over the documents, as :func:`perplexity_scores` takes them."""
+    sums = np.concatenate([measured.sum(axis=0, keepdims=True), resampled_sums(measured, resamples)])
     return [
-        Detail(test_set, None, metric, float(value[metric][0]), *interval(resampled[metric]), signature)
-        for metric in value
+        Detail(test_set, None, metric, float(values[0]), *interval(values[1:]), signature)
+        for metric, values in metrics(sums).items()
     ]
 
 
 def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """Metrics of sums over documents, (sums,) each.
-
-    Args:
-        sums: nats, tokens and bytes, (sums, 3).
-    """
+    """Metrics of sums of nats, tokens and bytes over documents: (sums, 3) to (sums,) each."""
     nats, tokens, size = sums.T
     return {"perplexity": np.exp(nats / tokens), "bits_per_byte": nats / math.log(2) / size}
