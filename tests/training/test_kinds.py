@@ -23,11 +23,11 @@ from dqlib.study.pipeline.plan import plan
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.pages import markdown_table, overview_table
 from dqlib.study.report.tables import collect
+from dqlib.study.training.batches import collate_texts
 from dqlib.study.training.classification import compare_tokens, masked, new_config, windows
 from dqlib.study.training.examples import Example
 from dqlib.study.training.kinds import training_of
 from dqlib.study.training.loop import token_counts
-from dqlib.study.training.text_batches import collate_texts
 from tests.helpers.projects import committed
 
 

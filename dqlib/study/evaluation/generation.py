@@ -52,7 +52,7 @@ def generate(
         output = model.generate(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
-            decoder_start_token_id=batch.decoder_input_ids[:, 0].tolist(),
+            decoder_start_token_id=[examples[i].start for i in indices],
             past_key_values=OneSourceCache(),
             num_beams=evaluation.beams,
             max_new_tokens=max_tokens,

@@ -17,8 +17,8 @@ from dqlib.losses import IGNORED_LABEL, cross_entropy, logits_kl
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.evaluation.bootstrap import bootstrap_interval
 from dqlib.study.params import settings as S
+from dqlib.study.training.batches import Batch
 from dqlib.study.training.kinds import training_of
-from dqlib.study.training.text_batches import ModelBatch
 
 #: Held-out pairs on which similarity is measured.
 HELD_OUT_PAIRS = 64
@@ -36,7 +36,7 @@ class Similarity:
     task_loss: float  # cross-entropy of the reference, nats
 
 
-def held_out(corpus: LoadedCorpus, spec: S.Task) -> ModelBatch:
+def held_out(corpus: LoadedCorpus, spec: S.Task) -> Batch:
     """The first validation pairs, or blocks of running text, in one batch."""
     kind = training_of(spec.form)
     examples = kind.encode(corpus.splits["validation"][:HELD_OUT_PAIRS], corpus, spec.corpus)
@@ -44,7 +44,7 @@ def held_out(corpus: LoadedCorpus, spec: S.Task) -> ModelBatch:
 
 
 @torch.no_grad()
-def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: ModelBatch) -> Similarity:
+def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch) -> Similarity:
     """How similar a model's tokens are to each other, and how far it is from the teacher.
 
     Hidden states are those after the last layer (and its LayerNorm), of the decoder under the reference. A pair
@@ -85,7 +85,7 @@ def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: ModelBat
 
 
 def similarity_table(
-    models: Mapping[str, PreTrainedModel], teacher: PreTrainedModel, batch: ModelBatch, resamples: int = 1000
+    models: Mapping[str, PreTrainedModel], teacher: PreTrainedModel, batch: Batch, resamples: int = 1000
 ) -> pandas.DataFrame:
     """One row per model; ``more_alike`` is its similarity less the teacher's, text by text, with a 95% interval.
 

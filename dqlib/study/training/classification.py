@@ -22,10 +22,9 @@ from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.tokenizer import EOS_ID, LONGEST_TEXT, PAD_ID, beginning
 from dqlib.study.params import settings as S
-from dqlib.study.training.batches import SHORTEST
+from dqlib.study.training.batches import SHORTEST, Batch, collate_texts
 from dqlib.study.training.examples import Example
 from dqlib.study.training.kinds import KindTraining, Noise, random_ids
-from dqlib.study.training.text_batches import ModelBatch, collate_texts
 
 #: Of the tokens that are to be found again, this many are masked, this many are any others, the rest stay (BERT,
 #: arXiv:1810.04805, section 3.1).
@@ -203,7 +202,7 @@ def _noise(training: S.Pretraining, tokenizer: PreTrainedTokenizerFast) -> Noise
     return partial(masked, pretraining=training, mask=tokenizer.mask_token_id, kept=kept, vocabulary=len(tokenizer))
 
 
-def _collate(tokenizer: PreTrainedTokenizerFast | None) -> Callable[[Sequence[Example]], ModelBatch]:
+def _collate(tokenizer: PreTrainedTokenizerFast | None) -> Callable[[Sequence[Example]], Batch]:
     ids = (PAD_ID, EOS_ID) if tokenizer is None else (tokenizer.pad_token_id, tokenizer.sep_token_id)
     return partial(collate_texts, pad=ids[0], separator=ids[1])
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.params import settings as S
+from dqlib.study.training.batches import Batch
 from dqlib.study.training.examples import Example
-from dqlib.study.training.text_batches import ModelBatch
 
 Noise = Callable[[Example, random.Random], Example]
 
@@ -39,7 +39,7 @@ class KindTraining:
     new: Callable[[S.Task, PreTrainedTokenizerFast], PreTrainedModel]
     started: Callable[[PreTrainedModel, S.Task, LoadedCorpus], PreTrainedModel]
     encode: Callable[[Sequence[Row], LoadedCorpus, S.Corpus], list[Example]]
-    collate: Callable[[PreTrainedTokenizerFast | None], Callable[[Sequence[Example]], ModelBatch]]
+    collate: Callable[[PreTrainedTokenizerFast | None], Callable[[Sequence[Example]], Batch]]
     longest: Callable[[PreTrainedModel, int, S.Corpus], list[Example]]
     windows: Callable[[Sequence[Row], PreTrainedTokenizerFast, int], list[Example]]
     noise: Callable[[S.Pretraining, PreTrainedTokenizerFast], Noise]

@@ -12,10 +12,9 @@ from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.tokenizer import EOS_ID
 from dqlib.study.params import settings as S
-from dqlib.study.training.batches import SHORTEST
+from dqlib.study.training.batches import SHORTEST, collate_texts
 from dqlib.study.training.examples import Example
 from dqlib.study.training.kinds import KindTraining, random_ids
-from dqlib.study.training.text_batches import collate_texts
 
 
 def new_model(model: S.Model, vocab_size: int, end: int = EOS_ID) -> GPT2LMHeadModel:

@@ -33,14 +33,13 @@ from dqlib.study.params import settings as S
 from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.progress import report
 from dqlib.study.training.average import Average
-from dqlib.study.training.batches import Example, bucketed, collate
+from dqlib.study.training.batches import Batch, Example, bucketed, collate
 from dqlib.study.training.checkpoints import Checkpoints, random_states, restore_random_states
 from dqlib.study.training.objectives import Objective
 from dqlib.study.training.on_policy import OnPolicy
-from dqlib.study.training.text_batches import ModelBatch
 
 #: What makes a batch of examples.
-Collate = Callable[[Sequence[Example]], ModelBatch]
+Collate = Callable[[Sequence[Example]], Batch]
 
 #: Rows of the log of one training, about.
 LOG_ROWS = 50

@@ -14,7 +14,7 @@ from dqlib.layerwise import layerwise_states, layerwise_terms
 from dqlib.loss_weights import LossWeights
 from dqlib.losses import MemoryBank, cross_entropy
 from dqlib.presets import Recipe
-from dqlib.study.training.text_batches import ModelBatch
+from dqlib.study.training.batches import Batch
 from dqlib.terms import LayerMaps, distillation_terms
 
 
@@ -24,7 +24,7 @@ class Objective:
     def begin(self, step: int, steps: int) -> None:
         """Make ready for a step, counted from 1, of so many: what changes in the course of a training follows it."""
 
-    def terms(self, model: nn.Module, batch: ModelBatch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
         """Unweighted loss terms of a micro-batch, divided by the source and target tokens of the whole step."""
         raise NotImplementedError
 
@@ -46,7 +46,7 @@ class TaskObjective(Objective):
 
     label_smoothing: float = 0.0
 
-    def terms(self, model: nn.Module, batch: ModelBatch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
         logits = model(**batch.inputs()).logits
         return {"task": cross_entropy(logits, batch.labels, denominators[1], self.label_smoothing)}
 
@@ -82,7 +82,7 @@ class DistillationObjective(Objective):
         self._layerwise = step <= self.recipe.layerwise_steps(steps)
         self._layers = self.recipe.layer_losses(step, steps)
 
-    def terms(self, model: nn.Module, batch: ModelBatch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
         if self._layerwise:
             student = extract_model_from_parallel(model)
             states = layerwise_states(student, self.teacher, batch.inputs(), self.maps, model)

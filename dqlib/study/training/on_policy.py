@@ -66,7 +66,7 @@ def _drawn(
     """Token ids that a student draws for the sources of examples, each up to its end."""
     batch, end = collate(examples, student.config.pad_token_id).to(student.device), student.config.eos_token_id
     read: BaseModelOutput = student.get_encoder()(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    tokens, cache, columns = batch.decoder_input_ids[:, :1], OneSourceCache(), list[Tensor]()
+    tokens, cache, columns = batch.inputs()["decoder_input_ids"][:, :1], OneSourceCache(), list[Tensor]()
     ended = torch.zeros_like(tokens, dtype=torch.bool)
     while len(columns) < most and not ended.all():
         output = student(
