@@ -120,10 +120,8 @@ def unpaired(corpus: S.Corpus) -> Iterator[Row]:
 def phrases(languages: list[str], seed: int, unseen: bool = False) -> Iterator[Row]:
     """Endless rows with ``group``, ``language``, ``source`` (English) and ``target``, languages in turn.
 
-    Args:
-        languages: target languages.
-        seed: the same seed gives the same rows.
-        unseen: draw phrases with names alone, and from the names that are otherwise left out.
+    The same seed gives the same rows. The ``unseen`` are phrases with names alone, of those that are otherwise left
+    out.
 
     Raises:
         InputError: CLDR lacks a language, or gives it an empty phrase.
@@ -147,11 +145,6 @@ def names(kind: str, unseen: bool, languages: tuple[str, ...]) -> list[str]:
     """Codes of all names of a kind that every language has: those that training sees, or those that it does not.
 
     Codes of two letters (currencies: three) whose English name is no other's and explains nothing in parentheses.
-
-    Args:
-        kind: one of :data:`NAME_KINDS`.
-        unseen: which of them.
-        languages: that have to have the names.
 
     Raises:
         InputError: CLDR lacks a language, or has hardly any names in it.

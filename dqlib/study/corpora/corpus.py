@@ -59,11 +59,7 @@ def build_corpus(
 ) -> None:
     """Make the splits and the tokenizer and write them to a folder; the same inputs give the same bytes.
 
-    Args:
-        corpus: what to build.
-        folder: where to.
-        tokenizer_folder: of another corpus, whose tokenizer this one is to use.
-        kind: of the task.
+    ``tokenizer_folder`` is of another corpus, whose tokenizer this one is to use; ``kind`` is the task's.
 
     Raises:
         InputError: a file, column, package or locale is missing or bad, a language has no token in a ready

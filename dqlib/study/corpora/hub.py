@@ -58,10 +58,7 @@ def hub_rows(corpus: S.Corpus, kind: S.Kind, split: str) -> Iterator[tuple[dict[
 
     A text is empty where a row has none. A class has its name, if the data set gives it one, or its number.
 
-    Args:
-        corpus: its data set, columns and support documents.
-        kind: of the task, which says what columns there are.
-        split: name of the split, or a part of it as ``datasets`` writes it: ``train[1%:]``.
+    ``split`` may be a part of one as ``datasets`` writes it: ``train[1%:]``.
 
     Raises:
         InputError: the data set cannot be reached, or a column is missing.

@@ -73,8 +73,7 @@ def masked_words(text: str, names: frozenset[str]) -> str:
 def paired(pairs: list[Row]) -> list[Row]:
     """Summaries with a body each, half of them with that of another docstring.
 
-    Args:
-        pairs: of body and summary; of those with the same body, the first is taken.
+    ``pairs`` are of body and summary; of those with the same body, the first is taken.
     """
     unique = list({pair["source"]: pair for pair in reversed(pairs)}.values())[::-1]
     modules: dict[str, list[Row]] = {}

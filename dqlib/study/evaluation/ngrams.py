@@ -83,11 +83,8 @@ class KneserNey:
     ) -> KneserNey:
         """Count the n-grams of some streams of token ids; none crosses from one stream to the next.
 
-        Args:
-            streams: (tokens,) each; the first ``order - 1`` are context alone.
-            order: tokens of the longest n-gram.
-            vocabulary: number of tokens.
-            discounts: of each order, from unigrams; estimated, when None.
+        The first ``order - 1`` tokens of a stream, (tokens,), are context alone. ``discounts`` of each order, from
+        unigrams, are estimated, when None.
         """
         parts = [np.asarray(ids, dtype=np.int64) for ids in streams]
         tokens = np.concatenate(parts)

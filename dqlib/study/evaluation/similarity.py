@@ -51,9 +51,7 @@ def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch) -
     of positions counts where the tokens differ and neither is padding. Of the embedding, the rows of tokens that
     occur are compared.
 
-    Args:
-        model, teacher: encoder-decoders, or decoders alone, with the same vocabulary.
-        batch: held-out texts.
+    Models are encoder-decoders, or decoders alone, with the same vocabulary.
     """
     was_training = model.training
     inputs = batch.inputs()
@@ -88,12 +86,6 @@ def similarity_table(
     models: Mapping[str, PreTrainedModel], teacher: PreTrainedModel, batch: Batch, resamples: int = 1000
 ) -> pandas.DataFrame:
     """One row per model; ``more_alike`` is its similarity less the teacher's, text by text, with a 95% interval.
-
-    Args:
-        models: by the name of the row; the teacher itself may be one.
-        teacher: in full precision.
-        batch: held-out texts.
-        resamples: of the bootstrap over texts.
 
     Returns:
         Index ``model``; columns ``decoder``, ``more_alike``, ``low``, ``high``, ``encoder``, ``embedding``, ``matched``

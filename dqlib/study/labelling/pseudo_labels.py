@@ -86,10 +86,7 @@ class _Labelling:
 def make_pseudo_labels(settings: S.Settings, task: str, provenance: str) -> None:
     """Let a task's teacher write the targets of training pairs, and of texts in no pair where the corpus has such.
 
-    Args:
-        settings: of the study.
-        task: whose corpus and teacher it is; both are there.
-        provenance: what the labels are made from; chunks that were made from anything else are not taken up.
+    Chunks that were made from anything else than ``provenance`` says are not taken up.
 
     Raises:
         BusyError: another run is making them.

@@ -28,9 +28,7 @@ LABELLING = "labelling"
 def code_hash(package: Path = PACKAGE, room: str = ROOMS[-1]) -> str:
     """SHA-256 of all code that what a room makes can depend on: the core, the rooms before it, and its own.
 
-    Args:
-        package: folder of the code.
-        room: one of :data:`ROOMS`, or :data:`LABELLING`; the last of ``ROOMS``, of which scores are, when left out.
+    ``room`` is one of :data:`ROOMS`, or :data:`LABELLING`; scores are of the last of ``ROOMS``.
     """
     core = _hash(package, [*package.glob("*.py"), *(package / "storage").rglob("*.py")])
     rooms = (*ROOMS, LABELLING)

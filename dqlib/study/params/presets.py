@@ -23,8 +23,7 @@ def is_file(preset: str) -> bool:
 def preset_named(preset: str) -> str:
     """The name of a preset, by which :func:`dqlib.presets.get_preset` knows it from here on.
 
-    Args:
-        preset: a name, or a YAML file, from the project's folder if its path is relative.
+    ``preset`` is a name, or a YAML file, from the project's folder if its path is relative.
 
     Raises:
         InputError: there is none, or the file says something that is not allowed.

@@ -122,10 +122,7 @@ def _scalar(node: yaml.ScalarNode, where: str) -> str | int | float | bool | Non
 def build(cls: Any, data: Any, where: str) -> Any:
     """An instance of a dataclass from nested dictionaries, every error with its full name.
 
-    Args:
-        cls: the dataclass; its fields name the keys, their types the values.
-        data: what YAML gave.
-        where: full name of the block, with dots.
+    The fields of the dataclass name the keys, their types the values; ``where`` is the block's full name, with dots.
 
     Raises:
         InputError: a key is unknown or missing, or a value is not allowed.
@@ -207,11 +204,8 @@ def bounded(block: Any, **bounds: tuple[int, int]) -> None:
 def each(block: Any, name: str, check: Callable[[Any], Found], where: str = "") -> list[Found]:
     """What a check gives for every entry of a list of a block; an error names the list and the entry's place in it.
 
-    Args:
-        block: the list is its field ``name``.
-        name: of the list.
-        check: whose errors begin with what an entry is: ``config '9-2-8 2-1', w_bits``.
-        where: that block stands, with a dot behind it.
+    Errors of the check begin with what an entry is (``config '9-2-8 2-1', w_bits``); ``where`` the block stands has a
+    dot behind it.
     """
     found = []
     for place, value in enumerate(getattr(block, name)):

@@ -42,10 +42,8 @@ Key = tuple[str, str, int, int]
 class Ledger:
     """What the committed tables hold of a benchmark.
 
-    Args:
-        teacher: SHA-256 of the weights of the teacher that the rows are asked for.
-        rows: of runs that need not be trained.
-        left_out: the others that the parameters name, each with why its row does not count.
+    ``rows`` are of runs that need not be trained, ``left_out`` the others, each with why its row does not count; both
+    are asked for of a ``teacher``, by the SHA-256 of its weights.
     """
 
     teacher: str
@@ -54,13 +52,7 @@ class Ledger:
 
 
 def run_provenance(study: Study, run: S.Run, teacher: str) -> dict[str, object]:
-    """What a run is made from but the code and what the teacher wrote, which follows from these.
-
-    Args:
-        study: whose benchmark it is.
-        run: of it.
-        teacher: SHA-256 of the teacher's weights.
-    """
+    """What a run is made from but the code and what the teacher wrote, which follows from these."""
     benchmark = study.task.methods
     assert benchmark is not None
     return {

@@ -101,10 +101,8 @@ class Plan:
 def plan(settings: S.Settings, only: str | None = None, devices: int | None = None) -> Plan:
     """What a profile would take.
 
-    Args:
-        settings: of the profile.
-        only: the task to plan; all that the profile has, when None.
-        devices: accelerators, each of which makes one student at a time; this machine's, or its cores, when None.
+    Of ``only`` one task, when given. ``devices`` are accelerators, each of which makes one student at a time; this
+    machine's, or its cores, when None.
 
     Raises:
         InputError: ``devices`` is not positive, the profile has no such task, or a preset does not fit.

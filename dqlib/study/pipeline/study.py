@@ -31,10 +31,7 @@ from dqlib.study.process.provenance import is_made, provenance_text
 class Study:
     """One task under one parameter file.
 
-    Args:
-        params: a parameter file, or the name of a profile.
-        task: name of the experiment.
-        settings: what ``params`` holds, where it was read already.
+    ``params`` is a parameter file, or the name of a profile, and ``settings`` what it holds, where it was read already.
 
     Raises:
         InputError: a parameter is not allowed.
@@ -140,10 +137,7 @@ class Study:
     def student(self, config: Config | str, preset: str | None = None, seed: int | None = None) -> Path:
         """Folder of a student, with what it needs.
 
-        Args:
-            config: bits and layers, and heads and neurons where they are fewer.
-            preset: its name or its YAML file; the task's own, when None.
-            seed: of its training; the task's own, when None.
+        ``preset`` (a name or a YAML file) and ``seed`` are the task's own, when None.
 
         Raises:
             InputError: the configuration is malformed, or deeper or wider than the teacher; no such seed.

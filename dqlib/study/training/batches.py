@@ -112,10 +112,7 @@ def bucketed(examples: Sequence[Example], batch_tokens: int, order: random.Rando
     A batch is as large as its number of examples times the tokens of its longest example, source and target together.
     Sources and targets are padded each to their own longest, so the padded tokens can be more than that.
 
-    Args:
-        examples: what to batch.
-        batch_tokens: largest size of a batch; one longer example makes a batch of its own.
-        order: shuffles the examples before they are put into buckets; None keeps them sorted by length.
+    ``order`` shuffles the examples before they are put into buckets; None keeps them sorted by length.
     """
     sources, targets = example_lengths(examples)
     indices = array("q", range(len(examples)))
@@ -148,10 +145,7 @@ def steps(
 
     The order depends on the seed and the epoch alone, not on how many processes share a step.
 
-    Args:
-        examples: the training examples, or what each pass selects its own from.
-        training: batch size, micro-batches per step and seed.
-        noise: changes each example anew in every epoch (text infilling).
+    ``noise`` changes each example anew in every epoch (text infilling).
     """
     epoch = 0
     while True:

@@ -33,9 +33,8 @@ _STATE, _SUM, _IDENTITY = "state.pt", "sha256", "identity.json"
 class Checkpoints:
     """Where one training keeps its checkpoints.
 
-    Args:
-        folder: of this training alone, outside of what it makes.
-        identity: all that decides what is trained, as text; checkpoints of another identity are not taken up.
+    The ``folder`` is this training's alone, outside of what it makes. The ``identity`` is all that decides what is
+    trained, as text; checkpoints of another one are not taken up.
     """
 
     folder: Path
@@ -44,9 +43,7 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint, and remove those that are not kept.
 
-        Args:
-            step: that was taken last.
-            state: tensors, numbers, texts, and lists and dicts of these.
+        The state has tensors, numbers, texts, and lists and dicts of these.
 
         Raises:
             OSError: the disk is full, say; the checkpoints before are as they were.

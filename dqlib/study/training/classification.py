@@ -79,8 +79,7 @@ def compare_tokens(model: BertForMaskedLM | BertForSequenceClassification) -> No
     * What attention and feed-forward layers add is divided by the root of their number (GPT-2), so that which token it
       is can still be read in the last layer.
 
-    Args:
-        model: with weights as its class draws them; what is drawn here is from torch's generator.
+    What is drawn here is from torch's generator.
     """
     config, body = model.config, model.bert
     width, size = config.hidden_size, config.hidden_size // config.num_attention_heads
@@ -172,13 +171,7 @@ def masked(
     Spans have geometric lengths with mean ``mean_span`` (BERT's own are of one token), until ``mask_ratio`` of the
     tokens is covered.
 
-    Args:
-        example: whose source is the text.
-        order: what is drawn from.
-        pretraining: spans and ratio.
-        mask: id of ``<mask>``.
-        kept: ids that are never masked.
-        vocabulary: number of tokens, for those that are replaced by any other.
+    Ids that are ``kept`` are never masked; others are replaced by ``mask`` or by any of the ``vocabulary``.
     """
     places = [place for place, token in enumerate(example.source) if token not in kept]
     hidden: set[int] = set()

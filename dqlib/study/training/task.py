@@ -46,15 +46,7 @@ CALIBRATION, CALIBRATION_BATCH = 128, 32
 
 @dataclass(frozen=True)
 class TaskTraining:
-    """What the trainings of one task share.
-
-    Args:
-        name: of the task.
-        spec: its parameters.
-        folders: where it keeps what it makes.
-        corpus: its pairs and their tokenizer.
-        accelerator: of this process.
-    """
+    """What the trainings of one task share."""
 
     name: str
     spec: S.Task
@@ -70,9 +62,7 @@ class TaskTraining:
     def pretrain(self, model: PreTrainedModel, folder: Path) -> None:
         """Text infilling, or masked language modelling, on the texts of the corpus: teaches a new model to read.
 
-        Args:
-            model: trained in place.
-            folder: where the log goes; what is made here becomes ``folders.pretrained``.
+        The model is trained in place; the log goes to ``folder``, which becomes ``folders.pretrained``.
 
         Raises:
             InputError: all texts of a split are too short for a window.
@@ -128,11 +118,7 @@ class TaskTraining:
     def distill(self, distillation: S.Distillation, config: Config, folder: Path, target: Path) -> PreTrainedModel:
         """A student of the task's teacher, trained by a preset and rounded to what a packed file stores.
 
-        Args:
-            distillation: steps, batches, and the preset's name.
-            config: bits and layers, and heads and neurons where they are fewer.
-            folder: where the log goes.
-            target: what ``folder`` is to become.
+        The log goes to ``folder``, which is to become ``target``.
 
         Raises:
             InputError: the preset asks for what the teacher writes, and that is missing or another teacher's.
@@ -248,11 +234,7 @@ class TaskTraining:
     ) -> StoredExamples:
         """Examples of rows of a split, tokenized once for all runs that want the same of the same corpus.
 
-        Args:
-            split: its name.
-            rows: the split's first ones, or all.
-            make: examples of some of them.
-            description: what ``make`` does, with all that decides it but corpus and tokenizer.
+        ``description`` says what ``make`` does, with all that decides it but corpus and tokenizer.
         """
         parts = self.corpus.info["sha256"], split, len(rows), description, tokenizers.__version__, code_hash()
         digest = self._with_tokenizer(" ".join(map(str, parts)))
