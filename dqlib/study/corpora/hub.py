@@ -27,17 +27,12 @@ def build(corpus: S.Corpus, kind: S.Kind) -> dict[str, Iterator[Row]]:
         InputError: the data set cannot be reached, a column is missing, or a language has no token.
     """
 
-    def rows(split: str) -> Iterator[Row]:
-        for texts, language in hub_rows(corpus, kind, split):
-            if all(map(str.strip, texts.values())):  # before the prefix, with which no source is empty
-                yield named_row(texts, language, corpus, corpus.dataset or "")
-
     def of_split(name: str) -> Iterator[Row]:
         split = getattr(corpus, name) or name
         if text_columns(corpus, kind).keys() == {"source"}:
             some = itertools.islice(hub_rows(corpus, kind, split), corpus.limit)
             return documents(texts["source"] for texts, _ in some)
-        return itertools.islice(rows(split), corpus.limit)
+        return itertools.islice(_named_rows(corpus, kind, split), corpus.limit)
 
     return {name: of_split(name) for name in SPLITS}
 
@@ -48,8 +43,12 @@ def unpaired(corpus: S.Corpus, split: str) -> Iterator[Row]:
     Raises:
         InputError: the data set cannot be reached, a column is missing, or a language has no token.
     """
-    for texts, language in hub_rows(corpus, SOURCES, split):
-        if texts["source"].strip():
+    return _named_rows(corpus, SOURCES, split)
+
+
+def _named_rows(corpus: S.Corpus, kind: S.Kind, split: str) -> Iterator[Row]:
+    for texts, language in hub_rows(corpus, kind, split):
+        if all(map(str.strip, texts.values())):  # before the prefix, with which no source is empty
             yield named_row(texts, language, corpus, corpus.dataset or "")
 
 

@@ -15,7 +15,7 @@ from dqlib.config import Config
 from dqlib.files import atomic_folder, write_text
 from dqlib.presets import get_preset
 from dqlib.study.corpora.corpus import build_corpus, load_info
-from dqlib.study.corpora.files import file_digests, unpaired_digests
+from dqlib.study.corpora.files import SOURCES, digests_of, file_digests
 from dqlib.study.corpora.pseudo_labels import load_labels_info
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import LABELLING, code_hash
@@ -111,8 +111,8 @@ class Study:
         labels, corpus = self.task.pseudo_labels, _provenance_hash(self.corpus())
         provenance: dict[str, object] = {"labels": labels, "corpus": corpus, "code": code_hash(room=LABELLING)}
         provenance["teacher"] = self.teacher_digest()
-        if files := unpaired_digests(self.task.corpus, labels.unpaired):
-            provenance["files"] = files
+        if self.task.corpus.origin == "files" and labels.unpaired is not None:
+            provenance["files"] = digests_of(self.task.corpus, SOURCES, labels.unpaired)
 
         def make() -> None:
             from dqlib.study.labelling.pseudo_labels import make_pseudo_labels  # torch is needed only now
