@@ -52,3 +52,8 @@ class Model:
     def base_task(self) -> str | None:
         """The task whose pre-trained model this one starts from, if it is another task's."""
         return self.pretrained if self.pretrained in TASKS else None
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The folder, or the name on the hub, of the model that this one starts from, if others have made it."""
+        return None if self.base_task else self.pretrained

@@ -72,12 +72,9 @@ class Task:
         if self.corpus.origin == "embedded" and self.pseudo_labels.unpaired is not None:
             allowed = f"left out: '{self.corpus.name}' knows its texts without a target itself"
             raise InputError("pseudo_labels.unpaired", self.pseudo_labels.unpaired, allowed)
-        if self.pretrain is not None and self.model.base_task:
-            raise InputError("pretrain", "a block", f"null: the model is that of '{self.model.base_task}'")
         if self.pretrain is not None and self.model.pretrained is not None:
-            allowed = f"null: the model starts from the checkpoint {self.model.pretrained}"
-            raise InputError("pretrain", "a block", allowed)
-        if self.finetune is None and (self.model.pretrained is None or self.model.base_task):
+            raise InputError("pretrain", "a block", f"null: the model starts from '{self.model.pretrained}'")
+        if self.finetune is None and self.model.checkpoint is None:
             raise InputError("finetune", None, "a block, unless model.pretrained names a checkpoint that is fine-tuned")
         longest = max(self.corpus.source_tokens, self.corpus.target_tokens, self.longest_window)
         if self.model.max_positions < longest:
@@ -117,8 +114,7 @@ class Task:
     @property
     def architecture(self) -> str:
         """Of the teacher: mBART's, unless it comes from elsewhere."""
-        new = self.model.pretrained is None or self.model.base_task
-        return self.form.architecture if new else self.model.architecture
+        return self.form.architecture if self.model.checkpoint is None else self.model.architecture
 
     @property
     def form(self) -> Kind:
@@ -157,7 +153,7 @@ class Task:
             if bool(getattr(self.model, name)) != wanted:
                 allowed = "at least 1" if wanted else f"0, for {kind.description}"
                 raise InputError(f"model.{name}", getattr(self.model, name), allowed)
-        if self.model.pretrained is not None and not self.model.base_task:
+        if self.model.checkpoint is not None:
             check_choice("model.architecture", self.model.architecture, kind.architectures)
         if self.pretrain is not None and kind.pretraining is None:
             raise InputError("pretrain", "a block", f"null, for {kind.description}: fine-tuning is all of its training")
