@@ -49,11 +49,7 @@ PART = 64
 
 
 def build(corpus: S.Corpus) -> dict[str, list[Row]]:
-    """The rows of every split.
-
-    Raises:
-        InputError: a package is not installed.
-    """
+    """The rows of every split; raises as :func:`dqlib.study.corpora.pydoc.python_files`."""
     return in_splits(rows_once(corpus.packages, module_rows), corpus.limit)
 
 

@@ -41,11 +41,7 @@ SHORTEST_NAME = 3
 
 
 def build(corpus: S.Corpus) -> dict[str, list[Row]]:
-    """The rows of every split.
-
-    Raises:
-        InputError: a package is not installed.
-    """
+    """The rows of every split; raises as :func:`dqlib.study.corpora.pydoc.python_files`."""
     return in_splits(paired(rows_once(corpus.packages, bodies_and_summaries)), corpus.limit)
 
 

@@ -31,11 +31,7 @@ DESCRIBES = re.compile(rb"(Arg|Argument|Param|Parameter|Attribute)s?:?\s*\n|[:@]
 
 
 def build(corpus: S.Corpus) -> dict[str, list[Row]]:
-    """The rows of every split.
-
-    Raises:
-        InputError: a package is not installed.
-    """
+    """The rows of every split; raises as :func:`dqlib.study.corpora.pydoc.python_files`."""
     return in_splits(rows_once(corpus.packages, module_answers), corpus.limit)
 
 

@@ -23,11 +23,7 @@ MIN_WORDS = 20
 
 
 def build(corpus: S.Corpus) -> dict[str, list[Row]]:
-    """The rows of every split.
-
-    Raises:
-        InputError: a package is not installed.
-    """
+    """The rows of every split; raises as :func:`dqlib.study.corpora.pydoc.python_files`."""
     seen: set[str] = set()
     rows = []
     for module, texts in each_module(corpus.packages, module_texts):

@@ -24,11 +24,7 @@ MIN_WORDS = 12
 
 
 def build(corpus: S.Corpus) -> dict[str, list[Row]]:
-    """The rows of every split.
-
-    Raises:
-        InputError: a package is not installed.
-    """
+    """The rows of every split; raises as :func:`dqlib.study.corpora.pydoc.python_files`."""
     modules = {module: package for package, module, _ in python_files(corpus.packages)}
     texts = rows_once(corpus.packages, whole_texts)
     sizes = Counter(modules[text["group"]] for text in texts)

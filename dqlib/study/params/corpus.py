@@ -13,19 +13,13 @@ from dqlib.study.params.schema import LONGEST, MANY, SEEDS, a_name, bounded, eac
 
 @dataclass(frozen=True)
 class Embedded:
-    """A corpus that is made from what is installed.
+    """A corpus that is made from what is installed."""
 
-    Args:
-        module: its function ``build`` takes the parameters of a corpus and gives the rows of every split.
-        needs: parameters that have to be given.
-        unpaired: whether its function ``unpaired`` gives texts for a teacher to label, of which no pair is made.
-        kind: of the tasks that it is for.
-    """
-
-    module: str
-    needs: tuple[str, ...]
+    module: str  # its function ``build`` takes the parameters of a corpus and gives the rows of every split
+    needs: tuple[str, ...]  # parameters that have to be given
+    # whether its function ``unpaired`` gives texts for a teacher to label, of which no pair is made
     unpaired: bool = False
-    kind: str = SEQ2SEQ
+    kind: str = SEQ2SEQ  # of the tasks that it is for
 
 
 EMBEDDED = {

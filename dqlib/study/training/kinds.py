@@ -24,25 +24,20 @@ Noise = Callable[[Example, random.Random], Example]
 
 @dataclass(frozen=True)
 class KindTraining:
-    """The parts of a training that depend on the kind of the task.
+    """The parts of a training that depend on the kind of the task."""
 
-    Args:
-        new: a model with random weights, to be pre-trained or, without pre-training, fine-tuned.
-        started: what a teacher starts from, of the pre-trained model or a new one.
-        encode: rows as examples.
-        collate: what makes a batch of examples, for a tokenizer, or for one that is trained here where it is None.
-        longest: so many examples of random tokens, each as long as the parameters of a corpus allow, for a model.
-        windows: texts of rows as examples of pre-training, at most so many tokens each.
-        noise: what changes each of these anew in every epoch.
-    """
-
+    # a model with random weights, to be pre-trained or, without pre-training, fine-tuned
     new: Callable[[S.Task, PreTrainedTokenizerFast], PreTrainedModel]
+    # what a teacher starts from, of the pre-trained model or a new one
     started: Callable[[PreTrainedModel, S.Task, LoadedCorpus], PreTrainedModel]
-    encode: Callable[[Sequence[Row], LoadedCorpus, S.Corpus], list[Example]]
+    encode: Callable[[Sequence[Row], LoadedCorpus, S.Corpus], list[Example]]  # rows as examples
+    # what makes a batch of examples, for a tokenizer, or for one that is trained here where it is None
     collate: Callable[[PreTrainedTokenizerFast | None], Callable[[Sequence[Example]], Batch]]
+    # so many examples of random tokens, each as long as the parameters of a corpus allow, for a model
     longest: Callable[[PreTrainedModel, int, S.Corpus], list[Example]]
+    # texts of rows as examples of pre-training, at most so many tokens each
     windows: Callable[[Sequence[Row], PreTrainedTokenizerFast, int], list[Example]]
-    noise: Callable[[S.Pretraining, PreTrainedTokenizerFast], Noise]
+    noise: Callable[[S.Pretraining, PreTrainedTokenizerFast], Noise]  # what changes each of these anew in every epoch
 
 
 def random_ids(model: PreTrainedModel, count: int, length: int) -> list[list[int]]:

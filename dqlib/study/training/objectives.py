@@ -53,21 +53,14 @@ class TaskObjective(Objective):
 
 @dataclass
 class DistillationObjective(Objective):
-    """Task loss, and distance to what the teacher computes from the same batch.
+    """Task loss, and distance to what the teacher computes from the same batch."""
 
-    Args:
-        teacher: put into evaluation mode; where attention maps are compared, it is switched to the attention that
-            returns them.
-        maps: teacher layer that supervises each student layer.
-        weights: of the terms.
-        bank: memory of the contrastive loss; made from the weights, where they ask for one.
-        recipe: says which steps are layer-wise, and what layers' terms weigh in the course of the others.
-    """
-
+    # put into evaluation mode; where attention maps are compared, it is switched to the attention that returns them
     teacher: PreTrainedModel
-    maps: LayerMaps
-    weights: LossWeights
-    bank: MemoryBank | None = None
+    maps: LayerMaps  # teacher layer that supervises each student layer
+    weights: LossWeights  # of the terms
+    bank: MemoryBank | None = None  # memory of the contrastive loss; made from the weights, where they ask for one
+    # says which steps are layer-wise, and what layers' terms weigh in the course of the others
     recipe: Recipe = Recipe()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
