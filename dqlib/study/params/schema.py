@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from yaml.constructor import SafeConstructor
 
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_fields
 
 #: What is found of an entry of a list.
 Found = TypeVar("Found")
@@ -229,7 +229,6 @@ def a_seed(value: int) -> None:
         raise InputError("seed", value, "from {} to {}".format(*SEEDS))
 
 
-def below_one(name: str, value: float) -> None:
+def below_one(block: Any, name: str) -> None:
     """Refuse a part of a whole that is not one."""
-    if not 0 <= value < 1:
-        raise InputError(name, value, "at least 0 and below 1")
+    check_fields(block, name, lambda share: 0 <= share < 1, "at least 0 and below 1")

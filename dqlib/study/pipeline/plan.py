@@ -21,7 +21,6 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from dqlib.architectures import ARCHITECTURES
 from dqlib.config import Config
 from dqlib.errors import InputError
 from dqlib.presets import get_preset
@@ -35,7 +34,7 @@ from dqlib.study.process import workers
 from dqlib.study.process.progress import duration
 from dqlib.study.training.batches import bucketed
 from dqlib.study.training.examples import Example
-from dqlib.study.training.kinds import training_of
+from dqlib.study.training.kinds import shape_fields, training_of
 from dqlib.study.training.loop import make_accelerator, token_counts
 from dqlib.study.training.objectives import Objective, TaskObjective
 from dqlib.study.training.on_policy import OnPolicy
@@ -123,19 +122,15 @@ def plan(settings: S.Settings, only: str | None = None, devices: int | None = No
 
 def planned_model(spec: S.Task, pretraining: bool = False) -> PreTrainedModel:
     """A model of the shape of a task's teacher with random weights, as it is pre-trained or fine-tuned."""
-    shape, names = spec.model, ARCHITECTURES[spec.architecture]
-    fields = {**dict.fromkeys(names.head_fields, shape.heads), **dict.fromkeys(names.neuron_fields, shape.ffn_dim)}
-    fields |= {names.width_field: shape.d_model, names.position_field or "n_positions": shape.max_positions}
-    depths = {"encoder": shape.encoder_layers, "decoder": shape.decoder_layers}
-    fields |= {stack.depth: depths[side] for side, stack in names.stacks.items()}
-    if spec.architecture == "t5":
-        fields["d_kv"] = max(1, shape.d_model // shape.heads)
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "decoder_start_token_id"), EOS_ID) | {"pad_token_id": PAD_ID}
+    fields = shape_fields(spec.architecture, spec.model)
+    if spec.architecture == "t5":
+        fields["d_kv"] = max(1, spec.model.d_model // spec.model.heads)
     config = transformers.AutoConfig.for_model(
         spec.architecture, vocab_size=spec.corpus.vocab_size, forced_eos_token_id=None, **ids, **fields
     )
     for name in (name for name, value in vars(config).items() if "drop" in name and isinstance(value, float)):
-        setattr(config, name, shape.dropout)
+        setattr(config, name, spec.model.dropout)
     masked = pretraining and spec.form.labels
     return getattr(transformers, "AutoModelForMaskedLM" if masked else spec.form.auto).from_config(config)
 

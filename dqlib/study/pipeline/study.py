@@ -145,16 +145,13 @@ class Study:
         config = Config.parse(str(config))
         self.task.check_fits(config)
         preset = preset_named(preset) if preset else self.task.distill.preset
-        folder, provenance = self.student_folder(config, preset, seed), self._of_student(preset, seed)
-        return self.made(folder, provenance, lambda: self._run("distill", config, preset, seed))
-
-    def student_folder(self, config: Config, preset: str, seed: int | None = None) -> Path:
-        """Where a student is, or will be: its name has preset and seed where they are not the task's own."""
-        return self.settings.student_folder(self.name, config, preset, seed)
+        folder = self.settings.student_folder(self.name, config, preset, seed)
+        return self.made(folder, self._of_student(preset, seed), lambda: self._run("distill", config, preset, seed))
 
     def has_student(self, config: Config, preset: str, seed: int | None = None) -> bool:
         """Whether a student is there as the parameters want it; its teacher is made if it is missing."""
-        return is_made(self.student_folder(config, preset, seed), provenance_text(self._of_student(preset, seed)))
+        folder = self.settings.student_folder(self.name, config, preset, seed)
+        return is_made(folder, provenance_text(self._of_student(preset, seed)))
 
     def labels_of(self, preset: str) -> dict[str, str]:
         """The part of a student's provenance about pseudo-labels, which are made if it is trained on them."""

@@ -24,7 +24,7 @@ from dqlib.study.corpora.tokenizer import EOS_ID, LONGEST_TEXT, PAD_ID, beginnin
 from dqlib.study.params import settings as S
 from dqlib.study.training.batches import SHORTEST, Batch, collate_texts
 from dqlib.study.training.examples import Example
-from dqlib.study.training.kinds import KindTraining, Noise, random_ids
+from dqlib.study.training.kinds import KindTraining, Noise, random_ids, shape_fields
 
 #: Of the tokens that are to be found again, this many are masked, this many are any others, the rest stay (BERT,
 #: arXiv:1810.04805, section 3.1).
@@ -45,11 +45,7 @@ def new_config(model: S.Model, vocab_size: int, pad: int = PAD_ID, classes: Sequ
     """The configuration of a BERT of a shape."""
     return BertConfig(
         vocab_size=vocab_size,
-        hidden_size=model.d_model,
-        num_hidden_layers=model.encoder_layers,
-        num_attention_heads=model.heads,
-        intermediate_size=model.ffn_dim,
-        max_position_embeddings=model.max_positions,
+        **shape_fields("bert", model),
         hidden_dropout_prob=model.dropout,
         attention_probs_dropout_prob=0.0,
         initializer_range=model.init_std,

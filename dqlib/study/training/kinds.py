@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from dqlib.architectures import ARCHITECTURES
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.params import settings as S
@@ -38,6 +39,15 @@ class KindTraining:
     # texts of rows as examples of pre-training, at most so many tokens each
     windows: Callable[[Sequence[Row], PreTrainedTokenizerFast, int], list[Example]]
     noise: Callable[[S.Pretraining, PreTrainedTokenizerFast], Noise]  # what changes each of these anew in every epoch
+
+
+def shape_fields(architecture: str, shape: S.Model) -> dict[str, int]:
+    """Sizes of a model by the names that the configurations of its architecture give them."""
+    names = ARCHITECTURES[architecture]
+    depths = {"encoder": shape.encoder_layers, "decoder": shape.decoder_layers}
+    sizes = {stack.depth: depths[side] for side, stack in names.stacks.items()} | {names.width_field: shape.d_model}
+    sizes |= dict.fromkeys(names.head_fields, shape.heads) | dict.fromkeys(names.neuron_fields, shape.ffn_dim)
+    return sizes | ({names.position_field: shape.max_positions} if names.position_field else {})
 
 
 def random_ids(model: PreTrainedModel, count: int, length: int) -> list[list[int]]:

@@ -14,7 +14,7 @@ from dqlib.study.corpora.tokenizer import EOS_ID
 from dqlib.study.params import settings as S
 from dqlib.study.training.batches import SHORTEST, collate_texts
 from dqlib.study.training.examples import Example
-from dqlib.study.training.kinds import KindTraining, random_ids
+from dqlib.study.training.kinds import KindTraining, random_ids, shape_fields
 
 
 def new_model(model: S.Model, vocab_size: int, end: int = EOS_ID) -> GPT2LMHeadModel:
@@ -22,11 +22,7 @@ def new_model(model: S.Model, vocab_size: int, end: int = EOS_ID) -> GPT2LMHeadM
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=vocab_size,
-            n_embd=model.d_model,
-            n_layer=model.decoder_layers,
-            n_head=model.heads,
-            n_inner=model.ffn_dim,
-            n_positions=model.max_positions,
+            **shape_fields("gpt2", model),
             resid_pdrop=model.dropout,
             embd_pdrop=model.dropout,
             attn_pdrop=0.0,

@@ -19,7 +19,7 @@ from dqlib.study.corpora.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from dqlib.study.params import settings as S
 from dqlib.study.training.batches import collate, encode, infill, windows
 from dqlib.study.training.examples import Example
-from dqlib.study.training.kinds import KindTraining, random_ids
+from dqlib.study.training.kinds import KindTraining, random_ids, shape_fields
 
 
 def new_model(
@@ -29,14 +29,7 @@ def new_model(
     return MBartForConditionalGeneration(
         MBartConfig(
             vocab_size=vocab_size,
-            d_model=model.d_model,
-            encoder_layers=model.encoder_layers,
-            decoder_layers=model.decoder_layers,
-            encoder_attention_heads=model.heads,
-            decoder_attention_heads=model.heads,
-            encoder_ffn_dim=model.ffn_dim,
-            decoder_ffn_dim=model.ffn_dim,
-            max_position_embeddings=model.max_positions,
+            **shape_fields("mbart", model),
             dropout=model.dropout,
             attention_dropout=0.0,
             init_std=model.init_std,
