@@ -12,8 +12,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from dqlib.errors import InputError
 from dqlib.study.corpora import pydoc_match, pydoc_text, pydoc_topic
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
-from dqlib.study.corpora.documents import LONGEST_DOCUMENT, documents
 from dqlib.study.corpora.pydoc import python_files
+from dqlib.study.corpora.rows import LONGEST_DOCUMENT, documents
 from dqlib.study.corpora.splits import split_of
 from dqlib.study.params import settings as S
 

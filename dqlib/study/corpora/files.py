@@ -20,8 +20,7 @@ import pyarrow.types
 
 from dqlib.errors import InputError
 from dqlib.study.corpora.classes import class_name
-from dqlib.study.corpora.documents import documents
-from dqlib.study.corpora.rows import Row, named_row
+from dqlib.study.corpora.rows import Row, documents, named_row
 from dqlib.study.corpora.splits import HELD_OUT_PERCENT, SPLITS, UNSEEN, split_of
 from dqlib.study.params import kinds
 from dqlib.study.params import settings as S

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from dqlib.errors import InputError
 from dqlib.study.corpora.classes import class_name
-from dqlib.study.corpora.documents import documents
 from dqlib.study.corpora.files import SOURCES, columns_read, text_columns
-from dqlib.study.corpora.rows import Row, named_row
+from dqlib.study.corpora.rows import Row, documents, named_row
 from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.params.checkpoint import fetching, located
 

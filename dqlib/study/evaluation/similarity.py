@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 
 from dqlib.losses import IGNORED_LABEL, cross_entropy, logits_kl
 from dqlib.study.corpora.corpus import LoadedCorpus
@@ -59,7 +58,8 @@ def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch) -
     model.train(was_training)
     ours, theirs = outputs
     mask = batch.labels != IGNORED_LABEL
-    last, last_teacher = (_of_decoder(output) for output in outputs)
+    several = hasattr(ours, "encoder_hidden_states")  # an encoder-decoder names its stacks; others have but one
+    last, last_teacher = (o.decoder_hidden_states[-1] if several else o.hidden_states[-1] for o in outputs)
     unit, unit_teacher = normalize(last, dim=-1), normalize(last_teacher, dim=-1)
     across = (unit @ unit_teacher.transpose(1, 2)).masked_fill(~mask.unsqueeze(1), -2.0)  # (texts, ours, theirs)
     matched = across.argmax(dim=-1) == torch.arange(mask.size(1))
@@ -70,7 +70,7 @@ def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch) -
     ids, read = inputs["input_ids"], batch.attention_mask.bool()
     occurring = torch.cat([ids[read], batch.labels[mask]]).unique()
     encoder = np.full(len(ids), np.nan)
-    if hasattr(ours, "encoder_hidden_states"):
+    if several:
         encoder = _mean_cosine(ours.encoder_hidden_states[-1], ids, read)
     return Similarity(
         decoder=_mean_cosine(last, batch.labels, mask),
@@ -102,12 +102,6 @@ def similarity_table(
         rows[name] = {"decoder": means.pop("decoder")} | compared | means
     table = pandas.DataFrame.from_dict(rows, orient="index").rename_axis("model")
     return table.astype(float).round(3) + 0.0  # no minus zero
-
-
-def _of_decoder(output: ModelOutput) -> Tensor:
-    """States after the last layer of a decoder, (texts, tokens, features)."""
-    several = hasattr(output, "decoder_hidden_states")  # an encoder-decoder names its stacks; others have but one
-    return (output.decoder_hidden_states if several else output.hidden_states)[-1]
 
 
 def _mean_cosine(states: Tensor, ids: Tensor, mask: Tensor) -> np.ndarray:

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field, replace
 
 from dqlib.config import Config
 from dqlib.errors import InputError, check_choice
+from dqlib.generation_settings import MOST_BEAMS
 from dqlib.presets import QUANTIZATION_ONLY, get_preset
 from dqlib.study.params.corpus import EMBEDDED, Corpus
 from dqlib.study.params.evaluation import Evaluation
 from dqlib.study.params.kinds import KINDS, SEQ2SEQ, Kind
 from dqlib.study.params.methods import Methods
 from dqlib.study.params.model import Model
-from dqlib.study.params.pseudo_labels import PseudoLabels
-from dqlib.study.params.schema import a_seed, each, no_repetitions
+from dqlib.study.params.schema import MANY, a_seed, bounded, each, no_repetitions
 from dqlib.study.params.training import Distillation, Finetuning, Pretraining
 
 
@@ -29,6 +29,25 @@ class Repeats:
         for name, other in (("configs", "seeds"), ("seeds", "configs")):
             if getattr(self, name) and not getattr(self, other):
                 raise InputError(other, [], f"a list that is not empty, since {name} are given")
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """Targets that the teacher writes, once, for students whose preset asks for them.
+
+    It labels the first ``pairs`` of the training split (null for all) and at most ``texts`` texts that are in no pair,
+    by a search of ``beams``. Embedded corpora know such texts themselves; for files and the hub, ``unpaired``
+    names the file or the split that has them, in the column of the pairs' sources.
+    """
+
+    pairs: int | None = None
+    texts: int = 20_000
+    beams: int = 4
+    batch_size: int = 64
+    unpaired: str | None = None
+
+    def __post_init__(self) -> None:
+        bounded(self, pairs=(1, MANY), texts=(1, MANY), beams=(1, MOST_BEAMS), batch_size=(1, 10**6))
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Checkpoints:
             if self._all():
                 what = f"of another training, or their {_IDENTITY} is damaged"
                 notes.append(f"The checkpoints in {self.folder} are {what}; none is taken, and it begins anew.")
-            self.clear()
+            shutil.rmtree(self.folder, ignore_errors=True)
             return None, notes
         for path in reversed(self._all()):
             try:
@@ -80,10 +80,6 @@ class Checkpoints:
                 reason = " ".join(str(error).split())
                 notes.append(f"The checkpoint {path} cannot be read ({reason}); the one before it is taken.")
         return None, notes
-
-    def clear(self) -> None:
-        """Remove all checkpoints, and what was left of one that was being written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step*"))
