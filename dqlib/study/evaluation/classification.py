@@ -6,17 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation.bootstrap import interval, resampled_sums
-from dqlib.study.evaluation.generation import own_batches
+from dqlib.study.evaluation.generation import answers
 from dqlib.study.evaluation.records import Detail, Line, Scored, places, scores_of
 from dqlib.study.params import settings as S
+from dqlib.study.training.batches import Batch
 from dqlib.study.training.classification import TRAINING
-from dqlib.study.training.examples import Example
 from dqlib.study.training.task import TaskTraining
 
 #: What each metric is, as details have it.
@@ -36,31 +34,16 @@ def score(training: TaskTraining, model: PreTrainedModel, evaluation: S.Evaluati
     spec, corpus, accelerator = training.spec, training.corpus, training.accelerator
     rows = corpus.test_rows(evaluation.documents)
     examples = TRAINING.encode(rows, corpus, spec.corpus)
-    chances = class_probabilities(model, examples, corpus.tokenizer, evaluation.batch_size, accelerator, name)
+
+    def probabilities(_: list[int], batch: Batch) -> list[list[float]]:
+        return torch.softmax(model(**batch.inputs()).logits.float(), dim=-1).tolist()
+
+    collate = TRAINING.collate(corpus.tokenizer)
+    chances = answers(model, examples, collate, evaluation.batch_size, accelerator, name, probabilities)
     if not accelerator.is_main_process:
         return None
     positive = spec.corpus.labels[1] if len(spec.corpus.labels) == 2 else None
-    return class_scores(rows, chances, corpus.labels, evaluation.bootstrap, positive)
-
-
-@torch.no_grad()
-def class_probabilities(
-    model: PreTrainedModel,
-    examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerFast,
-    batch_size: int,
-    accelerator: Accelerator,
-    name: str,
-) -> np.ndarray:
-    """Probability of each class for each text, (texts, classes), shared by the processes; all of them get the whole."""
-    model.eval()
-    collate = TRAINING.collate(tokenizer)
-    found: list[tuple[int, list[float]]] = []
-    for indices in own_batches(examples, batch_size, accelerator, name):
-        batch = collate([examples[i] for i in indices]).to(accelerator.device)
-        chances = torch.softmax(model(**batch.inputs()).logits.float(), dim=-1)
-        found += zip(indices, chances.tolist(), strict=True)
-    return np.array([chances for _, chances in sorted(gather_object(found))])
+    return class_scores(rows, np.array(chances), corpus.labels, evaluation.bootstrap, positive)
 
 
 def class_scores(
