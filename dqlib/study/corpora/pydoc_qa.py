@@ -88,11 +88,6 @@ def _documented_arguments(module: str, path: Path) -> Iterator[tuple[str, dict[s
             yield name, _sources(name, signature, parsed), parsed
 
 
-def question(argument: str, name: str) -> str:
-    """The question about an argument of a function or class."""
-    return f"What does the argument {argument} of {name.rpartition('.')[2]} mean?"
-
-
 def _parsed(docstring: str) -> docstring_parser.Docstring | None:
     """A docstring in its parts; odd ones make the parser fail in many ways, and none of them is worth anything here."""
     try:
@@ -110,8 +105,11 @@ def _support(name: str, parsed: docstring_parser.Docstring) -> str:
 def _sources(name: str, signature: ast.arguments, parsed: docstring_parser.Docstring) -> dict[str, str]:
     """The source of a question about each argument."""
     known, support, name = _arguments(signature), _support(name, parsed), name.removesuffix(".__init__")
-    names = ", ".join(known)
-    return {a: f"{question(a, name)} {support} {written} ({names})" for a, written in known.items()}
+    last, names = name.rpartition(".")[2], ", ".join(known)
+    return {
+        argument: f"What does the argument {argument} of {last} mean? {support} {written} ({names})"
+        for argument, written in known.items()
+    }
 
 
 def _signature(node: Documented) -> ast.arguments | None:
