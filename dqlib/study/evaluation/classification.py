@@ -59,9 +59,7 @@ def class_scores(
     predicted = chances.argmax(axis=1)
     details: list[Detail] = []
     for test_set, where in places(rows, lambda row: row["test_set"]).items():
-        details += class_details(truth[where], predicted[where], len(labels), resamples, test_set)
-        if positive is not None:
-            details.append(_f1_of(number[positive], positive, truth[where], predicted[where], resamples, test_set))
+        details += class_details(truth[where], predicted[where], labels, resamples, test_set, positive)
     lines: list[Line] = [
         {name: row[name] for name in ("source", "second") if name in row}
         | {"reference": row["target"], "prediction": labels[guess], "probability": round(float(chance[guess]), 4)}
@@ -73,24 +71,27 @@ def class_scores(
 
 
 def class_details(
-    truth: np.ndarray, predicted: np.ndarray, classes: int, resamples: int, test_set: str = "test"
-) -> list[Detail]:
-    """Every metric with its interval over the texts, of the numbers of their classes, (texts,) each."""
+    truth: np.ndarray, predicted: np.ndarray, labels: Sequence[str], resamples: int, test_set: str = "test",
+    positive: str | None = None,
+) -> list[Detail]:  # fmt: skip
+    """Every metric with its interval over the texts, of the numbers of their classes, (texts,) each.
+
+    The F1 of the class ``positive`` is the last one, if it is asked for.
+    """
+    classes = len(labels)
     cells = np.eye(classes * classes, dtype=np.int64)[truth * classes + predicted]  # (texts, cells)
     sums = np.concatenate([cells.sum(axis=0, keepdims=True), resampled_sums(cells, resamples)])
+    confusion = sums.reshape(-1, classes, classes)
+    measured = [(metric, values, SIGNATURES[metric]) for metric, values in metrics(confusion).items()]
+    if positive is not None:
+        place = list(labels).index(positive)
+        either = confusion[:, place].sum(axis=1) + confusion[:, :, place].sum(axis=1)
+        f1 = np.divide(2 * confusion[:, place, place], either, out=np.zeros(len(sums)), where=either > 0)
+        measured.append(("f1_positive", 100 * f1, f"F1 of the class '{positive}'"))
     return [
-        Detail(test_set, None, metric, float(values[0]), *interval(values[1:]), SIGNATURES[metric])
-        for metric, values in metrics(sums.reshape(-1, classes, classes)).items()
+        Detail(test_set, None, metric, float(values[0]), *interval(values[1:]), signature)
+        for metric, values, signature in measured
     ]
-
-
-def _f1_of(number: int, name: str, truth: np.ndarray, predicted: np.ndarray, resamples: int, test_set: str) -> Detail:
-    """F1 of one class, with its interval over the texts."""
-    counts = np.stack([(truth == number) & (predicted == number), truth == number, predicted == number], axis=1)
-    sums = np.concatenate([counts.sum(axis=0, keepdims=True), resampled_sums(counts.astype(int), resamples)])
-    both, either = 2 * sums[:, 0], sums[:, 1] + sums[:, 2]
-    f1 = 100 * np.divide(both, either, out=np.zeros(len(sums)), where=either > 0)
-    return Detail(test_set, None, "f1_positive", float(f1[0]), *interval(f1[1:]), f"F1 of the class '{name}'")
 
 
 def metrics(confusion: np.ndarray) -> dict[str, np.ndarray]:
