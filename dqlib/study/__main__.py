@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from dqlib.study.params.paths import project_root
 from dqlib.study.process.exit_codes import exit_code
@@ -18,7 +17,7 @@ from dqlib.study.process.exit_codes import exit_code
 Options = argparse.Namespace
 
 
-def choose(options: Options) -> None:
+def profile(options: Options) -> None:
     """make a profile the params.yaml that the pipeline reads, and run the study under it if that is wanted"""
     from dqlib.study.params.profiles import choose_profile
     from dqlib.study.params.settings import load_settings
@@ -147,55 +146,43 @@ def code(options: Options) -> None:
     write_hashes(project_root() / options.folder)
 
 
-class Command(NamedTuple):
-    """What a command does, and its arguments as ``add_argument`` takes them."""
-
-    run: Callable[[Options], None]
-    arguments: dict[str, dict]
-
-
 _PARAMS = {"--params": {"default": "params.yaml", "help": "parameter file, or name of a profile"}}
 _TASK = {"--task": {"default": "summarization", "help": "name of the task (default: %(default)s)"}}
 _ONE_TASK = {"--task": {"help": "name of one task; all that fit, when left out"}}
 _CONFIG = {"--config": {"help": "of a student, such as '2-2-8 2-1'"}}
-_PRESET = {"--preset": {"help": "of a student, by name or YAML file; the task's own, when left out"}}
-_SEED = {"--seed": {"type": int, "help": "of a student; the task's own, when left out"}}
+_STUDENT: dict[str, dict] = {
+    **_CONFIG,
+    "--preset": {"help": "of a student, by name or YAML file; the task's own, when left out"},
+    "--seed": {"type": int, "help": "of a student; the task's own, when left out"},
+}
 _IF_ASKED = {"action": "store_true", "help": "pretrained, pseudo-labels: a folder without any where none are asked for"}
 _PARTS = ("corpus", "pretrained", "teacher", "pseudo-labels", "student", "students", "benchmark")
 
-COMMANDS = {
-    "profile": Command(
-        choose,
-        {"profile": {}, "--run": {"action": "store_true", "help": "run the study under it, and print its tables"}},
-    ),
-    "make": Command(
-        make, {"part": {"choices": _PARTS}, **_PARAMS, **_TASK, **_CONFIG, **_PRESET, **_SEED, "--if-asked": _IF_ASKED}
-    ),
-    "job": Command(
-        job,
-        {"job": {"choices": ("pretrain", "finetune", "distill")}, **_PARAMS, **_TASK, **_CONFIG, **_PRESET, **_SEED},
-    ),
-    "notebook": Command(notebook, {"notebook": {}, **_PARAMS, **_ONE_TASK, **_CONFIG}),
-    "plan": Command(
-        plan, {**_PARAMS, **_ONE_TASK, "--devices": {"type": int, "help": "accelerators (default: this machine's)"}}
-    ),
-    "publish": Command(publish, {**_PARAMS, **_TASK}),
-    "models": Command(models, _PARAMS),
-    "report": Command(report, _PARAMS),
-    "claims": Command(claims, _PARAMS),
-    "read": Command(read, {"page": {"nargs": "?", "help": "such as translation (default: the comparison)"}, **_PARAMS}),
-    "readme": Command(readme, {}),
-    "code": Command(code, {"folder": {}}),
+#: Commands, which have the names of their functions, and the arguments of each as ``add_argument`` takes them.
+COMMANDS: dict[Callable[[Options], None], dict[str, dict]] = {
+    profile: {"profile": {}, "--run": {"action": "store_true", "help": "run the study under it, and print its tables"}},
+    make: {"part": {"choices": _PARTS}, **_PARAMS, **_TASK, **_STUDENT, "--if-asked": _IF_ASKED},
+    job: {"job": {"choices": ("pretrain", "finetune", "distill")}, **_PARAMS, **_TASK, **_STUDENT},
+    notebook: {"notebook": {}, **_PARAMS, **_ONE_TASK, **_CONFIG},
+    plan: {**_PARAMS, **_ONE_TASK, "--devices": {"type": int, "help": "accelerators (default: this machine's)"}},
+    publish: {**_PARAMS, **_TASK},
+    models: _PARAMS,
+    report: _PARAMS,
+    claims: _PARAMS,
+    read: {"page": {"nargs": "?", "help": "such as translation (default: the comparison)"}, **_PARAMS},
+    readme: {},
+    code: {"folder": {}},
 }
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     whole = argparse.ArgumentParser(prog="python -m dqlib.study", description="The study, part by part.")
-    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        part = commands.add_parser(name, help=command.run.__doc__)
-        for argument, options in command.arguments.items():
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    for run, arguments in COMMANDS.items():
+        part = commands.add_parser(run.__name__, help=run.__doc__)
+        part.set_defaults(command=run)
+        for argument, options in arguments.items():
             part.add_argument(argument, **options)
     return whole
 
@@ -206,11 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Threads of torch that wait in a loop take the cores from whoever has work: beside other programs, small models run
     # many times slower. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-    def run() -> None:
-        COMMANDS[options.command].run(options)
-
-    return exit_code(run)
+    return exit_code(lambda: options.command(options))
 
 
 def _shown(path: object) -> str:

@@ -12,8 +12,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from dqlib.errors import InputError
 from dqlib.study.corpora import pydoc_match, pydoc_text, pydoc_topic
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
-from dqlib.study.corpora.documents import LONGEST_DOCUMENT, documents
-from dqlib.study.corpora.pydoc import Pair, python_files
+from dqlib.study.corpora.pydoc import python_files
+from dqlib.study.corpora.rows import LONGEST_DOCUMENT, documents
 from dqlib.study.corpora.splits import split_of
 from dqlib.study.params import settings as S
 
@@ -65,7 +65,7 @@ def test_a_corpus_built_twice_is_byte_identical_and_split_by_module(name, packag
 def test_half_of_the_pairs_have_exchanged_bodies_within_their_module(packages):
     splits = pydoc_match.build(embedded("pydoc-match", packages))
     number = re.compile(r"(lawn|sill) of \w+ number (\d+)")  # of a module, in its summaries and bodies
-    files = [file for package in packages for file in python_files(package)]
+    files = [(module, path) for _, module, path in python_files(packages)]
     modules = {number.search(path.read_text()).groups(): module for module, path in files if path.stem != "__init__"}
     for rows in splits.values():
         counts = Counter(row["target"] for row in rows)
@@ -89,7 +89,9 @@ def test_names_and_identifiers_are_masked():
 
 
 def test_bodies_that_occur_twice_and_single_docstrings_are_left_out():
-    pairs = [Pair("a.b", f"a.b.{i}", "the same body", f"Summary {i}.") for i in range(3)]
+    pairs = [
+        {"group": "a.b", "name": f"a.b.{i}", "source": "the same body", "target": f"Summary {i}."} for i in range(3)
+    ]
     assert pydoc_match.paired(pairs) == []
 
 

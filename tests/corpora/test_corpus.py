@@ -17,7 +17,7 @@ from dqlib.errors import InputError
 from dqlib.study.corpora import hub
 from dqlib.study.corpora.corpus import build_corpus, load_corpus, unpaired_rows
 from dqlib.study.corpora.files import read_rows
-from dqlib.study.corpora.pydoc import build_pairs, module_pairs, module_texts, name_in_words
+from dqlib.study.corpora.pydoc import module_rows, module_texts, name_in_words, rows_once
 from dqlib.study.corpora.splits import SPLITS, of_train_alone, split_of
 from dqlib.study.corpora.tokenizer import _of_words, source_ids, target_ids, train_tokenizer
 from dqlib.study.params import settings as S
@@ -64,23 +64,23 @@ def package(tmp_path, monkeypatch):
 
 
 def test_docstrings_become_pairs_without_importing(package):
-    pairs = build_pairs([package])
-    assert [pair.target for pair in pairs] == [
+    pairs = rows_once([package], module_rows)
+    assert [pair["target"] for pair in pairs] == [
         "Read and write the files of a garden.",
         "Hold all plants of a garden.",
         "Water every plant in the garden.",
     ]
-    assert pairs[2].name == "gardens.copied.Garden.waterAll"
-    assert pairs[2].source.startswith("gardens.copied.Garden.waterAll: garden water all. Plants that were")
+    assert pairs[2]["name"] == "gardens.copied.Garden.waterAll"
+    assert pairs[2]["source"].startswith("gardens.copied.Garden.waterAll: garden water all. Plants that were")
     assert "gardens.files" not in sys.modules
-    assert {pair.group for pair in pairs} == {"gardens.copied"}  # the other file only repeats
+    assert {pair["group"] for pair in pairs} == {"gardens.copied"}  # the other file only repeats
 
 
 def test_files_that_do_not_parse_are_passed_over(tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_bytes(b"\x00\xff def")
-    assert module_pairs("bad", bad) == []
-    assert module_pairs("none", tmp_path / "none.py") == []
+    assert module_rows("bad", bad) == []
+    assert module_rows("none", tmp_path / "none.py") == []
 
 
 def test_names_in_words():
@@ -89,8 +89,8 @@ def test_names_in_words():
 
 
 def test_an_unknown_package_is_named():
-    with pytest.raises(InputError, match="packages: 'no_such_package'"):
-        build_pairs(["no_such_package"])
+    with pytest.raises(InputError, match=r"^corpus\.packages\[1\]: 'no_such_package' .* an installed package"):
+        rows_once(["stdlib", "no_such_package"], module_rows)
 
 
 def test_a_corpus_built_twice_is_byte_identical_split_by_module_and_has_a_tokenizer(tmp_path):
@@ -351,7 +351,7 @@ def test_every_docstring_that_is_long_enough_is_a_text_in_the_form_of_a_source(t
     path = tmp_path / "files.py"
     path.write_text(SOURCE)
     texts = {row["name"]: row["source"] for row in module_texts("gardens.files", path)}
-    pairs = {pair.name: pair.source for pair in module_pairs("gardens.files", path)}
+    pairs = {pair["name"]: pair["source"] for pair in module_rows("gardens.files", path)}
     assert pairs.items() < texts.items()
     (wrapped,) = texts.keys() - pairs.keys()  # the other one has four words
     assert texts[wrapped].startswith("gardens.files.Garden.wrapped: garden wrapped. A summary that runs over two")

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
-from dqlib.study.corpora.pydoc_qa import ANSWER_WORDS, build_answers, module_answers, module_questions
+from dqlib.study.corpora.pydoc import rows_once
+from dqlib.study.corpora.pydoc_qa import ANSWER_WORDS, module_answers, module_questions
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.params import settings as S
 
@@ -69,21 +70,21 @@ def package(tmp_path, monkeypatch):
 
 
 def test_descriptions_of_arguments_become_answers_in_every_convention(package):
-    pairs = build_answers([package])
-    assert [pair.name for pair in pairs] == [
+    pairs = rows_once([package], module_answers)
+    assert [pair["name"] for pair in pairs] == [
         "gardens.water.water(plant)",
         "gardens.water.water(liters)",
         "gardens.water.water(others)",
         "gardens.zpump.Pump(pressure)",
         "gardens.zpump.Pump(hose)",
     ]  # not: too short, no such argument, and an answer that is there already
-    assert pairs[1].source == (
+    assert pairs[1]["source"] == (
         "What does the argument liters of water mean? gardens.water.water: water water. Water one plant. "
         "liters: float = 1.0 (plant, liters, slowly, others)"
     )
-    assert pairs[1].target.startswith("how much water the plant gets")
-    assert pairs[3].source.endswith("Move water. pressure (pressure, hose)")
-    assert pairs[4].source.endswith("Make a pump. hose = None (pressure, hose)")
+    assert pairs[1]["target"].startswith("how much water the plant gets")
+    assert pairs[3]["source"].endswith("Move water. pressure (pressure, hose)")
+    assert pairs[4]["source"].endswith("Make a pump. hose = None (pressure, hose)")
     assert "gardens.water" not in sys.modules
 
 
@@ -112,7 +113,7 @@ def test_answers_are_12_to_80_words_each_once_and_never_in_the_question(corpus):
 def test_every_argument_may_be_asked_for_in_the_words_of_a_pair(package, tmp_path):
     path = tmp_path / package / "water.py"
     asked = {row["name"]: row["source"] for row in module_questions("gardens.water", path)}
-    answered = {pair.name: pair.source for pair in module_answers("gardens.water", path)}
+    answered = {pair["name"]: pair["source"] for pair in module_answers("gardens.water", path)}
     assert answered.items() < asked.items()
     assert asked.keys() - answered.keys() == {"gardens.water.water(slowly)"}  # whose description is short
     assert module_questions("none", tmp_path / "none.py") == []

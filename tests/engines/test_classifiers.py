@@ -17,8 +17,8 @@ from dqlib.storage.manifest import opened
 from dqlib.storage.packed import load_packed, save_packed
 from dqlib.storage.students import save_student
 from dqlib.student import make_student, round_for_storage
+from dqlib.study.training.batches import collate_texts
 from dqlib.study.training.examples import Example
-from dqlib.study.training.text_batches import collate_texts
 from tests.helpers.checkpoints import CLASSES, save_checkpoint, tokenizer_of
 from tests.helpers.engines import OTHERS, served
 from tests.helpers.folders import reseal

@@ -45,7 +45,7 @@ def test_one_class_for_all_texts_has_no_correlation():
 def test_the_interval_is_that_of_resampled_texts():
     truth = np.zeros(400, dtype=int)
     predicted = np.array([0] * 300 + [1] * 100)
-    accuracy_ = class_details(truth, predicted, 2, 2000)[0]
+    accuracy_ = class_details(truth, predicted, ["0", "1"], 2000)[0]
     half = 1.96 * (0.75 * 0.25 / 400) ** 0.5 * 100
     assert (accuracy_.value, accuracy_.metric) == (75, "accuracy")
     assert accuracy_.low == pytest.approx(75 - half, abs=0.5)

@@ -47,15 +47,15 @@ ABSURD = [
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("summarization.configs", ["2-2 6-3"], "summarization.config: '2-2 6-3'"),
+        ("summarization.configs", ["2-2 6-3"], r"summarization.configs\[0\]: '2-2 6-3'"),
         (
             "summarization.repeats",
             {"configs": ["1-2-8 2-1"], "seeds": [1]},
-            "summarization.repeats.configs: '1-2-8 2-1",
+            r"summarization.repeats.configs\[0\]: '1-2-8 2-1",
         ),
         ("summarization.repeats", {"configs": ["2-2-8 2-1"], "seeds": [28]}, r"summarization.repeats.seeds: \[28\]"),
         ("summarization.repeats", {"configs": ["2-2-8 2-1"]}, r"summarization.repeats.seeds: \[\]"),
-        ("summarization.repeats", {"configs": ["2-2-8 2-1"], "seeds": [-1]}, "summarization.repeats.seeds: -1"),
+        ("summarization.repeats", {"configs": ["2-2-8 2-1"], "seeds": [-1]}, r"summarization.repeats.seeds\[0\]: -1"),
         ("summarization.configs", ["0-2-8 2-1"], "w_bits: 0"),
         ("summarization.configs", ["2-2-8 9-1"], "encoder_layers: 9"),
         ("summarization.configs", ["2-2-8 2-1 h9"], "heads: 9"),
@@ -73,8 +73,12 @@ ABSURD = [
         ("summarization.distill.learning_rate", float("nan"), "learning_rate: nan"),
         ("summarization.distill.preset", "dq-bert", "summarization.distill.preset: 'dq-bert' .* dq-bart"),
         ("summarization.distill.schedule", "linear", "summarization.distill.schedule"),
-        ("summarization.methods.presets", ["dqlib", "sota"], "preset: 'sota' .* dqlib"),
-        ("summarization.methods.configs", ["2-2-8 2-9"], "decoder_layers: 9"),
+        ("summarization.methods.presets", ["dqlib", "sota"], r"methods.presets\[1\]: 'sota' .* dqlib"),
+        (
+            "summarization.methods.configs",
+            ["2-2-8 2-2", "2-2-8 2-9"],
+            r"methods\.configs\[1\] '2-2-8 2-9', decoder_layers: 9",
+        ),
         ("summarization.methods.configs", ["2-2-8 2-2 h5"], "heads: 5"),
         ("summarization.methods.ablation_seeds", [7], "ablation_seeds"),
         ("summarization.methods.longest_configs", ["8-8-8_1-1"], "longest_configs"),
@@ -84,7 +88,7 @@ ABSURD = [
         ("summarization.corpus.languages", ["ro"], "summarization.corpus.languages"),
         ("translation.corpus.languages", [], "translation.corpus.languages: .* given"),
         ("translation.corpus.languages", ["ro", "ro"], "without repetitions"),
-        ("translation.corpus.languages", ["Romanian"], "languages: 'Romanian'"),
+        ("translation.corpus.languages", ["Romanian"], r"languages\[0\]: 'Romanian'"),
         ("translation.corpus.limit", None, "translation.corpus.limit"),
         ("translation.corpus.name", "wmt", "translation.corpus.name: 'wmt' .* pydoc, pydoc-qa, cldr"),
         ("translation.model.pretrained", "eli5", "translation.model.pretrained: 'eli5' .* pre-trained here"),
@@ -109,10 +113,10 @@ ABSURD = [
         ("matching.model.decoder_layers", 1, r"matching\.model\.decoder_layers: 1 .* 0, for a class"),
         ("language.model.decoder_layers", 0, r"language\.model\.decoder_layers: 0 .* at least 1"),
         ("summarization.model.encoder_layers", 0, r"summarization\.model\.encoder_layers: 0 .* at least 1"),
-        ("matching.configs", ["2-2-8_1-1"], "decoder_layers: 1"),
+        ("matching.configs", ["2-2-8_1-1"], r"matching\.configs\[0\] '2-2-8 1-1', decoder_layers: 1"),
         ("matching.model.pretrained", "summarization", r"matching.*: .* must be"),
         ("language.pretrain", {"steps": 1, "learning_rate": 0.1, "batch_tokens": 9}, "language.pretrain: .* null, for"),
-        ("summarization.methods.presets", ["dq-bert"], "preset: 'dq-bert' .* dq-bart"),
+        ("summarization.methods.presets", ["dq-bert"], r"methods.presets\[0\]: 'dq-bert' .* dq-bart"),
         ("summarization.methods.seeds", [1, 1], "without repetitions"),
         ("summarization.methods.configs", [], r"summarization\.methods\.configs"),
         *((f"summarization.{key}", value, rf"^summarization\.{key}") for key, value in ABSURD),
@@ -129,6 +133,16 @@ def test_a_bad_parameter_is_named_with_its_value_and_what_is_allowed(smoke, tmp_
     with pytest.raises(InputError, match=message) as caught:
         load(data, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("task", "ends"), [("summarization", 1), ("matching", 0)])
+def test_a_window_of_pretraining_fills_the_positions_with_its_marks_and_no_more(smoke, tmp_path, task, ends):
+    most = smoke[task]["model"]["max_positions"] - ends
+    smoke[task]["pretrain"]["window"] = most
+    assert load(smoke, tmp_path).task(task).longest_window == most + ends
+    smoke[task]["pretrain"]["window"] = most + 1
+    with pytest.raises(InputError, match=f"max_positions: {most + ends} .* at least {most + ends + 1}, the longest"):
+        load(smoke, tmp_path)
 
 
 def test_the_fewest_documents_give_each_group_of_lengths_one(smoke, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from dqlib.config import Config
 from dqlib.errors import InputError
-from dqlib.study.evaluation.bootstrap import paired_p_value, welch_p_value
+from dqlib.study.evaluation.bootstrap import two_sided, welch_p_value
 from dqlib.study.evaluation.records import columns_of, read_record
 from dqlib.study.params.paths import project_root
 from dqlib.study.params.settings import Methods, Run, load_settings
@@ -89,12 +89,11 @@ def test_a_profile_without_a_bench_says_so():
 
 def test_the_p_value_is_small_for_a_clear_difference_and_large_for_noise():
     generator = np.random.default_rng(0)
-    theirs = generator.normal(20, 10, 400)
-    assert paired_p_value(theirs + generator.normal(2, 3, 400), theirs, 500) < 0.01
-    assert paired_p_value(theirs + generator.normal(0, 3, 400), theirs, 500) > 0.05
-    assert paired_p_value(theirs, theirs, 500) == 1.0
-    better, worse = theirs + generator.normal(1, 6, 400), theirs
-    assert paired_p_value(better, worse, 500) == paired_p_value(worse, better, 500)  # two-sided
+    assert two_sided(generator.normal(2, 0.15, 500)) < 0.01  # means of as many resamples
+    noise = generator.normal(0.1, 0.15, 500)
+    assert two_sided(noise) == two_sided(-noise) > 0.05
+    assert two_sided(np.zeros(500)) == 1.0
+    assert two_sided(np.ones(500)) == 1 / 500
 
 
 def test_the_p_value_over_seeds_is_that_of_welch():

@@ -23,11 +23,11 @@ from dqlib.study.pipeline.plan import plan
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.pages import markdown_table, overview_table
 from dqlib.study.report.tables import collect
+from dqlib.study.training.batches import collate_texts
 from dqlib.study.training.classification import compare_tokens, masked, new_config, windows
 from dqlib.study.training.examples import Example
 from dqlib.study.training.kinds import training_of
 from dqlib.study.training.loop import token_counts
-from dqlib.study.training.text_batches import collate_texts
 from tests.helpers.projects import committed
 
 
@@ -223,7 +223,7 @@ def test_a_teacher_learns_and_is_measured_by_its_kind_s_metrics_beside_simpler_m
 
 def test_students_are_trained_saved_and_scored_as_any(study):
     for config, preset in study.task.students():
-        folder = study.student_folder(config, preset)
+        folder = study.settings.student_folder(study.name, config, preset)
         record, student = read_record(folder), load_student(folder)
         assert record.compression > (6 if config.w_bits == 2 else 2)
         assert (record.encoder_layers, record.decoder_layers) == (config.encoder_layers, config.decoder_layers)
@@ -235,7 +235,7 @@ def test_students_are_trained_saved_and_scored_as_any(study):
 
 def test_the_test_of_a_student_is_computed_by_the_student_itself(study):
     config, preset = study.task.students()[0]
-    folder = study.student_folder(config, preset)
+    folder = study.settings.student_folder(study.name, config, preset)
     lines, student = read_predictions(folder), load_student(folder)
     corpus = load_corpus(study.folders.corpus)
     kind = training_of(study.task.form)

@@ -127,10 +127,21 @@ def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_falls_back(tmp_path
     assert checkpoints.latest()[0]["step"] == 6
 
 
-def test_checkpoints_of_another_training_are_not_taken_up(tmp_path):
-    Checkpoints(tmp_path / "c", "a").save(3, {"step": 3})
-    assert Checkpoints(tmp_path / "c", "b").latest() == (None, [])
-    assert not (tmp_path / "c").exists()
+@pytest.mark.parametrize("damage", [None, b"", b"\xff\x00", b"a "])
+def test_checkpoints_of_another_training_or_a_damaged_identity_are_named_and_not_taken_up(tmp_path, damage):
+    folder = tmp_path / "c"
+    Checkpoints(folder, "a").save(3, {"step": 3})
+    assert Checkpoints(folder, "a").latest() == ({"step": 3}, [])
+    if damage is not None:
+        (folder / "identity.json").write_bytes(damage)
+    found, notes = Checkpoints(folder, "b" if damage is None else "a").latest()
+    assert found is None
+    assert notes == [
+        f"The checkpoints in {folder} are of another training, or their identity.json is damaged; none is taken, and "
+        "it begins anew."
+    ]
+    assert not folder.exists()
+    assert Checkpoints(folder, "a").latest() == (None, [])
 
 
 def test_checkpoints_of_other_examples_are_of_another_training(tmp_path):

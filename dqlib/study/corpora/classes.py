@@ -22,10 +22,8 @@ def classes(
 ) -> dict[str, Any]:
     """The ``labels`` of a corpus, in the order of a model's logits, and the ``balance``: rows of each, by split.
 
-    Args:
-        splits: rows with a ``target``.
-        place: says where a row is, from its split and its number, for an error.
-        labels: of a checkpoint; those of train, when empty.
+    ``place`` says where a row is, from its split and its number, for an error. Without ``labels`` of a checkpoint they
+    are those of train.
 
     Raises:
         InputError: train has one class alone, or a split has a class that train, or the checkpoint, lacks.

@@ -25,6 +25,7 @@ from dqlib.errors import InputError
 from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.splits import SPLITS, TEST_PERCENT, UNSEEN, hundredth_of, split_of
 from dqlib.study.params import settings as S
+from dqlib.study.params.schema import each
 
 #: Of a hundred names, this many are never seen in training.
 UNSEEN_PERCENT = 8
@@ -78,7 +79,7 @@ def locale(code: str) -> Locale:
     try:
         return Locale.parse(code)
     except (UnknownLocaleError, ValueError):
-        raise InputError("corpus.languages", code, "codes of locales that CLDR has, such as ro, de or pt_BR") from None
+        raise InputError("corpus.languages", code, "the code of a locale that CLDR has: ro, de, pt_BR") from None
 
 
 def build(corpus: S.Corpus) -> dict[str, list[Row]]:
@@ -87,6 +88,7 @@ def build(corpus: S.Corpus) -> dict[str, list[Row]]:
     Raises:
         InputError: CLDR lacks a language, or there are not so many phrases.
     """
+    each(corpus, "languages", locale, "corpus.")
     splits: dict[str, list[Row]] = {split: [] for split in (*SPLITS, UNSEEN)}
     split_with: dict[str, str] = {}  # of each English text, so that none is in two splits
     assert corpus.limit is not None  # the parameters are checked: 'cldr' needs it
@@ -118,10 +120,8 @@ def unpaired(corpus: S.Corpus) -> Iterator[Row]:
 def phrases(languages: list[str], seed: int, unseen: bool = False) -> Iterator[Row]:
     """Endless rows with ``group``, ``language``, ``source`` (English) and ``target``, languages in turn.
 
-    Args:
-        languages: target languages.
-        seed: the same seed gives the same rows.
-        unseen: draw phrases with names alone, and from the names that are otherwise left out.
+    The same seed gives the same rows. The ``unseen`` are phrases with names alone, of those that are otherwise left
+    out.
 
     Raises:
         InputError: CLDR lacks a language, or gives it an empty phrase.
@@ -145,11 +145,6 @@ def names(kind: str, unseen: bool, languages: tuple[str, ...]) -> list[str]:
     """Codes of all names of a kind that every language has: those that training sees, or those that it does not.
 
     Codes of two letters (currencies: three) whose English name is no other's and explains nothing in parentheses.
-
-    Args:
-        kind: one of :data:`NAME_KINDS`.
-        unseen: which of them.
-        languages: that have to have the names.
 
     Raises:
         InputError: CLDR lacks a language, or has hardly any names in it.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from transformers import PreTrainedTokenizerFast
 
@@ -59,18 +60,14 @@ def build_corpus(
 ) -> None:
     """Make the splits and the tokenizer and write them to a folder; the same inputs give the same bytes.
 
-    Args:
-        corpus: what to build.
-        folder: where to.
-        tokenizer_folder: of another corpus, whose tokenizer this one is to use.
-        kind: of the task.
+    ``tokenizer_folder`` is of another corpus, whose tokenizer this one is to use; ``kind`` is the task's.
 
     Raises:
         InputError: a file, column, package or locale is missing or bad, a language has no token in a ready
             tokenizer, a split is empty, or classes are not those of train.
     """
     form = KINDS[kind]
-    made = _rows_of_splits(corpus, form)
+    made = _origin(corpus).build(corpus, *([] if corpus.origin == "embedded" else [form]))
     with atomic_folder(folder) as scratch:
         digest = hashlib.sha256()
         splits = {split: write_rows(rows, scratch / f"{split}.jsonl", digest) for split, rows in made.items()}
@@ -120,19 +117,15 @@ def unpaired_rows(spec: S.Task, corpus: LoadedCorpus) -> Iterator[Row]:
     Raises:
         InputError: they cannot be read.
     """
-    origin, where = spec.corpus.origin, spec.pseudo_labels.unpaired or ""
-    if origin == "embedded":
-        rows = importlib.import_module(EMBEDDED[spec.corpus.name].module).unpaired(spec.corpus)
-    else:
-        rows = files.unpaired(spec.corpus, where) if origin == "files" else hub.unpaired(spec.corpus, where)
-    return of_train_alone(rows, corpus.splits)
+    module = _origin(spec.corpus)
+    where = () if spec.corpus.origin == "embedded" else (spec.pseudo_labels.unpaired,)
+    return of_train_alone(module.unpaired(spec.corpus, *where), corpus.splits)
 
 
-def _rows_of_splits(corpus: S.Corpus, kind: S.Kind) -> Mapping[str, Iterable[Row]]:
-    """The rows of every split, from where the parameters say."""
-    if corpus.origin == "embedded":
-        return importlib.import_module(EMBEDDED[corpus.name].module).build(corpus)
-    return files.build(corpus, kind) if corpus.origin == "files" else hub.build(corpus, kind)
+def _origin(corpus: S.Corpus) -> ModuleType:
+    """The module that has the rows of a corpus: in ``build`` those of every split, in ``unpaired`` texts in no pair."""
+    made = {"files": files, "hub": hub}
+    return made.get(corpus.origin) or importlib.import_module(EMBEDDED[corpus.name].module)
 
 
 def _place(corpus: S.Corpus, kind: S.Kind, split: str, number: int) -> str:

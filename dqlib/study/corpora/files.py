@@ -20,8 +20,7 @@ import pyarrow.types
 
 from dqlib.errors import InputError
 from dqlib.study.corpora.classes import class_name
-from dqlib.study.corpora.documents import documents
-from dqlib.study.corpora.rows import Row, named_row
+from dqlib.study.corpora.rows import Row, documents, named_row
 from dqlib.study.corpora.splits import HELD_OUT_PERCENT, SPLITS, UNSEEN, split_of
 from dqlib.study.params import kinds
 from dqlib.study.params import settings as S
@@ -65,19 +64,6 @@ def read_rows(path: str | Path, columns: list[str], of_class: str | None = None)
     return rows
 
 
-def files_of(path: str | Path, columns: list[str]) -> list[Path]:
-    """The files that :func:`read_rows` reads for these arguments.
-
-    Raises:
-        InputError: a file is missing.
-    """
-    path = project_root() / path
-    files = list(_by_column(path, columns).values()) if "*" in path.name else [path]
-    for each in files:
-        _check_exists(each)
-    return files
-
-
 def build(corpus: S.Corpus, kind: S.Kind) -> dict[str, list[Row]]:
     """The rows of every split of a corpus from files.
 
@@ -99,14 +85,12 @@ def rows_of_file(corpus: S.Corpus, kind: S.Kind, path: str) -> list[Row]:
     Raises:
         InputError: as :func:`read_rows`, or a language has no token.
     """
-    return list(_named_rows(corpus, kind, path))
-
-
-def _named_rows(corpus: S.Corpus, kind: S.Kind, path: str) -> Iterator[Row]:
-    names = text_columns(corpus, kind)
-    for row in read_rows(path, columns_read(corpus, kind), corpus.target if kind.labels else None):
-        texts = {ours: row[theirs] for ours, theirs in names.items()}
-        yield named_row(texts, row.get(corpus.language or ""), corpus, path)
+    names, language = text_columns(corpus, kind), corpus.language or ""
+    rows = read_rows(path, columns_read(corpus, kind), corpus.target if kind.labels else None)
+    return [
+        named_row({ours: row[theirs] for ours, theirs in names.items()}, row.get(language), corpus, path)
+        for row in rows
+    ]
 
 
 def _held_out(rows: list[Row], corpus: S.Corpus) -> dict[str, list[Row]]:
@@ -124,18 +108,7 @@ def unpaired(corpus: S.Corpus, path: str) -> Iterator[Row]:
     Raises:
         InputError: the file, a column or a line is missing or bad, or a language has no token.
     """
-    return _named_rows(corpus, SOURCES, path)
-
-
-def unpaired_digests(corpus: S.Corpus, path: str | None) -> list[str]:
-    """SHA-256 of the files that :func:`unpaired` reads; nothing for corpora that are not from files.
-
-    Raises:
-        InputError: a file is missing.
-    """
-    if corpus.origin != "files" or path is None:
-        return []
-    return _digests(files_of(path, columns_read(corpus, SOURCES)))
+    return iter(rows_of_file(corpus, SOURCES, path))
 
 
 def text_columns(corpus: S.Corpus, kind: S.Kind) -> dict[str, str]:
@@ -160,14 +133,20 @@ def file_digests(corpus: S.Corpus, kind: S.Kind) -> dict[str, list[str]]:
     Raises:
         InputError: a file is missing.
     """
-    if corpus.origin != "files":
-        return {}
-    files = {split: files_of(path, columns_read(corpus, kind)) for split, path in _named_files(corpus).items()}
-    return {split: _digests(paths) for split, paths in files.items()}
+    return {split: digests_of(corpus, kind, path) for split, path in _named_files(corpus).items()}
 
 
-def _digests(paths: list[Path]) -> list[str]:
-    return [_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+def digests_of(corpus: S.Corpus, kind: S.Kind, path: str) -> list[str]:
+    """SHA-256 of a file of a corpus, or of those of a pattern.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    pattern = project_root() / path
+    files = _by_column(pattern, columns_read(corpus, kind)).values() if "*" in pattern.name else [pattern]
+    for each in files:
+        _check_exists(each)
+    return [_digest(each, each.stat().st_size, each.stat().st_mtime_ns) for each in files]
 
 
 @cache
@@ -178,8 +157,9 @@ def _digest(path: Path, size: int, changed: int) -> str:
 
 
 def _named_files(corpus: S.Corpus) -> dict[str, str]:
-    """Path of each split's file, as the parameters have it."""
-    return {split: getattr(corpus, split) for split in (*SPLITS, UNSEEN) if getattr(corpus, split)}
+    """Path of each split's file, as the parameters have it; none for corpora that are not from files."""
+    splits = (*SPLITS, UNSEEN) if corpus.origin == "files" else ()
+    return {split: getattr(corpus, split) for split in splits if getattr(corpus, split)}
 
 
 def columns_read(corpus: S.Corpus, kind: S.Kind) -> list[str]:

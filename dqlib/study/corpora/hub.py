@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from dqlib.errors import InputError
 from dqlib.study.corpora.classes import class_name
-from dqlib.study.corpora.documents import documents
 from dqlib.study.corpora.files import SOURCES, columns_read, text_columns
-from dqlib.study.corpora.rows import Row, named_row
+from dqlib.study.corpora.rows import Row, documents, named_row
 from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.params.checkpoint import fetching, located
 
@@ -27,17 +26,12 @@ def build(corpus: S.Corpus, kind: S.Kind) -> dict[str, Iterator[Row]]:
         InputError: the data set cannot be reached, a column is missing, or a language has no token.
     """
 
-    def rows(split: str) -> Iterator[Row]:
-        for texts, language in hub_rows(corpus, kind, split):
-            if all(map(str.strip, texts.values())):  # before the prefix, with which no source is empty
-                yield named_row(texts, language, corpus, corpus.dataset or "")
-
     def of_split(name: str) -> Iterator[Row]:
         split = getattr(corpus, name) or name
         if text_columns(corpus, kind).keys() == {"source"}:
             some = itertools.islice(hub_rows(corpus, kind, split), corpus.limit)
             return documents(texts["source"] for texts, _ in some)
-        return itertools.islice(rows(split), corpus.limit)
+        return itertools.islice(_named_rows(corpus, kind, split), corpus.limit)
 
     return {name: of_split(name) for name in SPLITS}
 
@@ -48,8 +42,12 @@ def unpaired(corpus: S.Corpus, split: str) -> Iterator[Row]:
     Raises:
         InputError: the data set cannot be reached, a column is missing, or a language has no token.
     """
-    for texts, language in hub_rows(corpus, SOURCES, split):
-        if texts["source"].strip():
+    return _named_rows(corpus, SOURCES, split)
+
+
+def _named_rows(corpus: S.Corpus, kind: S.Kind, split: str) -> Iterator[Row]:
+    for texts, language in hub_rows(corpus, kind, split):
+        if all(map(str.strip, texts.values())):  # before the prefix, with which no source is empty
             yield named_row(texts, language, corpus, corpus.dataset or "")
 
 
@@ -58,10 +56,7 @@ def hub_rows(corpus: S.Corpus, kind: S.Kind, split: str) -> Iterator[tuple[dict[
 
     A text is empty where a row has none. A class has its name, if the data set gives it one, or its number.
 
-    Args:
-        corpus: its data set, columns and support documents.
-        kind: of the task, which says what columns there are.
-        split: name of the split, or a part of it as ``datasets`` writes it: ``train[1%:]``.
+    ``split`` may be a part of one as ``datasets`` writes it: ``train[1%:]``.
 
     Raises:
         InputError: the data set cannot be reached, or a column is missing.

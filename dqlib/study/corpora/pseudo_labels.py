@@ -37,10 +37,8 @@ class LoadedLabels:
 def write_labels(folder: str | Path, rows: Mapping[str, Iterable[Row]], about: Mapping[str, Any]) -> None:
     """Write pseudo-labels to a folder, aside and put in place at once.
 
-    Args:
-        folder: where to.
-        rows: with the teacher's targets, by the names of :data:`PARTS`.
-        about: ``corpus`` and ``teacher``, their hashes, and how the targets were made.
+    ``rows`` have the teacher's targets, by the names of :data:`PARTS`; ``about`` has the hashes of ``corpus`` and
+    ``teacher``, and how the targets were made.
 
     Raises:
         InputError: there are no pairs.
@@ -67,10 +65,7 @@ def load_labels_info(folder: str | Path) -> dict[str, Any]:
 def load_labels(folder: str | Path, corpus: str, teacher: str) -> LoadedLabels:
     """Read and check what :func:`write_labels` wrote.
 
-    Args:
-        folder: that was written.
-        corpus: SHA-256 of the corpus that is trained on.
-        teacher: SHA-256 of the weights of the student's teacher.
+    ``corpus`` and ``teacher`` are SHA-256 of the corpus that is trained on and of the weights of the student's teacher.
 
     Raises:
         InputError: they are missing or damaged, or of another corpus or teacher.

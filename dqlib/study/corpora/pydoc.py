@@ -14,16 +14,15 @@ cannot learn their relation from so little text.
 from __future__ import annotations
 
 import ast
-import dataclasses
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import re
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,24 +44,13 @@ SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "_vendor", "site-packag
 SUMMARY_WORDS = (3, 30)
 MIN_BODY_WORDS = 8
 
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A source with its target; ``group`` (the module) decides the split."""
-
-    group: str
-    name: str
-    source: str
-    target: str
+#: Files that a process parses at a time; as many alone are parsed by this one.
+PART = 64
 
 
 def build(corpus: S.Corpus) -> dict[str, list[Row]]:
-    """The rows of every split.
-
-    Raises:
-        InputError: a package is not installed.
-    """
-    return in_splits(build_pairs(corpus.packages, S.available_cores()), corpus.limit)
+    """The rows of every split; raises as :func:`dqlib.study.corpora.pydoc.python_files`."""
+    return in_splits(rows_once(corpus.packages, module_rows), corpus.limit)
 
 
 def unpaired(corpus: S.Corpus) -> Iterator[Row]:
@@ -79,9 +67,16 @@ def unpaired(corpus: S.Corpus) -> Iterator[Row]:
 
 def in_train_split(packages: list[str], of_module: Callable[[str, Path], list[Row]]) -> Iterator[Row]:
     """Rows with ``group``, ``name`` and ``source`` of all modules of the training split, in the order of a hash."""
-    found = each_module(packages, of_module, S.available_cores(), split="train")
-    rows = [row for rows in found for row in rows]
+    rows = itertools.chain.from_iterable(each_module(packages, of_module, split="train"))
     yield from sorted(rows, key=lambda row: hashlib.sha256(f"{row['name']} {row['source']}".encode()).digest())
+
+
+def module_rows(module: str, path: Path) -> list[Row]:
+    """Summaries with their bodies in one file; none where the file cannot be read or parsed."""
+    found = summaries_and_bodies(module, path)
+    return [
+        {"group": module, "name": name, "source": _source(name, body), "target": line} for name, line, body in found
+    ]
 
 
 def module_texts(module: str, path: Path) -> list[Row]:
@@ -96,13 +91,8 @@ def module_texts(module: str, path: Path) -> list[Row]:
     return rows
 
 
-def in_splits(pairs: list[Pair], limit: int | None) -> dict[str, list[Row]]:
-    """Rows of at most ``limit`` pairs in their splits, as :func:`rows_in_splits` has them."""
-    return rows_in_splits([dataclasses.asdict(pair) for pair in pairs], limit)
-
-
-def rows_in_splits(rows: list[Row], limit: int | None) -> dict[str, list[Row]]:
-    """At most ``limit`` rows with a ``group`` and a ``name`` in their splits.
+def in_splits(rows: list[Row], limit: int | None) -> dict[str, list[Row]]:
+    """At most ``limit`` rows with a ``group`` (the module, which decides the split) and a ``name`` in their splits.
 
     They are in the order of a hash, so that the first so many of a split are an even sample over all packages.
     """
@@ -116,81 +106,56 @@ def rows_in_splits(rows: list[Row], limit: int | None) -> dict[str, list[Row]]:
     return splits
 
 
-def package_folder(package: str) -> Path:
-    """Folder of an installed package, or of the standard library for ``"stdlib"``.
-
-    Raises:
-        InputError: no such package is installed here.
-    """
-    if package == "stdlib":
-        return Path(sysconfig.get_paths()["stdlib"])
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError("packages", package, "an installed package (a folder of Python files), or 'stdlib'")
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def python_files(package: str) -> list[tuple[str, Path]]:
-    """All (module name, file) of a package, sorted by module name."""
-    root = package_folder(package)
-    found = []
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).with_suffix("").parts
-        if SKIPPED_FOLDERS.isdisjoint(parts) and not parts[-1].startswith("test_"):
-            prefix = () if package == "stdlib" else (package,)
-            found.append((".".join(prefix + parts).removesuffix(".__init__"), path))
-    return sorted(found)
-
-
-def module_pairs(module: str, path: Path) -> list[Pair]:
-    """Pairs of one file; none where the file cannot be read or parsed."""
-    found = summaries_and_bodies(module, path)
-    return [Pair(module, name, _source(name, body), summary) for name, summary, body in found]
-
-
-def build_pairs(
-    packages: list[str], processes: int = 1, of_module: Callable[[str, Path], list[Pair]] = module_pairs
-) -> list[Pair]:
-    """Pairs of all packages, in a fixed order, each target once (the first wins).
-
-    Args:
-        packages: importable package names, and ``"stdlib"``.
-        processes: how many processes parse; the result does not depend on it.
-        of_module: gives the pairs of one file; a function of a module, so that processes can call it.
+def python_files(packages: list[str]) -> list[tuple[str, str, Path]]:
+    """All (package, module, file) of importable packages and of ``"stdlib"``, those of a package sorted by module.
 
     Raises:
         InputError: a package is not installed.
     """
-    seen: set[str] = set()
-    unique = []
-    for pairs in each_module(packages, of_module, processes):
-        for pair in pairs:
-            key = re.sub(r"\W+", " ", pair.target.lower()).strip()
-            if key not in seen:
-                seen.add(key)
-                unique.append(pair)
-    return unique
+    files: list[tuple[str, str, Path]] = []
+    for place, package in enumerate(packages):
+        spec = importlib.util.find_spec(package) if package.isidentifier() and package != "stdlib" else None
+        folders = [sysconfig.get_paths()["stdlib"]] if package == "stdlib" else spec and spec.submodule_search_locations
+        if not folders:
+            allowed = "an installed package (a folder of Python files), or 'stdlib'"
+            raise InputError(f"corpus.packages[{place}]", package, allowed)
+        root, found = Path(next(iter(folders))), []
+        for path in root.rglob("*.py"):
+            parts = path.relative_to(root).with_suffix("").parts
+            if SKIPPED_FOLDERS.isdisjoint(parts) and not parts[-1].startswith("test_"):
+                prefix = () if package == "stdlib" else (package,)
+                found.append((package, ".".join(prefix + parts).removesuffix(".__init__"), path))
+        files += sorted(found)
+    return files
+
+
+def rows_once(packages: list[str], of_module: Callable[[str, Path], list[Row]]) -> list[Row]:
+    """Rows of all packages, in a fixed order, each target once (the first wins).
+
+    Raises:
+        InputError: a package is not installed.
+    """
+    unique: dict[str, Row] = {}
+    for row in itertools.chain.from_iterable(each_module(packages, of_module)):
+        unique.setdefault(re.sub(r"\W+", " ", row["target"].lower()).strip(), row)
+    return list(unique.values())
 
 
 def each_module(
-    packages: list[str], of_module: Callable[[str, Path], Found], processes: int, split: str | None = None
-) -> list[Found]:
-    """What a function finds in each file of some packages, in a fixed order.
+    packages: list[str], of_module: Callable[[str, Path], Found], split: str | None = None
+) -> Iterable[Found]:
+    """What a function finds in each file of some packages, or of those modules that are in a split, in a fixed order.
 
-    Args:
-        packages: importable package names, and ``"stdlib"``.
-        of_module: takes a module's name and its file; a function of a module, so that processes can call it.
-        processes: how many processes parse; the result does not depend on it.
-        split: whose modules are read; None for all.
+    ``of_module`` takes a module's name and its file; it is a function of a module, so that processes can call it.
 
     Raises:
         InputError: a package is not installed.
     """
-    files = [file for each in packages for file in python_files(each) if split in (None, split_of(file[0]))]
-    if processes > 1 and files:
-        with ProcessPoolExecutor(processes) as pool:
-            return list(pool.map(of_module, *zip(*files, strict=True), chunksize=64))
-    return [of_module(module, path) for module, path in files]
+    files = [(module, path) for _, module, path in python_files(packages) if split in (None, split_of(module))]
+    if len(files) <= PART:
+        return itertools.starmap(of_module, files)
+    with ProcessPoolExecutor(S.available_cores()) as pool:
+        return list(pool.map(of_module, *zip(*files, strict=True), chunksize=PART))
 
 
 def documented(module: str, path: Path) -> Iterator[tuple[str, Documented, str]]:

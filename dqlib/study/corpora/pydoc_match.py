@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from dqlib.study.corpora.pydoc import Pair, build_pairs, rows_in_splits, summaries_and_bodies
+from dqlib.study.corpora.pydoc import in_splits, rows_once, summaries_and_bodies
 from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.splits import SPLITS, split_of
 from dqlib.study.params import settings as S
@@ -41,18 +41,14 @@ SHORTEST_NAME = 3
 
 
 def build(corpus: S.Corpus) -> dict[str, list[Row]]:
-    """The rows of every split.
-
-    Raises:
-        InputError: a package is not installed.
-    """
-    pairs = build_pairs(corpus.packages, S.available_cores(), bodies_and_summaries)
-    return rows_in_splits(paired(pairs), corpus.limit)
+    """The rows of every split; raises as :func:`dqlib.study.corpora.pydoc.python_files`."""
+    return in_splits(paired(rows_once(corpus.packages, bodies_and_summaries)), corpus.limit)
 
 
-def bodies_and_summaries(module: str, path: Path) -> list[Pair]:
+def bodies_and_summaries(module: str, path: Path) -> list[Row]:
     """Bodies (``source``) and summaries (``target``) of one file, as they are written."""
-    return [Pair(module, name, body, summary) for name, summary, body in summaries_and_bodies(module, path)]
+    found = summaries_and_bodies(module, path)
+    return [{"group": module, "name": name, "source": body, "target": summary} for name, summary, body in found]
 
 
 def maskable(names: Iterable[str]) -> frozenset[str]:
@@ -70,39 +66,38 @@ def masked_words(text: str, names: frozenset[str]) -> str:
     return _WORD.sub(lambda word: MASK if word[0].lower() in names else word[0], text)
 
 
-def paired(pairs: list[Pair]) -> list[Row]:
+def paired(pairs: list[Row]) -> list[Row]:
     """Summaries with a body each, half of them with that of another docstring.
 
-    Args:
-        pairs: of body and summary; of those with the same body, the first is taken.
+    ``pairs`` are of body and summary; of those with the same body, the first is taken.
     """
-    unique = list({pair.source: pair for pair in reversed(pairs)}.values())[::-1]
-    modules: dict[str, list[Pair]] = {}
+    unique = list({pair["source"]: pair for pair in reversed(pairs)}.values())[::-1]
+    modules: dict[str, list[Row]] = {}
     for pair in unique:
-        modules.setdefault(pair.group, []).append(pair)
-    left: dict[tuple[str, str], list[Pair]] = {}
-    couples: list[tuple[Pair, Pair]] = []
+        modules.setdefault(pair["group"], []).append(pair)
+    left: dict[tuple[str, str], list[Row]] = {}
+    couples: list[tuple[Row, Row]] = []
     for module, group in modules.items():
         found, rest = _couples(group)
         couples += found
         left.setdefault((module.partition(".")[0], split_of(module)), []).extend(rest)
     couples += [couple for group in left.values() for couple in _couples(group)[0]]
-    couples.sort(key=lambda couple: hashlib.sha256(f"{couple[0].name} {couple[1].name}".encode()).digest())
+    couples.sort(key=lambda couple: hashlib.sha256(f"{couple[0]['name']} {couple[1]['name']}".encode()).digest())
     rows = []
     exchanged = dict.fromkeys(SPLITS, False)  # in turn, in each split
     for one, other in couples:
-        split = split_of(one.group)
+        split = split_of(one["group"])
         exchanged[split] = not exchanged[split]
         bodies = (other, one) if exchanged[split] else (one, other)
-        names = maskable(part for pair in (one, other) for part in pair.name.split("."))
+        names = maskable(part for pair in (one, other) for part in pair["name"].split("."))
         for pair, body in zip((one, other), bodies, strict=True):
             target = MATCHES if pair is body else OTHER
-            texts = {"source": masked_text(pair.target, names), "second": masked_text(body.source, names)}
-            rows.append({"group": pair.group, "name": pair.name, **texts, "target": target})
+            texts = {"source": masked_text(pair["target"], names), "second": masked_text(body["source"], names)}
+            rows.append({"group": pair["group"], "name": pair["name"], **texts, "target": target})
     return rows
 
 
-def _couples(pairs: list[Pair]) -> tuple[list[tuple[Pair, Pair]], list[Pair]]:
+def _couples(pairs: list[Row]) -> tuple[list[tuple[Row, Row]], list[Row]]:
     """Neighbours by the length of their bodies, two by two, and the one that is left over, if there is one."""
-    ordered = sorted(pairs, key=lambda pair: (len(pair.source.split()), pair.name, pair.source))
+    ordered = sorted(pairs, key=lambda pair: (len(pair["source"].split()), pair["name"], pair["source"]))
     return list(zip(ordered[::2], ordered[1::2], strict=False)), ordered[len(ordered) // 2 * 2 :]

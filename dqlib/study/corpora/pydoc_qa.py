@@ -15,20 +15,11 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import docstring_parser
 
-from dqlib.study.corpora.pydoc import (
-    Documented,
-    Pair,
-    build_pairs,
-    documented,
-    in_splits,
-    in_train_split,
-    name_in_words,
-)
+from dqlib.study.corpora.pydoc import Documented, documented, in_splits, in_train_split, name_in_words, rows_once
 from dqlib.study.corpora.rows import Row
 from dqlib.study.params import settings as S
 
@@ -40,12 +31,8 @@ DESCRIBES = re.compile(rb"(Arg|Argument|Param|Parameter|Attribute)s?:?\s*\n|[:@]
 
 
 def build(corpus: S.Corpus) -> dict[str, list[Row]]:
-    """The rows of every split.
-
-    Raises:
-        InputError: a package is not installed.
-    """
-    return in_splits(build_answers(corpus.packages, S.available_cores()), corpus.limit)
+    """The rows of every split; raises as :func:`dqlib.study.corpora.pydoc.python_files`."""
+    return in_splits(rows_once(corpus.packages, module_answers), corpus.limit)
 
 
 def unpaired(corpus: S.Corpus) -> Iterator[Row]:
@@ -59,23 +46,18 @@ def unpaired(corpus: S.Corpus) -> Iterator[Row]:
     return in_train_split(corpus.packages, module_questions)
 
 
-def module_answers(module: str, path: Path) -> list[Pair]:
+def module_answers(module: str, path: Path) -> list[Row]:
     """Questions with answers of one file; none where the file cannot be read or parsed."""
-    pairs: list[Pair] = []
+    rows: list[Row] = []
     shortest, longest = ANSWER_WORDS
     for name, sources, parsed in _documented_arguments(module, path):
         answers = {each.arg_name.lstrip("*\\"): " ".join((each.description or "").split()) for each in parsed.params}
-        pairs += [
-            Pair(module, f"{name.removesuffix('.__init__')}({argument})", sources[argument], answer)
-            for argument, answer in answers.items()
-            if argument in sources and shortest <= len(answer.split()) <= longest
-            if answer not in _support(name, parsed)  # a docstring of an unknown convention is all summary
-        ]
-    return pairs
-
-
-#: Questions with answers of all packages, as :func:`build_pairs` gives pairs: each answer once (the first wins).
-build_answers = partial(build_pairs, of_module=module_answers)
+        for argument, answer in answers.items():
+            right_length = argument in sources and shortest <= len(answer.split()) <= longest
+            if right_length and answer not in _support(name, parsed):  # one of an unknown convention is all summary
+                asked = {"name": f"{name.removesuffix('.__init__')}({argument})", "source": sources[argument]}
+                rows.append({"group": module, **asked, "target": answer})
+    return rows
 
 
 def module_questions(module: str, path: Path) -> list[Row]:
@@ -106,11 +88,6 @@ def _documented_arguments(module: str, path: Path) -> Iterator[tuple[str, dict[s
             yield name, _sources(name, signature, parsed), parsed
 
 
-def question(argument: str, name: str) -> str:
-    """The question about an argument of a function or class."""
-    return f"What does the argument {argument} of {name.rpartition('.')[2]} mean?"
-
-
 def _parsed(docstring: str) -> docstring_parser.Docstring | None:
     """A docstring in its parts; odd ones make the parser fail in many ways, and none of them is worth anything here."""
     try:
@@ -128,8 +105,11 @@ def _support(name: str, parsed: docstring_parser.Docstring) -> str:
 def _sources(name: str, signature: ast.arguments, parsed: docstring_parser.Docstring) -> dict[str, str]:
     """The source of a question about each argument."""
     known, support, name = _arguments(signature), _support(name, parsed), name.removesuffix(".__init__")
-    names = ", ".join(known)
-    return {a: f"{question(a, name)} {support} {written} ({names})" for a, written in known.items()}
+    last, names = name.rpartition(".")[2], ", ".join(known)
+    return {
+        argument: f"What does the argument {argument} of {last} mean? {support} {written} ({names})"
+        for argument, written in known.items()
+    }
 
 
 def _signature(node: Documented) -> ast.arguments | None:

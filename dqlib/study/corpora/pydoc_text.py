@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dqlib.study.corpora.pydoc import documented, each_module, rows_in_splits
+from dqlib.study.corpora.pydoc import documented, each_module, in_splits
 from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.splits import are_in
 from dqlib.study.params import settings as S
@@ -23,19 +23,15 @@ MIN_WORDS = 20
 
 
 def build(corpus: S.Corpus) -> dict[str, list[Row]]:
-    """The rows of every split.
-
-    Raises:
-        InputError: a package is not installed.
-    """
+    """The rows of every split; raises as :func:`dqlib.study.corpora.pydoc.python_files`."""
     seen: set[str] = set()
     rows = []
-    for module, texts in each_module(corpus.packages, module_texts, S.available_cores()):
+    for module, texts in each_module(corpus.packages, module_texts):
         new = [text for text in dict.fromkeys(texts) if text not in seen]
         seen.update(new)
         if is_long_enough(document := "\n".join(new)):
             rows.append({"group": module, "name": module, "source": document})
-    splits = rows_in_splits(rows, corpus.limit)
+    splits = in_splits(rows, corpus.limit)
     train = list(docstrings(splits["train"]))
     return {split: part if split == "train" else not_in(part, train) for split, part in splits.items()}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from dqlib.study.corpora.pydoc import Pair, build_pairs, documented, python_files, rows_in_splits
+from dqlib.study.corpora.pydoc import documented, in_splits, python_files, rows_once
 from dqlib.study.corpora.pydoc_match import maskable, masked_words
 from dqlib.study.corpora.rows import Row
 from dqlib.study.params import settings as S
@@ -24,26 +24,22 @@ MIN_WORDS = 12
 
 
 def build(corpus: S.Corpus) -> dict[str, list[Row]]:
-    """The rows of every split.
-
-    Raises:
-        InputError: a package is not installed.
-    """
-    modules = {module: package for package in corpus.packages for module, _ in python_files(package)}
-    texts = build_pairs(corpus.packages, S.available_cores(), whole_texts)
-    sizes = Counter(modules[text.group] for text in texts)
+    """The rows of every split; raises as :func:`dqlib.study.corpora.pydoc.python_files`."""
+    modules = {module: package for package, module, _ in python_files(corpus.packages)}
+    texts = rows_once(corpus.packages, whole_texts)
+    sizes = Counter(modules[text["group"]] for text in texts)
     classes = [package for package, _ in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:CLASSES]]
     parts = {part for module, package in modules.items() if package in classes for part in module.split(".")}
     names = maskable(parts | set(classes))
     rows = [
-        {"group": text.group, "name": text.name, "source": masked_words(text.target, names), "target": package}
+        {"group": text["group"], "name": text["name"], "source": masked_words(text["target"], names), "target": package}
         for text in texts
-        if (package := modules[text.group]) in classes
+        if (package := modules[text["group"]]) in classes
     ]
-    return rows_in_splits(rows, corpus.limit)
+    return in_splits(rows, corpus.limit)
 
 
-def whole_texts(module: str, path: Path) -> list[Pair]:
+def whole_texts(module: str, path: Path) -> list[Row]:
     """Docstrings of one file (``target``) that have enough words."""
     texts = ((name, " ".join(text.split())) for name, _, text in documented(module, path))
-    return [Pair(module, name, "", text) for name, text in texts if len(text.split()) >= MIN_WORDS]
+    return [{"group": module, "name": name, "target": text} for name, text in texts if len(text.split()) >= MIN_WORDS]

@@ -14,6 +14,9 @@ from dqlib.study.params import settings as S
 
 Row = dict[str, str]
 
+#: Characters of a document, about. A document is read without what comes before it, so few are better.
+LONGEST_DOCUMENT = 100_000
+
 
 class Rows(Sequence[Row]):
     """The rows of a JSON Lines file; what is in memory is where each line begins, 8 bytes per row.
@@ -89,3 +92,17 @@ def named_row(texts: Mapping[str, str], language: str | None, corpus: S.Corpus, 
             raise InputError(f"{path}, column {corpus.language}", language, allowed)
         named["language"] = language
     return named
+
+
+def documents(texts: Iterable[str]) -> Iterator[Row]:
+    """Rows of language modelling: texts that follow each other in one document, one per line, without blank ones."""
+    document: list[str] = []
+    size = 0
+    for text in filter(str.strip, texts):
+        document.append(text.strip())
+        size += len(text)
+        if size >= LONGEST_DOCUMENT:
+            yield {"source": "\n".join(document)}
+            document, size = [], 0
+    if document:
+        yield {"source": "\n".join(document)}

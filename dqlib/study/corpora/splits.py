@@ -111,10 +111,6 @@ def of_train_alone(rows: Iterable[Row], splits: Mapping[str, Sequence[Row]]) -> 
 
     Left out are sources of any split, by their words, and texts with half or more of the runs (see :func:`in_train`)
     of a source or a target of another split than train.
-
-    Args:
-        rows: with ``source`` and, in a translation, ``language``.
-        splits: of the corpus.
     """
     seen = {(row.get("language"), *_words(row["source"])) for split in splits.values() for row in split}
     held_out = {frozenset(_runs(row[column])) for split, part in splits.items() if split != "train"

@@ -42,10 +42,6 @@ def checked_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Read a tokenizer from a folder, or from the hub.
 
-    Args:
-        source, revision: of the tokenizer.
-        kind: of the tasks that it is for.
-
     Raises:
         InputError: it lacks a special token; a text that is read by an encoder-decoder does not end with ``</s>`` or
             with that and a language's token.
@@ -112,12 +108,8 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer whose encodings end with ``</s>``; the same texts give the same tokenizer.
 
-    Args:
-        texts: to train on.
-        vocab_size: most tokens, special ones included.
-        max_length: most tokens that its models read.
-        languages: codes of the languages that get a token each, after the other special tokens.
-        kind: of its task, which says how texts are marked.
+    It has at most ``vocab_size`` tokens, special ones included; ``languages`` get a token each, after the other special
+    tokens. The ``kind`` of its task says how texts are marked.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

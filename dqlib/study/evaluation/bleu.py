@@ -7,7 +7,7 @@ statistics are summed anew (Koehn 2004). Sources: BLEU, Papineni et al. 2002; ch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
@@ -19,8 +19,7 @@ BLEU_STATISTICS = ("prediction_length", "reference_length", "matched_1", "matche
                    "ngrams_1", "ngrams_2", "ngrams_3", "ngrams_4")  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class CorpusScore:
+class CorpusScore(NamedTuple):
     """A corpus-level score in percent with its 95% interval, and sacrebleu's signature of it."""
 
     value: float
@@ -29,14 +28,14 @@ class CorpusScore:
     signature: str
 
 
-def bleu(references: Sequence[str], predictions: Sequence[str], resamples: int, seed: int = 0) -> CorpusScore:
+def bleu(references: Sequence[str], predictions: Sequence[str], resamples: int) -> CorpusScore:
     """BLEU of all sentences together, with the interval over sentences, of one reference and prediction each."""
-    return _corpus_score(BLEU(), references, predictions, resamples, seed)
+    return _corpus_score(BLEU(), references, predictions, resamples)
 
 
-def chrf(references: Sequence[str], predictions: Sequence[str], resamples: int, seed: int = 0) -> CorpusScore:
-    """chrF of all sentences together, with the interval over sentences, of one reference and prediction each."""
-    return _corpus_score(CHRF(), references, predictions, resamples, seed)
+def chrf(references: Sequence[str], predictions: Sequence[str], resamples: int) -> CorpusScore:
+    """chrF of all sentences together, as :func:`bleu`."""
+    return _corpus_score(CHRF(), references, predictions, resamples)
 
 
 def bleu_statistics(references: Sequence[str], predictions: Sequence[str]) -> np.ndarray:
@@ -62,10 +61,10 @@ def exact(references: Sequence[str], predictions: Sequence[str]) -> np.ndarray:
 
 
 def _corpus_score(
-    metric: BLEU | CHRF, references: Sequence[str], predictions: Sequence[str], resamples: int, seed: int
+    metric: BLEU | CHRF, references: Sequence[str], predictions: Sequence[str], resamples: int
 ) -> CorpusScore:
     value = metric.corpus_score(list(predictions), [list(references)]).score
-    sums = resampled_sums(_statistics(metric, references, predictions), resamples, seed)
+    sums = resampled_sums(_statistics(metric, references, predictions), resamples)
     return CorpusScore(value, *interval(_scores(metric, sums)), str(metric.get_signature()))
 
 

@@ -8,19 +8,13 @@ import mpmath
 import numpy as np
 
 
-def resampled_sums(statistics: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
-    """Sums of statistics over documents drawn again with replacement: what a corpus-level score needs.
+def resampled_sums(statistics: np.ndarray, resamples: int) -> np.ndarray:
+    """Sums of statistics over documents drawn again with replacement, as often as there are documents.
 
-    Args:
-        statistics: (documents, statistics).
-        resamples: how many times all documents are drawn.
-        seed: of the draws.
-
-    Returns:
-        (resamples, statistics).
+    (documents, statistics) to (resamples, statistics): what a corpus-level score needs. The draws are always the same.
     """
     count = len(statistics)
-    times_drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
+    times_drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), resamples)
     return times_drawn @ statistics
 
 
@@ -30,42 +24,17 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap_interval(scores: np.ndarray, resamples: int, seed: int = 0) -> tuple[float, float]:
-    """95% interval of the mean over documents: percentiles of resampled means (Efron 1979).
-
-    Args:
-        scores: (documents,), one score per document.
-        resamples: how many times documents are drawn with replacement.
-        seed: of the draws.
-    """
-    return interval(_resampled_means(scores, resamples, seed))
-
-
-def paired_p_value(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p-value of a difference of means by the paired bootstrap over documents (Koehn 2004).
-
-    Args:
-        ours, theirs: (documents,), scores of the same documents.
-        resamples: how many times documents are drawn with replacement.
-        seed: of the draws.
-    """
-    return two_sided(_resampled_means(ours - theirs, resamples, seed))
-
-
-def _resampled_means(scores: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means over documents drawn again with replacement, (resamples,)."""
-    generator = np.random.default_rng(seed)
-    return np.array([scores[generator.integers(0, len(scores), len(scores))].mean() for _ in range(resamples)])
+def bootstrap_interval(scores: np.ndarray, resamples: int) -> tuple[float, float]:
+    """95% interval of the mean of scores (documents,): percentiles of resampled means (Efron 1979)."""
+    generator, count = np.random.default_rng(0), len(scores)
+    return interval(np.array([scores[generator.integers(0, count, count)].mean() for _ in range(resamples)]))
 
 
 def two_sided(differences: np.ndarray) -> float:
     """Two-sided p-value of a difference, of what it is on documents drawn again with replacement.
 
-    Twice the smaller share of resamples in which the difference is on either side of zero, ties on both; at least one
-    over the resamples, at most 1.
-
-    Args:
-        differences: (resamples,).
+    Twice the smaller share of the (resamples,) in which it is on either side of zero, ties on both; at least one over
+    the resamples, at most 1 (the paired bootstrap of Koehn 2004).
     """
     side = min((differences <= 0).mean(), (differences >= 0).mean())
     return float(min(1.0, max(2 * side, 1 / len(differences))))
@@ -82,13 +51,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def welch_p_value(ours: np.ndarray, theirs: np.ndarray) -> float | None:
-    """Two-sided p-value of a difference of means of two samples of unlike variance (Welch 1947), such as of seeds.
+    """Two-sided p-value of a difference of means of two samples (seeds,) of unlike variance (Welch 1947).
 
-    Args:
-        ours, theirs: (seeds,), one number each.
-
-    Returns:
-        None where a sample has fewer than two numbers, or both have no spread.
+    None where a sample has fewer than two numbers, or both have no spread.
     """
     if min(len(ours), len(theirs)) < 2:
         return None

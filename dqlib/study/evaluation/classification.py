@@ -6,17 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation.bootstrap import interval, resampled_sums
-from dqlib.study.evaluation.generation import own_batches
+from dqlib.study.evaluation.generation import answers
 from dqlib.study.evaluation.records import Detail, Line, Scored, places, scores_of
 from dqlib.study.params import settings as S
+from dqlib.study.training.batches import Batch
 from dqlib.study.training.classification import TRAINING
-from dqlib.study.training.examples import Example
 from dqlib.study.training.task import TaskTraining
 
 #: What each metric is, as details have it.
@@ -36,31 +34,16 @@ def score(training: TaskTraining, model: PreTrainedModel, evaluation: S.Evaluati
     spec, corpus, accelerator = training.spec, training.corpus, training.accelerator
     rows = corpus.test_rows(evaluation.documents)
     examples = TRAINING.encode(rows, corpus, spec.corpus)
-    chances = class_probabilities(model, examples, corpus.tokenizer, evaluation.batch_size, accelerator, name)
+
+    def probabilities(_: list[int], batch: Batch) -> list[list[float]]:
+        return torch.softmax(model(**batch.inputs()).logits.float(), dim=-1).tolist()
+
+    collate = TRAINING.collate(corpus.tokenizer)
+    chances = answers(model, examples, collate, evaluation.batch_size, accelerator, name, probabilities)
     if not accelerator.is_main_process:
         return None
     positive = spec.corpus.labels[1] if len(spec.corpus.labels) == 2 else None
-    return class_scores(rows, chances, corpus.labels, evaluation.bootstrap, positive)
-
-
-@torch.no_grad()
-def class_probabilities(
-    model: PreTrainedModel,
-    examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerFast,
-    batch_size: int,
-    accelerator: Accelerator,
-    name: str,
-) -> np.ndarray:
-    """Probability of each class for each text, (texts, classes), shared by the processes; all of them get the whole."""
-    model.eval()
-    collate = TRAINING.collate(tokenizer)
-    found: list[tuple[int, list[float]]] = []
-    for indices in own_batches(examples, batch_size, accelerator, name):
-        batch = collate([examples[i] for i in indices]).to(accelerator.device)
-        chances = torch.softmax(model(**batch.inputs()).logits.float(), dim=-1)
-        found += zip(indices, chances.tolist(), strict=True)
-    return np.array([chances for _, chances in sorted(gather_object(found))])
+    return class_scores(rows, np.array(chances), corpus.labels, evaluation.bootstrap, positive)
 
 
 def class_scores(
@@ -68,21 +51,15 @@ def class_scores(
 ) -> Scored:
     """Accuracy (the headline), macro-F1 and Matthews' correlation, in percent; accuracy of each text is 0 or 100.
 
-    Args:
-        rows: with ``target`` and ``test_set``; the scores are those of the test set ``test``.
-        chances: (rows, classes).
-        labels: of the classes.
-        resamples: of the bootstrap.
-        positive: class whose F1 is among the details, as GLUE has it of MRPC and QQP; None for none.
+    The scores are those of the test set ``test``, which rows have as their ``test_set``. ``chances`` are (rows,
+    classes). The F1 of a class ``positive`` is among the details, as GLUE has it of MRPC and QQP.
     """
     number = {label: i for i, label in enumerate(labels)}
     truth = np.array([number[row["target"]] for row in rows])
     predicted = chances.argmax(axis=1)
     details: list[Detail] = []
     for test_set, where in places(rows, lambda row: row["test_set"]).items():
-        details += class_details(truth[where], predicted[where], len(labels), resamples, test_set)
-        if positive is not None:
-            details.append(_f1_of(number[positive], positive, truth[where], predicted[where], resamples, test_set))
+        details += class_details(truth[where], predicted[where], labels, resamples, test_set, positive)
     lines: list[Line] = [
         {name: row[name] for name in ("source", "second") if name in row}
         | {"reference": row["target"], "prediction": labels[guess], "probability": round(float(chance[guess]), 4)}
@@ -94,43 +71,34 @@ def class_scores(
 
 
 def class_details(
-    truth: np.ndarray, predicted: np.ndarray, classes: int, resamples: int, test_set: str = "test"
-) -> list[Detail]:
-    """Every metric with its interval over the texts.
+    truth: np.ndarray, predicted: np.ndarray, labels: Sequence[str], resamples: int, test_set: str = "test",
+    positive: str | None = None,
+) -> list[Detail]:  # fmt: skip
+    """Every metric with its interval over the texts, of the numbers of their classes, (texts,) each.
 
-    Args:
-        truth, predicted: numbers of classes, (texts,).
-        classes: how many there are.
-        resamples: of the bootstrap.
-        test_set: that they are of.
+    The F1 of the class ``positive`` is the last one, if it is asked for.
     """
+    classes = len(labels)
     cells = np.eye(classes * classes, dtype=np.int64)[truth * classes + predicted]  # (texts, cells)
-    whole = cells.sum(axis=0).reshape(1, classes, classes)
-    drawn = resampled_sums(cells, resamples).reshape(-1, classes, classes)
-    value, resampled = metrics(whole), metrics(drawn)
+    sums = np.concatenate([cells.sum(axis=0, keepdims=True), resampled_sums(cells, resamples)])
+    confusion = sums.reshape(-1, classes, classes)
+    measured = [(metric, values, SIGNATURES[metric]) for metric, values in metrics(confusion).items()]
+    if positive is not None:
+        place = list(labels).index(positive)
+        either = confusion[:, place].sum(axis=1) + confusion[:, :, place].sum(axis=1)
+        f1 = np.divide(2 * confusion[:, place, place], either, out=np.zeros(len(sums)), where=either > 0)
+        measured.append(("f1_positive", 100 * f1, f"F1 of the class '{positive}'"))
     return [
-        Detail(test_set, None, metric, float(value[metric][0]), *interval(resampled[metric]), SIGNATURES[metric])
-        for metric in SIGNATURES
+        Detail(test_set, None, metric, float(values[0]), *interval(values[1:]), signature)
+        for metric, values, signature in measured
     ]
-
-
-def _f1_of(number: int, name: str, truth: np.ndarray, predicted: np.ndarray, resamples: int, test_set: str) -> Detail:
-    """F1 of one class, with its interval over the texts."""
-    counts = np.stack([(truth == number) & (predicted == number), truth == number, predicted == number], axis=1)
-    sums = np.concatenate([counts.sum(axis=0, keepdims=True), resampled_sums(counts.astype(int), resamples)])
-    both, either = 2 * sums[:, 0], sums[:, 1] + sums[:, 2]
-    f1 = 100 * np.divide(both, either, out=np.zeros(len(sums)), where=either > 0)
-    return Detail(test_set, None, "f1_positive", float(f1[0]), *interval(f1[1:]), f"F1 of the class '{name}'")
 
 
 def metrics(confusion: np.ndarray) -> dict[str, np.ndarray]:
     """Metrics of confusion matrices in percent, (matrices,) each.
 
     F1 is averaged over the classes that occur, in truth or prediction. The correlation is that of several classes; it
-    is 0 where truth or prediction is one class alone.
-
-    Args:
-        confusion: texts by class (rows) and prediction (columns), (matrices, classes, classes).
+    is 0 where truth or prediction is one class alone. Matrices have texts by class (rows) and prediction (columns).
     """
     confusion = confusion.astype(float)
     right = np.diagonal(confusion, axis1=1, axis2=2)  # (matrices, classes)

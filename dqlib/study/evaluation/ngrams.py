@@ -48,34 +48,22 @@ def _streams(rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast) -> Iterabl
 
 @dataclass(frozen=True)
 class Order:
-    """N-grams of one length; the number of one is its place among the ``keys``.
+    """N-grams of one length; the number of one is its place among the ``keys``."""
 
-    Attributes:
-        keys: number of the context times the vocabulary's size, plus the last token; sorted, (n-grams,).
-        counts: of each n-gram: how often it occurs, or in lower orders after how many different tokens, (n-grams,).
-        totals: sum of the counts after each context, (contexts,).
-        kinds: different tokens after each context, (contexts,).
-        discount: taken from each count.
-    """
-
-    keys: np.ndarray
+    keys: np.ndarray  # number of the context times the vocabulary's size, plus the last token; sorted, (n-grams,)
+    # of each n-gram: how often it occurs, or in lower orders after how many different tokens, (n-grams,)
     counts: np.ndarray
-    totals: np.ndarray
-    kinds: np.ndarray
-    discount: float
+    totals: np.ndarray  # sum of the counts after each context, (contexts,)
+    kinds: np.ndarray  # different tokens after each context, (contexts,)
+    discount: float  # taken from each count
 
 
 @dataclass(frozen=True)
 class KneserNey:
-    """An interpolated Kneser-Ney model over token ids.
+    """An interpolated Kneser-Ney model over token ids."""
 
-    Attributes:
-        orders: unigrams first.
-        vocabulary: number of tokens.
-    """
-
-    orders: tuple[Order, ...]
-    vocabulary: int
+    orders: tuple[Order, ...]  # unigrams first
+    vocabulary: int  # number of tokens
 
     @classmethod
     def of(
@@ -83,11 +71,8 @@ class KneserNey:
     ) -> KneserNey:
         """Count the n-grams of some streams of token ids; none crosses from one stream to the next.
 
-        Args:
-            streams: (tokens,) each; the first ``order - 1`` are context alone.
-            order: tokens of the longest n-gram.
-            vocabulary: number of tokens.
-            discounts: of each order, from unigrams; estimated, when None.
+        The first ``order - 1`` tokens of a stream, (tokens,), are context alone. ``discounts`` of each order, from
+        unigrams, are estimated, when None.
         """
         parts = [np.asarray(ids, dtype=np.int64) for ids in streams]
         tokens = np.concatenate(parts)

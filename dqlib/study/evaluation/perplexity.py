@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dqlib.losses import IGNORED_LABEL
 from dqlib.study.corpora.rows import Row
 from dqlib.study.evaluation.bootstrap import interval, resampled_sums
-from dqlib.study.evaluation.generation import own_batches
+from dqlib.study.evaluation.generation import answers
 from dqlib.study.evaluation.records import Detail, Line, Scored, places, scores_of
 from dqlib.study.params import settings as S
+from dqlib.study.training.batches import Batch
 from dqlib.study.training.examples import Example
 from dqlib.study.training.language_modelling import TRAINING, stream
 from dqlib.study.training.task import TaskTraining
@@ -75,7 +75,6 @@ def windows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, length: int
     return found
 
 
-@torch.no_grad()
 def document_losses(
     model: PreTrainedModel,
     rows: Sequence[Row],
@@ -86,22 +85,21 @@ def document_losses(
     name: str,
 ) -> np.ndarray:
     """Nats, tokens and bytes of each document, (documents, 3); shared by the processes, all of them get the whole."""
-    model.eval()
-    collate = TRAINING.collate(tokenizer)
     every = windows(rows, tokenizer, length, stride_of(length))
-    examples = [window.example for window in every]
-    found: list[tuple[int, float, int]] = []
-    for indices in own_batches(examples, batch_size, accelerator, name):
-        batch = collate([examples[i] for i in indices]).to(accelerator.device)
+
+    def losses(indices: list[int], batch: Batch) -> list[tuple[int, float, int]]:
         logits = model(**batch.inputs()).logits.float()
         nats = torch.nn.functional.cross_entropy(
             logits.transpose(1, 2), batch.labels, ignore_index=IGNORED_LABEL, reduction="none"
         )
-        for window, losses in zip([every[i] for i in indices], nats.double(), strict=True):
-            end = len(window.example.source)
-            found.append((window.document, float(losses[end - window.new : end].sum()), window.new))
+        ends = [len(every[i].example.source) for i in indices]
+        sums = [each[end - every[i].new : end].sum() for i, end, each in zip(indices, ends, nats.double(), strict=True)]
+        return [(every[i].document, float(total), every[i].new) for i, total in zip(indices, sums, strict=True)]
+
+    examples, collate = [window.example for window in every], TRAINING.collate(tokenizer)
+    found = answers(model, examples, collate, batch_size, accelerator, name, losses)
     measured: np.ndarray = np.zeros((len(rows), 3))
-    for document, loss, tokens in sorted(gather_object(found)):
+    for document, loss, tokens in sorted(found):
         measured[document, :2] += loss, tokens
     measured[:, 2] = [len(row["source"].encode()) for row in rows]
     return measured
@@ -110,11 +108,8 @@ def document_losses(
 def perplexity_scores(rows: Sequence[Row], measured: np.ndarray, resamples: int, signature: str) -> Scored:
     """Perplexity of a token (the headline) and bits per byte of all documents together.
 
-    Args:
-        rows: with ``test_set``; the scores are those of the test set ``test``.
-        measured: nats, tokens and bytes of each document, (documents, 3).
-        resamples: of the bootstrap.
-        signature: how it was measured.
+    The scores are those of the test set ``test``, which rows have as their ``test_set``. ``measured`` has nats, tokens
+    and bytes of each document, (documents, 3), and ``signature`` says how.
     """
     details: list[Detail] = []
     for test_set, where in places(rows, lambda row: row["test_set"]).items():
@@ -134,26 +129,15 @@ def perplexity_of(line: Mapping[str, Any]) -> float:
 
 
 def perplexity_details(measured: np.ndarray, resamples: int, signature: str, test_set: str = "test") -> list[Detail]:
-    """Both metrics, with their intervals over the documents.
-
-    Args:
-        measured: nats, tokens and bytes of each document, (documents, 3).
-        resamples: of the bootstrap.
-        signature: how they were measured.
-        test_set: that they are of.
-    """
-    value, resampled = metrics(measured.sum(axis=0, keepdims=True)), metrics(resampled_sums(measured, resamples))
+    """Both metrics, with their intervals over the documents, as :func:`perplexity_scores` takes them."""
+    sums = np.concatenate([measured.sum(axis=0, keepdims=True), resampled_sums(measured, resamples)])
     return [
-        Detail(test_set, None, metric, float(value[metric][0]), *interval(resampled[metric]), signature)
-        for metric in value
+        Detail(test_set, None, metric, float(values[0]), *interval(values[1:]), signature)
+        for metric, values in metrics(sums).items()
     ]
 
 
 def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """Metrics of sums over documents, (sums,) each.
-
-    Args:
-        sums: nats, tokens and bytes, (sums, 3).
-    """
+    """Metrics of sums of nats, tokens and bytes over documents: (sums, 3) to (sums,) each."""
     nats, tokens, size = sums.T
     return {"perplexity": np.exp(nats / tokens), "bits_per_byte": nats / math.log(2) / size}

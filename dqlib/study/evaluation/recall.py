@@ -56,15 +56,10 @@ def recalled(reference: Sequence[str], prediction: Sequence[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Recall:
-    """How many of the references' words one model's predictions recall, by part of the reference.
+    """How many of the references' words one model's predictions recall, by part of the reference."""
 
-    Attributes:
-        parts: (documents, :data:`PARTS`), words recalled in each part of the reference.
-        sizes: (documents, :data:`PARTS`), words that there are.
-    """
-
-    parts: np.ndarray
-    sizes: np.ndarray
+    parts: np.ndarray  # (documents, :data:`PARTS`), words recalled in each part of the reference
+    sizes: np.ndarray  # (documents, :data:`PARTS`), words that there are
 
     @property
     def halves(self) -> np.ndarray:

@@ -187,12 +187,7 @@ def scores_of(
 ) -> Scores:
     """The scores of the test set ``test`` in one language, among the details of all.
 
-    Args:
-        details: of every test set, language and metric.
-        rows: that were tested, with ``test_set``.
-        headline: the metric that the record's interval is of.
-        metrics: that the record keeps.
-        language: that is judged; None where there are no languages.
+    The interval is that of the ``headline``; the record keeps the ``metrics``.
     """
     judged = {each.metric: each for each in details if (each.test_set, each.language) == ("test", language)}
     count = sum(key_of(row) == ("test", language) for row in rows)
@@ -240,12 +235,7 @@ def read_details(folder: Path) -> list[Detail]:
 
 
 def read_predictions(folder: Path, language: str | None = None) -> list[dict]:
-    """What a trained model wrote for its test documents; a second test set is left out.
-
-    Args:
-        folder: of the model.
-        language: the one that is read; None for all.
-    """
+    """What a trained model wrote for its test documents; a second test set is left out."""
     lines = [json.loads(line) for line in (folder / PREDICTIONS).read_bytes().splitlines()]
     lines = [line for line in lines if line.get("test_set", "test") == "test"]
     return [line for line in lines if language in (None, line.get("language"))]

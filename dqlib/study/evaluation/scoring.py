@@ -45,21 +45,16 @@ def score(training: TaskTraining, model: PreTrainedModel, evaluation: S.Evaluati
 
 
 def text_scores(rows: Sequence[Row], predictions: Sequence[str], resamples: int) -> Scored:
-    """ROUGE and lengths of summaries or answers; ROUGE-L, the headline, for each document.
+    """ROUGE and lengths of summaries or answers, one per row; ROUGE-L, the headline, for each document.
 
-    Args:
-        rows: with ``source``, ``target`` and ``test_set``; the scores are those of the test set ``test``.
-        predictions: one per row.
-        resamples: of the bootstrap.
+    The scores are those of the test set ``test``, which rows have as their ``test_set``.
     """
     by_document = rouge([row["target"] for row in rows], predictions)
     details: list[Detail] = []
+    signature = f"rouge-score {version('rouge-score')}|stemmer:porter|f-measure"
     for test_set, where in places(rows, lambda row: row["test_set"]).items():
-        signature = f"rouge-score {version('rouge-score')}|stemmer:porter|f-measure"
-        for kind in ROUGE:
-            values = by_document[kind][where]
-            low, high = bootstrap_interval(values, resamples)
-            details.append(Detail(test_set, None, kind, float(values.mean()), low, high, signature))
+        for kind, values in by_document.items():
+            details.append(_mean_of(kind, values[where], test_set, None, resamples, signature))
         details += _lengths(test_set, None, [rows[i] for i in where], [predictions[i] for i in where], resamples)
     lines = [
         _line(row, prediction) | {"rougeL": round(value, 2)}
@@ -73,11 +68,7 @@ def text_scores(rows: Sequence[Row], predictions: Sequence[str], resamples: int)
 def translation_scores(rows: Sequence[Row], predictions: Sequence[str], resamples: int, language: str) -> Scored:
     """BLEU (the headline), chrF, exact matches and lengths by test set and language; chrF and match of each sentence.
 
-    Args:
-        rows: with ``source``, ``target``, ``language`` and ``test_set``.
-        predictions: one per row.
-        resamples: of the bootstrap.
-        language: the one that is judged; the scores are its own on the test set ``test``.
+    The scores are those of the ``language`` that is judged on the test set ``test``; there is one prediction per row.
     """
     references = [row["target"] for row in rows]
     sentences = translation_metrics.sentence_chrf(references, predictions)
@@ -86,10 +77,8 @@ def translation_scores(rows: Sequence[Row], predictions: Sequence[str], resample
     for (test_set, code), where in places(rows, key_of).items():
         ours, theirs = [predictions[i] for i in where], [references[i] for i in where]
         for metric, score_of in (("bleu", translation_metrics.bleu), ("chrf", translation_metrics.chrf)):
-            corpus = score_of(theirs, ours, resamples)
-            details.append(Detail(test_set, code, metric, corpus.value, corpus.low, corpus.high, corpus.signature))
-        low, high = bootstrap_interval(matches[where], resamples)
-        details.append(Detail(test_set, code, "exact", float(matches[where].mean()), low, high, "whole text"))
+            details.append(Detail(test_set, code, metric, *score_of(theirs, ours, resamples)))
+        details.append(_mean_of("exact", matches[where], test_set, code, resamples, "whole text"))
         details += _lengths(test_set, code, [rows[i] for i in where], ours, resamples)
     lines = [
         _line(row, prediction)
@@ -99,27 +88,29 @@ def translation_scores(rows: Sequence[Row], predictions: Sequence[str], resample
     return scores_of(details, rows, "bleu", ("bleu", "chrf"), language), lines
 
 
+def _mean_of(
+    metric: str, values: np.ndarray, test_set: str, language: str | None, resamples: int, signature: str
+) -> Detail:
+    """The mean of a metric over documents, (documents,), with its interval."""
+    return Detail(test_set, language, metric, float(values.mean()), *bootstrap_interval(values, resamples), signature)
+
+
 def _lengths(
     test_set: str, language: str | None, rows: Sequence[Row], predictions: Sequence[str], resamples: int
 ) -> list[Detail]:
     """Mean words of predictions and of references, and their ratio."""
-    both = np.stack([_words(predictions), _words([row["target"] for row in rows])], axis=1)  # (documents, 2)
-    sums, resampled = both.sum(axis=0), resampled_sums(both, resamples)
-    ratio = sums[0] / sums[1]
-    measured = [
-        ("words", sums[0] / len(both), interval(resampled[:, 0] / len(both))),
-        ("reference_words", sums[1] / len(both), interval(resampled[:, 1] / len(both))),
-        ("length_ratio", ratio, interval(resampled[:, 0] / resampled[:, 1])),
-    ]
+    texts = zip(predictions, (row["target"] for row in rows), strict=True)
+    both = np.array([[len(text.split()) for text in pair] for pair in texts], dtype=float)  # (documents, 2)
+    every = np.concatenate([both.sum(axis=0, keepdims=True), resampled_sums(both, resamples)])
+    measured = {
+        "words": every[:, 0] / len(both),
+        "reference_words": every[:, 1] / len(both),
+        "length_ratio": every[:, 0] / every[:, 1],
+    }
     return [
-        Detail(test_set, language, metric, float(value), low, high, "words between spaces")
-        for metric, value, (low, high) in measured
+        Detail(test_set, language, metric, float(values[0]), *interval(values[1:]), "words between spaces")
+        for metric, values in measured.items()
     ]
-
-
-def _words(texts: Sequence[str]) -> np.ndarray:
-    """Words of each text, (texts,)."""
-    return np.array([len(text.split()) for text in texts], dtype=float)
 
 
 def _line(row: Row, prediction: str) -> Line:

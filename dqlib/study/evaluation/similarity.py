@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 
 from dqlib.losses import IGNORED_LABEL, cross_entropy, logits_kl
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.evaluation.bootstrap import bootstrap_interval
 from dqlib.study.params import settings as S
+from dqlib.study.training.batches import Batch
 from dqlib.study.training.kinds import training_of
-from dqlib.study.training.text_batches import ModelBatch
 
 #: Held-out pairs on which similarity is measured.
 HELD_OUT_PAIRS = 64
@@ -36,7 +35,7 @@ class Similarity:
     task_loss: float  # cross-entropy of the reference, nats
 
 
-def held_out(corpus: LoadedCorpus, spec: S.Task) -> ModelBatch:
+def held_out(corpus: LoadedCorpus, spec: S.Task) -> Batch:
     """The first validation pairs, or blocks of running text, in one batch."""
     kind = training_of(spec.form)
     examples = kind.encode(corpus.splits["validation"][:HELD_OUT_PAIRS], corpus, spec.corpus)
@@ -44,16 +43,14 @@ def held_out(corpus: LoadedCorpus, spec: S.Task) -> ModelBatch:
 
 
 @torch.no_grad()
-def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: ModelBatch) -> Similarity:
+def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch) -> Similarity:
     """How similar a model's tokens are to each other, and how far it is from the teacher.
 
     Hidden states are those after the last layer (and its LayerNorm), of the decoder under the reference. A pair
     of positions counts where the tokens differ and neither is padding. Of the embedding, the rows of tokens that
     occur are compared.
 
-    Args:
-        model, teacher: encoder-decoders, or decoders alone, with the same vocabulary.
-        batch: held-out texts.
+    Models are encoder-decoders, or decoders alone, with the same vocabulary.
     """
     was_training = model.training
     inputs = batch.inputs()
@@ -61,7 +58,8 @@ def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: ModelBat
     model.train(was_training)
     ours, theirs = outputs
     mask = batch.labels != IGNORED_LABEL
-    last, last_teacher = (_of_decoder(output) for output in outputs)
+    several = hasattr(ours, "encoder_hidden_states")  # an encoder-decoder names its stacks; others have but one
+    last, last_teacher = (o.decoder_hidden_states[-1] if several else o.hidden_states[-1] for o in outputs)
     unit, unit_teacher = normalize(last, dim=-1), normalize(last_teacher, dim=-1)
     across = (unit @ unit_teacher.transpose(1, 2)).masked_fill(~mask.unsqueeze(1), -2.0)  # (texts, ours, theirs)
     matched = across.argmax(dim=-1) == torch.arange(mask.size(1))
@@ -72,7 +70,7 @@ def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: ModelBat
     ids, read = inputs["input_ids"], batch.attention_mask.bool()
     occurring = torch.cat([ids[read], batch.labels[mask]]).unique()
     encoder = np.full(len(ids), np.nan)
-    if hasattr(ours, "encoder_hidden_states"):
+    if several:
         encoder = _mean_cosine(ours.encoder_hidden_states[-1], ids, read)
     return Similarity(
         decoder=_mean_cosine(last, batch.labels, mask),
@@ -85,15 +83,9 @@ def similarity(model: PreTrainedModel, teacher: PreTrainedModel, batch: ModelBat
 
 
 def similarity_table(
-    models: Mapping[str, PreTrainedModel], teacher: PreTrainedModel, batch: ModelBatch, resamples: int = 1000
+    models: Mapping[str, PreTrainedModel], teacher: PreTrainedModel, batch: Batch, resamples: int = 1000
 ) -> pandas.DataFrame:
     """One row per model; ``more_alike`` is its similarity less the teacher's, text by text, with a 95% interval.
-
-    Args:
-        models: by the name of the row; the teacher itself may be one.
-        teacher: in full precision.
-        batch: held-out texts.
-        resamples: of the bootstrap over texts.
 
     Returns:
         Index ``model``; columns ``decoder``, ``more_alike``, ``low``, ``high``, ``encoder``, ``embedding``, ``matched``
@@ -110,12 +102,6 @@ def similarity_table(
         rows[name] = {"decoder": means.pop("decoder")} | compared | means
     table = pandas.DataFrame.from_dict(rows, orient="index").rename_axis("model")
     return table.astype(float).round(3) + 0.0  # no minus zero
-
-
-def _of_decoder(output: ModelOutput) -> Tensor:
-    """States after the last layer of a decoder, (texts, tokens, features)."""
-    several = hasattr(output, "decoder_hidden_states")  # an encoder-decoder names its stacks; others have but one
-    return (output.decoder_hidden_states if several else output.hidden_states)[-1]
 
 
 def _mean_cosine(states: Tensor, ids: Tensor, mask: Tensor) -> np.ndarray:

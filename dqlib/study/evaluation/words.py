@@ -52,7 +52,7 @@ def baselines(evaluation: S.Evaluation, spec: S.Task, corpus: LoadedCorpus) -> l
     return [
         detail
         for method, each in predicted.items()
-        for detail in renamed(class_details(truth["test"], each, len(corpus.labels), evaluation.bootstrap), method)
+        for detail in renamed(class_details(truth["test"], each, corpus.labels, evaluation.bootstrap), method)
     ]
 
 

@@ -28,6 +28,7 @@ from dqlib.study.corpora.pseudo_labels import PARTS, write_labels
 from dqlib.study.corpora.rows import Row, Rows, write_rows
 from dqlib.study.params import settings as S
 from dqlib.study.process.locks import only_maker
+from dqlib.study.process.provenance import is_made
 from dqlib.study.process.workers import Job, devices, run_all
 from dqlib.study.training.batches import encode
 from dqlib.study.training.checkpoints import weights_hash
@@ -85,10 +86,7 @@ class _Labelling:
 def make_pseudo_labels(settings: S.Settings, task: str, provenance: str) -> None:
     """Let a task's teacher write the targets of training pairs, and of texts in no pair where the corpus has such.
 
-    Args:
-        settings: of the study.
-        task: whose corpus and teacher it is; both are there.
-        provenance: what the labels are made from; chunks that were made from anything else are not taken up.
+    Chunks that were made from anything else than ``provenance`` says are not taken up.
 
     Raises:
         BusyError: another run is making them.
@@ -98,7 +96,9 @@ def make_pseudo_labels(settings: S.Settings, task: str, provenance: str) -> None
     target, work = folders.pseudo_labels, folders.checkpoints(folders.pseudo_labels)
     labelling = _Labelling(settings, task, work)
     with only_maker(target, work.with_name(f"{work.name}.lock")):
-        _take_up(work, provenance)
+        if not is_made(work, provenance, _IDENTITY):  # what is there is not finished, and of something else
+            shutil.rmtree(work, ignore_errors=True)
+            write_text(work / _IDENTITY, provenance)
         corpus = load_corpus(folders.corpus)
         if not (work / _TEXTS).is_file():
             _write_texts(labelling.spec, corpus, work / _TEXTS)
@@ -113,14 +113,6 @@ def make_pseudo_labels(settings: S.Settings, task: str, provenance: str) -> None
         about = {"corpus": corpus.info["sha256"], **json.loads((work / _ENGINE).read_text())}
         write_labels(target, labelled, about)
         shutil.rmtree(work)
-
-
-def _take_up(work: Path, provenance: str) -> None:
-    """Go on with what is in a folder, or empty it where that was made from anything else."""
-    identity = work / _IDENTITY
-    if not identity.is_file() or identity.read_text() != provenance:
-        shutil.rmtree(work, ignore_errors=True)
-        write_text(identity, provenance)
 
 
 def _write_texts(spec: S.Task, corpus: LoadedCorpus, path: Path) -> None:

@@ -18,7 +18,7 @@ from dqlib.study.training.batches import Batch
 @torch.no_grad()
 def similarity_maps(models: Mapping[str, PreTrainedModel], batch: Batch) -> Figure:
     """Cosine similarity of every two tokens of the first summary after the last decoder layer."""
-    one = Batch(*(getattr(batch, name)[:1] for name in Batch.__slots__))
+    one = batch.each(lambda tensor: tensor[:1])
     length = int((one.labels != IGNORED_LABEL).sum())
     size, style = (6.6, 2.5), {"axes.grid": False}
     with subplots(1, len(models), figsize=size, sharey=True, squeeze=False, style=style) as (figure, panels):

@@ -12,7 +12,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.utils import get_session
 
-from dqlib.architectures import ARCHITECTURES, Architecture
+from dqlib.architectures import ARCHITECTURES
 from dqlib.errors import InputError
 from dqlib.files import DiskFullError, room_in
 from dqlib.study.params.model import MODEL_TYPES, SIZES
@@ -39,22 +39,24 @@ def _folder(name: str) -> Path:
 
 def snapshot(name: str, revision: str | None = None) -> str:
     """The folder of a model, of its configuration and weights, fetched from the hub where it is named there."""
+    folder = _fetched(name, revision, "config.json", "generation_config.json", "model*.safetensors*")
+    if not on_disk(name) and not any(folder.glob("model*.safetensors")):
+        folder = _fetched(name, revision, "pytorch_model*.bin*")
+    return str(folder)
+
+
+def _fetched(name: str, revision: str | None, *wanted: str) -> Path:
+    """The folder of a checkpoint, with these of its files where it is on the hub and has them."""
     if on_disk(name):
-        return str(_folder(name))
-    wanted = ["config.json", "generation_config.json", "model*.safetensors*"]
-    folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted)
-    if not any(Path(folder).glob("model*.safetensors")):
-        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=["pytorch_model*.bin*"])
-    return folder
+        return _folder(name)
+    return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(wanted)))
 
 
 @contextmanager
 def fetching(field: str, name: str) -> Iterator[None]:
     """Load something from the hub or a folder; without a network only the cache is looked into, which takes no time.
 
-    Args:
-        field: parameter that names it.
-        name: of what is loaded.
+    ``field`` is the parameter that names it.
 
     Raises:
         DiskFullError: there is no room for it in the cache.
@@ -73,28 +75,22 @@ def fetching(field: str, name: str) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:200]
         if offline:
-            where = huggingface_hub.constants.ENDPOINT
-            allowed = (
-                f"in the cache (HF_HOME), or the folder of a snapshot in place of the name, since {where} cannot be "
-                f"reached ({reason})"
-            )
+            allowed = "in the cache (HF_HOME), or the folder of a snapshot in place of the name, since "
+            allowed += f"{huggingface_hub.constants.ENDPOINT} cannot be reached"
         else:
-            allowed = f"a name on the hub or the folder of a snapshot, with what is asked of it ({reason})"
-        raise InputError(field, name, allowed) from None
-
-
-def _entries(names: Architecture) -> tuple[str | int, ...]:
-    """What a ``config.json`` of an architecture calls each of :data:`SIZES`; a number is said by none."""
-    depths = [0 if stack is None else stack.depth for stack in (names.encoder, names.decoder)]
-    positions = names.position_field or LONGEST
-    return names.width_field, *depths, names.head_fields[0], names.neuron_fields[0], positions
+            allowed = "a name on the hub or the folder of a snapshot, with what is asked of it"
+        raise InputError(field, name, f"{allowed} ({reason})") from None
 
 
 def shape_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the content of a ``config.json`` says of a model's shape, by the names of parameters."""
     architecture = config["model_type"]
-    entries = zip(SIZES, _entries(ARCHITECTURES[architecture]), strict=True)
-    shape = {ours: config.get(theirs) if isinstance(theirs, str) else theirs for ours, theirs in entries}
+    names = ARCHITECTURES[architecture]
+    depths = [None if stack is None else stack.depth for stack in (names.encoder, names.decoder)]
+    fields = (names.width_field, *depths, names.head_fields[0], names.neuron_fields[0], names.position_field)
+    shape = {ours: config.get(theirs) if theirs else 0 for ours, theirs in zip(SIZES, fields, strict=True)}
+    if not names.position_field:
+        shape["max_positions"] = LONGEST  # they have no end
     if architecture == "gpt2" and shape["ffn_dim"] is None and shape["d_model"] is not None:
         shape["ffn_dim"] = 4 * shape["d_model"]  # GPT-2 says it where it is another one
     if shape["decoder_layers"] is None:
@@ -107,11 +103,6 @@ def checkpoint_shape(
     field: str, name: str, revision: str | None = None, architectures: Collection[str] = MODEL_TYPES
 ) -> dict[str, Any]:
     """What a checkpoint on the hub or in a folder says of its shape, by the names of :func:`shape_of`.
-
-    Args:
-        field: parameter that names it.
-        name, revision: of the checkpoint.
-        architectures: that it may be of.
 
     Raises:
         InputError: it is not there, or of another architecture.
@@ -129,10 +120,7 @@ def checkpoint_config(field: str, name: str, revision: str | None = None) -> dic
         InputError: it is not there, or no JSON object.
     """
     with fetching(field, name):
-        path = _folder(name) / "config.json"
-        if not on_disk(name):
-            path = Path(huggingface_hub.hf_hub_download(name, path.name, revision=revision))
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads((_fetched(name, revision, "config.json") / "config.json").read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("its config.json is no JSON object")
     return config
@@ -147,10 +135,7 @@ def generation_settings(field: str, name: str, revision: str | None = None) -> d
     from dqlib.storage.reading import json_object  # which imports PyTorch
 
     with fetching(field, name):
-        folder = _folder(name)
-        if not on_disk(name):
-            folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=["*config.json"]))
-        path = folder / "generation_config.json"
+        path = _fetched(name, revision, "*config.json") / "generation_config.json"
         return json_object(path.read_bytes(), f"{field}, {path.name}") if path.is_file() else {}
 
 

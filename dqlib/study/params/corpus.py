@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 from dqlib.study.params.kinds import SEQ2SEQ
-from dqlib.study.params.schema import LONGEST, MANY, SEEDS, a_name, bounded, one_of
+from dqlib.study.params.schema import LONGEST, MANY, SEEDS, a_name, bounded, each, no_repetitions
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A corpus that is made from what is installed.
+    """A corpus that is made from what is installed."""
 
-    Args:
-        module: its function ``build`` takes the parameters of a corpus and gives the rows of every split.
-        needs: parameters that have to be given.
-        unpaired: whether its function ``unpaired`` gives texts for a teacher to label, of which no pair is made.
-        kind: of the tasks that it is for.
-    """
-
-    module: str
-    needs: tuple[str, ...]
+    module: str  # its function ``build`` takes the parameters of a corpus and gives the rows of every split
+    needs: tuple[str, ...]  # parameters that have to be given
+    # whether its function ``unpaired`` gives texts for a teacher to label, of which no pair is made
     unpaired: bool = False
-    kind: str = SEQ2SEQ
+    kind: str = SEQ2SEQ  # of the tasks that it is for
 
 
 EMBEDDED = {
@@ -115,7 +110,7 @@ class Corpus:
     labels: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        one_of("origin", self.origin, ORIGINS)
+        check_choice("origin", self.origin, ORIGINS)
         a_name("name", self.name)
         bounded(
             self, vocab_size=(1 if self.tokenizer else 300, 10**7), source_tokens=(8, LONGEST),
@@ -132,11 +127,10 @@ class Corpus:
             raise InputError("train", self.train, "a file when origin is 'files'")
 
     def _check_languages(self) -> None:
-        for language in [*self.languages, *([self.source_language] if self.source_language else [])]:
-            if not re.fullmatch(r"[a-z]{2,3}(_[A-Za-z0-9]+)*", language):
-                raise InputError("languages", language, "codes of languages, such as ro or pt_BR")
-        if len(set(self.languages)) < len(self.languages):
-            raise InputError("languages", self.languages, "a list without repetitions")
+        each(self, "languages", partial(_check_language, "language"))
+        if self.source_language:
+            _check_language("source_language", self.source_language)
+        no_repetitions("languages", self.languages)
         if len(self.languages) > 1 and self.origin != "embedded" and not self.language:
             raise InputError("language", self.language, "the column of a row's language, where there are several")
         if self.language and not self.languages:
@@ -151,3 +145,8 @@ class Corpus:
                 raise InputError(name, getattr(self, name), f"given for the embedded corpus '{self.name}'")
         if self.languages and "languages" not in needs:
             raise InputError("languages", self.languages, f"left out: '{self.name}' is no translation")
+
+
+def _check_language(field: str, language: str) -> None:
+    if not re.fullmatch(r"[a-z]{2,3}(_[A-Za-z0-9]+)*", language):
+        raise InputError(field, language, "the code of a language, such as ro or pt_BR")

@@ -28,17 +28,16 @@ LABELLING = "labelling"
 def code_hash(package: Path = PACKAGE, room: str = ROOMS[-1]) -> str:
     """SHA-256 of all code that what a room makes can depend on: the core, the rooms before it, and its own.
 
-    Args:
-        package: folder of the code.
-        room: one of :data:`ROOMS`, or :data:`LABELLING`; the last of ``ROOMS``, of which scores are, when left out.
+    ``room`` is one of :data:`ROOMS`, or :data:`LABELLING`; scores are of the last of ``ROOMS``.
     """
-    core = _hash(package, [*package.glob("*.py"), *(package / "storage").rglob("*.py")])
     rooms = (*ROOMS, LABELLING)
-    folders = [package / "study" / each for each in rooms[: rooms.index(room) + 1]]
+    folders = [package / "storage", *(package / "study" / each for each in rooms[: rooms.index(room) + 1])]
     if room == LABELLING:
         folders.append(package / "engines")
-    files = [path for folder in folders for path in folder.rglob("*.py")]
-    return hashlib.sha256((core + _hash(package, files)).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for path in sorted([*package.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]):
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def write_hashes(folder: Path) -> None:
@@ -67,10 +66,3 @@ def default_values() -> dict[str, str]:
             elif field.default is not dataclasses.MISSING:
                 values[f"{name}.{field.name}"] = repr(field.default)
     return values
-
-
-def _hash(package: Path, files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
-    return digest.hexdigest()

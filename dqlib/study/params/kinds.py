@@ -7,52 +7,31 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """What all tasks of one form have in common.
+    """What all tasks of one form have in common."""
 
-    Args:
-        description: of the kind, for messages.
-        columns: parameters of a corpus that name the texts of a row; those that a corpus leaves out are not there.
-        labels: whether the target is a class and not a text.
-        encoder, decoder: whether its models have layers on that side.
-        architecture: of a model that is new here.
-        architectures: that a checkpoint may be of.
-        checkpoint: class that a checkpoint of others is read as; see :func:`dqlib.storage.reading.read_model`.
-        pretraining: what ``pretrain`` trains; None where there is none.
-        finetuned: the same of one that is a teacher as it is, without fine-tuning here.
-        tokens: special tokens that a tokenizer needs.
-        training: module whose ``TRAINING`` makes models, examples and batches.
-        scoring: module whose ``score`` tests a model.
-        baselines: module whose ``baselines`` says what simpler methods reach on the same test; None for none.
-        notebook: that shows a task; None where each task has one of its own name.
-        metrics: columns of a record.
-        falling: those of them that are lower for better models.
-        auto: class of transformers that loads a model of any of its architectures.
-        tag: what Hugging Face calls its task.
-        unit: what a loss is the mean over.
-        writes: whether models answer in texts, which tables compare with the references word by word.
-    """
-
-    description: str
+    description: str  # of the kind, for messages
+    # parameters of a corpus that name the texts of a row; those that a corpus leaves out are not there
     columns: tuple[str, ...]
-    encoder: bool
-    decoder: bool
-    architecture: str
-    architectures: tuple[str, ...]
-    checkpoint: str
-    finetuned: str
-    pretraining: str | None
-    tokens: tuple[str, ...]
-    training: str
-    scoring: str
-    metrics: tuple[str, ...]
-    auto: str
-    tag: str
-    unit: str = "token"
-    falling: tuple[str, ...] = ()
+    encoder: bool  # whether its models have layers on that side, as
+    decoder: bool  # on this one
+    architecture: str  # of a model that is new here
+    architectures: tuple[str, ...]  # that a checkpoint may be of
+    checkpoint: str  # class that a checkpoint of others is read as; see :func:`dqlib.storage.reading.read_model`
+    finetuned: str  # the same of one that is a teacher as it is, without fine-tuning here
+    pretraining: str | None  # what ``pretrain`` trains; None where there is none
+    tokens: tuple[str, ...]  # special tokens that a tokenizer needs
+    training: str  # module whose ``TRAINING`` makes models, examples and batches
+    scoring: str  # module whose ``score`` tests a model
+    metrics: tuple[str, ...]  # columns of a record
+    auto: str  # class of transformers that loads a model of any of its architectures
+    tag: str  # what Hugging Face calls its task
+    unit: str = "token"  # what a loss is the mean over
+    falling: tuple[str, ...] = ()  # metrics that are lower for better models
+    # module whose ``baselines`` says what simpler methods reach on the same test; None for none
     baselines: str | None = None
-    notebook: str | None = None
-    labels: bool = False
-    writes: bool = False
+    notebook: str | None = None  # that shows a task; None where each task has one of its own name
+    labels: bool = False  # whether the target is a class and not a text
+    writes: bool = False  # whether models answer in texts, which tables compare with the references word by word
 
     @property
     def layers(self) -> dict[str, bool]:

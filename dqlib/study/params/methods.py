@@ -10,7 +10,7 @@ from dqlib.errors import InputError
 from dqlib.presets import get_preset
 from dqlib.study.params.evaluation import Evaluation
 from dqlib.study.params.presets import preset_named
-from dqlib.study.params.schema import MANY, seeds_bounded
+from dqlib.study.params.schema import MANY, a_seed, each, no_repetitions
 from dqlib.study.params.training import Distillation
 
 
@@ -62,26 +62,24 @@ class Methods:
             if not getattr(self, name):
                 raise InputError(name, getattr(self, name), "a list that is not empty")
         for name in ("presets", "ablations"):
-            object.__setattr__(self, name, list(map(preset_named, getattr(self, name))))
+            object.__setattr__(self, name, each(self, name, preset_named))
         for name in ("longer_preset", "baseline", "fallback"):
             object.__setattr__(self, name, preset_named(getattr(self, name)))
-        for text in (*self.configs, *self.own_configs, *self.ablation_configs, *self.longer_configs):
-            Config.parse(text)
-        for steps in self.longer_steps:
-            if not self.distill.steps < steps <= MANY:
-                allowed = f"more than distill.steps, {self.distill.steps}, and at most {MANY}"
-                raise InputError("longer_steps", steps, allowed)
-        seeds_bounded(self.seeds)
+        for name in ("configs", "own_configs", "ablation_configs", "longer_configs"):
+            each(self, name, Config.parse)
+        each(self, "longer_steps", self._check_steps)
+        each(self, "seeds", a_seed)
         for name in ("longer_steps", "seeds"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise InputError(name, getattr(self, name), "a list without repetitions")
-        for name, whole in (
-            ("longest_configs", "longer_configs"),
-            ("ablation_seeds", "seeds"),
-            ("longer_seeds", "seeds"),
-        ):
+            no_repetitions(name, getattr(self, name))
+        some = {"longest_configs": "longer_configs", "ablation_seeds": "seeds", "longer_seeds": "seeds"}
+        for name, whole in some.items():
             if not set(getattr(self, name)) <= set(getattr(self, whole)):
                 raise InputError(name, getattr(self, name), f"some of the {whole} {getattr(self, whole)}")
+
+    def _check_steps(self, steps: int) -> None:
+        if not self.distill.steps < steps <= MANY:
+            allowed = f"more than distill.steps, {self.distill.steps}, and at most {MANY}"
+            raise InputError("steps", steps, allowed)
 
     def runs(self) -> list[Run]:
         """Every run, by what it decides: configs one after another, then ablations, then longer runs, as they end.

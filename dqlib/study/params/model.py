@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice, check_fields
 from dqlib.study.params.kinds import KINDS
-from dqlib.study.params.schema import LONGEST, below_one, bounded, one_of
+from dqlib.study.params.schema import LONGEST, below_one, bounded
 from dqlib.study.params.tasks import TASKS
 
 #: Parameters of a model's shape.
@@ -39,16 +39,20 @@ class Model:
     architecture: str = "bart"
 
     def __post_init__(self) -> None:
-        one_of("architecture", self.architecture, MODEL_TYPES)
-        if not self.init_std > 0:
-            raise InputError("init_std", self.init_std, "a positive number")
+        check_choice("architecture", self.architecture, MODEL_TYPES)
+        check_fields(self, "init_std", lambda number: number > 0, "a positive number")
         widths = dict.fromkeys(("d_model", "heads", "ffn_dim"), (1, 10**6))
         bounded(self, **widths, encoder_layers=(0, 1000), decoder_layers=(0, 1000), max_positions=(1, LONGEST))
         if self.d_model % self.heads and self.architecture != "t5":  # whose heads have a width of their own
             raise InputError("heads", self.heads, f"a divisor of d_model, {self.d_model}")
-        below_one("dropout", self.dropout)
+        below_one(self, "dropout")
 
     @property
     def base_task(self) -> str | None:
         """The task whose pre-trained model this one starts from, if it is another task's."""
         return self.pretrained if self.pretrained in TASKS else None
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The folder, or the name on the hub, of the model that this one starts from, if others have made it."""
+        return None if self.base_task else self.pretrained

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 #: Names of the files that every trained model's folder holds.
@@ -18,36 +17,17 @@ TABLES, FIGURES = "tables", "figures"
 PROVENANCE = "provenance.json"
 
 
-@dataclass(frozen=True)
 class Folders:
     """Where a task keeps what it makes."""
 
-    root: Path
-
-    @property
-    def corpus(self) -> Path:
-        """Splits and tokenizer."""
-        return self.root / "corpus"
-
-    @property
-    def pretrained(self) -> Path:
-        """Model after text infilling."""
-        return self.root / "pretrained"
-
-    @property
-    def teacher(self) -> Path:
-        """Fine-tuned model."""
-        return self.root / "teacher"
-
-    @property
-    def pseudo_labels(self) -> Path:
-        """What the teacher writes for its students."""
-        return self.root / "pseudo-labels"
-
-    @property
-    def students(self) -> Path:
-        """All students."""
-        return self.root / "students"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.corpus = root / "corpus"  # splits and tokenizer
+        self.pretrained = root / "pretrained"  # before fine-tuning
+        self.teacher = root / "teacher"
+        self.pseudo_labels = root / "pseudo-labels"  # what the teacher writes for its students
+        self.students = root / "students"
+        self.methods = root / "methods"  # runs of the benchmark
 
     def student(self, slug: str, preset: str | None = None, seed: int | None = None) -> Path:
         """Student of a configuration: its slug, then the preset and the seed where they are not the task's own."""
@@ -57,11 +37,6 @@ class Folders:
     def checkpoints(self, target: Path) -> Path:
         """Checkpoints of the training that makes one of the others; DVC, which empties those, leaves this alone."""
         return self.root / "checkpoints" / "-".join(target.relative_to(self.root).parts)
-
-    @property
-    def methods(self) -> Path:
-        """Runs of the benchmark."""
-        return self.root / "methods"
 
     def run(self, preset: str, slug: str, seed: int, steps: int | None = None) -> Path:
         """One run of the benchmark: a preset at a configuration from a seed, for all runs' steps or its own."""

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 from dqlib.presets import PRESETS, VARIANTS, Preset, get_preset
 from dqlib.study.params.paths import project_root
-from dqlib.study.params.schema import a_name, build, one_of, read
+from dqlib.study.params.schema import a_name, build, read
 
 #: The file of each preset that this process has read from one, by its name.
 _FILES: dict[str, Path] = {}
@@ -23,8 +23,7 @@ def is_file(preset: str) -> bool:
 def preset_named(preset: str) -> str:
     """The name of a preset, by which :func:`dqlib.presets.get_preset` knows it from here on.
 
-    Args:
-        preset: a name, or a YAML file, from the project's folder if its path is relative.
+    ``preset`` is a name, or a YAML file, from the project's folder if its path is relative.
 
     Raises:
         InputError: there is none, or the file says something that is not allowed.
@@ -72,7 +71,7 @@ def load_preset(path: str | Path) -> Preset:
             raise InputError("name", name, "a file of another name than every other preset has")
         content = read(path)
         content = content if isinstance(content, dict) else {}
-        one_of("from", content.get("from"), built_in)
+        check_choice("from", content.get("from"), built_in)
         if "name" in content:
             raise InputError("name", content["name"], "left out: the name is that of the file")
         changes = {key: value for key, value in content.items() if key != "from"}

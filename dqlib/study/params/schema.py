@@ -7,14 +7,17 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from yaml.constructor import SafeConstructor
 
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_fields
+
+#: What is found of an entry of a list.
+Found = TypeVar("Found")
 
 #: Most bytes of a parameter file, levels in it, and characters of a number.
 LONGEST_FILE, DEEPEST, LONGEST_NUMBER = 1_000_000, 16, 40
@@ -119,10 +122,7 @@ def _scalar(node: yaml.ScalarNode, where: str) -> str | int | float | bool | Non
 def build(cls: Any, data: Any, where: str) -> Any:
     """An instance of a dataclass from nested dictionaries, every error with its full name.
 
-    Args:
-        cls: the dataclass; its fields name the keys, their types the values.
-        data: what YAML gave.
-        where: full name of the block, with dots.
+    The fields of the dataclass name the keys, their types the values; ``where`` is the block's full name, with dots.
 
     Raises:
         InputError: a key is unknown or missing, or a value is not allowed.
@@ -193,12 +193,6 @@ def a_name(field: str, value: str, folders: bool = False) -> None:
         raise InputError(field, value, allowed + (", or several with '/' between them" if folders else ""))
 
 
-def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that is not in a list."""
-    if value not in allowed:
-        raise InputError(name, value, f"one of {', '.join(allowed)}")
-
-
 def bounded(block: Any, **bounds: tuple[int, int]) -> None:
     """Refuse numbers of a block below the least or above the most; those that are None are not asked."""
     for field, (least, most) in bounds.items():
@@ -207,14 +201,34 @@ def bounded(block: Any, **bounds: tuple[int, int]) -> None:
             raise InputError(field, value, f"at least {least}" if value < least else f"at most {most}")
 
 
-def seeds_bounded(seeds: list[int]) -> None:
-    """Refuse a list ``seeds`` of which one is out of bounds."""
-    for seed in seeds:
-        if not SEEDS[0] <= seed <= SEEDS[1]:
-            raise InputError("seeds", seed, "from {} to {}".format(*SEEDS))
+def each(block: Any, name: str, check: Callable[[Any], Found], where: str = "") -> list[Found]:
+    """What a check gives for every entry of a list of a block; an error names the list and the entry's place in it.
+
+    Errors of the check begin with what an entry is (``config '9-2-8 2-1', w_bits``); ``where`` the block stands has a
+    dot behind it.
+    """
+    found = []
+    for place, value in enumerate(getattr(block, name)):
+        try:
+            found.append(check(value))
+        except InputError as error:
+            _, blank, rest = error.field.partition(" ")
+            raise InputError(f"{where}{name}[{place}]{blank}{rest}", error.value, error.allowed) from None
+    return found
 
 
-def below_one(name: str, value: float) -> None:
+def no_repetitions(name: str, values: list[Any], given: list[Any] | None = None) -> None:
+    """Refuse a list whose ``values`` are not all different; it is shown as it was ``given``."""
+    if len(set(values)) < len(values):
+        raise InputError(name, values if given is None else given, "a list without repetitions")
+
+
+def a_seed(value: int) -> None:
+    """Refuse what random numbers cannot start from."""
+    if not SEEDS[0] <= value <= SEEDS[1]:
+        raise InputError("seed", value, "from {} to {}".format(*SEEDS))
+
+
+def below_one(block: Any, name: str) -> None:
     """Refuse a part of a whole that is not one."""
-    if not 0 <= value < 1:
-        raise InputError(name, value, "at least 0 and below 1")
+    check_fields(block, name, lambda share: 0 <= share < 1, "at least 0 and below 1")

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from dqlib.config import Config
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 from dqlib.study.params.corpus import Corpus, Support
 from dqlib.study.params.evaluation import Evaluation
 from dqlib.study.params.kinds import KINDS, Kind
@@ -22,9 +22,8 @@ from dqlib.study.params.methods import Methods, Run
 from dqlib.study.params.model import SIZES, Model
 from dqlib.study.params.paths import Folders, project_root
 from dqlib.study.params.presets import own_presets, remember
-from dqlib.study.params.pseudo_labels import PseudoLabels
-from dqlib.study.params.schema import NAMED_BLOCKS, a_name, bounded, build, one_of, read
-from dqlib.study.params.task import Task
+from dqlib.study.params.schema import NAMED_BLOCKS, a_name, bounded, build, read
+from dqlib.study.params.task import PseudoLabels, Task
 from dqlib.study.params.tasks import BENCHMARKED, TASKS
 from dqlib.study.params.training import Distillation, Finetuning, Loop, Pretraining, Training
 
@@ -67,7 +66,7 @@ class Settings:
         if not self.tasks:
             raise InputError("params", self.profile, f"a file with at least one of {', '.join(TASKS)}")
         for name, task in self.tasks.items():
-            one_of(f"{name}.kind", task.kind, (TASKS[name].kind,))
+            check_choice(f"{name}.kind", task.kind, (TASKS[name].kind,))
             languages = task.corpus.languages
             if bool(languages) != TASKS[name].translates:
                 allowed = "given: each target starts with the token of its language" if not languages else "left out"
@@ -170,18 +169,13 @@ class Settings:
         if base is None or base is task or base.model.pretrained is not None or base.pretrain is None:
             allowed = "a folder, a name on the hub, or another task of this file that is pre-trained here"
             raise InputError(start, base_task, allowed)
-        for size in SIZES:
-            wanted = getattr(base.model, size)
-            if getattr(task.model, size) != wanted:
-                allowed = f"{wanted}, as in {base_task}.model"
-                raise InputError(f"{name}.model.{size}", getattr(task.model, size), allowed)
         if tokenizer is not None:
             raise InputError(f"{name}.corpus.tokenizer", tokenizer, f"left out: the tokenizer is that of {base_task}")
-        if task.corpus.vocab_size != base.corpus.vocab_size:
-            allowed = (
-                f"{base.corpus.vocab_size}, as in {base_task}.corpus, whose tokenizer is used, unless {start} is null"
-            )
-            raise InputError(f"{name}.corpus.vocab_size", task.corpus.vocab_size, allowed)
+        for block, size in (*(("model", size) for size in SIZES), ("corpus", "vocab_size")):
+            given, wanted = (getattr(getattr(each, block), size) for each in (task, base))
+            if given != wanted:
+                allowed = f"{wanted}, as in {base_task}.{block}, unless {start} is null"
+                raise InputError(f"{name}.{block}.{size}", given, allowed)
 
 
 def load_settings(params: str | Path = "tutorial") -> Settings:

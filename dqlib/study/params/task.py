@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from dqlib.config import Config
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
+from dqlib.generation_settings import MOST_BEAMS
 from dqlib.presets import QUANTIZATION_ONLY, get_preset
 from dqlib.study.params.corpus import EMBEDDED, Corpus
 from dqlib.study.params.evaluation import Evaluation
 from dqlib.study.params.kinds import KINDS, SEQ2SEQ, Kind
 from dqlib.study.params.methods import Methods
 from dqlib.study.params.model import Model
-from dqlib.study.params.pseudo_labels import PseudoLabels
-from dqlib.study.params.schema import one_of, seeds_bounded
+from dqlib.study.params.schema import MANY, a_seed, bounded, each, no_repetitions
 from dqlib.study.params.training import Distillation, Finetuning, Pretraining
 
 
@@ -25,10 +25,29 @@ class Repeats:
     seeds: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        seeds_bounded(self.seeds)
+        each(self, "seeds", a_seed)
         for name, other in (("configs", "seeds"), ("seeds", "configs")):
             if getattr(self, name) and not getattr(self, other):
                 raise InputError(other, [], f"a list that is not empty, since {name} are given")
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """Targets that the teacher writes, once, for students whose preset asks for them.
+
+    It labels the first ``pairs`` of the training split (null for all) and at most ``texts`` texts that are in no pair,
+    by a search of ``beams``. Embedded corpora know such texts themselves; for files and the hub, ``unpaired``
+    names the file or the split that has them, in the column of the pairs' sources.
+    """
+
+    pairs: int | None = None
+    texts: int = 20_000
+    beams: int = 4
+    batch_size: int = 64
+    unpaired: str | None = None
+
+    def __post_init__(self) -> None:
+        bounded(self, pairs=(1, MANY), texts=(1, MANY), beams=(1, MOST_BEAMS), batch_size=(1, 10**6))
 
 
 @dataclass(frozen=True)
@@ -58,31 +77,25 @@ class Task:
         self._check_kind()
         if not self.configs:
             raise InputError("configs", self.configs, "a list with at least one configuration")
+        lists = [("configs", self, ""), ("controls", self, ""), ("configs", self.repeats, "repeats.")]
+        for name, block, where in lists:
+            slugs = [config.slug for config in each(block, name, self._config, where)]
+            no_repetitions(where + name, slugs, getattr(block, name))
         for config, preset in self.students():
-            self._check(config)
             get_preset(preset).check_fits(config, self.architecture)
+        for name in ("configs", "own_configs", "ablation_configs", "longer_configs") if self.methods else ():
+            each(self.methods, name, self._config, "methods.")
+        for preset in self._presets:
             self.uses_pseudo_labels(preset)
-        for run in self.methods.runs() if self.methods else []:
-            self._check(run.config)
-            self.uses_pseudo_labels(run.preset)
-        lists = {"configs": self.configs, "controls": self.controls, "repeats.configs": self.repeats.configs}
-        for name, texts in lists.items():
-            slugs = [Config.parse(text).slug for text in texts]
-            if len(set(slugs)) < len(slugs):
-                raise InputError(name, texts, "a list without repetitions")
         self._check_repeats()
         if self.corpus.origin == "embedded" and self.pseudo_labels.unpaired is not None:
             allowed = f"left out: '{self.corpus.name}' knows its texts without a target itself"
             raise InputError("pseudo_labels.unpaired", self.pseudo_labels.unpaired, allowed)
-        if self.pretrain is not None and self.model.base_task:
-            raise InputError("pretrain", "a block", f"null: the model is that of '{self.model.base_task}'")
         if self.pretrain is not None and self.model.pretrained is not None:
-            allowed = f"null: the model starts from the checkpoint {self.model.pretrained}"
-            raise InputError("pretrain", "a block", allowed)
-        if self.finetune is None and (self.model.pretrained is None or self.model.base_task):
+            raise InputError("pretrain", "a block", f"null: the model starts from '{self.model.pretrained}'")
+        if self.finetune is None and self.model.checkpoint is None:
             raise InputError("finetune", None, "a block, unless model.pretrained names a checkpoint that is fine-tuned")
-        window = self.pretrain.window + 1 if self.pretrain else 0
-        longest = max(self.corpus.source_tokens, self.corpus.target_tokens, window)
+        longest = max(self.corpus.source_tokens, self.corpus.target_tokens, self.longest_window)
         if self.model.max_positions < longest:
             raise InputError("model.max_positions", self.model.max_positions, f"at least {longest}, the longest input")
 
@@ -113,10 +126,14 @@ class Task:
         return (small or whole or students)[0]
 
     @property
+    def longest_window(self) -> int:
+        """Tokens of an input of pre-training: BERT's marks are in its window, the end of other texts comes after it."""
+        return self.pretrain.window + self.form.writes if self.pretrain else 0
+
+    @property
     def architecture(self) -> str:
         """Of the teacher: mBART's, unless it comes from elsewhere."""
-        new = self.model.pretrained is None or self.model.base_task
-        return self.form.architecture if new else self.model.architecture
+        return self.form.architecture if self.model.checkpoint is None else self.model.architecture
 
     @property
     def form(self) -> Kind:
@@ -126,9 +143,12 @@ class Task:
     def _check_repeats(self) -> None:
         """Refuse repeats of students that are not there, and seeds that are taken twice."""
         known = {config.slug: str(config) for config, _ in self.students()}
-        for text in self.repeats.configs:
+
+        def check(text: str) -> None:
             if Config.parse(text).slug not in known:
-                raise InputError("repeats.configs", text, f"a list of some of {', '.join(known.values())}")
+                raise InputError("config", text, f"one of {', '.join(known.values())}")
+
+        each(self.repeats, "configs", check, "repeats.")
         seeds = self.repeats.seeds
         if len({*seeds, self.distill.seed}) <= len(seeds):
             allowed = f"a list without repetitions, and without distill.seed, which is {self.distill.seed}"
@@ -136,7 +156,7 @@ class Task:
 
     def _check_kind(self) -> None:
         """Refuse a corpus or a shape that is for tasks of another kind."""
-        one_of("kind", self.kind, tuple(KINDS))
+        check_choice("kind", self.kind, tuple(KINDS))
         corpus, kind = self.corpus, self.form
         if corpus.origin == "embedded" and EMBEDDED[corpus.name].kind != self.kind:
             names = ", ".join(name for name, each in EMBEDDED.items() if each.kind == self.kind)
@@ -152,8 +172,8 @@ class Task:
             if bool(getattr(self.model, name)) != wanted:
                 allowed = "at least 1" if wanted else f"0, for {kind.description}"
                 raise InputError(f"model.{name}", getattr(self.model, name), allowed)
-        if self.model.pretrained is not None and not self.model.base_task:
-            one_of("model.architecture", self.model.architecture, kind.architectures)
+        if self.model.checkpoint is not None:
+            check_choice("model.architecture", self.model.architecture, kind.architectures)
         if self.pretrain is not None and kind.pretraining is None:
             raise InputError("pretrain", "a block", f"null, for {kind.description}: fine-tuning is all of its training")
 
@@ -188,9 +208,13 @@ class Task:
     @property
     def asks_for_pseudo_labels(self) -> bool:
         """Whether a student or a run of the benchmark is trained on what the teacher writes."""
-        presets = {preset for _, preset in self.students()}
-        presets |= {run.preset for run in self.methods.runs()} if self.methods else set()
-        return any(map(self.uses_pseudo_labels, presets))
+        return any(map(self.uses_pseudo_labels, self._presets))
+
+    @property
+    def _presets(self) -> list[str]:
+        """Of all students and of all runs of the benchmark, each once."""
+        runs = self.methods.runs() if self.methods else []
+        return list(dict.fromkeys([*(preset for _, preset in self.students()), *(run.preset for run in runs)]))
 
     @property
     def has_unpaired_text(self) -> bool:
@@ -199,8 +223,11 @@ class Task:
             return self.pseudo_labels.unpaired is not None
         return EMBEDDED[self.corpus.name].unpaired
 
-    def _check(self, config: Config) -> None:
+    def _config(self, text: str) -> Config:
+        """A configuration that the task's teacher has the layers for."""
+        config = Config.parse(text)
         self.check_fits(config)
         for side, wanted in self.form.layers.items():
             if wanted and not getattr(config, side) and not config.all_layers:
                 raise InputError(f"config '{config}', {side}", 0, "at least 1")
+        return config

@@ -18,26 +18,17 @@ class Aim(NamedTuple):
 
 @dataclass(frozen=True)
 class KnownTask:
-    """What is known of a task beside its parameters.
+    """What is known of a task beside its parameters."""
 
-    Args:
-        title: its name on pages.
-        translates: whether each target starts with the token of its language.
-        kind: name of what its models do, one of :data:`dqlib.study.params.kinds.KINDS`.
-        compared: whether the stages of ``dvc.yaml`` make it.
-        claim: what DQ-BART says that its students of 16.5x lose: who, and how much (``little`` or ``nothing``).
-        teacher_aim: the least score that its teacher was to have in the default study.
-        aims: of its students in the default study.
-        beside: task beside whose students of the same layers its teacher stands, which is pre-trained at that depth.
-    """
-
-    title: str
-    translates: bool = False
-    kind: str = SEQ2SEQ
-    compared: bool = True
+    title: str  # its name on pages
+    translates: bool = False  # whether each target starts with the token of its language
+    kind: str = SEQ2SEQ  # name of what its models do, one of :data:`dqlib.study.params.kinds.KINDS`
+    compared: bool = True  # whether the stages of ``dvc.yaml`` make it
+    # what DQ-BART says that its students of 16.5x lose: who, and how much (``little`` or ``nothing``)
     claim: tuple[str, str] | None = None
-    teacher_aim: float | None = None
-    aims: tuple[Aim, ...] = ()
+    teacher_aim: float | None = None  # the least score that its teacher was to have in the default study
+    aims: tuple[Aim, ...] = ()  # of its students in the default study
+    # task beside whose students of the same layers its teacher stands, which is pre-trained at that depth
     beside: str | None = None
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dqlib.errors import InputError
+from dqlib.errors import check_choice, check_fields
 from dqlib.presets import SCHEDULES
 from dqlib.study.params.presets import preset_named
-from dqlib.study.params.schema import LONGEST, MANY, SEEDS, below_one, bounded, one_of
+from dqlib.study.params.schema import LONGEST, MANY, SEEDS, below_one, bounded
 
 #: Of matrix products; weights, their gradients and the optimizer are fp32.
 PRECISIONS = ("fp32", "bf16")
@@ -37,12 +37,9 @@ class Loop:
     def __post_init__(self) -> None:
         counts = ("steps", "batch_tokens", "micro_batches", "validations", "checkpoint_steps")
         bounded(self, **dict.fromkeys(counts, (1, MANY)), seed=SEEDS)
-        one_of("precision", self.precision, PRECISIONS)
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise InputError(name, getattr(self, name), "a positive number")
-        if self.weight_decay < 0:
-            raise InputError("weight_decay", self.weight_decay, "at least 0")
+        check_choice("precision", self.precision, PRECISIONS)
+        check_fields(self, "learning_rate clip", lambda number: number > 0, "a positive number")
+        check_fields(self, "weight_decay", lambda number: number >= 0, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +51,8 @@ class Training(Loop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        below_one("warmup", self.warmup)
-        one_of("schedule", self.schedule, SCHEDULES)
+        below_one(self, "warmup")
+        check_choice("schedule", self.schedule, SCHEDULES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +63,7 @@ class Finetuning(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        below_one("label_smoothing", self.label_smoothing)
+        below_one(self, "label_smoothing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +77,8 @@ class Pretraining(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         bounded(self, window=(8, LONGEST))
-        if not 0 < self.mask_ratio < 1:
-            raise InputError("mask_ratio", self.mask_ratio, "between 0 and 1")
-        if self.mean_span < 1:
-            raise InputError("mean_span", self.mean_span, "at least 1")
+        check_fields(self, "mask_ratio", lambda share: 0 < share < 1, "between 0 and 1")
+        check_fields(self, "mean_span", lambda number: number >= 1, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from dqlib.errors import InputError
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import PROVENANCE
-from dqlib.study.pipeline.ledger import Ledger, Row, read_ledger, run_provenance, teacher_digest
-from dqlib.study.pipeline.provenance import is_made, provenance_text
-from dqlib.study.pipeline.study import Study, check_owner
+from dqlib.study.pipeline.ledger import Ledger, Row, read_ledger, run_provenance
+from dqlib.study.pipeline.study import Study
+from dqlib.study.process.provenance import is_made, provenance_text
 from dqlib.study.process.workers import Job, run_all
 
 
@@ -37,10 +37,7 @@ def run_benchmark(study: Study) -> Path:
         JobError: a run failed.
     """
     study.teacher()
-    missing = missing_runs(study)
-    for run in missing[:1]:
-        check_owner(folder_of(study, run))
-    run_all("benchmark", [Job(str(run), _make, (study, run)) for run in missing])
+    run_all("benchmark", [Job(str(run), _make, (study, run)) for run in missing_runs(study)])
     study.folders.methods.mkdir(parents=True, exist_ok=True)  # also where the tables hold every run
     return study.folders.methods
 
@@ -63,7 +60,8 @@ def place_of(study: Study, run: S.Run, ledger: Ledger) -> Path | Row | None:
     """Where a finished run is: the folder that it was made in here, as the parameters want it, or else its row of the
     committed tables; None of one that is missing."""
     folder = folder_of(study, run)
-    if (folder / PROVENANCE).is_file() and is_made(folder, _provenance(study, run, ledger.teacher)):
+    there = (folder / PROVENANCE).is_file()  # else pseudo-labels need not be made to know it
+    if there and is_made(folder, provenance_text(_provenance(study, run, ledger.teacher))):
         return folder
     return ledger.rows.get(run)
 
@@ -78,10 +76,9 @@ def _make(study: Study, run: S.Run) -> None:
     from dqlib.study.pipeline.jobs import make_run, quiet
 
     quiet()
-    provenance = _provenance(study, run, teacher_digest(study))
-    make_run(study.settings, study.name, run, folder_of(study, run), provenance)
+    folder, provenance = folder_of(study, run), _provenance(study, run, study.teacher_digest())
+    study.made(folder, provenance, lambda: make_run(study.settings, study.name, run, folder))
 
 
-def _provenance(study: Study, run: S.Run, teacher: str) -> str:
-    made = run_provenance(study, run, teacher)
-    return provenance_text({**made, "code": code_hash(), **study.labels_of(run.preset)})
+def _provenance(study: Study, run: S.Run, teacher: str) -> dict[str, object]:
+    return {**run_provenance(study, run, teacher), "code": code_hash(), **study.labels_of(run.preset)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from dqlib.study.corpora.corpus import load_info
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import PROVENANCE, project_root
-from dqlib.study.pipeline.provenance import is_made, provenance_text
+from dqlib.study.process.provenance import is_made, provenance_text
 
 #: Folder of the models that are committed.
 MODELS = "models"
@@ -35,6 +35,5 @@ def committed_teacher(settings: S.Settings, task: str) -> Path | None:
     Its weights are on the grid of fp16 since its training ended, so in fp32 they are the same function, bit for bit.
     """
     folder = teacher_folder(task)
-    if not (folder / PROVENANCE).is_file():
-        return None
-    return folder if is_made(folder, provenance_text(teacher_provenance(settings, task))) else None
+    there = (folder / PROVENANCE).is_file()
+    return folder if there and is_made(folder, provenance_text(teacher_provenance(settings, task))) else None

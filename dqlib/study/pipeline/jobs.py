@@ -38,7 +38,7 @@ from dqlib.study.evaluation.records import (
     write_record,
 )
 from dqlib.study.params import settings as S
-from dqlib.study.params.paths import COST, LOG, PROVENANCE, RECORD, Folders
+from dqlib.study.params.paths import COST, LOG, RECORD, Folders
 from dqlib.study.pipeline.committed import committed_teacher
 from dqlib.study.process.locks import only_maker
 from dqlib.study.training.loop import Log, make_accelerator
@@ -54,7 +54,7 @@ def pretrain(settings: S.Settings, task: str) -> None:
             are too short for it.
     """
     spec, folders = settings.task(task), settings.folders(task)
-    if spec.model.pretrained is not None and not spec.model.base_task:
+    if spec.model.checkpoint is not None:
         loop = spec.pretrain or spec.distill
         accelerator = make_accelerator(loop.seed, loop.precision)  # weights that a checkpoint lacks are random
         model = pretrained_model(spec.model, spec.form, finetuned=spec.finetune is None)
@@ -98,16 +98,11 @@ def finetune(settings: S.Settings, task: str) -> None:
         model.to(training.accelerator.device)
         if training.accelerator.is_main_process:
             save_model(model, folder, training.corpus.tokenizer)
-        architecture = architecture_of(model.config)
-        config = Config(FULL_PRECISION, FULL_PRECISION, FULL_PRECISION, *architecture.depths(model.config))
-        scores = _score(training, model, spec.evaluate, folder, f"{task}: testing the teacher")
+        depths = architecture_of(model.config).depths(model.config)
+        config = Config(FULL_PRECISION, FULL_PRECISION, FULL_PRECISION, *depths)
+        made_by, size = "fine-tuning" if spec.finetune else "checkpoint", fp32_size_bytes(model)
+        scores = _tested(training, model, config, made_by, spec.finetune, spec.evaluate, folder, size)
         if scores is not None:
-            record = Record.of(
-                task, training.corpus.info["name"], "teacher", config,
-                "fine-tuning" if spec.finetune else "checkpoint", spec.finetune, scores,
-                size_bytes=fp32_size_bytes(model), teacher=None,
-            )  # fmt: skip
-            write_record(record, folder)
             _add_baselines(training, scores, folder)
 
 
@@ -115,60 +110,39 @@ def distill(
     settings: S.Settings, task: str, config: Config, preset: str | None = None, seed: int | None = None
 ) -> None:
     """Make one student: copy layers, quantize, train against the teacher, test."""
-    spec, folders = settings.task(task), settings.folders(task)
+    spec = settings.task(task)
     distillation = spec.distillation(preset, seed)
-    training = _training(settings, task, distillation)
     target = settings.student_folder(task, config, distillation.preset, distillation.seed)
-    with made(training.accelerator, folders, target) as folder:
-        student = training.distill(distillation, config, folder, target)
-        if training.accelerator.is_main_process:
-            save_student(student, folder, training.corpus.tokenizer)
-        score_student(training, student, distillation, spec.evaluate, folder)
+    _student(settings, task, config, distillation, spec.evaluate, target)
 
 
-def make_run(settings: S.Settings, task: str, run: S.Run, target: Path, provenance: str) -> None:
-    """Make and test the student of one run of the benchmark; its weights are not kept.
+def make_run(settings: S.Settings, task: str, run: S.Run, target: Path) -> None:
+    """Make and test the student of one run of the benchmark in its folder; its weights are not kept.
 
     What its training cost is the time of this process on the processor, in minutes; null of a training that goes on
     from a checkpoint, since another process has done a part of it.
-
-    Args:
-        settings: of the study.
-        task: whose benchmark it is.
-        run: preset, configuration, seed and steps.
-        target: folder of the run.
-        provenance: what it is made from, written beside its record.
     """
-    benchmark, folders = settings.task(task).methods, settings.folders(task)
+    benchmark = settings.task(task).methods
     assert benchmark is not None  # it is one of its runs
-    distillation = benchmark.distillation(run)
+    _student(settings, task, run.config, benchmark.distillation(run), benchmark.evaluate, target, of_benchmark=True)
+
+
+def _student(
+    settings: S.Settings, task: str, config: Config, distillation: S.Distillation, evaluation: S.Evaluation,
+    target: Path, of_benchmark: bool = False,
+) -> None:  # fmt: skip
     training = _training(settings, task, distillation)
-    with made(training.accelerator, folders, target) as folder:
-        whole, start = not folders.checkpoints(target).exists(), time.process_time()
-        student = training.distill(distillation, run.config, folder, target)
-        minutes = round((time.process_time() - start) / 60, 4) if whole else None
-        write_text(folder / COST, json.dumps({"minutes": minutes}) + "\n")
-        score_student(training, student, distillation, benchmark.evaluate, folder)
-        write_text(folder / PROVENANCE, provenance)
-
-
-def score_student(
-    training: TaskTraining,
-    student: PreTrainedModel,
-    distillation: S.Distillation,
-    evaluation: S.Evaluation,
-    folder: Path,
-) -> None:
-    """Test a student, and leave predictions and the record of its scores in the folder."""
-    config = student.dqlib_config
-    name = f"{training.name}: testing {config} {distillation.preset}"
-    scores = _score(training, student, evaluation, folder, name)
-    if scores is not None:
-        record = Record.of(
-            training.name, training.corpus.info["name"], "student", config, distillation.preset, distillation, scores,
-            size_bytes=size_bytes(student), teacher=read_record(training.folders.teacher),
-        )  # fmt: skip
-        write_record(record, folder)
+    with made(training.accelerator, training.folders, target) as folder:
+        whole, start = not training.folders.checkpoints(target).exists(), time.process_time()
+        student = training.distill(distillation, config, folder, target)
+        if of_benchmark:
+            minutes = round((time.process_time() - start) / 60, 4) if whole else None
+            write_text(folder / COST, json.dumps({"minutes": minutes}) + "\n")
+        elif training.accelerator.is_main_process:
+            save_student(student, folder, training.corpus.tokenizer)
+        teacher = read_record(training.folders.teacher)
+        config, name = student.dqlib_config, distillation.preset
+        _tested(training, student, config, name, distillation, evaluation, folder, size_bytes(student), teacher)
 
 
 def quiet() -> None:
@@ -209,7 +183,7 @@ def check_inputs(settings: S.Settings, job: str, task: str, params: str) -> None
     """
     spec, folders, pretrained = settings.task(task), settings.folders(task), settings.pretrained_folder(task)
     needed = {"corpus": folders.corpus / "corpus.json"}
-    if job == "pretrain" and spec.model.pretrained is not None and not spec.model.base_task:
+    if job == "pretrain" and spec.model.checkpoint is not None:
         needed = {}  # a model that others have pre-trained is copied
     if job == "finetune" and pretrained is not None:
         needed["pretrained"] = pretrained / "config.json"
@@ -245,15 +219,20 @@ def _training(settings: S.Settings, task: str, loop: S.Loop) -> TaskTraining:
     return TaskTraining(task, settings.task(task), folders, load_corpus(folders.corpus), accelerator)
 
 
-def _score(
-    training: TaskTraining, model: PreTrainedModel, evaluation: S.Evaluation, folder: Path, name: str
-) -> Scores | None:
-    """Test a model, and leave its answers and the details in the folder; the scores on the main process alone."""
+def _tested(
+    training: TaskTraining, model: PreTrainedModel, config: Config, preset: str, loop: S.Loop | None,
+    evaluation: S.Evaluation, folder: Path, size: int, teacher: Record | None = None,
+) -> Scores | None:  # fmt: skip
+    """Test a model, and leave its answers, details and record in the folder; the scores on the main process alone."""
+    role, what = ("student", f"{config} {preset}") if teacher else ("teacher", "the teacher")
+    name = f"{training.name}: testing {what}"
     scored = importlib.import_module(training.spec.form.scoring).score(training, model, evaluation, name)
     if scored is None:
         return None
     scores, lines = scored
     write_answers(scores, lines, folder)
+    corpus = training.corpus.info["name"]
+    write_record(Record.of(training.name, corpus, role, config, preset, loop, scores, size, teacher), folder)
     return scores
 
 

@@ -20,8 +20,8 @@ from dqlib.study.params import settings as S
 from dqlib.study.params.identity import code_hash
 from dqlib.study.params.paths import TABLES, project_root
 from dqlib.study.params.tasks import benchmark_file
-from dqlib.study.pipeline.provenance import provenance_text
 from dqlib.study.pipeline.study import Study
+from dqlib.study.process.provenance import provenance_text
 
 #: Tables of runs: records of those of equal steps and of the longer ones, and validation loss and cost of all.
 METHODS, LONGER, PARTS = "methods.csv", "methods_longer.csv", "parts.csv"
@@ -42,10 +42,8 @@ Key = tuple[str, str, int, int]
 class Ledger:
     """What the committed tables hold of a benchmark.
 
-    Args:
-        teacher: SHA-256 of the weights of the teacher that the rows are asked for.
-        rows: of runs that need not be trained.
-        left_out: the others that the parameters name, each with why its row does not count.
+    ``rows`` are of runs that need not be trained, ``left_out`` the others, each with why its row does not count; both
+    are asked for of a ``teacher``, by the SHA-256 of its weights.
     """
 
     teacher: str
@@ -54,13 +52,7 @@ class Ledger:
 
 
 def run_provenance(study: Study, run: S.Run, teacher: str) -> dict[str, object]:
-    """What a run is made from but the code and what the teacher wrote, which follows from these.
-
-    Args:
-        study: whose benchmark it is.
-        run: of it.
-        teacher: SHA-256 of the teacher's weights.
-    """
+    """What a run is made from but the code and what the teacher wrote, which follows from these."""
     benchmark = study.task.methods
     assert benchmark is not None
     return {
@@ -84,7 +76,7 @@ def run_ids(study: Study, run: S.Run, teacher: str) -> dict[str, str]:
 
 def read_ledger(study: Study) -> Ledger:
     """The rows of the results' tables that count, and those that do not; the teacher must be there."""
-    benchmark, teacher = study.task.methods, teacher_digest(study)
+    benchmark, teacher = study.task.methods, study.teacher_digest()
     assert benchmark is not None
     folder = project_root() / study.settings.results / TABLES
     methods, longer, parts = (_rows(folder / benchmark_file(name, study.name)) for name in (METHODS, LONGER, PARTS))
@@ -100,11 +92,6 @@ def read_ledger(study: Study) -> Ledger:
         else:
             ledger.rows[run] = parts[key] | records[key]
     return ledger
-
-
-def teacher_digest(study: Study) -> str:
-    """SHA-256 of the teacher's weights."""
-    return hashlib.sha256((study.folders.teacher / "model.safetensors").read_bytes()).hexdigest()
 
 
 def _rows(path: Path) -> dict[Key, dict[str, Any]]:

@@ -36,11 +36,7 @@ def executed_path(settings: Settings, notebook: str, config: str | None = None, 
 def run_notebook(notebook: str, params: str, config: str | None = None, task: str | None = None) -> Path:
     """Execute a notebook, and return where its executed copy is.
 
-    Args:
-        notebook: its name, such as ``summarization``.
-        params: parameter file, or name of a profile.
-        config: of the student that it shows; the headline of its task, when None.
-        task: of a notebook that serves several, such as ``teacher``; the one that it names itself, when None.
+    It shows the student of ``config``, or the headline of its task, and the ``task``, or the one that it names itself.
 
     Raises:
         InputError: a parameter is not allowed, or there is no such notebook.

@@ -15,7 +15,7 @@ from dqlib.config import Config
 from dqlib.files import atomic_folder, write_text
 from dqlib.presets import get_preset
 from dqlib.study.corpora.corpus import build_corpus, load_info
-from dqlib.study.corpora.files import file_digests, unpaired_digests
+from dqlib.study.corpora.files import SOURCES, digests_of, file_digests
 from dqlib.study.corpora.pseudo_labels import load_labels_info
 from dqlib.study.params import settings as S
 from dqlib.study.params.identity import LABELLING, code_hash
@@ -23,18 +23,15 @@ from dqlib.study.params.paths import PROVENANCE, project_root
 from dqlib.study.params.presets import file_of, preset_named
 from dqlib.study.params.settings import Settings, load_settings
 from dqlib.study.pipeline.committed import committed_teacher
-from dqlib.study.pipeline.provenance import is_made, provenance_text
 from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.launch import launch, on_this_process
+from dqlib.study.process.provenance import is_made, provenance_text
 
 
 class Study:
     """One task under one parameter file.
 
-    Args:
-        params: a parameter file, or the name of a profile.
-        task: name of the experiment.
-        settings: what ``params`` holds, where it was read already.
+    ``params`` is a parameter file, or the name of a profile, and ``settings`` what it holds, where it was read already.
 
     Raises:
         InputError: a parameter is not allowed.
@@ -70,7 +67,7 @@ class Study:
             build_corpus(spec, self.folders.corpus, tokenizer, self.task.kind)
             print(_description(self.folders.corpus, spec), flush=True)
 
-        return self._made(self.folders.corpus, provenance, build)
+        return self.made(self.folders.corpus, provenance, build)
 
     def pretrained(self) -> Path | None:
         """Folder of the pre-trained model, with what it needs; None where the teacher starts from random weights."""
@@ -78,7 +75,7 @@ class Study:
             return self.base.pretrained()
         if self.settings.pretrained_folder(self.name) is None:
             return None
-        return self._made(self.folders.pretrained, self._of_pretrained(), lambda: self._run("pretrain"))
+        return self.made(self.folders.pretrained, self._of_pretrained(), lambda: self._run("pretrain"))
 
     def _of_pretrained(self) -> dict[str, object]:
         corpus = _provenance_hash(self.corpus())
@@ -89,21 +86,20 @@ class Study:
         corpus = self.corpus()
         committed = committed_teacher(self.settings, self.name)
         provenance: dict[str, object] = {"finetune": self.task.finetune, "evaluate": self.task.evaluate}
-        pretrained = self.settings.pretrained_folder(self.name)
-        if pretrained == self.folders.pretrained:
-            of_pretrained = provenance_text(self._of_pretrained())
-            provenance["pretrained"] = hashlib.sha256(of_pretrained.encode()).hexdigest()
-        elif self.base and (of_base := self.base.pretrained()):
-            provenance["pretrained"] = _provenance_hash(of_base)
-        if pretrained != self.folders.pretrained:  # else they are among what that was made from
+        if self.settings.pretrained_folder(self.name) == self.folders.pretrained:  # corpus and model decide it, too
+            text = provenance_text(self._of_pretrained())
+            provenance["pretrained"] = hashlib.sha256(text.encode()).hexdigest()
+        else:
             provenance |= {"corpus": _provenance_hash(corpus), "model": self.task.model}
+            of_base = self.base.pretrained() if self.base else None
+            provenance |= {"pretrained": _provenance_hash(of_base)} if of_base else {}
 
         def make() -> None:
             if committed is None:
                 self.pretrained()
             self._run("finetune")
 
-        return self._made(self.folders.teacher, provenance, make)
+        return self.made(self.folders.teacher, provenance, make)
 
     def pseudo_labels(self) -> Path:
         """Folder of what the teacher writes for its students, with what it needs.
@@ -111,35 +107,37 @@ class Study:
         Raises:
             InputError: a file that texts are read from is missing, or no text is in no pair.
         """
-        labels, teacher = self.task.pseudo_labels, self.teacher()
-        provenance = {"labels": labels, "corpus": _provenance_hash(self.corpus()), "code": code_hash(room=LABELLING)}
-        provenance |= {"teacher": hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()}
-        if files := unpaired_digests(self.task.corpus, labels.unpaired):
-            provenance["files"] = files
+        self.teacher()
+        labels, corpus = self.task.pseudo_labels, _provenance_hash(self.corpus())
+        provenance: dict[str, object] = {"labels": labels, "corpus": corpus, "code": code_hash(room=LABELLING)}
+        provenance["teacher"] = self.teacher_digest()
+        if self.task.corpus.origin == "files" and labels.unpaired is not None:
+            provenance["files"] = digests_of(self.task.corpus, SOURCES, labels.unpaired)
 
         def make() -> None:
             from dqlib.study.labelling.pseudo_labels import make_pseudo_labels  # torch is needed only now
 
             make_pseudo_labels(self.settings, self.name, provenance_text(provenance))
 
-        return self._made(self.folders.pseudo_labels, provenance, make)
+        return self.made(self.folders.pseudo_labels, provenance, make)
+
+    def teacher_digest(self) -> str:
+        """SHA-256 of the weights of the teacher, which is there."""
+        return hashlib.sha256((self.folders.teacher / "model.safetensors").read_bytes()).hexdigest()
 
     def asked_pretrained(self) -> Path:
         """:meth:`pretrained`, or an empty folder: a stage of the pipeline makes its folder in every study."""
-        return self.pretrained() or self._empty(self.folders.pretrained, {"pretrain": None})
+        return self.pretrained() or self._empty(self.folders.pretrained, "pretrain")
 
     def asked_pseudo_labels(self) -> Path:
         """:meth:`pseudo_labels` where a student or a run of the benchmark is trained on them, or an empty folder."""
         asked = self.task.asks_for_pseudo_labels
-        return self.pseudo_labels() if asked else self._empty(self.folders.pseudo_labels, {"labels": None})
+        return self.pseudo_labels() if asked else self._empty(self.folders.pseudo_labels, "labels")
 
     def student(self, config: Config | str, preset: str | None = None, seed: int | None = None) -> Path:
         """Folder of a student, with what it needs.
 
-        Args:
-            config: bits and layers, and heads and neurons where they are fewer.
-            preset: its name or its YAML file; the task's own, when None.
-            seed: of its training; the task's own, when None.
+        ``preset`` (a name or a YAML file) and ``seed`` are the task's own, when None.
 
         Raises:
             InputError: the configuration is malformed, or deeper or wider than the teacher; no such seed.
@@ -147,16 +145,13 @@ class Study:
         config = Config.parse(str(config))
         self.task.check_fits(config)
         preset = preset_named(preset) if preset else self.task.distill.preset
-        folder, provenance = self.student_folder(config, preset, seed), self._of_student(preset, seed)
-        return self._made(folder, provenance, lambda: self._run("distill", config, preset, seed))
-
-    def student_folder(self, config: Config, preset: str, seed: int | None = None) -> Path:
-        """Where a student is, or will be: its name has preset and seed where they are not the task's own."""
-        return self.settings.student_folder(self.name, config, preset, seed)
+        folder = self.settings.student_folder(self.name, config, preset, seed)
+        return self.made(folder, self._of_student(preset, seed), lambda: self._run("distill", config, preset, seed))
 
     def has_student(self, config: Config, preset: str, seed: int | None = None) -> bool:
         """Whether a student is there as the parameters want it; its teacher is made if it is missing."""
-        return is_made(self.student_folder(config, preset, seed), provenance_text(self._of_student(preset, seed)))
+        folder = self.settings.student_folder(self.name, config, preset, seed)
+        return is_made(folder, provenance_text(self._of_student(preset, seed)))
 
     def labels_of(self, preset: str) -> dict[str, str]:
         """The part of a student's provenance about pseudo-labels, which are made if it is trained on them."""
@@ -187,14 +182,19 @@ class Study:
         arguments += [] if seed is None else ["--seed", str(seed)]
         return launch(arguments, processes)
 
-    def _empty(self, folder: Path, provenance: Mapping[str, object]) -> Path:
+    def _empty(self, folder: Path, block: str) -> Path:
         def make() -> None:
             with atomic_folder(folder):
                 pass
 
-        return self._made(folder, provenance, make)
+        return self.made(folder, {block: None}, make)
 
-    def _made(self, folder: Path, provenance: Mapping[str, object], make: Callable[[], None]) -> Path:
+    def made(self, folder: Path, provenance: Mapping[str, object], make: Callable[[], object]) -> Path:
+        """A folder as it is to be: it is made unless what it was made from, as a file in it says, is just that.
+
+        Raises:
+            JobError: it belongs to another stage of the pipeline than the one that runs.
+        """
         text = provenance_text(provenance)
         if not is_made(folder, text):
             check_owner(folder)

@@ -23,9 +23,8 @@ class BusyError(JobError):
 def only_maker(target: Path, lock: Path) -> Iterator[None]:
     """While the block runs, no other process may make ``target``.
 
-    Args:
-        target: file or folder.
-        lock: a file for nothing else. The lock is the operating system's: it ends with its process, however that ends.
+    ``lock`` is a file for nothing else. The lock is the operating system's: it ends with its process, however that
+    ends.
 
     Raises:
         BusyError: another process is making it.

@@ -26,7 +26,7 @@ from dqlib.study.params.paths import LOG, PROVENANCE, RECORD, project_root
 from dqlib.study.params.settings import Settings, load_settings
 from dqlib.study.params.tasks import TASKS
 from dqlib.study.pipeline.committed import MODELS, teacher_folder, teacher_provenance
-from dqlib.study.pipeline.provenance import provenance_text
+from dqlib.study.process.provenance import provenance_text
 from dqlib.study.report.names import METRIC_NAMES, TITLES, interval_text, percent
 from dqlib.study.report.pages import markdown_table
 

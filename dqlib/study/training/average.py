@@ -12,9 +12,7 @@ from torch import Tensor, nn
 class Average:
     """The mean of a model's trained weights over the last steps of a training.
 
-    Args:
-        model: whose weights they are.
-        after: the last step that is not averaged.
+    ``after`` is the last step that is not averaged.
     """
 
     def __init__(self, model: nn.Module, after: int) -> None:

@@ -29,28 +29,34 @@ SHORTEST = 8
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Padded tensors of one forward pass."""
+    """Padded tensors of one forward pass: of an encoder-decoder, or of a model that reads one text at a time."""
 
     input_ids: Tensor  # (batch, source)
     attention_mask: Tensor  # (batch, source)
-    decoder_input_ids: Tensor  # (batch, target)
-    labels: Tensor  # (batch, target), -100 where padded
+    labels: Tensor  # (batch, target), or (batch, source) of one text, -100 where no label counts; (batch,) of classes
+    decoder_input_ids: Tensor | None = None  # (batch, target)
+    token_type_ids: Tensor | None = None  # (batch, source), 1 in the second text of a pair
 
     def inputs(self) -> dict[str, Tensor]:
         """What a model's forward takes (labels stay out: losses are computed outside the model)."""
-        return {
-            "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
-            "decoder_input_ids": self.decoder_input_ids,
-        }
+        values = {name: getattr(self, name) for name in self.__slots__ if name != "labels"}
+        return {name: value for name, value in values.items() if value is not None}
 
     def with_labels(self) -> dict[str, Tensor]:
-        """The same with ``labels`` from which the model's own loss is computed."""
-        return self.inputs() | {"labels": self.labels}
+        """The same with ``labels`` from which the model's own loss is computed: a decoder's shifts its input itself."""
+        labels = self.labels
+        if labels.dim() > 1 and self.decoder_input_ids is None and self.token_type_ids is None:
+            labels = self.input_ids.masked_fill(self.attention_mask == 0, IGNORED_LABEL)
+        return self.inputs() | {"labels": labels}
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with a change of every tensor."""
+        values = (getattr(self, name) for name in self.__slots__)
+        return Batch(*(None if value is None else change(value) for value in values))
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        return Batch(*(getattr(self, name).to(device) for name in self.__slots__))
+        return self.each(lambda tensor: tensor.to(device))
 
 
 def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, corpus: S.Corpus) -> list[Example]:
@@ -80,7 +86,24 @@ def collate(examples: Sequence[Example], pad: int = PAD_ID) -> Batch:
     input_ids = padded([example.source for example in examples], pad)
     labels = padded([example.target for example in examples], IGNORED_LABEL)
     decoder_input_ids = padded([[example.start, *example.target[:-1]] for example in examples], pad)
-    return Batch(input_ids, (input_ids != pad).long(), decoder_input_ids, labels)
+    return Batch(input_ids, (input_ids != pad).long(), labels, decoder_input_ids)
+
+
+def collate_texts(examples: Sequence[Example], pad: int, separator: int | None = None) -> Batch:
+    """Pad examples of one text each to a batch; a target is as long as its source, or one class.
+
+    Models that are given which text of a pair a token is of have a ``separator``, the id that ends each text.
+    """
+    input_ids = padded([example.source for example in examples], pad)
+    mask = padded([[1] * len(example.source) for example in examples], 0)  # a source may hold the id of padding
+    labels = padded([example.target for example in examples], IGNORED_LABEL)
+    if labels.size(1) == 1:
+        labels = labels[:, 0]
+    if separator is None:
+        return Batch(input_ids, mask, labels)
+    ends = (input_ids == separator).long() * mask
+    types = ((ends.cumsum(dim=1) - ends) > 0).long() * mask
+    return Batch(input_ids, mask, labels, token_type_ids=types)
 
 
 def bucketed(examples: Sequence[Example], batch_tokens: int, order: random.Random | None = None) -> list[list[int]]:
@@ -89,10 +112,7 @@ def bucketed(examples: Sequence[Example], batch_tokens: int, order: random.Rando
     A batch is as large as its number of examples times the tokens of its longest example, source and target together.
     Sources and targets are padded each to their own longest, so the padded tokens can be more than that.
 
-    Args:
-        examples: what to batch.
-        batch_tokens: largest size of a batch; one longer example makes a batch of its own.
-        order: shuffles the examples before they are put into buckets; None keeps them sorted by length.
+    ``order`` shuffles the examples before they are put into buckets; None keeps them sorted by length.
     """
     sources, targets = example_lengths(examples)
     indices = array("q", range(len(examples)))
@@ -125,10 +145,7 @@ def steps(
 
     The order depends on the seed and the epoch alone, not on how many processes share a step.
 
-    Args:
-        examples: the training examples, or what each pass selects its own from.
-        training: batch size, micro-batches per step and seed.
-        noise: changes each example anew in every epoch (text infilling).
+    ``noise`` changes each example anew in every epoch (text infilling).
     """
     epoch = 0
     while True:

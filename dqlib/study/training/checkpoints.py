@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from dqlib.files import atomic_folder, write_text
+from dqlib.study.process.provenance import is_made
 
 #: Checkpoints of one training that are kept.
 KEPT = 2
@@ -32,9 +33,8 @@ _STATE, _SUM, _IDENTITY = "state.pt", "sha256", "identity.json"
 class Checkpoints:
     """Where one training keeps its checkpoints.
 
-    Args:
-        folder: of this training alone, outside of what it makes.
-        identity: all that decides what is trained, as text; checkpoints of another identity are not taken up.
+    The ``folder`` is this training's alone, outside of what it makes. The ``identity`` is all that decides what is
+    trained, as text; checkpoints of another one are not taken up.
     """
 
     folder: Path
@@ -43,9 +43,7 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint, and remove those that are not kept.
 
-        Args:
-            step: that was taken last.
-            state: tensors, numbers, texts, and lists and dicts of these.
+        The state has tensors, numbers, texts, and lists and dicts of these.
 
         Raises:
             OSError: the disk is full, say; the checkpoints before are as they were.
@@ -53,22 +51,24 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         data = buffer.getvalue()
+        write_text(self.folder / _IDENTITY, self.identity)
         with atomic_folder(self.folder / f"step{step:09d}") as scratch:
             (scratch / _STATE).write_bytes(data)
             (scratch / _SUM).write_text(hashlib.sha256(data).hexdigest())
-        write_text(self.folder / _IDENTITY, self.identity)
         for path in self._all()[:-KEPT]:
             shutil.rmtree(path)
 
     def latest(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest checkpoint that is whole, and a sentence for each that was passed over; None where there is none.
 
-        Checkpoints of another identity are removed.
+        Checkpoints of another identity, or of one that cannot be read, are removed.
         """
         notes: list[str] = []
-        identity = self.folder / _IDENTITY
-        if not identity.is_file() or identity.read_text() != self.identity:
-            self.clear()
+        if not is_made(self.folder, self.identity, _IDENTITY):
+            if self._all():
+                what = f"of another training, or their {_IDENTITY} is damaged"
+                notes.append(f"The checkpoints in {self.folder} are {what}; none is taken, and it begins anew.")
+            shutil.rmtree(self.folder, ignore_errors=True)
             return None, notes
         for path in reversed(self._all()):
             try:
@@ -80,10 +80,6 @@ class Checkpoints:
                 reason = " ".join(str(error).split())
                 notes.append(f"The checkpoint {path} cannot be read ({reason}); the one before it is taken.")
         return None, notes
-
-    def clear(self) -> None:
-        """Remove all checkpoints, and what was left of one that was being written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step*"))

@@ -22,10 +22,9 @@ from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.tokenizer import EOS_ID, LONGEST_TEXT, PAD_ID, beginning
 from dqlib.study.params import settings as S
-from dqlib.study.training.batches import SHORTEST
+from dqlib.study.training.batches import SHORTEST, Batch, collate_texts
 from dqlib.study.training.examples import Example
-from dqlib.study.training.kinds import KindTraining, Noise, random_ids
-from dqlib.study.training.text_batches import ModelBatch, collate_texts
+from dqlib.study.training.kinds import KindTraining, Noise, random_ids, shape_fields
 
 #: Of the tokens that are to be found again, this many are masked, this many are any others, the rest stay (BERT,
 #: arXiv:1810.04805, section 3.1).
@@ -46,11 +45,7 @@ def new_config(model: S.Model, vocab_size: int, pad: int = PAD_ID, classes: Sequ
     """The configuration of a BERT of a shape."""
     return BertConfig(
         vocab_size=vocab_size,
-        hidden_size=model.d_model,
-        num_hidden_layers=model.encoder_layers,
-        num_attention_heads=model.heads,
-        intermediate_size=model.ffn_dim,
-        max_position_embeddings=model.max_positions,
+        **shape_fields("bert", model),
         hidden_dropout_prob=model.dropout,
         attention_probs_dropout_prob=0.0,
         initializer_range=model.init_std,
@@ -80,8 +75,7 @@ def compare_tokens(model: BertForMaskedLM | BertForSequenceClassification) -> No
     * What attention and feed-forward layers add is divided by the root of their number (GPT-2), so that which token it
       is can still be read in the last layer.
 
-    Args:
-        model: with weights as its class draws them; what is drawn here is from torch's generator.
+    What is drawn here is from torch's generator.
     """
     config, body = model.config, model.bert
     width, size = config.hidden_size, config.hidden_size // config.num_attention_heads
@@ -126,11 +120,6 @@ def _started(model: PreTrainedModel, spec: S.Task, corpus: LoadedCorpus) -> Bert
     missing = set(classifier.load_state_dict(body, strict=False).missing_keys)
     assert all(name.startswith(("bert.pooler.", "classifier.")) for name in missing), missing
     return classifier
-
-
-def _planned(spec: S.Task, pretraining: bool) -> PreTrainedModel:
-    config = new_config(spec.model, spec.corpus.vocab_size)
-    return BertForMaskedLM(config) if pretraining else BertForSequenceClassification(config)
 
 
 def _encode(rows: Sequence[Row], corpus: LoadedCorpus, spec: S.Corpus) -> list[Example]:
@@ -178,13 +167,7 @@ def masked(
     Spans have geometric lengths with mean ``mean_span`` (BERT's own are of one token), until ``mask_ratio`` of the
     tokens is covered.
 
-    Args:
-        example: whose source is the text.
-        order: what is drawn from.
-        pretraining: spans and ratio.
-        mask: id of ``<mask>``.
-        kept: ids that are never masked.
-        vocabulary: number of tokens, for those that are replaced by any other.
+    Ids that are ``kept`` are never masked; others are replaced by ``mask`` or by any of the ``vocabulary``.
     """
     places = [place for place, token in enumerate(example.source) if token not in kept]
     hidden: set[int] = set()
@@ -208,7 +191,7 @@ def _noise(training: S.Pretraining, tokenizer: PreTrainedTokenizerFast) -> Noise
     return partial(masked, pretraining=training, mask=tokenizer.mask_token_id, kept=kept, vocabulary=len(tokenizer))
 
 
-def _collate(tokenizer: PreTrainedTokenizerFast | None) -> Callable[[Sequence[Example]], ModelBatch]:
+def _collate(tokenizer: PreTrainedTokenizerFast | None) -> Callable[[Sequence[Example]], Batch]:
     ids = (PAD_ID, EOS_ID) if tokenizer is None else (tokenizer.pad_token_id, tokenizer.sep_token_id)
     return partial(collate_texts, pad=ids[0], separator=ids[1])
 
@@ -216,7 +199,6 @@ def _collate(tokenizer: PreTrainedTokenizerFast | None) -> Callable[[Sequence[Ex
 TRAINING = KindTraining(
     new=_new,
     started=_started,
-    planned=_planned,
     encode=_encode,
     collate=_collate,
     longest=_longest,

@@ -121,9 +121,7 @@ class StoredExamples(Measured):
 class Picked(Measured):
     """Some examples of several sequences, in any order.
 
-    Args:
-        parts: the sequences.
-        numbers: of the examples, counted through all parts.
+    ``numbers`` of the examples are counted through all parts.
     """
 
     def __init__(self, parts: Sequence[Sequence[Example]], numbers: array) -> None:
@@ -153,10 +151,8 @@ def stored_examples(
 ) -> StoredExamples:
     """The examples of rows, made where the folder does not have them yet.
 
-    Args:
-        folder: of these examples alone: its name has to change with all that decides them.
-        rows: what they are made of.
-        make: examples of some rows, one after the other; it is given :data:`BATCH` of them.
+    The folder is of these examples alone: its name has to change with all that decides them. ``make`` is given
+    :data:`BATCH` rows at a time.
 
     Raises:
         DiskFullError: there is no room; parts that were written stay.

@@ -13,39 +13,41 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from dqlib.architectures import ARCHITECTURES
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.params import settings as S
+from dqlib.study.training.batches import Batch
 from dqlib.study.training.examples import Example
-from dqlib.study.training.text_batches import ModelBatch
 
 Noise = Callable[[Example, random.Random], Example]
 
 
 @dataclass(frozen=True)
 class KindTraining:
-    """The parts of a training that depend on the kind of the task.
+    """The parts of a training that depend on the kind of the task."""
 
-    Args:
-        new: a model with random weights, to be pre-trained or, without pre-training, fine-tuned.
-        started: what a teacher starts from, of the pre-trained model or a new one.
-        planned: a model of a teacher's shape with random weights, where nothing is to be fetched; the second argument
-            says whether it is to be pre-trained.
-        encode: rows as examples.
-        collate: what makes a batch of examples, for a tokenizer, or for one that is trained here where it is None.
-        longest: so many examples of random tokens, each as long as the parameters of a corpus allow, for a model.
-        windows: texts of rows as examples of pre-training, at most so many tokens each.
-        noise: what changes each of these anew in every epoch.
-    """
-
+    # a model with random weights, to be pre-trained or, without pre-training, fine-tuned
     new: Callable[[S.Task, PreTrainedTokenizerFast], PreTrainedModel]
+    # what a teacher starts from, of the pre-trained model or a new one
     started: Callable[[PreTrainedModel, S.Task, LoadedCorpus], PreTrainedModel]
-    planned: Callable[[S.Task, bool], PreTrainedModel]
-    encode: Callable[[Sequence[Row], LoadedCorpus, S.Corpus], list[Example]]
-    collate: Callable[[PreTrainedTokenizerFast | None], Callable[[Sequence[Example]], ModelBatch]]
+    encode: Callable[[Sequence[Row], LoadedCorpus, S.Corpus], list[Example]]  # rows as examples
+    # what makes a batch of examples, for a tokenizer, or for one that is trained here where it is None
+    collate: Callable[[PreTrainedTokenizerFast | None], Callable[[Sequence[Example]], Batch]]
+    # so many examples of random tokens, each as long as the parameters of a corpus allow, for a model
     longest: Callable[[PreTrainedModel, int, S.Corpus], list[Example]]
+    # texts of rows as examples of pre-training, at most so many tokens each
     windows: Callable[[Sequence[Row], PreTrainedTokenizerFast, int], list[Example]]
-    noise: Callable[[S.Pretraining, PreTrainedTokenizerFast], Noise]
+    noise: Callable[[S.Pretraining, PreTrainedTokenizerFast], Noise]  # what changes each of these anew in every epoch
+
+
+def shape_fields(architecture: str, shape: S.Model) -> dict[str, int]:
+    """Sizes of a model by the names that the configurations of its architecture give them."""
+    names = ARCHITECTURES[architecture]
+    depths = {"encoder": shape.encoder_layers, "decoder": shape.decoder_layers}
+    sizes = {stack.depth: depths[side] for side, stack in names.stacks.items()} | {names.width_field: shape.d_model}
+    sizes |= dict.fromkeys(names.head_fields, shape.heads) | dict.fromkeys(names.neuron_fields, shape.ffn_dim)
+    return sizes | ({names.position_field: shape.max_positions} if names.position_field else {})
 
 
 def random_ids(model: PreTrainedModel, count: int, length: int) -> list[list[int]]:

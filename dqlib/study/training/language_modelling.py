@@ -12,10 +12,9 @@ from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.corpora.rows import Row
 from dqlib.study.corpora.tokenizer import EOS_ID
 from dqlib.study.params import settings as S
-from dqlib.study.training.batches import SHORTEST
+from dqlib.study.training.batches import SHORTEST, collate_texts
 from dqlib.study.training.examples import Example
-from dqlib.study.training.kinds import KindTraining, random_ids
-from dqlib.study.training.text_batches import collate_texts
+from dqlib.study.training.kinds import KindTraining, random_ids, shape_fields
 
 
 def new_model(model: S.Model, vocab_size: int, end: int = EOS_ID) -> GPT2LMHeadModel:
@@ -23,11 +22,7 @@ def new_model(model: S.Model, vocab_size: int, end: int = EOS_ID) -> GPT2LMHeadM
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=vocab_size,
-            n_embd=model.d_model,
-            n_layer=model.decoder_layers,
-            n_head=model.heads,
-            n_inner=model.ffn_dim,
-            n_positions=model.max_positions,
+            **shape_fields("gpt2", model),
             resid_pdrop=model.dropout,
             embd_pdrop=model.dropout,
             attn_pdrop=0.0,
@@ -67,7 +62,6 @@ def _not_pretrained(*_: object) -> NoReturn:
 TRAINING = KindTraining(
     new=lambda spec, tokenizer: new_model(spec.model, len(tokenizer), tokenizer.eos_token_id),
     started=lambda model, spec, corpus: model,
-    planned=lambda spec, pretraining: new_model(spec.model, spec.corpus.vocab_size),
     encode=_encode,
     collate=lambda tokenizer: partial(collate_texts, pad=EOS_ID if tokenizer is None else tokenizer.eos_token_id),
     longest=_longest,

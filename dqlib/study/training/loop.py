@@ -33,14 +33,13 @@ from dqlib.study.params import settings as S
 from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.progress import report
 from dqlib.study.training.average import Average
-from dqlib.study.training.batches import Example, bucketed, collate
+from dqlib.study.training.batches import Batch, Example, bucketed, collate
 from dqlib.study.training.checkpoints import Checkpoints, random_states, restore_random_states
 from dqlib.study.training.objectives import Objective
 from dqlib.study.training.on_policy import OnPolicy
-from dqlib.study.training.text_batches import ModelBatch
 
 #: What makes a batch of examples.
-Collate = Callable[[Sequence[Example]], ModelBatch]
+Collate = Callable[[Sequence[Example]], Batch]
 
 #: Rows of the log of one training, about.
 LOG_ROWS = 50
@@ -96,36 +95,26 @@ class Trainer:
 
     With ``checkpoints``, a training that was killed goes on from the last one, and ends with the weights that it would
     have had: bit for bit on CPU, with as many processes and threads as before.
-
-    Args:
-        model: the model to train, in place.
-        objective: loss terms and weights.
-        batches: the micro-batches of each step, as :func:`dqlib.study.training.batches.steps` gives them.
-        validation: examples whose cross-entropy, with dropout off, decides which weights are best.
-        training: steps, rate, schedule.
-        accelerator: of this process.
-        log_path: CSV of every loss term, the learning rate and the validation loss.
-        name: of the job, for the progress bar and errors.
-        recipe: of a student. Where its weights turn from full precision to quantized ones, validations see quantized
-            ones from the first one on, since those are what is kept; after the first of the steps whose weights are
-            averaged, the averages are what is validated and kept.
-        checkpoints: where to leave them every ``training.checkpoint_steps`` steps; None for none.
-        on_policy: which steps are on the model's own targets, without the task's loss; None for none.
-        collate: makes a batch of examples.
     """
 
-    model: PreTrainedModel
-    objective: Objective
+    model: PreTrainedModel  # the model to train, in place
+    objective: Objective  # loss terms and weights
+    # the micro-batches of each step, as :func:`dqlib.study.training.batches.steps` gives them
     batches: Iterator[list[list[Example]]]
-    validation: Sequence[Example]
-    training: S.Training
-    accelerator: Accelerator
-    log_path: Path
-    name: str
+    validation: Sequence[Example]  # examples whose cross-entropy, with dropout off, decides which weights are best
+    training: S.Training  # steps, rate, schedule
+    accelerator: Accelerator  # of this process
+    log_path: Path  # CSV of every loss term, the learning rate and the validation loss
+    name: str  # of the job, for the progress bar and errors
+    # of a student. Where its weights turn from full precision to quantized ones, validations see quantized ones from
+    # the first one on, since those are what is kept; after the first of the steps whose weights are averaged, the
+    # averages are what is validated and kept
     recipe: Recipe = Recipe()  # noqa: RUF009 (frozen)
+    # where to leave them every ``training.checkpoint_steps`` steps; None for none
     checkpoints: Checkpoints | None = None
+    # which steps are on the model's own targets, without the task's loss; None for none
     on_policy: OnPolicy | None = None
-    collate: Collate = collate
+    collate: Collate = collate  # makes a batch of examples
 
     def train(self) -> PreTrainedModel:
         """Train, and return the model with the weights of its best validation, in evaluation mode.

@@ -16,21 +16,16 @@ from dqlib.study.training.examples import Example, Picked
 class Mixture:
     """Pairs and texts, of which each pass over the training data takes its own selection.
 
-    Args:
-        references: the training pairs.
-        targets: the first of them, or all, with the target that the teacher wrote (sequence-level distillation, Kim
-            and Rush 2016, arXiv:1606.07947).
-        texts: in no pair, with the target that the teacher wrote.
-        recipe: its shares ``teacher_targets`` and ``labelled_text``.
-
     Raises:
         InputError: there are fewer labels than the recipe asks for.
     """
 
-    references: Sequence[Example]
+    references: Sequence[Example]  # the training pairs
+    # the first of them, or all, with the target that the teacher wrote (sequence-level distillation, Kim and Rush 2016,
+    # arXiv:1606.07947)
     targets: Sequence[Example]
-    texts: Sequence[Example]
-    recipe: Recipe
+    texts: Sequence[Example]  # in no pair, with the target that the teacher wrote
+    recipe: Recipe  # its shares ``teacher_targets`` and ``labelled_text``
 
     def __post_init__(self) -> None:
         share, labelled = self.recipe.teacher_targets, len(self.targets) / len(self.references)

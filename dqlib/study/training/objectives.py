@@ -14,7 +14,7 @@ from dqlib.layerwise import layerwise_states, layerwise_terms
 from dqlib.loss_weights import LossWeights
 from dqlib.losses import MemoryBank, cross_entropy
 from dqlib.presets import Recipe
-from dqlib.study.training.text_batches import ModelBatch
+from dqlib.study.training.batches import Batch
 from dqlib.terms import LayerMaps, distillation_terms
 
 
@@ -24,7 +24,7 @@ class Objective:
     def begin(self, step: int, steps: int) -> None:
         """Make ready for a step, counted from 1, of so many: what changes in the course of a training follows it."""
 
-    def terms(self, model: nn.Module, batch: ModelBatch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
         """Unweighted loss terms of a micro-batch, divided by the source and target tokens of the whole step."""
         raise NotImplementedError
 
@@ -46,28 +46,21 @@ class TaskObjective(Objective):
 
     label_smoothing: float = 0.0
 
-    def terms(self, model: nn.Module, batch: ModelBatch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
         logits = model(**batch.inputs()).logits
         return {"task": cross_entropy(logits, batch.labels, denominators[1], self.label_smoothing)}
 
 
 @dataclass
 class DistillationObjective(Objective):
-    """Task loss, and distance to what the teacher computes from the same batch.
+    """Task loss, and distance to what the teacher computes from the same batch."""
 
-    Args:
-        teacher: put into evaluation mode; where attention maps are compared, it is switched to the attention that
-            returns them.
-        maps: teacher layer that supervises each student layer.
-        weights: of the terms.
-        bank: memory of the contrastive loss; made from the weights, where they ask for one.
-        recipe: says which steps are layer-wise, and what layers' terms weigh in the course of the others.
-    """
-
+    # put into evaluation mode; where attention maps are compared, it is switched to the attention that returns them
     teacher: PreTrainedModel
-    maps: LayerMaps
-    weights: LossWeights
-    bank: MemoryBank | None = None
+    maps: LayerMaps  # teacher layer that supervises each student layer
+    weights: LossWeights  # of the terms
+    bank: MemoryBank | None = None  # memory of the contrastive loss; made from the weights, where they ask for one
+    # says which steps are layer-wise, and what layers' terms weigh in the course of the others
     recipe: Recipe = Recipe()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
@@ -82,7 +75,7 @@ class DistillationObjective(Objective):
         self._layerwise = step <= self.recipe.layerwise_steps(steps)
         self._layers = self.recipe.layer_losses(step, steps)
 
-    def terms(self, model: nn.Module, batch: ModelBatch, denominators: tuple[float, float]) -> dict[str, Tensor]:
+    def terms(self, model: nn.Module, batch: Batch, denominators: tuple[float, float]) -> dict[str, Tensor]:
         if self._layerwise:
             student = extract_model_from_parallel(model)
             states = layerwise_states(student, self.teacher, batch.inputs(), self.maps, model)

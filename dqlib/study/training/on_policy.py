@@ -26,10 +26,7 @@ from dqlib.study.training.examples import Example
 class OnPolicy:
     """Which steps are on-policy, and the student's own targets in them.
 
-    Args:
-        share: of the steps, spread evenly.
-        most: tokens of a target, the end among them.
-        seed: of what is drawn.
+    They are a ``share`` of the steps, spread evenly; a target has at ``most`` so many tokens, the end among them.
     """
 
     share: float
@@ -43,10 +40,8 @@ class OnPolicy:
     def targets(self, student: PreTrainedModel, examples: Sequence[Example], step: int, number: int) -> list[Example]:
         """Examples with targets that the student draws, token by token, in evaluation mode.
 
-        Args:
-            student: an encoder-decoder; left in the mode that it was in.
-            examples: of one micro-batch; their own targets are not looked at.
-            step, number: of the step, and of the micro-batch in it; they and the seed decide what is drawn.
+        The student is an encoder-decoder, and left in the mode that it was in. The seed, the step and the number of the
+        micro-batch in it decide what is drawn; the examples' own targets are not looked at.
         """
         generator = torch.Generator(student.device)
         generator.manual_seed(random.Random(f"{self.seed} {step} {number} on-policy").getrandbits(63))
@@ -66,7 +61,7 @@ def _drawn(
     """Token ids that a student draws for the sources of examples, each up to its end."""
     batch, end = collate(examples, student.config.pad_token_id).to(student.device), student.config.eos_token_id
     read: BaseModelOutput = student.get_encoder()(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    tokens, cache, columns = batch.decoder_input_ids[:, :1], OneSourceCache(), list[Tensor]()
+    tokens, cache, columns = batch.inputs()["decoder_input_ids"][:, :1], OneSourceCache(), list[Tensor]()
     ended = torch.zeros_like(tokens, dtype=torch.bool)
     while len(columns) < most and not ended.all():
         output = student(

@@ -5,17 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    MarianConfig,
-    MarianMTModel,
     MBartConfig,
     MBartForConditionalGeneration,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from dqlib.errors import InputError
@@ -25,7 +19,7 @@ from dqlib.study.corpora.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from dqlib.study.params import settings as S
 from dqlib.study.training.batches import collate, encode, infill, windows
 from dqlib.study.training.examples import Example
-from dqlib.study.training.kinds import KindTraining, random_ids
+from dqlib.study.training.kinds import KindTraining, random_ids, shape_fields
 
 
 def new_model(
@@ -35,14 +29,7 @@ def new_model(
     return MBartForConditionalGeneration(
         MBartConfig(
             vocab_size=vocab_size,
-            d_model=model.d_model,
-            encoder_layers=model.encoder_layers,
-            decoder_layers=model.decoder_layers,
-            encoder_attention_heads=model.heads,
-            decoder_attention_heads=model.heads,
-            encoder_ffn_dim=model.ffn_dim,
-            decoder_ffn_dim=model.ffn_dim,
-            max_position_embeddings=model.max_positions,
+            **shape_fields("mbart", model),
             dropout=model.dropout,
             attention_dropout=0.0,
             init_std=model.init_std,
@@ -92,22 +79,6 @@ def check_tokens(tokenizer: PreTrainedTokenizerFast, model_config: PreTrainedCon
             raise InputError(f"tokenizer, {name}", found, f"{wanted}, as in the model")
 
 
-def _planned(spec: S.Task, pretraining: bool) -> PreTrainedModel:
-    model = new_model(spec.model, spec.corpus.vocab_size)
-    if spec.architecture == "mbart":
-        return model
-    shape = {k: v for k, v in model.config.to_dict().items() if k != "model_type"}
-    if spec.architecture == "t5":
-        width, heads = spec.model.d_model, spec.model.heads
-        depths = {"num_layers": spec.model.encoder_layers, "num_decoder_layers": spec.model.decoder_layers}
-        sizes = {"vocab_size": spec.corpus.vocab_size, "d_ff": spec.model.ffn_dim, "num_heads": heads}
-        kv = max(1, width // heads)
-        return T5ForConditionalGeneration(T5Config(d_model=width, d_kv=kv, decoder_start_token_id=0, **depths, **sizes))
-    made = {"bart": (BartForConditionalGeneration, BartConfig), "marian": (MarianMTModel, MarianConfig)}
-    of_model, of_config = made[spec.architecture]
-    return of_model(of_config(**shape))
-
-
 def _longest(model: PreTrainedModel, count: int, spec: S.Corpus) -> list[Example]:
     ids = random_ids(model, count, spec.source_tokens + spec.target_tokens)
     return [Example(row[: spec.source_tokens], row[spec.source_tokens :]) for row in ids]
@@ -116,7 +87,6 @@ def _longest(model: PreTrainedModel, count: int, spec: S.Corpus) -> list[Example
 TRAINING = KindTraining(
     new=_new,
     started=_started,
-    planned=_planned,
     encode=lambda rows, corpus, spec: encode(rows, corpus.tokenizer, spec),
     collate=lambda tokenizer: partial(collate, pad=PAD_ID if tokenizer is None else tokenizer.pad_token_id),
     longest=_longest,

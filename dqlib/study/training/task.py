@@ -43,18 +43,13 @@ from dqlib.study.training.on_policy import OnPolicy
 #: Training pairs on which a student is shaped before its training, and how many of them go through a model at a time.
 CALIBRATION, CALIBRATION_BATCH = 128, 32
 
+#: Of what is no student: nothing is averaged, drawn or layer-wise.
+PLAIN = Recipe()
+
 
 @dataclass(frozen=True)
 class TaskTraining:
-    """What the trainings of one task share.
-
-    Args:
-        name: of the task.
-        spec: its parameters.
-        folders: where it keeps what it makes.
-        corpus: its pairs and their tokenizer.
-        accelerator: of this process.
-    """
+    """What the trainings of one task share."""
 
     name: str
     spec: S.Task
@@ -70,9 +65,7 @@ class TaskTraining:
     def pretrain(self, model: PreTrainedModel, folder: Path) -> None:
         """Text infilling, or masked language modelling, on the texts of the corpus: teaches a new model to read.
 
-        Args:
-            model: trained in place.
-            folder: where the log goes; what is made here becomes ``folders.pretrained``.
+        The model is trained in place; the log goes to ``folder``, which becomes ``folders.pretrained``.
 
         Raises:
             InputError: all texts of a split are too short for a window.
@@ -91,36 +84,20 @@ class TaskTraining:
             if not each:
                 allowed = f"at least 1: no text of the corpus '{self.corpus.info['name']}' there has {SHORTEST} tokens"
                 raise InputError(f"{self.name}.corpus.{split}, windows of text", 0, allowed)
-        Trainer(
-            model=model,
-            objective=TaskObjective(),
-            batches=steps(examples, training, noise),
-            validation=validation,
-            training=training,
-            accelerator=self.accelerator,
-            log_path=folder / LOG,
-            name=f"{self.name}: pre-training",
-            checkpoints=self._checkpoints(self.folders.pretrained, training, model),
-            collate=self.kind.collate(tokenizer),
-        ).train()
+        batches = steps(examples, training, noise)
+        self._train(
+            model, TaskObjective(), training, folder, self.folders.pretrained, "pre-training", batches, validation
+        )
 
     def finetune(self, model: PreTrainedModel, folder: Path) -> None:
         """Train the teacher on the pairs, in place; the log goes to ``folder``, which becomes ``folders.teacher``.
 
         Its weights end on the grid of fp16, so that half the bytes keep the very function that students learn from.
         """
-        training, target = self.spec.finetune, self.folders.teacher
+        training = self.spec.finetune
         assert training is not None
-        checkpoints = self._checkpoints(target, training, model)
-        self._train_on_pairs(
-            model,
-            TaskObjective(training.label_smoothing),
-            training,
-            folder=folder,
-            target=target,
-            name=f"{self.name}: teacher",
-            checkpoints=checkpoints,
-        )
+        objective = TaskObjective(training.label_smoothing)
+        self._train_on_pairs(model, objective, training, folder, self.folders.teacher, "teacher")
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(parameter.half())
@@ -128,11 +105,7 @@ class TaskTraining:
     def distill(self, distillation: S.Distillation, config: Config, folder: Path, target: Path) -> PreTrainedModel:
         """A student of the task's teacher, trained by a preset and rounded to what a packed file stores.
 
-        Args:
-            distillation: steps, batches, and the preset's name.
-            config: bits and layers, and heads and neurons where they are fewer.
-            folder: where the log goes.
-            target: what ``folder`` is to become.
+        The log goes to ``folder``, which is to become ``target``.
 
         Raises:
             InputError: the preset asks for what the teacher writes, and that is missing or another teacher's.
@@ -145,63 +118,48 @@ class TaskTraining:
         config = student.dqlib_config  # with the bits that were chosen, where there is a budget
         recipe = recipe_of(preset, student, teacher)
         training = training_by(recipe, distillation)
-        digest, labels, of_labels = weights_hash(teacher), None, {}
+        parts: dict[str, object] = {"teacher": weights_hash(teacher), "preset": preset, "config": repr(config)}
+        labels = None
         if recipe.pseudo_labels:
-            labels = load_labels(self.folders.pseudo_labels, self.corpus.info["sha256"], digest)
-            of_labels = {"pseudo_labels": labels.sha256}
-        checkpoints = self._checkpoints(
-            target, training, student, teacher=digest, preset=preset, config=repr(config), **of_labels
-        )
-        self._train_on_pairs(
-            student,
-            objective,
-            training,
-            folder=folder,
-            target=target,
-            name=f"{self.name}: {config} {preset.name}",
-            checkpoints=checkpoints,
-            recipe=recipe,
-            labels=labels,
-        )
+            labels = load_labels(self.folders.pseudo_labels, self.corpus.info["sha256"], str(parts["teacher"]))
+            parts["pseudo_labels"] = labels.sha256
+        name = f"{config} {preset.name}"
+        self._train_on_pairs(student, objective, training, folder, target, name, recipe, labels, **parts)
         round_for_storage(student)
         return student
 
     def _train_on_pairs(
-        self,
-        model: PreTrainedModel,
-        objective: Objective,
-        training: S.Training,
-        *,
-        folder: Path,
-        target: Path,
-        name: str,
-        checkpoints: Checkpoints,
-        recipe: Recipe | None = None,
-        labels: LoadedLabels | None = None,
-    ) -> None:
-        """Train on pairs, and on what a teacher wrote where there are ``labels``.
-
-        Where training fails, the last good weights are kept beside ``target``.
-        """
-        corpus, spec, recipe = self.corpus, self.spec.corpus, recipe or Recipe()
-        on_policy = OnPolicy(recipe.on_policy, spec.target_tokens, training.seed) if recipe.on_policy else None
+        self, model: PreTrainedModel, objective: Objective, training: S.Training, folder: Path, target: Path, name: str,
+        recipe: Recipe = PLAIN, labels: LoadedLabels | None = None, **parts: object,
+    ) -> None:  # fmt: skip
+        """Train on pairs, and on what a teacher wrote where there are ``labels``."""
+        spec = self.spec.corpus
         validation = self._pairs("validation", self._validation_rows(), spec)
         # A tokenizer is saved as its last call left it: whether examples are found or made, the same.
-        self.kind.encode(corpus.splits["validation"][:1], corpus, spec)
+        self.kind.encode(self.corpus.splits["validation"][:1], self.corpus, spec)
+        batches = self.batches(training, recipe, labels)
+        self._train(model, objective, training, folder, target, name, batches, validation, recipe, **parts)
+
+    def _train(
+        self, model: PreTrainedModel, objective: Objective, training: S.Training, folder: Path, target: Path, name: str,
+        batches: Iterator[list[list[Example]]], validation: Sequence[Example], recipe: Recipe = PLAIN, **parts: object,
+    ) -> None:  # fmt: skip
+        """Train in place. Where that fails, the last good weights are kept beside ``target``."""
+        most = self.spec.corpus.target_tokens
         try:
             Trainer(
                 model=model,
                 objective=objective,
-                batches=self.batches(training, recipe, labels),
+                batches=batches,
                 validation=validation,
                 training=training,
                 accelerator=self.accelerator,
                 log_path=folder / LOG,
-                name=name,
+                name=f"{self.name}: {name}",
                 recipe=recipe,
-                checkpoints=checkpoints,
-                on_policy=on_policy,
-                collate=self.kind.collate(corpus.tokenizer),
+                checkpoints=self._checkpoints(target, training, model, **parts),
+                on_policy=OnPolicy(recipe.on_policy, most, training.seed) if recipe.on_policy else None,
+                collate=self.kind.collate(self.corpus.tokenizer),
             ).train()
         except TrainingError as error:
             if not error.restored:
@@ -248,11 +206,7 @@ class TaskTraining:
     ) -> StoredExamples:
         """Examples of rows of a split, tokenized once for all runs that want the same of the same corpus.
 
-        Args:
-            split: its name.
-            rows: the split's first ones, or all.
-            make: examples of some of them.
-            description: what ``make`` does, with all that decides it but corpus and tokenizer.
+        ``description`` says what ``make`` does, with all that decides it but corpus and tokenizer.
         """
         parts = self.corpus.info["sha256"], split, len(rows), description, tokenizers.__version__, code_hash()
         digest = self._with_tokenizer(" ".join(map(str, parts)))

@@ -1,4 +1,4 @@
-"""What a folder was made from, as a text beside it: whoever asks for the same finds it made."""
+"""What something was made from, as a text beside it: whoever asks for the same finds it made, and takes up no other."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from dqlib.study.params.paths import PROVENANCE
 
 
-def is_made(folder: Path, provenance: str) -> bool:
-    """Whether a folder is there and was made from just that."""
-    file = folder / PROVENANCE
-    return file.is_file() and file.read_text() == provenance
+def is_made(folder: Path, provenance: str, file: str = PROVENANCE) -> bool:
+    """Whether a folder is there and was made from just that, as a file in it says; a damaged one says nothing."""
+    path = folder / file
+    return path.is_file() and path.read_bytes() == provenance.encode()
 
 
 def provenance_text(provenance: Mapping[str, object]) -> str:
