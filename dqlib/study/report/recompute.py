@@ -138,9 +138,9 @@ def recomputed(folder: Path) -> tuple[pandas.DataFrame, list[str]]:
         InputError: there are no scores.
         OSError: there is no ``metrics.csv``, which has what does not follow from scores.
     """
-    drawn = Resampled(read_scores(folder / SCORES))
+    drawn, written = Resampled(read_scores(folder / SCORES)), pandas.read_csv(folder / TABLES / "metrics.csv")
     tables, metrics = tables_of(drawn), metrics_of(drawn)
-    written = pandas.read_csv(folder / TABLES / "metrics.csv")
+    metrics = metrics[metrics.task.isin(written.task)].reset_index(drop=True)  # not those that only stand beside one
     more = [*MODEL_COLUMNS, *written.columns.difference(metrics.columns, sort=False)]
     whole = metrics.merge(written[more], on=MODEL_COLUMNS, how="left")
     tables["claims"] = claims_table(Tables(whole, **tables, runs=runs_in(folder)))
