@@ -89,10 +89,10 @@ def test_an_unknown_package_is_named():
 
 
 def test_a_corpus_has_each_summary_once_and_a_tokenizer_of_any_text(tmp_path):
-    build_corpus(S.Corpus(**EMBEDDED, packages=["bs4"], limit=90), tmp_path / "c")
+    build_corpus(S.Corpus(**EMBEDDED, packages=["datasets"], limit=200), tmp_path / "c")
     corpus = load_corpus(tmp_path / "c")
     targets = [row["target"].lower() for split in SPLITS for row in corpus.splits[split]]
-    assert len(set(targets)) == len(targets) == 90
+    assert len(set(targets)) == len(targets) == 200
     assert corpus.info["truncated"]["train"]["sources"] > 0
 
     tokenizer, text = AutoTokenizer.from_pretrained(tmp_path / "c" / "tokenizer"), "def f(x): return {'π': x}  # naïve"
