@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pandas
 import pytest
 
@@ -55,9 +57,7 @@ def pages(tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr(read, "project_root", lambda: tmp_path)
     monkeypatch.setattr("webbrowser.open", opened.append)
-    monkeypatch.setattr(
-        read, "load_settings", lambda params: type("Settings", (), {"runs": tmp_path / "runs" / params})()
-    )
+    monkeypatch.setattr(read, "load_settings", lambda params: SimpleNamespace(runs=tmp_path / "runs" / params))
     return tmp_path / "runs" / "laptop" / "notebooks", opened
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from dqlib.cli import main as dqlib_main
 from dqlib.errors import InputError
@@ -20,20 +19,15 @@ from dqlib.study.pipeline.committed import committed_teacher
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import models
 from tests.helpers.folders import contents
-from tests.helpers.projects import committed
+from tests.helpers.projects import committed, set_task
 
 
 @pytest.fixture(scope="module")
 def _written(_made_study, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "study"
-    shutil.copytree(_made_study, folder)
-    params = yaml.safe_load((folder / "small.yaml").read_text())
-    params["summarization"]["distill"]["steps"] = 1
-    params["summarization"]["configs"] = ["2-2-8 1-1"]
-    params["summarization"]["evaluate"]["documents"] = 4
-    (folder / "small.yaml").write_text(yaml.safe_dump(params))
+    folder = shutil.copytree(_made_study, tmp_path_factory.mktemp("models") / "study")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        set_task(distill={"steps": 1}, configs=["2-2-8 1-1"], evaluate={"documents": 4})
         student = Study("small.yaml").student("2-2-8 1-1")
         assert main(["models", "--params", "small.yaml"]) == 0
     return folder, student.relative_to(folder)
@@ -68,7 +62,6 @@ def test_they_are_the_models_of_the_study_each_with_a_card_and_a_digest(written,
 
 
 def test_the_committed_teacher_is_taken_where_it_is_the_one_that_is_asked_for(written, capsys):
-    folder, _ = written
     study = Study("small.yaml")
     before = contents(study.folders.teacher)
     for made in (study.folders.teacher, study.folders.pretrained):
@@ -79,9 +72,7 @@ def test_the_committed_teacher_is_taken_where_it_is_the_one_that_is_asked_for(wr
     assert not study.folders.pretrained.exists()  # nothing was trained
     assert "models/summarization-teacher" in capsys.readouterr().out
 
-    params = yaml.safe_load((folder / "small.yaml").read_text())
-    params["summarization"]["finetune"]["steps"] += 1
-    (folder / "small.yaml").write_text(yaml.safe_dump(params))
+    set_task(finetune={"steps": 5})  # one more
     assert committed_teacher(load_settings("small.yaml"), "summarization") is None
 
 
