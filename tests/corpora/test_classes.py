@@ -1,6 +1,5 @@
 """Corpora of classifications and of running text: what is in them, and what is refused."""
 
-import json
 import re
 from collections import Counter
 from dataclasses import replace
@@ -16,6 +15,7 @@ from dqlib.study.corpora.documents import LONGEST_DOCUMENT, documents
 from dqlib.study.corpora.pydoc import Pair, python_files
 from dqlib.study.corpora.splits import SPLITS, split_of
 from dqlib.study.params import settings as S
+from tests.helpers.examples import write_splits
 from tests.helpers.folders import contents
 
 KINDS = {
@@ -133,12 +133,12 @@ def test_classes_and_their_balance_are_known_of_a_corpus(packages, tmp_path):
 
 
 def from_files(tmp_path, train, test, kind="jsonl", **columns):
-    files = {split: str(tmp_path / f"{split}.{kind}") for split in SPLITS}
-    for split, rows in zip(SPLITS, (train, train[:3], test), strict=True):
-        if kind == "jsonl":
-            (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        else:
-            getattr(pandas.DataFrame(rows), f"to_{kind}")(files[split])
+    rows = {"train": train, "validation": train[:3], "test": test}
+    files = write_splits(tmp_path, **rows)
+    if kind != "jsonl":
+        files = {split: path.replace("jsonl", kind) for split, path in files.items()}
+        for split, path in files.items():
+            getattr(pandas.DataFrame(rows[split]), f"to_{kind}")(path)
     return S.Corpus("mine", "files", 300, 16, **files, **({"source": "text", "target": "label"} | columns))
 
 

@@ -21,6 +21,7 @@ from dqlib.study.corpora.pydoc import build_pairs, module_pairs, module_texts, n
 from dqlib.study.corpora.splits import SPLITS, of_train_alone
 from dqlib.study.corpora.tokenizer import _of_words, source_ids, target_ids, train_tokenizer
 from dqlib.study.params import settings as S
+from tests.helpers.examples import write_splits
 from tests.helpers.folders import hidden
 
 EMBEDDED = {"name": "pydoc", "origin": "embedded", "vocab_size": 500, "source_tokens": 32, "target_tokens": 16}
@@ -78,12 +79,9 @@ def test_docstrings_become_pairs_without_importing(package):
     assert {pair.group for pair in pairs} == {"gardens.copied"}  # the other file only repeats
 
 
-def test_names_in_words():
+def test_names_become_words_and_an_unknown_package_is_named():
     assert name_in_words("a.b.PeriodIndex._is_full") == "period index is full"
     assert name_in_words("http.HTTPServer2.getURL") == "http server 2 get url"
-
-
-def test_an_unknown_package_is_named():
     with pytest.raises(InputError, match="packages: 'no_such_package'"):
         build_pairs(["no_such_package"])
 
@@ -340,20 +338,19 @@ def test_a_text_that_a_pair_has_or_that_repeats_what_is_held_out_is_left_out():
 
 
 def test_texts_in_no_pair_may_come_from_a_file_in_the_column_of_the_sources(tmp_path):
-    for name, text in (("train", "one"), ("validation", "two"), ("test", "three")):
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": f"{text} text", "gist": "it", "to": "ro"}))
+    of_splits = zip(SPLITS, ("one", "two", "three"), strict=True)
+    rows = {split: [{"text": f"{text} text", "gist": "it", "to": "ro"}] for split, text in of_splits}
+    files = write_splits(tmp_path, **rows)
     texts = [{"text": f"{text} text", "to": "ro"} for text in ("four", "three", "four", "one", "five")]
-    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
-    files = {split: str(tmp_path / f"{split}.jsonl") for split in SPLITS}
+    write_splits(tmp_path, texts=texts)
     corpus = S.Corpus(**{**EMBEDDED, "origin": "files"}, **files, source="text", target="gist", languages=["ro"],
                       language="to")  # fmt: skip
     build_corpus(corpus, tmp_path / "c")
     given = S.load_settings("smoke").task("translation")
     spec = replace(given, corpus=corpus, pseudo_labels=S.PseudoLabels(unpaired=str(tmp_path / "texts.jsonl")))
     loaded = load_corpus(tmp_path / "c")
-    assert list(unpaired_rows(spec, loaded)) == [
-        {"source": f"{text} text", "language": "ro"} for text in ("four", "five")
-    ]
+    wanted = [{"source": f"{text} text", "language": "ro"} for text in ("four", "five")]
+    assert list(unpaired_rows(spec, loaded)) == wanted
     spec = replace(spec, pseudo_labels=S.PseudoLabels(unpaired=str(tmp_path / "none.jsonl")))
     with pytest.raises(InputError, match=r"none\.jsonl"):
         list(unpaired_rows(spec, loaded))

@@ -26,7 +26,7 @@ TASK = {
     "configs": ["2-2-8_1-1"],
 }
 CORPUS = {"origin": "embedded", "vocab_size": 500, "source_tokens": 32, "target_tokens": 12}
-TEXTS = CORPUS | {"packages": ["bs4", "datasets", "huggingface_hub"]}
+TEXTS = CORPUS | {"packages": ["datasets"]}
 PARAMS = {
     "profile": "tiny",
     "results": "results",

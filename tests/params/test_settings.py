@@ -1,6 +1,5 @@
 import copy
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -177,20 +176,6 @@ def test_from_any_folder_a_profile_is_found(tmp_path, monkeypatch):
     (tmp_path / "dvc.yaml").touch()  # another project
     with pytest.raises(InputError, match=r"profile: 'laptop' .* a file in .*profiles, which has none"):
         load_settings("laptop")
-
-
-def test_the_tests_hold_what_is_committed_and_not_what_a_user_made(tmp_path):
-    for name in ("dvc.yaml", "params.yaml"):
-        (tmp_path / name).write_text("theirs")
-    assert committed(tmp_path) == tmp_path  # no repository
-    committed.cache_clear()
-    subprocess.run(["git", "init", "-q"], check=True, cwd=tmp_path)
-    subprocess.run(["git", "add", "-A"], check=True, cwd=tmp_path)
-    (tmp_path / "params.yaml").write_text("mine")
-    (tmp_path / "profiles.yaml").touch()
-    assert {path.name: path.read_text() for path in committed(tmp_path).iterdir()} == dict.fromkeys(
-        ("dvc.yaml", "params.yaml"), "theirs"
-    )
 
 
 def resolved(pipeline, parameters):

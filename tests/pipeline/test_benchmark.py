@@ -22,28 +22,20 @@ from dqlib.study.report.benchmark_page import with_losses, write_benchmark
 from tests.helpers.processes import in_this_process
 
 
-def bench_of(profile: str = "study") -> Methods:
-    return load_settings(profile).task("summarization").methods
+def bench_of_the_study() -> Methods:
+    return load_settings("study").task("summarization").methods
 
 
 def test_the_bench_has_every_preset_at_every_configuration_that_it_has_a_grid_for():
-    runs = bench_of().runs()
+    runs = bench_of_the_study().runs()
     assert len(runs) == len(set(runs))
     for preset, config in (("dqlib", "1-1-8 2-4"), ("xtc", "1-1-8 2-4"), ("dq-bart-faithful", "2-2-8 2-4")):
-        assert {Run(preset, Config.parse(config), seed) for seed in bench_of().seeds} <= set(runs)
+        assert {Run(preset, Config.parse(config), seed) for seed in bench_of_the_study().seeds} <= set(runs)
     assert not [run for run in runs if run.config.w_bits == 1 and run.preset.startswith("dq-bart")]
 
 
-def test_the_tutorial_shows_presets_of_the_study_and_what_parts_are_worth():
-    tutorial = bench_of("tutorial")
-    assert set(tutorial.presets) <= set(bench_of().presets)
-    assert {run.preset for run in tutorial.runs()} >= {*tutorial.presets, *tutorial.ablations}
-    assert tutorial.ablations
-    assert set(tutorial.ablation_configs) <= set(tutorial.configs)  # the whole method is there to compare with
-
-
 def test_a_bench_that_is_stopped_early_has_decided_what_it_could():
-    wanted = bench_of()
+    wanted = bench_of_the_study()
     runs = wanted.runs_of_equal_steps()
     names = [run.preset for run in runs]
     first = min(names.index(name) for name in wanted.ablations if name not in wanted.presets)
@@ -59,7 +51,9 @@ def test_a_bench_that_is_stopped_early_has_decided_what_it_could():
 
 
 def test_shapes_of_one_s_own_may_be_of_a_preset_that_is_not_compared_and_come_once():
-    given = replace(bench_of(), presets=["xtc"], seeds=[1], ablations=[], ablation_configs=[], ablation_seeds=[])
+    given = replace(
+        bench_of_the_study(), presets=["xtc"], seeds=[1], ablations=[], ablation_configs=[], ablation_seeds=[]
+    )
     own = ["2-2-8 2-4 h3 f256", "2-2-8 2-4"]
     found = replace(given, configs=own[1:], own_configs=own, longer_preset="dqlib")
     runs = sorted(found.runs_of_equal_steps(), key=lambda run: tables._order(found, run))
@@ -69,7 +63,7 @@ def test_shapes_of_one_s_own_may_be_of_a_preset_that_is_not_compared_and_come_on
 
 
 def test_the_longest_runs_may_be_fewer_than_the_longer_ones():
-    given = replace(bench_of(), longer_steps=[9000, 3000, 6000], longer_configs=["4-4-8 2-4", "2-2-8 2-4"])
+    given = replace(bench_of_the_study(), longer_steps=[9000, 3000, 6000], longer_configs=["4-4-8 2-4", "2-2-8 2-4"])
     all_of_them = [(n, text) for n in (3000, 6000, 9000) for text in given.longer_configs]
     for longest, runs in (([], all_of_them), (["2-2-8 2-4"], [*all_of_them[:4], all_of_them[5]])):
         found = replace(given, longest_configs=longest).longer_runs()

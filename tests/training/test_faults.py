@@ -129,6 +129,7 @@ def under_dvc(made_study, monkeypatch):
     """The small study with stages, and what starts a command as a stage."""
     without_git(made_study)
     (made_study / "dvc.yaml").write_text(STAGES)
+    monkeypatch.setattr(students, "run_all", in_this_process)
 
     def run(stage, *arguments):
         monkeypatch.setenv("DVC_STAGE", stage)

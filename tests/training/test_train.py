@@ -4,7 +4,6 @@ from itertools import islice
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import MBartConfig, MBartForConditionalGeneration
 
 from dqlib.config import Config
 from dqlib.errors import InputError
@@ -17,7 +16,6 @@ from dqlib.study.training.loop import TrainingError, make_accelerator, validatio
 from dqlib.study.training.objectives import DistillationObjective, TaskObjective
 from dqlib.study.training.task import TaskTraining, training_by
 from dqlib.terms import LayerMaps
-from tests.helpers.models import TINY
 from tests.helpers.training import log_of, small_model, train
 
 
@@ -80,17 +78,6 @@ def test_a_weight_that_is_not_finite_is_named(small, tmp_path):
         train(small, TaskObjective(), tmp_path, steps=4)
 
 
-def test_training_twice_gives_the_same_bits(tmp_path):
-    weights = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        shape = TINY | {"dropout": 0.1, "encoder_layers": 1, "decoder_layers": 1}
-        model = MBartForConditionalGeneration(MBartConfig(**shape))
-        train(model, TaskObjective(0.1), tmp_path, steps=8)
-        weights.append(model.state_dict())
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-
-
 def distil(teacher, folder, recipe=Recipe(), **changes):  # noqa: B008 (frozen)
     """A small student, its validation losses before and after a training of some steps, and the rows of the log."""
     student = make_student(teacher, Config.parse("2-2-8 2-1"))
@@ -101,8 +88,8 @@ def distil(teacher, folder, recipe=Recipe(), **changes):  # noqa: B008 (frozen)
 
 
 def test_a_distilled_student_comes_closer_to_its_teacher(small, tmp_path):
-    train(small, TaskObjective(), tmp_path, steps=40)
-    _, (before, after), log = distil(small, tmp_path, steps=40, micro_batches=2)
+    train(small, TaskObjective(), tmp_path, steps=20)
+    _, (before, after), log = distil(small, tmp_path, steps=40)
     assert after < before
     for term in ("task", "logits", "encoder_attention", "cross_attention", "encoder_hidden", "decoder_hidden"):
         assert float(log[-1][term]) < float(log[0][term])
