@@ -264,7 +264,7 @@ def test_ctrl_c_leaves_what_the_same_command_goes_on_from(tmp_path, capsys, monk
             raise KeyboardInterrupt
         step(trainer)
 
-    arguments = call(tmp_path, "bart")
+    arguments = call(tmp_path, "mbart")
     arguments[arguments.index("--steps") + 1] = "30"
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_take_step", stopped)

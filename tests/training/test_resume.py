@@ -2,11 +2,13 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.params.paths import Folders
 from dqlib.study.params.settings import load_settings
 from dqlib.study.process.locks import BusyError, only_maker
-from dqlib.study.training.checkpoints import KEPT, Checkpoints
+from dqlib.study.training.checkpoints import KEPT, Checkpoints, random_states, restore_random_states
 from dqlib.study.training.loop import make_accelerator
 from dqlib.study.training.objectives import TaskObjective
 from dqlib.study.training.task import TaskTraining
@@ -145,6 +147,15 @@ def test_checkpoints_of_other_examples_are_of_another_training(tmp_path):
         assert identity(changed) != before
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("[]")
     assert identity(spec) != before
+
+
+def test_random_states_come_back():
+    def drawn():
+        return random.random(), float(np.random.rand()), torch.rand(3).tolist()
+
+    states, first = random_states(), drawn()
+    restore_random_states(states)
+    assert drawn() == first
 
 
 def test_bf16_trains_and_leaves_a_model_of_full_precision(tmp_path):
