@@ -18,12 +18,7 @@ from dqlib.study.params import settings as S
 from tests.helpers.examples import write_splits
 from tests.helpers.folders import contents
 
-KINDS = {
-    "pydoc": "seq2seq",
-    "pydoc-match": "classification",
-    "pydoc-topic": "classification",
-    "pydoc-text": "language_modelling",
-}
+KINDS = {"pydoc-match": "classification", "pydoc-topic": "classification", "pydoc-text": "language_modelling"}
 MODULE = '''"""Tools of the {name} kind."""
 
 def water_all(plants):
@@ -53,7 +48,7 @@ def packages(tmp_path, monkeypatch):
 
 
 def embedded(name, packages):
-    return S.Corpus(name, "embedded", 400, 48, 16 * (name == "pydoc"), packages=packages)
+    return S.Corpus(name, "embedded", 400, 48, packages=packages)
 
 
 @pytest.mark.parametrize("name", KINDS)

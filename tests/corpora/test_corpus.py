@@ -18,11 +18,11 @@ from dqlib.study.corpora import hub
 from dqlib.study.corpora.corpus import build_corpus, load_corpus, unpaired_rows
 from dqlib.study.corpora.files import read_rows
 from dqlib.study.corpora.pydoc import build_pairs, module_pairs, module_texts, name_in_words
-from dqlib.study.corpora.splits import SPLITS, of_train_alone
+from dqlib.study.corpora.splits import SPLITS, of_train_alone, split_of
 from dqlib.study.corpora.tokenizer import _of_words, source_ids, target_ids, train_tokenizer
 from dqlib.study.params import settings as S
 from tests.helpers.examples import write_splits
-from tests.helpers.folders import hidden
+from tests.helpers.folders import contents, hidden
 
 EMBEDDED = {"name": "pydoc", "origin": "embedded", "vocab_size": 500, "source_tokens": 32, "target_tokens": 16}
 
@@ -86,9 +86,12 @@ def test_names_become_words_and_an_unknown_package_is_named():
         build_pairs(["no_such_package"])
 
 
-def test_a_corpus_has_each_summary_once_and_a_tokenizer_of_any_text(tmp_path):
-    build_corpus(S.Corpus(**EMBEDDED, packages=["datasets"], limit=200), tmp_path / "c")
+def test_a_corpus_built_twice_is_byte_identical_and_split_by_module_and_has_each_summary_once(tmp_path):
+    for name in ("c", "again"):
+        build_corpus(S.Corpus(**EMBEDDED, packages=["datasets"], limit=200), tmp_path / name)
+    assert contents(tmp_path / "c") == contents(tmp_path / "again")
     corpus = load_corpus(tmp_path / "c")
+    assert all(split_of(row["group"]) == split for split in SPLITS for row in corpus.splits[split])
     targets = [row["target"].lower() for split in SPLITS for row in corpus.splits[split]]
     assert len(set(targets)) == len(targets) == 200
     assert corpus.info["truncated"]["train"]["sources"] > 0

@@ -4,6 +4,7 @@ from itertools import islice
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import MBartConfig, MBartForConditionalGeneration
 
 from dqlib.config import Config
 from dqlib.errors import InputError
@@ -16,6 +17,7 @@ from dqlib.study.training.loop import TrainingError, make_accelerator, validatio
 from dqlib.study.training.objectives import DistillationObjective, TaskObjective
 from dqlib.study.training.task import TaskTraining, training_by
 from dqlib.terms import LayerMaps
+from tests.helpers.models import TINY
 from tests.helpers.training import log_of, small_model, train
 
 
@@ -76,6 +78,17 @@ def test_a_weight_that_is_not_finite_is_named(small, tmp_path):
         small.model.decoder.layers[0].fc1.weight[0, 0] = float("inf")
     with pytest.raises(TrainingError, match=r"the weight model\.decoder\.layers\.0\.fc1\.weight"):
         train(small, TaskObjective(), tmp_path, steps=4)
+
+
+def test_training_twice_gives_the_same_bits(tmp_path):
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        shape = TINY | {"dropout": 0.1, "encoder_layers": 1, "decoder_layers": 1}
+        model = MBartForConditionalGeneration(MBartConfig(**shape))
+        train(model, TaskObjective(0.1), tmp_path, steps=8)
+        weights.append(model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def distil(teacher, folder, recipe=Recipe(), **changes):  # noqa: B008 (frozen)
