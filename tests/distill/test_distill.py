@@ -19,7 +19,7 @@ from dqlib.engines.torch_engine import load_model
 from dqlib.storage.manifest import Manifest
 from dqlib.storage.reading import read_model
 from dqlib.study.corpora.corpus import load_corpus
-from dqlib.study.distill import arguments, evaluate, parameters
+from dqlib.study.distill import arguments, evaluate, page, parameters
 from dqlib.study.evaluation import words
 from dqlib.study.evaluation.records import read_predictions, read_record
 from dqlib.study.params import checkpoint
@@ -57,6 +57,17 @@ def call(folder, name, *more):
     return ["distill", *map(str, given), *map(str, more)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _little_is_measured():
+    """Few steps of simpler methods, few pairs whose losses are of each module and bits, and short timings."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in (
+            (words, "STEPS", 5), (task_training, "CALIBRATION", 8), (page, "TIMED", 2), (page, "TURNS", 1),
+        ):  # fmt: skip
+            patch.setattr(module, name, value)
+        yield
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """What gives the output of an architecture's run, made once."""
@@ -65,10 +76,7 @@ def runs(tmp_path_factory):
     def run(name):
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(words, "STEPS", 5)
-                patch.setattr(task_training, "CALIBRATION", 8)  # whose losses are of each module and bits
-                assert main(call(folder, name)) == 0
+            assert main(call(folder, name)) == 0
             made[name] = folder / "out"
         return made[name]
 
@@ -99,12 +107,12 @@ def test_a_checkpoint_becomes_a_packed_model_with_a_report(name, runs):
     with torch.no_grad():
         assert torch.equal(ours(**inputs).logits, packed(**inputs).logits)
     assert dqlib.verify(out / "packed") == []
-    report, page = (out / "report.md").read_text(), (out / "report.html").read_text()
+    report, html = (out / "report.md").read_text(), (out / "report.html").read_text()
     for text in (f"{record.score:.2f}", f"{of_teacher.score:.2f}", "| teacher |", "| packed |", "dqlib distill"):
         assert text in report
     assert report.count("| `") == 4  # hashes
-    assert page.count("<svg") == 2
-    assert "src=" not in page  # one file
+    assert html.count("<svg") == 2
+    assert "src=" not in html  # one file
     card = (out / "README.md").read_text()
     head = yaml.safe_load(card.partition("---\n")[2].partition("\n---")[0])
     (result,) = head["model-index"][0]["results"]

@@ -270,15 +270,21 @@ def test_a_disk_full_in_a_worker_is_told_as_one_sentence(capsys):
     assert "students/2-2-8_2-1: File too large; what was there before is unchanged" in error_of(capsys)
 
 
-def test_a_disk_full_while_examples_are_tokenized_is_told_as_one_sentence(tmp_path):
+def test_a_disk_full_while_examples_or_results_are_written_is_told_as_one_sentence_and_leaves_no_half(tmp_path):
     def make(rows):
         return [Example([7] * 50, [8] * 50) for _ in rows]
 
-    with pytest.raises(DiskFullError) as caught, no_room(10_000):
-        stored_examples(tmp_path / "tokens", range(1000), make)
-    assert str(caught.value).startswith(f"{tmp_path / 'tokens'}: File too large; what was there before is unchanged")
-    assert list((tmp_path / "tokens").iterdir()) == []
-    assert len(stored_examples(tmp_path / "tokens", range(1000), make)) == 1000
+    tokens, results = tmp_path / "tokens", tmp_path / "results"
+    write_text(results / "metrics.csv", "old")
+    for folder, write in (
+        (tokens, lambda: stored_examples(tokens, range(1000), make)),
+        (results, lambda: write_text(results / "metrics.csv", 10_000 * "new")),
+    ):
+        with pytest.raises(DiskFullError) as caught, no_room(10_000):
+            write()
+        assert str(caught.value).startswith(f"{folder}: File too large; what was there before is unchanged")
+    assert contents(tmp_path) == {Path("results/metrics.csv"): b"old"}
+    assert len(stored_examples(tokens, range(1000), make)) == 1000
 
 
 def test_a_disk_full_while_a_data_set_is_fetched_is_told_as_one_sentence(monkeypatch):
@@ -289,16 +295,6 @@ def test_a_disk_full_while_a_data_set_is_fetched_is_told_as_one_sentence(monkeyp
     corpus = Corpus("mine", "hub", 300, 8, 8, dataset=".")
     with pytest.raises(DiskFullError, match="No space left on device; what was there"):
         next(hub.hub_rows(corpus, KINDS[SEQ2SEQ], "train"))
-
-
-def test_a_disk_full_while_results_are_written_keeps_the_old_file(tmp_path):
-    target = tmp_path / "results" / "metrics.csv"
-    write_text(target, "old")
-    with pytest.raises(DiskFullError) as caught, no_room(1000):
-        write_text(target, "new" * 1000)
-    assert str(caught.value).startswith(f"{target.parent}: File too large; ")
-    assert target.read_text() == "old"
-    assert [path.name for path in target.parent.iterdir()] == ["metrics.csv"]
 
 
 def test_no_space_is_known_by_number_and_by_what_safetensors_says(tmp_path):
