@@ -77,8 +77,8 @@ def pairs(count, seed):
 
 
 def test_words_in_common_tell_pairs_apart():
-    train, test = pairs(300, 0), pairs(100, 1)
-    truth = {"train": np.arange(300) % 2, "test": np.arange(100) % 2, "validation": np.arange(100) % 2}
+    train, test = pairs(400, 0), pairs(100, 1)
+    truth = {"train": np.arange(400) % 2, "test": np.arange(100) % 2, "validation": np.arange(100) % 2}
     assert overlap([{"source": "a b", "second": "B c"}]).tolist() == [0.5]
     assert (by_overlap(train, truth["train"], test) == truth["test"]).mean() > 0.9
     rows = {"train": train, "validation": pairs(100, 2), "test": test}

@@ -51,7 +51,7 @@ def training(folder):
     objective = DistillationObjective(teacher, LayerMaps([0, 1], [1]), get_preset("quantgpt").loss, recipe=recipe)
     noise = lambda example, order: infill(example, order, S.Pretraining(steps=1, learning_rate=1.0, batch_tokens=1))
     parts = {"recipe": recipe, "checkpoints": Checkpoints(folder / "checkpoints", "the same")}
-    loop = {"steps": 24, "learning_rate": 1e-3, "batch_tokens": 200, "checkpoint_steps": 3}
+    loop = {"steps": 16, "learning_rate": 1e-3, "batch_tokens": 200, "checkpoint_steps": 3}
     train(student, objective, folder, count=60, noise=noise, parts=parts, **loop)
     (folder / "hash").write_text(weights_hash(student))
 
