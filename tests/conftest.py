@@ -53,9 +53,9 @@ def batch() -> Batch:
 
 @pytest.fixture(scope="session", autouse=True)
 def _fewer_steps_of_simpler_methods():
-    """Logistic regression on words in a tenth of its steps, which are enough for texts like these."""
+    """Logistic regression on words in few of its steps, which are enough for texts like these."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dqlib.study.evaluation.words.STEPS", 200)
+        patch.setattr("dqlib.study.evaluation.words.STEPS", 80)
         yield
 
 

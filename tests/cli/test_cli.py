@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -61,6 +60,15 @@ def packed(students, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def fast(students, tmp_path_factory):
+    """The student of BART for CTranslate2."""
+    pytest.importorskip("ctranslate2")
+    folder = tmp_path_factory.mktemp("exported") / "bart"
+    assert main(["export", str(students / "bart"), str(folder), "--engine", "ctranslate2"]) == 0
+    return folder
+
+
 @pytest.fixture
 def texts(tmp_path):
     """A file of the texts, a line each."""
@@ -100,38 +108,19 @@ def test_help_of_each_command_has_an_example_that_can_be_called(capsys):
         assert any(f"dqlib {name} " in (project_root() / "docs" / page).read_text() for page in PAGES)
 
 
-def test_a_tokenizer_that_the_manifest_does_not_name_is_not_read_in_silence(students, texts, tmp_path, capsys):
-    for name, stray in (("raw", "tokenizer.json"), ("bart", "added_tokens.json"), ("bart", "special_tokens_map.json")):
-        folder = shutil.copytree(students / name, tmp_path / f"{name} {stray}")
-        (folder / stray).write_text("not JSON")
-        if name == "bart":  # there is one that it names, with which nothing else is read
-            assert read_tokenizer(folder).get_vocab() == read_tokenizer(students / name).get_vocab()
-            assert rows_of(capsys, "generate", folder, "--input", texts, "--max-new-tokens", 2, "--beams", 1)
-            continue
-        for call in (("generate", folder, "--input", texts), ("pack", folder, tmp_path / "out")):
-            assert f"{stray}: 'in {folder}' is not allowed; it must be named by dqlib.json" in refused(capsys, *call)
-        assert not (tmp_path / "out").exists()
-        assert load_student(folder)  # which reads no tokenizer
-    changed = shutil.copytree(students / "bart", tmp_path / "changed")
-    (changed / "tokenizer.json").write_text((changed / "tokenizer.json").read_text() + " ")
-    with pytest.raises(InputError, match=r"^tokenizer\.json: "):
-        read_tokenizer(changed)
-
-
-@pytest.mark.parametrize("lost", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_file_of_a_tokenizer_that_was_lost_is_named(students, packed, texts, lost, tmp_path, capsys):
-    for kind, folders in (("packed", packed), ("student", students)):
-        folder = shutil.copytree(folders / "bart", tmp_path / kind)
-        (folder / lost).unlink()
-        said = refused(capsys, "generate", folder, "--input", texts)
-        assert said == f"dqlib generate: {lost}: 'missing' is not allowed; it must be a file in the folder.\n"
-
-
 def test_a_call_that_is_not_understood_ends_with_2(capsys):
-    for arguments in ([], ["frobnicate"], ["pack", "a"], ["generate", "a", "--beams", "0"]):
+    for arguments, said in (
+        ([], "usage: dqlib"),
+        (["frobnicate"], "usage: dqlib"),
+        (["pack", "a"], "usage: dqlib"),
+        (["generate", "a", "--beams", "0"], "usage: dqlib"),
+    ):
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
-        assert "usage: dqlib" in capsys.readouterr().err
+        assert said in capsys.readouterr().err
+
+
+# --- packed and exported
 
 
 def test_pack_writes_the_student_and_its_tokenizer(students, packed, tmp_path, capsys):
@@ -165,12 +154,27 @@ def test_inspect_shows_the_account(students, packed, capsys):
         assert part in output
 
 
-def test_verify_tells_a_damaged_folder_by_its_exit_code(packed, tmp_path, capsys):
-    shutil.copytree(packed / "bart", tmp_path / "out")
-    printed(capsys, "verify", tmp_path / "out")
-    flip(tmp_path / "out" / WEIGHTS, -1)
-    assert ".codes: 'CRC-32" in printed(capsys, "verify", tmp_path / "out", code=1).err
-    assert ".codes: 'CRC-32" in refused(capsys, "generate", tmp_path / "out", "--input", __file__)
+def test_export_says_what_became_of_the_weights(packed, fast, tmp_path, capsys):
+    call = ("export", packed / "bart", tmp_path / "out", "--engine", "ctranslate2")
+    output = printed(capsys, *call).out
+    assert "keep the codes that they were trained with" in output
+    assert f"{(tmp_path / 'out' / 'model.bin').stat().st_size:,} bytes, int8" in output
+    assert (tmp_path / "out" / "model.bin").read_bytes() == (fast / "model.bin").read_bytes()
+    assert "bytes, float32" in printed(capsys, *call, "--quantization", "float32").out
+
+
+def test_the_encoder_of_an_export_is_chosen_and_is_onnxruntime_s(packed, tmp_path, capsys):
+    call = ("export", packed / "bart", tmp_path / "out", "--engine")
+    output = refused(capsys, *call, "ctranslate2", "--encoder", "packed")
+    assert "--encoder: 'packed'" in output
+    assert "left out with --engine ctranslate2: it is one of onnxruntime" in output
+    pytest.importorskip("onnx")
+    assert "--encoder: 'int4'" in refused(capsys, *call, "onnxruntime", "--encoder", "int4")
+    printed(capsys, *call, "onnxruntime", "--encoder", "packed")
+    assert opened(tmp_path / "out", "onnxruntime").about["encoder"] == "packed"
+
+
+# --- asked for texts and classes
 
 
 def test_inspect_and_verify_name_a_weights_file_that_is_damaged(packed, tmp_path, capsys):
@@ -193,7 +197,6 @@ def test_generate_answers_every_line_in_order(name, packed, texts, capsys, monke
     call = ("generate", packed / name, "--beams", 2, "--max-new-tokens", 4)
     answers = rows_of(capsys, *call, "--input", texts)
     assert [answer["input"] for answer in answers] == TEXTS
-    assert all(isinstance(answer["output"], str) for answer in answers)
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(TEXTS)))
     assert rows_of(capsys, *call, "--batch-size", 3) == answers
     model, tokenizer = load_packed(packed / name), load_tokenizer(packed / name)
@@ -202,15 +205,8 @@ def test_generate_answers_every_line_in_order(name, packed, texts, capsys, monke
                          max_new_tokens=4, do_sample=False)  # fmt: skip
     new = ids[0, inputs.input_ids.size(1) :] if name == "gpt2" else ids[0]
     assert answers[2]["output"] == tokenizer.decode(new, skip_special_tokens=True)
-
-
-@pytest.fixture(scope="module")
-def fast(students, tmp_path_factory):
-    """The student of BART for CTranslate2."""
-    pytest.importorskip("ctranslate2")
-    folder = tmp_path_factory.mktemp("exported") / "bart"
-    assert main(["export", str(students / "bart"), str(folder), "--engine", "ctranslate2"]) == 0
-    return folder
+    texts.write_text("numbers " * 60)  # more than the model reads
+    assert len(rows_of(capsys, *call, "--input", texts)) == 1
 
 
 def test_an_exported_model_generates_and_agrees(students, packed, fast, texts, capsys):
@@ -222,6 +218,31 @@ def test_an_exported_model_generates_and_agrees(students, packed, fast, texts, c
     assert "100.00% of" in printed(capsys, "agree", packed / "bart", students / "bart", *options).out
     output = printed(capsys, "agree", packed / "bart", fast, *options, "--early-stopping").out
     assert "of 4 texts are the same" in output
+
+
+def test_a_search_is_asked_for_by_options(packed, tmp_path, capsys):
+    (tmp_path / "texts").write_text("return the sum\n")
+    asked = {"min_new_tokens": 6, "no_repeat_ngram_size": 1, "repetition_penalty": 1.5, "length_penalty": 2.0}
+    options = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", value)]
+    call = ("generate", packed / "bart", "--input", tmp_path / "texts", "--max-new-tokens", 8, "--beams", 2)
+    expected = TorchEngine(load_packed(packed / "bart"), load_tokenizer(packed / "bart")).generate(
+        ["return the sum"], num_beams=2, max_new_tokens=8, early_stopping=True, **asked
+    )
+    assert [row["output"] for row in rows_of(capsys, *call, "--early-stopping", *options)] == expected
+    assert "--min-new-tokens: 9 is not allowed; it must be at most 8" in refused(capsys, *call, "--min-new-tokens", 9)
+    for penalty in ("inf", "nan", "1000", "-1e9"):
+        said = refused(capsys, *call, f"--length-penalty={penalty}")
+        assert f"--length-penalty: {float(penalty)} is not allowed; it must be a number from -10 to 10" in said
+    for penalty in (-10, 10):
+        assert rows_of(capsys, *call, f"--length-penalty={penalty}")
+
+
+def test_texts_are_utf_8_whatever_the_terminal_has(packed, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("ș日\n".encode()), encoding="ascii"))
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert main(["generate", str(packed / "bart"), "--beams", "1", "--max-new-tokens", "2"]) == 0
+    assert json.loads(written.getvalue().decode("utf-8"))["input"] == "ș日"
 
 
 def test_classify_labels_every_line_in_order(packed, tmp_path, capsys, monkeypatch):
@@ -264,22 +285,47 @@ def test_an_exported_classifier_labels_and_agrees(packed, students, tmp_path, ca
     assert "100.00% of 2 texts have the same label" in printed(capsys, "agree", model, exported, *texts).out
     assert "0.0000 at most" in printed(capsys, "agree", model, students / "bert-classifier", *texts).out
     assert "BertForSequenceClassification" in refused(capsys, "generate", exported, "--input", lines)
-    assert "GPT2LMHeadModel" in refused(capsys, "classify", packed / "gpt2", "--input", lines)
 
 
-def test_an_exported_gpt2_continues_a_text_and_agrees(packed, tmp_path, capsys):
-    pytest.importorskip("ctranslate2")
-    printed(capsys, "export", packed / "gpt2", tmp_path / "out", "--engine", "ctranslate2")
-    (tmp_path / "texts").write_text("return the sum\nof all numbers\n")
-    options = ("--input", tmp_path / "texts", "--beams", 1, "--max-new-tokens", 4)
-    answers = rows_of(capsys, "generate", tmp_path / "out", *options)
-    assert [answer["input"] for answer in answers] == ["return the sum", "of all numbers"]
-    assert "of 2 texts are the same" in printed(capsys, "agree", packed / "gpt2", tmp_path / "out", *options).out
+# --- what is wrong
 
 
-def test_what_is_wrong_with_texts_to_classify_is_told_with_its_line(packed, tmp_path, capsys):
-    lines, model = tmp_path / "lines", packed / "bert-classifier"
-    for text, options, expected in (
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("pack {out} {out}", "folder: "),
+        ("inspect {packed}/bart --teacher {here}", "folder: "),
+        ("export {packed}/bart {out} --engine ctranslate2 --bits 2", "--bits: 2"),
+        ("export {packed}/bart {packed}/bart/inside --engine ctranslate2", "out: "),
+        ("generate {packed}/bart --input {texts} --threads 9999", "threads: 9999"),
+        ("generate {packed}/bart --input {out}", "{out}' is not allowed; it must be a file that exists"),
+        ("generate {packed}/bart --input {here}/binary", "{here}/binary, line 2: "),
+        ("generate {packed}/bart --input {texts} --max-new-tokens 24", "--max-new-tokens: 24"),
+        ("generate {fast} --input {texts} --language fr", "--language: 'fr'"),
+        ("classify {packed}/bert --input {texts}", "BertForMaskedLM"),
+        ("agree {packed}/bart {packed}/bart --input {texts} --pairs", "--pairs: True"),
+        ("agree {packed}/bart {packed}/bart --input {here}/empty", "with a text at least"),
+        ("agree {packed}/bert-classifier {packed}/bert-classifier --input {here}/empty", "with a text at least"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_sentence(
+    call, expected, students, packed, fast, texts, tmp_path, capsys, monkeypatch
+):
+    (here := tmp_path / "here").mkdir()
+    (here / "empty").touch()
+    (here / "binary").write_bytes("die Höhe\n".encode() + b"\xff\xfe\x00")
+    monkeypatch.chdir(here)
+    out = tmp_path / "out"
+    paths = {"students": students, "packed": packed, "fast": fast, "texts": texts, "here": here, "out": out}
+    assert expected.format(**paths) in refused(capsys, *call.format(**paths).split())
+    assert sorted(path.name for path in here.iterdir()) == ["binary", "empty"]
+    assert not out.exists()
+    assert not (packed / "bart" / "inside").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
         ("the sum\n\n", (), "lines, line 2: '' is not allowed; it must be a text"),
         ("a\tb\nc\n", ("--pairs",), "lines, line 2: 'c' is not allowed; it must be two texts with one tab"),
         ("a\t \n", ("--pairs",), "lines, line 1: "),
@@ -290,105 +336,65 @@ def test_what_is_wrong_with_texts_to_classify_is_told_with_its_line(packed, tmp_
         ('\ufeff{"a": "b"}\n{"a": "\\ud800"}\n', ("--text", "a"), "lines, line 2: "),
         ("the\n", ("--second", "a"), "--second: 'a'"),
         ("the\n", ("--pairs", "--text", "a"), "--pairs: True"),
-    ):
-        lines.write_text(text)
-        assert expected in refused(capsys, "classify", model, "--input", lines, "--batch-size", 5, *options)
-    assert "BertForMaskedLM" in refused(capsys, "classify", packed / "bert", "--input", lines)
-    assert "BertForSequenceClassification" in refused(capsys, "generate", model, "--input", lines)
-    assert "--pairs: True" in refused(capsys, "agree", packed / "bart", packed / "bart", "--input", lines, "--pairs")
+    ],
+)
+def test_what_is_wrong_with_texts_to_classify_is_told_with_its_line(packed, text, options, expected, tmp_path, capsys):
+    (tmp_path / "lines").write_text(text)
+    call = ("classify", packed / "bert-classifier", "--input", tmp_path / "lines", "--batch-size", 5)
+    assert expected in refused(capsys, *call, *options)
 
 
-def test_export_says_what_became_of_the_weights(packed, fast, tmp_path, capsys):
-    call = ("export", packed / "bart", tmp_path / "out", "--engine", "ctranslate2")
-    output = printed(capsys, *call).out
-    assert "keep the codes that they were trained with" in output
-    assert f"{(tmp_path / 'out' / 'model.bin').stat().st_size:,} bytes, int8" in output
-    assert (tmp_path / "out" / "model.bin").read_bytes() == (fast / "model.bin").read_bytes()
-    assert "bytes, float32" in printed(capsys, *call, "--quantization", "float32").out
+def _without_its_kind(folder):
+    content = json.loads((folder / "config.json").read_text())
+    del content["model_type"]
+    (folder / "config.json").write_text(json.dumps(content))
+    reseal(folder, ["config.json"])
 
 
-def test_what_is_wrong_with_an_export_is_told_in_one_sentence(students, packed, fast, tmp_path, capsys):
-    to = (tmp_path / "out", "--engine", "ctranslate2")
-    texts = ("--input", __file__)
-    assert "model: 'BertForMaskedLM'" in refused(capsys, "export", packed / "bert", *to)
-    assert "--bits: 2" in refused(capsys, "export", packed / "bart", *to, "--bits", 2)
-    assert "folder: " in refused(capsys, "export", tmp_path, *to)
-    assert "new, empty" in refused(capsys, "export", packed / "bart", students, "--engine", "ctranslate2")
-    inside = packed / "bart" / "inside"
-    assert "out: " in refused(capsys, "export", packed / "bart", inside, "--engine", "ctranslate2")
-    assert not inside.exists()
-    said = refused(capsys, "generate", fast, *texts, "--beams", 1025)
-    assert "--beams: 1025 is not allowed; it must be from 1 to 1024" in said
-    assert "--language: 'fr'" in refused(capsys, "generate", fast, *texts, "--language", "fr")
-    assert "folder: " in refused(capsys, "agree", packed / "bart", tmp_path / "nowhere", *texts)
+@pytest.mark.parametrize(
+    ("kind", "damage", "expected"),
+    [
+        ("bart", _without_its_kind, "config.json, model_type: None"),
+        ("bart", lambda folder: reseal(folder, about={}), "config: None"),
+        ("bart", lambda folder: reseal(folder, about={"config": "2-2-8 2-1"}), "preset: "),
+        ("bart", lambda folder: (folder / MANIFEST).write_text("[1]"), "dqlib.json: 'another format'"),
+        ("bart", lambda folder: (folder / MANIFEST).unlink(), "written by save_student"),
+        ("bart", lambda folder: os.truncate(folder / "tokenizer.json", 99), "tokenizer.json: "),
+        *(
+            ("bart", lambda folder, lost=lost: (folder / lost).unlink(), f"{lost}: 'missing' is not allowed")
+            for lost in ("tokenizer.json", "tokenizer_config.json")
+        ),
+        ("raw", lambda folder: (folder / "tokenizer.json").touch(), "must be named by dqlib.json"),
+    ],
+)
+def test_a_damaged_student_is_told_in_one_sentence(kind, damage, expected, students, tmp_path, capsys):
+    folder = shutil.copytree(students / kind, tmp_path / "student")
+    damage(folder)
+    assert expected in refused(capsys, "pack", folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    refused(capsys, "generate", folder, "--input", __file__)
 
 
-def test_the_encoder_of_an_export_is_chosen_and_is_onnxruntime_s(packed, tmp_path, capsys):
-    call = ("export", packed / "bart", tmp_path / "out", "--engine")
-    output = refused(capsys, *call, "ctranslate2", "--encoder", "packed")
-    assert "--encoder: 'packed'" in output
-    assert "left out with --engine ctranslate2: it is one of onnxruntime" in output
-    pytest.importorskip("onnx")
-    assert "--encoder: 'int4'" in refused(capsys, *call, "onnxruntime", "--encoder", "int4")
-    printed(capsys, *call, "onnxruntime", "--encoder", "packed")
-    assert opened(tmp_path / "out", "onnxruntime").about["encoder"] == "packed"
+def test_beside_a_tokenizer_that_the_manifest_names_no_other_file_is_read(students, texts, tmp_path, capsys):
+    folder = shutil.copytree(students / "bart", tmp_path / "student")
+    for stray in ("added_tokens.json", "special_tokens_map.json"):
+        (folder / stray).write_text("not JSON")
+    assert read_tokenizer(folder).get_vocab() == read_tokenizer(students / "bart").get_vocab()
+    assert rows_of(capsys, "generate", folder, "--input", texts, "--max-new-tokens", 2, "--beams", 1)
 
 
-def test_texts_longer_than_the_model_reads_are_cut(packed, tmp_path, capsys):
-    (tmp_path / "texts").write_text("numbers " * 60)
-    for name in ("bart", "gpt2"):
-        assert len(rows_of(capsys, "generate", packed / name, "--input", tmp_path / "texts", "--beams", 1)) == 1
-
-
-def test_what_is_wrong_is_told_in_one_sentence(students, packed, tmp_path, capsys):
-    (tmp_path / "binary").write_bytes("die Höhe\n".encode() + b"\xff\xfe\x00")
-    texts = ("--input", __file__)
-    assert "folder: " in refused(capsys, "pack", tmp_path, tmp_path / "out")
-    assert "folder: " in refused(capsys, "pack", students / "bart", students)  # would replace the students
-    assert "folder: " in refused(capsys, "inspect", tmp_path)
-    assert "folder: " in refused(capsys, "inspect", packed / "bart", "--teacher", tmp_path)
-    assert "folder: " in refused(capsys, "verify", tmp_path / "nowhere")
-    assert "threads: 9999" in refused(capsys, "generate", packed / "bart", *texts, "--threads", 9999)
-    output = refused(capsys, "generate", packed / "bart", "--input", tmp_path / "nowhere")
-    assert re.search("--input: '.*nowhere' .* a file that exists", output)
-    output = refused(capsys, "generate", packed / "bart", "--input", tmp_path / "binary")
-    assert re.search(r"--input .*binary, line 2: .* it must be a text in utf-8", output)
-    assert "BertForMaskedLM" in refused(capsys, "generate", packed / "bert", *texts)
-    assert "--max-new-tokens: 24" in refused(capsys, "generate", packed / "bart", *texts, "--max-new-tokens", 24)
-
-
-@pytest.mark.parametrize("name", ["bart", "bert-classifier"])
-def test_nothing_to_agree_on_is_one_sentence(name, packed, tmp_path, capsys):
-    (tmp_path / "empty").touch()
-    output = refused(capsys, "agree", packed / name, packed / name, "--input", tmp_path / "empty")
-    assert "with a text at least" in output
-
-
-def test_a_damaged_student_is_told_in_one_sentence(students, tmp_path, capsys):
-    for damage, expected in (
-        (lambda folder: _cut(folder / "model.safetensors"), "bytes long, as the manifest has it"),
-        (lambda folder: flip(folder / "model.safetensors"), "model.safetensors: 'SHA-256"),
-        (lambda folder: _without(folder, "config.json", "model_type"), "config.json, model_type: None"),
-        (lambda folder: reseal(folder, about={}), "config: None"),
-        (lambda folder: reseal(folder, about={"config": "2-2-8 2-1"}), "preset: "),
-        (lambda folder: (folder / "dqlib.json").write_text("[1]"), "dqlib.json: 'another format'"),
-        (lambda folder: _cut(folder / "tokenizer.json"), "tokenizer.json: "),
-    ):
-        shutil.rmtree(tmp_path / "student", ignore_errors=True)
-        shutil.copytree(students / "bart", tmp_path / "student")
-        damage(tmp_path / "student")
-        assert expected in refused(capsys, "pack", tmp_path / "student", tmp_path / "out")
-        assert not (tmp_path / "out").exists()
+def test_beams_are_counted_where_a_search_begins(fast, capsys):
+    call = ("generate", fast, "--input", __file__, "--beams", 1025)
+    assert "--beams: 1025 is not allowed; it must be from 1 to 1024" in refused(capsys, *call)
 
 
 def test_a_student_without_its_manifest_is_not_taken_for_a_teacher(students, tmp_path, capsys):
-    shutil.copytree(students / "bart", tmp_path / "student")
-    (tmp_path / "student" / "dqlib.json").unlink()
-    texts = ("--input", __file__)
-    assert "a student is read with its dqlib.json" in refused(capsys, "generate", tmp_path / "student", *texts)
-    assert "written by save_student" in refused(capsys, "pack", tmp_path / "student", tmp_path / "out")
-    reconfigure(tmp_path / "student", transformers_weights=None)
-    assert "weight_quantizer.learned: 'in the weights'" in refused(capsys, "generate", tmp_path / "student", *texts)
+    folder = shutil.copytree(students / "bart", tmp_path / "student")
+    (folder / MANIFEST).unlink()
+    call = ("generate", folder, "--input", __file__)
+    assert "a student is read with its dqlib.json" in refused(capsys, *call)
+    reconfigure(folder, transformers_weights=None)
+    assert "weight_quantizer.learned: 'in the weights'" in refused(capsys, *call)
 
 
 @pytest.mark.parametrize("kind", ["packed", "student", "teacher", "ctranslate2", "onnxruntime"])
@@ -424,6 +430,9 @@ def test_every_folder_that_is_written_is_verified_and_no_flipped_bit_escapes(kin
     assert load_engine(folder).generate_ids([[5, 2]], max_new_tokens=2)
 
 
+# --- the process itself
+
+
 def test_what_a_folder_is_is_told_without_torch_and_an_export_writes_without_it(packed, students, tmp_path, capsys):
     calls = ["verify", str(packed / "bart")], ["inspect", str(packed / "bart"), "--teacher", str(students / "bart")]
     exported = ["generate", str(tmp_path / "onnx"), "--max-new-tokens", "4"]
@@ -444,31 +453,6 @@ assert "torch" not in sys.modules
     assert json.loads(ended.stdout.splitlines()[-1])["input"] == "the sum"
 
 
-def _cut(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def _without(folder, name, field):
-    content = json.loads((folder / name).read_text())
-    del content[field]
-    (folder / name).write_text(json.dumps(content))
-    reseal(folder, [name])
-
-
-def test_texts_are_utf_8_whatever_the_terminal_has(packed, monkeypatch):
-    written = io.BytesIO()
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("ș日\n".encode()), encoding="ascii"))
-    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1"))
-    assert main(["generate", str(packed / "bart"), "--beams", "1", "--max-new-tokens", "2"]) == 0
-    assert json.loads(written.getvalue().decode("utf-8"))["input"] == "ș日"
-
-
-def test_the_current_folder_is_not_replaced(students, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert "folder: '.'" in refused(capsys, "pack", students / "bart", ".")
-    assert not list(tmp_path.iterdir())
-
-
 def test_threads_of_a_training_wait_passively_unless_the_user_says_otherwise(monkeypatch, capsys):
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     call = ("distill", "checkpoint", "out", "--train", "pairs.jsonl", "--config", "2-2-8 6-3")
@@ -486,23 +470,6 @@ main(sys.argv[1:])
 """
     made = subprocess.run([sys.executable, "-c", code, *call], capture_output=True, text=True)
     assert made.stderr.strip() == "PASSIVE"
-
-
-def test_a_search_is_asked_for_by_options(packed, tmp_path, capsys):
-    (tmp_path / "texts").write_text("return the sum\n")
-    asked = {"min_new_tokens": 6, "no_repeat_ngram_size": 1, "repetition_penalty": 1.5, "length_penalty": 2.0}
-    options = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", value)]
-    call = ("generate", packed / "bart", "--input", tmp_path / "texts", "--max-new-tokens", 8, "--beams", 2)
-    expected = TorchEngine(load_packed(packed / "bart"), load_tokenizer(packed / "bart")).generate(
-        ["return the sum"], num_beams=2, max_new_tokens=8, early_stopping=True, **asked
-    )
-    assert [row["output"] for row in rows_of(capsys, *call, "--early-stopping", *options)] == expected
-    assert "--min-new-tokens: 9 is not allowed; it must be at most 8" in refused(capsys, *call, "--min-new-tokens", 9)
-    for penalty in ("inf", "nan", "1000", "-1e9"):
-        said = refused(capsys, *call, f"--length-penalty={penalty}")
-        assert f"--length-penalty: {float(penalty)} is not allowed; it must be a number from -10 to 10" in said
-    for penalty in (-10, 10):
-        assert rows_of(capsys, *call, f"--length-penalty={penalty}")
 
 
 def test_ctrl_c_ends_in_one_sentence(packed, capsys, monkeypatch):

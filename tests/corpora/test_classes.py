@@ -1,21 +1,22 @@
 """Corpora of classifications and of running text: what is in them, and what is refused."""
 
-import json
 import re
 from collections import Counter
 from dataclasses import replace
 
 import pandas
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Dataset, Features, Value
 
 from dqlib.errors import InputError
 from dqlib.study.corpora import pydoc_match, pydoc_text, pydoc_topic
 from dqlib.study.corpora.corpus import build_corpus, load_corpus
 from dqlib.study.corpora.pydoc import python_files
 from dqlib.study.corpora.rows import LONGEST_DOCUMENT, documents
-from dqlib.study.corpora.splits import split_of
+from dqlib.study.corpora.splits import SPLITS, split_of
 from dqlib.study.params import settings as S
+from tests.helpers.examples import write_splits
+from tests.helpers.folders import contents
 
 KINDS = {"pydoc-match": "classification", "pydoc-topic": "classification", "pydoc-text": "language_modelling"}
 MODULE = '''"""Tools of the {name} kind."""
@@ -54,12 +55,11 @@ def embedded(name, packages):
 def test_a_corpus_built_twice_is_byte_identical_and_split_by_module(name, packages, tmp_path):
     for folder in ("one", "other"):
         build_corpus(embedded(name, packages), tmp_path / folder, kind=KINDS[name])
-    corpus = load_corpus(tmp_path / "one")
-    assert corpus.info == load_corpus(tmp_path / "other").info
-    modules = {split: {row["group"] for row in rows} for split, rows in corpus.splits.items()}
-    assert not modules["train"] & modules["test"]
-    assert all(modules.values())
-    assert len(corpus.info["sha256"]) == 64
+    assert contents(tmp_path / "one") == contents(tmp_path / "other")
+    splits = load_corpus(tmp_path / "one").splits
+    assert {split: {split_of(row["group"]) for row in rows} for split, rows in splits.items()} == {
+        split: {split} for split in SPLITS
+    }
 
 
 def test_half_of_the_pairs_have_exchanged_bodies_within_their_module(packages):
@@ -129,31 +129,33 @@ def test_classes_and_their_balance_are_known_of_a_corpus(packages, tmp_path):
     assert ids.count(corpus.tokenizer.sep_token_id) == 2
 
 
-def from_files(tmp_path, train, test, **columns):
-    for split, rows in {"train": train, "validation": train[:3], "test": test}.items():
-        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation", "test")}
+def from_files(tmp_path, train, test, kind="jsonl", **columns):
+    rows = {"train": train, "validation": train[:3], "test": test}
+    files = write_splits(tmp_path, **rows)
+    if kind != "jsonl":
+        files = {split: path.replace("jsonl", kind) for split, path in files.items()}
+        for split, path in files.items():
+            getattr(pandas.DataFrame(rows[split]), f"to_{kind}")(path)
     return S.Corpus("mine", "files", 300, 16, **files, **({"source": "text", "target": "label"} | columns))
 
 
 ROWS = [{"text": f"text {i}", "label": i % 3} for i in range(12)]
 
 
-def test_a_column_of_labels_may_be_text_or_whole_numbers(tmp_path):
-    for labels in ([0, 1, 10], ["0", "1", "10"], ["neg", "neutral", "pos"], [True, False, True]):
-        rows = [{"text": f"text {i}", "label": labels[i % 3]} for i in range(12)]
-        build_corpus(from_files(tmp_path, rows, rows[:4]), tmp_path / "made", kind="classification")
-        wanted = list(map(str, labels)) if len(set(labels)) == 3 else ["False", "True"]
-        assert load_corpus(tmp_path / "made").labels == wanted
-    frame = pandas.DataFrame(ROWS)
-    for split in ("train", "validation", "test"):
-        frame.to_parquet(tmp_path / f"{split}.parquet")
-        frame.to_csv(tmp_path / f"{split}.csv")
-    for kind in ("parquet", "csv"):
-        corpus = from_files(tmp_path, ROWS, ROWS)
-        files = {split: str(tmp_path / f"{split}.{kind}") for split in ("train", "validation", "test")}
-        build_corpus(replace(corpus, **files), tmp_path / "made", kind="classification")
-        assert load_corpus(tmp_path / "made").labels == ["0", "1", "2"]
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        ([0, 1, 10], "jsonl"),
+        ([0, 1, 10], "csv"),
+        ([0, 1, 10], "parquet"),
+        (["neg", "neutral", "pos"], "jsonl"),
+        ([False, True], "jsonl"),
+    ],
+)
+def test_a_column_of_labels_may_be_text_or_whole_numbers(labels, kind, tmp_path):
+    rows = [{"text": f"text {i}", "label": labels[i % len(labels)]} for i in range(12)]
+    build_corpus(from_files(tmp_path, rows, rows[:4], kind), tmp_path / "made", kind="classification")
+    assert load_corpus(tmp_path / "made").labels == list(map(str, labels))
 
 
 @pytest.mark.parametrize(
@@ -175,24 +177,9 @@ def test_bad_classes_are_refused_in_one_sentence_with_the_line(tmp_path, train, 
 
 
 def test_a_column_of_fractions_has_no_classes(tmp_path):
-    for split in ("train", "validation", "test"):
-        pandas.DataFrame(ROWS).astype({"label": float}).to_parquet(tmp_path / f"{split}.parquet")
-    files = {split: str(tmp_path / f"{split}.parquet") for split in ("train", "validation", "test")}
+    corpus = from_files(tmp_path, [row | {"label": 0.5} for row in ROWS], ROWS, "parquet")
     with pytest.raises(InputError, match=r"^[^\n]*train\.parquet, column label: 'double' .* whole numbers of classes"):
-        build_corpus(replace(from_files(tmp_path, ROWS, ROWS), **files), tmp_path / "made", kind="classification")
-
-
-def test_a_split_of_the_hub_whose_classes_are_hidden_is_refused_in_one_sentence(tmp_path):
-    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["no", "yes"])})
-    for split, labels in {"train": [0, 1], "validation": [0, 1], "test": [-1, -1]}.items():
-        rows = [{"sentence": f"s {i}.", "label": labels[i % 2]} for i in range(12)]
-        Dataset.from_list(rows, features).to_parquet(tmp_path / "snapshot" / f"{split}.parquet")
-    corpus = S.Corpus(
-        "sst2", "hub", 300, 16, dataset=str(tmp_path / "snapshot"), source="sentence", target="label"
-    )  # as the test split of GLUE
-    with pytest.raises(InputError, match=r"corpus\.test, row 1, class: '-1' .* a class of train: no, yes") as caught:
         build_corpus(corpus, tmp_path / "made", kind="classification")
-    assert "\n" not in str(caught.value)
 
 
 def test_pairs_that_are_longer_than_the_model_reads_are_counted(tmp_path):
@@ -202,24 +189,24 @@ def test_pairs_that_are_longer_than_the_model_reads_are_counted(tmp_path):
     assert load_corpus(tmp_path / "made").info["truncated"]["test"] == {"sources": 2}
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_a_data_set_of_the_hub_has_the_schema_of_glue(tmp_path, named):
-    label = ClassLabel(names=["not_entailment", "entailment"]) if named else Value("int64")
-    text = Value("string")
-    features = Features({"question": text, "sentence": text, "label": label, "idx": Value("int32")})
-    rows = [{"question": f"q {i}?", "sentence": f"s {i}.", "label": i % 2, "idx": i} for i in range(20)]
-    data = DatasetDict({split: Dataset.from_list(rows, features) for split in ("train", "validation")})
-    for split, each in data.items():
-        each.to_parquet(tmp_path / "snapshot" / f"{split}.parquet")
+def test_a_data_set_of_the_hub_may_have_whole_numbers_for_classes_and_hidden_ones_are_refused(tmp_path):
+    features = Features({"question": Value("string"), "sentence": Value("string"), "label": Value("int64")})
+    rows = [{"question": f"q {i}?", "sentence": f"s {i}.", "label": i % 2} for i in range(20)]
+    hidden = [row | {"label": -1} for row in rows]  # as the test splits of GLUE
+    for split, each in {"train": rows, "validation": rows, "test": hidden}.items():
+        Dataset.from_list(each, features).to_parquet(tmp_path / "snapshot" / f"{split}.parquet")
     corpus = S.Corpus(
         "qnli", "hub", 300, 16, dataset=str(tmp_path / "snapshot"), train="train[4:]", validation="train[:4]",
         test="validation", source="question", second="sentence", target="label",
     )  # fmt: skip
     build_corpus(corpus, tmp_path / "made", kind="classification")
     made = load_corpus(tmp_path / "made")
-    assert made.labels == (["entailment", "not_entailment"] if named else ["0", "1"])
+    assert made.labels == ["0", "1"]
     assert made.info["sizes"] == {"train": 16, "validation": 4, "test": 20}
     assert made.splits["test"][0].keys() == {"source", "second", "target"}
+    with pytest.raises(InputError, match=r"^corpus\.test, row 1, class: '-1' [^\n]* a class of train: 0, 1") as caught:
+        build_corpus(replace(corpus, test="test"), tmp_path / "made", kind="classification")
+    assert "\n" not in str(caught.value)
 
 
 def test_lines_of_running_text_become_documents(tmp_path):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from nltk.metrics import ConfusionMatrix, accuracy
 
-from dqlib.study.evaluation import words
 from dqlib.study.evaluation.classification import class_details, class_scores, metrics
 from dqlib.study.evaluation.words import by_overlap, by_words, overlap
 
@@ -77,8 +76,7 @@ def pairs(count, seed):
     return rows
 
 
-def test_words_in_common_tell_pairs_apart(monkeypatch):
-    monkeypatch.setattr(words, "STEPS", 400)
+def test_words_in_common_tell_pairs_apart():
     train, test = pairs(400, 0), pairs(100, 1)
     truth = {"train": np.arange(400) % 2, "test": np.arange(100) % 2, "validation": np.arange(100) % 2}
     assert overlap([{"source": "a b", "second": "B c"}]).tolist() == [0.5]
@@ -92,7 +90,6 @@ def test_words_in_common_tell_pairs_apart(monkeypatch):
 def test_a_word_that_a_class_alone_has_tells_it():
     rows = [{"source": f"the text {i % 9} of {'abc'[i % 3]}{i % 2}", "target": "abc"[i % 3]} for i in range(300)]
     truth = np.arange(300) % 3
-    found = by_words(
-        {"train": rows, "validation": rows, "test": rows}, dict.fromkeys(("train", "validation"), truth), 3
-    )
+    truths = dict.fromkeys(("train", "validation"), truth)
+    found = by_words(dict.fromkeys(("train", "validation", "test"), rows), truths, 3)
     assert (found == truth).mean() > 0.95

@@ -37,31 +37,28 @@ def test_the_interval_covers_what_statistics_says():
     assert bootstrap_interval(np.full(5, 7.0), 10) == (7.0, 7.0)
 
 
-def test_predictions_come_back_in_the_order_of_the_examples(teacher):
-    tokenizer = train_tokenizer(["a b c d e f g h"], 300, 16)
-    teacher.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    teacher.generation_config.eos_token_id = 2
-    examples = [Example([5 + i] * (3 + 7 * i % 11) + [2], [2]) for i in range(7)]
-    wanted = {"max_tokens": 6, "accelerator": make_accelerator(0), "name": "test"}
-    together = generate(teacher, examples, tokenizer, S.Evaluation(batch_size=3), **wanted)
-    alone = [generate(teacher, [e], tokenizer, S.Evaluation(batch_size=1), **wanted)[0] for e in examples]
-    assert together == alone
-    assert len(set(together)) > 1
-    assert not teacher.training
-    assert torch.is_grad_enabled()
-
-
-@pytest.mark.parametrize("beams", [1, 4])
-def test_a_batch_of_several_languages_writes_what_each_alone_would(teacher, beams):
+@pytest.mark.parametrize(
+    ("starts", "evaluation"),
+    [
+        ((2,), {"batch_size": 3}),
+        ((5, 6, 2), {"batch_size": 12, "beams": 1}),  # of several languages
+        ((5, 6, 2), {"batch_size": 12, "beams": 4}),
+    ],
+)
+def test_a_batch_writes_what_each_example_alone_would_in_their_order(teacher, starts, evaluation):
     tokenizer = train_tokenizer(["a b c d e f g h"], 300, 16, ["ro", "de"])
     teacher.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     teacher.generation_config.eos_token_id = 2
-    examples = [Example([9 + i] * (3 + i % 4) + [2], [2], start) for i in range(4) for start in (5, 6, 2)]
+    examples = [Example([9 + i] * (3 + 7 * i % 11) + [2], [2], start) for i in range(6) for start in starts]
     wanted = {"max_tokens": 6, "accelerator": make_accelerator(0), "name": "test"}
-    together = generate(teacher, examples, tokenizer, S.Evaluation(batch_size=12, beams=beams), **wanted)
-    alone = [generate(teacher, [e], tokenizer, S.Evaluation(batch_size=1, beams=beams), **wanted)[0] for e in examples]
-    assert together == alone
-    assert any(together[i] != together[i + 1] for i in range(0, 12, 3))  # the token matters
+    together = generate(teacher, examples, tokenizer, S.Evaluation(**evaluation), **wanted)
+    each_one = S.Evaluation(**evaluation | {"batch_size": 1})
+    assert together == [generate(teacher, [each], tokenizer, each_one, **wanted)[0] for each in examples]
+    assert len(set(together)) > 1
+    if len(starts) > 1:
+        assert any(together[i] != together[i + 1] for i in range(0, len(examples), 3))  # the token matters
+    assert not teacher.training
+    assert torch.is_grad_enabled()
 
 
 def test_the_end_token_named_aloud_is_the_model_s_own_start(teacher):

@@ -33,7 +33,7 @@ _ROLES = {
 }  # fmt: skip
 
 
-def tokenizer_of(name: str, longest: int = 24) -> PreTrainedTokenizerFast:
+def tokenizer_of(name: str, longest: int | None = 24) -> PreTrainedTokenizerFast:
     special, template = SPECIAL[name]
     tokens = [*special, *WORDS, *(["<pad>"] if name == "marian" else [])]
     roles = {_ROLES[token]: token for token in tokens if token in _ROLES}
@@ -46,9 +46,12 @@ def tokenizer_of(name: str, longest: int = 24) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=longest, **roles)
 
 
-def save_checkpoint(name: str, folder: Path) -> Path:
-    """A model of an architecture with random weights, three layers on each of its sides, and its tokenizer."""
-    tokenizer, case = tokenizer_of(name), CASES["bert-classifier" if name == "bert" else name]
+def save_checkpoint(name: str, folder: Path, longest: int | None = 24, **fields: object) -> Path:
+    """A model of an architecture with random weights, three layers on each of its sides, and its tokenizer.
+
+    ``longest`` is what the tokenizer knows of the longest text, and ``fields`` are of the configuration.
+    """
+    tokenizer, case = tokenizer_of(name, longest), CASES["bert-classifier" if name == "bert" else name]
     start = {"mbart": 4, "marian": tokenizer.pad_token_id, "t5": 0}.get(name, tokenizer.eos_token_id)
     changes = {
         **dict.fromkeys(("vocab_size", "decoder_vocab_size"), len(tokenizer)),
@@ -56,6 +59,7 @@ def save_checkpoint(name: str, folder: Path) -> Path:
         **{"bos_token_id": 0, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id},
         **{"decoder_start_token_id": start, "initializer_factor": 2.0, "id2label": dict(enumerate(CLASSES))},
         "label2id": {label: number for number, label in enumerate(CLASSES)},
+        **fields,
     }
     known = case.config.to_dict()
     torch.manual_seed(0)

@@ -26,6 +26,16 @@ def committed(project: Path = Path(__file__).parents[2]) -> Path:
     return folder if (folder / "dvc.yaml").is_file() else project
 
 
+def set_task(**blocks: object) -> None:
+    """Change the task of the small study in the current folder; of a block only the values that are given."""
+    path = Path("small.yaml")
+    params = yaml.safe_load(path.read_text())
+    task = params["summarization"]
+    for name, value in blocks.items():
+        task[name] = (task.get(name) or {}) | value if isinstance(value, dict) else value
+    path.write_text(yaml.safe_dump(params))
+
+
 def write_small_study(folder: Path) -> None:
     """Make a folder a project of its own: the tutorial study with a shrunken corpus and trainings of a few steps."""
     root = project_root()
@@ -34,6 +44,8 @@ def write_small_study(folder: Path) -> None:
     params = yaml.safe_load((root / "profiles" / "tutorial.yaml").read_text())
     task = params["summarization"]
     task["corpus"] |= {"packages": ["datasets", "huggingface_hub"], "limit": 800}  # the standard library takes seconds
+    for training in (task["pretrain"], task["finetune"], task["distill"], task["methods"]["distill"]):
+        training["batch_tokens"] = 800
     task["pretrain"]["steps"] = task["finetune"]["steps"] = 4
     task["methods"]["distill"]["steps"], task["methods"]["longer_steps"] = 3, [5]
     task["methods"]["evaluate"]["documents"] = 12  # fewer than the teacher's

@@ -2,10 +2,8 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import yaml
 
 from dqlib.engines.torch_engine import TorchEngine, load_model
 from dqlib.errors import InputError
@@ -20,7 +18,9 @@ from dqlib.study.params.paths import PROVENANCE
 from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline.study import Study
 from dqlib.study.process.exit_codes import JobError
+from tests.helpers.folders import flip
 from tests.helpers.processes import in_this_process
+from tests.helpers.projects import set_task
 
 TEXTS = [
     {"group": "m", "name": f"m.f{i}", "source": f"m.f{i}: m f{i}. {'word ' * i}of a text in no pair."} for i in range(9)
@@ -31,10 +31,7 @@ CONFIG = "2-2-8 2-1"
 @pytest.fixture
 def study(made_study, monkeypatch):
     """The small study, whose labels are few and made in this process, in chunks of ten."""
-    params = yaml.safe_load(Path("small.yaml").read_text())
-    params["summarization"]["pseudo_labels"] = {"pairs": 25, "texts": 7, "beams": 2, "batch_size": 8}
-    params["summarization"]["distill"]["steps"] = 8
-    Path("small.yaml").write_text(yaml.safe_dump(params))
+    set_task(pseudo_labels={"pairs": 25, "texts": 7, "beams": 2, "batch_size": 8}, distill={"steps": 8})
     monkeypatch.setattr(pydoc, "unpaired", lambda corpus: iter(TEXTS))
     monkeypatch.setattr(pseudo_labels, "run_all", in_this_process)
     monkeypatch.setattr(pseudo_labels, "CHUNK", 10)
@@ -121,8 +118,7 @@ def test_labels_of_another_teacher_are_refused_in_one_sentence(study):
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"pseudo-labels in .*, corpus: "):
         load_labels(folder, 64 * "0", labels.info["teacher"])
-    path = folder / "texts.jsonl"
-    path.write_text(path.read_text().replace("word", "work"))
+    flip(folder / "texts.jsonl")
     with pytest.raises(InputError, match=r"pseudo-labels in .*, SHA-256: "):
         labels_of(study)
     with pytest.raises(InputError, match=r"pseudo-labels: .* makes them"):
@@ -140,9 +136,7 @@ def test_an_empty_set_is_refused(study, tmp_path, monkeypatch):
 def test_a_study_without_such_a_preset_makes_an_empty_folder(study, capsys):
     assert main(["make", "pseudo-labels", "--if-asked", "--params", "small.yaml"]) == 0
     assert [path.name for path in study.folders.pseudo_labels.iterdir()] == [PROVENANCE]
-    params = yaml.safe_load(Path("small.yaml").read_text())
-    params["summarization"]["methods"]["ablations"] = ["dqlib-labelled-text"]
-    Path("small.yaml").write_text(yaml.safe_dump(params))
+    set_task(methods={"ablations": ["dqlib-labelled-text"]})
     assert main(["make", "pseudo-labels", "--if-asked", "--params", "small.yaml"]) == 0
     assert len(Rows(study.folders.pseudo_labels / "texts.jsonl")) == 7
 

@@ -25,27 +25,25 @@ from tests.helpers.projects import committed
 NOTEBOOKS = sorted((committed() / "notebooks").glob("*.ipynb"))
 
 
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
-def notebook(request):
-    return nbformat.read(request.param, 4)
-
-
-def test_the_notebooks_are_there():
-    assert {path.stem for path in NOTEBOOKS} >= {
-        "teacher", "summarization", "eli5", "translation", "compare", "methods", "quantization", "deploy",
-        "classification", "language_modelling",
-    }  # fmt: skip
-
-
-def test_the_tutorial_has_the_tasks_that_the_notebooks_show():
-    for path in NOTEBOOKS:
-        given = next(c.source for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", []))
-        values: dict = {}
-        exec(given, values)  # a few assignments
-        tasks = load_settings(values["params"]).tasks if "params" in values else {}
-        task = tasks.get(values.get("task", path.stem))
-        if "config" in values and task is not None:
-            assert Config.parse(values["config"]) in [config for config, _ in task.students()]
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_parameters_prose_and_short_cells_without_outputs_of_what_the_tutorial_has(path):
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    kinds, code = [cell.cell_type for cell in notebook.cells], [c for c in notebook.cells if c.cell_type == "code"]
+    assert kinds[0] == "markdown"
+    assert kinds.count("markdown") >= 0.7 * len(code)
+    for cell in code:
+        assert (cell.outputs, cell.execution_count) == ([], None)
+        assert len(cell.source.splitlines()) <= 12
+        assert "def " not in cell.source
+        assert '["test_unseen"]' not in cell.source  # which some corpora lack
+    (given,) = [cell.source for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    values: dict = {}
+    exec(given, values)  # a few assignments
+    assert values["params"] in ("tutorial", "committed")
+    task = load_settings(values["params"]).tasks.get(values.get("task", path.stem))
+    if "config" in values and task is not None:
+        assert Config.parse(values["config"]) in [config for config, _ in task.students()]
 
 
 def test_the_confusion_of_classes_is_drawn_for_each_model(tmp_path):
@@ -82,35 +80,6 @@ def test_a_language_model_goes_on_with_the_end_of_a_text_that_is_too_long(tmp_pa
     assert isinstance(long, str)
     with pytest.raises(InputError, match=r"text: ' ' .* not empty"):
         show.answer(model, tmp_path, " ")
-
-
-def test_sources_carry_no_outputs(notebook):
-    nbformat.validate(notebook)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
-
-
-def test_no_cell_needs_a_test_set_that_some_corpora_lack(notebook):
-    assert not any('["test_unseen"]' in cell.source for cell in notebook.cells if cell.cell_type == "code")
-
-
-def test_one_cell_holds_the_parameters(notebook):
-    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    assert len(tagged) == 1
-    assert any(f'params = "{profile}"' in tagged[0].source for profile in ("tutorial", "committed"))
-
-
-def test_cells_are_short_and_define_no_functions(notebook):
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert len(cell.source.splitlines()) <= 12
-            assert "def " not in cell.source
-
-
-def test_there_is_more_prose_than_code(notebook):
-    kinds = [cell.cell_type for cell in notebook.cells]
-    assert kinds[0] == "markdown"
-    assert kinds.count("markdown") >= 0.7 * kinds.count("code")
 
 
 @pytest.mark.parametrize(

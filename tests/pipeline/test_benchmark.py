@@ -22,32 +22,20 @@ from dqlib.study.report.benchmark_page import with_losses, write_benchmark
 from tests.helpers.processes import in_this_process
 
 
-def study_bench() -> Methods:
-    bench_settings = load_settings("study").task("summarization").methods
-    assert bench_settings is not None
-    return bench_settings
+def bench_of_the_study() -> Methods:
+    return load_settings("study").task("summarization").methods
 
 
 def test_the_bench_has_every_preset_at_every_configuration_that_it_has_a_grid_for():
-    runs = study_bench().runs()
+    runs = bench_of_the_study().runs()
     assert len(runs) == len(set(runs))
-    for seed in study_bench().seeds:
-        assert Run("dqlib", Config.parse("1-1-8 2-4"), seed) in runs
-        assert Run("xtc", Config.parse("1-1-8 2-4"), seed) in runs
-        assert Run("dq-bart-faithful", Config.parse("2-2-8 2-4"), seed) in runs
+    for preset, config in (("dqlib", "1-1-8 2-4"), ("xtc", "1-1-8 2-4"), ("dq-bart-faithful", "2-2-8 2-4")):
+        assert {Run(preset, Config.parse(config), seed) for seed in bench_of_the_study().seeds} <= set(runs)
     assert not [run for run in runs if run.config.w_bits == 1 and run.preset.startswith("dq-bart")]
 
 
-def test_the_tutorial_shows_every_preset_that_its_notebook_tells_of_and_what_parts_are_worth():
-    tutorial = load_settings("tutorial").task("summarization").methods
-    assert set(tutorial.presets) <= set(study_bench().presets)
-    assert {run.preset for run in tutorial.runs()} >= {*tutorial.presets, *tutorial.ablations}
-    assert tutorial.ablations
-    assert set(tutorial.ablation_configs) <= set(tutorial.configs)  # the whole method is there to compare with
-
-
 def test_a_bench_that_is_stopped_early_has_decided_what_it_could():
-    wanted = study_bench()
+    wanted = bench_of_the_study()
     runs = wanted.runs_of_equal_steps()
     names = [run.preset for run in runs]
     first = min(names.index(name) for name in wanted.ablations if name not in wanted.presets)
@@ -63,7 +51,9 @@ def test_a_bench_that_is_stopped_early_has_decided_what_it_could():
 
 
 def test_shapes_of_one_s_own_may_be_of_a_preset_that_is_not_compared_and_come_once():
-    given = replace(study_bench(), presets=["xtc"], seeds=[1], ablations=[], ablation_configs=[], ablation_seeds=[])
+    given = replace(
+        bench_of_the_study(), presets=["xtc"], seeds=[1], ablations=[], ablation_configs=[], ablation_seeds=[]
+    )
     own = ["2-2-8 2-4 h3 f256", "2-2-8 2-4"]
     found = replace(given, configs=own[1:], own_configs=own, longer_preset="dqlib")
     runs = sorted(found.runs_of_equal_steps(), key=lambda run: tables._order(found, run))
@@ -73,7 +63,7 @@ def test_shapes_of_one_s_own_may_be_of_a_preset_that_is_not_compared_and_come_on
 
 
 def test_the_longest_runs_may_be_fewer_than_the_longer_ones():
-    given = replace(study_bench(), longer_steps=[9000, 3000, 6000], longer_configs=["4-4-8 2-4", "2-2-8 2-4"])
+    given = replace(bench_of_the_study(), longer_steps=[9000, 3000, 6000], longer_configs=["4-4-8 2-4", "2-2-8 2-4"])
     all_of_them = [(n, text) for n in (3000, 6000, 9000) for text in given.longer_configs]
     for longest, runs in (([], all_of_them), (["2-2-8 2-4"], [*all_of_them[:4], all_of_them[5]])):
         found = replace(given, longest_configs=longest).longer_runs()
@@ -124,10 +114,7 @@ def test_a_run_is_held_against_its_teacher_on_the_same_documents(study_in_a_copy
     lines = [json.loads(line) | {"rougeL": number} for number, line in enumerate(path.read_text().splitlines())]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert len(lines) > tested
-    for count, runs in (
-        (3, [[0.0] * 2, [0.0] * 3, None]),
-        (tested, [None]),
-    ):  # a run tells how many, where it has scores
+    for count, runs in ((3, [[0.0] * 2, [0.0] * 3, None]), (tested, [None])):  # a run tells how many, if it has scores
         assert tables.teacher_score(study, [SimpleNamespace(scores=each) for each in runs]) == (count - 1) / 2
 
 

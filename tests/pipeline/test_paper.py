@@ -54,6 +54,7 @@ from dqlib.study.pipeline.study import Study
 from dqlib.study.report.tables import collect_training
 from dqlib.study.training.batches import collate, encode
 from tests.helpers.checkpoints import TEXT
+from tests.helpers.folders import reconfigure
 
 SIZES = {"train": 24, "validation": 6, "test": 6}
 
@@ -391,20 +392,14 @@ def test_bart_s_texts_stand_between_its_tokens_and_mask_is_its_last(there):
 
 def test_a_tokenizer_without_a_token_that_its_kind_needs_is_refused(tmp_path):
     train_tokenizer(["one two three"], 300, 16).save_pretrained(tmp_path)
-    config = tmp_path / "tokenizer_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token": None}))
+    reconfigure(tmp_path, "tokenizer_config.json", pad_token=None)
     with pytest.raises(InputError, match=r"pad_token_id: None .* must be given, for a text from a text"):
         checked_tokenizer(tmp_path)
 
 
-def paper(name):
-    """The parameters of the profile ``paper`` under another name."""
-    return yaml.safe_load(Path("paper.yaml").read_text()) | {"profile": name}
-
-
 def bare(name):
-    """The same without what checkpoints say themselves."""
-    params = paper(name)
+    """The parameters of the profile ``paper`` under another name, without what checkpoints say themselves."""
+    params = yaml.safe_load(Path("paper.yaml").read_text()) | {"profile": name}
     for task in (params[task] for task in S.TASKS if task in params):
         for key in (*S.SIZES, "architecture"):
             task["model"].pop(key, None)
@@ -458,7 +453,7 @@ def test_without_a_network_a_profile_fails_at_once_and_says_what_to_do(there, tm
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     checkpoint._reachable.cache_clear()
     part, key = block.split(".")
-    params = paper(f"offline-{key}")
+    params = yaml.safe_load(Path("paper.yaml").read_text()) | {"profile": f"offline-{key}"}
     params["summarization"][part][key] = "nobody/nothing"
     began = time.monotonic()
     try:

@@ -12,9 +12,7 @@ from pathlib import Path
 import pandas
 import pytest
 import yaml
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from dqlib.storage.students import load_student
 from dqlib.study.evaluation.records import columns_of
 from dqlib.study.params.paths import project_root
 
@@ -114,15 +112,6 @@ def test_plots_are_drawn_without_a_network(clone, tmp_path):
     call(clone, "dvc", "plots", "show", "--out", str(tmp_path))
     names = ("tradeoff", "training_eli5", "training_summarization", "training_translation")
     assert drawn(tmp_path / "index.html") == [f"workspace_runs_smoke_results_figures_{name}" for name in names]
-
-
-def test_teacher_and_student_are_standard_checkpoints(clone):
-    folder = clone / "runs" / "smoke" / "summarization"
-    teacher = AutoModelForSeq2SeqLM.from_pretrained(folder / "teacher")
-    student = load_student(folder / "students" / "2-2-8_2-1")
-    assert AutoTokenizer.from_pretrained(folder / "students" / "2-2-8_2-1").mask_token == "<mask>"
-    assert (teacher.config.decoder_layers, student.config.decoder_layers) == (2, 1)
-    assert (folder / "teacher" / "model.safetensors").is_file()
 
 
 def test_a_second_run_runs_nothing(clone):

@@ -10,10 +10,10 @@ from dqlib.config import Config
 from dqlib.storage.footprint import fp32_size_bytes, size_bytes
 from dqlib.student import make_student
 from dqlib.study.__main__ import main
-from dqlib.study.params.settings import load_settings, settings_of
+from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline.plan import Planned, plan, planned_model
 from dqlib.study.training.on_policy import OnPolicy
-from tests.helpers.projects import write_small_study
+from tests.helpers.projects import set_task, write_small_study
 
 
 @pytest.fixture
@@ -54,10 +54,9 @@ def test_every_training_is_planned_at_its_steps_and_size_and_nothing_is_made(set
     assert ten.total_seconds == 3 * 24 / 2
 
 
-def test_the_command_prints_a_table_and_errors_as_a_sentence(settings, tmp_path, capsys):
-    params = yaml.safe_load((tmp_path / "small.yaml").read_text())
-    params["summarization"] |= {"configs": ["2-2-8_2-1"], "methods": None}
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(params))
+@pytest.mark.usefixtures("settings")
+def test_the_command_prints_a_table_and_errors_as_a_sentence(capsys):
+    set_task(configs=["2-2-8_2-1"], methods=None)
     assert main(["plan", "--params", "small.yaml", "--task", "summarization"]) == 0
     printed = capsys.readouterr().out
     assert "summarization: 2-2-8 2-1 quantization-only" in printed
@@ -71,16 +70,15 @@ def test_the_command_prints_a_table_and_errors_as_a_sentence(settings, tmp_path,
         assert capsys.readouterr().err.startswith(error)
 
 
-def test_what_the_teacher_writes_and_a_student_draws_is_counted(settings, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("settings")
+def test_what_the_teacher_writes_and_a_student_draws_is_counted(monkeypatch):
     draw = OnPolicy.targets
     monkeypatch.setattr(OnPolicy, "targets", lambda *given: (time.sleep(2), draw(*given))[1])
-    params = yaml.safe_load((tmp_path / "small.yaml").read_text())
-    task = params["summarization"]
-    task |= {"configs": ["2-2-8_2-1"], "controls": [], "methods": None, "pseudo_labels": {"pairs": 30, "texts": 40}}
+    set_task(configs=["2-2-8_2-1"], controls=[], methods=None, pseudo_labels={"pairs": 30, "texts": 40})
 
     def planned(preset):
-        task["distill"]["preset"] = preset
-        return plan(settings_of(params), "summarization").trainings
+        set_task(distill={"preset": preset})
+        return plan(load_settings("small.yaml"), "summarization").trainings
 
     *_, student = planned("dqlib-on-policy")
     *_, labels, _ = planned("dqlib-labelled-text")

@@ -1,11 +1,9 @@
 import os
-from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
 import torch
-import yaml
 
 from dqlib.pruning import importance
 from dqlib.storage.footprint import footprint, size_bytes
@@ -26,6 +24,7 @@ from dqlib.study.report.scores import RESAMPLES, Resampled, joined
 from dqlib.study.training import task as task_training
 from dqlib.study.training.task import calibration_batches
 from tests.helpers.processes import fail, in_this_process, write_environment
+from tests.helpers.projects import set_task
 
 
 def test_each_accelerator_has_one_work_at_a_time(tmp_path, monkeypatch):
@@ -55,10 +54,7 @@ def test_work_is_done_in_other_processes_of_one_thread_and_a_failure_is_named(tm
 
 def changed(distill=None, **task):
     """The small study, with other parameters of its task and of what students are trained with."""
-    params = yaml.safe_load(Path("small.yaml").read_text())
-    params["summarization"] |= task
-    params["summarization"]["distill"] |= {"steps": 2} | (distill or {})
-    Path("small.yaml").write_text(yaml.safe_dump(params))
+    set_task(distill={"steps": 2} | (distill or {}), **task)
     return Study("small.yaml")
 
 
@@ -99,9 +95,7 @@ def test_all_students_are_made_once_and_anew_when_their_training_changes(monkeyp
         both = [rows[name].score, rows[f"{name}_seed3"].score]
         assert row.score == pytest.approx(np.mean(both), abs=1e-4)
         assert row.score_low <= row.score <= row.score_high
-    assert not (
-        kept.low > kept.high
-    ).any()  # nor is there an interval where so short a training leaves a teacher of zero
+    assert not (kept.low > kept.high).any()  # nor an interval where so short a training leaves a teacher of zero
     for model in models:
         assert model.resampled.shape == (RESAMPLES,)
         assert model.resampled.mean() == pytest.approx(model.record.score, abs=0.1)

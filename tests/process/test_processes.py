@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from dqlib.study.process.exit_codes import JobError
 from dqlib.study.process.launch import LAUNCHER, launch, on_this_process
+from tests.helpers.projects import set_task
 
 JOB = """
 import json, os, sys
@@ -36,14 +36,13 @@ sys.exit(code)
 
 @pytest.mark.slow
 def test_a_job_under_accelerate_launch_gives_what_one_process_gives(made_study):
-    params = yaml.safe_load(Path("small.yaml").read_text())
-    # without rounded activations, which make more of the last bits of a sum; with two of ten steps layer by layer
-    task = params["summarization"]
-    task["configs"] = ["4-4-32_2-1"]
-    task["distill"] |= {"preset": "dqlib-layerwise", "steps": 10, "validations": 2}
-    # three batches of documents for two processes, the last of them not full: none is lost or doubled
-    task["evaluate"] = {"documents": 5, "batch_size": 2, "validation_documents": 7, "bootstrap": 50}
-    Path("small.yaml").write_text(yaml.safe_dump(params))
+    set_task(
+        # without rounded activations, which make more of the last bits of a sum; with two of ten steps layer by layer
+        configs=["4-4-32_2-1"],
+        distill={"preset": "dqlib-layerwise", "steps": 10, "validations": 2},
+        # three batches of documents for two processes, the last of them not full: none is lost or doubled
+        evaluate={"documents": 5, "batch_size": 2, "validation_documents": 7, "bootstrap": 50},
+    )
     Path("job.py").write_text(JOB)
     command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no"]  # with --cpu, it would start one process whatever their number

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pandas
@@ -37,12 +38,8 @@ def load(monkeypatch):
 def test_ratios_are_finite_and_positive_and_are_written(load, tmp_path):
     benchmark = load("fake_quantization")
     rows = list(benchmark.measure(benchmark.SHAPES["tiny"], rounds=1))
-    assert {(row.what, row.variant) for row in rows} == {
-        (what, variant)
-        for what in benchmark.WHAT.values()
-        for variant in benchmark.VARIANTS
-        if variant != benchmark.BASELINE
-    }
+    variants = set(benchmark.VARIANTS) - {benchmark.BASELINE}
+    assert {(row.what, row.variant) for row in rows} == set(product(benchmark.WHAT.values(), variants))
     for row in rows:
         numbers = (row.ratio_min, row.ratio, row.ratio_max, row.seconds, row.seconds_baseline)
         assert all(math.isfinite(number) and number > 0 for number in numbers)
@@ -124,10 +121,9 @@ def test_long_outputs_are_measured_alone_and_become_tables(inference, tmp_path):
 @pytest.mark.slow
 def test_the_bench_of_models_of_one_stack_writes_its_rows(inference):
     _, rows = inference("--shapes", "tiny-bert", "tiny-gpt2")
+    stages = {"tiny-bert": "reading", "tiny-gpt2": "continuation"}
     assert {(row["shape"], row["name"]) for row in rows} == {
-        (shape, name)
-        for shape, stage in (("tiny-bert", "reading"), ("tiny-gpt2", "continuation"))
-        for name in (stage, "size", "load", "memory")
+        (shape, name) for shape, stage in stages.items() for name in (stage, "size", "load", "memory")
     }
     assert all(float(row["value"]) > 0 for row in rows)
     engines = {"transformers fp32", "ctranslate2 int8", "onnxruntime"}

@@ -9,8 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
 from dqlib import Config, load_packed, load_student, make_student, round_for_storage, save_packed, save_student
 from dqlib.architectures import layer_weights
@@ -18,32 +16,22 @@ from dqlib.presets import PRESETS
 from dqlib.schemes import SCHEMES
 from dqlib.storage.footprint import fp32_size_bytes
 from dqlib.storage.manifest import packed_size_bytes
-from dqlib.storage.reading import read_tokenizer
+from dqlib.storage.reading import read_model, read_tokenizer
 from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.distill.arguments import DistillArguments
 from dqlib.study.params.corpus import EMBEDDED
 from dqlib.study.params.paths import project_root
 from dqlib.study.params.tasks import TASKS
 from dqlib.study.pipeline.study import Study
-from tests.helpers.models import TINY
+from tests.helpers.checkpoints import save_checkpoint
 
 ROOT = project_root()
 
-WORDS = ["return", "the", "sum", "of", "a", "list", "numbers", "text", "file", "name"]
-SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 
-
-def save_checkpoint(folder):
-    """A random BART of two and two layers with a tokenizer of words, which knows no longest text."""
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate((*SPECIAL, *WORDS))}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-    names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token"), SPECIAL, strict=True))
-    PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(folder)
-    torch.manual_seed(0)
-    model = BartForConditionalGeneration(BartConfig(**TINY, encoder_layers=2, decoder_layers=2))
-    model.save_pretrained(folder)
-    return model
+def checkpoint_in(folder):
+    """A random BART that is saved with a tokenizer that knows no longest text."""
+    shape = {"d_model": 48, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "max_position_embeddings": 40}
+    return read_model(save_checkpoint("bart", folder, longest=None, **shape))
 
 
 def test_every_relative_link_leads_to_a_file():
@@ -59,21 +47,21 @@ def test_a_student_is_packed_and_writes_by_the_code_of_the_page(tmp_path, monkey
     code = "\n".join(re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL))
     monkeypatch.chdir(tmp_path)
     folder = Path(re.search(r'folder = "(.*?)"', code)[1])
-    student = make_student(save_checkpoint(folder), Config.parse("2-2-8 2-1"))
+    student = make_student(checkpoint_in(folder), Config.parse("2-2-8 2-1"))
     round_for_storage(student)
     save_student(student, folder)
     exec(code, {})
     assert capsys.readouterr().out.endswith("\n")
 
 
-@pytest.mark.parametrize("config", ["2-2-8 2-1", "2-2-8 2-2 h2 f24"])
+@pytest.mark.parametrize("config", ["2-2-8 2-1", "2-2-8 3-3 h1 f48"])
 def test_a_checkpoint_becomes_a_small_file_by_the_code_of_the_page(config, tmp_path, monkeypatch):
-    teacher = save_checkpoint(tmp_path / "checkpoint")
+    teacher = checkpoint_in(tmp_path / "checkpoint")
     page = (ROOT / "docs" / "your-model.md").read_text()
     monkeypatch.chdir(tmp_path)
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
-    long = "the " * 2 * TINY["max_position_embeddings"]
-    pairs = [(["sum a list", "name of the text file", long], ["return the sum", "file name", long])]
+    long = "the " * 2 * teacher.config.max_position_embeddings
+    pairs = [(["old stone house", "the river of green water", long], ["stone house", "green river", long])]
     losses: list[float] = []
     names = {
         "CHECKPOINT": "checkpoint", "CONFIG": config, "LEARNING_RATE": 1e-3, "STEPS": 12, "LENGTH": 100,
@@ -120,7 +108,7 @@ def added(monkeypatch):
 
 
 def test_a_scheme_a_preset_a_loss_and_a_corpus_are_added_by_the_code_of_the_page(added, tmp_path):
-    teacher = save_checkpoint(tmp_path / "checkpoint").eval()
+    teacher = checkpoint_in(tmp_path / "checkpoint").eval()
     student = make_student(teacher, Config.parse("2-2-8 2-1"), "mine")
     round_for_storage(student)
     save_packed(student.eval(), tmp_path / "packed")

@@ -16,6 +16,14 @@ def texts(figure):
     return [text.get_text() for part in parts for text in part.texts]
 
 
+def across(panel):
+    return [label.get_text() for label in panel.get_xticklabels()]
+
+
+def down(panel):
+    return [label.get_text() for label in panel.get_yticklabels()]
+
+
 def test_the_tradeoff_shows_every_model_of_every_task():
     metrics = grid.metrics()
     figure = figures.tradeoffs(metrics)
@@ -45,9 +53,7 @@ def test_all_tasks_are_drawn_in_rows_of_three_and_up_is_better_in_each():
 
 def test_the_map_shows_what_is_left_and_says_what_was_not_run():
     shown = texts(figures.heat_map(grid.metrics(eli5={("2-2-8", "full"): 0.5})))
-    assert "50.0" in shown
-    assert "100.0" in shown
-    assert "not run" in shown
+    assert {"50.0", "100.0", "not run"} <= set(shown)
     assert "70.0" not in shown  # quantization alone is not a point of the grid
 
 
@@ -58,7 +64,7 @@ def test_quality_along_the_output_has_one_panel_per_task_and_view_and_a_place_fo
     assert len(panels) == 6
     assert all(len(axes.lines) == len(grid.RETENTION) + 1 for axes in panels)  # the students and the teacher
     for axes in panels[3:]:
-        assert [label.get_text() for label in axes.get_xticklabels()] == ["≤3", "3-4", "4", "4-13"]
+        assert across(axes) == ["≤3", "3-4", "4", "4-13"]
         assert all(list(line.get_xdata()) == [1, 2, 3, 4] for line in axes.lines)
 
 
@@ -80,15 +86,8 @@ def test_bits_that_are_not_built_in_are_drawn_and_named_in_every_figure():
         assert "3-5-8" in texts(figure)
         assert all(colour in [line.get_color() for line in axes.lines] for axes in figure.axes)
     heat = figures.heat_map(metrics)
-    assert [label.get_text() for label in heat.axes[0].get_yticklabels()] == ["8-8-8", "3-5-8", "2-2-8"]
+    assert down(heat.axes[0]) == ["8-8-8", "3-5-8", "2-2-8"]
     assert "93.0" in texts(heat)
-
-
-def test_layers_that_are_not_built_in_have_a_column_of_the_map():
-    metrics = pandas.concat([grid.metrics(), pandas.DataFrame([grid.row("eli5", "2-2-8 1-3", part=0.87)])])
-    panel = figures.heat_map(metrics).axes[1]
-    assert [label.get_text() for label in panel.get_xticklabels()] == ["2-4", "2-2", "1-3", "1-1"]
-    assert "87.0" in [text.get_text() for text in panel.texts]
 
 
 def test_presets_that_are_not_built_in_are_drawn_apart_in_the_figure_of_the_benchmark():
@@ -125,32 +124,18 @@ def test_sizes_add_up_to_the_student():
         for part, size in (("weights", 3e6), ("rest", 1e6))
     ]
     (axes,) = figures.sizes(pandas.DataFrame(rows)).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["2-2-8 2-4", "1-1-8 2-4"]
+    assert down(axes) == ["2-2-8 2-4", "1-1-8 2-4"]
     assert max(patch.get_x() + patch.get_width() for patch in axes.patches) == pytest.approx(4.0)
 
 
-def test_modules_of_encoders_and_decoders_alone_are_in_the_map():
-    modules = {"topics": ("bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.0.output.dense"),
-               "language": ("transformer.h.0.attn.c_attn", "transformer.h.0.mlp.c_fc")}  # fmt: skip
-    rows = [
-        {"task": task, "module": module, "bits": 1, "loss_increase": 0.1}
-        for task in modules
-        for module in modules[task]
-    ]
-    *panels, _ = figures.sensitivity(pandas.DataFrame(rows)).axes
-    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["encoder 0"]
-    names = [[label.get_text() for label in axes.get_xticklabels()] for axes in panels]
-    assert names == [["self.query", "output"], ["attn.c_attn", "mlp.c_fc"]]
-
-
-def test_narrow_students_have_a_marker_and_columns_of_their_own():
-    narrow = [grid.row("eli5", f"2-2-8 2-4 {widths}", part=part) for widths, part in (("h2 f256", 0.86), ("f64", 0.85))]
-    metrics = pandas.concat([grid.metrics(), pandas.DataFrame(narrow)])
-    heat = figures.heat_map(metrics).axes[1]
-    expected = ["2-4", "2-4\nf64", "2-4\nh2 f256", "2-2", "1-1"]
-    assert [label.get_text() for label in heat.get_xticklabels()] == expected
-    assert {"86.0", "85.0"} <= {text.get_text() for text in heat.texts}
-    figure = figures.tradeoffs(metrics)
+def test_layers_that_are_not_built_in_and_narrow_students_have_columns_of_the_map_and_a_marker():
+    shapes = (("1-3", 0.87), ("2-4 h2 f256", 0.86), ("2-4 f64", 0.85))
+    metrics = pandas.concat(
+        [grid.metrics(), *(pandas.DataFrame([grid.row("eli5", f"2-2-8 {s}", part=p)]) for s, p in shapes)]
+    )
+    heat, figure = figures.heat_map(metrics).axes[1], figures.tradeoffs(metrics)
+    assert across(heat) == ["2-4", "2-4\nf64", "2-4\nh2 f256", "2-2", "1-3", "1-1"]
+    assert {"87.0", "86.0", "85.0"} <= {text.get_text() for text in heat.texts}
     assert "fewer heads or neurons" in texts(figure)
     assert sum(line[0].get_marker() == "v" for line in figure.axes[1].containers) == 2
 
@@ -158,18 +143,24 @@ def test_narrow_students_have_a_marker_and_columns_of_their_own():
 def test_sensitivities_are_a_map_of_layers_and_modules_per_task_and_number_of_bits():
     layers = ("encoder.layers.0", "encoder.layers.1", "decoder.layers.0")
     modules = ["model.shared", *(f"model.{layer}.{name}" for layer in layers for name in ("self_attn.q_proj", "fc1"))]
-    rows = [
+    table = pandas.DataFrame(
         {"task": task, "module": module, "bits": bits, "loss_increase": (i + 1) / 10**bits}
         for task in ("eli5", "translation")
         for bits in (1, 4)
         for i, module in enumerate(modules)
-    ]
-    *panels, bar = figures.sensitivity(pandas.DataFrame(rows)).axes
+    )
+    *panels, bar = figures.sensitivity(table).axes
     assert [axes.get_title() for axes in panels] == ["eli5", "translation", "", ""]
     assert [axes.get_ylabel() for axes in panels] == ["1 bit", "", "4 bits", ""]
     names = ["shared", "encoder 0", "encoder 1", "decoder 0"]
-    assert [label.get_text() for label in panels[0].get_yticklabels()] == names
-    assert [label.get_text() for label in panels[2].get_xticklabels()] == ["self.q", "fc1"]
+    assert down(panels[0]) == names
+    assert across(panels[2]) == ["self.q", "fc1"]
     drawn = np.asarray(panels[0].images[0].get_array())
     assert np.allclose(drawn, [[0.1, 0.1], [0.2, 0.3], [0.4, 0.5], [0.6, 0.7]])  # a table fills its row
     assert "nats" in bar.get_ylabel()
+    alone = {"topics": ("bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.0.output.dense"),
+             "language": ("transformer.h.0.attn.c_attn", "transformer.h.0.mlp.c_fc")}  # fmt: skip
+    measured = [(task, module, 1, 0.1) for task, modules in alone.items() for module in modules]
+    *panels, _ = figures.sensitivity(pandas.DataFrame(measured, columns=list(table))).axes
+    assert down(panels[0]) == ["encoder 0"]
+    assert [across(axes) for axes in panels] == [["self.query", "output"], ["attn.c_attn", "mlp.c_fc"]]

@@ -2,10 +2,10 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from dqlib.cli import main as dqlib_main
 from dqlib.errors import InputError
@@ -18,20 +18,16 @@ from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline.committed import committed_teacher
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import models
-from tests.helpers.projects import committed
+from tests.helpers.folders import contents
+from tests.helpers.projects import committed, set_task
 
 
 @pytest.fixture(scope="module")
 def _written(_made_study, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "study"
-    shutil.copytree(_made_study, folder)
-    params = yaml.safe_load((folder / "small.yaml").read_text())
-    params["summarization"]["distill"]["steps"] = 1
-    params["summarization"]["configs"] = ["2-2-8 1-1"]
-    params["summarization"]["evaluate"]["documents"] = 4
-    (folder / "small.yaml").write_text(yaml.safe_dump(params))
+    folder = shutil.copytree(_made_study, tmp_path_factory.mktemp("models") / "study")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        set_task(distill={"steps": 1}, configs=["2-2-8 1-1"], evaluate={"documents": 4})
         student = Study("small.yaml").student("2-2-8 1-1")
         assert main(["models", "--params", "small.yaml"]) == 0
     return folder, student.relative_to(folder)
@@ -66,40 +62,30 @@ def test_they_are_the_models_of_the_study_each_with_a_card_and_a_digest(written,
 
 
 def test_the_committed_teacher_is_taken_where_it_is_the_one_that_is_asked_for(written, capsys):
-    folder, _ = written
     study = Study("small.yaml")
-    weights = (study.folders.teacher / "model.safetensors").read_bytes()
-    record = (study.folders.teacher / "record.json").read_bytes()
+    before = contents(study.folders.teacher)
     for made in (study.folders.teacher, study.folders.pretrained):
         shutil.rmtree(made)
     study.teacher()
-    assert (study.folders.teacher / "model.safetensors").read_bytes() == weights
-    assert (study.folders.teacher / "record.json").read_bytes() == record
+    after = contents(study.folders.teacher)
+    assert all(after[Path(name)] == before[Path(name)] for name in ("model.safetensors", "record.json"))
     assert not study.folders.pretrained.exists()  # nothing was trained
     assert "models/summarization-teacher" in capsys.readouterr().out
 
-    params = yaml.safe_load((folder / "small.yaml").read_text())
-    params["summarization"]["finetune"]["steps"] += 1
-    (folder / "small.yaml").write_text(yaml.safe_dump(params))
+    set_task(finetune={"steps": 5})  # one more
     assert committed_teacher(load_settings("small.yaml"), "summarization") is None
 
 
-def test_a_student_that_is_not_there_is_named_and_what_was_committed_of_it_stays(written):
+def test_what_is_not_there_or_too_much_for_git_is_named_and_what_was_committed_stays(written, monkeypatch):
     folder, student = written
-    before = {path.name: path.read_bytes() for path in (folder / "models" / "summarization").iterdir()}
+    before = contents(folder / "models")
     shutil.rmtree(student)
-    target, missing = models.write_models("small.yaml")
-    assert missing == ["summarization", "eli5", "translation", "topics", "language"]
-    assert before == {path.name: path.read_bytes() for path in (target / "summarization").iterdir()}
-
-
-def test_more_than_lives_well_in_git_is_refused_and_nothing_is_replaced(written, monkeypatch):
-    folder, _ = written
-    before = (folder / "models" / "manifest.json").read_bytes()
+    assert models.write_models("small.yaml")[1] == ["summarization", "eli5", "translation", "topics", "language"]
+    assert contents(folder / "models") == before
     monkeypatch.setattr(models, "MOST", 1000)
     with pytest.raises(InputError, match="at most 1,000"):
         models.write_models("small.yaml")
-    assert (folder / "models" / "manifest.json").read_bytes() == before
+    assert contents(folder / "models") == before
 
 
 def test_the_committed_models_are_whole_and_small():

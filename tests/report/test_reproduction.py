@@ -8,6 +8,7 @@ import pytest
 from dqlib.study.params.paths import TABLES
 from dqlib.study.report.reproduction import comparison, machine, write_measured
 from tests.helpers import grid
+from tests.helpers.folders import reconfigure
 
 
 @pytest.fixture
@@ -24,12 +25,8 @@ def committed_values(tmp_path, monkeypatch):
         write_measured(metrics, grid.retention(metrics, width), folder, "laptop")
 
     measure(grid.metrics())
-    for command in (
-        ["init", "-q"],
-        ["add", "-A"],
-        ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "x"],
-    ):
-        subprocess.run(["git", *command], check=True)
+    for command in ("init -q", "add -A", "-c user.name=a -c user.email=a@b.c commit -qm x"):
+        subprocess.run(["git", *command.split()], check=True)
     return folder, measure
 
 
@@ -54,20 +51,14 @@ def test_scores_outside_the_committed_intervals_are_named(committed_values):
     assert "not the same, byte for byte" in text
 
 
-def test_other_processors_and_scores_are_told_apart(committed_values):
+def test_other_processors_scores_and_profiles_are_told_apart(committed_values):
     folder, measure = committed_values
     metrics = grid.metrics()
     measure(metrics[metrics.task != "eli5"])
     file = folder / "measured" / "laptop.json"
-    content = json.loads(file.read_text())
-    content["machine"]["processor"] = "another"
-    file.write_text(json.dumps(content))
+    reconfigure(file.parent, file.name, machine=json.loads(file.read_text())["machine"] | {"processor": "another"})
     text = comparison(folder, "laptop")
     assert text.count("only committed: eli5") == (metrics.task == "eli5").sum()
     assert "here:      another" in text
-
-
-def test_a_profile_of_which_nothing_is_committed_says_so(committed_values):
-    folder, _ = committed_values
-    (folder / "measured" / "laptop.json").rename(folder / "measured" / "mine.json")
+    file.rename(folder / "measured" / "mine.json")
     assert "No values of the profile 'mine' are committed" in comparison(folder, "mine")

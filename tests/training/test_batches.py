@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_a_step_has_its_micro_batches_and_the_seed_decides_the_order():
     data = examples()
 
     def first(seed):
-        stream = steps(data, S.Training(**{**vars_of(TRAINING), "seed": seed}))
+        stream = steps(data, replace(TRAINING, seed=seed))
         return [next(stream) for _ in range(30)]  # more than an epoch
 
     assert first(1) == first(1) != first(2)
@@ -65,10 +66,6 @@ def test_infilling_hides_spans_and_keeps_the_rest_in_order():
         assert kept == [token for token in text if token in set(kept)]
         assert 0.25 * 60 <= 61 - len(kept) <= 0.6 * 60  # at least mask_ratio is hidden
         assert not any(a == b == MASK_ID for a, b in zip(masked.source, masked.source[1:], strict=False))
-
-
-def vars_of(training):
-    return {name: getattr(training, name) for name in training.__dataclass_fields__}
 
 
 def test_a_decoder_starts_from_the_token_of_its_language():

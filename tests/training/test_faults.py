@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 import yaml
 from datasets.exceptions import DatasetGenerationError
 
@@ -20,15 +21,18 @@ from dqlib.study.corpora import hub
 from dqlib.study.params.kinds import KINDS, SEQ2SEQ
 from dqlib.study.params.paths import PROVENANCE, project_root
 from dqlib.study.params.settings import Corpus, load_settings
+from dqlib.study.pipeline import students
 from dqlib.study.training.examples import Example, stored_examples
 from tests.helpers.folders import contents, hidden
-from tests.helpers.projects import write_small_study
+from tests.helpers.processes import in_this_process
+from tests.helpers.projects import set_task, write_small_study
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are those of POSIX")
 
 ROOT = project_root()
 CONFIG = "2-2-8 2-1"
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
+STOPPED = "stopped; the same command goes on from here"
 
 
 def environment():
@@ -36,12 +40,20 @@ def environment():
     return os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}
 
 
-def set_params(**of_task):
-    path = Path("small.yaml")
-    params = yaml.safe_load(path.read_text())
-    for block, values in of_task.items():
-        params["summarization"][block] = params["summarization"][block] | values if isinstance(values, dict) else values
-    path.write_text(yaml.safe_dump(params))
+def project_of(folder, name, *sources):
+    """A project with one notebook, whose cells after the parameters are these."""
+    (folder / "notebooks").mkdir()
+    (folder / "profiles").symlink_to(ROOT / "profiles")
+    (folder / "dvc.yaml").touch()
+    cells = [nbformat.v4.new_code_cell('params = "tutorial"', metadata={"tags": ["parameters"]})]
+    notebook = nbformat.v4.new_notebook(cells=[*cells, *map(nbformat.v4.new_code_cell, sources)], metadata=PYTHON)
+    nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
+
+
+def error_of(capsys):
+    """The one line about an error among those that a command writes on standard error."""
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    return error
 
 
 def without_git(folder):
@@ -53,13 +65,9 @@ def without_git(folder):
 
 
 def test_a_notebook_that_fails_fails_its_stage_and_is_kept_with_its_error(tmp_path):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "profiles").symlink_to(ROOT / "profiles")
-    without_git(tmp_path)
     sources = ["print('begun')", "raise ValueError('no such column')", "open('results.csv', 'w').write('new')"]
-    cells = [nbformat.v4.new_code_cell('params = "tutorial"', metadata={"tags": ["parameters"]})]
-    notebook = nbformat.v4.new_notebook(cells=[*cells, *map(nbformat.v4.new_code_cell, sources)], metadata=PYTHON)
-    nbformat.write(notebook, tmp_path / "notebooks" / "broken.ipynb")
+    project_of(tmp_path, "broken", *sources)
+    without_git(tmp_path)
     executed = "runs/tutorial/notebooks/broken"
     stage = {
         "cmd": "python -m dqlib.study notebook broken --params tutorial",
@@ -121,6 +129,7 @@ def under_dvc(made_study, monkeypatch):
     """The small study with stages, and what starts a command as a stage."""
     without_git(made_study)
     (made_study / "dvc.yaml").write_text(STAGES)
+    monkeypatch.setattr(students, "run_all", in_this_process)
 
     def run(stage, *arguments):
         monkeypatch.setenv("DVC_STAGE", stage)
@@ -144,25 +153,22 @@ def test_under_dvc_a_stage_makes_nothing_that_another_owns(under_dvc, capsys, st
         (folder / "corpus" / PROVENANCE).unlink()
     before = contents(folder)
     assert under_dvc(stage, *command) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ")
+    error = error_of(capsys)
     assert "runs/tutorial/summarization/" in error
     assert error.endswith(f"`dvc repro --force --single-item {owner}` makes it")
     assert contents(folder) == before
-
-
-def test_under_dvc_a_stage_makes_what_it_owns(under_dvc):
-    Path("runs", "tutorial", "summarization", "corpus", PROVENANCE).unlink()
-    assert under_dvc("corpus", "corpus") == 0
+    if owner == "corpus":
+        assert under_dvc("corpus", "corpus") == 0
 
 
 # --- Ctrl-C
 
 
 def interrupt(command, until, timeout=300.0):
-    """Run a command in a group of its own, and send the group SIGINT, as a terminal does, once ``until`` gives True."""
+    """What a command writes in a group of its own that is sent SIGINT, as a terminal does, once ``until`` is true."""
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True,
+        [sys.executable, "-m", "dqlib.study", *command],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     end = time.monotonic() + timeout
@@ -171,24 +177,34 @@ def interrupt(command, until, timeout=300.0):
         assert time.monotonic() < end
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    output, errors = process.communicate(timeout=timeout)
-    return process.returncode, output, errors
+    _, errors = process.communicate(timeout=timeout)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in errors
+    return errors.splitlines()
 
 
-def test_after_ctrl_c_nothing_is_half_written_and_a_second_start_ends_with_the_same_weights(made_study):
-    set_params(distill={"steps": 60, "checkpoint_steps": 5}, configs=["2-2-8_2-1"])
+@pytest.fixture
+def one_thread():
+    """As workers compute: sums of more threads are other sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_after_ctrl_c_nothing_is_half_written_and_a_second_start_ends_with_the_same_weights(made_study, monkeypatch):
+    set_task(distill={"steps": 30, "checkpoint_steps": 3}, configs=["2-2-8_2-1"])
     folder, make = made_study / "runs" / "tutorial" / "summarization", ["make", "students", "--params", "small.yaml"]
 
     def training():
         return any((folder / "checkpoints" / "students-2-2-8_2-1").glob("step*"))
 
-    code, _, errors = interrupt([sys.executable, "-m", "dqlib.study", *make], training)
-    assert code == 128 + signal.SIGINT
-    assert "Traceback" not in errors
-    assert errors.splitlines() == ["stopped; the same command goes on from here"]
+    assert interrupt(make, training) == [STOPPED]
     assert not list((folder / "students").glob("*"))
     assert not hidden(folder / "students")
 
+    monkeypatch.setattr(students, "run_all", in_this_process)
     assert main(make) == 0  # no process of the first is left that holds a lock
     after = contents(folder / "students")
     for path in (folder / "students").iterdir():
@@ -197,25 +213,12 @@ def test_after_ctrl_c_nothing_is_half_written_and_a_second_start_ends_with_the_s
     assert contents(folder / "students") == after
 
 
-def test_ctrl_c_stops_a_stage_with_its_notebook(tmp_path):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "profiles").symlink_to(ROOT / "profiles")
-    (tmp_path / "dvc.yaml").touch()
-    sources = ['params = "tutorial"', "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(600)"]
-    cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    cells[0].metadata["tags"] = ["parameters"]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=PYTHON), tmp_path / "notebooks" / "long.ipynb")
-    pid = tmp_path / "pid"
-    command = [sys.executable, "-m", "dqlib.study", "notebook", "long", "--params", "tutorial"]
-    before = os.getcwd()
-    os.chdir(tmp_path)
-    try:
-        code, _, errors = interrupt(command, lambda: pid.is_file() and pid.read_text())
-    finally:
-        os.chdir(before)
-    assert code == 128 + signal.SIGINT
-    assert "Traceback" not in errors
-    assert errors.splitlines()[-1] == "stopped; the same command goes on from here"
+def test_ctrl_c_stops_a_stage_with_its_notebook(tmp_path, monkeypatch):
+    project_of(tmp_path, "long", "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(600)")
+    monkeypatch.chdir(tmp_path)
+    pid = Path("pid")
+    errors = interrupt(["notebook", "long", "--params", "tutorial"], lambda: pid.is_file() and pid.read_text())
+    assert errors[-1] == STOPPED
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
 
@@ -239,7 +242,7 @@ def no_room(size):
 
 def test_a_disk_full_while_a_model_is_saved_names_the_folder_and_keeps_the_old_one(made_study, capsys):
     folder = made_study / "runs" / "tutorial" / "summarization"
-    set_params(distill={"steps": 2})
+    set_task(distill={"steps": 2})
     student = ["make", "student", "--params", "small.yaml", "--config", CONFIG]
     assert main(student) == 0
     for part, target, change in (
@@ -247,11 +250,10 @@ def test_a_disk_full_while_a_model_is_saved_names_the_folder_and_keeps_the_old_o
         (["make", "teacher", "--params", "small.yaml"], folder / "teacher", {"finetune": {"steps": 3}}),
     ):
         before = contents(target)
-        set_params(**change)
+        set_task(**change)
         with no_room(100_000):  # less than the weights, more than all else
             assert main(part) == 2
-        (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-        assert error == (
+        assert error_of(capsys) == (
             f"error: {target}: File too large; what was there before is unchanged, so make room and start the same "
             "command again."
         )
@@ -260,23 +262,29 @@ def test_a_disk_full_while_a_model_is_saved_names_the_folder_and_keeps_the_old_o
     assert main(student) == 0  # makes the teacher again, too
 
 
-def test_a_disk_full_in_a_worker_is_told_as_one_sentence(made_study, monkeypatch, capsys):
-    set_params(distill={"steps": 2}, configs=["2-2-8_2-1"])
+@pytest.mark.usefixtures("made_study")
+def test_a_disk_full_in_a_worker_is_told_as_one_sentence(capsys):
+    set_task(distill={"steps": 2}, configs=["2-2-8_2-1"])
     with no_room(300_000):  # the worker has the limit of us: enough for tokens, too little for a checkpoint
         assert main(["make", "students", "--params", "small.yaml"]) == 2
-    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert "students/2-2-8_2-1: File too large; what was there before is unchanged" in error
+    assert "students/2-2-8_2-1: File too large; what was there before is unchanged" in error_of(capsys)
 
 
-def test_a_disk_full_while_examples_are_tokenized_is_told_as_one_sentence(tmp_path):
+def test_a_disk_full_while_examples_or_results_are_written_is_told_as_one_sentence_and_leaves_no_half(tmp_path):
     def make(rows):
         return [Example([7] * 50, [8] * 50) for _ in rows]
 
-    with pytest.raises(DiskFullError) as caught, no_room(10_000):
-        stored_examples(tmp_path / "tokens", range(1000), make)
-    assert str(caught.value).startswith(f"{tmp_path / 'tokens'}: File too large; what was there before is unchanged")
-    assert list((tmp_path / "tokens").iterdir()) == []
-    assert len(stored_examples(tmp_path / "tokens", range(1000), make)) == 1000
+    tokens, results = tmp_path / "tokens", tmp_path / "results"
+    write_text(results / "metrics.csv", "old")
+    for folder, write in (
+        (tokens, lambda: stored_examples(tokens, range(1000), make)),
+        (results, lambda: write_text(results / "metrics.csv", 10_000 * "new")),
+    ):
+        with pytest.raises(DiskFullError) as caught, no_room(10_000):
+            write()
+        assert str(caught.value).startswith(f"{folder}: File too large; what was there before is unchanged")
+    assert contents(tmp_path) == {Path("results/metrics.csv"): b"old"}
+    assert len(stored_examples(tokens, range(1000), make)) == 1000
 
 
 def test_a_disk_full_while_a_data_set_is_fetched_is_told_as_one_sentence(monkeypatch):
@@ -287,16 +295,6 @@ def test_a_disk_full_while_a_data_set_is_fetched_is_told_as_one_sentence(monkeyp
     corpus = Corpus("mine", "hub", 300, 8, 8, dataset=".")
     with pytest.raises(DiskFullError, match="No space left on device; what was there"):
         next(hub.hub_rows(corpus, KINDS[SEQ2SEQ], "train"))
-
-
-def test_a_disk_full_while_results_are_written_keeps_the_old_file(tmp_path):
-    target = tmp_path / "results" / "metrics.csv"
-    write_text(target, "old")
-    with pytest.raises(DiskFullError) as caught, no_room(1000):
-        write_text(target, "new" * 1000)
-    assert str(caught.value).startswith(f"{target.parent}: File too large; ")
-    assert target.read_text() == "old"
-    assert [path.name for path in target.parent.iterdir()] == ["metrics.csv"]
 
 
 def test_no_space_is_known_by_number_and_by_what_safetensors_says(tmp_path):

@@ -13,9 +13,9 @@ from transformers import BertForSequenceClassification
 from dqlib.losses import IGNORED_LABEL
 from dqlib.storage.reading import read_model
 from dqlib.storage.students import load_student
-from dqlib.study.corpora.corpus import load_corpus
+from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.corpora.tokenizer import train_tokenizer
-from dqlib.study.evaluation.records import read_details, read_predictions, read_record
+from dqlib.study.evaluation.records import read_details, read_record
 from dqlib.study.params.kinds import KINDS
 from dqlib.study.params.model import Model
 from dqlib.study.params.training import Pretraining
@@ -26,8 +26,8 @@ from dqlib.study.report.tables import collect
 from dqlib.study.training.batches import collate_texts
 from dqlib.study.training.classification import compare_tokens, masked, new_config, windows
 from dqlib.study.training.examples import Example
-from dqlib.study.training.kinds import training_of
 from dqlib.study.training.loop import token_counts
+from tests.helpers.examples import write_splits
 from tests.helpers.projects import committed
 
 
@@ -119,6 +119,7 @@ def share_right_after_training(compares):
         return (model.eval()(**batch.inputs()).logits.argmax(dim=-1) == batch.labels).float().mean().item()
 
 
+@pytest.mark.slow
 def test_a_new_classifier_learns_to_compare_two_texts_where_a_small_random_start_does_not():
     assert share_right_after_training(compares=True) > 0.85
     assert share_right_after_training(compares=False) < 0.65
@@ -166,20 +167,13 @@ def rows_of(count, seed):
     return [{"text": f"the {' and the '.join(order.choices(WORDS[label], k=4))} .", "label": label} for label in labels]
 
 
-def study_of(folder, task, **changes):
+def study_of(folder, task):
     (folder / "dvc.yaml").touch()
-    for number, split in enumerate(("train", "validation", "test")):
-        rows = rows_of(300 if split == "train" else 40, number)
-        (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    sizes = zip(SPLITS, (300, 40, 40), strict=True)
+    files = write_splits(folder, **{split: rows_of(size, seed) for seed, (split, size) in enumerate(sizes)})
     loop = {"steps": 60, "learning_rate": 0.003, "batch_tokens": 600, "validations": 2}
-    block = {
-        "finetune": {**loop, "label_smoothing": 0.0},
-        "distill": loop | {"steps": 20},
-        "evaluate": {"bootstrap": 100},
-        **TASKS[task],
-        **changes,
-    }
-    files = {split: str(folder / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    block = {"finetune": {**loop, "label_smoothing": 0.0}, "distill": loop | {"steps": 20}, **TASKS[task]}
+    block["evaluate"] = {"bootstrap": 100}
     block["corpus"] = {"name": "mine", "origin": "files", "vocab_size": 300, **files, **block["corpus"]}
     shape = {"d_model": 32, "heads": 2, "ffn_dim": 48, "max_positions": 16, "init_std": 0.1}
     block["model"] = shape | block["model"]
@@ -231,23 +225,6 @@ def test_students_are_trained_saved_and_scored_as_any(study):
         score, teacher = record.score, read_record(study.folders.teacher).score
         kept = teacher / score if study.name == "language" else score / teacher
         assert record.retention == pytest.approx(kept, abs=1e-4)
-
-
-def test_the_test_of_a_student_is_computed_by_the_student_itself(study):
-    config, preset = study.task.students()[0]
-    folder = study.settings.student_folder(study.name, config, preset)
-    lines, student = read_predictions(folder), load_student(folder)
-    corpus = load_corpus(study.folders.corpus)
-    kind = training_of(study.task.form)
-    examples = kind.encode(corpus.splits["test"][:5], corpus, study.task.corpus)
-    with torch.no_grad():
-        logits = student(**kind.collate(corpus.tokenizer)(examples[:5]).inputs()).logits
-    if study.name == "topics":
-        names = [corpus.labels[i] for i in logits.argmax(dim=-1).tolist()]
-        assert names == [line["prediction"] for line in lines[:5]]
-    else:
-        assert lines[0]["tokens"] > 100
-        assert lines[0]["nats"] > 0
 
 
 def test_tables_are_collected_of_every_kind(study):

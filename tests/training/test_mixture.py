@@ -50,10 +50,6 @@ def test_the_teacher_s_targets_are_drawn_anew_in_every_pass():
     assert list(mixed.of_pass(2, 0)) != passes[0]
 
 
-def test_all_targets_may_be_the_teacher_s():
-    assert list(mixture(teacher_targets=1.0).of_pass(1, 0)) == examples(TEACHER, 40)
-
-
 def test_texts_are_their_share_and_each_is_taken_before_one_is_taken_again():
     mixed = mixture(labelled_text=0.2)
     passes = [list(mixed.of_pass(1, number)) for number in range(6)]
@@ -63,13 +59,17 @@ def test_texts_are_their_share_and_each_is_taken_before_one_is_taken_again():
     assert texts[:30] != texts[30:]
 
 
-def test_there_may_be_nothing_but_texts():
-    assert kinds(mixture(labelled_text=1.0, teacher_targets=1.0).of_pass(1, 0)) == {TEXT: 30}
-
-
-def test_shares_go_together():
-    found = kinds(mixture(labelled=30, labelled_text=0.5, teacher_targets=0.25).of_pass(1, 0))
-    assert found == {REFERENCE: 30, TEACHER: 10, TEXT: 40}  # the texts all once, and ten of them again
+@pytest.mark.parametrize(
+    ("parts", "shares", "found"),
+    [
+        ({}, {"teacher_targets": 1.0}, {TEACHER: 40}),
+        ({}, {"labelled_text": 1.0, "teacher_targets": 1.0}, {TEXT: 30}),  # nothing but texts
+        # the texts all once, and ten of them again
+        ({"labelled": 30}, {"labelled_text": 0.5, "teacher_targets": 0.25}, {REFERENCE: 30, TEACHER: 10, TEXT: 40}),
+    ],
+)
+def test_shares_go_together(parts, shares, found):
+    assert kinds(mixture(**parts, **shares).of_pass(1, 0)) == found
 
 
 def test_fewer_labels_than_are_asked_for_are_refused():
@@ -79,17 +79,12 @@ def test_fewer_labels_than_are_asked_for_are_refused():
         mixture(texts=0, labelled_text=0.5)
 
 
-def test_steps_of_a_mixture_are_the_same_whoever_takes_them_up_and_others_in_another_pass():
-    def first(count):
-        return list(itertools.islice(steps(mixture(teacher_targets=0.5, labelled_text=0.5), TRAINING), count))
+def test_steps_of_a_mixture_are_the_same_whoever_takes_them_up_and_of_references_alone_those_of_a_list():
+    def taken(data, *places):
+        return list(itertools.islice(steps(data, TRAINING), *places))
 
-    assert first(40) == first(40)
-    assert first(40)[25:] == list(
-        itertools.islice(steps(mixture(teacher_targets=0.5, labelled_text=0.5), TRAINING), 25, 40)
-    )
-    assert len(kinds(example for step in first(40) for batch in step for example in batch)) == 3
-
-
-def test_a_mixture_of_nothing_but_references_is_what_they_are_alone():
-    alone = itertools.islice(steps(examples(REFERENCE, 40), TRAINING), 30)
-    assert list(itertools.islice(steps(mixture(), TRAINING), 30)) == list(alone)
+    shares = {"teacher_targets": 0.5, "labelled_text": 0.5}
+    assert taken(mixture(**shares), 40) == taken(mixture(**shares), 40)
+    assert taken(mixture(**shares), 40)[25:] == taken(mixture(**shares), 25, 40)
+    assert len(kinds(example for step in taken(mixture(**shares), 40) for batch in step for example in batch)) == 3
+    assert taken(mixture(), 30) == taken(examples(REFERENCE, 40), 30)
