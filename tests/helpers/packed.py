@@ -43,6 +43,8 @@ def kept(student, name, folder):
         assert (loaded.training, loaded.dqlib_config) == (False, student.dqlib_config)
         assert torch.equal(logits(loaded, name), logits(student, name))
         assert size_bytes(loaded) == size_bytes(student)
+    for field in ("name", "weights", "activations", "quantize_head", "position_bits"):
+        assert getattr(saved.dqlib_preset, field) == getattr(student.dqlib_preset, field)
     assert account(folder / "packed").tensor_bytes == account(student).tensor_bytes == size_bytes(student)
     save_packed(packed, folder / "twice")
     assert files_of(folder / "twice") == files_of(folder / "packed")
