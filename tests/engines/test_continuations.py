@@ -130,6 +130,7 @@ def test_texts_in_texts_out(engine, tmp_path):
     options = {"num_beams": 1, "max_new_tokens": 6}
     assert fast.generate(texts, **options) == reference.generate(texts, **options)
     assert np.array(reference.encode(texts, 6)[2]).shape == (18,)
+    assert fast.generate([]) == []
 
 
 def test_a_gpt2_has_no_encoder_to_choose(tmp_path):
