@@ -72,10 +72,10 @@ def test_texts_and_pairs_are_read_as_transformers_reads_them(folders):
 
 
 @OTHERS
-@pytest.mark.parametrize("bits", [None, "2-2-32"])
-def test_an_engine_gives_the_logits_of_pytorch(engine, bits, tmp_path):
+@pytest.mark.parametrize("widths", [None, "", "h3 f11"])
+def test_an_engine_gives_the_logits_of_a_teacher_a_student_and_a_narrow_one_in_pytorch(engine, widths, tmp_path):
     model = make_teacher("bert-classifier")
-    model = model if bits is None else student_of(model, "bert-classifier", bits).eval()
+    model = model if widths is None else narrow_student("bert-classifier", "2-2-32", widths)
     ours, theirs = separating(TorchClassifier(model)), separating(served(model, engine, tmp_path / "out"))
     expected = ours.logits_of_ids(IDS)
     assert np.abs(theirs.logits_of_ids(IDS) - expected).max() < 1e-5
@@ -117,14 +117,6 @@ def test_weights_of_few_bits_stay_so_in_onnxruntime(preset, encoder, tmp_path):
         separating(each).logits_of_ids(IDS) for each in (TorchClassifier(student), load_classifier(tmp_path / "out"))
     )
     assert np.abs(ours - theirs).max() < 1e-4
-
-
-@OTHERS
-def test_a_narrow_classifier_is_served_as_it_is(engine, tmp_path):
-    student = narrow_student("bert-classifier", "2-2-32", "h3 f11")
-    engines = (TorchClassifier(student), served(student, engine, tmp_path / "out"))
-    ours, theirs = (separating(each).logits_of_ids(IDS) for each in engines)
-    assert np.abs(ours - theirs).max() < 1e-5
 
 
 @OTHERS
