@@ -14,7 +14,7 @@ from dqlib.engines.classifier import Reading, probabilities
 from dqlib.engines.torch_engine import TorchClassifier, load_model
 from dqlib.errors import InputError
 from dqlib.storage.manifest import opened
-from dqlib.storage.packed import load_packed, save_packed
+from dqlib.storage.packed import save_packed
 from dqlib.storage.students import save_student
 from dqlib.student import make_student, round_for_storage
 from dqlib.study.training.examples import Example
@@ -101,10 +101,6 @@ def test_an_engine_of_integers_is_the_student_but_for_what_it_rounds_inside_of_a
         separating(each).logits_of_ids(IDS) for each in (TorchClassifier(student), load_classifier(tmp_path / "out"))
     )
     assert np.abs(ours - theirs).max() < 0.03
-    save_packed(student, tmp_path / "packed")
-    export_model(load_packed(tmp_path / "packed"), tmp_path / "other", engine)
-    name = "model.bin" if engine == "ctranslate2" else "weights.bin"
-    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
 @pytest.mark.parametrize(("preset", "encoder"), [("dqlib", "packed"), (ASYMMETRIC, None)])

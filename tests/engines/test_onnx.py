@@ -128,15 +128,39 @@ def test_an_encoder_of_int8_is_for_one_scale_a_row_and_others_are_packed(teacher
     assert opened(tmp_path / "onnx", "onnxruntime").about["encoder"] == "int8"
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_packed_codes_are_those_of_the_quantizer(bits):
-    quantized = quantize(torch.randn(5, 40), bits)
-    codes = Codes.of(quantized)
+@pytest.mark.parametrize(
+    ("bits", "granularity", "scheme", "asked", "expected"),
+    [
+        (1, "per_row", "binary", None, (2, False)),
+        *((bits, "per_row", "symmetric", None, (bits, False)) for bits in (2, 4, 8)),
+        (2, "per_row", "four_level", None, (2, True)),  # shifted by half a scale
+        (2, "per_row", "four_level", 4, (4, False)),
+        (2, "per_group_20", "four_level", None, (None, None)),  # no block of a kernel
+        (2, "per_group_32", "four_level", None, (4, False)),  # each group would have a sum of its own
+    ],
+)
+def test_codes_of_a_kernel_stand_for_the_weight(bits, granularity, scheme, asked, expected):
+    columns = 64 if granularity == "per_group_32" else 40
+    quantized = quantize(torch.randn(5, columns), bits, granularity, scheme)
+    codes = Codes.of(quantized, asked)
+    if codes is None:
+        assert expected == (None, None)
+        return
+    assert (codes.bits, codes.shifted) == expected
     packed, places = codes.packed(16), 8 // codes.bits
     unpacked = np.stack([(packed >> (codes.bits * i)) & (2**codes.bits - 1) for i in range(places)], axis=-1)
-    unpacked = unpacked.reshape(5, -1)[:, :40].astype(np.int16) - 2 ** (codes.bits - 1)
-    assert (unpacked == quantized.codes.numpy()).all()
-    assert codes.scales(16).shape == (5, 3)
+    unpacked = unpacked.reshape(5, -1)[:, :columns].astype(np.float32) - 2 ** (codes.bits - 1)
+    value = unpacked * codes.scale.repeat(codes.group, axis=1) + (codes.missing()[:, None] if codes.shifted else 0)
+    np.testing.assert_allclose(value, quantized.dequantize(), rtol=1e-6)
+    assert codes.scales(16).shape == (5, -(-columns // 16))
+    if granularity == "per_row":
+        signed, scale = codes.signed()
+        assert signed.dtype == np.int8
+        np.testing.assert_array_equal(signed.T, quantized.codes)
+        np.testing.assert_array_equal(scale, quantized.scale[:, 0])
+    else:
+        with pytest.raises(InputError, match=r"^bits: 2 .* at least 4 for codes of 2 bits"):
+            Codes.of(quantized, 2)
 
 
 @pytest.mark.parametrize(
@@ -153,32 +177,6 @@ def test_narrow_students_are_served_as_they_are(teacher, exported, widths, bits)
     engine.early_stopping = True
     options = {"num_beams": 3, "max_new_tokens": 8}
     assert engine.generate_ids(SOURCES, **options) == generated(student, SOURCES, early_stopping=True, **options)
-
-
-@pytest.mark.parametrize("bits", [None, 4])
-def test_four_levels_are_shifted_by_half_a_scale_where_two_bits_hold_them(bits):
-    quantized = quantize(torch.randn(5, 40), 2, "per_row", "four_level")
-    codes = Codes.of(quantized, bits)
-    assert (codes.bits, codes.shifted) == ((2, True) if bits is None else (4, False))
-    value = (codes.unsigned.astype(np.float32) - 2 ** (codes.bits - 1)) * codes.scale
-    if codes.shifted:
-        value += codes.missing()[:, None]
-    np.testing.assert_allclose(value, quantized.dequantize(), rtol=1e-6)
-    signed, scale = codes.signed()
-    assert signed.dtype == np.int8
-    np.testing.assert_array_equal(signed.T, quantized.codes)
-    np.testing.assert_array_equal(scale, quantized.scale[:, 0])
-
-
-def test_four_levels_with_several_scales_a_row_take_four_bits():
-    weight = torch.randn(5, 64)
-    quantized = quantize(weight, 2, "per_group_32", "four_level")
-    codes = Codes.of(quantized)
-    assert (codes.bits, codes.shifted) == (4, False)
-    value = (codes.unsigned.astype(np.float32) - 8) * codes.scale.repeat(32, axis=1)
-    np.testing.assert_array_equal(value, quantized.dequantize())
-    with pytest.raises(InputError, match=r"^bits: 2 .* at least 4 for codes of 2 bits"):
-        Codes.of(quantized, 2)
 
 
 @pytest.mark.parametrize(("preset", "a_bits"), [("dqlib-ternary", 32), (FOUR_LEVELS, 8)])
