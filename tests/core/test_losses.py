@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from dqlib.config import Config
@@ -195,42 +197,27 @@ def test_contrast_sees_no_padding_neither_as_anchor_nor_as_negative_and_states_o
 # --- memory bank
 
 
-def test_a_second_meeting_of_a_token_mixes_by_momentum_and_scales_the_gradient():
-    bank, mask = MemoryBank(10, 0.25), torch.ones(1, 3, dtype=torch.bool)
-    first, second, third = (torch.randn(1, 3, 4).requires_grad_() for _ in range(3))
-    assert torch.equal(bank.smooth(first, torch.tensor([[1, 2, 3]]), mask), first)
-    mixed = bank.smooth(second, torch.tensor([[2, 7, 1]]), mask)
-    expected = second.clone()
-    expected[0, 0] = 0.25 * first[0, 1] + 0.75 * second[0, 0]
-    expected[0, 2] = 0.25 * first[0, 0] + 0.75 * second[0, 2]
-    torch.testing.assert_close(mixed, expected)
-    mixed.sum().backward()
-    assert first.grad is None  # the past has no graph, or memory would grow with every step
-    torch.testing.assert_close(second.grad[0, :, 0], torch.tensor([0.75, 1.0, 0.75]))
-    again = bank.smooth(third, torch.tensor([[2, 3, 8]]), mask)
-    torch.testing.assert_close(again[0, 0], 0.25 * expected[0, 0] + 0.75 * third[0, 0])  # of what was mixed
-    torch.testing.assert_close(again[0, 1], 0.25 * first[0, 2] + 0.75 * third[0, 1])
-    assert torch.equal(again[0, 2], third[0, 2])
-
-
-def test_an_entry_that_is_met_several_times_in_a_batch_takes_in_the_mean():
-    bank, mask = MemoryBank(10, 0.5), torch.ones(2, 2, dtype=torch.bool)
-    states = torch.randn(2, 2, 4)
-    bank.smooth(states, torch.tensor([[3, 3], [4, 3]]), mask)
-    mean = (states[0, 0] + states[0, 1] + states[1, 1]) / 3
-    zeros = torch.zeros(1, 1, 4)
-    torch.testing.assert_close(bank.smooth(zeros, torch.tensor([[3]]), mask[:1, :1])[0, 0], mean / 2)
-
-
-def test_padding_is_not_remembered():
-    # Padded labels are -100; as an index, or cut to 0, they would be tokens like others.
-    bank = MemoryBank(5, 0.5)
-    keys, mask = torch.tensor([[2, -100, -100]]), torch.tensor([[True, False, False]])
-    for _ in range(2):
-        bank.smooth(torch.randn(1, 3, 4), keys, mask)
-    states = torch.randn(1, 4, 4)
-    mixed = bank.smooth(states, torch.tensor([[0, 1, 3, 4]]), torch.ones(1, 4, dtype=torch.bool))
-    assert torch.equal(mixed, states)
+@settings(max_examples=50, deadline=None)
+@given(
+    batches=st.lists(st.lists(st.sampled_from([-100, 0, 1, 2, 3]), min_size=4, max_size=4), min_size=2, max_size=5),
+    momentum=st.sampled_from([0.25, 0.5]),
+)
+def test_a_known_token_is_mixed_by_momentum_with_the_mean_of_what_it_was_and_padding_is_not_remembered(
+    batches, momentum
+):
+    bank, known = MemoryBank(4, momentum), {}
+    for keys in batches:
+        ids, states = torch.tensor([keys]), torch.randn(1, 4, 3).requires_grad_()
+        mixed = bank.smooth(states, ids, ids >= 0)
+        counting, means = [i for i, key in enumerate(keys) if key >= 0], {}
+        for i in counting:
+            share = momentum if keys[i] in known else 0.0
+            torch.testing.assert_close(mixed[0, i], share * known.get(keys[i], 0.0) + (1 - share) * states[0, i])
+            means.setdefault(keys[i], []).append(mixed[0, i].detach())
+        mixed[0, counting].sum().backward()  # the past has no graph, or memory would grow with every step
+        slope = [[0.0 if key < 0 else 1 - momentum * (key in known)] * 3 for key in keys]
+        torch.testing.assert_close(states.grad[0], torch.tensor(slope))
+        known |= {key: torch.stack(values).mean(0) for key, values in means.items()}
 
 
 # --- terms of whole models

@@ -458,7 +458,7 @@ VIEWS = {"whole": lambda weight: weight, "some rows": lambda weight: weight[4:],
 CHANGES = ("nothing", "weight", "another weight", "scale", "blend", "half scales", *VIEWS)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     scheme=st.sampled_from(["ternary", "lsq", "stretched", "dynamic"]),
     steps=st.lists(
