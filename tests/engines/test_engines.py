@@ -18,7 +18,6 @@ from dqlib.engines.agreement import agreement
 from dqlib.engines.base import Decoding
 from dqlib.engines.torch_engine import TorchEngine, load_model
 from dqlib.errors import InputError
-from dqlib.quantizers import quantize
 from dqlib.storage.manifest import MANIFEST, Manifest, opened
 from dqlib.storage.packed import load_packed, save_packed
 from dqlib.storage.plain import plain_model
@@ -57,11 +56,6 @@ def tokenizer():
 def sources():
     data = data_of("bart")
     return [[*row[keep].tolist(), 2] for row, keep in zip(data.inputs["input_ids"], data.source_mask, strict=True)]
-
-
-def exported(model, folder, tokenizer=None, **options):
-    report = export_model(model, folder, "ctranslate2", tokenizer, **options)
-    return report, load_engine(folder, threads=1)
 
 
 def others_of(name):
@@ -109,7 +103,7 @@ def weights_of(folder):
 )  # fmt: skip
 def test_codes_survive_whatever_their_bits(preset, bits, tmp_path):
     student = trained("bart", preset, bits)
-    report, _ = exported(student, tmp_path / "out")
+    report = export_model(student, tmp_path / "out", "ctranslate2")
     assert report.exact
     assert "keep the codes" in str(report)
     read, layer = weights_of(tmp_path / "out"), student.model.encoder.layers[0].self_attn
@@ -131,7 +125,7 @@ def test_codes_of_a_budget_survive_where_one_matrix_of_the_engine_joins_several_
     config = replace(Config.parse(f"2-2-8 {CASES['bart'].layers}"), modules=modules)
     student = make_student(teacher, config, "dqlib-ternary").eval()
     round_for_storage(student)
-    report, _ = exported(student, tmp_path / "out")
+    report = export_model(student, tmp_path / "out", "ctranslate2")
     assert report.exact
 
 
@@ -141,30 +135,15 @@ def test_a_factor_that_training_made_negative_keeps_its_sign(tmp_path):
     with torch.no_grad():
         layer.weight_quantizer.learned[::2] *= -1
         layer.weight_quantizer.learned[1] = 0
-    report, _ = exported(student, tmp_path / "out")
+    report = export_model(student, tmp_path / "out", "ctranslate2")
     assert report.exact
     codes, scale = weights_of(tmp_path / "out")["encoder/layer_0/ffn/linear_0/weight"]
     assert np.allclose(codes / scale[:, None], layer.quantized().dequantize().detach().numpy(), rtol=1e-6, atol=0)
 
 
-def test_codes_that_the_engine_itself_finds_are_those_of_binary_and_ternary_weights():
-    # rint(127 w / max|w|) a row; of four levels or 4 bits it finds others, so the trained ones are handed over.
-    weight = torch.randn(8, 32)
-    for quantized, same in (
-        (quantize(weight, 1), True),
-        (quantize(weight, 2), True),
-        (quantize(weight, 2, "per_row", "four_level"), False),  # 127 is no multiple of 3
-        (quantize(weight, 4), False),
-    ):
-        value = quantized.dequantize()
-        found = torch.round(127 * value / value.abs().amax(dim=1, keepdim=True))
-        largest = quantized.codes.abs().amax(dim=1, keepdim=True)
-        assert torch.equal(found * largest, 127 * quantized.codes.float()) == same
-
-
-def test_weights_with_several_scales_a_row_are_rounded_anew_and_told(tmp_path):
+def test_weights_with_several_scales_a_row_and_a_head_in_full_precision_are_rounded_anew_and_told(tmp_path):
     student = student_of(make_teacher("bart"), "bart", "2-2-8", ASYMMETRIC).eval()
-    report, _ = exported(student, tmp_path / "out")
+    report = export_model(student, tmp_path / "out", "ctranslate2")
     assert not report.exact
     by_name = {each.name: each for each in report.weights}
     assert by_name["decoder/embeddings/weight"].exact  # one scale per row, an integer zero point
@@ -174,11 +153,8 @@ def test_weights_with_several_scales_a_row_are_rounded_anew_and_told(tmp_path):
     assert "were rounded anew" in str(report)
     assert "the student's to 8 bits with one scale per tensor" in str(report)
     assert opened(tmp_path / "out", "ctranslate2").about["notes"] == list(report.notes)
-
-
-def test_a_head_in_full_precision_is_told(tmp_path):
-    student = student_of(make_teacher("bart"), "bart", "2-2-8", "dq-bart-faithful").eval()
-    report, _ = exported(student, tmp_path / "out")
+    faithful = student_of(make_teacher("bart"), "bart", "2-2-8", "dq-bart-faithful").eval()  # with a head in full
+    report = export_model(faithful, tmp_path / "out", "ctranslate2")
     assert not {each.name: each.exact for each in report.weights}["decoder/projection/weight"]
 
 
@@ -197,7 +173,7 @@ def test_an_export_leaves_the_model_as_it_was(quantization, tmp_path):
     teacher = make_teacher("bart")  # CTranslate2 quantizes in place
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     config = teacher.config.to_dict()
-    exported(teacher, tmp_path / "out", quantization=quantization)
+    export_model(teacher, tmp_path / "out", "ctranslate2", quantization=quantization)
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert teacher.config.to_dict() == config
 
@@ -273,15 +249,15 @@ def test_the_codes_of_a_narrow_student_survive(name, tmp_path):
     student = narrow_student(name, "2-2-8", "h3 f11")
     round_for_storage(student)
     save_packed(student, tmp_path / "packed")
-    report, fast = exported(load_packed(tmp_path / "packed"), tmp_path / "out")
-    assert report.exact
+    assert export_model(load_packed(tmp_path / "packed"), tmp_path / "out", "ctranslate2").exact
+    fast = load_engine(tmp_path / "out", threads=1)
     assert all(0 < len(row) <= NEW_TOKENS for row in fast.generate_ids(sources(), num_beams=2, max_new_tokens=8))
 
 
 @pytest.mark.parametrize("name", ["bart", "mbart", "marian", "t5"])
 def test_an_8_bit_student_scores_tokens_as_the_student_does(name, tmp_path):
     student, data = student_of(make_teacher(name), name).eval(), data_of(name)
-    _, engine = exported(student, tmp_path / "out")
+    engine = served(student, "ctranslate2", tmp_path / "out", exact=False)
     ids, start = sources(), CASES[name].config.decoder_start_token_id
     target = data.labels[0].tolist()
     scores = engine.translator.score_batch(engine._tokens(ids), engine._tokens([[start, *target]] * len(ids)))
@@ -342,8 +318,7 @@ def test_a_call_asks_every_engine_for_the_same(asked, all_alike, tmp_path):
         asked = {"bad_words_ids": forbidden}
     else:
         teacher.generation_config.eos_token_id = [EOS, *{row[3] for row in written}]  # so that texts end, and soon
-    plain = [TorchEngine(teacher), exported(teacher, tmp_path / "ct2")[1]]
-    plain.append(served(teacher, "onnxruntime", tmp_path / "onnx"))
+    plain = [TorchEngine(teacher), *(served(teacher, each, tmp_path / each, exact=False) for each in ENGINES[1:])]
     configured = copy.deepcopy(teacher)
     for field, value in asked.items():
         setattr(configured.generation_config, field, value)
@@ -410,7 +385,7 @@ def test_a_text_starts_from_its_language(tokenizer, tmp_path):
     torch.manual_seed(0)
     teacher = CASES["mbart"].model(config).eval()
     alike(teacher, tmp_path, sources(), {"starts": [size - 1, size - 2, 2], "num_beams": 3})
-    _, engine = exported(teacher, tmp_path / "out", tokenizer)
+    engine = served(teacher, "ctranslate2", tmp_path / "out", exact=False, tokenizer=tokenizer)
     reference = TorchEngine(teacher, tokenizer)
     texts = ["the sum", "return all numbers", ""]
     assert reference.starts(["de", "ro", "de"], 3) == [
@@ -438,16 +413,19 @@ def test_a_model_that_neither_writes_nor_classifies_is_told_so(engine, tmp_path)
 
 def test_what_is_wrong_is_told_in_one_sentence(tokenizer, tmp_path):
     teacher, out = make_teacher("bart"), tmp_path / "out"
-    _, engine = exported(teacher, out)
+    engine = served(teacher, "ctranslate2", out)
     with pytest.raises(InputError, match=r"^folder: 'without a tokenizer'"):
         engine.generate(["a"])
-    _, engine = exported(teacher, out, tokenizer)  # replaces the one before
+    engine = served(teacher, "ctranslate2", out, tokenizer=tokenizer)  # replaces the one before
     for field, value in (("num_beams", 0), ("batch_size", 0), ("max_new_tokens", 0), ("max_new_tokens", 24)):
         with pytest.raises(InputError, match=f"^{field}: {value} is not allowed"):
             engine.generate(["a"], **{field: value})
     for call, message in (
         (lambda: export_model(teacher, out, "tensorrt"), r"^engine: 'tensorrt' .* ctranslate2, onnxruntime"),
-        (lambda: exported(teacher, out, quantization="int4"), r"^quantization: 'int4' .* int8, float32"),
+        (
+            lambda: served(teacher, "ctranslate2", out, exact=False, quantization="int4"),
+            r"^quantization: 'int4' .* int8, float32",
+        ),
         (lambda: load_engine(out, "torch"), r"^engine: 'torch' .* ctranslate2, which"),
         (lambda: load_engine(tmp_path / "nowhere"), r"^folder: "),
         (lambda: load_engine(tmp_path), r"^folder: .* a packed model, a student, or a Hugging Face model"),
@@ -522,24 +500,25 @@ def test_an_engine_that_is_not_installed_names_the_extra(tmp_path, monkeypatch):
 
 def test_a_failure_leaves_the_old_model_whole(tmp_path, monkeypatch):
     teacher = make_teacher("bart")
-    exported(teacher, tmp_path / "out")
+    export_model(teacher, tmp_path / "out", "ctranslate2")
     before = contents(tmp_path)
     monkeypatch.setattr("ctranslate2.specs.model_spec.ModelSpec.save", Mock(side_effect=OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        exported(teacher, tmp_path / "out", quantization="int8")
+        export_model(teacher, tmp_path / "out", "ctranslate2", quantization="int8")
     assert contents(tmp_path) == before
 
 
 def test_a_folder_tells_its_engine(tmp_path):
     student = trained("bart", "dqlib")
     save_packed(student, tmp_path / "packed")
-    exported(student, tmp_path / "fast")
+    export_model(student, tmp_path / "fast", "ctranslate2")
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "decoder.onnx").touch()
     assert [engine_of(tmp_path / name) for name in ("packed", "fast", "onnx")] == list(ENGINES)
-    assert isinstance(load_engine(tmp_path / "packed", "torch"), TorchEngine)
     ids = TorchEngine(load_packed(tmp_path / "packed")).generate_ids(sources(), num_beams=2, max_new_tokens=6)
-    assert load_engine(tmp_path / "packed").generate_ids(sources(), num_beams=2, max_new_tokens=6) == ids
+    for engine in (load_engine(tmp_path / "packed"), load_engine(tmp_path / "packed", "torch")):
+        assert isinstance(engine, TorchEngine)
+        assert engine.generate_ids(sources(), num_beams=2, max_new_tokens=6) == ids
 
 
 def test_a_decoding_reads_back_from_json():
@@ -560,9 +539,8 @@ def test_a_decoding_reads_back_from_json():
 
 
 def test_a_decoder_alone_writes_on_after_its_text():
-    student = make_student(make_teacher("gpt2"), Config.parse("2-2-8 0-2")).eval()
-    engine = TorchEngine(student)
-    ids = [[5, 6, 7], [8]]
+    student = student_of(make_teacher("gpt2"), "gpt2").eval()
+    engine, ids = TorchEngine(student), [[5, 6, 7], [8]]
     assert engine.continues
     written = engine.generate_ids(ids, num_beams=1, max_new_tokens=5)
     alone = student.generate(torch.tensor(ids[1:]), max_new_tokens=5, do_sample=False, num_beams=1)
