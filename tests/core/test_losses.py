@@ -28,15 +28,11 @@ from tests.helpers.models import WANTED
 LAYERED = {"encoder_attention", "decoder_attention", "cross_attention", "encoder_hidden", "decoder_hidden"}
 
 
-def test_cross_entropy_is_that_of_the_tokens_that_count():
-    logits, labels = torch.randn(2, 3, 7), torch.tensor([[1, 2, -100], [3, -100, -100]])
-    by_hand = -torch.log_softmax(logits, -1)[[0, 0, 1], [0, 1, 0], [1, 2, 3]].mean()
-    torch.testing.assert_close(cross_entropy(logits, labels), by_hand)
-
-
-def test_divergence_is_zero_for_equals_and_follows_the_formula():
-    s, t = torch.randn(2, 3, 7), torch.randn(2, 3, 7)
-    mask = torch.tensor([[True, True, False], [True, False, False]])
+def test_losses_of_logits_follow_their_formulas_over_the_tokens_that_count():
+    s, t, labels = torch.randn(2, 3, 7), torch.randn(2, 3, 7), torch.tensor([[1, 2, -100], [3, -100, -100]])
+    by_hand = -torch.log_softmax(s, -1)[[0, 0, 1], [0, 1, 0], [1, 2, 3]].mean()
+    torch.testing.assert_close(cross_entropy(s, labels), by_hand)
+    mask = labels >= 0
     assert logits_kl(t, t, mask).item() == pytest.approx(0, abs=1e-6)
     p, q = torch.softmax(t / 2, -1), torch.softmax(s / 2, -1)
     by_hand = 4 * (p * (p / q).log()).sum(-1)[mask].mean()
@@ -151,15 +147,6 @@ def test_divergence_of_relations_follows_the_formula_and_what_is_masked_adds_not
     relation_kl(student, t, mask).backward()
     assert torch.isfinite(student.grad).all()
     assert relation_kl(t, t, mask).item() == pytest.approx(0, abs=1e-12)
-
-
-# --- scores of attention
-
-
-def test_a_query_that_sees_no_key_divides_by_none():
-    s = torch.zeros(1, 2, 3, 4)
-    loss = attention_mse(s, s, torch.ones(1, 3, dtype=torch.bool), keys=torch.zeros(1, 1, dtype=torch.long))
-    assert loss == 0
 
 
 # --- contrast of tokens
@@ -287,24 +274,20 @@ def test_scores_are_compared_before_the_softmax_and_averaged_over_the_keys_that_
         set_attention_maps(model, "scores")
     weights = LossWeights(task=0, logits=0, hidden=0, attention_maps="scores")
     ours, theirs = outputs(*pair, batch)
-    mask = batch.attention_mask.bool()
-    found = distillation_terms(ours, theirs, batch.labels, mask, MAPS, weights)
-    assert set(found) == {"encoder_attention", "decoder_attention", "cross_attention"}
-    lengths, targets = batch.attention_mask.sum(1).tolist(), (batch.labels >= 0).sum(1).tolist()
-    totals = dict.fromkeys(found, 0.0)
-    for b, (source, target) in enumerate(zip(lengths, targets, strict=True)):
-        for q in range(source):
-            for i, j in ((0, 0), (1, 3)):
-                difference = (ours.encoder_attentions[i] - theirs.encoder_attentions[j])[b, :, q, :source]
-                totals["encoder_attention"] += difference.square().mean() / 2
-        for q in range(target):
-            difference = (ours.decoder_attentions[0] - theirs.decoder_attentions[2])[b, :, q, : q + 1]
-            totals["decoder_attention"] += difference.square().mean()
-            difference = (ours.cross_attentions[0] - theirs.cross_attentions[2])[b, :, q, :source]
-            totals["cross_attention"] += difference.square().mean()
-    for name, total in totals.items():
-        count = sum(lengths) if name == "encoder_attention" else sum(targets)
-        torch.testing.assert_close(found[name], total / count)
+    found = distillation_terms(ours, theirs, batch.labels, batch.attention_mask.bool(), MAPS, weights)
+    layers = {"encoder_attention": ((0, 0), (1, 3)), "decoder_attention": ((0, 2),), "cross_attention": ((0, 2),)}
+    assert set(found) == set(layers)
+    sources, targets = batch.attention_mask.sum(1).tolist(), (batch.labels >= 0).sum(1).tolist()
+    for name, pairs in layers.items():
+        total, queries = 0.0, sources if name == "encoder_attention" else targets
+        for b, q in ((b, q) for b, count in enumerate(queries) for q in range(count)):
+            keys = q + 1 if name == "decoder_attention" else sources[b]
+            for i, j in pairs:
+                difference = ours[f"{name}s"][i] - theirs[f"{name}s"][j]
+                total += difference[b, :, q, :keys].square().mean() / len(pairs)
+        torch.testing.assert_close(found[name], total / sum(queries))
+    zeros = torch.zeros(1, 2, 3, 4)  # a query that sees no key divides by none
+    assert attention_mse(zeros, zeros, torch.ones(1, 3).bool(), keys=torch.zeros(1, 1, dtype=torch.long)) == 0
 
 
 def test_hidden_terms_compare_each_layer_with_its_teacher_or_the_last_alone_and_leave_out_embeddings(pair, batch):

@@ -48,6 +48,7 @@ def test_layers_of_the_faithful_preset_are_those_of_its_code_copied_and_supervis
             pairs = zip(ours, (theirs[i] for i in layers), strict=True)
             assert all(torch.equal(one.fc1.weight, other.fc1.weight) for one, other in pairs)
             assert list(getattr(supervision_maps(config, teacher), side)) == layers
+    assert layer_map(3, 12) == [0, 5, 11]  # of two that are as near, the lower one
 
 
 @pytest.mark.parametrize("teacher", [1, 2, 3, 6, 7, 12, 24, 29])
