@@ -159,14 +159,14 @@ def test_what_no_classifier_can_read_is_refused(folders):
             engine.logits_of_ids([[5], ids])
     assert engine.logits_of_ids([]).shape == (0, 2)
     assert engine.classify([]) == []
-    with pytest.raises(InputError, match=r"^texts, number 2: ' ' .* a word at least"):
-        engine.classify(["the", " "])
-    with pytest.raises(InputError, match=r"^seconds, number 1: ''"):
-        engine.classify(["the"], [""])
-    with pytest.raises(InputError, match=r"^seconds: '1 of them'"):
-        engine.classify(["the", "river"], ["old"])
-    with pytest.raises(InputError, match=r"^batch_size: 0"):
-        engine.classify(["the"], batch_size=0)
+    for columns, options, message in (
+        ((["the", " "],), {}, r"^texts, number 2: ' ' .* a word at least"),
+        ((["the"], [""]), {}, r"^seconds, number 1: ''"),
+        ((["the", "river"], ["old"]), {}, r"^seconds: '1 of them'"),
+        ((["the"],), {"batch_size": 0}, r"^batch_size: 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            engine.classify(*columns, **options)
     engine.tokenizer = None
     with pytest.raises(InputError, match="without a tokenizer"):
         engine.classify(["the"])
