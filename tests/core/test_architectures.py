@@ -8,13 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    AttentionInterface,
-    GPT2LMHeadModel,
-    PegasusConfig,
-    PegasusForConditionalGeneration,
-    PreTrainedModel,
-)
+from transformers import AttentionInterface, GPT2LMHeadModel, PegasusConfig, PegasusForConditionalGeneration
 
 from dqlib import attention
 from dqlib.architectures import ARCHITECTURES, architecture_of, submodule
@@ -30,7 +24,7 @@ from dqlib.storage.footprint import footprint, fp32_size_bytes, size_bytes
 from dqlib.storage.students import load_student, save_student
 from dqlib.student import make_student, quantized_modules, set_attention_maps, supervision_maps
 from dqlib.terms import distillation_terms
-from tests.helpers.models import CASES, EVERY, VOCABULARY, WANTED, Data, data_of, make_teacher, student_of
+from tests.helpers.models import CASES, EVERY, VOCABULARY, WANTED, data_of, make_teacher, student_of
 
 METHODS = ("dqlib", "dq-bart", "xtc", "quantgpt")
 GENERATING = [name for name, case in CASES.items() if case.generates]
@@ -43,9 +37,8 @@ EVERY_WITH_A_METHOD = pytest.mark.parametrize(
 )
 
 
-def step_loss(
-    student: PreTrainedModel, teacher: PreTrainedModel, data: Data, weights: LossWeights, bank: MemoryBank | None = None
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def step_loss(student, teacher, data, weights, bank=None):
+    """Terms of a step, and their sum by their weights."""
     with torch.no_grad():
         theirs = teacher(**data.inputs, **WANTED)
     ours = student(**data.inputs, **WANTED)
@@ -54,7 +47,7 @@ def step_loss(
     return terms, torch.stack([weights.of(term) * value for term, value in terms.items()]).sum()
 
 
-def expected_terms(name: str, weights: LossWeights) -> set[str]:
+def expected_terms(name, weights):
     sides = {"2-1": ("encoder", "decoder"), "2-0": ("encoder",), "0-2": ("decoder",)}[CASES[name].layers]
     terms = {family for family in ("task", "logits", "contrastive") if getattr(weights, family)}
     terms |= {f"{side}_hidden" for side in sides if weights.hidden}
@@ -129,16 +122,14 @@ def test_embedding_and_head_are_one_quantized_table(name):
 
 
 def test_tables_of_their_own_have_quantizers_of_their_own():
-    student = student_of(make_teacher("t5-untied"), "t5-untied", bits="2-3-8")
-    assert student.lm_head.weight is not student.shared.weight
-    assert student.lm_head.weight_quantizer is not student.shared.weight_quantizer
-    assert student.lm_head.weight_quantizer.bits == 3
-    student = student_of(make_teacher("marian-unshared"), "marian-unshared", bits="2-3-8")
-    encoder, decoder = student.model.encoder.embed_tokens, student.model.decoder.embed_tokens
-    assert encoder.weight is not decoder.weight
-    assert encoder.weight_quantizer is not decoder.weight_quantizer
-    assert student.lm_head.weight is decoder.weight
-    assert student.lm_head.weight_quantizer is decoder.weight_quantizer
+    t5, marian = (student_of(make_teacher(name), name, bits="2-3-8") for name in ("t5-untied", "marian-unshared"))
+    encoder, decoder = marian.model.encoder.embed_tokens, marian.model.decoder.embed_tokens
+    for one, other in ((t5.lm_head, t5.shared), (encoder, decoder)):
+        assert one.weight is not other.weight
+        assert one.weight_quantizer is not other.weight_quantizer
+    assert t5.lm_head.weight_quantizer.bits == 3
+    assert marian.lm_head.weight is decoder.weight
+    assert marian.lm_head.weight_quantizer is decoder.weight_quantizer
 
 
 @EVERY
@@ -204,7 +195,7 @@ def test_keys_and_values_come_rounded_a_token_and_head_and_queries_do_not(name, 
 # --- learning
 
 
-def learned_of(student: PreTrainedModel) -> dict[str, nn.Parameter]:
+def learned_of(student):
     learned = {path: module.weight_quantizer.learned for path, module in quantized_modules(student).items()}
     return {path: parameter for path, parameter in learned.items() if parameter is not None}
 
@@ -214,12 +205,9 @@ def test_anchors_are_smoothed_by_a_bank_in_every_decoder(name):
     teacher, data = make_teacher(name), data_of(name)
     student, bank = student_of(teacher, name, preset="quantgpt"), MemoryBank(VOCABULARY, 0.5)
     weights = get_preset("quantgpt").loss
-    first, _ = step_loss(student, teacher, data, weights, bank)
-    plain, _ = step_loss(student, teacher, data, weights)
-    second, loss = step_loss(student, teacher, data, weights, bank)
-    torch.testing.assert_close(second["contrastive"], first["contrastive"], rtol=0.2, atol=0.0)
-    assert torch.isfinite(plain["contrastive"])
-    loss.backward()
+    first, second = (step_loss(student, teacher, data, weights, bank) for _ in range(2))
+    torch.testing.assert_close(second[0]["contrastive"], first[0]["contrastive"], rtol=0.2, atol=0.0)
+    second[1].backward()
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
 
 
@@ -243,7 +231,7 @@ def test_scores_of_every_attention_are_compared(name):
 # --- evaluating
 
 
-def greedy(student: PreTrainedModel, name: str, **options) -> torch.Tensor:
+def greedy(student, name, **options):
     data = data_of(name)
     inputs = {key: data.inputs[key] for key in ("input_ids", "attention_mask")}
     if CASES[name].model is GPT2LMHeadModel:  # a decoder goes on from the left
@@ -266,13 +254,8 @@ def test_cached_generation_gives_what_the_whole_forward_gives(name, preset):
         torch.testing.assert_close(ours, theirs, atol=0.01 * float(theirs.abs().max()), rtol=0)
 
 
-# --- saving and counting
-
-
 @EVERY_WITH_A_METHOD
-def test_training_reaches_every_weight_and_lowers_the_loss_and_a_saved_student_is_the_same_function(
-    name, preset, tmp_path
-):
+def test_training_reaches_every_weight_and_scale_and_lowers_the_loss(name, preset):
     teacher, data = make_teacher(name), data_of(name)
     student = student_of(teacher, name, preset=preset)
     weights = replace(get_preset(preset).loss, task=1.0)
@@ -294,21 +277,12 @@ def test_training_reaches_every_weight_and_lowers_the_loss_and_a_saved_student_i
         optimizer.step()
         optimizer.zero_grad()
     assert min(losses[-3:]) < 0.9 * losses[0]
-    save_student(student.eval(), tmp_path)
-    loaded = load_student(tmp_path)
-    assert type(loaded) is type(student)
+    assert all(not torch.equal(before, learned_of(student)[path]) for path, before in scales.items())
     with torch.no_grad():
-        logits = student(**data.inputs).logits
-        assert torch.isfinite(logits).all()
-        assert torch.equal(loaded(**data.inputs).logits, logits)
-        assert torch.equal(student(**data.inputs).logits, logits)
-    ours, theirs = learned_of(loaded), learned_of(student)
-    assert ours.keys() == theirs.keys() == scales.keys()
-    assert all(torch.equal(ours[path], theirs[path]) for path in ours)
-    assert all(not torch.equal(before, theirs[path]) for path, before in scales.items())  # they were trained
-    if CASES[name].generates:
-        options = {"input_ids": data.inputs["input_ids"][:1], "num_beams": 2, "max_new_tokens": 4}
-        assert torch.equal(loaded.generate(**options), student.generate(**options))
+        assert torch.isfinite(student.eval()(**data.inputs).logits).all()
+
+
+# --- saving and counting
 
 
 @pytest.mark.parametrize(
@@ -362,15 +336,8 @@ def test_the_footprint_counts_every_parameter_once(name, preset):
 @pytest.mark.parametrize(
     ("name", "config", "preset", "message"),
     [
-        (
-            "t5",
-            "2-2-8 2-1",
-            "dq-bart-faithful",
-            r"^preset: 'dq-bart-faithful' .* the architecture 't5'; .* bart, mbart",
-        ),
-        ("gpt2", "2-2-8 0-2", "dq-bart-faithful", r"^preset: 'dq-bart-faithful' .* the architecture 'gpt2'"),
+        ("t5", "2-2-8 2-1", "dq-bart-faithful", r"^preset: 'dq-bart-faithful' .* architecture 't5'; .* bart, mbart"),
         ("bart", "1-2-8 2-1", "dq-bart", r"^w_bits of '1-2-8 2-1': 1 .* with the preset 'dq-bart'"),
-        ("bart", "2-1-8 2-1", "dq-bart", r"^e_bits of '2-1-8 2-1': 1 .* with the preset 'dq-bart'"),
         ("gpt2", "2-2-8 1-2", "dqlib", r"^config '2-2-8 1-2', encoder_layers: 1 .* at most 0"),
         ("gpt2", "2-2-8 0-4", "dqlib", r"^config '2-2-8 0-4', decoder_layers: 4 .* at most 3"),
         ("bert", "2-2-8 2-1", "dqlib", r"^config '2-2-8 2-1', decoder_layers: 1 .* at most 0"),
@@ -395,13 +362,14 @@ def test_every_preset_serves_bart_and_those_that_it_names(preset):
 
 
 def test_an_unknown_architecture_is_told_how_to_be_added():
-    tiny = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 20, "max_position_embeddings": 8}
-    tiny |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
-    teacher = PegasusForConditionalGeneration(PegasusConfig(**tiny))
-    with pytest.raises(
-        InputError, match=r"model_type: 'pegasus' .* ARCHITECTURES in dqlib/architectures\.py"
-    ) as caught:
+    sizes = {"d_model": 16, "vocab_size": 20, "max_position_embeddings": 8} | {
+        f"{side}_{field}": value
+        for side in ("encoder", "decoder")
+        for field, value in {"layers": 1, "attention_heads": 2, "ffn_dim": 8}.items()
+    }
+    teacher = PegasusForConditionalGeneration(PegasusConfig(**sizes))
+    message = r"model_type: 'pegasus' .* ARCHITECTURES in dqlib/architectures\.py"
+    with pytest.raises(InputError, match=message) as caught:
         make_student(teacher, Config.parse("2-2-8 1-1"))
-    for known in ARCHITECTURES:
-        assert known in str(caught.value)
+    assert all(known in str(caught.value) for known in ARCHITECTURES)
     assert set(ARCHITECTURES) == {case.config.model_type for case in CASES.values()}  # each is tested here

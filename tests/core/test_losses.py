@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from dqlib.config import Config
@@ -21,19 +23,16 @@ from dqlib.losses import (
 )
 from dqlib.student import make_student, set_attention_maps, supervision_map
 from dqlib.terms import LayerMaps, distillation_terms
+from tests.helpers.models import WANTED
 
 LAYERED = {"encoder_attention", "decoder_attention", "cross_attention", "encoder_hidden", "decoder_hidden"}
 
 
-def test_cross_entropy_is_that_of_the_tokens_that_count():
-    logits, labels = torch.randn(2, 3, 7), torch.tensor([[1, 2, -100], [3, -100, -100]])
-    by_hand = -torch.log_softmax(logits, -1)[[0, 0, 1], [0, 1, 0], [1, 2, 3]].mean()
-    torch.testing.assert_close(cross_entropy(logits, labels), by_hand)
-
-
-def test_divergence_is_zero_for_equals_and_follows_the_formula():
-    s, t = torch.randn(2, 3, 7), torch.randn(2, 3, 7)
-    mask = torch.tensor([[True, True, False], [True, False, False]])
+def test_losses_of_logits_follow_their_formulas_over_the_tokens_that_count():
+    s, t, labels = torch.randn(2, 3, 7), torch.randn(2, 3, 7), torch.tensor([[1, 2, -100], [3, -100, -100]])
+    by_hand = -torch.log_softmax(s, -1)[[0, 0, 1], [0, 1, 0], [1, 2, 3]].mean()
+    torch.testing.assert_close(cross_entropy(s, labels), by_hand)
+    mask = labels >= 0
     assert logits_kl(t, t, mask).item() == pytest.approx(0, abs=1e-6)
     p, q = torch.softmax(t / 2, -1), torch.softmax(s / 2, -1)
     by_hand = 4 * (p * (p / q).log()).sum(-1)[mask].mean()
@@ -46,8 +45,7 @@ def test_maps_that_a_teacher_does_not_give_are_asked_for_in_a_sentence(teacher, 
     weights, maps = LossWeights(reduction=reduction, logits_loss="mse"), LayerMaps([1, 3], [0, 2])
     assert teacher.config._attn_implementation == "sdpa"
     student = make_student(teacher, Config.parse("2-2-8 2-2"))
-    wanted = {"output_attentions": True, "output_hidden_states": True}
-    ours, theirs = (model(**batch.inputs(), **wanted) for model in (student, teacher))
+    ours, theirs = (model(**batch.inputs(), **WANTED) for model in (student, teacher))
     rest = batch.labels, batch.attention_mask.bool(), maps
     with pytest.raises(InputError, match=r"^encoder_attentions of the teacher: \(\) .* attn_implementation='eager'"):
         distillation_terms(ours, theirs, *rest, weights)
@@ -62,26 +60,16 @@ def test_every_term_has_a_weight_and_bad_weights_are_named():
     families = {"task": 2, "logits": 3, "attention": 5, "hidden": 7, "contrastive": 11}
     for name in ("task", "logits", "contrastive", "encoder_last_hidden", *LAYERED):
         assert LossWeights(**families).of(name) == families[name.rpartition("_")[2]]
-    for bad in (
-        {"task": -1.0},
-        {"contrastive": -0.1},
-        {"hidden": float("nan")},
-        {"logits_loss": "l1"},
-        {"attention_maps": "values"},
-        {"layers": "first"},
-        {"token_temperature": 0.0},
-        {"layers": "last", "reduction": "reference", "logits_loss": "mse"},
-        {"reduction": "sum"},
-        {"temperature": 0.0},
-        {"contrastive_temperature": -1.0},
-        {"momentum": 1.0},
-        {"momentum": -0.1},
-        {"logits_loss": "kl", "reduction": "reference"},
-        {"attention_maps": "scores", "reduction": "reference", "logits_loss": "mse"},
-        {"contrastive": 0.1, "reduction": "reference", "logits_loss": "mse"},
-    ):
-        with pytest.raises(InputError, match=rf"^{next(iter(bad))}: .* must be "):
-            LossWeights(**bad)
+    of_itself = {"task": -1.0, "contrastive": -0.1, "hidden": float("nan"), "momentum": 1.0, "temperature": 0.0}
+    of_itself |= {"logits_loss": "l1", "attention_maps": "values", "layers": "first", "reduction": "sum"}
+    of_itself |= {"token_temperature": 0.0, "contrastive_temperature": -1.0}
+    of_reference = {"layers": "last", "logits_loss": "kl", "attention_maps": "scores", "contrastive": 0.1}
+    for field, value in (*of_itself.items(), ("momentum", -0.1)):
+        with pytest.raises(InputError, match=rf"^{field}: .* must be "):
+            LossWeights(**{field: value})
+    for field, value in of_reference.items():
+        with pytest.raises(InputError, match=rf"^{field}: .* must be "):
+            LossWeights(**{"reduction": "reference", "logits_loss": "mse"} | {field: value})
 
 
 # --- tokens that count more
@@ -161,51 +149,29 @@ def test_divergence_of_relations_follows_the_formula_and_what_is_masked_adds_not
     assert relation_kl(t, t, mask).item() == pytest.approx(0, abs=1e-12)
 
 
-# --- scores of attention
-
-
-def test_a_query_that_sees_no_key_divides_by_none():
-    s = torch.zeros(1, 2, 3, 4)
-    loss = attention_mse(s, s, torch.ones(1, 3, dtype=torch.bool), keys=torch.zeros(1, 1, dtype=torch.long))
-    assert loss == 0
-
-
 # --- contrast of tokens
-
-
-def slow_contrastive(student, teacher, mask, temperature):
-    total = torch.zeros((), dtype=student.dtype)
-    cosine = torch.nn.functional.cosine_similarity
-    for b in range(len(student)):
-        counting = mask[b].nonzero().flatten().tolist()
-        for i in counting:
-            similarities = [cosine(student[b, i], teacher[b, j], dim=0) / temperature for j in counting]
-            positive = similarities[counting.index(i)].exp()
-            total = total - (positive / torch.stack(similarities).exp().sum()).log()
-    return total
 
 
 def test_contrast_of_tokens_follows_the_formula():
     s, t = torch.randn(3, 5, 7, dtype=torch.float64), torch.randn(3, 5, 7, dtype=torch.float64)
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 1]]).bool()
     for temperature in (0.1, 1.0):
-        expected = slow_contrastive(s, t, mask, temperature)
-        torch.testing.assert_close(token_contrastive(s, t, mask, temperature=temperature), expected / mask.sum())
-        torch.testing.assert_close(token_contrastive(s, t, mask, 3.0, temperature), expected / 3)
+        expected = 0.0
+        for b, i in mask.nonzero().tolist():
+            similarities = torch.cosine_similarity(s[b, i], t[b], dim=-1) / temperature
+            expected -= float(similarities[i] - similarities[mask[b]].exp().sum().log())
+        found = [token_contrastive(s, t, mask, *count, temperature=temperature).item() for count in ((), (3.0,))]
+        assert found == pytest.approx([expected / int(mask.sum()), expected / 3])
 
 
-def test_contrast_is_small_for_equals_and_largest_for_exchanged_tokens():
-    t = torch.eye(4).unsqueeze(0)
-    mask = torch.ones(1, 4, dtype=torch.bool)
-    assert token_contrastive(5 * t, t, mask) < 1e-3  # lengths do not matter
-    assert token_contrastive(t.flip(1), t, mask) > 5
-
-
-def test_contrast_sees_no_padding_neither_as_anchor_nor_as_negative():
-    s, t = torch.randn(2, 4, 6).requires_grad_(), torch.randn(2, 4, 6)
+def test_contrast_sees_no_padding_neither_as_anchor_nor_as_negative_and_states_of_zero_are_finite():
+    s, t = torch.randn(2, 4, 6), torch.randn(2, 4, 6)
+    s[0, 1] = 0
+    s.requires_grad_()
     mask = torch.tensor([[True, True, True, False], [False, False, False, False]])  # one sequence is padding alone
     loss = token_contrastive(s, t, mask)
     loss.backward()
+    assert torch.isfinite(loss)
     assert torch.isfinite(s.grad).all()
     assert (s.grad[~mask] == 0).all()
     assert (s.grad[mask] != 0).any()
@@ -215,53 +181,31 @@ def test_contrast_sees_no_padding_neither_as_anchor_nor_as_negative():
         assert torch.equal(token_contrastive(changed_s, changed_t, mask), loss)
 
 
-def test_contrast_of_zero_states_is_finite():
-    s = torch.zeros(1, 3, 4, requires_grad=True)
-    loss = token_contrastive(s, torch.randn(1, 3, 4), torch.ones(1, 3, dtype=torch.bool))
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert torch.isfinite(s.grad).all()
-
-
 # --- memory bank
 
 
-def test_a_second_meeting_of_a_token_mixes_by_momentum_and_scales_the_gradient():
-    bank, mask = MemoryBank(10, 0.25), torch.ones(1, 3, dtype=torch.bool)
-    first, second, third = (torch.randn(1, 3, 4).requires_grad_() for _ in range(3))
-    assert torch.equal(bank.smooth(first, torch.tensor([[1, 2, 3]]), mask), first)
-    mixed = bank.smooth(second, torch.tensor([[2, 7, 1]]), mask)
-    expected = second.clone()
-    expected[0, 0] = 0.25 * first[0, 1] + 0.75 * second[0, 0]
-    expected[0, 2] = 0.25 * first[0, 0] + 0.75 * second[0, 2]
-    torch.testing.assert_close(mixed, expected)
-    mixed.sum().backward()
-    assert first.grad is None  # the past has no graph, or memory would grow with every step
-    torch.testing.assert_close(second.grad[0, :, 0], torch.tensor([0.75, 1.0, 0.75]))
-    again = bank.smooth(third, torch.tensor([[2, 3, 8]]), mask)
-    torch.testing.assert_close(again[0, 0], 0.25 * expected[0, 0] + 0.75 * third[0, 0])  # of what was mixed
-    torch.testing.assert_close(again[0, 1], 0.25 * first[0, 2] + 0.75 * third[0, 1])
-    assert torch.equal(again[0, 2], third[0, 2])
-
-
-def test_an_entry_that_is_met_several_times_in_a_batch_takes_in_the_mean():
-    bank, mask = MemoryBank(10, 0.5), torch.ones(2, 2, dtype=torch.bool)
-    states = torch.randn(2, 2, 4)
-    bank.smooth(states, torch.tensor([[3, 3], [4, 3]]), mask)
-    mean = (states[0, 0] + states[0, 1] + states[1, 1]) / 3
-    zeros = torch.zeros(1, 1, 4)
-    torch.testing.assert_close(bank.smooth(zeros, torch.tensor([[3]]), mask[:1, :1])[0, 0], mean / 2)
-
-
-def test_padding_is_not_remembered():
-    # Padded labels are -100; as an index, or cut to 0, they would be tokens like others.
-    bank = MemoryBank(5, 0.5)
-    keys, mask = torch.tensor([[2, -100, -100]]), torch.tensor([[True, False, False]])
-    for _ in range(2):
-        bank.smooth(torch.randn(1, 3, 4), keys, mask)
-    states = torch.randn(1, 4, 4)
-    mixed = bank.smooth(states, torch.tensor([[0, 1, 3, 4]]), torch.ones(1, 4, dtype=torch.bool))
-    assert torch.equal(mixed, states)
+@settings(max_examples=25, deadline=None)
+@given(
+    batches=st.lists(st.lists(st.sampled_from([-100, 0, 1, 2, 3]), min_size=4, max_size=4), min_size=2, max_size=5),
+    momentum=st.sampled_from([0.25, 0.5]),
+)
+def test_a_known_token_is_mixed_by_momentum_with_the_mean_of_what_it_was_and_padding_is_not_remembered(
+    batches, momentum
+):
+    bank, known = MemoryBank(4, momentum), {}
+    for keys in batches:
+        ids, states = torch.tensor([keys]), torch.randn(1, 4, 3).requires_grad_()
+        mixed = bank.smooth(states, ids, ids >= 0)
+        counting, means, expected = [i for i, key in enumerate(keys) if key >= 0], {}, states.detach().clone()
+        for i in counting:
+            if keys[i] in known:
+                expected[0, i] = momentum * known[keys[i]] + (1 - momentum) * expected[0, i]
+            means.setdefault(keys[i], []).append(expected[0, i])
+        torch.testing.assert_close(mixed[0, counting], expected[0, counting])
+        mixed[0, counting].sum().backward()  # the past has no graph, or memory would grow with every step
+        slope = [[0.0 if key < 0 else 1 - momentum * (key in known)] * 3 for key in keys]
+        torch.testing.assert_close(states.grad[0], torch.tensor(slope))
+        known |= {key: torch.stack(values).mean(0) for key, values in means.items()}
 
 
 # --- terms of whole models
@@ -279,9 +223,8 @@ CHOICES = {
 
 
 def outputs(student, teacher, batch):
-    wanted = {"output_attentions": True, "output_hidden_states": True}
     with torch.no_grad():
-        return student(**batch.inputs(), **wanted), teacher(**batch.inputs(), **wanted)
+        return student(**batch.inputs(), **WANTED), teacher(**batch.inputs(), **WANTED)
 
 
 @pytest.fixture
@@ -332,24 +275,20 @@ def test_scores_are_compared_before_the_softmax_and_averaged_over_the_keys_that_
         set_attention_maps(model, "scores")
     weights = LossWeights(task=0, logits=0, hidden=0, attention_maps="scores")
     ours, theirs = outputs(*pair, batch)
-    mask = batch.attention_mask.bool()
-    found = distillation_terms(ours, theirs, batch.labels, mask, MAPS, weights)
-    assert set(found) == {"encoder_attention", "decoder_attention", "cross_attention"}
-    lengths, targets = batch.attention_mask.sum(1).tolist(), (batch.labels >= 0).sum(1).tolist()
-    totals = dict.fromkeys(found, 0.0)
-    for b, (source, target) in enumerate(zip(lengths, targets, strict=True)):
-        for q in range(source):
-            for i, j in ((0, 0), (1, 3)):
-                difference = (ours.encoder_attentions[i] - theirs.encoder_attentions[j])[b, :, q, :source]
-                totals["encoder_attention"] += difference.square().mean() / 2
-        for q in range(target):
-            difference = (ours.decoder_attentions[0] - theirs.decoder_attentions[2])[b, :, q, : q + 1]
-            totals["decoder_attention"] += difference.square().mean()
-            difference = (ours.cross_attentions[0] - theirs.cross_attentions[2])[b, :, q, :source]
-            totals["cross_attention"] += difference.square().mean()
-    for name, total in totals.items():
-        count = sum(lengths) if name == "encoder_attention" else sum(targets)
-        torch.testing.assert_close(found[name], total / count)
+    found = distillation_terms(ours, theirs, batch.labels, batch.attention_mask.bool(), MAPS, weights)
+    layers = {"encoder_attention": ((0, 0), (1, 3)), "decoder_attention": ((0, 2),), "cross_attention": ((0, 2),)}
+    assert set(found) == set(layers)
+    sources, targets = batch.attention_mask.sum(1).tolist(), (batch.labels >= 0).sum(1).tolist()
+    for name, pairs in layers.items():
+        total, queries = 0.0, sources if name == "encoder_attention" else targets
+        for b, q in ((b, q) for b, count in enumerate(queries) for q in range(count)):
+            keys = q + 1 if name == "decoder_attention" else sources[b]
+            for i, j in pairs:
+                difference = ours[f"{name}s"][i] - theirs[f"{name}s"][j]
+                total += difference[b, :, q, :keys].square().mean() / len(pairs)
+        torch.testing.assert_close(found[name], total / sum(queries))
+    zeros = torch.zeros(1, 2, 3, 4)  # a query that sees no key divides by none
+    assert attention_mse(zeros, zeros, torch.ones(1, 3).bool(), keys=torch.zeros(1, 1, dtype=torch.long)) == 0
 
 
 def test_hidden_terms_compare_each_layer_with_its_teacher_or_the_last_alone_and_leave_out_embeddings(pair, batch):
@@ -438,9 +377,7 @@ def reference_pair():
 
 
 def mean_square(ours, theirs):
-    return sum((a - b) ** 2 for a, b in zip(ours.flatten().tolist(), theirs.flatten().tolist(), strict=True)) / (
-        ours.numel()
-    )
+    return float((ours.double() - theirs.double()).square().sum() / ours.numel())
 
 
 def test_the_reference_counts_padding_embeddings_and_sums_over_layers():
@@ -450,12 +387,8 @@ def test_the_reference_counts_padding_embeddings_and_sums_over_layers():
     mask = torch.tensor([[True, True, True], [True, False, False]])
     found = distillation_terms(ours, theirs, labels, mask, maps, weights)
     expected = {"logits": mean_square(ours.logits, theirs.logits)}
-    for term, field in (
-        ("encoder_attention", "encoder_attentions"),
-        ("decoder_attention", "decoder_attentions"),
-        ("cross_attention", "cross_attentions"),
-    ):
-        a, b = getattr(ours, field), getattr(theirs, field)
+    for term in ("encoder_attention", "decoder_attention", "cross_attention"):
+        a, b = getattr(ours, f"{term}s"), getattr(theirs, f"{term}s")
         expected[term] = mean_square(a[0], b[0]) + mean_square(a[1], b[2])
     for side in ("encoder", "decoder"):
         a, b = getattr(ours, f"{side}_hidden_states"), getattr(theirs, f"{side}_hidden_states")

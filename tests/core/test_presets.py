@@ -13,12 +13,8 @@ from dqlib.presets import PRESETS, VARIANTS, Preset, Recipe, get_preset
 ALL = PRESETS | VARIANTS
 
 
-def test_the_methods_are_there():
-    assert set(PRESETS) >= {"dqlib", "dq-bart", "dq-bart-faithful", "xtc", "quantgpt"}
-    assert not set(PRESETS) & set(VARIANTS)
-
-
 def test_a_preset_is_found_by_the_name_it_bears_and_copied_with_the_student_that_bears_it():
+    assert not set(PRESETS) & set(VARIANTS)
     for name, preset in ALL.items():
         assert preset.name == name
         assert get_preset(name) is get_preset(preset) is preset
@@ -59,39 +55,39 @@ def test_a_recipe_out_of_bounds_is_named_and_one_at_its_bounds_is_allowed():
         Recipe(learning_rate=1e-9, schedule=schedule, warmup=0.0, scale_learning_rate=1e9, progressive=0.999)
 
 
-def test_layerwise_steps_are_part_of_all_steps_and_leave_one():
+def test_parts_of_a_training_are_parts_of_its_steps():
     assert [Recipe(layerwise=0.2).layerwise_steps(steps) for steps in (250, 10, 2, 1)] == [50, 2, 0, 0]
-    assert Recipe(layerwise=0.99).layerwise_steps(10) == 9
+    assert Recipe(layerwise=0.99).layerwise_steps(10) == 9  # one is left
     assert Recipe().layerwise_steps(10) == 0
-    with pytest.raises(InputError, match=r"^layerwise: 0.2 .* must be 0 where no loss compares with a teacher"):
-        replace(get_preset("quantization-only"), by_bits={2: Recipe(layerwise=0.2)})
-
-
-def test_losses_of_layers_fade_in_a_straight_line():
+    assert [Recipe(average=0.2).averaged_steps(steps) for steps in (250, 10, 2)] == [50, 2, 0]
+    assert Recipe(average=0.9, layerwise=0.4).averaged_steps(10) == 6  # none of the layerwise ones
     fading = Recipe(layer_losses_until=0.5)
     assert [fading.layer_losses(step, 8) for step in range(1, 9)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.0]
     assert {Recipe().layer_losses(step, 8) for step in range(1, 9)} == {1.0}
-    with pytest.raises(InputError, match=r"^layer_losses_until: 0.5 .* must be 1 where task and logits weigh 0"):
-        replace(get_preset("dqlib"), loss=LossWeights(task=0.0, logits=0.0), recipe=fading)
+    recipes = Recipe(teacher_targets=1.0), Recipe(labelled_text=0.1), Recipe(on_policy=0.5)
+    assert [recipe.pseudo_labels for recipe in recipes] == [True, True, False]
 
 
-def test_averaged_steps_are_the_last_and_none_of_the_layerwise_ones():
-    assert [Recipe(average=0.2).averaged_steps(steps) for steps in (250, 10, 2)] == [50, 2, 0]
-    assert Recipe(average=0.9, layerwise=0.4).averaged_steps(10) == 6
+def test_a_recipe_that_its_losses_give_nothing_to_do_is_refused():
+    alone, no_aim = VARIANTS["quantization-only"], LossWeights(task=0.0, logits=0.0)
+    no_teacher = "0 where no loss compares with a teacher"
+    for preset, changes, message in (
+        (alone, {"by_bits": {2: Recipe(layerwise=0.2)}}, rf"^layerwise: 0.2 .* must be {no_teacher}"),
+        (alone, {"recipe": Recipe(on_policy=0.5)}, rf"^on_policy: 0\.5 .* {no_teacher}"),
+        (PRESETS["dqlib"], {"loss": no_aim, "recipe": Recipe(layer_losses_until=0.5)},
+         r"^layer_losses_until: 0.5 .* must be 1 where task and logits weigh 0"),
+        (Preset("mine"), {"rate_exponent": -1}, r"^rate_exponent: -1 .* at least 0"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            replace(preset, **changes)
 
 
-def test_some_bits_may_have_a_recipe_of_their_own():
-    one = Recipe(warmup=0.5)
-    preset = Preset("mine", by_bits={1: one})
+def test_a_recipe_depends_on_the_bits_of_weights_and_on_how_much_of_its_layers_a_student_keeps():
+    one, config = Recipe(warmup=0.5), Config.parse("2-2-8 2-1")
+    preset = Preset("mine", recipe=Recipe(learning_rate=0.5), rate_exponent=2.0, by_bits={1: one})
     assert preset.recipe_for(Config.parse("1-2-8 2-1")) == one
-    assert preset.recipe_for(Config.parse("2-1-8 2-1")) == preset.recipe  # bits of weights decide
-
-
-def test_a_student_that_keeps_less_of_its_layers_has_a_larger_rate():
-    preset, config = Preset("mine", recipe=Recipe(learning_rate=0.5), rate_exponent=2.0), Config.parse("2-2-8 2-1")
+    assert preset.recipe_for(Config.parse("2-1-8 2-1")) == preset.recipe_for(config) == preset.recipe
     assert [preset.recipe_for(config, kept).learning_rate for kept in (1.0, 0.5, 0.25)] == [0.5, 2.0, 8.0]
-    with pytest.raises(InputError, match=r"^rate_exponent: -1 .* at least 0"):
-        replace(preset, rate_exponent=-1)
 
 
 def test_a_preset_serves_known_architectures_and_says_which_it_does_not():
@@ -117,11 +113,3 @@ def test_a_preset_has_a_recipe_for_all_its_bits_and_bits_without_a_grid_are_refu
                 else:
                     with pytest.raises(InputError, match=rf"^{field} of '{text}': {bits} .* with the preset '{name}'"):
                         preset.check_fits(Config.parse(text), "bart")
-
-
-def test_steps_on_a_student_s_own_targets_need_a_teacher():
-    with pytest.raises(InputError, match=r"^on_policy: 0\.5 .* 0 where no loss compares with a teacher"):
-        replace(VARIANTS["quantization-only"], recipe=Recipe(on_policy=0.5))
-    assert Recipe(teacher_targets=1.0).pseudo_labels
-    assert Recipe(labelled_text=0.1).pseudo_labels
-    assert not Recipe(on_policy=0.5).pseudo_labels

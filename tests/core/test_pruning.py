@@ -229,54 +229,46 @@ def test_bits_are_chosen_for_narrow_layers_too(tmp_path):
 def test_a_manifest_that_tells_of_another_shape_is_refused(tmp_path):
     save_student(narrow_student("bart"), tmp_path)
     about = json.loads((tmp_path / MANIFEST).read_text())["about"]
-    for config, message in (
-        ("2-2-8 2-1 h2 f10", r"weight: .* is not allowed; it must be of the shape"),
-        ("2-2-8 2-1 f10", r"weight: .* is not allowed; it must be of the shape"),
-        ("2-2-8 2-1 h3 f10", r"heads: 3 .* at most 2"),
-        ("2-2-8 2-1 h1 f11", r"^config: '2-2-8 2-1 h1 f11' .* one of f10, as config.json has it"),
-    ):
-        refused(tmp_path, about | {"config": config}, message)
-    for heads in (
+    cross = {"cross": [[0]]}
+    heads = (
         None,
         {"encoder": [[0], [0]], "decoder": [[0]]},
-        {"encoder": [[0], [2]], "decoder": [[0]], "cross": [[0]]},
-        {"encoder": [[0], [0, 1]], "decoder": [[0]], "cross": [[0]]},
-        {"encoder": 3, "decoder": [[0]], "cross": [[0]]},
+        {"encoder": [[0], [2]], "decoder": [[0]]} | cross,
+        {"encoder": [[0], [0, 1]], "decoder": [[0]]} | cross,
+        {"encoder": 3, "decoder": [[0]]} | cross,
+    )
+    for changes, message in (
+        ({"config": "2-2-8 2-1 h2 f10"}, r"weight: .* is not allowed; it must be of the shape"),
+        ({"config": "2-2-8 2-1 f10"}, r"weight: .* is not allowed; it must be of the shape"),
+        ({"config": "2-2-8 2-1 h3 f10"}, r"heads: 3 .* at most 2"),
+        ({"config": "2-2-8 2-1 h1 f11"}, r"^config: '2-2-8 2-1 h1 f11' .* one of f10, as config.json has it"),
+        *(({"kept_heads": each}, r"^kept_heads: .* 1 of the teacher's heads") for each in heads),
     ):
-        refused(tmp_path, about | {"kept_heads": heads}, r"^kept_heads: .* 1 of the teacher's heads")
-
-
-def refused(folder, about, message):
-    reseal(folder, about=about)
-    with pytest.raises(InputError, match=message) as caught:
-        load_student(folder)
-    assert "\n" not in str(caught.value)
+        reseal(tmp_path, about=about | changes)
+        with pytest.raises(InputError, match=message) as caught:
+            load_student(tmp_path)
+        assert "\n" not in str(caught.value)
 
 
 # --- refusing
 
 
 def test_bad_input_is_refused_in_one_sentence():
-    ids = torch.tensor([[3]])
-    for widths, calibration, message in (
-        ("h3", None, r"^config '2-2-8 2-1 h3', heads: 3 .* at most 2, as many as the teacher has"),
-        ("f25", None, r"^config '2-2-8 2-1 f25', ffn: 25 .* at most 24, as many as the teacher has"),
-        ("h1", [], r"^calibration: 'no batches' .* one batch at least"),
-        ("h1", [{"input_ids": ids}], r"^calibration: \['input_ids'\] .* with labels"),
-        ("h1", ["a text"], r"^calibration: 'str' .* with labels"),
-        ("h1", [{"input_ids": ids, "labels": torch.tensor([[-100]])}], r"^calibration: nan .* finite"),
+    ids, calibration, teacher = torch.tensor([[3]]), calibration_of("bart"), make_teacher("bart")
+    groups = replace(get_preset("dqlib"), name="groups", weights=WeightQuantization(linear="per_group_16"))
+    for widths, preset, batches, message in (
+        ("h3", "dqlib", calibration, r"^config '2-2-8 2-1 h3', heads: 3 .* at most 2, as many as the teacher has"),
+        ("f25", "dqlib", calibration, r"^config '2-2-8 2-1 f25', ffn: 25 .* at most 24, as many as the teacher has"),
+        ("h1", "dqlib", [], r"^calibration: 'no batches' .* one batch at least"),
+        ("h1", "dqlib", [{"input_ids": ids}], r"^calibration: \['input_ids'\] .* with labels"),
+        ("h1", "dqlib", ["a text"], r"^calibration: 'str' .* with labels"),
+        ("h1", "dqlib", [{"input_ids": ids, "labels": torch.tensor([[-100]])}], r"^calibration: nan .* finite"),
+        ("h1 f20", groups, None, r"heads: .* the groups of 16 weights of 'groups' divide"),  # divide the widths
+        ("h2 f20", groups, None, r"ffn: .* the groups of 16 weights of 'groups' divide"),
     ):
         with pytest.raises(InputError, match=message) as caught:
-            make_student(make_teacher("bart"), Config.parse(f"2-2-8 2-1 {widths}"), "dqlib", calibration)
+            make_student(teacher, Config.parse(f"2-2-8 2-1 {widths}"), preset, batches)
         assert "\n" not in str(caught.value)
-    # the groups of weights divide the widths
-    preset = replace(get_preset("dqlib"), name="groups", weights=WeightQuantization(linear="per_group_16"))
-    for widths, field in (("h1 f20", "heads"), ("h2 f20", "ffn")):
-        with pytest.raises(InputError, match=rf"{field}: .* the groups of 16 weights of 'groups' divide"):
-            make_student(make_teacher("bart"), Config.parse(f"2-2-8 2-1 {widths}"), preset)
-
-
-def test_a_model_is_not_made_wider():
-    with pytest.raises(InputError, match=r"^heads: 3 .* at most 2"):
+    with pytest.raises(InputError, match=r"^heads: 3 .* at most 2"):  # nothing is made wider
         narrow(make_teacher("gpt2"), 3)
     assert submodule(narrow(make_teacher("gpt2"), 1), "transformer.h.0.attn").num_heads == 1

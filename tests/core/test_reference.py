@@ -23,37 +23,25 @@ CLIP = 2.5
 exactly = {"atol": 1e-6, "rtol": 0.0}
 
 
-def cases(reference, ending):
-    """Keys of the weights' cases, without their ending."""
-    keys = sorted(key.removesuffix(ending) for key in reference if key.endswith(ending))
-    return [key for key in keys if "activation" not in key]
+def cases(reference, count):
+    """Keys of the weights' cases, without their ending: a smaller file must not turn the tests below into none."""
+    keys = sorted(key.removesuffix(".output") for key in reference if key.endswith(".output"))
+    keys = [key for key in keys if "activation" not in key]
+    assert len(keys) == count
+    return keys
 
 
-def test_the_files_hold_what_the_tests_read():
-    # A file replaced by a smaller one must not turn the tests below into none.
-    assert len(cases(DQ_BART, ".output")) == len(cases(DQ_BART, ".grad_input")) == 10
-    assert len(cases(XTC, ".output")) == 15
-
-
-@pytest.mark.parametrize("case", cases(DQ_BART, ".output"))
-def test_weights_are_those_of_dq_bart(case):
+@pytest.mark.parametrize("case", cases(DQ_BART, 10))
+def test_weights_and_gradients_are_those_of_dq_bart(case):
     scheme, bits, granularity = case.split(".")
-    weight, expected = DQ_BART["weight"], DQ_BART[f"{case}.output"]
     bits = int(bits.removesuffix("bit"))
+    weight, expected = DQ_BART["weight"].clone().requires_grad_(), DQ_BART[f"{case}.grad_input"]
     ours = quantize(weight, bits, granularity, scheme, clip=CLIP, integer_zero_point=False).dequantize()
-    torch.testing.assert_close(ours, expected, **exactly)
-
-
-@pytest.mark.parametrize("case", cases(DQ_BART, ".grad_input"))
-def test_gradients_are_those_of_dq_bart(case):
+    torch.testing.assert_close(ours, DQ_BART[f"{case}.output"], **exactly)
     # Weights beyond the clip get no gradient; a plain straight-through estimator gives them one.
-    scheme, bits, granularity = case.split(".")
-    bits = int(bits.removesuffix("bit"))
     field = {2: "two_bits"}.get(bits, "more_bits")
-    weight = DQ_BART["weight"].clone().requires_grad_()
     quantizer = WeightFakeQuantizer(weight, bits, granularity, WeightQuantization(clip=CLIP, **{field: scheme}))
     quantizer(weight).backward(DQ_BART["grad_output"])
-    expected = DQ_BART[f"{case}.grad_input"]
     torch.testing.assert_close(weight.grad, expected, **exactly)
     assert (expected == 0).any()  # the clip was at work
 
@@ -65,7 +53,7 @@ def test_activations_are_those_of_dq_bart(granularity):
     torch.testing.assert_close(ours, DQ_BART[f"symmetric.8bit.activation.{granularity}.output"], **exactly)
 
 
-@pytest.mark.parametrize("case", cases(XTC, ".output"))
+@pytest.mark.parametrize("case", cases(XTC, 15))
 def test_weights_are_those_of_xtc(case):
     scheme, bits, groups = case.split(".")
     weight, bits, groups = XTC["weight"], int(bits.removesuffix("bit")), int(groups.removeprefix("groups"))

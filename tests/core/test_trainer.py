@@ -140,16 +140,9 @@ def test_a_collator_and_generated_predictions_work(tmp_path):
     teacher = make_teacher("bart")
     student = make_student(teacher, Config.parse("2-2-8 2-1"))
     rows = [{"input_ids": [5, 6, 7, 2][i:], "attention_mask": [1] * (4 - i), "labels": [8, 9, 2][i:]} for i in range(2)]
-    arguments = Seq2SeqTrainingArguments(
-        str(tmp_path), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, predict_with_generate=True,
-    )  # fmt: skip
-    trainer = Distiller(
-        student,
-        arguments,
-        teacher=teacher,
-        train_dataset=rows,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, student),
-    )
+    options = {"max_steps": 1, "report_to": [], "use_cpu": True, "disable_tqdm": True, "predict_with_generate": True}
+    arguments, collator = Seq2SeqTrainingArguments(str(tmp_path), **options), DataCollatorForSeq2Seq(tokenizer, student)
+    trainer = Distiller(student, arguments, teacher=teacher, train_dataset=rows, data_collator=collator)
     trainer.train()
     assert len(trainer.predict(rows, max_new_tokens=4).predictions) == 2
     saved = tmp_path / "checkpoint-1"  # with the collator's tokenizer, which is the student's from then on

@@ -9,7 +9,7 @@ from dqlib.engines import ENGINES, export_model
 from dqlib.engines.torch_engine import TorchEngine
 from dqlib.errors import InputError
 from tests.helpers.checkpoints import tokenizer_of
-from tests.helpers.engines import OTHERS, served
+from tests.helpers.engines import OTHERS, alike, served
 from tests.helpers.models import CASES, EOS, LSQ, VOCABULARY, make_teacher, narrow_student, student_of
 from tests.helpers.packed import trained
 
@@ -23,32 +23,25 @@ IDS = [[5, 6, 7, 8, 9], [10, 11], [12], [13, 14, 15], [8, 9]]
 NEW_TOKENS = 8
 
 
-@OTHERS
-@pytest.mark.parametrize("bits", [None, "2-2-32", "8-4-32"])
-def test_a_text_goes_on_as_in_pytorch(engine, bits, tmp_path):
+@pytest.mark.parametrize("bits", [None, "2-2-32", "8-4-32", "narrow"])
+def test_a_text_goes_on_as_in_pytorch(bits, tmp_path):
     model = make_teacher("gpt2")
-    model = model if bits is None else student_of(model, "gpt2", bits).eval()
-    engines = [TorchEngine(model), served(model, engine, tmp_path / "out")]
-    for beams, new_tokens in ((1, 1), (1, NEW_TOKENS), (3, 1), (3, 4), (3, NEW_TOKENS)):
-        options = {"num_beams": beams, "max_new_tokens": new_tokens, "early_stopping": True}
-        ours, theirs = (each.generate_ids(IDS, **options) for each in engines)
-        assert ours == theirs
-        assert theirs == [engines[1].generate_ids([row], **options)[0] for row in IDS]
-        assert any(ours)
+    if bits == "narrow":
+        model = narrow_student("gpt2", "2-2-32", "h3 f11", n_embd=32)
+    elif bits is not None:
+        model = student_of(model, "gpt2", bits).eval()
+    searches = ((1, 1), (1, NEW_TOKENS), (3, 1), (3, 4), (3, NEW_TOKENS))
+    requests = [{"num_beams": beams, "max_new_tokens": new_tokens} for beams, new_tokens in searches]
+    assert all(map(any, alike(model, tmp_path, IDS, *requests)))
 
 
-@OTHERS
-def test_a_continuation_ends_where_that_of_pytorch_ends(engine, tmp_path):
+def test_a_continuation_ends_where_that_of_pytorch_ends(tmp_path):
     teacher = make_teacher("gpt2")
     written = TorchEngine(teacher).generate_ids(IDS, num_beams=1, max_new_tokens=NEW_TOKENS)
     teacher.generation_config.eos_token_id = [EOS, *{row[3] for row in written}]
     teacher.generation_config.forced_eos_token_id = EOS
-    engines = [TorchEngine(teacher), served(teacher, engine, tmp_path / "out")]
-    for beams in (1, 3):
-        options = {"num_beams": beams, "max_new_tokens": NEW_TOKENS, "early_stopping": True}
-        ours, theirs = (each.generate_ids(IDS, **options) for each in engines)
-        assert ours == theirs
-        assert min(map(len, ours)) < NEW_TOKENS - 1
+    for ended in alike(teacher, tmp_path, IDS, {}, {"num_beams": 3}):
+        assert min(map(len, ended)) < NEW_TOKENS - 1
 
 
 @OTHERS
@@ -90,13 +83,6 @@ def test_a_student_of_8_bits_scores_tokens_as_the_student_does(engine, tmp_path)
     assert np.abs(scored - expected).max() < 0.15 * np.abs(expected).max()
 
 
-@OTHERS
-def test_a_narrow_student_writes_the_same(engine, tmp_path):
-    student = narrow_student("gpt2", "2-2-32", "h3 f11", n_embd=32)
-    ours = TorchEngine(student).generate_ids(IDS, num_beams=1, max_new_tokens=6)
-    assert served(student, engine, tmp_path / "out").generate_ids(IDS, num_beams=1, max_new_tokens=6) == ours
-
-
 def test_what_ctranslate2_does_by_another_rule_is_told(tmp_path):
     teacher = make_teacher("gpt2")
     teacher.generation_config.repetition_penalty, teacher.generation_config.early_stopping = 1.5, True
@@ -130,6 +116,7 @@ def test_texts_in_texts_out(engine, tmp_path):
     options = {"num_beams": 1, "max_new_tokens": 6}
     assert fast.generate(texts, **options) == reference.generate(texts, **options)
     assert np.array(reference.encode(texts, 6)[2]).shape == (18,)
+    assert fast.generate([]) == []
 
 
 def test_a_gpt2_has_no_encoder_to_choose(tmp_path):

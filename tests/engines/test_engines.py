@@ -5,6 +5,7 @@ import json
 import struct
 import sys
 from dataclasses import asdict, replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,15 +18,14 @@ from dqlib.engines.agreement import agreement
 from dqlib.engines.base import Decoding
 from dqlib.engines.torch_engine import TorchEngine, load_model
 from dqlib.errors import InputError
-from dqlib.quantizers import quantize
 from dqlib.storage.manifest import MANIFEST, Manifest, opened
 from dqlib.storage.packed import load_packed, save_packed
 from dqlib.storage.plain import plain_model
 from dqlib.storage.students import save_student
 from dqlib.student import make_student, module_quantizers, quantized_modules, round_for_storage
 from dqlib.study.corpora.tokenizer import train_tokenizer
-from tests.helpers.engines import OTHERS, served
-from tests.helpers.folders import reseal
+from tests.helpers.engines import OTHERS, alike, served
+from tests.helpers.folders import contents, reseal
 from tests.helpers.models import (
     ASYMMETRIC,
     CASES,
@@ -61,22 +61,6 @@ def sources():
 def others_of(name):
     """The engines that serve a case: the heads of these T5 have a size that no kernel of ONNX Runtime has."""
     return ENGINES[1:2] if name.startswith("t5") else ENGINES[1:]
-
-
-def exported(model, folder, tokenizer=None, **options):
-    report = export_model(model, folder, "ctranslate2", tokenizer, **options)
-    return report, load_engine(folder, threads=1)
-
-
-def alike(model, folder, *requests, others=ENGINES[1:], ids=None):
-    """What PyTorch writes at each request, once all other engines are found to write the same with the same numbers."""
-    engines, found = [TorchEngine(model), *(served(model, each, folder / each) for each in others)], []
-    for request in requests:
-        options = {"num_beams": 1, "max_new_tokens": NEW_TOKENS, "early_stopping": True} | request
-        expected, *written = (engine.generate_ids(ids or sources(), **options) for engine in engines)
-        assert written == [expected] * len(others), request
-        found.append(expected)
-    return found
 
 
 def weights_of(folder):
@@ -119,7 +103,7 @@ def weights_of(folder):
 )  # fmt: skip
 def test_codes_survive_whatever_their_bits(preset, bits, tmp_path):
     student = trained("bart", preset, bits)
-    report, _ = exported(student, tmp_path / "out")
+    report = export_model(student, tmp_path / "out", "ctranslate2")
     assert report.exact
     assert "keep the codes" in str(report)
     read, layer = weights_of(tmp_path / "out"), student.model.encoder.layers[0].self_attn
@@ -141,7 +125,7 @@ def test_codes_of_a_budget_survive_where_one_matrix_of_the_engine_joins_several_
     config = replace(Config.parse(f"2-2-8 {CASES['bart'].layers}"), modules=modules)
     student = make_student(teacher, config, "dqlib-ternary").eval()
     round_for_storage(student)
-    report, _ = exported(student, tmp_path / "out")
+    report = export_model(student, tmp_path / "out", "ctranslate2")
     assert report.exact
 
 
@@ -151,30 +135,15 @@ def test_a_factor_that_training_made_negative_keeps_its_sign(tmp_path):
     with torch.no_grad():
         layer.weight_quantizer.learned[::2] *= -1
         layer.weight_quantizer.learned[1] = 0
-    report, _ = exported(student, tmp_path / "out")
+    report = export_model(student, tmp_path / "out", "ctranslate2")
     assert report.exact
     codes, scale = weights_of(tmp_path / "out")["encoder/layer_0/ffn/linear_0/weight"]
     assert np.allclose(codes / scale[:, None], layer.quantized().dequantize().detach().numpy(), rtol=1e-6, atol=0)
 
 
-def test_codes_that_the_engine_itself_finds_are_those_of_binary_and_ternary_weights():
-    # rint(127 w / max|w|) a row; of four levels or 4 bits it finds others, so the trained ones are handed over.
-    weight = torch.randn(8, 32)
-    for quantized, same in (
-        (quantize(weight, 1), True),
-        (quantize(weight, 2), True),
-        (quantize(weight, 2, "per_row", "four_level"), False),  # 127 is no multiple of 3
-        (quantize(weight, 4), False),
-    ):
-        value = quantized.dequantize()
-        found = torch.round(127 * value / value.abs().amax(dim=1, keepdim=True))
-        largest = quantized.codes.abs().amax(dim=1, keepdim=True)
-        assert torch.equal(found * largest, 127 * quantized.codes.float()) == same
-
-
-def test_weights_with_several_scales_a_row_are_rounded_anew_and_told(tmp_path):
+def test_weights_with_several_scales_a_row_and_a_head_in_full_precision_are_rounded_anew_and_told(tmp_path):
     student = student_of(make_teacher("bart"), "bart", "2-2-8", ASYMMETRIC).eval()
-    report, _ = exported(student, tmp_path / "out")
+    report = export_model(student, tmp_path / "out", "ctranslate2")
     assert not report.exact
     by_name = {each.name: each for each in report.weights}
     assert by_name["decoder/embeddings/weight"].exact  # one scale per row, an integer zero point
@@ -184,11 +153,8 @@ def test_weights_with_several_scales_a_row_are_rounded_anew_and_told(tmp_path):
     assert "were rounded anew" in str(report)
     assert "the student's to 8 bits with one scale per tensor" in str(report)
     assert opened(tmp_path / "out", "ctranslate2").about["notes"] == list(report.notes)
-
-
-def test_a_head_in_full_precision_is_told(tmp_path):
-    student = student_of(make_teacher("bart"), "bart", "2-2-8", "dq-bart-faithful").eval()
-    report, _ = exported(student, tmp_path / "out")
+    faithful = student_of(make_teacher("bart"), "bart", "2-2-8", "dq-bart-faithful").eval()  # with a head in full
+    report = export_model(faithful, tmp_path / "out", "ctranslate2")
     assert not {each.name: each.exact for each in report.weights}["decoder/projection/weight"]
 
 
@@ -207,13 +173,13 @@ def test_an_export_leaves_the_model_as_it_was(quantization, tmp_path):
     teacher = make_teacher("bart")  # CTranslate2 quantizes in place
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     config = teacher.config.to_dict()
-    exported(teacher, tmp_path / "out", quantization=quantization)
+    export_model(teacher, tmp_path / "out", "ctranslate2", quantization=quantization)
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert teacher.config.to_dict() == config
 
 
 @OTHERS
-@pytest.mark.parametrize("name", ["mbart", "gpt2"])
+@pytest.mark.parametrize("name", ["mbart", "gpt2", "bert-classifier"])
 def test_a_student_and_its_packed_model_give_the_same_file(name, engine, tokenizer, tmp_path):
     student = trained(name, "dqlib")
     save_student(student, tmp_path / "student")
@@ -232,7 +198,7 @@ def test_a_student_and_its_packed_model_give_the_same_file(name, engine, tokeniz
 @pytest.mark.parametrize("name", SERVED)
 def test_the_same_numbers_write_the_same(name, tmp_path):
     ids = [*sources(), [EOS], [], [EOS, 5], [PAD, EOS]]  # a language may come last, and padding be a start
-    for written in alike(make_teacher(name), tmp_path, {}, {"num_beams": 3}, others=others_of(name), ids=ids):
+    for written in alike(make_teacher(name), tmp_path, ids, {}, {"num_beams": 3}, others=others_of(name)):
         assert any(written) or name == "marian-unshared"  # whose greedy texts are empty
         assert all(len(row) <= NEW_TOKENS for row in written)
 
@@ -268,18 +234,14 @@ def test_all_engines_agree_on_an_empty_source_and_a_single_new_token(name, beams
             assert all(row[0] == 7 for row in expected)
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", [*SERVED, "heads of different sizes"])
 def test_a_narrow_student_writes_the_same(name, tmp_path):
-    student = narrow_student(name, "2-2-32", "h3 f11")
-    for written in alike(student, tmp_path, {}, {"num_beams": 3}, others=ENGINES[1:2]):
-        assert any(written) or name.startswith("marian")  # whose greedy texts are empty
-
-
-def test_a_narrow_student_whose_stacks_have_heads_of_different_sizes_writes_the_same(tmp_path):
-    config = make_teacher("mbart").config.to_dict()
-    config |= {"encoder_attention_heads": 4, "decoder_attention_heads": 8}
-    teacher = CASES["mbart"].model(MBartConfig.from_dict(config)).eval()
-    alike(make_student(teacher, Config.parse("2-2-32 2-1 h3")).eval(), tmp_path, {}, others=ENGINES[1:2])
+    if name in SERVED:
+        student = narrow_student(name, "2-2-32", "h3 f11")
+    else:
+        student = narrow_student("mbart", "2-2-32", "h3", decoder_attention_heads=8)
+    for written in alike(student, tmp_path, sources(), {}, {"num_beams": 3}, others=ENGINES[1:2]):
+        assert any(written) or name not in SERVED or name.startswith("marian")  # whose greedy texts are empty
 
 
 @pytest.mark.parametrize("name", ["bart", "t5"])
@@ -287,15 +249,15 @@ def test_the_codes_of_a_narrow_student_survive(name, tmp_path):
     student = narrow_student(name, "2-2-8", "h3 f11")
     round_for_storage(student)
     save_packed(student, tmp_path / "packed")
-    report, fast = exported(load_packed(tmp_path / "packed"), tmp_path / "out")
-    assert report.exact
+    assert export_model(load_packed(tmp_path / "packed"), tmp_path / "out", "ctranslate2").exact
+    fast = load_engine(tmp_path / "out", threads=1)
     assert all(0 < len(row) <= NEW_TOKENS for row in fast.generate_ids(sources(), num_beams=2, max_new_tokens=8))
 
 
 @pytest.mark.parametrize("name", ["bart", "mbart", "marian", "t5"])
 def test_an_8_bit_student_scores_tokens_as_the_student_does(name, tmp_path):
     student, data = student_of(make_teacher(name), name).eval(), data_of(name)
-    _, engine = exported(student, tmp_path / "out")
+    engine = served(student, "ctranslate2", tmp_path / "out", exact=False)
     ids, start = sources(), CASES[name].config.decoder_start_token_id
     target = data.labels[0].tolist()
     scores = engine.translator.score_batch(engine._tokens(ids), engine._tokens([[start, *target]] * len(ids)))
@@ -326,7 +288,7 @@ def test_what_a_model_says_of_decoding_holds_in_every_engine(settings, tmp_path)
     for field, value in settings.items():
         setattr(teacher.generation_config, field, value)
     # with beams, a note tells where CTranslate2 has another rule; on these texts nothing comes of it
-    for written in alike(teacher, tmp_path, {}, {"num_beams": 3}):
+    for written in alike(teacher, tmp_path, sources(), {}, {"num_beams": 3}):
         assert "forced_bos_token_id" not in settings or all(row[0] == 7 for row in written)
 
 
@@ -356,8 +318,7 @@ def test_a_call_asks_every_engine_for_the_same(asked, all_alike, tmp_path):
         asked = {"bad_words_ids": forbidden}
     else:
         teacher.generation_config.eos_token_id = [EOS, *{row[3] for row in written}]  # so that texts end, and soon
-    plain = [TorchEngine(teacher), exported(teacher, tmp_path / "ct2")[1]]
-    plain.append(served(teacher, "onnxruntime", tmp_path / "onnx"))
+    plain = [TorchEngine(teacher), *(served(teacher, each, tmp_path / each, exact=False) for each in ENGINES[1:])]
     configured = copy.deepcopy(teacher)
     for field, value in asked.items():
         setattr(configured.generation_config, field, value)
@@ -374,69 +335,48 @@ def test_a_call_asks_every_engine_for_the_same(asked, all_alike, tmp_path):
     assert changed or not any(asked.values()) or asked.get("repetition_penalty") == 1 or "never" in asked.values()
 
 
-def test_what_no_call_may_ask_for_is_refused_by_all(tmp_path):
-    teacher = make_teacher("bart")
-    for engine in (TorchEngine(teacher), *(served(teacher, each, tmp_path / each) for each in ENGINES[1:])):
-        for asked, message in (
-            ({"do_sample": True}, "^do_sample: True .* a call may ask for min_new_tokens"),
-            ({"min_new_tokens": -1}, "min_new_tokens: -1"),
-            ({"bad_words_ids": [[10**6]]}, "bad_words_ids"),
-            ({"length_penalty": "long"}, "length_penalty: 'long'"),
-            ({"length_penalty": 1000.0}, r"length_penalty: 1000\.0 .* a number from -10 to 10"),
-            ({"num_beams": 1025}, "num_beams: 1025 .* from 1 to 1024"),
-        ):
-            with pytest.raises(InputError, match=message):
-                engine.generate_ids(sources(), max_new_tokens=4, **asked)
-
-
 def test_what_an_engine_does_by_another_rule_is_told(tmp_path):
-    teacher = make_teacher("bart")
-    teacher.generation_config.repetition_penalty = 1.7
-    report, _ = exported(teacher, tmp_path / "out")
-    assert [note.split()[0] for note in report.notes] == ["Beam", "The"]
-    teacher.generation_config.repetition_penalty = None
-    teacher.generation_config.early_stopping = True
-    assert exported(teacher, tmp_path / "out")[0].notes == ()
+    def notes(**settings):
+        teacher = make_teacher("bart")
+        for field, value in ({"early_stopping": True} | settings).items():
+            setattr(teacher.generation_config, field, value)
+        return export_model(teacher, tmp_path / "out", "ctranslate2").notes
+
+    assert [note.split()[0] for note in notes(repetition_penalty=1.7, early_stopping=False)] == ["Beam", "The"]
+    assert notes() == ()
     for settings, word in (  # where beams are others than those of PyTorch
         ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size forbid"),
         ({"min_length": 4, "bad_words_ids": [[9]]}, "min_length and bad_words_ids forbid"),
         ({"forced_bos_token_id": 7}, "which is forced"),
         ({"forced_eos_token_id": 2}, "the forced end"),
     ):
-        other = copy.deepcopy(teacher)
-        for field, value in settings.items():
-            setattr(other.generation_config, field, value)
-        notes = exported(other, tmp_path / "out")[0].notes
-        assert any(note.startswith("In beam search") and word in note for note in notes)
+        assert any(note.startswith("In beam search") and word in note for note in notes(**settings))
 
 
 def test_what_no_engine_can_read_or_write_is_refused_by_all(tmp_path):
     teacher = make_teacher("bart")
-    engines = [TorchEngine(teacher), *(served(teacher, each, tmp_path / each) for each in ENGINES[1:])]
-    for engine in engines:
-        for field, ids, options in (
-            ("max_new_tokens", [[5]], {"max_new_tokens": 0}),
-            ("max_new_tokens", [[5]], {"max_new_tokens": 24}),
-            ("num_beams", [[5]], {"max_new_tokens": 4, "num_beams": 0}),
-            ("starts", [[5]], {"max_new_tokens": 4, "starts": [2, 2]}),
-            ("starts", [[5]], {"max_new_tokens": 4, "starts": [-1]}),
-            ("input_ids", [[5], [VOCABULARY]], {"max_new_tokens": 4}),
-            ("input_ids", [[5], [-1]], {"max_new_tokens": 4}),
-            ("input_ids", [[5], [5] * 25], {"max_new_tokens": 4}),
+    for engine in (TorchEngine(teacher), *(served(teacher, each, tmp_path / each) for each in ENGINES[1:])):
+        for ids, options, message in (
+            ([5], {"max_new_tokens": 0}, "max_new_tokens: 0"),
+            ([5], {"max_new_tokens": 24}, "max_new_tokens: 24"),
+            ([5], {"num_beams": 0}, "num_beams: 0"),
+            ([5], {"num_beams": 1025}, "num_beams: 1025 .* from 1 to 1024"),
+            ([5], {"starts": [2, 2, 2]}, "starts: "),
+            ([5], {"starts": [2, -1]}, "starts: "),
+            ([VOCABULARY], {}, "input_ids: "),
+            ([-1], {}, "input_ids: "),
+            ([5] * 25, {}, "input_ids: "),
+            ([5], {"do_sample": True}, "do_sample: True .* a call may ask for min_new_tokens"),
+            ([5], {"min_new_tokens": -1}, ".*min_new_tokens: -1"),
+            ([5], {"bad_words_ids": [[10**6]]}, ".*bad_words_ids"),
+            ([5], {"length_penalty": "long"}, ".*length_penalty: 'long'"),
+            ([5], {"length_penalty": 1000.0}, r".*length_penalty: 1000\.0 .* a number from -10 to 10"),
         ):
-            with pytest.raises(InputError, match=f"^{field}: "):
-                engine.generate_ids(ids, **options)
+            with pytest.raises(InputError, match=f"^{message}"):
+                engine.generate_ids([[5], ids], **{"max_new_tokens": 4} | options)
         engine.decoding = replace(engine.decoding, ends=())
         with pytest.raises(InputError, match=r"^input_ids: \[\] is not allowed; .* without encoder or end"):
             engine.generate_ids([[5], []], max_new_tokens=4)
-
-
-def test_a_forced_end_cuts_a_text_of_full_length(tmp_path):
-    teacher = make_teacher("bart")
-    teacher.generation_config.forced_eos_token_id = 2
-    written, nothing = alike(teacher, tmp_path, {}, {"max_new_tokens": 1})
-    assert max(map(len, written)) == NEW_TOKENS - 1
-    assert nothing == [[]] * 3
 
 
 def test_a_text_starts_from_its_language(tokenizer, tmp_path):
@@ -444,8 +384,8 @@ def test_a_text_starts_from_its_language(tokenizer, tmp_path):
     config = type(CASES["mbart"].config).from_dict(CASES["mbart"].config.to_dict() | {"vocab_size": size + 3})
     torch.manual_seed(0)
     teacher = CASES["mbart"].model(config).eval()
-    alike(teacher, tmp_path, {"starts": [size - 1, size - 2, 2], "num_beams": 3})
-    _, engine = exported(teacher, tmp_path / "out", tokenizer)
+    alike(teacher, tmp_path, sources(), {"starts": [size - 1, size - 2, 2], "num_beams": 3})
+    engine = served(teacher, "ctranslate2", tmp_path / "out", exact=False, tokenizer=tokenizer)
     reference = TorchEngine(teacher, tokenizer)
     texts = ["the sum", "return all numbers", ""]
     assert reference.starts(["de", "ro", "de"], 3) == [
@@ -472,38 +412,38 @@ def test_a_model_that_neither_writes_nor_classifies_is_told_so(engine, tmp_path)
 
 
 def test_what_is_wrong_is_told_in_one_sentence(tokenizer, tmp_path):
-    teacher = make_teacher("bart")
-    with pytest.raises(InputError, match=r"^engine: 'tensorrt' .* ctranslate2, onnxruntime"):
-        export_model(teacher, tmp_path / "out", "tensorrt")
-    with pytest.raises(InputError, match=r"^quantization: 'int4' .* int8, float32"):
-        export_model(teacher, tmp_path / "out", "ctranslate2", quantization="int4")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(InputError, match=r"^folder: .* new, empty, or a folder written by export"):
-        export_model(teacher, tmp_path / "mine", "ctranslate2")
-    _, engine = exported(teacher, tmp_path / "out")
+    teacher, out = make_teacher("bart"), tmp_path / "out"
+    engine = served(teacher, "ctranslate2", out)
     with pytest.raises(InputError, match=r"^folder: 'without a tokenizer'"):
         engine.generate(["a"])
-    _, engine = exported(teacher, tmp_path / "out", tokenizer)  # replaces the one before
+    engine = served(teacher, "ctranslate2", out, tokenizer=tokenizer)  # replaces the one before
     for field, value in (("num_beams", 0), ("batch_size", 0), ("max_new_tokens", 0), ("max_new_tokens", 24)):
         with pytest.raises(InputError, match=f"^{field}: {value} is not allowed"):
             engine.generate(["a"], **{field: value})
-    with pytest.raises(InputError, match=r"^engine: 'torch' .* ctranslate2, which"):
-        load_engine(tmp_path / "out", "torch")
-    with pytest.raises(InputError, match=r"^folder: "):
-        load_engine(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"^folder: .* a packed model, a student, or a Hugging Face model"):
-        load_engine(tmp_path / "mine")
-    (tmp_path / "out" / MANIFEST).unlink()
+    for call, message in (
+        (lambda: export_model(teacher, out, "tensorrt"), r"^engine: 'tensorrt' .* ctranslate2, onnxruntime"),
+        (
+            lambda: served(teacher, "ctranslate2", out, exact=False, quantization="int4"),
+            r"^quantization: 'int4' .* int8, float32",
+        ),
+        (lambda: load_engine(out, "torch"), r"^engine: 'torch' .* ctranslate2, which"),
+        (lambda: load_engine(tmp_path / "nowhere"), r"^folder: "),
+        (lambda: load_engine(tmp_path), r"^folder: .* a packed model, a student, or a Hugging Face model"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+    (out / MANIFEST).unlink()
     with pytest.raises(InputError, match=r"^folder: .* written by export_ctranslate2"):
-        load_engine(tmp_path / "out")
+        load_engine(out)
 
 
 @OTHERS
 def test_nothing_but_an_exported_model_is_replaced(engine, tokenizer, tmp_path):
-    teacher, mine = make_teacher("bart"), tmp_path / "mine"
+    teacher, mine, out = make_teacher("bart"), tmp_path / "mine", tmp_path / "out"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"^folder: .* new, empty, or a folder written by export"):
+        export_model(teacher, mine, engine)
     for text in ("{}", "[1]", "not JSON"):
         (mine / MANIFEST).write_text(text)  # of some other program
         with pytest.raises(InputError, match=r"^dqlib\.json: "):
@@ -512,16 +452,15 @@ def test_nothing_but_an_exported_model_is_replaced(engine, tokenizer, tmp_path):
         (mine / MANIFEST).write_text(Manifest(kind, {}, {}).text())
         with pytest.raises(InputError, match=r"^folder: .*mine, with thesis\.tex.* export_onnx and nothing else"):
             export_model(teacher, mine, engine)
-    export_model(teacher, tmp_path / "out", engine, tokenizer)
-    there = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert opened(tmp_path / "out", engine).files.keys() == there - {MANIFEST}
-    export_model(teacher, tmp_path / "out", engine)
-    (tmp_path / "out" / "inner").mkdir()
-    (tmp_path / "out" / "inner" / "notes.txt").write_text("mine")
+    export_model(teacher, out, engine, tokenizer)
+    assert opened(out, engine).files.keys() == {path.as_posix() for path in contents(out)} - {MANIFEST}
+    export_model(teacher, out, engine)
+    (out / "inner").mkdir()
+    (out / "inner" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"^folder: .*out, with inner/notes\.txt"):
-        export_model(teacher, tmp_path / "out", engine)
+        export_model(teacher, out, engine)
     assert (mine / "thesis.tex").read_text() == "years of work"
-    assert (tmp_path / "out" / "inner" / "notes.txt").is_file()
+    assert (out / "inner" / "notes.txt").is_file()
 
 
 @OTHERS
@@ -561,29 +500,25 @@ def test_an_engine_that_is_not_installed_names_the_extra(tmp_path, monkeypatch):
 
 def test_a_failure_leaves_the_old_model_whole(tmp_path, monkeypatch):
     teacher = make_teacher("bart")
-    exported(teacher, tmp_path / "out")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-
-    def fails(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("ctranslate2.specs.model_spec.ModelSpec.save", fails)
+    export_model(teacher, tmp_path / "out", "ctranslate2")
+    before = contents(tmp_path)
+    monkeypatch.setattr("ctranslate2.specs.model_spec.ModelSpec.save", Mock(side_effect=OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        exported(teacher, tmp_path / "out", quantization="int8")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        export_model(teacher, tmp_path / "out", "ctranslate2", quantization="int8")
+    assert contents(tmp_path) == before
 
 
 def test_a_folder_tells_its_engine(tmp_path):
     student = trained("bart", "dqlib")
     save_packed(student, tmp_path / "packed")
-    exported(student, tmp_path / "fast")
+    export_model(student, tmp_path / "fast", "ctranslate2")
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "decoder.onnx").touch()
     assert [engine_of(tmp_path / name) for name in ("packed", "fast", "onnx")] == list(ENGINES)
-    assert isinstance(load_engine(tmp_path / "packed", "torch"), TorchEngine)
     ids = TorchEngine(load_packed(tmp_path / "packed")).generate_ids(sources(), num_beams=2, max_new_tokens=6)
-    assert load_engine(tmp_path / "packed").generate_ids(sources(), num_beams=2, max_new_tokens=6) == ids
+    for engine in (load_engine(tmp_path / "packed"), load_engine(tmp_path / "packed", "torch")):
+        assert isinstance(engine, TorchEngine)
+        assert engine.generate_ids(sources(), num_beams=2, max_new_tokens=6) == ids
 
 
 def test_a_decoding_reads_back_from_json():
@@ -604,9 +539,8 @@ def test_a_decoding_reads_back_from_json():
 
 
 def test_a_decoder_alone_writes_on_after_its_text():
-    student = make_student(make_teacher("gpt2"), Config.parse("2-2-8 0-2")).eval()
-    engine = TorchEngine(student)
-    ids = [[5, 6, 7], [8]]
+    student = student_of(make_teacher("gpt2"), "gpt2").eval()
+    engine, ids = TorchEngine(student), [[5, 6, 7], [8]]
     assert engine.continues
     written = engine.generate_ids(ids, num_beams=1, max_new_tokens=5)
     alone = student.generate(torch.tensor(ids[1:]), max_new_tokens=5, do_sample=False, num_beams=1)

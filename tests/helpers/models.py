@@ -147,7 +147,8 @@ def narrow_student(name: str, bits: str, widths: str, **fields: object) -> PreTr
     heads = dict.fromkeys(architecture_of(case.config).head_fields, 4)
     torch.manual_seed(2)
     teacher = case.model(type(case.config).from_dict(case.config.to_dict() | heads | fields)).eval()
-    return make_student(teacher, Config.parse(f"{bits} {case.layers} {widths}"), "dqlib", calibration_of(name)).eval()
+    config = Config.parse(f"{bits} {case.layers} {widths}".strip())
+    return make_student(teacher, config, "dqlib", calibration_of(name)).eval()
 
 
 @dataclass(frozen=True)

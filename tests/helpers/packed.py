@@ -43,6 +43,8 @@ def kept(student, name, folder):
         assert (loaded.training, loaded.dqlib_config) == (False, student.dqlib_config)
         assert torch.equal(logits(loaded, name), logits(student, name))
         assert size_bytes(loaded) == size_bytes(student)
+    for field in ("name", "weights", "activations", "quantize_head", "position_bits"):
+        assert getattr(saved.dqlib_preset, field) == getattr(student.dqlib_preset, field)
     of_folder, of_student = (account(each) for each in (folder / "packed", student))
     assert of_folder.total.size_bytes - of_folder.parts["overhead"].size_bytes == size_bytes(student)
     assert of_student.total.size_bytes == size_bytes(student)

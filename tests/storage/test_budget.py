@@ -1,13 +1,14 @@
 """Bits of each module under a budget: the exact optimum, within the bytes, and a student like any other."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import BartConfig
 
 from dqlib.config import FULL_PRECISION, Config, in_megabytes
 from dqlib.errors import InputError
@@ -75,14 +76,21 @@ def test_the_knapsack_is_as_good_as_trying_all(groups, part):
 # --- what a module loses
 
 
+def shallow_teacher():
+    """BART with a layer on each side."""
+    torch.manual_seed(0)
+    config = CASES["bart"].config.to_dict() | {"encoder_layers": 1, "decoder_layers": 1}
+    return CASES["bart"].model(BartConfig.from_dict(config)).eval()
+
+
 def test_a_sensitivity_is_the_loss_of_a_teacher_with_that_one_weight_replaced():
-    teacher, (batch,) = make_teacher("bart"), calibration_of("bart")
+    teacher, (batch,) = shallow_teacher(), calibration_of("bart")
     found = sensitivities(teacher, [batch], activation_bits=FULL_PRECISION)
     inputs, counts = data_of("bart").inputs, batch["labels"] >= 0
     for bits in (1, 2):
-        student = make_student(teacher, Config.parse(f"{bits}-{bits}-32 3-2"))
-        for path in ("model.shared", "model.decoder.layers.1.fc2"):
-            other = make_teacher("bart")
+        student = make_student(teacher, Config.parse(f"{bits}-{bits}-32 1-1"))
+        for path in ("model.shared", "model.decoder.layers.0.fc2"):
+            other = shallow_teacher()
             other.get_submodule(path).weight.data.copy_(student.get_submodule(path).quantized().dequantize())
             with torch.no_grad():
                 lost = logits_kl(other(**inputs).logits, teacher(**inputs).logits, counts)
@@ -102,7 +110,7 @@ def test_every_quantized_weight_has_a_sensitivity_at_each_number_of_bits(name):
 
 
 def test_a_method_without_a_grid_at_one_bit_has_no_sensitivity_there():
-    found = sensitivities(make_teacher("bart"), calibration_of("bart"), "dq-bart-faithful")
+    found = sensitivities(shallow_teacher(), calibration_of("bart"), "dq-bart-faithful")
     assert all(set(by_bits) == {2, 4, 8} for by_bits in found.values())
 
 
@@ -136,30 +144,21 @@ def test_a_budget_for_everything_gives_all_the_most_bits_and_the_smallest_one_th
         assert torch.equal(logits(student.eval(), "bart"), logits(uniform.eval(), "bart"))
 
 
-def test_layers_that_a_text_does_not_name_are_the_teachers():
-    config = choose_bits(make_teacher("bart"), Config.parse("auto:0.01MB"), measured=measured("bart"))
-    assert (config.encoder_layers, config.decoder_layers) == (3, 2)
-    assert str(config) == "auto:0.01MB"
-
-
 def test_a_layer_that_was_copied_has_the_sensitivity_of_the_one_it_came_from():
     teacher = make_teacher("bart")  # of three encoder layers a student with two has the first and the last
-    smallest, largest = extremes("bart")
     losses = {path: dict.fromkeys((1, 2, 4, 8), 0.0) for path in measured("bart")}
     losses["model.encoder.layers.2.fc1"] = {1: 1.0, 2: 0.5, 4: 0.2, 8: 0.0}
-    config = Config.parse(f"auto:{in_megabytes((smallest + largest) // 2)} 2-1")
+    config = Config.parse(f"auto:{in_megabytes(sum(extremes('bart')) // 2)} 2-1")
     bits = dict(choose_bits(teacher, config, measured=losses).modules)
-    assert bits["model.encoder.layers.1.fc1"] == 8
-    assert {b for path, b in bits.items() if path != "model.encoder.layers.1.fc1"} == {1}
-
-
-def test_more_bits_are_never_taken_to_be_worse():
-    teacher = make_teacher("bart")
-    # as rounding of activations may have it
-    losses = {path: {1: 1.0, 2: 0.5, 4: 0.1, 8: 0.1 + 1e-9} for path in measured("bart")}
-    _, largest = extremes("bart")
-    config = Config.parse(f"auto:{in_megabytes(largest)} 2-1")
+    assert bits.pop("model.encoder.layers.1.fc1") == 8
+    assert set(bits.values()) == {1}
+    # as rounding of activations may have it; more bits are never taken to be worse
+    losses = {path: {1: 1.0, 2: 0.5, 4: 0.1, 8: 0.1 + 1e-9} for path in losses}
+    config = Config.parse(f"auto:{in_megabytes(extremes('bart')[1])} 2-1")
     assert {b for _, b in choose_bits(teacher, config, measured=losses).modules} == {8}
+    # layers that a text does not name are the teacher's
+    config = choose_bits(teacher, Config.parse("auto:0.01MB"), measured=losses)
+    assert (config.encoder_layers, config.decoder_layers, str(config)) == (3, 2, "auto:0.01MB")
 
 
 # --- a student like any other
@@ -185,49 +184,30 @@ def test_every_parameter_of_a_student_of_mixed_bits_learns():
 # --- what is refused
 
 
-def test_a_budget_below_the_smallest_student_is_refused_with_its_bytes():
-    teacher = make_teacher("bart")
+def test_a_budget_that_no_student_has_is_refused():
+    teacher, calibration = make_teacher("bart"), calibration_of("bart")
     smallest, _ = extremes("bart")
+    no_grid = replace(get_preset("dqlib"), weight_bits=(3, 5, FULL_PRECISION), by_bits={})
+    nothing = [batch | {"labels": torch.full_like(batch["labels"], -100)} for batch in calibration]
     allowed = rf"budget of 'auto:0.0001MB 2-1': '0.0001MB' .* at least {in_megabytes(smallest)}"
-    with pytest.raises(InputError, match=allowed):
-        make_student(teacher, Config.parse("auto:0.1kB 2-1"), calibration=calibration_of("bart"))
-    just = Config.parse(f"auto:{in_megabytes(smallest - 1)} 2-1")
-    with pytest.raises(InputError, match="smallest"):
-        make_student(teacher, just, calibration=calibration_of("bart"))
+    for budget, preset, batches, message in (
+        ("0.1kB 2-1", "dqlib", calibration, allowed),
+        (f"{in_megabytes(smallest - 1)} 2-1", "dqlib", calibration, "smallest"),
+        ("0.008MB 2-1", "dqlib", None, r"calibration: .* at least one batch"),
+        ("0.008MB 2-1", "dqlib", [], r"calibration: .* at least one batch"),
+        ("0.008MB 2-1", "dqlib", nothing, "none of which counts"),
+        ("1MB", no_grid, calibration, "1, 2, 4 and 8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_student(teacher, Config.parse(f"auto:{budget}"), preset, batches)
 
 
-@pytest.mark.parametrize("calibration", [None, []])
-def test_a_budget_without_calibration_is_refused(calibration):
-    with pytest.raises(InputError, match=r"calibration: .* at least one batch"):
-        make_student(make_teacher("bart"), Config.parse("auto:0.008MB 2-1"), calibration=calibration)
-
-
-def test_a_calibration_in_which_no_token_counts_is_refused():
-    (batch,) = calibration_of("bart")
-    batch["labels"] = torch.full_like(batch["labels"], -100)
-    with pytest.raises(InputError, match="none of which counts"):
-        make_student(make_teacher("bart"), Config.parse("auto:0.008MB 2-1"), calibration=[batch])
-
-
-def test_bits_that_are_not_chosen_yet_quantize_nothing():
-    with pytest.raises(InputError, match="one whose bits are chosen"):
-        quantize_model(make_teacher("bart"), Config.parse("auto:0.008MB"))
-
-
-@pytest.mark.parametrize(
-    ("modules", "message"),
-    [
-        ((("model.shared", 2),), r"bits of model\..*fc1|bits of model\..*proj"),
-        ((("model.nowhere", 2),), "modules: 'model.nowhere'"),
-    ],
-)
-def test_modules_that_are_not_those_of_the_model_are_named(modules, message):
-    config = replace(Config.parse("auto:0.008MB 3-2"), w_bits=2, e_bits=2, modules=modules)
-    with pytest.raises(InputError, match=message):
-        quantize_model(make_teacher("bart"), config)
-
-
-def test_a_method_without_a_grid_for_any_of_the_bits_has_no_budget():
-    preset = replace(get_preset("dqlib"), weight_bits=(3, 5, FULL_PRECISION), by_bits={})
-    with pytest.raises(InputError, match="1, 2, 4 and 8"):
-        make_student(make_teacher("bart"), Config.parse("auto:1MB"), preset, calibration_of("bart"))
+def test_modules_without_bits_of_their_own_and_bits_of_no_module_quantize_nothing():
+    chosen = partial(replace, Config.parse("auto:0.008MB 3-2"), w_bits=2, e_bits=2)
+    for config, message in (
+        (Config.parse("auto:0.008MB"), "one whose bits are chosen"),
+        (chosen(modules=(("model.shared", 2),)), r"bits of model\..*fc1|bits of model\..*proj"),
+        (chosen(modules=(("model.nowhere", 2),)), "modules: 'model.nowhere'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            quantize_model(make_teacher("bart"), config)

@@ -28,13 +28,18 @@ def write_new(folder):
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
-def test_a_folder_is_replaced_whole(old, exchanges, monkeypatch):
+def test_a_folder_is_replaced_whole_also_where_a_link_leads_to_it(old, exchanges, monkeypatch):
     if not exchanges:  # as on a system that cannot
         monkeypatch.setattr(files, "_exchange", lambda one, other: False)
-    write_new(old)
-    assert sorted(path.name for path in old.iterdir()) == ["inner", "weights"]
-    assert (old / "weights").read_text() == "new"
-    assert [path.name for path in old.parent.iterdir()] == ["model"]
+    link = old.parent / "link"
+    link.symlink_to(old)
+    for name in (old, link):
+        (old / "weights").write_text("old")
+        write_new(name)
+        assert sorted(path.name for path in old.iterdir()) == ["inner", "weights"]
+        assert (old / "weights").read_text() == "new"
+        assert sorted(path.name for path in old.parent.iterdir()) == ["link", "model"]
+    assert link.is_symlink()
 
 
 def test_an_error_leaves_the_old_folder(old):
@@ -47,15 +52,6 @@ def test_an_error_leaves_the_old_folder(old):
         write_half()
     assert (old / "weights").read_text() == "old"
     assert [path.name for path in old.parent.iterdir()] == ["model"]
-
-
-def test_a_link_leads_to_the_folder_that_is_replaced(old):
-    link = old.parent / "link"
-    link.symlink_to(old)
-    write_new(link)
-    assert link.is_symlink()
-    assert (old / "weights").read_text() == "new"
-    assert sorted(path.name for path in old.parent.iterdir()) == ["link", "model"]
 
 
 @pytest.mark.parametrize("inner", [".", "inner"])
