@@ -174,8 +174,9 @@ def test_a_model_is_scored_as_in_the_report_with_any_engine_and_against_another(
 
 def test_what_is_wrong_with_an_evaluation_is_one_sentence(runs, tmp_path, capsys):
     def refused(name, *more, folder="packed", data=tmp_path / "pairs.jsonl"):
+        model = runs(name) / folder
         capsys.readouterr()
-        assert main(["evaluate", str(runs(name) / folder), str(data), *more]) == 2
+        assert main(["evaluate", str(model), str(data), *more]) == 2
         printed = capsys.readouterr().err
         assert printed.count("\n") == 1
         return printed

@@ -136,7 +136,7 @@ def options_named(options: Collection[str]) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        name = re.sub(r"^(--|settings, |([\w-]+\.)+)", "", error.field).replace("-", "_")
+        name = re.sub(r"^(--|settings, |([\w-]+\.)+)|\[\d+\]$", "", error.field).replace("-", "_")
         names = [option for each in (name, *_OPTIONS.get(name, ())) for option in (flag(each), each)]
         option = next((each for each in names if each in options), None)
         if option is None:
