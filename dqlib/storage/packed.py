@@ -95,8 +95,8 @@ def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer
                 tokenizer.save_pretrained(scratch)
             seal(scratch, "packed", describe(model), list(map(record, parameters)))
     except OSError as error:
-        said = f"not written, and what was there is as before ({error.strerror})"
-        raise OSError(error.errno, said, str(folder)) from error
+        reason = f"not written, and what was there is as before ({error.strerror})"
+        raise OSError(error.errno, reason, str(folder)) from error
 
 
 def add_to_folder(model: PreTrainedModel, folder: str | Path, state_dict: object = None, **_: Any) -> None:

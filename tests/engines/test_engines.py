@@ -439,27 +439,27 @@ def test_what_is_wrong_is_told_in_one_sentence(tokenizer, tmp_path):
 
 @OTHERS
 def test_nothing_but_an_exported_model_is_replaced(engine, tokenizer, tmp_path):
-    teacher, mine, out = make_teacher("bart"), tmp_path / "mine", tmp_path / "out"
-    mine.mkdir()
-    (mine / "thesis.tex").write_text("years of work")
+    teacher, own, out = make_teacher("bart"), tmp_path / "mine", tmp_path / "out"
+    own.mkdir()
+    (own / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match=r"^folder: .* new, empty, or a folder written by export"):
-        export_model(teacher, mine, engine)
+        export_model(teacher, own, engine)
     for text in ("{}", "[1]", "not JSON"):
-        (mine / MANIFEST).write_text(text)  # of some other program
+        (own / MANIFEST).write_text(text)  # of some other program
         with pytest.raises(InputError, match=r"^dqlib\.json: "):
-            export_model(teacher, mine, engine)
+            export_model(teacher, own, engine)
     for kind in ("model", engine):  # not to be replaced, and not the only one
-        (mine / MANIFEST).write_text(Manifest(kind, {}, {}).text())
-        with pytest.raises(InputError, match=r"^folder: .*mine, with thesis\.tex.* export_onnx and nothing else"):
-            export_model(teacher, mine, engine)
+        (own / MANIFEST).write_text(Manifest(kind, {}, {}).text())
+        with pytest.raises(InputError, match=r"^folder: .*own, with thesis\.tex.* export_onnx and nothing else"):
+            export_model(teacher, own, engine)
     export_model(teacher, out, engine, tokenizer)
     assert opened(out, engine).files.keys() == {path.as_posix() for path in contents(out)} - {MANIFEST}
     export_model(teacher, out, engine)
     (out / "inner").mkdir()
-    (out / "inner" / "notes.txt").write_text("mine")
+    (out / "inner" / "notes.txt").write_text("own")
     with pytest.raises(InputError, match=r"^folder: .*out, with inner/notes\.txt"):
         export_model(teacher, out, engine)
-    assert (mine / "thesis.tex").read_text() == "years of work"
+    assert (own / "thesis.tex").read_text() == "years of work"
     assert (out / "inner" / "notes.txt").is_file()
 
 
