@@ -439,7 +439,7 @@ def test_what_is_wrong_is_told_in_one_sentence(tokenizer, tmp_path):
 
 @OTHERS
 def test_nothing_but_an_exported_model_is_replaced(engine, tokenizer, tmp_path):
-    teacher, own, out = make_teacher("bart"), tmp_path / "mine", tmp_path / "out"
+    teacher, own, out = make_teacher("bart"), tmp_path / "own", tmp_path / "out"
     own.mkdir()
     (own / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match=r"^folder: .* new, empty, or a folder written by export"):
