@@ -31,7 +31,7 @@ from dqlib.study.params.tasks import kind_of
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report.engines import measured, measured_classifiers
 from dqlib.study.report.figures import training_curves
-from dqlib.study.report.names import METRIC_NAMES, percent
+from dqlib.study.report.names import METRIC_NAMES, interval_text, percent
 from dqlib.study.report.pages import markdown_table, short_table
 from dqlib.study.report.style import save
 from dqlib.study.report.tables import Trained, collect_retention, collect_training
@@ -205,7 +205,7 @@ def _card(models: Sequence[Trained], latency: pandas.DataFrame, out: Path, argum
 
 `{student.config}` of {_base(arguments)}, {student.compression:.1f} times smaller.
 {METRIC_NAMES[student.headline]} on {student.n_test} test texts of `{student.corpus}`: {student.score:.2f} (95% interval
-{student.score_low:.2f} to {student.score_high:.2f}) against the teacher's {teacher.score:.2f}
+{interval_text(student.score_low, student.score_high)}) against the teacher's {teacher.score:.2f}
 ({percent(student.retention)}). Distilled and quantized together by dqlib, preset `{student.preset}`, in
 {student.train_steps:,} steps.
 
