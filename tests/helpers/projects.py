@@ -49,5 +49,5 @@ def write_small_study(folder: Path) -> None:
     task["pretrain"]["steps"] = task["finetune"]["steps"] = 4
     task["methods"]["distill"]["steps"], task["methods"]["longer_steps"] = 3, [5]
     task["methods"]["evaluate"]["documents"] = 12  # fewer than the teacher's
-    task["methods"] |= {"presets": ["dq-bart-faithful", "dqlib"], "ablations": ["dqlib-fixed-scales"]}
+    task["methods"] |= {"presets": ["dq-bart-faithful", "dqlib"], "ablations": {"2-2-8_2-2": ["dqlib-fixed-scales"]}}
     (folder / "small.yaml").write_text(yaml.safe_dump(params))

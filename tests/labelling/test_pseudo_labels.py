@@ -136,7 +136,7 @@ def test_an_empty_set_is_refused(study, tmp_path, monkeypatch):
 def test_a_study_without_such_a_preset_makes_an_empty_folder(study, capsys):
     assert main(["make", "pseudo-labels", "--if-asked", "--params", "small.yaml"]) == 0
     assert [path.name for path in study.folders.pseudo_labels.iterdir()] == [PROVENANCE]
-    set_task(methods={"ablations": ["dqlib-labelled-text"]})
+    set_task(methods={"ablations": {"2-2-8_2-2": ["dqlib-labelled-text"]}})
     assert main(["make", "pseudo-labels", "--if-asked", "--params", "small.yaml"]) == 0
     assert len(Rows(study.folders.pseudo_labels / "texts.jsonl")) == 7
 

@@ -68,6 +68,13 @@ ABSURD = [
         ),
         ("summarization.methods.configs", ["2-2-8 2-2 h5"], "heads: 5"),
         ("summarization.methods.ablation_seeds", [7], "ablation_seeds"),
+        ("summarization.methods.ablations", ["dqlib-no-task"], "ablations: .* a block"),
+        ("summarization.methods.ablations", {"2-2-8_2-2": ["sota"]}, r"ablations\.2-2-8_2-2\[0\]: 'sota'"),
+        (
+            "summarization.methods.ablations",
+            {"2-2-8_2-9": ["dqlib-no-task"]},
+            r"ablations\[0\] '2-2-8 2-9', decoder_layers",
+        ),
         ("summarization.methods.longest_configs", ["8-8-8_1-1"], "longest_configs"),
         ("compute.processes", 3, "micro_batches: 2 .* multiple of compute.processes, 3"),
         ("compute.processes", 0, "compute.processes: 0"),

@@ -38,7 +38,7 @@ def test_a_bench_that_is_stopped_early_has_decided_what_it_could():
     wanted = bench_of_the_study()
     runs = wanted.runs_of_equal_steps()
     names = [run.preset for run in runs]
-    first = min(names.index(name) for name in wanted.ablations if name not in wanted.presets)
+    first = min(names.index(name) for name in wanted.ablation_presets if name not in wanted.presets)
     assert not set(names[first:]) & set(wanted.presets)  # ablations come last
     configs = [str(run.config) for run in runs[:first]]
     assert configs == sorted(configs, key=configs.index)  # a config is whole before the next one
@@ -51,9 +51,7 @@ def test_a_bench_that_is_stopped_early_has_decided_what_it_could():
 
 
 def test_shapes_of_one_s_own_may_be_of_a_preset_that_is_not_compared_and_come_once():
-    given = replace(
-        bench_of_the_study(), presets=["xtc"], seeds=[1], ablations=[], ablation_configs=[], ablation_seeds=[]
-    )
+    given = replace(bench_of_the_study(), presets=["xtc"], seeds=[1], ablations={}, ablation_seeds=[])
     own = ["2-2-8 2-4 h3 f256", "2-2-8 2-4"]
     found = replace(given, configs=own[1:], own_configs=own, longer_preset="dqlib")
     runs = sorted(found.runs_of_equal_steps(), key=lambda run: tables._order(found, run))
@@ -121,7 +119,7 @@ def test_a_run_is_held_against_its_teacher_on_the_same_documents(study_in_a_copy
 def test_a_part_is_compared_with_runs_of_the_same_seeds():
     rows = [("dqlib", 1, 20.0, 3.0), ("dqlib", 2, 22.0, 3.2), ("dqlib", 3, 27.0, 3.4), ("dqlib-no-task", 2, 21.0, 3.5)]
     table = pandas.DataFrame(rows, columns=["preset", "seed", "score", "validation_loss"]).assign(config="2-2-8 2-4")
-    (row,) = tables.ablation_table(table, SimpleNamespace(ablations=["dqlib-no-task"])).to_dict("records")
+    (row,) = tables.ablation_table(table, SimpleNamespace(ablation_presets=["dqlib-no-task"])).to_dict("records")
     assert (row["changed"], row["seeds"]) == ("no-task", 1)
     assert (row["difference"], row["its difference"]) == (-1.0, 0.3)
 

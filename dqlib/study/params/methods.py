@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dqlib.config import Config
@@ -33,11 +34,11 @@ class Methods:
     """The benchmark: presets, by name or YAML file, against each other at equal bits and steps, one thread per run.
 
     Presets run at all ``configs`` that they have a grid for, ``longer_preset`` alone at ``own_configs`` as well (shapes
-    and budgets against each other), ``ablations`` (presets again) at ``ablation_configs`` from ``ablation_seeds`` (all
-    ``seeds``, when left out). A ``p_value`` compares with ``baseline`` or, where that has no grid, ``fallback``. Then
-    ``longer_preset`` runs from ``longer_seeds`` (the first one, when left out) at ``longer_configs`` for each number of
-    ``longer_steps``, and of these the ``longest_configs`` alone (all, when left out) for the largest number: what more
-    training is worth.
+    and budgets against each other); ``ablations`` names further presets by configuration, which run from
+    ``ablation_seeds`` (all ``seeds``, when left out). A ``p_value`` compares with ``baseline`` or, where that has no
+    grid, ``fallback``. Then ``longer_preset`` runs from ``longer_seeds`` (the first one, when left out) at
+    ``longer_configs`` for each number of ``longer_steps``, and of these the ``longest_configs`` alone (all, when left
+    out) for the largest number: what more training is worth.
     """
 
     presets: list[str]
@@ -46,8 +47,7 @@ class Methods:
     distill: Distillation
     evaluate: Evaluation
     own_configs: list[str] = field(default_factory=list)
-    ablations: list[str] = field(default_factory=list)
-    ablation_configs: list[str] = field(default_factory=list)
+    ablations: Mapping[str, list[str]] = field(default_factory=dict)
     ablation_seeds: list[int] = field(default_factory=list)
     longer_steps: list[int] = field(default_factory=list)
     longer_configs: list[str] = field(default_factory=list)
@@ -58,14 +58,15 @@ class Methods:
     fallback: str = "xtc"
 
     def __post_init__(self) -> None:
-        for name in ("presets", "configs", "seeds", *(["ablation_configs"] if self.ablations else [])):
+        for name in ("presets", "configs", "seeds"):
             if not getattr(self, name):
                 raise InputError(name, getattr(self, name), "a list that is not empty")
-        for name in ("presets", "ablations"):
-            object.__setattr__(self, name, each(self, name, preset_named))
+        object.__setattr__(self, "presets", each(self, "presets", preset_named))
+        changed = {text: each(self.ablations, text, preset_named, "ablations.") for text in self.ablations}
+        object.__setattr__(self, "ablations", changed)
         for name in ("longer_preset", "baseline", "fallback"):
             object.__setattr__(self, name, preset_named(getattr(self, name)))
-        for name in ("configs", "own_configs", "ablation_configs", "longer_configs"):
+        for name in ("configs", "own_configs", "ablations", "longer_configs"):
             each(self, name, Config.parse)
         each(self, "longer_steps", self._check_steps)
         each(self, "seeds", a_seed)
@@ -97,7 +98,7 @@ class Methods:
             for names, texts, seeds in (
                 (presets, self.configs, self.seeds),
                 ([self.longer_preset], self.own_configs, self.seeds),
-                (self.ablations, self.ablation_configs, self.ablation_seeds or self.seeds),
+                *((names, [text], self.ablation_seeds or self.seeds) for text, names in self.ablations.items()),
             )
             for config in map(Config.parse, texts)
             for name in names
@@ -113,6 +114,11 @@ class Methods:
         runs += [(n, text) for n in steps[-1:] for text in self.longest_configs or self.longer_configs]
         every = [(n, text, seed) for n, text in runs for seed in self.seeds_of_longer]
         return [Run(self.longer_preset, Config.parse(text), seed, n) for n, text, seed in every]
+
+    @property
+    def ablation_presets(self) -> list[str]:
+        """The presets that ``ablations`` names, each once."""
+        return list(dict.fromkeys(name for names in self.ablations.values() for name in names))
 
     @property
     def seeds_of_longer(self) -> list[int]:

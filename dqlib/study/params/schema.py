@@ -168,8 +168,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if kind is Mapping:
         if not isinstance(value, dict):
             raise InputError(where, value, "a block")
-        block = typing.get_args(hint)[1]
-        return {_number(key, where): _value(block, each, f"{where}.{key}") for key, each in value.items()}
+        keys, block = typing.get_args(hint)
+        read = _number if keys is int else lambda key, where: key
+        return {read(key, where): _value(block, each, f"{where}.{key}") for key, each in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
@@ -204,11 +205,13 @@ def bounded(block: Any, **bounds: tuple[int, int]) -> None:
 def each(block: Any, name: str, check: Callable[[Any], Found], where: str = "") -> list[Found]:
     """What a check gives for every entry of a list of a block; an error names the list and the entry's place in it.
 
+    A block is an instance of a dataclass or a dictionary.
+
     Errors of the check begin with what an entry is (``config '9-2-8 2-1', w_bits``); ``where`` the block stands has a
     dot behind it.
     """
     found = []
-    for place, value in enumerate(getattr(block, name)):
+    for place, value in enumerate(block[name] if isinstance(block, Mapping) else getattr(block, name)):
         try:
             found.append(check(value))
         except InputError as error:

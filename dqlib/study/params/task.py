@@ -83,7 +83,7 @@ class Task:
             no_repetitions(where + name, slugs, getattr(block, name))
         for config, preset in self.students():
             get_preset(preset).check_fits(config, self.architecture)
-        for name in ("configs", "own_configs", "ablation_configs", "longer_configs") if self.methods else ():
+        for name in ("configs", "own_configs", "ablations", "longer_configs") if self.methods else ():
             each(self.methods, name, self._config, "methods.")
         for preset in self._presets:
             self.uses_pseudo_labels(preset)

@@ -163,7 +163,7 @@ def _sizes(study: Study, runs: Sequence[Finished]) -> list[int]:
 def _compared(study: Study, model: ModelKey, drawn: Resampled) -> tuple[str | None, float | None]:
     """The preset that a model is compared with, and the p-value; None where there is nothing."""
     benchmark = benchmark_of(study)
-    names = (WHOLE,) if model.preset in benchmark.ablations else (benchmark.baseline, benchmark.fallback)
+    names = (WHOLE,) if model.preset in benchmark.ablation_presets else (benchmark.baseline, benchmark.fallback)
     others = [other for other in (model._replace(preset=name) for name in names) if other in drawn.models]
     common = [seed for seed in drawn.seeds(model) if others and seed in drawn.seeds(others[0])]
     if not common or others[0] == model:
@@ -239,8 +239,8 @@ def benchmark_summary(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _order(benchmark: S.Methods, run: Run) -> tuple[int, int, int]:
-    configs = [Config.parse(text) for text in (*benchmark.configs, *benchmark.own_configs, *benchmark.ablation_configs)]
-    names = [*benchmark.presets, benchmark.longer_preset, *benchmark.ablations]  # which need not be one of the presets
+    configs = [Config.parse(text) for text in (*benchmark.configs, *benchmark.own_configs, *benchmark.ablations)]
+    names = [*benchmark.presets, benchmark.longer_preset, *benchmark.ablation_presets]  # of which some are in two
     return configs.index(run.config), names.index(run.preset), benchmark.seeds.index(run.seed)
 
 
@@ -275,7 +275,7 @@ def changes(table: pandas.DataFrame, benchmark: S.Methods) -> pandas.DataFrame:
     ``loss_change`` (not a number without that run).
     """
     whole = table[table.preset == WHOLE][["config", "seed", "score", "validation_loss"]]
-    rows = table[table.preset.isin(benchmark.ablations)]
+    rows = table[table.preset.isin(benchmark.ablation_presets)]
     rows = rows.merge(whole, on=["config", "seed"], how="left", suffixes=("", "_whole"))
     return rows.assign(
         changed=rows.preset.str.removeprefix(f"{WHOLE}-"),

@@ -48,9 +48,9 @@ def presets_figure(table: pandas.DataFrame, benchmark: S.Methods, task: str) -> 
 def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods) -> Figure:
     """Change of the validation loss where one part of a preset is changed, with its seeds.
 
-    The first of the ``ablation_configs`` is drawn; ``table`` is that of :func:`dqlib.study.report.benchmark.changes`.
+    Drawn is the first configuration of ``ablations``; ``table`` is as in :func:`dqlib.study.report.benchmark.changes`.
     """
-    config = str(Config.parse(benchmark.ablation_configs[0]))
+    config = str(Config.parse(next(iter(benchmark.ablations))))
     rows = changes(table[table.config == config], benchmark)
     names = list(rows.changed.unique())
     with subplots(figsize=(6.4, 0.6 + 0.42 * max(2, len(names)))) as (figure, axes):

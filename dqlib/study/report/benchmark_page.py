@@ -55,7 +55,7 @@ def write_benchmark(study: Study, run: bool = True) -> Path:
     write_scores(tables.scores_table(runs), folder / SCORES)
     table = with_losses(table, parts)
     save(presets_figure(table, benchmark, study.name), folder, "methods")
-    if table.preset.isin(benchmark.ablations).any():
+    if table.preset.isin(benchmark.ablation_presets).any():
         save(ablation_figure(table, benchmark), folder, "ablation")
     if len(longer) or not more.is_file():
         write_metrics(longer, more)
@@ -75,7 +75,8 @@ def _page(
     benchmark, teacher = benchmark_of(study), read_record(study.folders.teacher)
     score, changed = tables.teacher_score(study, runs), tables.ablation_table(table, benchmark)
     methods, losses = (benchmark_file(name, study.name) for name in (METHODS, PARTS))
-    ours = tables.benchmark_summary(table[~table.preset.isin(benchmark.ablations)])  # parts are no part of its families
+    whole = ~table.preset.isin(benchmark.ablation_presets)  # parts are no part of its families
+    ours = tables.benchmark_summary(table[whole])
     missing = tables.missing(study, runs)
     not_run = "\n## What is left\n\nNot run yet:\n\n" + "".join(f"* {each}\n" for each in missing) if missing else ""
     ablation = "" if changed.empty else f"""
