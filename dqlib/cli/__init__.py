@@ -18,7 +18,18 @@ from itertools import islice
 from typing import Any
 
 from dqlib.cli.classification import agree_on_classes, classify
-from dqlib.cli.inputs import COLUMNS, READING, SEARCH, UNDECODED, at_least_one, lines_of, outside, search_of, some_of
+from dqlib.cli.inputs import (
+    COLUMNS,
+    READING,
+    SEARCH,
+    UNDECODED,
+    check_writable,
+    lines_of,
+    of_option,
+    outside,
+    search_of,
+    some_of,
+)
 from dqlib.engines import ENGINES
 from dqlib.engines.base import Engine
 from dqlib.errors import InputError
@@ -65,7 +76,9 @@ def _inspect(options: argparse.Namespace) -> int:
     from dqlib.storage.manifest import opened
 
     student = opened(options.folder, "packed").about
-    found = account(options.folder, None if options.teacher is None else fp32_bytes_of(options.teacher))
+    with of_option("--teacher", options.teacher):
+        teacher = None if options.teacher is None else fp32_bytes_of(options.teacher)
+    found = account(options.folder, teacher)
     print(f"{student.get('class')}, {student.get('config')}, preset {student.get('preset')}\n\n{found}")
     return 0
 
@@ -138,10 +151,16 @@ def _agree(options: argparse.Namespace) -> int:
             raise InputError(f"--{name}", getattr(options, name), "left out where models write: it is for classifiers")
     with lines_of(options.input) as lines:
         texts = some_of(lines, options.input)
-        engines = [load_engine(folder, threads=options.threads) for folder in (options.reference, options.folder)]
+        engines = []
+        for name in ("reference", "folder"):
+            with of_option(name, getattr(options, name)):
+                engines.append(load_engine(getattr(options, name), threads=options.threads))
         first = engines[0]
         if first.tokenizer is None:
-            raise InputError("folder", options.reference, "a model with a tokenizer")
+            raise InputError("reference", options.reference, "a model with a tokenizer")
+        vocabularies = [each.tokenizer.get_vocab() for each in engines if each.tokenizer is not None]
+        if any(each != vocabularies[0] for each in vocabularies):
+            raise InputError("folder", options.folder, f"a model of the same vocabulary as {options.reference}")
         ids, new_tokens = first.encode(texts, options.max_new_tokens), _new_tokens(first, options)
         starts = first.starts(options.language, len(texts))
         written = []
@@ -178,7 +197,7 @@ def _study_installed() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        allowed = f'installed by pip install "dqlib[notebooks]" ({error})'
+        allowed = f"installed with the study, by pip install -e '.[notebooks]' in its folder ({error})"
         raise InputError("dqlib", "without the study", allowed) from None
 
 
@@ -242,7 +261,8 @@ COMMANDS = {
                 "teacher)"
             },
             "--bits": {
-                "type": at_least_one,
+                "type": int,
+                "choices": (2, 4, 8),
                 "help": "of onnxruntime: bits of a weight (default: as few as hold the student's)",
             },
             "--encoder": {
@@ -313,6 +333,8 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors=UNDECODED if stream is sys.stdin else "strict")
     try:
+        if "out" in options:
+            check_writable(options.out)
         if not command.light:
             from transformers.utils import logging
 

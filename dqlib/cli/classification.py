@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from itertools import islice
 
-from dqlib.cli.inputs import lines_of, some_of, texts_of
+from dqlib.cli.inputs import lines_of, of_option, some_of, texts_of
+from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
 
 
@@ -41,9 +42,17 @@ def agree_on_classes(options: argparse.Namespace) -> int:
     from dqlib.engines import load_classifier
     from dqlib.engines.agreement import class_agreement
 
+    for name in ("beams", "max_new_tokens", "language", *ASKED):
+        if getattr(options, name, None) is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')}", getattr(options, name), "left out: classifiers write nothing"
+            )
     with lines_of(options.input) as lines:
         rows = some_of(texts_of(lines, options), options.input)
-    engines = [load_classifier(folder, threads=options.threads) for folder in (options.reference, options.folder)]
+    engines = []
+    for name in ("reference", "folder"):
+        with of_option(name, getattr(options, name)):
+            engines.append(load_classifier(getattr(options, name), threads=options.threads))
     if engines[0].labels != engines[1].labels:
         raise InputError("folder", f"{options.folder}, whose classes are {', '.join(engines[1].labels)}",
                          f"one of the same classes, {', '.join(engines[0].labels)}")  # fmt: skip

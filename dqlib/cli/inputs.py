@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,32 @@ def outside(folder: str, out: str) -> None:
         raise InputError("out", out, f"a folder outside of {folder}, which is read")
 
 
+def check_writable(out: str) -> None:
+    """Refuse a folder that cannot be written, before there is anything to write.
+
+    Raises:
+        InputError: of what it is to lie in, that which exists cannot be written, or is no folder.
+    """
+    place = Path(out).expanduser().absolute().parent
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise InputError("out", out, f"a folder that can be written ({error.strerror}: {place})") from None
+
+
+@contextmanager
+def of_option(name: str, folder: str) -> Iterator[None]:
+    """Let an error of what a folder holds say which option, or argument, gave the folder."""
+    try:
+        yield
+    except InputError as error:
+        if error.field == "folder":
+            raise InputError(name, error.value, error.allowed) from None
+        raise InputError(f"{name} {folder}, {error.field}", error.value, error.allowed) from None
+
+
 def at_least_one(text: str) -> int:
     """The value of an option that counts something."""
     try:
@@ -41,9 +68,25 @@ def at_least_one(text: str) -> int:
 
 def _asked(kind: type, text: str) -> dict[str, Any]:
     """An option of a search, which is the model's own where it is not given."""
-    how = {"action": "store_const", "const": True} if kind is bool else {"type": kind, "metavar": "N"}
+    how = {"action": "store_const", "const": True} if kind is bool else {"type": _number(kind), "metavar": "N"}
     return {"help": f"{text} (default: the model's own)", **how}
 
+
+def _number(kind: type) -> Callable[[str], Any]:
+    """The value of an option that is a number of that kind."""
+
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            allowed = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be {allowed}") from None
+
+    return read
+
+
+#: Beams of a search where none are asked for.
+BEAMS = 4
 
 #: Options as ``add_argument`` takes them: the texts and the engine that reads them,
 READING: dict[str, dict[str, Any]] = {
@@ -65,7 +108,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
 }
 #: and the search.
 SEARCH: dict[str, dict[str, Any]] = {
-    "--beams": {"type": at_least_one, "default": 4, "help": "beams of the search (default: %(default)s)"},
+    "--beams": {"type": at_least_one, "help": f"beams of the search (default: {BEAMS})"},
     "--max-new-tokens": {
         "type": at_least_one,
         "help": "tokens written at most (default: 64, or what the model has positions for)",
@@ -98,8 +141,13 @@ def lines_of(source: str) -> Iterator[Iterator[str]]:
 def _decoded(lines: Iterable[str], source: str) -> Iterator[str]:
     for number, line in enumerate(lines, start=1):
         if not _is_whole(line):
-            raise InputError(f"--input {source}, line {number}", line, "a text in utf-8")
+            raise InputError(_line(source, number), line, "a text in utf-8")
         yield line.rstrip("\r\n")
+
+
+def _line(source: str, number: int) -> str:
+    """What errors call a line."""
+    return f"--input {source}, line {number}"
 
 
 def _is_whole(text: str) -> bool:
@@ -126,7 +174,7 @@ def some_of(texts: Iterable[Text], source: str) -> list[Text]:
 def search_of(options: argparse.Namespace) -> dict[str, Any]:
     """What is asked for of a search."""
     asked = {name: getattr(options, name, None) for name in ASKED}
-    return {"num_beams": options.beams, **{name: value for name, value in asked.items() if value is not None}}
+    return {"num_beams": options.beams or BEAMS, **{name: value for name, value in asked.items() if value is not None}}
 
 
 def texts_of(lines: Iterable[str], options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
@@ -141,7 +189,7 @@ def texts_of(lines: Iterable[str], options: argparse.Namespace) -> Iterator[tupl
     if options.second is not None and options.text is None:
         raise InputError("--second", options.second, "given with --text, the column of the first text")
     for number, line in enumerate(lines, start=1):
-        where = f"{options.input}, line {number}"
+        where = _line(options.input, number)
         if names:
             texts = tuple(_columns(line, names, where))
         else:

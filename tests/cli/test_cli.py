@@ -136,12 +136,12 @@ def test_pack_writes_the_student_and_its_tokenizer(students, packed, tmp_path, c
     assert load_tokenizer(tmp_path / "out")(TEXTS[0]).input_ids[-1] == 2
 
 
-def test_pack_rounds_only_when_asked(students, tmp_path, capsys):
+def test_pack_rounds_only_when_asked(students, texts, tmp_path, capsys):
     assert "round_for_storage" in refused(capsys, "pack", students / "raw", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     printed(capsys, "pack", students / "raw", tmp_path / "out", "--round")
     printed(capsys, "verify", tmp_path / "out")
-    assert "tokenizer" in refused(capsys, "generate", tmp_path / "out", "--input", __file__)  # which has none
+    assert "tokenizer" in refused(capsys, "generate", tmp_path / "out", "--input", texts)  # which has none
 
 
 def test_inspect_shows_the_account(students, packed, capsys):
@@ -294,7 +294,8 @@ def test_an_exported_classifier_labels_and_agrees(packed, students, tmp_path, ca
     ("call", "expected"),
     [
         ("pack {out} {out}", "folder: "),
-        ("inspect {packed}/bart --teacher {here}", "folder: "),
+        ("pack {students}/bart {here}/empty/x", "/empty/x' is not allowed; it must be a folder that can be written"),
+        ("inspect {packed}/bart --teacher {here}", "--teacher: "),
         ("export {packed}/bart {out} --engine ctranslate2 --bits 2", "--bits: 2"),
         ("export {packed}/bart {packed}/bart/inside --engine ctranslate2", "out: "),
         ("generate {packed}/bart --input {texts} --threads 9999", "threads: 9999"),
@@ -303,6 +304,9 @@ def test_an_exported_classifier_labels_and_agrees(packed, students, tmp_path, ca
         ("generate {packed}/bart --input {texts} --max-new-tokens 24", "--max-new-tokens: 24"),
         ("generate {fast} --input {texts} --language fr", "--language: 'fr'"),
         ("classify {packed}/bert --input {texts}", "BertForMaskedLM"),
+        ("agree {packed}/bart {here} --input {texts}", "folder: "),
+        ("agree {packed}/bart {packed}/bert-classifier --input {texts}", "folder {packed}/bert-classifier, "),
+        ("agree {packed}/bert-classifier {packed}/bert-classifier --input {texts} --beams 2", "--beams: 2"),
         ("agree {packed}/bart {packed}/bart --input {texts} --pairs", "--pairs: True"),
         ("agree {packed}/bart {packed}/bart --input {here}/empty", "with a text at least"),
         ("agree {packed}/bert-classifier {packed}/bert-classifier --input {here}/empty", "with a text at least"),
@@ -372,7 +376,7 @@ def test_a_damaged_student_is_told_in_one_sentence(kind, damage, expected, stude
     damage(folder)
     assert expected in refused(capsys, "pack", folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    refused(capsys, "generate", folder, "--input", __file__)
+    refused(capsys, "generate", folder, "--input", texts)
 
 
 def test_beside_a_tokenizer_that_the_manifest_names_no_other_file_is_read(students, texts, tmp_path, capsys):
@@ -383,15 +387,15 @@ def test_beside_a_tokenizer_that_the_manifest_names_no_other_file_is_read(studen
     assert rows_of(capsys, "generate", folder, "--input", texts, "--max-new-tokens", 2, "--beams", 1)
 
 
-def test_beams_are_counted_where_a_search_begins(fast, capsys):
-    call = ("generate", fast, "--input", __file__, "--beams", 1025)
+def test_beams_are_counted_where_a_search_begins(fast, texts, capsys):
+    call = ("generate", fast, "--input", texts, "--beams", 1025)
     assert "--beams: 1025 is not allowed; it must be from 1 to 1024" in refused(capsys, *call)
 
 
-def test_a_student_without_its_manifest_is_not_taken_for_a_teacher(students, tmp_path, capsys):
+def test_a_student_without_its_manifest_is_not_taken_for_a_teacher(students, texts, tmp_path, capsys):
     folder = shutil.copytree(students / "bart", tmp_path / "student")
     (folder / MANIFEST).unlink()
-    call = ("generate", folder, "--input", __file__)
+    call = ("generate", folder, "--input", texts)
     assert "a student is read with its dqlib.json" in refused(capsys, *call)
     reconfigure(folder, transformers_weights=None)
     assert "weight_quantizer.learned: 'in the weights'" in refused(capsys, *call)

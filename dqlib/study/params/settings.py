@@ -38,7 +38,7 @@ __all__ = [
 class Compute:
     """Processes of a stage (each micro-batch of a step goes to one of them)."""
 
-    processes: int = 2
+    processes: int = 1
 
     def __post_init__(self) -> None:
         bounded(self, processes=(1, 4096))

@@ -30,6 +30,7 @@ class KnownTask:
     aims: tuple[Aim, ...] = ()  # of its students in the default study
     # task beside whose students of the same layers its teacher stands, which is pre-trained at that depth
     beside: str | None = None
+    example: str | None = None  # a source, in the form that its embedded corpus has them
 
 
 #: Titles of tasks of QuantGPT's and XTC's own experiments.
@@ -51,13 +52,21 @@ TASKS = {
             Aim("2-2-8", "half", 0.95),
             Aim("1-1-8", "full", 0.90),
         ),
+        example="os.path.commonprefix: path commonprefix. Given a list of pathnames, returns the longest common "
+        "leading component",
     ),
-    "eli5": KnownTask("Long-form question answering", claim=("long-form answers lose", "nothing")),
+    "eli5": KnownTask(
+        "Long-form question answering",
+        claim=("long-form answers lose", "nothing"),
+        example="What does the argument encoding of read_text mean? pathlib.Path.read_text: path read text. Open the "
+        "file in text mode, read it, and close the file. encoding = None (encoding, errors)",
+    ),
     "translation": KnownTask(
         "Translation",
         translates=True,
         teacher_aim=90.0,
         aims=(Aim("8-8-8", "full", 0.99), Aim("2-2-8", "full", 0.95)),
+        example="Armenia, Hungary, and Kenya",
     ),
     "matching": KnownTask("Matching of summary and body", kind="classification"),
     "topics": KnownTask("Classification by topic", kind="classification"),

@@ -106,11 +106,12 @@ def _write_student(settings: Settings, task: str, student: Path, folder: Path) -
     about = f"""Student of the task *{TITLES[task].lower()}*: `{record.config}` (bits of weights, embeddings and
 activations, then encoder and decoder layers) by the preset `{record.preset}`, {record.compression:g} times smaller than
 its teacher, of whose score it keeps {percent(record.retention)}."""
+    language = f" --language {spec.corpus.languages[0]}" if spec.corpus.languages else ""
     use = f"""```bash
-echo "os.path.commonprefix: Given a list of pathnames, returns the longest common leading component" |
-  dqlib generate {MODELS}/{task} --beams 4
+echo "{TASKS[task].example}" |
+  dqlib generate {MODELS}/{task} --beams 4{language}
 ```"""
-    _write_card(settings, task, student, folder, about, use if spec.form.writes and not spec.corpus.languages else "")
+    _write_card(settings, task, student, folder, about, use if TASKS[task].example else "")
 
 
 def _write_card(settings: Settings, task: str, source: Path, folder: Path, about: str, use: str = "") -> None:
