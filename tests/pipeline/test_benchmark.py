@@ -96,13 +96,15 @@ def test_the_p_value_over_seeds_is_that_of_welch():
 
 def test_the_gap_to_the_teacher_is_told_beside_that_of_the_whole_preset_after_equal_steps():
     rows = [("dqlib", 1, 100, 3.30), ("dqlib", 2, 100, 3.32), ("dqlib-plain", 1, 100, 3.60), ("dqlib", 1, 800, 3.11)]
+    rows += [("dqlib", 1, 900, 2.98), ("dqlib-plain", 1, 900, 3.01)]
     parts = pandas.DataFrame(rows, columns=["part", "seed", "steps", "validation_loss"])
     parts = parts.assign(config="2-2-8 2-1", teacher_loss=3.0, size_bytes=10, minutes=1.0)
     gaps = tables.gap_table(parts).set_index(["part", "steps"])
-    assert gaps.gap.tolist() == pytest.approx([0.31, 0.60, 0.11])
+    assert gaps.gap.tolist() == pytest.approx([0.31, 0.60, 0.11, -0.02, 0.01])
     assert gaps.loc[("dqlib-plain", 100), "ratio"] == pytest.approx(0.60 / 0.31)
     assert gaps.loc[("dqlib", 800), "ratio"] == 1
-    assert gaps.seeds.tolist() == [2, 1, 1]
+    assert gaps.loc[("dqlib-plain", 900), "ratio"] != gaps.loc[("dqlib-plain", 900), "ratio"]  # of no gap there is none
+    assert gaps.seeds.tolist() == [2, 1, 1, 1, 1]
     assert gaps.p_value.isna().all()  # two seeds against one
 
 

@@ -201,8 +201,8 @@ def gap_table(parts: pandas.DataFrame) -> pandas.DataFrame:
 
     Returns:
         Columns ``config``, ``steps``, ``part``, ``gap`` and ``gap_std`` (mean and spread over seeds), ``ratio`` to the
-        whole preset's gap, ``p_value`` of the difference over seeds (Welch's test; None with one seed), ``seeds``,
-        ``size_bytes``, ``minutes``.
+        whole preset's gap (None where it is level with its teacher, or better), ``p_value`` of the difference over
+        seeds (Welch's test; None with one seed), ``seeds``, ``size_bytes``, ``minutes``.
     """
     rows = []
     parts = parts.assign(gap=parts.validation_loss - parts.teacher_loss)
@@ -210,7 +210,7 @@ def gap_table(parts: pandas.DataFrame) -> pandas.DataFrame:
         whole = group[group.part == WHOLE].gap.to_numpy()
         for part, runs in group.groupby("part", sort=False):
             gaps = runs.gap.to_numpy()
-            ratio = gaps.mean() / whole.mean() if len(whole) else None
+            ratio = gaps.mean() / whole.mean() if len(whole) and whole.mean() > 0 else None
             p_value = welch_p_value(gaps, whole) if part != WHOLE else None
             spread = gaps.std(ddof=1) if len(gaps) > 1 else None
             costs = len(gaps), runs.size_bytes.iloc[0], runs.minutes.astype(float).mean()
