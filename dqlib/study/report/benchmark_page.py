@@ -105,8 +105,9 @@ nats per {study.task.form.unit}, on the validation split ([`{losses}`](../{TABLE
 
 {markdown_table(gaps_for_reading(tables.gap_table(parts)))}
 Gap: validation loss less the teacher's, in nats per {study.task.form.unit}, mean over seeds ± their standard
-deviation; its ratio to that of `{tables.WHOLE}` after equal steps, where that is above 0; p: of that difference over seeds, two-sided, by
-Welch's test. Minutes: of one core, for the training; nothing where it was stopped and went on.
+deviation; its ratio to that of `{tables.WHOLE}` after equal steps, where that is above 0; p: of that difference
+over seeds, two-sided, by Welch's test. Minutes: of one core, for the training; nothing where it was stopped and went
+on.
 
 ![All presets](methods.svg)
 {ablation}{_longer(study, longer)}{not_run}"""
