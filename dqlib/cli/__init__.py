@@ -24,6 +24,7 @@ from dqlib.cli.inputs import (
     SEARCH,
     UNDECODED,
     check_writable,
+    compared,
     lines_of,
     of_option,
     outside,
@@ -151,10 +152,7 @@ def _agree(options: argparse.Namespace) -> int:
             raise InputError(f"--{name}", getattr(options, name), "left out where models write: it is for classifiers")
     with lines_of(options.input) as lines:
         texts = some_of(lines, options.input)
-        engines = []
-        for name in ("reference", "folder"):
-            with of_option(name, getattr(options, name)):
-                engines.append(load_engine(getattr(options, name), threads=options.threads))
+        engines = compared(options, load_engine)
         first = engines[0]
         if first.tokenizer is None:
             raise InputError("reference", options.reference, "a model with a tokenizer")

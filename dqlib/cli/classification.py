@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from itertools import islice
 
-from dqlib.cli.inputs import lines_of, of_option, some_of, texts_of
+from dqlib.cli.inputs import compared, lines_of, some_of, texts_of
 from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
 
@@ -43,16 +43,11 @@ def agree_on_classes(options: argparse.Namespace) -> int:
     from dqlib.engines.agreement import class_agreement
 
     for name in ("beams", "max_new_tokens", "language", *ASKED):
-        if getattr(options, name, None) is not None:
-            raise InputError(
-                f"--{name.replace('_', '-')}", getattr(options, name), "left out: classifiers write nothing"
-            )
+        if (value := getattr(options, name, None)) is not None:
+            raise InputError(name, value, "left out: classifiers write nothing")
     with lines_of(options.input) as lines:
         rows = some_of(texts_of(lines, options), options.input)
-    engines = []
-    for name in ("reference", "folder"):
-        with of_option(name, getattr(options, name)):
-            engines.append(load_classifier(getattr(options, name), threads=options.threads))
+    engines = compared(options, load_classifier)
     if engines[0].labels != engines[1].labels:
         raise InputError("folder", f"{options.folder}, whose classes are {', '.join(engines[1].labels)}",
                          f"one of the same classes, {', '.join(engines[0].labels)}")  # fmt: skip

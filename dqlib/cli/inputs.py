@@ -16,6 +16,7 @@ from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
 
 Text = TypeVar("Text", str, tuple[str, ...])
+Model = TypeVar("Model")
 
 
 def outside(folder: str, out: str) -> None:
@@ -50,39 +51,43 @@ def of_option(name: str, folder: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if error.field == "folder":
-            raise InputError(name, error.value, error.allowed) from None
-        raise InputError(f"{name} {folder}, {error.field}", error.value, error.allowed) from None
+        field = name if error.field == "folder" else f"{name} {folder}, {error.field}"
+        raise InputError(field, error.value, error.allowed) from None
 
 
-def at_least_one(text: str) -> int:
-    """The value of an option that counts something."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be a whole number of at least 1")
-    return value
+def compared(options: argparse.Namespace, load: Callable[..., Model]) -> list[Model]:
+    """The two models of ``agree``, loaded."""
+    models = []
+    for name in ("reference", "folder"):
+        with of_option(name, folder := getattr(options, name)):
+            models.append(load(folder, threads=options.threads))
+    return models
+
+
+def _number(kind: type, least: int | None = None) -> Callable[[str], Any]:
+    """What reads the value of an option that is a number of that kind."""
+    allowed = ("a whole number" if kind is int else "a number") + ("" if least is None else f" of at least {least}")
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or (least is not None and value < least):
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be {allowed}")
+        return value
+
+    return read
+
+
+#: The value of an option that counts something.
+at_least_one = _number(int, 1)
 
 
 def _asked(kind: type, text: str) -> dict[str, Any]:
     """An option of a search, which is the model's own where it is not given."""
     how = {"action": "store_const", "const": True} if kind is bool else {"type": _number(kind), "metavar": "N"}
     return {"help": f"{text} (default: the model's own)", **how}
-
-
-def _number(kind: type) -> Callable[[str], Any]:
-    """The value of an option that is a number of that kind."""
-
-    def read(text: str) -> Any:
-        try:
-            return kind(text)
-        except ValueError:
-            allowed = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be {allowed}") from None
-
-    return read
 
 
 #: Beams of a search where none are asked for.

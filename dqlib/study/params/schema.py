@@ -169,8 +169,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise InputError(where, value, "a block")
         keys, block = typing.get_args(hint)
-        read = _number if keys is int else lambda key, where: key
-        return {read(key, where): _value(block, each, f"{where}.{key}") for key, each in value.items()}
+        return {
+            _number(key, where) if keys is int else key: _value(block, each, f"{where}.{key}")
+            for key, each in value.items()
+        }
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
