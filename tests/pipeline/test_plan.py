@@ -10,9 +10,11 @@ from dqlib.config import Config
 from dqlib.storage.footprint import fp32_size_bytes, size_bytes
 from dqlib.student import make_student
 from dqlib.study.__main__ import main
+from dqlib.study.corpora.corpus import build_corpus
 from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline.plan import Planned, plan, planned_model
 from dqlib.study.training.on_policy import OnPolicy
+from tests.helpers.examples import write_splits
 from tests.helpers.projects import set_task, write_small_study
 
 
@@ -85,3 +87,21 @@ def test_what_the_teacher_writes_and_a_student_draws_is_counted(monkeypatch):
     assert (labels.name, labels.steps) == ("summarization: pseudo-labels, at most", 0)
     assert labels.total_seconds == labels.test_seconds > 0
     assert student.seconds > 2 * 2 / 4  # every fourth step draws, for each of two micro-batches
+
+
+def test_a_classifier_is_planned_with_the_classes_of_its_corpus(settings, tmp_path):
+    rows = [{"text": f"text {number}", "label": f"class {number % 5}"} for number in range(40)]
+    files = write_splits(tmp_path, train=rows, validation=rows[:10], test=rows[:10])
+    columns = {"source": "text", "target": "label"}
+    params = yaml.safe_load((tmp_path / "small.yaml").read_text())
+    params["topics"] |= {"configs": ["8-8-8_2-0"], "pretrain": None, "methods": None}
+    params["topics"]["corpus"] = {"name": "mine", "origin": "files", "vocab_size": 300, "source_tokens": 16}
+    params["topics"]["corpus"] |= files | columns
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(params))
+    settings = load_settings("small.yaml")
+    unknown = plan(settings, "topics").trainings
+    build_corpus(settings.task("topics").corpus, settings.folders("topics").corpus, kind="classification")
+    known = plan(settings, "topics").trainings
+    assert [each.name for each in known] == [each.name for each in unknown]
+    width = settings.task("topics").model.d_model
+    assert known[0].size_bytes == unknown[0].size_bytes + 3 * (width + 1) * 4  # of five classes, not two

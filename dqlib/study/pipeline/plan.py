@@ -120,10 +120,15 @@ def plan(settings: S.Settings, only: str | None = None, devices: int | None = No
     return Plan(settings.profile, tuple(trainings))
 
 
-def planned_model(spec: S.Task, pretraining: bool = False) -> PreTrainedModel:
-    """A model of the shape of a task's teacher with random weights, as it is pre-trained or fine-tuned."""
+def planned_model(spec: S.Task, pretraining: bool = False, labels: int = 2) -> PreTrainedModel:
+    """A model of the shape of a task's teacher with random weights, as it is pre-trained or fine-tuned.
+
+    A classifier has that many ``labels``.
+    """
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "decoder_start_token_id"), EOS_ID) | {"pad_token_id": PAD_ID}
     fields = shape_fields(spec.architecture, spec.model)
+    if spec.form.labels:
+        fields["num_labels"] = labels
     if spec.architecture == "t5":
         fields["d_kv"] = max(1, spec.model.d_model // spec.model.heads)
     config = transformers.AutoConfig.for_model(
@@ -145,7 +150,9 @@ class _Timed:
         self.kind = training_of(self.spec.form)
         self.batch = self.kind.collate(None)
         made = settings.pretrained_folder(task) if self.spec.finetune is None else None
-        self.teacher = read_model(made) if made and (made / CONFIG).is_file() else planned_model(self.spec)
+        labels = len(self.corpus.labels) if self.corpus and self.spec.form.labels else 2
+        there = made is not None and (made / CONFIG).is_file()
+        self.teacher = read_model(made) if there else planned_model(self.spec, labels=labels)
 
     def trainings(self) -> Iterator[Planned]:
         """Of the teacher, of all students, of the benchmark."""
