@@ -53,19 +53,21 @@ def test_a_bench_that_is_stopped_early_has_decided_what_it_could():
 def test_shapes_of_one_s_own_may_be_of_a_preset_that_is_not_compared_and_come_once():
     given = replace(bench_of_the_study(), presets=["xtc"], seeds=[1], ablations={}, ablation_seeds=[])
     own = ["2-2-8 2-4 h3 f256", "2-2-8 2-4"]
-    found = replace(given, configs=own[1:], own_configs=own, longer_preset="dqlib")
+    found = replace(given, configs=own[1:], own_configs={text: ["dqlib"] for text in own})
     runs = sorted(found.runs_of_equal_steps(), key=lambda run: tables._order(found, run))
     assert [(run.preset, str(run.config)) for run in runs] == [("xtc", own[1]), ("dqlib", own[1]), ("dqlib", own[0])]
-    twice = replace(given, configs=own, own_configs=own, longer_preset="xtc")
+    twice = replace(given, configs=own, own_configs={text: ["xtc"] for text in own})
     assert [str(run.config) for run in twice.runs_of_equal_steps()] == own
 
 
-def test_the_longest_runs_may_be_fewer_than_the_longer_ones():
-    given = replace(bench_of_the_study(), longer_steps=[9000, 3000, 6000], longer_configs=["4-4-8 2-4", "2-2-8 2-4"])
-    all_of_them = [(n, text) for n in (3000, 6000, 9000) for text in given.longer_configs]
-    for longest, runs in (([], all_of_them), (["2-2-8 2-4"], [*all_of_them[:4], all_of_them[5]])):
-        found = replace(given, longest_configs=longest).longer_runs()
-        assert [(run.steps, str(run.config)) for run in found] == runs
+def test_longer_runs_are_of_the_presets_that_are_named_and_come_by_their_steps():
+    longer = {"4-4-8 2-4": ["dqlib"], "2-2-8 2-4": ["xtc", "dqlib", "xtc"]}
+    given = replace(bench_of_the_study(), longer_steps=[9000, 3000], longer=longer, seeds=[1, 2], longer_seeds=[])
+    series = [("dqlib", "4-4-8 2-4"), ("xtc", "2-2-8 2-4"), ("dqlib", "2-2-8 2-4")]
+    runs = [(run.steps, run.preset, str(run.config), run.seed) for run in given.longer_runs()]
+    assert runs == [(steps, *each, 1) for steps in (3000, 9000) for each in series]
+    both = replace(given, longer_seeds=[1, 2]).longer_runs()
+    assert [run.seed for run in both] == [1, 2] * len(runs)
 
 
 def test_a_profile_without_a_bench_says_so():

@@ -11,7 +11,7 @@ from dqlib.presets import QUANTIZATION_ONLY, get_preset
 from dqlib.study.params.corpus import EMBEDDED, Corpus
 from dqlib.study.params.evaluation import Evaluation
 from dqlib.study.params.kinds import KINDS, SEQ2SEQ, Kind
-from dqlib.study.params.methods import Methods
+from dqlib.study.params.methods import MAPPINGS, Methods
 from dqlib.study.params.model import Model
 from dqlib.study.params.schema import MANY, a_seed, bounded, each, no_repetitions
 from dqlib.study.params.training import Distillation, Finetuning, Pretraining
@@ -83,7 +83,7 @@ class Task:
             no_repetitions(where + name, slugs, getattr(block, name))
         for config, preset in self.students():
             get_preset(preset).check_fits(config, self.architecture)
-        for name in ("configs", "own_configs", "ablations", "longer_configs") if self.methods else ():
+        for name in ("configs", *MAPPINGS) if self.methods else ():
             each(self.methods, name, self._config, "methods.")
         for preset in self._presets:
             self.uses_pseudo_labels(preset)

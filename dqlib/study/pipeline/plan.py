@@ -151,8 +151,8 @@ class _Timed:
         self.batch = self.kind.collate(None)
         made = settings.pretrained_folder(task) if self.spec.finetune is None else None
         labels = len(self.corpus.labels) if self.corpus and self.spec.form.labels else 2
-        there = made is not None and (made / CONFIG).is_file()
-        self.teacher = read_model(made) if there else planned_model(self.spec, labels=labels)
+        planned = planned_model(self.spec, labels=labels)
+        self.teacher = read_model(made) if made and (made / CONFIG).is_file() else planned
 
     def trainings(self) -> Iterator[Planned]:
         """Of the teacher, of all students, of the benchmark."""

@@ -240,7 +240,8 @@ def benchmark_summary(table: pandas.DataFrame) -> pandas.DataFrame:
 
 def _order(benchmark: S.Methods, run: Run) -> tuple[int, int, int]:
     configs = [Config.parse(text) for text in (*benchmark.configs, *benchmark.own_configs, *benchmark.ablations)]
-    names = [*benchmark.presets, benchmark.longer_preset, *benchmark.ablation_presets]  # of which some are in two
+    own = (name for names in benchmark.own_configs.values() for name in names)
+    names = [*benchmark.presets, *own, *benchmark.ablation_presets]  # of which some are in two
     return configs.index(run.config), names.index(run.preset), benchmark.seeds.index(run.seed)
 
 
@@ -293,8 +294,9 @@ def longer_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:
     long = [run for run in benchmark_of(study).longer_runs() if run in found]
     short = [run for run in dict.fromkeys(replace(run, steps=None) for run in long) if run in found]
     table = pandas.DataFrame([found[run].row for run in short + long], columns=[*columns_of(study.name), *IDENTITY])
-    order = {config: i for i, config in enumerate(dict.fromkeys(str(run.config) for run in long))}
-    return table.sort_values(["config", "train_steps"], key=lambda c: c.map(order) if c.name == "config" else c)
+    order = {series: i for i, series in enumerate(dict.fromkeys((str(run.config), run.preset) for run in long))}
+    places = [order[series] for series in zip(table.config, table.preset, strict=True)]
+    return table.assign(place=places).sort_values(["place", "train_steps"], kind="stable").drop(columns="place")
 
 
 def _changes(base: dict, other: dict) -> str:

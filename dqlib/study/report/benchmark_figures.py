@@ -12,7 +12,7 @@ from dqlib.study.params import settings as S
 from dqlib.study.params.tasks import kind_of
 from dqlib.study.report.benchmark import WHOLE, changes
 from dqlib.study.report.names import METRIC_NAMES
-from dqlib.study.report.style import TEACHER_COLOUR, colour_of, line_styles, marker_of, subplots
+from dqlib.study.report.style import TEACHER_COLOUR, colour_of, marker_of, subplots
 
 
 def presets_figure(table: pandas.DataFrame, benchmark: S.Methods, task: str) -> Figure:
@@ -68,32 +68,37 @@ def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods) -> Figure:
 
 
 def longer_figure(table: pandas.DataFrame, benchmark: S.Methods, teacher: float) -> Figure:
-    """Retention over the steps, one line per config, with 95% intervals over the test documents.
+    """Retention over the steps: a panel per config, a line per preset, with 95% intervals over the test documents.
 
     ``table`` is :func:`dqlib.study.report.benchmark.longer_table`, not empty, and ``teacher`` the teacher's score.
     """
-    headline = table.headline.iloc[0]
+    headline, configs = table.headline.iloc[0], table.config.unique()
 
     def kept(score: pandas.Series) -> pandas.Series:
         return 100 * teacher / score if headline in FALLING else 100 * score / teacher if teacher else 0.0 * score
 
-    with subplots(figsize=(6.4, 3.8)) as (figure, axes):
-        axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2, label="teacher")
-        styles = line_styles(list(table.config.unique()))
-        means = table.groupby(["config", "train_steps"], sort=False)[["score", "score_low", "score_high"]].mean()
-        for i, (config, rows) in enumerate(means.reset_index().groupby("config", sort=False)):
-            score, ends = kept(rows.score), (kept(rows.score_low), kept(rows.score_high))
-            axes.errorbar(
-                rows.train_steps * (1 + 0.012 * (i - (len(styles) - 1) / 2)), score,
-                yerr=[score - np.minimum(*ends), np.maximum(*ends) - score],
-                marker="o", ms=4, capsize=2, elinewidth=0.8, label=config, **styles[config],
-            )  # fmt: skip
-        axes.set_xscale("log")
-        steps = sorted(set(table.train_steps))
-        axes.set_xticks(steps, [f"{n:,}" for n in steps])
-        axes.minorticks_off()
-        asked = f"{benchmark.distill.batch_tokens:,} tokens ({benchmark.longer_preset})"
-        axes.set_xlabel(f"training steps of {asked}, log scale")
-        axes.set_ylabel(f"{METRIC_NAMES[headline]}, % of the teacher's")
-        axes.legend(fontsize=8, loc="lower right")
+    columns = ["score", "score_low", "score_high"]
+    means = table.groupby(["config", "preset", "train_steps"], sort=False)[columns].mean().reset_index()
+    steps, presets = sorted(set(table.train_steps)), list(table.preset.unique())
+    width = max(4.4, 2.4 + 2.2 * len(configs))
+    with subplots(1, len(configs), figsize=(width, 3.6), sharey=True, squeeze=False) as (figure, (panels,)):
+        for axes, config in zip(panels, configs, strict=True):
+            axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2)
+            for name, rows in means[means.config == config].groupby("preset", sort=False):
+                score, ends = kept(rows.score), (kept(rows.score_low), kept(rows.score_high))
+                axes.errorbar(
+                    rows.train_steps * (1 + 0.03 * (presets.index(name) - (len(presets) - 1) / 2)), score,
+                    yerr=[score - np.minimum(*ends), np.maximum(*ends) - score],
+                    marker=marker_of(name), color=colour_of(name), ms=4, capsize=2, elinewidth=0.8,
+                )  # fmt: skip
+            axes.set_xscale("log")
+            axes.set_xticks(steps, [f"{n:,}" for n in steps])
+            axes.minorticks_off()
+            axes.margins(x=0.15)
+            axes.set_title(config, fontsize=9)
+        for name in presets:
+            panels[0].plot([], [], marker=marker_of(name), color=colour_of(name), ms=4, label=name)
+        figure.supxlabel(f"training steps of {benchmark.distill.batch_tokens:,} tokens, log scale", fontsize=10)
+        panels[0].set_ylabel(f"{METRIC_NAMES[headline]}, % of the teacher's")
+        figure.legend(fontsize=8, ncols=5, loc="outside upper center")
     return figure

@@ -114,17 +114,15 @@ on.
 
 
 def _longer(study: Study, longer: pandas.DataFrame) -> str:
-    benchmark = benchmark_of(study)
     if longer.empty:
         return ""
-    more, seeds = benchmark_file(LONGER, study.name), benchmark.seeds_of_longer
-    named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    more = benchmark_file(LONGER, study.name)
     return f"""
 ## What longer training is worth
 
 {markdown_table(longer_for_reading(longer))}
-`{benchmark.longer_preset}`, {named}: part of the teacher's score
-after so many steps ([`{more}`](../{TABLES}/{more})).
+Part of the teacher's score after so many steps, mean over seeds {", ".join(map(str, sorted(set(longer.seed))))}
+([`{more}`](../{TABLES}/{more})); gaps of the loss are above.
 
 ![Longer training](longer.svg)
 """
@@ -176,8 +174,10 @@ def gaps_for_reading(gaps: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def longer_for_reading(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Part of the teacher's score that is left: one row per config, one column per number of steps."""
-    means = table.groupby(["config", "train_steps"], sort=False).retention.mean().map(percent).reset_index()
-    wide = means.pivot(index="config", columns="train_steps", values="retention").reindex(table.config.unique())
+    """Part of the teacher's score that is left: one row per config and preset, one column per number of steps."""
+    series = ["config", "preset"]
+    means = table.groupby([*series, "train_steps"], sort=False).retention.mean().map(percent).reset_index()
+    wide = means.pivot(index=series, columns="train_steps", values="retention")
+    wide = wide.reindex(pandas.MultiIndex.from_frame(table[series].drop_duplicates()))
     wide.columns = [f"{steps:,} steps" for steps in wide.columns]
     return wide.fillna("").reset_index()
