@@ -96,6 +96,13 @@ def publish(options: Options) -> None:
     print(f"methods: {_shown(write_benchmark(Study(options.params, options.task), run=False))}")
 
 
+def redraw(options: Options) -> None:
+    """draw tables, figures and pages of finished results again from their rows and scores, and train none"""
+    from dqlib.study.report import pages
+
+    print(f"results: {_shown(pages.redraw(options.params))}")
+
+
 def models(options: Options) -> None:
     """write models/: the teacher of summarization in fp16 and the headline student of each task, packed"""
     from dqlib.study.report.models import write_models
@@ -166,6 +173,7 @@ COMMANDS: dict[Callable[[Options], None], dict[str, dict]] = {
     notebook: {"notebook": {}, **_PARAMS, **_ONE_TASK, **_CONFIG},
     plan: {**_PARAMS, **_ONE_TASK, "--devices": {"type": int, "help": "accelerators (default: this machine's)"}},
     publish: {**_PARAMS, **_TASK},
+    redraw: _PARAMS,
     models: _PARAMS,
     report: _PARAMS,
     claims: _PARAMS,

@@ -10,6 +10,7 @@ from dqlib.study.report import pages as report
 from dqlib.study.report.claims import Tables, claims_table
 from dqlib.study.report.recompute import retention_table
 from dqlib.study.report.scores import ModelKey, Resampled
+from dqlib.study.report.verdicts import Basis, needed_by_p
 from tests.helpers import grid
 
 
@@ -67,7 +68,7 @@ def few_layers(two_layers):
 def pretrained(score, p_value):
     row = {"task": "topics", "config": "32-32-32 3-0", "preset": "dqlib", "headline": "accuracy", "score": score,
            "baseline": "pre-trained", "baseline_score": 75.0, "p_value": p_value}  # fmt: skip
-    return of_readers(comparisons=pandas.DataFrame([row]))
+    return of_readers(comparisons=pandas.DataFrame([row]), topics={"32-32-32 3-0": score / 75})
 
 
 QUANTGPT = {"quantgpt": 0.3, "quantgpt-no-contrast": 0.4, "quantgpt-fixed-clip": 0.2, "quantgpt-learned-clip": 0.301}
@@ -165,6 +166,18 @@ def test_a_claim_that_is_not_decided_says_how_many_documents_would_decide_it():
     runs = grid.runs(language={("quantgpt", "2-2-8 0-6", 9): [0.1, 0.2, 0.3],
                                ("quantgpt-no-contrast", "2-2-8 0-6", 9): [0.2, 0.3, 0.4]})  # fmt: skip
     assert any(text.endswith("p = 0.288; about 11 seeds would decide it") for *_, text in of_readers(runs))
+
+
+def test_where_there_are_several_seeds_more_of_them_are_needed_too():
+    half = grid.metrics(summarization={("2-2-8", "half"): 0.96, ("2-2-8", "one"): 0.82}).assign(seeds=3)
+    texts = {text for *_, text in verdicts(half, retention=grid.retention(half, width=0.04))}
+    assert any(text.endswith("about 150 documents from 48 seeds would decide it") for text in texts)  # 16 times both
+    assert any(text.endswith("times the documents and seeds of each task would decide it") for text in texts)
+
+
+def test_what_is_needed_is_told_of_any_p_value():
+    assert needed_by_p(Basis(9), 0.0, 1).endswith("about 1 documents would decide it")
+    assert "more than 1,000,000 documents" in needed_by_p(Basis(9), 1.0, 1)
 
 
 def test_a_claim_tells_the_numbers_of_the_metrics_and_what_it_needs():

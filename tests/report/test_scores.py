@@ -79,6 +79,14 @@ def test_seeds_are_drawn_as_well_and_widen_the_interval(table):
     assert every.score(STUDENT) == pytest.approx(tested.rougeL.mean())
 
 
+def test_the_mean_of_seeds_varies_as_much_as_means_of_such_seeds_do():
+    parts = [rows("2-2-8 2-4", "dqlib", seed, {"rougeL": np.full(DOCUMENTS, score)})
+             for seed, score in enumerate((20.0, 23.0, 22.0), start=1)]  # fmt: skip
+    drawn = Resampled(joined(parts)).drawn(STUDENT)
+    assert drawn.mean() == pytest.approx(65 / 3, abs=0.05)
+    assert drawn.std() == pytest.approx(np.std((20, 23, 22), ddof=1) / 3**0.5, rel=0.02)
+
+
 def test_tables_follow_from_the_rows(table):
     drawn = Resampled(table)
     (compared,) = comparisons_table(drawn).itertuples()

@@ -16,6 +16,7 @@ from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED
 from dqlib.study.report.verdicts import (
     NOT_RUN,
     PRETRAINED,
+    Basis,
     Retention,
     Tables,
     Verdict,
@@ -58,7 +59,7 @@ def _joint(tables: Tables) -> Iterable[Verdict]:
     for row, p_value in corrected(list(alone.itertuples())):
         scores = f"{row.score:.2f} against {row.baseline_score:.2f} {METRIC_NAMES[row.headline]}"
         measured = f"{row.config}: {scores}, p = {written_p(p_value)}"
-        more = needed_by_p(tables.documents(row.task), row.p_value, len(alone))
+        more = needed_by_p(tables.basis(row), row.p_value, len(alone))
         yield decided(claim, row.task, measured, ahead(row, p_value), more)
 
 
@@ -81,13 +82,14 @@ def _limit(tables: Tables) -> Iterable[Verdict]:
 
 
 def _apart(kept: list[Retention]) -> str:
-    """How many times the documents of each task would set the intervals of the best and the worst apart."""
+    """How many times the documents, and seeds, would set the intervals of the best and the worst task apart."""
     ordered = sorted(kept, key=lambda each: each.part)
     if not ordered or ordered[0].part == ordered[-1].part:
         return ""
     worst, best = ordered[0], ordered[-1]
     widths = best.part - best.low + worst.high - worst.part
-    return f"; {(widths / (best.part - worst.part)) ** 2:.1f} times the documents of each task would decide it"
+    counted = "documents and seeds" if max(worst.basis.seeds, best.basis.seeds) > 1 else "documents"
+    return f"; {(widths / (best.part - worst.part)) ** 2:.1f} times the {counted} of each task would decide it"
 
 
 def _translation(tables: Tables) -> Iterable[Verdict]:
@@ -113,7 +115,7 @@ def _accumulation(tables: Tables) -> Iterable[Verdict]:
             f"{row.config}: {row.early:.1f} points of recall lost in the first part of the reference, "
             f"{row.late:.1f} in the last, p = {written_p(p_value)}"
         )
-        more = needed_by_p(tables.documents(row.task), row.p_value, len(rows))
+        more = needed_by_p(tables.basis(row), row.p_value, len(rows))
         yield decided(claim, row.task, measured, significant(row.late - row.early, p_value), more)
 
 
@@ -124,7 +126,8 @@ def _similarity(tables: Tables) -> Iterable[Verdict]:
             f"{row.config}: mean cosine of different tokens {row.decoder:.3f} against {row.teacher:.3f} "
             f"in the teacher ({row.more_alike:+.3f}, 95% interval {row.low:+.3f} to {row.high:+.3f})"
         )
-        more = needed(HELD_OUT_PAIRS, (row.more_alike, row.low, row.high), 0.0, "held-out texts")
+        held_out = tables.basis(row)._replace(number=HELD_OUT_PAIRS, what="held-out texts")
+        more = needed(held_out, (row.more_alike, row.low, row.high), 0.0)
         yield decided(claim, row.task, measured, True if row.low > 0 else False if row.high < 0 else None, more)
 
 
@@ -181,7 +184,7 @@ def _of_runs(tables: Tables) -> Iterable[Verdict]:
         family = [other for other in found if isinstance(other, _OfRuns) and other.claim.startswith(letter)]
         p_value = dict(corrected(family))[each]
         measured, more = f"{each.measured}, p = {written_p(p_value)}", significant(each.more, p_value)
-        needs = needed_by_p(each.seeds, each.p_value, len(family), "seeds")
+        needs = needed_by_p(Basis(each.seeds, what="seeds"), each.p_value, len(family))
         yield decided(each.claim, each.task, measured, more, needs)
 
 
@@ -224,14 +227,15 @@ def _longer(tables: Tables, task: str) -> list[_OfRuns | Verdict]:
 
 def _not_pretrained(tables: Tables, task: str) -> list[Verdict]:
     claim = "(h) A student cut from its teacher needs no pre-training of its own"
-    rows, found = tables.comparisons[tables.comparisons.baseline == PRETRAINED], []
-    for row in rows[rows.task == task].itertuples():
+    rows = tables.comparisons[tables.comparisons.baseline == PRETRAINED]
+    every, found = corrected(list(rows.itertuples())), []
+    for row, p_value in ((row, p_value) for row, p_value in every if row.task == task):
         measured = (
             f"{row.config}: {row.score:.2f} against {row.baseline_score:.2f} of one that was pre-trained at its depth, "
-            f"p = {written_p(row.p_value)}"
+            f"p = {written_p(p_value)}"
         )
-        more = needed_by_p(tables.documents(task), row.p_value, 1)
-        found.append(decided(claim, task, measured, ahead(row, row.p_value), more))
+        more = needed_by_p(tables.basis(row), row.p_value, len(every))
+        found.append(decided(claim, task, measured, ahead(row, p_value), more))
     return found or [not_run(claim, task, "a task beside it, whose teacher is pre-trained at a student's depth")]
 
 

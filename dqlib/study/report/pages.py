@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,10 @@ from dqlib.study.report.names import (
     with_interval,
     written,
 )
-from dqlib.study.report.reproduction import comparison, write_measured
+from dqlib.study.report.reproduction import comparison, measured_on, write_measured
 from dqlib.study.report.scores import SCORES, write_scores
 from dqlib.study.report.style import save
-from dqlib.study.report.tables import Collected
+from dqlib.study.report.tables import Collected, read_collected
 from dqlib.study.report.verdicts import SIGNIFICANT
 
 #: Files of the results, and the folder of the pages of the tasks.
@@ -117,13 +117,31 @@ def markdown_table(table: pandas.DataFrame) -> str:
     return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
 
 
-def write_results(studies: Sequence[Study], collected: Collected) -> Path:
-    """Write everything under the profile's ``results`` folder, and return that folder."""
+def redraw(params: str) -> Path:
+    """Draw the finished results of a profile again, from their rows and scores, and return their folder.
+
+    What follows from scores is computed again, so a change of a page, a figure or a statistic needs no model; corpora
+    are built where they are missing.
+
+    Raises:
+        InputError: there are no scores.
+        OSError: a table is missing.
+    """
+    studies = studies_of(params)
+    folder = project_root() / studies[0].settings.results
+    return write_results(studies, read_collected(folder), measured_on(folder, studies[0].settings.profile))
+
+
+def write_results(studies: Sequence[Study], collected: Collected, where: Mapping[str, Any] | None = None) -> Path:
+    """Write everything under the profile's ``results`` folder, and return that folder.
+
+    ``where`` it was measured is this machine, when None.
+    """
     folder = project_root() / studies[0].settings.results
     for name, table in collected.files().items():
         write_text(folder / TABLES / name, table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     write_scores(collected.scores, folder / SCORES)
-    write_measured(collected.metrics, collected.retention, folder, studies[0].settings.profile)
+    write_measured(collected.metrics, collected.retention, folder, studies[0].settings.profile, where)
     write_text(folder / METRICS_JSON, _metrics_json(collected.metrics))
     drawn = draw(collected)
     for name, figure in drawn.items():
@@ -191,14 +209,15 @@ def _claims(collected: Collected, profile: str) -> str:
 
 {markdown_table(collected.claims())}
 *Agrees* and *does not agree* are what the test documents decide: a difference with p < {SIGNIFICANT}, or a 95% interval
-on one side of the bar. All else is *not decided*, with the number of documents (or of seeds, where these are tested)
-that would decide it if what was measured stays: intervals narrow with the root of it. p-values and intervals are those
-of the paired bootstrap over test documents, and over seeds where there are several, of the headline score; a
-translation's are of its first language. A gap is of validation losses, and its p-value is Welch's over the seeds of the
-benchmark. The p-values of one claim over all of its rows are corrected by Holm's method. [`{SCORES}`]({SCORES}) has the
-scores of every document: `python -m dqlib.study claims --params {profile}` computes all of this again from it in
-seconds. The shapes of 16.5x and 27.7x are named by the papers' count of BART: all encoder layers with half the
-decoder's, and one of each.
+on one side of the bar. All else is *not decided*, with the numbers of documents and of seeds that would decide it
+together if what was measured stays: intervals narrow with the root of both. p-values and intervals are those
+of the paired bootstrap over test documents, and over seeds where there are several, of the headline score (three seeds
+say little of how seeds spread, so these are as rough as that); a translation's are of its first language. A gap is of
+validation losses, and its p-value is Welch's over the seeds of the benchmark. The p-values of one claim over all of its
+rows are corrected by Holm's method. [`{SCORES}`]({SCORES}) has the scores of every document:
+`python -m dqlib.study claims --params {profile}` computes all of this again from it in seconds. The
+shapes of 16.5x and 27.7x are named by the papers' count of BART: all encoder layers with half the decoder's, and one of
+each.
 
 The teachers here are small models, so a claim that does not hold here may hold for
 large ones, and the other way round. Tables: [`comparisons.csv`](tables/comparisons.csv) (a),

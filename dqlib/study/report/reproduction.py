@@ -42,16 +42,28 @@ def machine() -> dict[str, Any]:
     return {"processor": processor, "cores": os.cpu_count(), **versions}
 
 
-def write_measured(metrics: pandas.DataFrame, retention: pandas.DataFrame, folder: Path, profile: str) -> None:
-    """Keep what a profile gave, and where, in a folder of results whose tables have been written."""
+def write_measured(
+    metrics: pandas.DataFrame,
+    retention: pandas.DataFrame,
+    folder: Path,
+    profile: str,
+    where: Mapping[str, Any] | None = None,
+) -> None:
+    """Keep what a profile gave, and where (here, when None), in a folder of results whose tables have been written."""
     kept = metrics.merge(retention[[*MODEL_COLUMNS, "low", "high"]], on=MODEL_COLUMNS, how="left")
     columns = {"value": ("retention", "score"), "low": ("low", "score_low"), "high": ("high", "score_high")}
     of_role = {name: kept[ours].where(kept.role == "student", kept[theirs]) for name, (ours, theirs) in columns.items()}
     kept = kept[[*_MODEL, "role"]].assign(**of_role).round(4)
     scores = kept.astype(object).where(kept.notna(), None).to_dict("records")
     digest = hashlib.sha256((folder / TABLES / "metrics.csv").read_bytes()).hexdigest()
-    content = {"machine": machine(), "metrics_sha256": digest, "scores": scores}
+    content = {"machine": where or machine(), "metrics_sha256": digest, "scores": scores}
     write_text(folder / MEASURED / f"{profile}.json", json.dumps(content, indent=1) + "\n")
+
+
+def measured_on(folder: Path, profile: str) -> dict[str, Any] | None:
+    """Where a profile's results were measured; None where that was not kept."""
+    file = folder / MEASURED / f"{profile}.json"
+    return json.loads(file.read_text())["machine"] if file.is_file() else None
 
 
 def comparison(folder: Path, profile: str) -> str:

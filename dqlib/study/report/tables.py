@@ -24,7 +24,7 @@ from dqlib.study.corpora.corpus import load_corpus, load_info
 from dqlib.study.evaluation.recall import Recall, by_length, by_position, read_recall
 from dqlib.study.evaluation.records import Detail, Record, metrics_table, read_details, read_predictions, read_record
 from dqlib.study.evaluation.similarity import Similarity, held_out, similarity
-from dqlib.study.params.paths import DETAILS, LOG, project_root
+from dqlib.study.params.paths import DETAILS, LOG, TABLES, project_root
 from dqlib.study.params.tasks import TASKS
 from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.pipeline.study import Study
@@ -33,9 +33,11 @@ from dqlib.study.report.names import MODEL_COLUMNS
 from dqlib.study.report.recompute import over_seeds, retention_table, runs_in, tables_of
 from dqlib.study.report.scores import (
     HELD_OUT,
+    SCORES,
     Resampled,
     joined,
     numbered_rows,
+    read_scores,
     resampled_headline,
     rows_of,
     score_of,
@@ -43,6 +45,9 @@ from dqlib.study.report.scores import (
 )
 from dqlib.study.report.verdicts import Tables
 from dqlib.study.training.task import calibration_batches
+
+#: Columns of the table of similarities that only the models show, not the scores of texts.
+_OF_MODELS = ("encoder", "embedding", "divergence")
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,25 @@ def collect(studies: Sequence[Study]) -> Collected:
     )
 
 
+def read_collected(folder: Path) -> Collected:
+    """The tables of a folder of results; what follows from the scores of documents is computed again.
+
+    Raises:
+        InputError: there are no scores.
+        OSError: a table is missing.
+    """
+    names = ("seeds", "training", "details", "positions", "lengths", "sizes", "sensitivity", "similarity")
+    tables = {name: pandas.read_csv(folder / TABLES / f"{name}.csv") for name in names}
+    scores = read_scores(folder / SCORES)
+    drawn, of_models = Resampled(scores), tables.pop("similarity")[[*MODEL_COLUMNS, *_OF_MODELS]]
+    decided = tables_of(drawn)
+    decided["similarity"] = decided["similarity"].merge(of_models, on=MODEL_COLUMNS)
+    tables["training"] = tables["training"].fillna({"preset": ""})  # as of pre-training, which has none
+    return Collected(
+        metrics=over_seeds(tables["seeds"], drawn), **decided, **tables, scores=scores, runs=runs_in(folder)
+    )
+
+
 def collect_seeds(studies: Sequence[Study]) -> pandas.DataFrame:
     """One row per trained model and seed, task by task, the teacher of a task first."""
     return metrics_table([model.record for model in trained(*studies)])
@@ -222,7 +246,7 @@ def _with_models(table: pandas.DataFrame, similarities: Sequence[tuple[Trained, 
         model.key | {"encoder": each.encoder.mean(), "embedding": each.embedding, "divergence": each.divergence}
         for model, each in similarities
     ]
-    more = pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, "encoder", "embedding", "divergence"])
+    more = pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, *_OF_MODELS])
     means = more.groupby(MODEL_COLUMNS, sort=False).mean().astype(float).round(3) + 0.0
     return table.merge(means.reset_index(), on=MODEL_COLUMNS)
 

@@ -20,12 +20,22 @@ from dqlib.study.report.names import METRIC_NAMES, QUANTIZATION_ALONE, UNDECIDED
 SIGNIFICANT = 0.05
 #: Where more documents would be needed to decide a claim, their number says no more than that.
 MOST_NEEDED = 1_000_000
+#: No p-value is taken to be smaller, as quantiles end somewhere.
+LEAST_P = 1e-300
 #: A claim whose models or runs are missing.
 NOT_RUN = "not run"
 #: Baseline of a comparison: a model of the same layers that was pre-trained and fine-tuned at that depth.
 PRETRAINED = "pre-trained"
 #: Columns of the table of the benchmark's runs.
 RUNS = ("task", "part", "config", "seed", "steps", "validation_loss", "teacher_loss")
+
+
+class Basis(NamedTuple):
+    """What an interval or p-value is over: documents (or other ``what``), and seeds of the model."""
+
+    number: int
+    seeds: int = 1
+    what: str = "documents"
 
 
 @dataclass(frozen=True)
@@ -63,9 +73,10 @@ class Tables:
         match = students[students.config == f"{bits} {encoder}-{decoder}"]
         return None if match.empty else match.iloc[0]
 
-    def documents(self, task: str) -> int:
-        """How many documents the models of a task were tested on."""
-        return int(self.metrics[self.metrics.task == task].n_test.iloc[0])
+    def basis(self, model: Any) -> Basis:
+        """What the score of the model of a row rests on."""
+        row = self.metrics[is_model(self.metrics, model)].iloc[0]
+        return Basis(int(row.n_test), int(row.get("seeds", 1)))
 
     def retention_of(self, task: str, bits: str, shape: str) -> Retention | None:
         """The retention of such a student; None if not run."""
@@ -79,23 +90,20 @@ class Tables:
     def retention_in(self, student: pandas.Series) -> Retention:
         """The retention of the student of a row of the metrics."""
         row = self.retention[is_model(self.retention, student)].iloc[0]
-        metric, documents = METRIC_NAMES[student.headline], int(student.n_test)
-        return Retention(student.config, metric, row.retention, row.low, row.high, documents)
+        metric = METRIC_NAMES[student.headline]
+        return Retention(student.config, metric, row.retention, row.low, row.high, self.basis(student))
 
 
 @dataclass(frozen=True)
 class Retention:
-    """A student's share of its teacher's score, with its 95% interval; NaN where the teacher scores zero.
-
-    ``documents`` is how many it was tested on.
-    """
+    """A student's share of its teacher's score, with its 95% interval; NaN where the teacher scores zero."""
 
     config: str
     metric: str
     part: float
     low: float
     high: float
-    documents: int
+    basis: Basis
 
     def __str__(self) -> str:
         return f"{percent(self.part)} ({100 * self.low:.1f} to {100 * self.high:.1f})" if self.decided else UNDECIDED
@@ -117,7 +125,7 @@ class Retention:
 
     def verdict(self, claim: str, task: str, least: float, measured: str | None = None) -> Verdict:
         """The line of a claim that at least that much is kept; ``measured`` stands in place of :meth:`against`."""
-        more = needed(self.documents, (self.part, self.low, self.high), least) if self.decided else ""
+        more = needed(self.basis, (self.part, self.low, self.high), least) if self.decided else ""
         return decided(claim, task, measured or self.against(least), self.at_least(least), more)
 
 
@@ -141,32 +149,34 @@ def not_run(claim: str, task: str, needed: str) -> Verdict:
     return Verdict(claim, task, f"needs {needed}", NOT_RUN)
 
 
-def needed(count: int, measured: tuple[float, float, float], bar: float, what: str = "documents") -> str:
-    """How many documents would decide on which side of a bar a value is, as the end of a line that is not decided.
+def needed(basis: Basis, measured: tuple[float, float, float], bar: float) -> str:
+    """What would decide on which side of a bar a value is, as the end of a line that is not decided.
 
-    Intervals narrow with the root of the number of documents; that many end at the bar if what was measured stays.
-    ``measured`` is the value, and both ends of its 95% interval, on so many documents; the bar lies between these.
+    Intervals narrow with the root of the number of documents, and of seeds where there are several: with that many
+    times both, they end at the bar if what was measured stays. ``measured`` is the value, and both ends of its 95%
+    interval; the bar lies between these.
     """
     value, low, high = measured
     width = value - low if bar < value else high - value
-    return _needed(count, width / abs(value - bar) if value != bar else math.inf, what)
+    return _needed(basis, width / abs(value - bar) if value != bar else math.inf)
 
 
-def needed_by_p(count: int, p_value: float, tests: int, what: str = "documents") -> str:
+def needed_by_p(basis: Basis, p_value: float, tests: int) -> str:
     """The same of a difference that is tested: so many that its p-value is below :data:`SIGNIFICANT`.
 
     ``p_value`` is two-sided, before Holm's correction over the ``tests`` of a claim, which asks the most of the first.
     """
-    there, needs = (NormalDist().inv_cdf(1 - p / 2) for p in (p_value, SIGNIFICANT / tests))
-    return _needed(count, needs / there if there > 0 else math.inf, what)
+    there, needs = (-NormalDist().inv_cdf(max(p, LEAST_P) / 2) for p in (p_value, SIGNIFICANT / tests))
+    return _needed(basis, needs / there if there > 0 else math.inf)
 
 
-def _needed(count: int, times: float, what: str) -> str:
-    most = count * times**2
+def _needed(basis: Basis, times: float) -> str:
+    most = basis.number * times**2
     if most > MOST_NEEDED:
-        return f"; more than {MOST_NEEDED:,} {what} would be needed to decide it"
+        return f"; more than {MOST_NEEDED:,} {basis.what} would be needed to decide it"
     digits = max(0, math.floor(math.log10(most)) - 1) if most >= 1 else 0
-    return f"; about {math.ceil(most / 10**digits) * 10**digits:,} {what} would decide it"
+    seeds = f" from {math.ceil(basis.seeds * times**2):,} seeds" if basis.seeds > 1 else ""
+    return f"; about {math.ceil(most / 10**digits) * 10**digits:,} {basis.what}{seeds} would decide it"
 
 
 def corrected(rows: Sequence[Any]) -> list[tuple[Any, float]]:
