@@ -128,6 +128,8 @@ def redraw(params: str) -> Path:
         OSError: a table is missing.
     """
     studies = studies_of(params)
+    for study in studies:
+        study.corpus()
     folder = project_root() / studies[0].settings.results
     return write_results(studies, read_collected(folder), measured_on(folder, studies[0].settings.profile))
 
