@@ -15,11 +15,12 @@ from dqlib.study.params.paths import project_root
 from dqlib.study.params.settings import Methods, Run, load_settings
 from dqlib.study.pipeline import benchmark
 from dqlib.study.pipeline.benchmark import benchmark_of, folder_of, missing_runs, run_benchmark
-from dqlib.study.pipeline.ledger import LONGER, METHODS, PARTS
+from dqlib.study.pipeline.ledger import LONGER, METHODS, PARTS, read_ledger, run_ids
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import benchmark as tables
 from dqlib.study.report.benchmark_page import with_losses, write_benchmark
 from tests.helpers.processes import in_this_process
+from tests.helpers.projects import write_small_study
 
 
 def bench_of_the_study() -> Methods:
@@ -75,6 +76,25 @@ def test_a_profile_without_a_bench_says_so():
     study.task = replace(study.task, methods=None)
     with pytest.raises(InputError, match=r"summarization\.methods"):
         benchmark_of(study)
+
+
+def test_a_finished_run_counts_though_the_longer_table_has_a_stale_row_of_it(tmp_path, monkeypatch):
+    write_small_study(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Study, "teacher_digest", lambda self: "a teacher")
+    study = Study("small.yaml")
+    run, steps = benchmark_of(study).runs()[0], benchmark_of(study).distill.steps
+    row = {"config": str(run.config), "seed": run.seed} | run_ids(study, run, "a teacher")
+    record = row | {"preset": run.preset, "train_steps": steps}
+    folder = project_root() / study.settings.results / "tables"
+    folder.mkdir(parents=True)
+    for name, each in (
+        (METHODS, record),
+        (LONGER, record | {"code": "0" * 12}),
+        (PARTS, row | {"part": run.preset, "steps": steps}),
+    ):
+        pandas.DataFrame([each]).to_csv(folder / name, index=False)
+    assert set(read_ledger(study).rows) == {run}
 
 
 def test_the_p_value_is_small_for_a_clear_difference_and_large_for_noise():

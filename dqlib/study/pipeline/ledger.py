@@ -80,7 +80,7 @@ def read_ledger(study: Study) -> Ledger:
     assert benchmark is not None
     folder = project_root() / study.settings.results / TABLES
     methods, longer, parts = (_rows(folder / benchmark_file(name, study.name)) for name in (METHODS, LONGER, PARTS))
-    records, ledger = methods | longer, Ledger(teacher, {}, {})
+    records, ledger = longer | methods, Ledger(teacher, {}, {})  # runs of equal steps are in both, fresh in methods
     for run in benchmark.runs():
         key = run.preset, str(run.config), run.seed, run.steps or benchmark.distill.steps
         if key not in records or key not in parts:
