@@ -130,6 +130,12 @@ def test_a_bad_parameter_is_named_with_its_value_and_what_is_allowed(smoke, tmp_
     assert "\n" not in str(caught.value)
 
 
+def test_a_control_that_is_a_student_already_comes_once(smoke, tmp_path):
+    smoke["summarization"]["distill"]["preset"] = "quantization-only"
+    task = load(smoke, tmp_path).task("summarization")
+    assert [str(config) for config, _ in task.students()] == ["8-8-8 2-2", "2-2-8 2-1"]
+
+
 @pytest.mark.parametrize(("task", "ends"), [("summarization", 1), ("matching", 0)])
 def test_a_window_of_pretraining_fills_the_positions_with_its_marks_and_no_more(smoke, tmp_path, task, ends):
     most = smoke[task]["model"]["max_positions"] - ends

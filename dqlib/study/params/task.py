@@ -100,9 +100,9 @@ class Task:
             raise InputError("model.max_positions", self.model.max_positions, f"at least {longest}, the longest input")
 
     def students(self) -> list[tuple[Config, str]]:
-        """Every student, as configuration and preset: ``configs``, then ``controls``."""
+        """Every student, as configuration and preset: ``configs``, then ``controls``; one that is both comes once."""
         lists = (self.configs, self.distill.preset), (self.controls, QUANTIZATION_ONLY.name)
-        return [(Config.parse(text), preset) for texts, preset in lists for text in texts]
+        return list(dict.fromkeys((Config.parse(text), preset) for texts, preset in lists for text in texts))
 
     def seeded_students(self) -> list[tuple[Config, str, int]]:
         """Every student with each of its seeds: all of the task's own seed, then those of ``repeats``, seed by seed."""
