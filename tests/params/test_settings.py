@@ -136,6 +136,16 @@ def test_a_control_that_is_a_student_already_comes_once(smoke, tmp_path):
     assert [str(config) for config, _ in task.students()] == ["8-8-8 2-2", "2-2-8 2-1"]
 
 
+def test_a_bench_of_a_preset_that_does_not_serve_the_teacher_is_refused(smoke, tmp_path):
+    evaluate = smoke["language"]["evaluate"]
+    bench = smoke["summarization"]["methods"] | {"configs": ["2-2-8_0-1"], "longer": {}, "evaluate": evaluate}
+    smoke["language"]["methods"] = bench | {"presets": ["dqlib"]}
+    assert load(smoke, tmp_path).task("language").methods
+    smoke["language"]["methods"] = bench
+    with pytest.raises(InputError, match=r"^language\.methods, preset: 'dq-bart-faithful' .* architecture 'gpt2'"):
+        load(smoke, tmp_path)
+
+
 @pytest.mark.parametrize(("task", "ends"), [("summarization", 1), ("matching", 0)])
 def test_a_window_of_pretraining_fills_the_positions_with_its_marks_and_no_more(smoke, tmp_path, task, ends):
     most = smoke[task]["model"]["max_positions"] - ends

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from dqlib.config import Config
-from dqlib.errors import InputError, check_choice
+from dqlib.errors import InputError, check_choice, within
 from dqlib.generation_settings import MOST_BEAMS
 from dqlib.presets import QUANTIZATION_ONLY, get_preset
 from dqlib.study.params.corpus import EMBEDDED, Corpus
@@ -85,6 +85,9 @@ class Task:
             get_preset(preset).check_fits(config, self.architecture)
         for name in ("configs", *MAPPINGS) if self.methods else ():
             each(self.methods, name, self._config, "methods.")
+        for run in self.methods.runs() if self.methods else ():
+            with within("methods"):
+                get_preset(run.preset).check_fits(run.config, self.architecture)
         for preset in self._presets:
             self.uses_pseudo_labels(preset)
         self._check_repeats()
