@@ -146,6 +146,14 @@ def test_a_bench_of_a_preset_that_does_not_serve_the_teacher_is_refused(smoke, t
         load(smoke, tmp_path)
 
 
+def test_a_bench_beside_a_teacher_that_is_not_trained_is_refused(smoke, tmp_path):
+    data = yaml.safe_load(profile_path("committed").read_text())
+    assert load(data, tmp_path).task("summarization").finetune is None
+    data["summarization"]["methods"] = smoke["summarization"]["methods"]
+    with pytest.raises(InputError, match=r"^summarization\.methods: 'a block' .* null where finetune is"):
+        load(data, tmp_path)
+
+
 @pytest.mark.parametrize(("task", "ends"), [("summarization", 1), ("matching", 0)])
 def test_a_window_of_pretraining_fills_the_positions_with_its_marks_and_no_more(smoke, tmp_path, task, ends):
     most = smoke[task]["model"]["max_positions"] - ends

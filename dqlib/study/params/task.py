@@ -98,6 +98,9 @@ class Task:
             raise InputError("pretrain", "a block", f"null: the model starts from '{self.model.pretrained}'")
         if self.finetune is None and self.model.checkpoint is None:
             raise InputError("finetune", None, "a block, unless model.pretrained names a checkpoint that is fine-tuned")
+        if self.finetune is None and self.methods is not None:
+            allowed = "null where finetune is: runs are held against the validation loss of the teacher's training"
+            raise InputError("methods", "a block", allowed)
         longest = max(self.corpus.source_tokens, self.corpus.target_tokens, self.longest_window)
         if self.model.max_positions < longest:
             raise InputError("model.max_positions", self.model.max_positions, f"at least {longest}, the longest input")
