@@ -113,6 +113,12 @@ ABSURD = [
         ("summarization.methods.presets", ["dq-bert"], r"methods.presets\[0\]: 'dq-bert' .* dq-bart"),
         ("summarization.methods.seeds", [1, 1], "without repetitions"),
         ("summarization.methods.configs", [], r"summarization\.methods\.configs"),
+        (
+            "summarization.methods.evaluate.documents",
+            41,
+            r"methods\.evaluate\.documents: 41 .* evaluate\.documents, 40",
+        ),
+        ("summarization.methods.evaluate.documents", None, r"methods\.evaluate\.documents: None .* at most"),
         *((f"summarization.{key}", value, rf"^summarization\.{key}") for key, value in ABSURD),
         ("summarization.methods.configs", ["2-2-8 " + 5000 * "9" + "-1"], r"^summarization\.methods\.config"),
     ],

@@ -42,6 +42,7 @@ def test_a_job_under_accelerate_launch_gives_what_one_process_gives(made_study):
         distill={"preset": "dqlib-layerwise", "steps": 10, "validations": 2},
         # three batches of documents for two processes, the last of them not full: none is lost or doubled
         evaluate={"documents": 5, "batch_size": 2, "validation_documents": 7, "bootstrap": 50},
+        methods=None,
     )
     Path("job.py").write_text(JOB)
     command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]

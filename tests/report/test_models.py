@@ -27,7 +27,7 @@ def _written(_made_study, tmp_path_factory):
     folder = shutil.copytree(_made_study, tmp_path_factory.mktemp("models") / "study")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        set_task(distill={"steps": 1}, configs=["2-2-8 1-1"], evaluate={"documents": 4})
+        set_task(distill={"steps": 1}, configs=["2-2-8 1-1"], evaluate={"documents": 4}, methods=None)
         student = Study("small.yaml").student("2-2-8 1-1")
         assert main(["models", "--params", "small.yaml"]) == 0
     return folder, student.relative_to(folder)

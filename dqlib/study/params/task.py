@@ -88,6 +88,10 @@ class Task:
         for run in self.methods.runs() if self.methods else ():
             with within("methods"):
                 get_preset(run.preset).check_fits(run.config, self.architecture)
+        most, tested = self.evaluate.documents, self.methods.evaluate.documents if self.methods else 0
+        if most is not None and (tested is None or tested > most):
+            allowed = f"at most evaluate.documents, {most}: runs are held against the teacher on the same documents"
+            raise InputError("methods.evaluate.documents", tested, allowed)
         for preset in self._presets:
             self.uses_pseudo_labels(preset)
         self._check_repeats()
