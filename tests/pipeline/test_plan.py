@@ -1,6 +1,7 @@
 """What a profile would take is measured: two steps of every training, multiplied."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,3 +106,14 @@ def test_a_classifier_is_planned_with_the_classes_of_its_corpus(settings, tmp_pa
     assert [each.name for each in known] == [each.name for each in unknown]
     width = settings.task("topics").model.d_model
     assert known[0].size_bytes == unknown[0].size_bytes + 3 * (width + 1) * 4  # of five classes, not two
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_tokenizer_of_more_tokens_than_the_parameters_say_is_planned_with():
+    set_task(configs=["2-2-8_2-1"], controls=[], methods=None)
+    settings = load_settings("small.yaml")
+    more = replace(settings.task("summarization").corpus, vocab_size=1800)
+    build_corpus(more, settings.folders("summarization").corpus)
+    teacher = plan(settings, "summarization").trainings[1]
+    spec = replace(settings.task("summarization"), corpus=more)
+    assert teacher.size_bytes == fp32_size_bytes(planned_model(spec))

@@ -150,6 +150,9 @@ class _Timed:
         self.kind = training_of(self.spec.form)
         self.batch = self.kind.collate(None)
         made = settings.pretrained_folder(task) if self.spec.finetune is None else None
+        if self.corpus:  # whose tokenizer may be a ready one, of more tokens than the parameters say
+            tokens = max(self.spec.corpus.vocab_size, len(self.corpus.tokenizer))
+            self.spec = replace(self.spec, corpus=replace(self.spec.corpus, vocab_size=tokens))
         labels = len(self.corpus.labels) if self.corpus and self.spec.form.labels else 2
         planned = planned_model(self.spec, labels=labels)
         self.teacher = read_model(made) if made and (made / CONFIG).is_file() else planned
