@@ -13,7 +13,7 @@ from dqlib.student import make_student
 from dqlib.study.__main__ import main
 from dqlib.study.corpora.corpus import build_corpus
 from dqlib.study.params.settings import load_settings
-from dqlib.study.pipeline.plan import Planned, plan, planned_model
+from dqlib.study.pipeline.plan import Plan, Planned, plan, planned_model
 from dqlib.study.training.on_policy import OnPolicy
 from tests.helpers.examples import write_splits
 from tests.helpers.projects import set_task, write_small_study
@@ -52,9 +52,19 @@ def test_every_training_is_planned_at_its_steps_and_size_and_nothing_is_made(set
     student = make_student(teacher, Config.parse("2-2-8 2-1"), "dqlib")
     assert by_name["summarization: 2-2-8 2-1 dqlib"].size_bytes == size_bytes(student)
     assert all(each.seconds > 0 and each.test_seconds >= 0 for each in planned.trainings)
-    assert planned.seconds == sum(each.total_seconds for each in planned.trainings)
+    assert planned.seconds < sum(each.total_seconds for each in planned.trainings)
     ten = Planned("three of ten steps", 3, 10, seconds=2.0, test_seconds=4.0, size_bytes=1, together=2)
     assert ten.total_seconds == 3 * 24 / 2
+
+
+def test_what_shares_accelerators_is_counted_at_the_same_time_and_stages_one_after_another():
+    def planned(stage, steps, runs=1, together=4):
+        return Planned("", runs, steps, 1.0, None, 1, together, stage)
+
+    teacher, students = planned("", 100, together=1), [planned("a", steps, runs) for steps, runs in ((8, 3), (4, 3))]
+    assert Plan("", (teacher, teacher)).seconds == 200
+    assert Plan("", (teacher, *students)).seconds == 100 + (3 * 8 + 3 * 4) / 4
+    assert Plan("", (teacher, *students, planned("b", 10), planned("b", 2))).seconds == 100 + 9 + 10  # the longest
 
 
 @pytest.mark.usefixtures("settings")

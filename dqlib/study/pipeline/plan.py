@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 
 import pandas
 import torch
@@ -48,6 +49,7 @@ SAMPLE = 512
 class Planned:
     """So many ``runs`` of one training, ``together`` at the same time, each of so many ``steps``.
 
+    Those of a ``stage`` come one behind another, and share what they run on.
     ``seconds`` are those of a step here, ``test_seconds`` those of the test of one, None where the number of its
     documents is not known yet. ``size_bytes`` are of what it makes, packed, or in fp32 for a teacher.
     """
@@ -59,11 +61,17 @@ class Planned:
     test_seconds: float | None
     size_bytes: int
     together: int
+    stage: str = ""
+
+    @property
+    def run_seconds(self) -> float:
+        """Of one run."""
+        return self.steps * self.seconds + (self.test_seconds or 0.0)
 
     @property
     def total_seconds(self) -> float:
-        """Of all runs."""
-        return self.runs * (self.steps * self.seconds + (self.test_seconds or 0.0)) / min(self.together, self.runs)
+        """Of all runs, were they alone."""
+        return _stage_seconds([self])
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Of all, one stage after another."""
-        return sum(each.total_seconds for each in self.trainings)
+        return sum(_stage_seconds(list(stage)) for _, stage in groupby(self.trainings, lambda each: each.stage))
 
     def __str__(self) -> str:
         rows = [
@@ -95,6 +103,12 @@ class Plan:
         if any(each.test_seconds is None for each in self.trainings):
             lines.append("Tests are counted once the corpus is built: `python -m dqlib.study make corpus` does that.")
         return "\n".join(lines)
+
+
+def _stage_seconds(trainings: Sequence[Planned]) -> float:
+    """Of trainings that share what they run on, where none waits for another: at least those of the longest run."""
+    work = sum(each.runs * each.run_seconds for each in trainings)
+    return max(work / trainings[0].together, *(each.run_seconds for each in trainings))
 
 
 def plan(settings: S.Settings, only: str | None = None, devices: int | None = None) -> Plan:
@@ -176,21 +190,22 @@ class _Timed:
             yield Planned(f"{self.name}: pseudo-labels, at most", 1, 0, 0.0, self._labelling(), 0, 1)
         for (config, preset), count in Counter(each[:2] for each in spec.seeded_students()).items():
             loop = spec.distillation(preset)
-            yield self._student(f"{self.name}: {config} {preset}", count, config, loop, spec.evaluate)
+            yield self._student(self.name, count, config, loop, spec.evaluate)
         if methods is not None:
             for run, count in Counter(replace(run, seed=0) for run in methods.runs()).items():
-                name, loop = f"{self.name}, benchmark: {run.config} {run.preset}", methods.distillation(run)
-                yield self._student(name, count, run.config, loop, methods.evaluate)
+                stage, loop = f"{self.name}, benchmark", methods.distillation(run)
+                yield self._student(stage, count, run.config, loop, methods.evaluate)
 
     def _student(
-        self, name: str, count: int, config: Config, loop: S.Distillation, evaluation: S.Evaluation
+        self, stage: str, count: int, config: Config, loop: S.Distillation, evaluation: S.Evaluation
     ) -> Planned:
         preset, texts = get_preset(loop.preset), self.kind.longest(self.teacher, CALIBRATION_BATCH, self.spec.corpus)
         student, objective = student_and_objective(self.teacher, config, preset, [self.batch(texts).with_labels()])
         drawn = recipe_of(preset, student, self.teacher).on_policy
         seconds = self._step(student, objective, loop, self.spec.corpus, drawn)
         test, size = self._test(student, evaluation), size_bytes(student)
-        return Planned(name, count, loop.steps, seconds, test, size, self.together)
+        name = f"{stage}: {config} {loop.preset}"
+        return Planned(name, count, loop.steps, seconds, test, size, self.together, stage)
 
     def _step(
         self, model: PreTrainedModel, objective: Objective, loop: S.Loop, corpus: S.Corpus, drawn: float = 0.0
