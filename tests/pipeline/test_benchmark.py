@@ -20,7 +20,7 @@ from dqlib.study.pipeline.study import Study
 from dqlib.study.report import benchmark as tables
 from dqlib.study.report.benchmark_page import with_losses, write_benchmark
 from tests.helpers.processes import in_this_process
-from tests.helpers.projects import write_small_study
+from tests.helpers.projects import set_task, write_small_study
 
 
 def bench_of_the_study() -> Methods:
@@ -138,6 +138,19 @@ def test_a_run_is_held_against_its_teacher_on_the_same_documents(study_in_a_copy
     assert len(lines) > tested
     for count, runs in ((3, [[0.0] * 2, [0.0] * 3, None]), (tested, [None])):  # a run tells how many, if it has scores
         assert tables.teacher_score(study, [SimpleNamespace(scores=each) for each in runs]) == (count - 1) / 2
+
+
+@pytest.mark.usefixtures("made_study")
+def test_publishing_trains_no_teacher_that_is_of_other_parameters_or_not_there(monkeypatch):
+    monkeypatch.setattr(Study, "_run", lambda self, job, *_: pytest.fail(f"ran {job}"))
+    assert Study("small.yaml").has_teacher()
+    with pytest.raises(InputError, match="no finished run"):
+        write_benchmark(Study("small.yaml"), run=False)
+    set_task(finetune={"steps": 5})
+    with pytest.raises(InputError, match=r"^teacher: .* one that is trained: `python -m dqlib.study make teacher"):
+        write_benchmark(Study("small.yaml"), run=False)
+    set_task(pretrain={"steps": 5})  # which another task's teacher starts from
+    assert not Study("small.yaml", "eli5").has_teacher()
 
 
 def test_a_part_is_compared_with_runs_of_the_same_seeds():

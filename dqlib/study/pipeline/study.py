@@ -83,16 +83,8 @@ class Study:
 
     def teacher(self) -> Path:
         """Folder of the teacher, with what it needs: the committed one where it is the one that is asked for."""
-        corpus = self.corpus()
+        provenance = self._of_teacher()
         committed = committed_teacher(self.settings, self.name)
-        provenance: dict[str, object] = {"finetune": self.task.finetune, "evaluate": self.task.evaluate}
-        if self.settings.pretrained_folder(self.name) == self.folders.pretrained:  # corpus and model decide it, too
-            text = provenance_text(self._of_pretrained())
-            provenance["pretrained"] = hashlib.sha256(text.encode()).hexdigest()
-        else:
-            provenance |= {"corpus": _provenance_hash(corpus), "model": self.task.model}
-            of_base = self.base.pretrained() if self.base else None
-            provenance |= {"pretrained": _provenance_hash(of_base)} if of_base else {}
 
         def make() -> None:
             if committed is None:
@@ -100,6 +92,21 @@ class Study:
             self._run("finetune")
 
         return self.made(self.folders.teacher, provenance, make)
+
+    def has_teacher(self) -> bool:
+        """Whether the teacher is there as the parameters want it, here or committed; its corpus is built if missing."""
+        there = is_made(self.folders.teacher, provenance_text(self._of_teacher()))
+        return there or committed_teacher(self.settings, self.name) is not None
+
+    def _of_teacher(self) -> dict[str, object]:
+        corpus = self.corpus()
+        provenance: dict[str, object] = {"finetune": self.task.finetune, "evaluate": self.task.evaluate}
+        if self.settings.pretrained_folder(self.name) != self.folders.pretrained:  # else these decide that model, too
+            provenance |= {"corpus": _provenance_hash(corpus), "model": self.task.model}
+        if self.settings.pretrained_folder(self.name) is not None:
+            text = provenance_text((self.base or self)._of_pretrained())
+            provenance["pretrained"] = hashlib.sha256(text.encode()).hexdigest()
+        return provenance
 
     def pseudo_labels(self) -> Path:
         """Folder of what the teacher writes for its students, with what it needs.

@@ -10,10 +10,9 @@ import pandas
 from dqlib.errors import InputError
 from dqlib.files import write_text
 from dqlib.study.evaluation.records import read_record, write_metrics
-from dqlib.study.params.paths import RECORD, TABLES, project_root
+from dqlib.study.params.paths import TABLES, project_root
 from dqlib.study.params.tasks import benchmark_file
 from dqlib.study.pipeline.benchmark import benchmark_of, run_benchmark
-from dqlib.study.pipeline.committed import committed_teacher
 from dqlib.study.pipeline.ledger import LONGER, METHODS, PARTS
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import benchmark as tables
@@ -27,15 +26,15 @@ from dqlib.study.report.style import save
 def write_benchmark(study: Study, run: bool = True) -> Path:
     """Write ``methods.csv`` and the folder ``methods`` with the figures and the page, and return that folder.
 
-    Of another task than summarization, names end in the task's: ``methods_language.csv``. Without ``run`` nothing that
-    is missing is made: what is finished is written, and the page says what is not.
+    Of another task than summarization, names end in the task's: ``methods_language.csv``. Without ``run`` nothing is
+    trained: what is finished is written, and the page says what is not.
 
     Raises:
-        InputError: no run of equal steps is finished, or the teacher is not there and nothing is to be made.
+        InputError: no run of equal steps is finished, or the teacher is not there, or of other parameters, and nothing
+            is to be trained.
     """
     benchmark = benchmark_of(study)  # refuses a task without one, before anything is made
-    made = (study.folders.teacher / RECORD).is_file() or committed_teacher(study.settings, study.name) is not None
-    if not run and not made:
+    if not run and not study.has_teacher():
         allowed = f"one that is trained: `python -m dqlib.study make teacher --task {study.name}` makes it"
         raise InputError("teacher", str(study.folders.teacher), allowed)
     study.teacher()
