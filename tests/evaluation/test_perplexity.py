@@ -6,13 +6,14 @@ import random
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from nltk.lm import KneserNeyInterpolated
 from nltk.lm.preprocessing import padded_everygram_pipeline
 from nltk.lm.vocabulary import Vocabulary
 
 from dqlib.study.corpora.tokenizer import train_tokenizer
 from dqlib.study.evaluation.ngrams import KneserNey
-from dqlib.study.evaluation.perplexity import metrics, perplexity_scores, windows
+from dqlib.study.evaluation.perplexity import document_losses, metrics, perplexity_scores, windows
 from dqlib.study.params.model import Model
 from dqlib.study.training.language_modelling import new_model, stream
 
@@ -52,6 +53,19 @@ def test_perplexity_of_one_window_is_that_of_the_model(tokenizer):
     found = metrics(np.array([[nats, window.new, len(TEXTS[0].encode())]]))
     assert found["perplexity"][0] == pytest.approx(math.exp(loss), rel=1e-5)
     assert found["bits_per_byte"][0] == pytest.approx(nats / math.log(2) / len(TEXTS[0]))
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_a_document_of_one_token_is_measured_alone_as_among_others(tokenizer, size):
+    torch.manual_seed(0)
+    model = new_model(Model(16, 0, 1, 2, 24, 64, init_std=0.2), len(tokenizer))
+    rows = [{"source": text} for text in ("a", "a", TEXTS[0])]
+    found = document_losses(model, rows, tokenizer, 64, size, Accelerator(cpu=True), "")
+    assert found[:2, 1].tolist() == [1, 1]
+    with torch.no_grad():
+        start, token = stream("a", tokenizer)[:-1]
+        nats = -model(torch.tensor([[start]])).logits[0, 0].log_softmax(-1)[token].item()
+    assert found[:2, 0] == pytest.approx([nats, nats], rel=1e-5)
 
 
 def test_documents_count_by_their_tokens():

@@ -89,15 +89,15 @@ def collate(examples: Sequence[Example], pad: int = PAD_ID) -> Batch:
     return Batch(input_ids, (input_ids != pad).long(), labels, decoder_input_ids)
 
 
-def collate_texts(examples: Sequence[Example], pad: int, separator: int | None = None) -> Batch:
-    """Pad examples of one text each to a batch; a target is as long as its source, or one class.
+def collate_texts(examples: Sequence[Example], pad: int, separator: int | None = None, classes: bool = True) -> Batch:
+    """Pad examples of one text each to a batch; a target is as long as its source, or one class (``classes``).
 
     Models that are given which text of a pair a token is of have a ``separator``, the id that ends each text.
     """
     input_ids = padded([example.source for example in examples], pad)
     mask = padded([[1] * len(example.source) for example in examples], 0)  # a source may hold the id of padding
     labels = padded([example.target for example in examples], IGNORED_LABEL)
-    if labels.size(1) == 1:
+    if classes and labels.size(1) == 1:
         labels = labels[:, 0]
     if separator is None:
         return Batch(input_ids, mask, labels)

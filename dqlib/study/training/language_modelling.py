@@ -63,7 +63,9 @@ TRAINING = KindTraining(
     new=lambda spec, tokenizer: new_model(spec.model, len(tokenizer), tokenizer.eos_token_id),
     started=lambda model, spec, corpus: model,
     encode=_encode,
-    collate=lambda tokenizer: partial(collate_texts, pad=EOS_ID if tokenizer is None else tokenizer.eos_token_id),
+    collate=lambda tokenizer: partial(
+        collate_texts, pad=EOS_ID if tokenizer is None else tokenizer.eos_token_id, classes=False
+    ),
     longest=_longest,
     windows=_not_pretrained,
     noise=_not_pretrained,
