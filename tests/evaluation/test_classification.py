@@ -1,6 +1,7 @@
 """Metrics of classes, and what simpler methods reach."""
 
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -49,6 +50,17 @@ def test_the_interval_is_that_of_resampled_texts():
     assert (accuracy_.value, accuracy_.metric) == (75, "accuracy")
     assert accuracy_.low == pytest.approx(75 - half, abs=0.5)
     assert accuracy_.high == pytest.approx(75 + half, abs=0.5)
+
+
+def test_the_memory_for_many_classes_is_that_of_the_cells_that_texts_are_in():
+    truth, predicted = np.random.default_rng(0).integers(0, 100, (2, 50))
+    tracemalloc.start()
+    found = class_details(truth, predicted, [str(i) for i in range(100)], 20)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**25  # a square of 100 x 100 cells by as many has 800 MB
+    expected = metrics(confusion(truth, predicted, 100))
+    assert {each.metric: each.value for each in found} == {name: values[0] for name, values in expected.items()}
 
 
 def test_each_text_has_a_line_whose_mean_is_the_headline():

@@ -79,8 +79,10 @@ def class_details(
     The F1 of the class ``positive`` is the last one, if it is asked for.
     """
     classes = len(labels)
-    cells = np.eye(classes * classes, dtype=np.int64)[truth * classes + predicted]  # (texts, cells)
-    sums = np.concatenate([cells.sum(axis=0, keepdims=True), resampled_sums(cells, resamples)])
+    found, cell = np.unique(truth * classes + predicted, return_inverse=True)  # of many classes most cells are empty
+    cells = np.eye(len(found))[cell]  # (texts, cells found), as floats: BLAS has no integers, and the sums are exact
+    sums = np.zeros((1 + resamples, classes * classes))
+    sums[0, found], sums[1:, found] = cells.sum(axis=0), resampled_sums(cells, resamples)
     confusion = sums.reshape(-1, classes, classes)
     measured = [(metric, values, SIGNATURES[metric]) for metric, values in metrics(confusion).items()]
     if positive is not None:
