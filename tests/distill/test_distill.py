@@ -18,6 +18,7 @@ from dqlib.engines.kept import keep, kept
 from dqlib.engines.torch_engine import load_model
 from dqlib.storage.manifest import Manifest
 from dqlib.storage.reading import read_model
+from dqlib.study.corpora import rows as corpus_rows
 from dqlib.study.corpora.corpus import load_corpus
 from dqlib.study.distill import arguments, evaluate, page, parameters
 from dqlib.study.evaluation import words
@@ -59,10 +60,11 @@ def call(folder, name, *more):
 
 @pytest.fixture(scope="module", autouse=True)
 def _little_is_measured():
-    """Few steps of simpler methods, few pairs whose losses are of each module and bits, and short timings."""
+    """Few steps of simpler methods, few pairs whose losses are of each module, short timings and documents."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in (
             (words, "STEPS", 5), (task_training, "CALIBRATION", 8), (page, "TIMED", 2), (page, "TURNS", 1),
+            (corpus_rows, "LONGEST_DOCUMENT", 60),
         ):  # fmt: skip
             patch.setattr(module, name, value)
         yield
@@ -196,6 +198,19 @@ def test_what_is_wrong_with_an_evaluation_is_one_sentence(runs, tmp_path, capsys
     ):  # fmt: skip
         expected = f"threads: {threads} is not allowed; it must be from 1 to 1024"
         assert expected in refused(name, *columns, "--threads", str(threads))
+
+
+def test_a_test_of_few_documents_is_refused_and_has_neither_interval_nor_p_value(runs, tmp_path, capsys, monkeypatch):
+    out, texts = runs("gpt2"), write_pairs(tmp_path / "pairs.jsonl")
+    columns = ("--text", "read", "--documents", "3")
+    monkeypatch.setattr(corpus_rows, "LONGEST_DOCUMENT", 100_000)  # all texts are one document
+    capsys.readouterr()
+    assert main(["evaluate", str(out / "packed"), str(texts), *columns, "--against", str(out / "packed")]) == 0
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if each.split()[:1] == ["perplexity"]]
+    assert len(line.split()) == 3  # the name, and two scores
+    assert main(call(tmp_path, "gpt2", "--validation", texts, "--test", texts)) == 2
+    sentence = r"--test: '1 documents' is not allowed; it must be at least 4, of [\d,]+ characters each"
+    assert re.search(sentence, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", ["bart", "t5", "marian"])

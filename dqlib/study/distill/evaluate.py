@@ -28,6 +28,7 @@ from dqlib.study.evaluation.classification import class_scores
 from dqlib.study.evaluation.records import Scored, Scores
 from dqlib.study.evaluation.scoring import text_scores, translation_scores
 from dqlib.study.params import settings as S
+from dqlib.study.params.evaluation import FEWEST_DOCUMENTS
 from dqlib.study.params.kinds import SEQ2SEQ
 from dqlib.study.params.schema import build
 from dqlib.study.pipeline.jobs import quiet
@@ -49,6 +50,8 @@ def evaluate_command(options: argparse.Namespace) -> int:
 def evaluate(arguments: Test) -> pandas.DataFrame:
     """One row per metric: value and 95% interval of each model, and the p-value of a difference of the headline.
 
+    Of fewer than :data:`FEWEST_DOCUMENTS` texts nobody can tell how sure a score is: intervals and p-value are empty.
+
     Raises:
         InputError: a model, the data or a column is not there, or an engine does not serve the model.
     """
@@ -63,13 +66,14 @@ def evaluate(arguments: Test) -> pandas.DataFrame:
     rows, corpus = _rows(arguments, kind)
     tests = [_loaded(folder, rows, corpus, kind, arguments) for folder in folders]  # both, before one is tested
     tested = [test() for test in tests]
-    table, *others = (_table(scores) for scores, _ in tested)
+    table, *others = (_table(scores, len(rows)) for scores, _ in tested)
     if not others:
         return table
     headline = tested[0][0].headline
     ours, theirs = (resampled_headline(headline, lines) for _, lines in tested)
     table = table.merge(others[0], on="metric", suffixes=("", " of the other"))
-    return table.assign(p=np.where(table.metric == METRIC_NAMES[headline], f"{two_sided(ours - theirs):.4f}", ""))
+    p_value = f"{two_sided(ours - theirs):.4f}" if len(rows) >= FEWEST_DOCUMENTS else ""
+    return table.assign(p=np.where(table.metric == METRIC_NAMES[headline], p_value, ""))
 
 
 def _asked(arguments: Test, kind: str) -> Test:
@@ -174,7 +178,12 @@ def _measured(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Te
     return test
 
 
-def _table(scores: Scores) -> pandas.DataFrame:
+def _table(scores: Scores, count: int) -> pandas.DataFrame:
+    """Metrics of a model on so many texts."""
     details = [each for each in scores.details if each.metric in METRIC_NAMES]
-    rows = [(METRIC_NAMES[each.metric], f"{each.value:.2f}", interval_text(each.low, each.high)) for each in details]
+    told = count >= FEWEST_DOCUMENTS
+    rows = [
+        (METRIC_NAMES[each.metric], f"{each.value:.2f}", interval_text(each.low, each.high) if told else "")
+        for each in details
+    ]
     return pandas.DataFrame(rows, columns=["metric", "score", "95% interval"])

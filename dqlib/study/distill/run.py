@@ -33,6 +33,7 @@ from dqlib.storage.packed import save_packed
 from dqlib.storage.reading import json_object, read_model, read_tokenizer
 from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import LoadedCorpus, load_corpus
+from dqlib.study.corpora.rows import LONGEST_DOCUMENT
 from dqlib.study.corpora.splits import SPLITS
 from dqlib.study.distill.arguments import DistillArguments, arguments_of, flag, options_named, options_of
 from dqlib.study.distill.page import PAGE, measure, write_report
@@ -224,8 +225,10 @@ class Command:
             found = f"{len(examples)} examples of {tokens:,} tokens"
             allowed = f"as many as a step reads at least, {most:,} tokens, or --batch-tokens be fewer"
             raise InputError("--train", found, allowed)
-        if (study.task.form.writes or study.task.form.labels) and len(corpus.splits["test"]) < FEWEST_DOCUMENTS:
-            raise InputError("--test", f"{len(corpus.splits['test'])} texts", f"at least {FEWEST_DOCUMENTS}")
+        if (count := len(corpus.splits["test"])) < FEWEST_DOCUMENTS:
+            joined = not (study.task.form.writes or study.task.form.labels)
+            unit, size = ("documents", f", of {LONGEST_DOCUMENT:,} characters each") if joined else ("texts", "")
+            raise InputError("--test", f"{count} {unit}", f"at least {FEWEST_DOCUMENTS}{size}")
 
     def _check_budget(self, study: Study) -> None:
         """Raise an :class:`InputError`, before anything is tested, of a budget below the smallest student's bytes."""
