@@ -18,7 +18,7 @@ from dqlib.errors import InputError
 from dqlib.storage.reading import CONFIG, read_json
 from dqlib.study.corpora import hub
 from dqlib.study.corpora.files import rows_of_file
-from dqlib.study.corpora.rows import Row
+from dqlib.study.corpora.rows import Row, documents
 from dqlib.study.corpora.tokenizer import marks_source
 from dqlib.study.distill.arguments import Test, arguments_of, options_named, options_of
 from dqlib.study.distill.parameters import SOURCE_TOKENS, Checkpoint, asked_of, corpus_columns, data_of, language_of
@@ -107,6 +107,8 @@ def _rows(arguments: Test, kind: str) -> tuple[list[Row], S.Corpus]:
     corpus = build(S.Corpus, data_of(arguments, train=arguments.data) | columns | more, "data")
     form = S.KINDS[kind]
     rows = list(hub.build(corpus, form)["test"]) if corpus.origin == "hub" else rows_of_file(corpus, form, corpus.train)
+    if corpus.origin == "files" and not (form.writes or form.labels):  # running text, as the hub's is already
+        rows = list(documents(row["source"] for row in rows))
     return [row | {"test_set": "test"} for row in rows[: arguments.documents]], corpus
 
 
