@@ -77,7 +77,8 @@ def export_onnx(
     check_replaceable(folder, *ENGINES[1:])
     config = getattr(model, "dqlib_config", None)
     rounded = config is not None and config.a_bits <= 8
-    graphs = kind(model.config, Weights(values_of(model), bits), rounded, encoder)
+    own = architecture_of(model.config).positions
+    graphs = kind(model.config, Weights(values_of(model), bits, own), rounded, encoder)
     description = {
         "format": FORMAT,
         "class": type(model).__name__,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,10 +127,13 @@ def _kernel_bits(bits: int) -> int:
 
 
 class Weights:
-    """Weights by name, several as one where they read the same input."""
+    """Weights by name, several as one where they read the same input.
 
-    def __init__(self, values: dict[str, Quantized | torch.Tensor], bits: int | None) -> None:
-        self.values, self.bits = values, bits
+    ``bits`` are asked for of all but the tables at the paths ``own``, which have more than a student's weights.
+    """
+
+    def __init__(self, values: dict[str, Quantized | torch.Tensor], bits: int | None, own: Collection[str]) -> None:
+        self.values, self.bits, self.own = values, bits, own
 
     def number(self, name: str) -> np.ndarray:
         """A bias, a LayerNorm, a buffer: fp32."""
@@ -146,7 +149,7 @@ class Weights:
     def matrix(self, names: Sequence[str]) -> Codes | np.ndarray:
         """Rows of all these weights: codes, or fp32 where the kernels do not have the grid."""
         parts = [self.values[name] for name in names]
-        bits = None if names[0].endswith("embed_positions.weight") else self.bits
+        bits = None if names[0].removesuffix(".weight") in self.own else self.bits
         if all(isinstance(part, Quantized) for part in parts):
             codes = [each for part in parts if (each := Codes.of(part, bits)) is not None]
             if len({(e.bits, e.shifted) for e in codes}) > 1:  # bits are those of a module, not of all

@@ -103,11 +103,13 @@ def test_an_engine_of_integers_is_the_student_but_for_what_it_rounds_inside_of_a
     assert np.abs(ours - theirs).max() < 0.03
 
 
-@pytest.mark.parametrize(("preset", "encoder"), [("dqlib", "packed"), (ASYMMETRIC, None)])
-def test_weights_of_few_bits_stay_so_in_onnxruntime(preset, encoder, tmp_path):
+@pytest.mark.parametrize(
+    ("preset", "encoder", "bits"), [("dqlib", "packed", None), ("dqlib", "packed", 2), (ASYMMETRIC, None, None)]
+)
+def test_weights_of_few_bits_stay_so_in_onnxruntime(preset, encoder, bits, tmp_path):
     pytest.importorskip("onnx")
     student = student_of(make_teacher("bert-classifier"), "bert-classifier", "2-2-32", preset).eval()
-    export_model(student, tmp_path / "out", "onnxruntime", encoder=encoder)
+    export_model(student, tmp_path / "out", "onnxruntime", encoder=encoder, bits=bits)
     assert opened(tmp_path / "out", "onnxruntime").about["encoder"] == "packed"
     ours, theirs = (
         separating(each).logits_of_ids(IDS) for each in (TorchClassifier(student), load_classifier(tmp_path / "out"))

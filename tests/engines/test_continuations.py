@@ -35,6 +35,14 @@ def test_a_text_goes_on_as_in_pytorch(bits, tmp_path):
     assert all(map(any, alike(model, tmp_path, IDS, *requests)))
 
 
+@pytest.mark.parametrize("asked", [2, 4])
+def test_a_student_goes_on_in_the_bits_that_are_asked_for(asked, tmp_path):
+    student = student_of(make_teacher("gpt2"), "gpt2", "2-2-32").eval()
+    ours, theirs = TorchEngine(student), served(student, "onnxruntime", tmp_path / "out", bits=asked)
+    expected, written = (each.generate_ids(IDS, max_new_tokens=NEW_TOKENS) for each in (ours, theirs))
+    assert written == expected
+
+
 def test_a_continuation_ends_where_that_of_pytorch_ends(tmp_path):
     teacher = make_teacher("gpt2")
     written = TorchEngine(teacher).generate_ids(IDS, num_beams=1, max_new_tokens=NEW_TOKENS)
