@@ -282,6 +282,18 @@ def test_the_same_command_makes_nothing_again(runs, capsys):
     (out / "arguments.json").write_text(whole)
 
 
+def test_a_checkpoint_whose_weights_changed_is_taken_again(tmp_path):
+    arguments = call(tmp_path, "bert", "--dry-run")
+    assert main(arguments) == 0
+    theirs, ours = (tmp_path / each / "model.safetensors" for each in ("checkpoint", "out/work/classes/pretrained"))
+    before = ours.read_bytes()
+    save_checkpoint("bert", tmp_path / "checkpoint", initializer_range=0.5)
+    weights = read_model(theirs.parent).state_dict()
+    assert main(arguments) == 0
+    assert ours.read_bytes() != before
+    assert all(torch.equal(value, weights[name]) for name, value in read_model(ours.parent).state_dict().items())
+
+
 def test_ctrl_c_leaves_what_the_same_command_goes_on_from(tmp_path, capsys, monkeypatch):
     step = Trainer._take_step
 

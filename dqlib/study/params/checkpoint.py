@@ -19,6 +19,9 @@ from dqlib.study.params.model import MODEL_TYPES, SIZES
 from dqlib.study.params.paths import project_root
 from dqlib.study.params.schema import LONGEST
 
+#: Configuration and weights of a model; the last are older ones, which are read where there are no others.
+MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*.bin*")
+
 #: Seconds that the hub has for a first answer.
 PATIENCE = 5.0
 
@@ -39,9 +42,10 @@ def _folder(name: str) -> Path:
 
 def snapshot(name: str, revision: str | None = None) -> str:
     """The folder of a model, of its configuration and weights, fetched from the hub where it is named there."""
-    folder = _fetched(name, revision, "config.json", "generation_config.json", "model*.safetensors*")
+    *wanted, bins = MODEL_FILES
+    folder = _fetched(name, revision, *wanted)
     if not on_disk(name) and not any(folder.glob("model*.safetensors")):
-        folder = _fetched(name, revision, "pytorch_model*.bin*")
+        folder = _fetched(name, revision, bins)
     return str(folder)
 
 

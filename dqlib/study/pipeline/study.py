@@ -18,6 +18,7 @@ from dqlib.study.corpora.corpus import build_corpus, load_info
 from dqlib.study.corpora.files import SOURCES, digests_of, file_digests
 from dqlib.study.corpora.pseudo_labels import load_labels_info
 from dqlib.study.params import settings as S
+from dqlib.study.params.checkpoint import MODEL_FILES, on_disk, snapshot
 from dqlib.study.params.identity import LABELLING, code_hash
 from dqlib.study.params.paths import PROVENANCE, project_root
 from dqlib.study.params.presets import file_of, preset_named
@@ -78,8 +79,12 @@ class Study:
         return self.made(self.folders.pretrained, self._of_pretrained(), lambda: self._run("pretrain"))
 
     def _of_pretrained(self) -> dict[str, object]:
-        corpus = _provenance_hash(self.corpus())
-        return {"corpus": corpus, "model": self.task.model, "pretrain": self.task.pretrain}
+        corpus, model = _provenance_hash(self.corpus()), self.task.model
+        provenance: dict[str, object] = {"corpus": corpus, "model": model, "pretrain": self.task.pretrain}
+        if model.checkpoint is not None and on_disk(model.checkpoint):  # its path stays where its weights change
+            files = sorted(path for each in MODEL_FILES for path in Path(snapshot(model.checkpoint)).glob(each))
+            provenance["files"] = {path.name: digests_of(self.task.corpus, self.task.form, str(path)) for path in files}
+        return provenance
 
     def teacher(self) -> Path:
         """Folder of the teacher, with what it needs: the committed one where it is the one that is asked for."""
