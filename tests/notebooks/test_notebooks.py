@@ -1,6 +1,8 @@
 """The committed notebooks: without outputs, with parameters, readable; and what they show."""
 
 import json
+import random
+import re
 from types import SimpleNamespace
 
 import nbformat
@@ -19,6 +21,7 @@ from dqlib.study.params.kinds import KINDS
 from dqlib.study.params.paths import LOG, PREDICTIONS, project_root
 from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline import notebook as run
+from dqlib.study.training import classification
 from tests.helpers import grid
 from tests.helpers.projects import committed
 
@@ -44,6 +47,24 @@ def test_a_notebook_is_parameters_prose_and_short_cells_without_outputs_of_what_
     task = load_settings(values["params"]).tasks.get(values.get("task", path.stem))
     if "config" in values and task is not None:
         assert Config.parse(values["config"]) in [config for config, _ in task.students()]
+
+
+def cell_of(name, part):
+    """The source of the cell of a notebook that has a part."""
+    cells = nbformat.read(committed() / "notebooks" / f"{name}.ipynb", 4).cells
+    (source,) = [cell.source for cell in cells if cell.cell_type == "code" and part in cell.source]
+    return source
+
+
+@pytest.mark.parametrize(("name", "shown"), [("teacher", "source:"), ("classification", "text:")])
+def test_the_text_that_is_masked_is_the_first_that_is_long_enough(name, shown, capsys):
+    rows = [{"source": "one two", "target": "one"}, {"source": "one two three " * 20, "target": "two"}]
+    tokenizer = train_tokenizer(["one two three"] * 3, 300, 64, kind=KINDS["classification"])
+    study = SimpleNamespace(base=None, task=load_settings("smoke").task("topics"))
+    corpus = SimpleNamespace(splits={"validation": rows}, tokenizer=tokenizer)
+    names = {"study": study, "corpus": corpus, "kind": classification.TRAINING, "random": random}
+    exec(cell_of(name, "windows("), vars(classification) | names)
+    assert re.search(rf"{shown}.*three", capsys.readouterr().out)
 
 
 def test_the_confusion_of_classes_is_drawn_for_each_model(tmp_path):
