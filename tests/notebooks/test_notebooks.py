@@ -23,6 +23,7 @@ from dqlib.study.params.settings import load_settings
 from dqlib.study.pipeline import notebook as run
 from dqlib.study.training import classification
 from tests.helpers import grid
+from tests.helpers.checkpoints import save_checkpoint
 from tests.helpers.projects import committed
 
 NOTEBOOKS = sorted((committed() / "notebooks").glob("*.ipynb"))
@@ -65,6 +66,15 @@ def test_the_text_that_is_masked_is_the_first_that_is_long_enough(name, shown, c
     names = {"study": study, "corpus": corpus, "kind": classification.TRAINING, "random": random}
     exec(cell_of(name, "windows("), vars(classification) | names)
     assert re.search(rf"{shown}.*three", capsys.readouterr().out)
+
+
+def test_the_parameters_of_a_teacher_from_a_checkpoint_are_those_of_the_checkpoint(tmp_path):
+    folder = save_checkpoint("t5", tmp_path / "checkpoint", num_heads=3)  # which do not divide its width, 16
+    spec = SimpleNamespace(form=KINDS["seq2seq"], model=SimpleNamespace(checkpoint=str(folder)))
+    names = {"spec": spec, "study": SimpleNamespace(pretrained=lambda: folder), "pandas": pandas}
+    exec(cell_of("teacher", "get_input_embeddings"), names)
+    assert type(names["model"]).__name__ == "T5ForConditionalGeneration"
+    assert list(names["parts"]) == ["embedding = head", "encoder", "decoder"]
 
 
 def test_the_confusion_of_classes_is_drawn_for_each_model(tmp_path):
