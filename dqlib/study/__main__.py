@@ -107,8 +107,10 @@ def models(options: Options) -> None:
     """write models/: the teacher of summarization in fp16 and the headline student of each task, packed"""
     from dqlib.study.report.models import write_models
 
-    folder, missing = write_models(options.params)
-    print(f"models: {_shown(folder)}" + (f"; no student is here of {', '.join(missing)}" if missing else ""))
+    folder, missing, stale = write_models(options.params)
+    left_out = [f"no student is here of {', '.join(missing)}"] if missing else []
+    left_out += [f"students of other code or parameters are here of {', '.join(stale)}"] if stale else []
+    print("; ".join([f"models: {_shown(folder)}", *left_out]))
 
 
 def report(options: Options) -> None:

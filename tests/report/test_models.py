@@ -88,6 +88,21 @@ def test_what_is_not_there_or_too_much_for_git_is_named_and_what_was_committed_s
     assert contents(folder / "models") == before
 
 
+def test_what_is_of_other_parameters_is_named_and_not_written(written, capsys):
+    folder, student = written
+    before = contents(folder / "models")
+    set_task(distill={"steps": 2})
+    assert main(["models", "--params", "small.yaml"]) == 0
+    assert "students of other code or parameters are here of summarization" in capsys.readouterr().out
+    assert contents(folder / "models") == before
+    runs = contents(student.parents[1])
+    set_task(finetune={"steps": 5})
+    assert main(["models", "--params", "small.yaml"]) == 2
+    assert "teacher' is not allowed; it must be there, and of these parameters" in capsys.readouterr().err
+    assert contents(folder / "models") == before
+    assert contents(student.parents[1]) == runs  # nothing was made
+
+
 def test_the_committed_models_are_whole_and_small():
     folder = committed() / "models"
     if not folder.is_dir():

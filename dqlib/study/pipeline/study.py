@@ -46,7 +46,7 @@ class Study:
         self.folders = self.settings.folders(task)
         base = self.task.model.base_task
         #: The study of the task whose pre-trained model and tokenizer this one uses.
-        self.base = Study(params, base, self.settings) if base else None
+        self.base = type(self)(params, base, self.settings) if base else None
 
     def corpus(self) -> Path:
         """Folder of the corpus, built if it is missing, or its parameters or the files that it is read from changed.

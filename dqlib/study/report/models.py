@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from dqlib.study.params.paths import LOG, PROVENANCE, RECORD, project_root
 from dqlib.study.params.settings import Settings, load_settings
 from dqlib.study.params.tasks import TASKS
 from dqlib.study.pipeline.committed import MODELS, teacher_folder, teacher_provenance
-from dqlib.study.process.provenance import provenance_text
+from dqlib.study.pipeline.study import Study
+from dqlib.study.process.provenance import is_made, provenance_text
 from dqlib.study.report.names import METRIC_NAMES, TITLES, interval_text, percent
 from dqlib.study.report.pages import markdown_table
 
@@ -53,36 +55,60 @@ class _Compact:
         write_text(path, json.dumps(content, ensure_ascii=False, separators=(",", ":")))
 
 
-def write_models(params: str) -> tuple[Path, list[str]]:
+class _MadeStudy(Study):
+    """A study that makes nothing: an :class:`InputError` of what is not there, or is of other code or parameters."""
+
+    def made(self, folder: Path, provenance: Mapping[str, object], make: Callable[[], object]) -> Path:
+        """As :meth:`Study.made`."""
+        if not is_made(folder, provenance_text(provenance)):
+            raise InputError(folder.name, str(folder), "there, and of these parameters and this code")
+        return folder
+
+    def has_headline(self) -> bool:
+        """Whether the headline student is there as the parameters want it, and all that it is made from."""
+        try:
+            self.student(self.task.headline)
+        except InputError:
+            return False
+        return True
+
+
+def write_models(params: str) -> tuple[Path, list[str], list[str]]:
     """Write the models that a profile has made, in place of those of before; nothing is trained.
 
     Returns:
-        The folder, and the tasks whose headline student is not there: what was committed of them stays.
+        The folder, and the tasks whose headline student is not there, and those where it is of other code or
+        parameters: what was committed of them stays.
 
     Raises:
-        InputError: the teacher is not there, or all are more than :data:`MOST` bytes.
+        InputError: the teacher is not there, or of other parameters, or all are more than :data:`MOST` bytes.
     """
     settings = load_settings(params)
-    target, missing, teacher = project_root() / MODELS, [], settings.folders(TEACHER_OF).teacher
+    target = project_root() / MODELS
+    missing: list[str] = []
+    stale: list[str] = []
+    teacher = settings.folders(TEACHER_OF).teacher
     if not (teacher / RECORD).is_file():
         raise InputError("teacher", str(teacher), "one that is trained and tested")
+    _MadeStudy(params, TEACHER_OF, settings).teacher()
     with atomic_folder(target) as folder:
         _write_teacher(settings, teacher, folder / teacher_folder(TEACHER_OF).name)
         for task in (name for name, known in TASKS.items() if known.compared):
             there, spec = (target / task).is_dir(), settings.tasks.get(task)
             student = settings.student_folder(task, spec.headline, spec.distill.preset) if spec else None
-            if student is not None and (student / RECORD).is_file():
+            trained = student is not None and (student / RECORD).is_file()
+            if student is not None and trained and _MadeStudy(params, task, settings).has_headline():
                 _write_student(settings, task, student, folder / task)
-            elif there:
+                continue
+            if there:
                 shutil.copytree(target / task, folder / task)
-                missing.append(task)
-            elif spec:
-                missing.append(task)
+            if there or spec:
+                (stale if trained else missing).append(task)
         _write_list(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         if size > MOST:
             raise InputError(MODELS, f"{size:,} bytes", f"at most {MOST:,}: they live in git")
-    return target, missing
+    return target, missing, stale
 
 
 def _write_teacher(settings: Settings, source: Path, folder: Path) -> None:
