@@ -1,7 +1,7 @@
 """Engines: one model, several programs that run it, the same calls. May import the core.
 
 ``torch`` runs every model as it was trained, ``ctranslate2`` on 8-bit integers, ``onnxruntime`` on weights of a few
-bits. The last two are optional, ``pip install "dqlib[engines]"``, and are imported when they are asked for. A model
+bits. The last two are optional, ``pip install -e ".[engines]"``, and are imported when they are asked for. A model
 that writes is loaded by :func:`load_engine`, one that classifies by :func:`load_classifier`.
 """
 
@@ -28,7 +28,7 @@ ENGINES = ("torch", "ctranslate2", "onnxruntime")
 THREADS = 1024
 
 #: The extra that the optional engines are installed with.
-EXTRA = 'pip install "dqlib[engines]"'
+EXTRA = "pip install -e '.[engines]' in the project's folder"
 
 
 def export_model(

@@ -338,7 +338,9 @@ class Engine(ABC):
             InputError: a number or a setting is not allowed, a language has no token, or there is no tokenizer.
         """
         if self.tokenizer is None:
-            raise InputError("folder", "without a tokenizer", "exported with one, or be asked with generate_ids")
+            raise InputError(
+                "folder", "without a tokenizer", "one saved or exported with its tokenizer, tokenizer.json"
+            )
         if batch_size < 1:
             raise InputError("batch_size", batch_size, "at least 1")
         new_tokens, ids, rows = self.new_tokens(max_new_tokens), self.encode(texts, max_new_tokens), []

@@ -184,7 +184,9 @@ class Classifier(ABC):
             InputError: there is no tokenizer, or not as many second texts as first ones, or a text has no words.
         """
         if self.tokenizer is None:
-            raise InputError("folder", "without a tokenizer", "exported with one, or be asked with logits_of_ids")
+            raise InputError(
+                "folder", "without a tokenizer", "one saved or exported with its tokenizer, tokenizer.json"
+            )
         for field, given in (("texts", texts), ("seconds", seconds or ())):
             for number, text in enumerate(given):
                 if not text.strip():

@@ -304,6 +304,7 @@ def test_an_exported_classifier_labels_and_agrees(packed, students, tmp_path, ca
         ("generate {packed}/bart --input {texts} --max-new-tokens 24", "--max-new-tokens: 24"),
         ("generate {fast} --input {texts} --language fr", "--language: 'fr'"),
         ("classify {packed}/bert --input {texts}", "BertForMaskedLM"),
+        ("generate {students}/raw --input {texts}", "it must be one saved or exported with its tokenizer"),
         ("agree {packed}/bart {here} --input {texts}", "folder: "),
         ("agree {packed}/bart {packed}/bert-classifier --input {texts}", "folder {packed}/bert-classifier, "),
         ("agree {packed}/bert-classifier {packed}/bert-classifier --input {texts} --beams 2", "--beams: 2"),

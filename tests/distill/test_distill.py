@@ -395,6 +395,10 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_trained(runs, tmp_path
         assert f"checkpoint, {name}" in refused(checkpoint=odd, out=tmp_path / "out4")
     assert "distill: --config: ''" in refused(config="")
     assert "--export: 'tensorrt'" in refused(export="tensorrt")
+    with monkeypatch.context() as patch:
+        patch.setattr("dqlib.study.distill.run.find_spec", lambda name: None)
+        said = refused(export="onnxruntime")
+    assert "must be installed, by pip install -e '.[engines]' in the project's folder" in said
     for option in ("beams", "source_tokens", "target_tokens", "batch_size"):
         assert f"--{option.replace('_', '-')}: 0 is not allowed; it must be at least 1" in refused(**{option: 0})
     assert re.search(
