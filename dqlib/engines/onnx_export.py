@@ -43,6 +43,7 @@ from dqlib.engines.onnx_stacks import Stacks
 from dqlib.engines.onnx_weights import KERNEL_BITS, Weights, values_of
 from dqlib.errors import InputError, check_choice
 from dqlib.files import atomic_folder
+from dqlib.quantizers import Quantized
 from dqlib.storage.manifest import check_replaceable, seal
 
 WEIGHTS = "weights.bin"
@@ -78,7 +79,10 @@ def export_onnx(
     config = getattr(model, "dqlib_config", None)
     rounded = config is not None and config.a_bits <= 8
     own = architecture_of(model.config).positions
-    graphs = kind(model.config, Weights(values_of(model), bits, own), rounded, encoder)
+    values = values_of(model)
+    if bits is not None and not any(isinstance(each, Quantized) for each in values.values()):
+        raise InputError("bits", bits, "left out of a model that is not quantized, whose numbers stay as they are")
+    graphs = kind(model.config, Weights(values, bits, own), rounded, encoder)
     description = {
         "format": FORMAT,
         "class": type(model).__name__,

@@ -282,6 +282,8 @@ def test_a_t5_reads_and_writes_beyond_its_farthest_distance_and_with_fewer_heads
 
 def test_errors_are_clear(teacher, tmp_path):
     student = student_of(teacher, "4-4-8")
+    with pytest.raises(InputError, match=r"bits: 4 .* left out of a model that is not quantized"):
+        export_onnx(teacher, tmp_path / "onnx", bits=4)
     with pytest.raises(InputError, match="bits: 3 is not allowed"):
         export_onnx(student, tmp_path / "onnx", bits=3)
     with pytest.raises(InputError, match="at least 4 for codes of 4 bits"):
