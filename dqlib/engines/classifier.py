@@ -23,6 +23,12 @@ if TYPE_CHECKING:  # so that an engine without torch stays without
 CLASSIFIERS = {"bert": "BertForSequenceClassification"}
 
 
+def class_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes, in order; their numbers, where all are ``LABEL_0`` and so on, as transformers has no names."""
+    generic = all(name == f"LABEL_{number}" for number, name in enumerate(names))
+    return tuple(map(str, range(len(names)))) if generic else tuple(names)
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What a classifier reads, and which classes it knows.
@@ -125,8 +131,8 @@ class Classifier(ABC):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the logits."""
-        return self.reading.labels
+        """Names of the classes, in the order of the logits, as :func:`class_names` has them."""
+        return class_names(self.reading.labels)
 
     @abstractmethod
     def _logits(self, input_ids: Sequence[Sequence[int]]) -> np.ndarray:

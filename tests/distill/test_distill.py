@@ -262,6 +262,16 @@ def test_a_classifier_keeps_its_head_and_the_order_of_its_classes(runs):
     assert torch.equal(read_model(teacher).classifier.weight, theirs)
 
 
+def test_what_classify_writes_is_read_as_classes_that_have_no_names(tmp_path, capsys):
+    folder, texts = save_checkpoint("bert", tmp_path / "model", id2label=None, label2id=None), tmp_path / "texts.jsonl"
+    write_pairs(texts, 12)
+    capsys.readouterr()
+    assert main(["classify", str(folder), "--input", str(texts), "--text", "read"]) == 0
+    (tmp_path / "labels.jsonl").write_text(capsys.readouterr().out)
+    assert main(["evaluate", str(folder), str(tmp_path / "labels.jsonl"), "--text", "input", "--label", "label"]) == 0
+    assert re.search(r"accuracy +100\.00", capsys.readouterr().out)
+
+
 def test_the_same_command_makes_nothing_again(runs, capsys):
     out = runs("bart")
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}

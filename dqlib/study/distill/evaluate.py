@@ -144,7 +144,7 @@ def _classified(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: 
     classifier.tokenizer.model_max_length = min(classifier.tokenizer.model_max_length, corpus.source_tokens)
     if isinstance(classifier, TorchClassifier):
         classifier.model.to(make_accelerator(0).device)
-    labels = [name.removeprefix("LABEL_") for name in classifier.labels]
+    labels = list(classifier.labels)
     for row in rows:
         if row["target"] not in labels:
             raise InputError("--label", row["target"], f"the column of a class: {', '.join(labels[:20])}")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
+from dqlib.engines.classifier import class_names
 from dqlib.errors import InputError
 from dqlib.generation_settings import checked_settings
 from dqlib.storage.manifest import folder_kind
@@ -173,9 +174,7 @@ class Checkpoint:
     @cached_property
     def labels(self) -> list[str]:
         """Its classes in the order of its logits; numbers, where they have no names."""
-        names = [name for _, name in sorted(self.model_config.id2label.items())]
-        generic = all(name == f"LABEL_{number}" for number, name in enumerate(names))
-        return list(map(str, range(len(names)))) if generic else names
+        return list(class_names([name for _, name in sorted(self.model_config.id2label.items())]))
 
     def prefix(self, asked: str | None) -> str:
         """That stands before each source.
