@@ -29,7 +29,6 @@ from dqlib.cli.inputs import (
     of_option,
     outside,
     search_of,
-    some_of,
 )
 from dqlib.engines import ENGINES
 from dqlib.engines.base import Engine
@@ -151,7 +150,7 @@ def _agree(options: argparse.Namespace) -> int:
         if getattr(options, name):
             raise InputError(f"--{name}", getattr(options, name), "left out where models write: it is for classifiers")
     with lines_of(options.input) as lines:
-        texts = some_of(lines, options.input)
+        texts = list(lines)
         engines = compared(options, load_engine)
         first = engines[0]
         if first.tokenizer is None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from itertools import islice
 
-from dqlib.cli.inputs import compared, lines_of, some_of, texts_of
+from dqlib.cli.inputs import compared, lines_of, texts_of
 from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
 
@@ -46,7 +46,7 @@ def agree_on_classes(options: argparse.Namespace) -> int:
         if (value := getattr(options, name, None)) is not None:
             raise InputError(name, value, "left out: classifiers write nothing")
     with lines_of(options.input) as lines:
-        rows = some_of(texts_of(lines, options), options.input)
+        rows = list(texts_of(lines, options))
     engines = compared(options, load_classifier)
     if engines[0].labels != engines[1].labels:
         raise InputError("folder", f"{options.folder}, whose classes are {', '.join(engines[1].labels)}",

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from dqlib.engines.base import ASKED
 from dqlib.errors import InputError
 
-Text = TypeVar("Text", str, tuple[str, ...])
 Model = TypeVar("Model")
 
 
@@ -132,7 +131,7 @@ def lines_of(source: str) -> Iterator[Iterator[str]]:
     """The lines of a file, or of standard input.
 
     Raises:
-        InputError: the file does not exist, or a line is no UTF-8.
+        InputError: the file does not exist or has no line, or a line is no UTF-8.
     """
     if source == "-":
         yield _decoded(sys.stdin, source)
@@ -144,10 +143,13 @@ def lines_of(source: str) -> Iterator[Iterator[str]]:
 
 
 def _decoded(lines: Iterable[str], source: str) -> Iterator[str]:
+    number = 0
     for number, line in enumerate(lines, start=1):
         if not _is_whole(line):
             raise InputError(_line(source, number), line, "a text in utf-8")
         yield line.rstrip("\r\n")
+    if not number:
+        raise InputError("--input", source, "a file, or - for standard input, with a text at least")
 
 
 def _line(source: str, number: int) -> str:
@@ -162,18 +164,6 @@ def _is_whole(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def some_of(texts: Iterable[Text], source: str) -> list[Text]:
-    """All texts of a source, or pairs of texts.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = list(texts)
-    if not found:
-        raise InputError("--input", source, "a file, or - for standard input, with a text at least")
-    return found
 
 
 def search_of(options: argparse.Namespace) -> dict[str, Any]:

@@ -309,6 +309,8 @@ def test_an_exported_classifier_labels_and_agrees(packed, students, tmp_path, ca
         ("agree {packed}/bart {packed}/bert-classifier --input {texts}", "folder {packed}/bert-classifier, "),
         ("agree {packed}/bert-classifier {packed}/bert-classifier --input {texts} --beams 2", "--beams: 2"),
         ("agree {packed}/bart {packed}/bart --input {texts} --pairs", "--pairs: True"),
+        ("generate {packed}/bart --input {here}/empty", "with a text at least"),
+        ("classify {packed}/bert-classifier --input {here}/empty", "with a text at least"),
         ("agree {packed}/bart {packed}/bart --input {here}/empty", "with a text at least"),
         ("agree {packed}/bert-classifier {packed}/bert-classifier --input {here}/empty", "with a text at least"),
     ],
