@@ -188,6 +188,9 @@ def test_what_is_wrong_with_an_evaluation_is_one_sentence(runs, tmp_path, capsys
     write_pairs(tmp_path / "pairs.jsonl")
     assert "a classifier of texts" in refused("gpt2", "--text", "read", "--label", "read")
     assert "one of gpt2, where --text stands alone" in refused("bert", "--text", "read")
+    assert "the model itself, packed or not" in refused("bert", "--text", "read", folder="onnxruntime")
+    labels = refused("bert", "--text", "read", "--label", "write")
+    assert re.search(r"pairs\.jsonl, row 1, write: '.*' is not allowed; it must be a class of \S+: dry, wet", labels)
     missing = refused("bart", *PAIRS, data=tmp_path / "no.jsonl")
     assert re.match(r"dqlib evaluate: data: '\S+no\.jsonl' .* a file that exists", missing)
     assert "folder: " in refused("bart", *PAIRS, folder="nothing")
@@ -213,6 +216,17 @@ def test_a_test_of_few_documents_is_refused_and_has_neither_interval_nor_p_value
     assert main(call(tmp_path, "gpt2", "--validation", texts, "--test", texts)) == 2
     sentence = r"--test: '1 documents' is not allowed; it must be at least 4, of [\d,]+ characters each"
     assert re.search(sentence, capsys.readouterr().err)
+
+
+def test_models_of_other_tokenizers_are_compared_by_bits_per_byte(runs, tmp_path, capsys):
+    out, texts = runs("gpt2"), write_pairs(tmp_path / "pairs.jsonl")
+    other = shutil.copytree(out / "packed", tmp_path / "other")
+    reconfigure(other, "tokenizer.json", normalizer={"type": "Replace", "pattern": {"String": " w"}, "content": ""})
+    capsys.readouterr()
+    assert main(["evaluate", str(out / "packed"), str(texts), "--text", "read", "--against", str(other)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"bits per byte.* [01]\.\d{4}\b", printed)
+    assert not re.search(r"perplexity.* [01]\.\d{4}\b", printed)
 
 
 @pytest.mark.parametrize("name", ["bart", "t5", "marian"])

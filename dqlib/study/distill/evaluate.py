@@ -48,7 +48,8 @@ def evaluate_command(options: argparse.Namespace) -> int:
 
 @options_named(options_of(Test))
 def evaluate(arguments: Test) -> pandas.DataFrame:
-    """One row per metric: value and 95% interval of each model, and the p-value of a difference of the headline.
+    """One row per metric: value and 95% interval of each model, and the p-value of a difference of the headline, or of
+    the bits per byte of models whose tokenizers differ.
 
     Of fewer than :data:`FEWEST_DOCUMENTS` texts nobody can tell how sure a score is: intervals and p-value are empty.
 
@@ -69,7 +70,9 @@ def evaluate(arguments: Test) -> pandas.DataFrame:
     table, *others = (_table(scores, len(rows)) for scores, _ in tested)
     if not others:
         return table
-    headline = tested[0][0].headline
+    headline, counts = tested[0][0].headline, [[line.get("tokens") for line in lines] for _, lines in tested]
+    if counts[0] != counts[1]:  # perplexities of tokens of another tokenizer say nothing of each other
+        headline = "bits_per_byte"
     ours, theirs = (resampled_headline(headline, lines) for _, lines in tested)
     table = table.merge(others[0], on="metric", suffixes=("", " of the other"))
     p_value = f"{two_sided(ours - theirs):.4f}" if len(rows) >= FEWEST_DOCUMENTS else ""
@@ -145,9 +148,10 @@ def _classified(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: 
     if isinstance(classifier, TorchClassifier):
         classifier.model.to(make_accelerator(0).device)
     labels = list(classifier.labels)
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         if row["target"] not in labels:
-            raise InputError("--label", row["target"], f"the column of a class: {', '.join(labels[:20])}")
+            allowed = f"a class of {folder}: {', '.join(labels[:20])}"
+            raise InputError(f"{arguments.data}, row {number}, {arguments.label}", row["target"], allowed)
     columns = [[row[name] for row in rows] for name in ("source", "second") if name in rows[0]]
 
     def test() -> Scored:
@@ -160,6 +164,9 @@ def _classified(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: 
 
 def _measured(folder: Path, rows: Sequence[Row], corpus: S.Corpus, arguments: Test) -> Callable[[], Scored]:
     """The test of a language model, in PyTorch: the engines that write give no logits of a text that is there."""
+    if engine_of(folder) != "torch":
+        allowed = "the model itself, packed or not, where --text stands alone: an export gives no probabilities"
+        raise InputError("model", str(folder), allowed)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     model, tokenizer = load_model(folder)

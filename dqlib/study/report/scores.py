@@ -37,8 +37,10 @@ RESAMPLES = 10_000
 #: Columns that say what a row is of; all others are numbers, empty where a task has none of that name.
 KEYS = ("task", "role", "config", "preset", "seed", "steps", "headline", "test_set", "document")
 
+#: Metrics of how probable a document is.
+PERPLEXITY = ("perplexity", "bits_per_byte")
 #: Numbers of a document that the headline of all of them is computed from; of a metric that is not here, its own value.
-STATISTICS = {"bleu": translation_metrics.BLEU_STATISTICS, "perplexity": ("nats", "tokens", "bytes")}
+STATISTICS = {"bleu": translation_metrics.BLEU_STATISTICS, **dict.fromkeys(PERPLEXITY, ("nats", "tokens", "bytes"))}
 
 #: The set of documents that the similarity of tokens is measured on.
 HELD_OUT = "held-out"
@@ -71,7 +73,7 @@ def score_of(headline: str, sums: np.ndarray, documents: int) -> np.ndarray:
     """The headline, (draws,), of sums of its statistics over so many documents, (draws, statistics)."""
     if headline == "bleu":
         return translation_metrics.bleu_of(sums)
-    return perplexity.metrics(sums)["perplexity"] if headline == "perplexity" else sums[:, 0] / documents
+    return perplexity.metrics(sums)[headline] if headline in PERPLEXITY else sums[:, 0] / documents
 
 
 def resampled_headline(headline: str, lines: Sequence[Line]) -> np.ndarray:
