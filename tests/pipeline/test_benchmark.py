@@ -71,11 +71,13 @@ def test_longer_runs_are_of_the_presets_that_are_named_and_come_by_their_steps()
     assert [run.seed for run in both] == [1, 2] * len(runs)
 
 
-def test_a_profile_without_a_bench_says_so():
+def test_a_profile_without_a_bench_says_so_before_anything_is_made(monkeypatch):
     study = Study("tutorial")
     study.task = replace(study.task, methods=None)
-    with pytest.raises(InputError, match=r"summarization\.methods"):
-        benchmark_of(study)
+    monkeypatch.setattr(Study, "teacher", lambda self: pytest.fail("made the teacher"))
+    for call in (benchmark_of, run_benchmark):
+        with pytest.raises(InputError, match=r"summarization\.methods: None .* given, to run the benchmark"):
+            call(study)
 
 
 def test_a_finished_run_counts_though_the_longer_table_has_a_stale_row_of_it(tmp_path, monkeypatch):

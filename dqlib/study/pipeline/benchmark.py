@@ -34,8 +34,10 @@ def run_benchmark(study: Study) -> Path:
     """Make every run that is missing here and in the committed tables, and return the folder of all.
 
     Raises:
+        InputError: the profile has no benchmark of the task.
         JobError: a run failed.
     """
+    benchmark_of(study)  # refuses a task without one, before anything is made
     study.teacher()
     run_all("benchmark", [Job(str(run), _make, (study, run)) for run in missing_runs(study)])
     study.folders.methods.mkdir(parents=True, exist_ok=True)  # also where the tables hold every run
