@@ -105,7 +105,8 @@ def test_a_classifier_is_planned_with_the_classes_of_its_corpus(settings, tmp_pa
     files = write_splits(tmp_path, train=rows, validation=rows[:10], test=rows[:10])
     columns = {"source": "text", "target": "label"}
     params = yaml.safe_load((tmp_path / "small.yaml").read_text())
-    params["topics"] |= {"configs": ["8-8-8_2-0"], "pretrain": None, "methods": None}
+    params["topics"] |= {"configs": ["8-8-8_2-0"], "methods": None}
+    params["topics"]["pretrain"]["window"] = 16  # as many tokens as a text of the second round has
     params["topics"]["corpus"] = {"name": "mine", "origin": "files", "vocab_size": 300, "source_tokens": 16}
     params["topics"]["corpus"] |= files | columns
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(params))
@@ -115,7 +116,7 @@ def test_a_classifier_is_planned_with_the_classes_of_its_corpus(settings, tmp_pa
     known = plan(settings, "topics").trainings
     assert [each.name for each in known] == [each.name for each in unknown]
     width = settings.task("topics").model.d_model
-    assert known[0].size_bytes == unknown[0].size_bytes + 3 * (width + 1) * 4  # of five classes, not two
+    assert known[1].size_bytes == unknown[1].size_bytes + 3 * (width + 1) * 4  # of five classes, not two
 
 
 @pytest.mark.usefixtures("settings")

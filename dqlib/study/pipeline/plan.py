@@ -239,7 +239,8 @@ class _Timed:
 
     def _micro_batch(self, model: PreTrainedModel, loop: S.Loop, corpus: S.Corpus) -> list[Example]:
         tokens = loop.batch_tokens // loop.micro_batches
-        if corpus == self.spec.corpus and self.corpus is not None:
+        # the corpus itself: that of a first round may have the same fields, but its rows have no labels
+        if corpus is self.spec.corpus and self.corpus is not None:
             examples = self.kind.encode(self.corpus.splits["train"][:SAMPLE], self.corpus, corpus)
             batches = bucketed(examples, tokens)
             return [examples[i] for i in batches[len(batches) // 2]]
