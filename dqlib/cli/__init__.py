@@ -153,11 +153,6 @@ def _agree(options: argparse.Namespace) -> int:
         texts = list(lines)
         engines = compared(options, load_engine)
         first = engines[0]
-        if first.tokenizer is None:
-            raise InputError("reference", options.reference, "a model with a tokenizer")
-        vocabularies = [each.tokenizer.get_vocab() for each in engines if each.tokenizer is not None]
-        if any(each != vocabularies[0] for each in vocabularies):
-            raise InputError("folder", options.folder, f"a model of the same vocabulary as {options.reference}")
         ids, new_tokens = first.encode(texts, options.max_new_tokens), _new_tokens(first, options)
         starts = first.starts(options.language, len(texts))
         written = []

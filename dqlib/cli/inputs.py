@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dqlib.engines.base import ASKED
+from dqlib.engines.base import ASKED, Engine
+from dqlib.engines.classifier import Classifier
 from dqlib.errors import InputError
 
-Model = TypeVar("Model")
+Model = TypeVar("Model", Engine, Classifier)
 
 
 def outside(folder: str, out: str) -> None:
@@ -55,11 +56,20 @@ def of_option(name: str, folder: str) -> Iterator[None]:
 
 
 def compared(options: argparse.Namespace, load: Callable[..., Model]) -> list[Model]:
-    """The two models of ``agree``, loaded."""
+    """The two models of ``agree``, loaded; the first one's tokens are for both.
+
+    Raises:
+        InputError: the first has no tokenizer, or the second another vocabulary.
+    """
     models = []
     for name in ("reference", "folder"):
         with of_option(name, folder := getattr(options, name)):
             models.append(load(folder, threads=options.threads))
+    if models[0].tokenizer is None:
+        raise InputError("reference", options.reference, "a model with a tokenizer")
+    vocabularies = [each.tokenizer.get_vocab() for each in models if each.tokenizer is not None]
+    if any(each != vocabularies[0] for each in vocabularies):
+        raise InputError("folder", options.folder, f"a model of the same vocabulary as {options.reference}")
     return models
 
 

@@ -287,6 +287,19 @@ def test_an_exported_classifier_labels_and_agrees(packed, students, tmp_path, ca
     assert "BertForSequenceClassification" in refused(capsys, "generate", exported, "--input", lines)
 
 
+@pytest.mark.parametrize("name", ["bart", "bert-classifier"])
+def test_models_of_other_vocabularies_are_not_compared(name, students, texts, tmp_path, capsys):
+    other = shutil.copytree(students / name, tmp_path / "other")
+    content = json.loads((other / "tokenizer.json").read_text())
+    ids = content["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    reseal(other, ["tokenizer.json"])
+    texts.write_text("the sum\n")
+    said = refused(capsys, "agree", students / name, other, "--input", texts)
+    assert f"folder: '{other}' is not allowed; it must be a model of the same vocabulary as {students / name}" in said
+
+
 # --- what is wrong
 
 
