@@ -141,6 +141,14 @@ def test_a_study_without_such_a_preset_makes_an_empty_folder(study, capsys):
     assert len(Rows(study.folders.pseudo_labels / "texts.jsonl")) == 7
 
 
+def test_models_that_do_not_write_have_none_and_no_teacher_is_made_for_them(monkeypatch, capsys):
+    monkeypatch.setattr(Study, "teacher", lambda self: pytest.fail("made the teacher"))
+    assert main(["make", "pseudo-labels", "--params", "smoke", "--task", "topics"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: task: 'topics' is not allowed; it must be one whose models write texts")
+    assert said.count("\n") == 1
+
+
 def test_texts_without_a_target_are_asked_of_a_corpus_that_has_them():
     task = load_settings("real").task("summarization")
     distill = replace(task.distill, preset="dqlib-labelled-text")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dqlib.config import Config
+from dqlib.errors import InputError
 from dqlib.files import atomic_folder, write_text
 from dqlib.presets import get_preset
 from dqlib.study.corpora.corpus import build_corpus, load_info
@@ -117,8 +118,11 @@ class Study:
         """Folder of what the teacher writes for its students, with what it needs.
 
         Raises:
-            InputError: a file that texts are read from is missing, or no text is in no pair.
+            InputError: its models do not write, a file that texts are read from is missing, or no text is in no pair.
         """
+        form = self.task.form
+        if not form.writes:
+            raise InputError("task", self.name, f"one whose models write texts; what these give is {form.description}")
         self.teacher()
         labels, corpus = self.task.pseudo_labels, _provenance_hash(self.corpus())
         provenance: dict[str, object] = {"labels": labels, "corpus": corpus, "code": code_hash(room=LABELLING)}
