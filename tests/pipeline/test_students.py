@@ -1,5 +1,6 @@
 import os
 
+import nbformat
 import numpy as np
 import pandas
 import pytest
@@ -24,7 +25,7 @@ from dqlib.study.report.scores import RESAMPLES, Resampled, joined
 from dqlib.study.training import task as task_training
 from dqlib.study.training.task import calibration_batches
 from tests.helpers.processes import fail, in_this_process, write_environment
-from tests.helpers.projects import set_task
+from tests.helpers.projects import committed, set_task
 
 
 def test_each_accelerator_has_one_work_at_a_time(tmp_path, monkeypatch):
@@ -131,6 +132,14 @@ def test_a_student_of_a_budget_is_made_and_shown_like_any_other(monkeypatch):
     assert [model.record.config for model in tables.trained(study)][1:] == ["2-2-8 2-1", "auto:0.07MB 2-1"]
     legend = figures.tradeoffs(tables.collect_metrics([study])).legends[0]
     assert [text.get_text() for text in legend.get_texts()][1:3] == ["2-2-8", "auto:0.07MB"]
+
+    shown = {"params": "small.yaml", "config": "auto:70kB 2-1", "display": print}
+    for cell in nbformat.read(committed() / "notebooks" / "summarization.ipynb", 4).cells[2:15]:
+        if cell.cell_type == "code":
+            exec(cell.source, shown)
+    assert (size_bytes(shown["student"]), shown["config"]) == (record.size_bytes, student.dqlib_config)
+    for others, chosen in ((["2-2-8 2-2"], "2-2-8 2-2"), (["2-2-8 2-1_h2"], "2-2-8 2-1 h2"), ([], "auto:0.07MB")):
+        assert str(changed(configs=["auto:70kB", *others], controls=[], repeats={}).task.headline) == chosen
 
     table = tables.collect_sensitivity([study])
     assert set(table.bits) == {1, 2, 4, 8}

@@ -128,8 +128,12 @@ class Task:
 
     @property
     def headline(self) -> Config:
-        """The student that the task's notebook shows: at one or two bits without some layers, or else the first."""
-        students = [Config.parse(text) for text in self.configs]
+        """The student that the task's notebook shows: at one or two bits without some layers, or else the first.
+
+        One whose bits a budget chooses, only where all are.
+        """
+        every = [Config.parse(text) for text in self.configs]
+        students = [c for c in every if not c.is_open] or every
         whole = [c for c in students if not c.narrow]
         layers = self.model.encoder_layers + self.model.decoder_layers
         small = [c for c in whole if c.w_bits <= 2 and c.encoder_layers + c.decoder_layers < layers]
