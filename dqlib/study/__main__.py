@@ -157,7 +157,7 @@ def code(options: Options) -> None:
 
 _PARAMS = {"--params": {"default": "params.yaml", "help": "parameter file, or name of a profile"}}
 _TASK = {"--task": {"default": "summarization", "help": "name of the task (default: %(default)s)"}}
-_ONE_TASK = {"--task": {"help": "name of one task; all that fit, when left out"}}
+_ONE_TASK = {"--task": {"help": "name of one task; when left out, a notebook shows one that fits, and plan counts all"}}
 _CONFIG = {"--config": {"help": "of a student, such as '2-2-8 2-1'"}}
 _STUDENT: dict[str, dict] = {
     **_CONFIG,

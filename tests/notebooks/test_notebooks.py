@@ -190,18 +190,35 @@ def test_simpler_methods_are_a_table_of_their_own(tmp_path):
     assert set(table.loc["5-gram"]) == {"2.00 (1.00 to 3.00)"}
 
 
-@pytest.mark.parametrize("name", ["deploy", "summarization", "teacher", "compare"])
-def test_a_notebook_shows_the_headline_of_the_task_that_it_is_of(name, tmp_path, monkeypatch):
-    given = []
-    monkeypatch.setattr(run.papermill, "execute_notebook", lambda _, to, values, **more: given.append(values))
+@pytest.fixture
+def given(tmp_path, monkeypatch):
+    """The parameters of each notebook that is run; none is executed."""
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(run.papermill, "execute_notebook", lambda _, to, values, **more: found.append(values))
     monkeypatch.setattr(run, "HTMLExporter", lambda: SimpleNamespace(from_filename=lambda path: ("", None)))
     monkeypatch.setattr(run, "write_text", lambda path, text: None)
     monkeypatch.setattr(run, "executed_path", lambda *_: tmp_path / "executed.ipynb")
+    return found
+
+
+@pytest.mark.parametrize("name", ["deploy", "summarization", "teacher", "compare"])
+def test_a_notebook_shows_the_headline_of_the_task_that_it_is_of(name, given):
     task = "topics" if name == "teacher" else None
     run.run_notebook(name, "smoke", task=task)
     headline = {"config": str(load_settings("smoke").task("summarization").headline)}
     more = {"deploy": headline, "summarization": headline, "teacher": {"task": task}, "compare": {}}[name]
     assert given == [{"params": "smoke"} | more]
+
+
+def test_a_notebook_is_of_a_task_of_its_kind_that_the_profile_has(given):
+    for name in ("classification", "teacher"):
+        run.run_notebook(name, "bert-pairs")
+    assert [values["task"] for values in given] == ["matching", "matching"]
+    with pytest.raises(InputError, match=r"notebook: 'deploy' .* for the tasks of 'bert-pairs': matching, shallow_"):
+        run.run_notebook("deploy", "bert-pairs")
+    with pytest.raises(InputError, match=r"notebook 'deploy': 'topics' .* one of summarization, eli5, translation\.$"):
+        run.run_notebook("deploy", "smoke", task="topics")
+    assert len(given) == 2
 
 
 def test_a_table_of_texts_shows_what_looks_like_a_tag():

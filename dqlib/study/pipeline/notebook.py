@@ -17,10 +17,11 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
 from dqlib.config import Config
-from dqlib.errors import InputError
+from dqlib.errors import InputError, check_choice
 from dqlib.files import room_in, write_text
 from dqlib.study.params.paths import project_root
 from dqlib.study.params.settings import Settings, load_settings
+from dqlib.study.params.tasks import kind_of
 from dqlib.study.process.exit_codes import JobError
 
 
@@ -36,10 +37,11 @@ def executed_path(settings: Settings, notebook: str, config: str | None = None, 
 def run_notebook(notebook: str, params: str, config: str | None = None, task: str | None = None) -> Path:
     """Execute a notebook, and return where its executed copy is.
 
-    It shows the student of ``config``, or the headline of its task, and the ``task``, or the one that it names itself.
+    It shows the student of ``config``, or the headline of its task, and the ``task``, or the one that it names itself,
+    or the first one of the profile that is like it where the profile has not that one.
 
     Raises:
-        InputError: a parameter is not allowed, or there is no such notebook.
+        InputError: a parameter is not allowed, there is no such notebook, or the profile has no task for it.
         JobError: a cell failed, or the process of the notebook was killed.
         DiskFullError: there is no room for the executed copy.
     """
@@ -50,10 +52,20 @@ def run_notebook(notebook: str, params: str, config: str | None = None, task: st
     if not source.is_file():
         known = sorted(path.stem for path in source.parent.glob("*.ipynb"))
         raise InputError("notebook", notebook, f"one of {', '.join(known)}")
+    own = papermill.inspect_notebook(str(source))  # its parameters, by name
+    shown = task or notebook
+    if "task" in own:
+        usual = ast.literal_eval(own["task"]["default"])
+        like = [name for name in settings.tasks if notebook == "teacher" or kind_of(name) is kind_of(usual)]
+        if not like:
+            raise InputError("notebook", notebook, f"one for the tasks of '{params}': {', '.join(settings.tasks)}")
+        if task is not None:
+            check_choice(f"task of the notebook '{notebook}'", task, like)
+        elif usual not in like:
+            task = like[0]
+        shown = task or usual
     target = executed_path(settings, notebook, config, task)
     target.parent.mkdir(parents=True, exist_ok=True)
-    own = papermill.inspect_notebook(str(source))  # its parameters, by name
-    shown = task or (ast.literal_eval(own["task"]["default"]) if "task" in own else notebook)
     if config is None and "config" in own and shown in settings.tasks:
         config = str(settings.task(shown).headline)
     parameters = {"params": params} | ({"config": str(Config.parse(config))} if config else {})
