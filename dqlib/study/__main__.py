@@ -36,10 +36,15 @@ def profile(options: Options) -> None:
 
 def make(options: Options) -> None:
     """make one part of the study, with what it needs"""
+    from dqlib.errors import InputError
     from dqlib.study.pipeline.benchmark import run_benchmark
     from dqlib.study.pipeline.students import run_students
     from dqlib.study.pipeline.study import Study
 
+    for name, parts in {**dict.fromkeys(("config", "preset", "seed"), ("student",)), "if_asked": _ASKED}.items():
+        if (value := getattr(options, name)) is not None and options.part not in parts:
+            allowed = f"left out with the part {options.part}; it is for {' and '.join(parts)}"
+            raise InputError(f"--{name.replace('_', '-')}", value, allowed)
     study = Study(options.params, options.task)
     makers: dict[str, Callable[[], Path | None]] = {
         "corpus": study.corpus,
@@ -164,7 +169,12 @@ _STUDENT: dict[str, dict] = {
     "--preset": {"help": "of a student, by name or YAML file; the task's own, when left out"},
     "--seed": {"type": int, "help": "of a student; the task's own, when left out"},
 }
-_IF_ASKED = {"action": "store_true", "help": "pretrained, pseudo-labels: a folder without any where none are asked for"}
+_ASKED = ("pretrained", "pseudo-labels")
+_IF_ASKED = {
+    "action": "store_true",
+    "default": None,
+    "help": f"{', '.join(_ASKED)}: a folder without any where none are asked for",
+}
 _PARTS = ("corpus", "pretrained", "teacher", "pseudo-labels", "student", "students", "benchmark")
 
 #: Commands, which have the names of their functions, and the arguments of each as ``add_argument`` takes them.

@@ -116,6 +116,21 @@ def test_a_seed_that_is_none_is_refused_before_anything_is_made(monkeypatch, cap
     assert capsys.readouterr().err.startswith("error: seed: -1 is not allowed")
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("corpus --config foo", "--config: 'foo' is not allowed; it must be left out with the part corpus"),
+        ("students --seed 0", "--seed: 0 is not allowed; it must be left out with the part students"),
+        ("student --if-asked", "--if-asked: True is not allowed; it must be left out with the part student;"),
+    ],
+)
+def test_an_option_that_a_part_does_not_take_is_refused(call, said, monkeypatch, capsys):
+    for name in ("corpus", "teacher"):
+        monkeypatch.setattr(Study, name, lambda self: pytest.fail("made something"))
+    assert main(["make", *call.split(), "--params", "tutorial"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
 @pytest.mark.usefixtures("made_study")
 def test_a_student_of_a_budget_is_made_and_shown_like_any_other(monkeypatch):
     monkeypatch.setattr(students, "run_all", in_this_process)
