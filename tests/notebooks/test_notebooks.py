@@ -218,7 +218,8 @@ def test_a_notebook_is_of_a_task_of_its_kind_that_the_profile_has(given):
         run.run_notebook("deploy", "bert-pairs")
     with pytest.raises(InputError, match=r"notebook 'deploy': 'topics' .* one of summarization, eli5, translation\.$"):
         run.run_notebook("deploy", "smoke", task="topics")
-    assert len(given) == 2
+    run.run_notebook("methods", "gpt2", task="language")
+    assert given[2:] == [{"params": "gpt2", "task": "language"}]
 
 
 def test_a_table_of_texts_shows_what_looks_like_a_tag():

@@ -24,6 +24,9 @@ from dqlib.study.params.settings import Settings, load_settings
 from dqlib.study.params.tasks import kind_of
 from dqlib.study.process.exit_codes import JobError
 
+#: Notebooks of tasks of every kind; others that have a task are of its kind alone.
+OF_ANY_KIND = ("teacher", "methods")
+
 
 def executed_path(settings: Settings, notebook: str, config: str | None = None, task: str | None = None) -> Path:
     """Where the executed copy of a notebook is kept; that of a task with its headline is read by `compare`'s stage."""
@@ -56,7 +59,7 @@ def run_notebook(notebook: str, params: str, config: str | None = None, task: st
     shown = task or notebook
     if "task" in own:
         usual = ast.literal_eval(own["task"]["default"])
-        like = [name for name in settings.tasks if notebook == "teacher" or kind_of(name) is kind_of(usual)]
+        like = [name for name in settings.tasks if notebook in OF_ANY_KIND or kind_of(name) is kind_of(usual)]
         if not like:
             raise InputError("notebook", notebook, f"one for the tasks of '{params}': {', '.join(settings.tasks)}")
         if task is not None:
