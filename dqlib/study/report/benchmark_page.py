@@ -115,12 +115,12 @@ on.
 def _longer(study: Study, longer: pandas.DataFrame) -> str:
     if longer.empty:
         return ""
-    more = benchmark_file(LONGER, study.name)
+    more, seeds = benchmark_file(LONGER, study.name), sorted(set(longer.seed))
     return f"""
 ## What longer training is worth
 
 {markdown_table(longer_for_reading(longer))}
-Part of the teacher's score after so many steps, mean over seeds {", ".join(map(str, sorted(set(longer.seed))))}
+Part of the teacher's score after so many steps, from seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}
 ([`{more}`](../{TABLES}/{more})); gaps of the loss are above.
 
 ![Longer training](longer.svg)
