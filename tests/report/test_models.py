@@ -98,7 +98,7 @@ def test_what_is_of_other_parameters_is_named_and_not_written(written, capsys):
     runs = contents(student.parents[1])
     set_task(finetune={"steps": 5})
     assert main(["models", "--params", "small.yaml"]) == 2
-    assert "teacher' is not allowed; it must be there, and of these parameters" in capsys.readouterr().err
+    assert "teacher' is not allowed; it must be one that is trained and tested with these" in capsys.readouterr().err
     assert contents(folder / "models") == before
     assert contents(student.parents[1]) == runs  # nothing was made
 

@@ -47,7 +47,7 @@ class Study:
         self.folders = self.settings.folders(task)
         base = self.task.model.base_task
         #: The study of the task whose pre-trained model and tokenizer this one uses.
-        self.base = type(self)(params, base, self.settings) if base else None
+        self.base = Study(params, base, self.settings) if base else None
 
     def corpus(self) -> Path:
         """Folder of the corpus, built if it is missing, or its parameters or the files that it is read from changed.
@@ -100,9 +100,8 @@ class Study:
         return self.made(self.folders.teacher, provenance, make)
 
     def has_teacher(self) -> bool:
-        """Whether the teacher is there as the parameters want it, here or committed; its corpus is built if missing."""
-        there = is_made(self.folders.teacher, provenance_text(self._of_teacher()))
-        return there or committed_teacher(self.settings, self.name) is not None
+        """Whether the teacher is there as the parameters want it; its corpus is built if it is missing."""
+        return is_made(self.folders.teacher, provenance_text(self._of_teacher()))
 
     def _of_teacher(self) -> dict[str, object]:
         corpus = self.corpus()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from dqlib.study.params.settings import Settings, load_settings
 from dqlib.study.params.tasks import TASKS
 from dqlib.study.pipeline.committed import MODELS, teacher_folder, teacher_provenance
 from dqlib.study.pipeline.study import Study
-from dqlib.study.process.provenance import is_made, provenance_text
+from dqlib.study.process.provenance import provenance_text
 from dqlib.study.report.names import METRIC_NAMES, TITLES, interval_text, percent
 from dqlib.study.report.pages import markdown_table
 
@@ -55,24 +54,6 @@ class _Compact:
         write_text(path, json.dumps(content, ensure_ascii=False, separators=(",", ":")))
 
 
-class _MadeStudy(Study):
-    """A study that makes nothing: an :class:`InputError` of what is not there, or is of other code or parameters."""
-
-    def made(self, folder: Path, provenance: Mapping[str, object], make: Callable[[], object]) -> Path:
-        """As :meth:`Study.made`."""
-        if not is_made(folder, provenance_text(provenance)):
-            raise InputError(folder.name, str(folder), "there, and of these parameters and this code")
-        return folder
-
-    def has_headline(self) -> bool:
-        """Whether the headline student is there as the parameters want it, and all that it is made from."""
-        try:
-            self.student(self.task.headline)
-        except InputError:
-            return False
-        return True
-
-
 def write_models(params: str) -> tuple[Path, list[str], list[str]]:
     """Write the models that a profile has made, in place of those of before; nothing is trained.
 
@@ -88,27 +69,36 @@ def write_models(params: str) -> tuple[Path, list[str], list[str]]:
     missing: list[str] = []
     stale: list[str] = []
     teacher = settings.folders(TEACHER_OF).teacher
-    if not (teacher / RECORD).is_file():
-        raise InputError("teacher", str(teacher), "one that is trained and tested")
-    _MadeStudy(params, TEACHER_OF, settings).teacher()
+    if not Study(params, TEACHER_OF, settings).has_teacher():
+        raise InputError("teacher", str(teacher), "one that is trained and tested with these parameters")
     with atomic_folder(target) as folder:
         _write_teacher(settings, teacher, folder / teacher_folder(TEACHER_OF).name)
         for task in (name for name, known in TASKS.items() if known.compared):
-            there, spec = (target / task).is_dir(), settings.tasks.get(task)
-            student = settings.student_folder(task, spec.headline, spec.distill.preset) if spec else None
-            trained = student is not None and (student / RECORD).is_file()
-            if student is not None and trained and _MadeStudy(params, task, settings).has_headline():
-                _write_student(settings, task, student, folder / task)
+            there, study = (target / task).is_dir(), Study(params, task, settings) if task in settings.tasks else None
+            ready = _is_ready(study) if study else None
+            if study and ready:
+                _write_student(settings, task, _headline(study), folder / task)
                 continue
             if there:
                 shutil.copytree(target / task, folder / task)
-            if there or spec:
-                (stale if trained else missing).append(task)
+            if there or study:
+                (missing if ready is None else stale).append(task)
         _write_list(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         if size > MOST:
             raise InputError(MODELS, f"{size:,} bytes", f"at most {MOST:,}: they live in git")
     return target, missing, stale
+
+
+def _headline(study: Study) -> Path:
+    return study.settings.student_folder(study.name, study.task.headline, study.task.distill.preset)
+
+
+def _is_ready(study: Study) -> bool | None:
+    """Whether the headline student is of the present code and parameters; None where there is none."""
+    if not (_headline(study) / RECORD).is_file():
+        return None
+    return study.has_teacher() and study.has_student(study.task.headline, study.task.distill.preset)
 
 
 def _write_teacher(settings: Settings, source: Path, folder: Path) -> None:
