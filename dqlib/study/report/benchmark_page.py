@@ -14,6 +14,7 @@ from dqlib.study.params.paths import TABLES, project_root
 from dqlib.study.params.tasks import benchmark_file
 from dqlib.study.pipeline.benchmark import benchmark_of, run_benchmark
 from dqlib.study.pipeline.committed import committed_teacher
+from dqlib.study.pipeline.jobs import quiet
 from dqlib.study.pipeline.ledger import LONGER, METHODS, PARTS
 from dqlib.study.pipeline.study import Study
 from dqlib.study.report import benchmark as tables
@@ -35,6 +36,7 @@ def write_benchmark(study: Study, run: bool = True) -> Path:
             is to be trained.
     """
     benchmark = benchmark_of(study)  # refuses a task without one, before anything is made
+    quiet()
     if not run and not study.has_teacher() and committed_teacher(study.settings, study.name) is None:
         allowed = f"one that is trained: `python -m dqlib.study make teacher --task {study.name}` makes it"
         raise InputError("teacher", str(study.folders.teacher), allowed)
