@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas
 from matplotlib.figure import Figure
 
 from dqlib.config import Config
-from dqlib.study.evaluation.records import FALLING
 from dqlib.study.params import settings as S
 from dqlib.study.params.tasks import kind_of
 from dqlib.study.report.benchmark import WHOLE, changes
@@ -67,38 +65,31 @@ def ablation_figure(table: pandas.DataFrame, benchmark: S.Methods) -> Figure:
     return figure
 
 
-def longer_figure(table: pandas.DataFrame, benchmark: S.Methods, teacher: float) -> Figure:
-    """Retention over the steps: a panel per config, a line per preset, with 95% intervals over the test documents.
+def longer_figure(table: pandas.DataFrame, benchmark: S.Methods) -> Figure:
+    """Gap of the validation loss to the teacher's over the steps: a panel per config, a line per preset, its seeds.
 
-    ``table`` is :func:`dqlib.study.report.benchmark.longer_table`, not empty, and ``teacher`` the teacher's score.
+    ``table`` is :func:`dqlib.study.report.benchmark.longer_table`, not empty, with the losses of
+    :func:`dqlib.study.report.benchmark_page.with_losses`.
     """
-    headline, configs = table.headline.iloc[0], table.config.unique()
-
-    def kept(score: pandas.Series) -> pandas.Series:
-        return 100 * teacher / score if headline in FALLING else 100 * score / teacher if teacher else 0.0 * score
-
-    columns = ["score", "score_low", "score_high"]
-    means = table.groupby(["config", "preset", "train_steps"], sort=False)[columns].mean().reset_index()
-    steps, presets = sorted(set(table.train_steps)), list(table.preset.unique())
+    configs, presets, steps = table.config.unique(), list(table.preset.unique()), sorted(set(table.train_steps))
     width = max(4.4, 2.4 + 2.2 * len(configs))
     with subplots(1, len(configs), figsize=(width, 3.6), sharey=True, squeeze=False) as (figure, (panels,)):
         for axes, config in zip(panels, configs, strict=True):
-            axes.axhline(100, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2)
-            for name, rows in means[means.config == config].groupby("preset", sort=False):
-                score, ends = kept(rows.score), (kept(rows.score_low), kept(rows.score_high))
-                axes.errorbar(
-                    rows.train_steps * (1 + 0.03 * (presets.index(name) - (len(presets) - 1) / 2)), score,
-                    yerr=[score - np.minimum(*ends), np.maximum(*ends) - score],
-                    marker=marker_of(name), color=colour_of(name), ms=4, capsize=2, elinewidth=0.8,
-                )  # fmt: skip
+            axes.axhline(0, color=TEACHER_COLOUR, linestyle="--", linewidth=1.2)
+            for name, rows in table[table.config == config].groupby("preset", sort=False):
+                look = {"marker": marker_of(name), "color": colour_of(name), "ms": 4}
+                axes.plot(rows.train_steps, rows.gap, alpha=0.5, linestyle="", **look)
+                means = rows.groupby("train_steps").gap.mean()
+                axes.plot(means.index, means, **look)
             axes.set_xscale("log")
             axes.set_xticks(steps, [f"{n:,}" for n in steps])
             axes.minorticks_off()
             axes.margins(x=0.15)
             axes.set_title(config, fontsize=9)
+        panels[0].plot([], [], color=TEACHER_COLOUR, linestyle="--", label="teacher")
         for name in presets:
             panels[0].plot([], [], marker=marker_of(name), color=colour_of(name), ms=4, label=name)
         figure.supxlabel(f"training steps of {benchmark.distill.batch_tokens:,} tokens, log scale", fontsize=10)
-        panels[0].set_ylabel(f"{METRIC_NAMES[headline]}, % of the teacher's")
+        panels[0].set_ylabel(f"gap to the teacher (nats per {kind_of(table.task.iloc[0]).unit})")
         figure.legend(fontsize=8, ncols=5, loc="outside upper center")
     return figure

@@ -61,8 +61,9 @@ def write_benchmark(study: Study, run: bool = True) -> Path:
         save(ablation_figure(table, benchmark), folder, "ablation")
     if len(longer) or not more.is_file():
         write_metrics(longer, more)
+    longer = with_losses(longer, parts)
     if len(longer):
-        save(longer_figure(longer, benchmark, tables.teacher_score(study, runs)), folder, "longer")
+        save(longer_figure(longer, benchmark), folder, "longer")
     write_text(folder / "README.md", _page(study, runs, table, parts, longer))
     return folder
 
@@ -123,8 +124,8 @@ def _longer(study: Study, longer: pandas.DataFrame) -> str:
 ## What longer training is worth
 
 {markdown_table(longer_for_reading(longer))}
-Part of the teacher's score after so many steps, from seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}
-([`{more}`](../{TABLES}/{more})); gaps of the loss are above.
+The gap to the teacher after so many steps, and in brackets the part of its score, from
+seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))} ([`{more}`](../{TABLES}/{more})).
 
 ![Longer training](longer.svg)
 """
@@ -152,10 +153,11 @@ def _p_value(value: float | None) -> str:
 
 
 def with_losses(table: pandas.DataFrame, parts: pandas.DataFrame) -> pandas.DataFrame:
-    """The table of the benchmark with the validation loss of each run."""
+    """A table of runs with the validation loss of each, and its ``gap`` to the teacher's."""
     losses = parts.rename(columns={"part": "preset", "steps": "train_steps"})
+    losses = losses.assign(gap=losses.validation_loss - losses.teacher_loss)
     on = ["preset", "config", "seed", "train_steps"]
-    return table.merge(losses[[*on, "validation_loss"]], on=on)
+    return table.merge(losses[[*on, "validation_loss", "gap"]], on=on)
 
 
 def gaps_for_reading(gaps: pandas.DataFrame) -> pandas.DataFrame:
@@ -176,10 +178,14 @@ def gaps_for_reading(gaps: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def longer_for_reading(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Part of the teacher's score that is left: one row per config and preset, one column per number of steps."""
+    """Gap to the teacher and part of its score: one row per config and preset, one column per number of steps.
+
+    The table is that of :func:`dqlib.study.report.benchmark.longer_table` with the losses of :func:`with_losses`.
+    """
     series = ["config", "preset"]
-    means = table.groupby([*series, "train_steps"], sort=False).retention.mean().map(percent).reset_index()
-    wide = means.pivot(index=series, columns="train_steps", values="retention")
+    means = table.groupby([*series, "train_steps"], sort=False)[["gap", "retention"]].mean().reset_index()
+    means["text"] = means.gap.map("{:.3f}".format) + means.retention.map(lambda kept: f" ({percent(kept)})")
+    wide = means.pivot(index=series, columns="train_steps", values="text")
     wide = wide.reindex(pandas.MultiIndex.from_frame(table[series].drop_duplicates()))
     wide.columns = [f"{steps:,} steps" for steps in wide.columns]
     return wide.fillna("").reset_index()
