@@ -493,7 +493,7 @@ def test_an_engine_that_is_not_installed_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     for name in ("ctranslate", "ctranslate_engine"):
         monkeypatch.delitem(sys.modules, f"dqlib.engines.{name}")
-    with pytest.raises(InputError, match=r'^engine: \'ctranslate2\' .* pip install -e \'\.\[engines\]\' in') as caught:
+    with pytest.raises(InputError, match=r"^engine: \'ctranslate2\' .* pip install -e \'\.\[engines\]\' in") as caught:
         export_model(make_teacher("bart"), tmp_path / "out", "ctranslate2")
     assert "\n" not in str(caught.value)
 

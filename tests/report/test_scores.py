@@ -93,6 +93,7 @@ def test_tables_follow_from_the_rows(table):
     assert compared.baseline == "quantization-only"
     assert compared.score > compared.baseline_score
     assert compared.p_value < 0.001
+    assert 1 < compared.low < compared.kept < compared.high
     kept = retention_table(drawn)
     assert kept.preset.tolist() == ["dqlib", "quantization-only"]
     assert ((kept.low < kept.retention) & (kept.retention < kept.high)).all()

@@ -227,15 +227,14 @@ def _longer(tables: Tables, task: str) -> list[_OfRuns | Verdict]:
 
 def _not_pretrained(tables: Tables, task: str) -> list[Verdict]:
     claim = "(h) A student cut from its teacher needs no pre-training of its own"
-    rows = tables.comparisons[tables.comparisons.baseline == PRETRAINED]
-    every, found = corrected(list(rows.itertuples())), []
-    for row, p_value in ((row, p_value) for row, p_value in every if row.task == task):
+    rows, found = tables.comparisons[tables.comparisons.baseline == PRETRAINED], []
+    for row in rows[rows.task == task].itertuples():
+        kept = Retention(row.config, METRIC_NAMES[row.headline], row.kept, row.low, row.high, tables.basis(row))
         measured = (
             f"{row.config}: {row.score:.2f} against {row.baseline_score:.2f} of one that was pre-trained at its depth, "
-            f"p = {written_p(p_value)}"
+            f"which is {kept} of it; the bar is {100 * NOTHING:.0f}%"
         )
-        more = needed_by_p(tables.basis(row), row.p_value, len(every))
-        found.append(decided(claim, task, measured, ahead(row, p_value), more))
+        found.append(kept.verdict(claim, task, NOTHING, measured))
     return found or [not_run(claim, task, "a task beside it, whose teacher is pre-trained at a student's depth")]
 
 

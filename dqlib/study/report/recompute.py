@@ -15,7 +15,7 @@ from dqlib.study.params.tasks import TASKS, benchmark_file
 from dqlib.study.pipeline.ledger import PARTS
 from dqlib.study.report.claims import claims_table
 from dqlib.study.report.names import MODEL_COLUMNS, is_model, key_of
-from dqlib.study.report.scores import HELD_OUT, SCORES, Resampled, read_scores
+from dqlib.study.report.scores import HELD_OUT, SCORES, ModelKey, Resampled, read_scores
 from dqlib.study.report.verdicts import PRETRAINED, RUNS, Tables
 
 #: By how much ``metrics.csv`` may differ from what scores give, as those of documents are rounded.
@@ -26,7 +26,8 @@ def comparisons_table(drawn: Resampled) -> pandas.DataFrame:
     """Joint training against others at the same config, paired over the test documents.
 
     The others are quantization alone and, where a task stands beside whose teacher was pre-trained at the student's
-    depth (:attr:`dqlib.study.params.tasks.KnownTask.beside`), that teacher.
+    depth (:attr:`dqlib.study.params.tasks.KnownTask.beside`), that teacher. ``kept`` is the part of the other's score
+    that is left, with its 95% interval, as in :func:`retention_table`.
     """
     rows, students = [], drawn.students()
     others = [(each, each.task, each.preset) for each in students if each.preset == QUANTIZATION_ONLY.name]
@@ -37,10 +38,10 @@ def comparisons_table(drawn: Resampled) -> pandas.DataFrame:
         joint = next((each for each in twins if each.preset != QUANTIZATION_ONLY.name), None)
         if joint is not None:
             p_value = two_sided(drawn.drawn(joint) - drawn.drawn(other))
-            scores = drawn.score(joint), baseline, drawn.score(other), p_value
+            scores = drawn.score(joint), baseline, drawn.score(other), p_value, *_kept(drawn, joint, other)
             rows.append((*key_of(joint), drawn.headline(joint), *scores))
-    columns = [*MODEL_COLUMNS, "headline", "score", "baseline", "baseline_score", "p_value"]
-    return pandas.DataFrame(rows, columns=columns).round(4)
+    columns = [*MODEL_COLUMNS, "headline", "score", "baseline", "baseline_score", "p_value", "kept", "low", "high"]
+    return pandas.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[-3:], float)).round(4)
 
 
 def retention_table(drawn: Resampled) -> pandas.DataFrame:
@@ -48,17 +49,19 @@ def retention_table(drawn: Resampled) -> pandas.DataFrame:
 
     There is no interval where the teacher's own reaches down to zero.
     """
-    rows = []
-    for student in drawn.students():
-        teacher, headline, low, high = drawn.teacher(student.task), drawn.headline(student), np.nan, np.nan
-        ours, theirs = drawn.drawn(student), drawn.drawn(teacher)
-        if interval(theirs)[0] >= ZERO:
-            part, whole = (theirs, ours) if headline in FALLING else (ours, theirs)
-            low, high = interval(part / np.maximum(whole, ZERO))
-        kept = retained(drawn.score(student), drawn.score(teacher), headline)
-        rows.append((*key_of(student), kept, low, high))
+    rows = [(*key_of(each), *_kept(drawn, each, drawn.teacher(each.task))) for each in drawn.students()]
     columns = ["retention", "low", "high"]
     return pandas.DataFrame(rows, columns=[*MODEL_COLUMNS, *columns]).astype(dict.fromkeys(columns, float)).round(4)
+
+
+def _kept(drawn: Resampled, model: ModelKey, other: ModelKey) -> tuple[float | None, float, float]:
+    """The part of another model's score that is left to a model, and its 95% interval."""
+    headline, low, high = drawn.headline(model), np.nan, np.nan
+    ours, theirs = drawn.drawn(model), drawn.drawn(other)
+    if interval(theirs)[0] >= ZERO:
+        part, whole = (theirs, ours) if headline in FALLING else (ours, theirs)
+        low, high = interval(part / np.maximum(whole, ZERO))
+    return retained(drawn.score(model), drawn.score(other), headline), low, high
 
 
 def over_seeds(seeds: pandas.DataFrame, drawn: Resampled) -> pandas.DataFrame:
