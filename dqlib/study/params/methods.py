@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dqlib.config import Config
@@ -94,30 +94,17 @@ class Methods:
         """Presets and ablations at all of their configurations and seeds; ``own_configs`` stand between the two."""
         first = [name for name in (self.baseline, self.fallback) if name in self.presets]
         presets = list(dict.fromkeys([*first, *self.presets]))
-        runs = (
-            Run(name, config, seed)
-            for configs, seeds in (
-                (dict.fromkeys(self.configs, presets), self.seeds),
-                (self.own_configs, self.seeds),
-                (self.ablations, self.ablation_seeds or self.seeds),
-            )
-            for config, names in ((Config.parse(text), names) for text, names in configs.items())
-            for name in names
-            if get_preset(name).has_grids(config)
-            for seed in seeds
-        )
+        runs = [
+            *_runs_at(dict.fromkeys(self.configs, presets), self.seeds),
+            *_runs_at(self.own_configs, self.seeds),
+            *_runs_at(self.ablations, self.ablation_seeds or self.seeds),
+        ]
         return list(dict.fromkeys(runs))  # a run that two of them name is one
 
     def longer_runs(self) -> list[Run]:
         """What more training is worth; those that end soonest first."""
-        runs = (
-            Run(name, config, seed, steps)
-            for steps in sorted(self.longer_steps)
-            for config, names in ((Config.parse(text), names) for text, names in self.longer.items())
-            for name in names
-            if get_preset(name).has_grids(config)
-            for seed in self.longer_seeds or self.seeds[:1]
-        )
+        seeds = self.longer_seeds or self.seeds[:1]
+        runs = (run for steps in sorted(self.longer_steps) for run in _runs_at(self.longer, seeds, steps))
         return list(dict.fromkeys(runs))
 
     @property
@@ -130,3 +117,12 @@ class Methods:
         return dataclasses.replace(
             self.distill, preset=run.preset, seed=run.seed, steps=run.steps or self.distill.steps
         )
+
+
+def _runs_at(presets: Mapping[str, list[str]], seeds: Sequence[int], steps: int | None = None) -> Iterator[Run]:
+    """The runs of presets by configuration, of those that have a grid for it, from all seeds."""
+    for text, names in presets.items():
+        config = Config.parse(text)
+        for name in names:
+            if get_preset(name).has_grids(config):
+                yield from (Run(name, config, seed, steps) for seed in seeds)

@@ -167,9 +167,11 @@ class _Timed:
         if self.corpus:  # whose tokenizer may be a ready one, of more tokens than the parameters say
             tokens = max(self.spec.corpus.vocab_size, len(self.corpus.tokenizer))
             self.spec = replace(self.spec, corpus=replace(self.spec.corpus, vocab_size=tokens))
-        labels = len(self.corpus.labels) if self.corpus and self.spec.form.labels else 2
-        planned = planned_model(self.spec, labels=labels)
-        self.teacher = read_model(made) if made and (made / CONFIG).is_file() else planned
+        if made and (made / CONFIG).is_file():
+            self.teacher = read_model(made)
+        else:
+            labels = len(self.corpus.labels) if self.corpus and self.spec.form.labels else 2
+            self.teacher = planned_model(self.spec, labels=labels)
 
     def trainings(self) -> Iterator[Planned]:
         """Of the teacher, of all students, of the benchmark."""

@@ -293,10 +293,9 @@ def longer_table(study: Study, runs: Sequence[Finished]) -> pandas.DataFrame:
     found = {each.run: each for each in runs}
     long = [run for run in benchmark_of(study).longer_runs() if run in found]
     short = [run for run in dict.fromkeys(replace(run, steps=None) for run in long) if run in found]
-    table = pandas.DataFrame([found[run].row for run in short + long], columns=[*columns_of(study.name), *IDENTITY])
-    order = {series: i for i, series in enumerate(dict.fromkeys((str(run.config), run.preset) for run in long))}
-    places = [order[series] for series in zip(table.config, table.preset, strict=True)]
-    return table.assign(place=places).sort_values(["place", "train_steps"], kind="stable").drop(columns="place")
+    series = list(dict.fromkeys((run.config, run.preset) for run in long))
+    ordered = sorted(short + long, key=lambda run: (series.index((run.config, run.preset)), run.steps or 0))
+    return pandas.DataFrame([found[run].row for run in ordered], columns=[*columns_of(study.name), *IDENTITY])
 
 
 def _changes(base: dict, other: dict) -> str:
