@@ -14,20 +14,29 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from transformers import PreTrainedModel
 
+from dqlib.config import Config
 from dqlib.engines.torch_engine import TorchEngine
 from dqlib.errors import InputError
 from dqlib.storage.reading import read_tokenizer
+from dqlib.storage.students import load_student
 from dqlib.study.corpora.corpus import LoadedCorpus
 from dqlib.study.evaluation.perplexity import perplexity_of
 from dqlib.study.evaluation.records import method_of, metrics_table, read_details, read_record
 from dqlib.study.params import settings as S
 from dqlib.study.params.paths import LOG, PREDICTIONS, RECORD
 from dqlib.study.params.tasks import kind_of
+from dqlib.study.pipeline.study import Study
 from dqlib.study.report.figures import joint, scores_axis
 from dqlib.study.report.names import METRIC_NAMES, bits_of, quantity_of, with_interval
 from dqlib.study.report.pages import short_table
 from dqlib.study.report.style import COLOURS, DASHES, line_styles, subplots
 from dqlib.study.training.language_modelling import stream
+
+
+def config_of(study: Study, config: str | Config) -> Config:
+    """The configuration of a student; of a budget of bytes, with the layers and the bits that its training chose."""
+    asked = Config.parse(str(config))
+    return load_student(study.student(asked)).dqlib_config if asked.is_open else asked
 
 
 def lengths(corpus: LoadedCorpus, spec: S.Corpus) -> Figure:
