@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dqlib.study.params.paths import project_root
@@ -36,15 +36,11 @@ def profile(options: Options) -> None:
 
 def make(options: Options) -> None:
     """make one part of the study, with what it needs"""
-    from dqlib.errors import InputError
     from dqlib.study.pipeline.benchmark import run_benchmark
     from dqlib.study.pipeline.students import run_students
     from dqlib.study.pipeline.study import Study
 
-    for name, parts in {**dict.fromkeys(("config", "preset", "seed"), ("student",)), "if_asked": _ASKED}.items():
-        if (value := getattr(options, name)) is not None and options.part not in parts:
-            allowed = f"left out with the part {options.part}; it is for {' and '.join(parts)}"
-            raise InputError(f"--{name.replace('_', '-')}", value, allowed)
+    _check_used(options, "part", {**dict.fromkeys(_STUDENT, ("student",)), "--if-asked": _ASKED})
     study = Study(options.params, options.task)
     makers: dict[str, Callable[[], Path | None]] = {
         "corpus": study.corpus,
@@ -67,6 +63,7 @@ def job(options: Options) -> None:
     from dqlib.study.params.settings import load_settings
     from dqlib.study.pipeline.jobs import check_inputs, run_job
 
+    _check_used(options, "job", dict.fromkeys(_STUDENT, ("distill",)))
     settings = load_settings(options.params)
     check_inputs(settings, options.job, options.task, options.params)
     config = None if options.config is None else Config.parse(options.config)
@@ -214,6 +211,19 @@ def main(arguments: list[str] | None = None) -> int:
     # many times slower. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return exit_code(lambda: options.command(options))
+
+
+def _check_used(options: Options, argument: str, users: Mapping[str, Sequence[str]]) -> None:
+    """Raise an ``InputError`` of an option that the value of an argument makes nothing of.
+
+    ``users`` has the values that make something of an option, by its flag.
+    """
+    from dqlib.errors import InputError
+
+    for flag, values in users.items():
+        given, chosen = getattr(options, flag.lstrip("-").replace("-", "_")), getattr(options, argument)
+        if given is not None and chosen not in values:
+            raise InputError(flag, given, f"left out with the {argument} {chosen}; it is for {' and '.join(values)}")
 
 
 def _shown(path: object) -> str:

@@ -53,7 +53,7 @@ def call(folder, name, *more):
     if not (folder / "checkpoint").is_dir():
         save_checkpoint(name, folder / "checkpoint")
         write_pairs(folder / file)
-    small = SMALL if name in ("bart", "mbart", "marian", "t5") else SMALL[:-2]
+    small = SMALL if name in ("bart", "mbart", "marian", "t5") else SMALL[:-4]
     given = (folder / "checkpoint", folder / "out", "--train", folder / file, "--config", config, *options, *small)
     return ["distill", *map(str, given), *map(str, more)]
 
@@ -188,6 +188,9 @@ def test_what_is_wrong_with_an_evaluation_is_one_sentence(runs, tmp_path, capsys
     write_pairs(tmp_path / "pairs.jsonl")
     assert "a classifier of texts" in refused("gpt2", "--text", "read", "--label", "read")
     assert "one of gpt2, where --text stands alone" in refused("bert", "--text", "read")
+    of_texts = refused("bert", "--text", "read", "--label", "kind", "--beams", "2")
+    assert "--beams: 2 is not allowed; it must be left out, for a class" in of_texts
+    assert "--prefix: 'x: ' is not allowed; it must be left out" in refused("gpt2", "--text", "read", "--prefix", "x: ")
     assert "the model itself, packed or not" in refused("bert", "--text", "read", folder="onnxruntime")
     labels = refused("bert", "--text", "read", "--label", "write")
     assert re.search(r"pairs\.jsonl, row 1, write: '.*' is not allowed; it must be a class of \S+: dry, wet", labels)
@@ -479,7 +482,7 @@ def test_it_is_a_function_that_gives_the_scores(runs, monkeypatch):
     monkeypatch.chdir(out.parent)
     made = dqlib.distill(
         "checkpoint", "out", train="pairs.parquet.gz", config="2-2-8 0-2", text="read", steps=4, batch_tokens=400,
-        documents=6, beams=2,
+        documents=6,
     )  # fmt: skip
     assert made.student == read_record(trained(out)[3])
     assert made.retention == made.student.retention

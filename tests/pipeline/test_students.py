@@ -119,15 +119,16 @@ def test_a_seed_that_is_none_is_refused_before_anything_is_made(monkeypatch, cap
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        ("corpus --config foo", "--config: 'foo' is not allowed; it must be left out with the part corpus"),
-        ("students --seed 0", "--seed: 0 is not allowed; it must be left out with the part students"),
-        ("student --if-asked", "--if-asked: True is not allowed; it must be left out with the part student;"),
+        ("make corpus --config foo", "--config: 'foo' is not allowed; it must be left out with the part corpus"),
+        ("make students --seed 0", "--seed: 0 is not allowed; it must be left out with the part students"),
+        ("make student --if-asked", "--if-asked: True is not allowed; it must be left out with the part student;"),
+        ("job pretrain --config foo", "--config: 'foo' is not allowed; it must be left out with the job pretrain;"),
     ],
 )
-def test_an_option_that_a_part_does_not_take_is_refused(call, said, monkeypatch, capsys):
+def test_an_option_that_a_part_or_a_job_does_not_take_is_refused(call, said, monkeypatch, capsys):
     for name in ("corpus", "teacher"):
         monkeypatch.setattr(Study, name, lambda self: pytest.fail("made something"))
-    assert main(["make", *call.split(), "--params", "tutorial"]) == 2
+    assert main([*call.split(), "--params", "tutorial"]) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
 
 

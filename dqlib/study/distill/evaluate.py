@@ -63,8 +63,9 @@ def evaluate(arguments: Test) -> pandas.DataFrame:
         engine_of(folder)  # refuses what is no folder, before anything is read
     kind = SEQ2SEQ if arguments.text is None else "language_modelling"
     kind = kind if arguments.label is None else "classification"
+    columns = corpus_columns(arguments, kind)
     arguments = _asked(arguments, kind)
-    rows, corpus = _rows(arguments, kind)
+    rows, corpus = _rows(arguments, kind, columns)
     tests = [_loaded(folder, rows, corpus, kind, arguments) for folder in folders]  # both, before one is tested
     tested = [test() for test in tests]
     table, *others = (_table(scores, len(rows)) for scores, _ in tested)
@@ -93,13 +94,12 @@ def _asked(arguments: Test, kind: str) -> Test:
     return replace(arguments, **{name: asked[name] for name in asked if getattr(arguments, name) is None})
 
 
-def _rows(arguments: Test, kind: str) -> tuple[list[Row], S.Corpus]:
-    """The rows that are tested, and the parameters of their corpus.
+def _rows(arguments: Test, kind: str, columns: dict[str, str | None]) -> tuple[list[Row], S.Corpus]:
+    """The rows that are tested, and the parameters of their corpus, of which ``columns`` are some.
 
     Raises:
         InputError: the data or a column is not there, or no text is asked for.
     """
-    columns = corpus_columns(arguments, kind)
     if arguments.documents < 1:
         raise InputError("--documents", arguments.documents, "at least 1")
     more = {
@@ -110,7 +110,7 @@ def _rows(arguments: Test, kind: str) -> tuple[list[Row], S.Corpus]:
     corpus = build(S.Corpus, data_of(arguments, train=arguments.data) | columns | more, "data")
     form = S.KINDS[kind]
     rows = list(hub.build(corpus, form)["test"]) if corpus.origin == "hub" else rows_of_file(corpus, form, corpus.train)
-    if corpus.origin == "files" and not (form.writes or form.labels):  # running text, as the hub's is already
+    if corpus.origin == "files" and form.running_text:  # the hub's are documents already
         rows = list(documents(row["source"] for row in rows))
     return [row | {"test_set": "test"} for row in rows[: arguments.documents]], corpus
 

@@ -41,6 +41,9 @@ OPTIONS = {
 }
 _OPTIONAL = ("second",)
 
+#: Options of models that write texts alone.
+_OF_WRITING = ("language", "prefix", "target_tokens", "beams")
+
 #: Names of tasks, by kind; a translation has one of its own.
 TASK_OF_KIND = {SEQ2SEQ: "texts", "classification": "classes", "language_modelling": "language"}
 
@@ -268,15 +271,18 @@ def corpus_columns(columns: Columns, kind: str) -> dict[str, str | None]:
     """The parameters of a corpus that name its columns, for a model of a kind.
 
     Raises:
-        InputError: a column is not named, or is one of another kind.
+        InputError: a column is not named, or it or another option is one of another kind.
     """
     options, description = OPTIONS[kind], KINDS[kind].description
     for name in sorted({name for each in OPTIONS.values() for name in each}):
         value, wanted = getattr(columns, name), name in options
         if value is None and wanted and name not in _OPTIONAL:
-            raise InputError(f"--{name}", None, f"the name of a column, for {description}")
+            raise InputError(flag(name), None, f"the name of a column, for {description}")
         if value is not None and not wanted:
-            raise InputError(f"--{name}", value, f"left out, for {description}")
+            raise InputError(flag(name), value, f"left out, for {description}")
+    for name in () if KINDS[kind].writes else _OF_WRITING:
+        if getattr(columns, name) is not None:
+            raise InputError(flag(name), getattr(columns, name), f"left out, for {description}")
     return {theirs: getattr(columns, ours) for ours, theirs in options.items()}
 
 

@@ -226,8 +226,8 @@ class Command:
             allowed = f"as many as a step reads at least, {most:,} tokens, or --batch-tokens be fewer"
             raise InputError("--train", found, allowed)
         if (count := len(corpus.splits["test"])) < FEWEST_DOCUMENTS:
-            joined = not (study.task.form.writes or study.task.form.labels)
-            unit, size = ("documents", f", of {LONGEST_DOCUMENT:,} characters each") if joined else ("texts", "")
+            of_documents = "documents", f", of {LONGEST_DOCUMENT:,} characters each"
+            unit, size = of_documents if study.task.form.running_text else ("texts", "")
             raise InputError("--test", f"{count} {unit}", f"at least {FEWEST_DOCUMENTS}{size}")
 
     def _check_budget(self, study: Study) -> None:

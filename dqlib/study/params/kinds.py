@@ -34,6 +34,11 @@ class Kind:
     writes: bool = False  # whether models answer in texts, which tables compare with the references word by word
 
     @property
+    def running_text(self) -> bool:
+        """Whether its rows are documents, which are read window by window."""
+        return not (self.labels or self.writes)
+
+    @property
     def layers(self) -> dict[str, bool]:
         """Whether its models have layers on a side, by the name of the parameter that says how many."""
         return {"encoder_layers": self.encoder, "decoder_layers": self.decoder}

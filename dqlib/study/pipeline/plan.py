@@ -276,7 +276,7 @@ class _Timed:
 
     def _test_texts(self, documents: int | None) -> int | None:
         """Texts, or windows of documents, that a test reads; None where they are not known yet."""
-        if self.spec.form.writes or self.spec.form.labels:
+        if not self.spec.form.running_text:
             return self._rows("test") if documents is None else documents
         every = self._rows("test")
         if self.corpus is None or every is None:
