@@ -297,6 +297,7 @@ _OF_DQLIB: dict[str, dict[str, Any]] = {
     "linear-rate": _recipes(DQLIB, schedule="linear"),
     "squared-logits": {"loss": replace(DQLIB.loss, logits_loss="mse")},
     "equal-losses": {"loss": LossWeights()},
+    "more-task": {"loss": replace(DQLIB.loss, task=3.0)},
     "no-task": {"loss": replace(DQLIB.loss, task=0.0)},
     "no-attention": {"loss": replace(DQLIB.loss, attention=0.0)},
     "no-hidden": {"loss": replace(DQLIB.loss, hidden=0.0)},

@@ -39,7 +39,7 @@ def packages(tmp_path, monkeypatch):
     for package, place in (("gardens", "lawn"), ("kitchens", "window sill")):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("")
-        for number in range(60):
+        for number in range(120):
             where = f"on the {place} of {package} number {number}"
             text = MODULE.format(name=f"{package} {number}", body=f"It is {where}.", where=where)
             (tmp_path / package / f"beds{number}.py").write_text(text)
@@ -62,7 +62,7 @@ def test_a_corpus_built_twice_is_byte_identical_and_split_by_module(name, packag
     }
 
 
-def test_half_of_the_pairs_have_exchanged_bodies_within_their_module(packages):
+def test_half_of_the_pairs_have_exchanged_bodies_with_another_package(packages):
     splits = pydoc_match.build(embedded("pydoc-match", packages))
     number = re.compile(r"(lawn|sill) of \w+ number (\d+)")  # of a module, in its summaries and bodies
     files = [(module, path) for _, module, path in python_files(packages)]
@@ -74,10 +74,28 @@ def test_half_of_the_pairs_have_exchanged_bodies_within_their_module(packages):
             module = modules[number.search(row["second"]).groups()]
             same = module == row["group"] and ("watered" in row["second"]) == ("Water" in row["source"])
             assert same == (row["target"] == "match")
-            assert module.partition(".")[0] == row["group"].partition(".")[0]
+            assert same or module.partition(".")[0] != row["group"].partition(".")[0]
             assert split_of(module) == split_of(row["group"])
     bodies = [row["second"] for rows in splits.values() for row in rows]
-    assert len(bodies) == len(set(bodies)) == 240  # so neither text alone gives the class away
+    assert len(bodies) == len(set(bodies)) > 200  # so neither text alone gives the class away
+
+
+def test_a_body_is_exchanged_with_one_of_like_length():
+    modules = [f"{package}.{i}" for package in ("gardens", "kitchens") for i in range(60)]
+    pairs = [
+        {"group": module, "name": f"{module}.{size}", "source": "word " * size + module, "target": module}
+        for module in [next(m for m in modules if m[0] == first and split_of(m) == "train") for first in "gk"]
+        for size in range(1, 40)
+    ]
+    rows = pydoc_match.paired(pairs)
+    assert len(rows) == len(pairs)
+    own = {pair["name"]: len(pair["source"].split()) for pair in pairs}
+    assert all(abs(own[row["name"]] - len(row["second"].split())) <= 1 for row in rows)
+
+
+def test_pairs_of_one_package_are_refused(packages, tmp_path):
+    with pytest.raises(InputError, match="at least one pair; allow more pairs or packages"):
+        build_corpus(embedded("pydoc-match", packages[:1]), tmp_path / "made", kind="classification")
 
 
 def test_names_and_identifiers_are_masked():
@@ -105,7 +123,7 @@ def test_names_of_packages_and_their_modules_do_not_tell_the_topic(packages):
 
 def test_a_module_is_one_document_and_each_docstring_is_there_once(packages):
     rows = [row for each in pydoc_text.build(embedded("pydoc-text", packages)).values() for row in each]
-    assert 100 < len({row["name"] for row in rows}) == len(rows) <= 120
+    assert 200 < len({row["name"] for row in rows}) == len(rows) <= 240
     lines = [line for row in rows for line in row["source"].splitlines()]
     assert len(lines) == len(set(lines))
 

@@ -2,9 +2,10 @@
 
 In form it is like QNLI and MRPC of GLUE: two texts (``source`` the summary, ``second`` the body), a class (``target``).
 
-* Half of the pairs are as they were written. In the other half two docstrings have exchanged their bodies: two of the
-  same module, and of like length; what is left over of a module is exchanged within its package and split. So every
-  summary and every body occurs once, and neither of them alone gives the class away.
+* Half of the pairs are as they were written. In the other half two docstrings of the same split have exchanged their
+  bodies: of two packages, and of like length. So every summary and every body occurs once, and neither of them alone
+  gives the class away. Bodies of the same module are harder to tell apart, and too hard for a small BERT: it stayed at
+  chance.
 * Names are masked, since they would give the answer away: the parts of the qualified names of both docstrings, in all
   four texts, exchanged or not, and all that is written as an identifier (``like_this``, ``likeThis``, ``like.this``,
   ``like()``, `` `like` ``).
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -72,16 +74,10 @@ def paired(pairs: list[Row]) -> list[Row]:
     ``pairs`` are of body and summary; of those with the same body, the first is taken.
     """
     unique = list({pair["source"]: pair for pair in reversed(pairs)}.values())[::-1]
-    modules: dict[str, list[Row]] = {}
+    splits: dict[str, list[Row]] = {}
     for pair in unique:
-        modules.setdefault(pair["group"], []).append(pair)
-    left: dict[tuple[str, str], list[Row]] = {}
-    couples: list[tuple[Row, Row]] = []
-    for module, group in modules.items():
-        found, rest = _couples(group)
-        couples += found
-        left.setdefault((module.partition(".")[0], split_of(module)), []).extend(rest)
-    couples += [couple for group in left.values() for couple in _couples(group)[0]]
+        splits.setdefault(split_of(pair["group"]), []).append(pair)
+    couples = [couple for group in splits.values() for couple in _couples(group)]
     couples.sort(key=lambda couple: hashlib.sha256(f"{couple[0]['name']} {couple[1]['name']}".encode()).digest())
     rows = []
     exchanged = dict.fromkeys(SPLITS, False)  # in turn, in each split
@@ -97,7 +93,17 @@ def paired(pairs: list[Row]) -> list[Row]:
     return rows
 
 
-def _couples(pairs: list[Row]) -> tuple[list[tuple[Row, Row]], list[Row]]:
-    """Neighbours by the length of their bodies, two by two, and the one that is left over, if there is one."""
-    ordered = sorted(pairs, key=lambda pair: (len(pair["source"].split()), pair["name"], pair["source"]))
-    return list(zip(ordered[::2], ordered[1::2], strict=False)), ordered[len(ordered) // 2 * 2 :]
+def _couples(pairs: list[Row]) -> list[tuple[Row, Row]]:
+    """Two by two, each of another package and near in the length of its body; what finds no partner is left out."""
+    couples: list[tuple[Row, Row]] = []
+    waiting: deque[Row] = deque()  # all of one package
+    for pair in sorted(pairs, key=lambda pair: (len(pair["source"].split()), pair["name"], pair["source"])):
+        if waiting and _package(waiting[0]) != _package(pair):
+            couples.append((waiting.popleft(), pair))
+        else:
+            waiting.append(pair)
+    return couples
+
+
+def _package(pair: Row) -> str:
+    return pair["group"].partition(".")[0]
