@@ -131,7 +131,9 @@ class Study:
 
         def make() -> None:
             from dqlib.study.labelling.pseudo_labels import make_pseudo_labels  # torch is needed only now
+            from dqlib.study.pipeline.jobs import quiet
 
+            quiet()
             make_pseudo_labels(self.settings, self.name, provenance_text(provenance))
 
         return self.made(self.folders.pseudo_labels, provenance, make)

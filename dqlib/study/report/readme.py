@@ -129,9 +129,10 @@ def blocks(project: Path) -> dict[str, str]:
         pandas.read_csv(project / "results" / "gpt2" / "tables" / name)
         for name in (METRICS_CSV, benchmark_file(PARTS, "language"))
     )
-    topics = pandas.read_csv(project / "results" / "bert" / "tables" / METRICS_CSV)
+    classes = pandas.read_csv(project / "results" / "bert" / "tables" / METRICS_CSV)
     return {
-        "topics": markdown_table(short_table(topics)),
+        "topics": markdown_table(short_table(classes[classes.task == "topics"])),
+        "pairs": markdown_table(short_table(classes[classes.task == "matching"])),
         "language": markdown_table(short_table(language)),
         "language-gaps": markdown_table(gaps_for_reading(gap_table(of_language))),
         "overview": markdown_table(overview_table(metrics)),
