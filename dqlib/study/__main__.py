@@ -220,8 +220,9 @@ def _check_used(options: Options, argument: str, users: Mapping[str, Sequence[st
     """
     from dqlib.errors import InputError
 
+    chosen = getattr(options, argument)
     for flag, values in users.items():
-        given, chosen = getattr(options, flag.lstrip("-").replace("-", "_")), getattr(options, argument)
+        given = getattr(options, flag.lstrip("-").replace("-", "_"))
         if given is not None and chosen not in values:
             raise InputError(flag, given, f"left out with the {argument} {chosen}; it is for {' and '.join(values)}")
 

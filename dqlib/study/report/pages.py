@@ -99,7 +99,7 @@ def overview_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
     table = rows.pivot_table("text", "model", "column", aggfunc="last", sort=False).fillna("")
     table = table.rename_axis(columns=None).reset_index()
     spans = rows.groupby("model", sort=False).smaller.agg(["min", "max"]).itertuples(index=False)
-    ends = [dict.fromkeys(f"{end:.1f}x" for end in ((a,) if b - a < 0.05 else (a, b))) for a, b in spans]
+    ends = [dict.fromkeys((f"{a:.1f}x", f"{b:.1f}x")) for a, b in spans]
     table.insert(1, "smaller", list(map(" to ".join, ends)))
     return table
 
